@@ -1,0 +1,1 @@
+//! The unprivileged service: turns runs into results.

@@ -1,0 +1,93 @@
+//! The page at `/`: what this is, where its pages are, how its sources stand. No script, no outside file.
+
+use std::fmt::Write as _;
+
+/// What the page shows.
+#[derive(Clone, Debug, Default)]
+pub struct Landing {
+    /// The program's name.
+    pub name: String,
+    /// One sentence on what it does.
+    pub about: String,
+    /// Version and revision.
+    pub version: String,
+    /// Path and what lies there.
+    pub links: Vec<(String, String)>,
+    /// A heading, column titles and rows.
+    pub tables: Vec<(String, Vec<String>, Vec<Vec<String>>)>,
+}
+
+impl Landing {
+    /// The page as HTML.
+    #[must_use]
+    pub fn html(&self) -> String {
+        let mut out = String::new();
+        let name = escape(&self.name);
+        let _ = write!(
+            out,
+            "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\">\
+             <meta name=\"viewport\" content=\"width=device-width\"><title>{name}</title><style>{STYLE}</style></head>\
+             <body><h1>{name}</h1><p>{}</p><p class=\"version\">{}</p><ul>",
+            escape(&self.about),
+            escape(&self.version),
+        );
+        for (path, what) in &self.links {
+            let path = escape(path);
+            let _ = write!(out, "<li><a href=\"{path}\">{path}</a> {}</li>", escape(what));
+        }
+        out.push_str("</ul>");
+        for (title, columns, rows) in &self.tables {
+            let _ = write!(out, "<h2>{}</h2><table><tr>", escape(title));
+            for column in columns {
+                let _ = write!(out, "<th>{}</th>", escape(column));
+            }
+            out.push_str("</tr>");
+            for row in rows {
+                out.push_str("<tr>");
+                for cell in row {
+                    let _ = write!(out, "<td>{}</td>", escape(cell));
+                }
+                out.push_str("</tr>");
+            }
+            out.push_str("</table>");
+        }
+        out.push_str("</body></html>\n");
+        out
+    }
+}
+
+const STYLE: &str = "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}\
+table{border-collapse:collapse}th,td{text-align:left;padding:.2rem 1rem .2rem 0;border-bottom:1px solid #ccc;vertical-align:top}\
+.version{color:#666}@media(prefers-color-scheme:dark){body{background:#111;color:#ddd}a{color:#8cf}}";
+
+fn escape(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '<' => out.push_str("&lt;"),
+            '>' => out.push_str("&gt;"),
+            '&' => out.push_str("&amp;"),
+            '"' => out.push_str("&quot;"),
+            '\'' => out.push_str("&#39;"),
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_container_may_call_itself_anything() {
+        let page = Landing {
+            name: "probe".into(),
+            tables: vec![("t".into(), vec!["c".into()], vec![vec!["<script>'\"&".into()]])],
+            ..Landing::default()
+        }
+        .html();
+        assert!(page.contains("<td>&lt;script&gt;&#39;&quot;&amp;</td>"));
+        assert!(!page.contains("<script>"));
+    }
+}

@@ -1,0 +1,13 @@
+//! What both programs share as exporters.
+//!
+//! [`family`] defines a metric once: name, type, labels, help; pages and documentation come from that definition.
+//! [`page`] renders families to bytes, [`server`] hands the bytes out, [`landing`] is the page for people, [`process`]
+//! measures ourselves, [`program`] holds the habits of the command line.
+
+pub mod family;
+pub mod landing;
+pub mod listen;
+pub mod page;
+pub mod process;
+pub mod program;
+pub mod server;

@@ -1,0 +1,26 @@
+//! Embeds the eBPF object that `cargo xtask build-ebpf` made.
+//!
+//! Without the object the build still succeeds: the probe then says that it was built without its kernel side, and
+//! everything else works. `WATTCAST_BPF_OBJECT` names an object that lies elsewhere.
+
+use std::{env, fs, path::PathBuf};
+
+fn main() {
+    let out = PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default());
+    let manifest = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default());
+    let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| manifest.join("../target"), PathBuf::from);
+    let object = env::var_os("WATTCAST_BPF_OBJECT").map_or_else(|| target.join("bpf/wattcast.bpf.o"), PathBuf::from);
+    println!("cargo::rerun-if-env-changed=WATTCAST_BPF_OBJECT");
+    println!("cargo::rerun-if-env-changed=CARGO_TARGET_DIR");
+    println!("cargo::rerun-if-changed={}", object.display());
+    let bytes = fs::read(&object).unwrap_or_default();
+    if bytes.is_empty() {
+        println!(
+            "cargo::warning=no eBPF object at {}: this build cannot see CPU time per container. Run `cargo xtask build-ebpf` first.",
+            object.display()
+        );
+    }
+    if let Err(error) = fs::write(out.join("wattcast.bpf.o"), bytes) {
+        println!("cargo::error=cannot write the eBPF object to OUT_DIR: {error}");
+    }
+}

@@ -1,0 +1,268 @@
+//! The command line: flags over environment over defaults.
+
+use std::{path::PathBuf, time::Duration};
+
+use clap::{Args, Parser};
+use exporter::{listen::Listen, program};
+
+use crate::energy::{Choice, model::PowerLine};
+
+/// Ticks closer than this are refused: finer power is a side channel (PLATYPUS).
+pub const SHORTEST_TICK: Duration = Duration::from_millis(100);
+/// Ticks further apart than this would let a 32-bit energy counter wrap unseen on a busy server.
+pub const LONGEST_TICK: Duration = Duration::from_secs(30);
+
+const EXAMPLES: &str = "\
+Examples:
+  wattcast-probe                                   everything that works here, on 127.0.0.1:9500
+  wattcast-probe --web.listen-address=:9500        reachable from outside
+  wattcast-probe --energy.source=powercap          RAPL or nothing; never a model
+  wattcast-probe --path.sysfs=/host/sys            from inside a container, with the host's /sys mounted there
+
+Run it as root. It opens the energy counters, loads its eBPF programs and drops its privileges.";
+
+/// Measures the energy and CPU time of this host and divides them among its containers.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "wattcast-probe", version = program::version(), after_help = EXAMPLES, max_term_width = 110)]
+pub struct Config {
+    #[command(flatten)]
+    pub(crate) web: Web,
+
+    #[command(flatten)]
+    pub(crate) paths: Paths,
+
+    /// Time between two ticks: 100ms to 30s
+    #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = tick)]
+    pub(crate) tick: Duration,
+
+    #[command(flatten)]
+    pub(crate) energy: Energy,
+
+    #[command(flatten)]
+    pub(crate) collectors: Collectors,
+
+    #[command(flatten)]
+    pub(crate) limits: Limits,
+
+    /// Leave out the metric names of the Go and Python exporters (rapl_power_watts, …)
+    #[arg(long)]
+    pub(crate) no_compat_metrics: bool,
+
+    /// What to log: error, warn, info, debug, trace
+    #[arg(long = "log.level", value_name = "LEVEL", default_value = "info",
+          value_parser = ["error", "warn", "info", "debug", "trace"])]
+    pub(crate) log_level: String,
+}
+
+impl Config {
+    /// Where to listen.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<Listen> {
+        self.web.addresses()
+    }
+
+    /// Time between two ticks.
+    #[must_use]
+    pub fn tick(&self) -> Duration {
+        self.tick
+    }
+
+    /// Whether to serve the names of the exporters we replace.
+    #[must_use]
+    pub fn compat(&self) -> bool {
+        !self.no_compat_metrics
+    }
+
+    /// What to log.
+    #[must_use]
+    pub fn log_level(&self) -> &str {
+        &self.log_level
+    }
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Web")]
+pub(crate) struct Web {
+    /// Address to listen on, HOST:PORT or :PORT; may be given several times [default: 127.0.0.1:9500]
+    #[arg(long = "web.listen-address", value_name = "ADDRESS")]
+    listen: Vec<Listen>,
+
+    /// Port on 127.0.0.1, where no --web.listen-address is given
+    #[arg(long, value_name = "PORT", env = "CPU_EXPORTER_PORT", default_value_t = 9500)]
+    port: u16,
+}
+
+impl Web {
+    /// The addresses that the flags and the environment add up to.
+    pub(crate) fn addresses(&self) -> Vec<Listen> {
+        if self.listen.is_empty() { vec![Listen(([127, 0, 0, 1], self.port).into())] } else { self.listen.clone() }
+    }
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Paths")]
+pub(crate) struct Paths {
+    /// Where sysfs is: powercap zones and CPU topology
+    #[arg(long = "path.sysfs", value_name = "DIR", default_value = "/sys")]
+    pub(crate) sysfs: PathBuf,
+
+    /// Where procfs is: CPU use for the power model
+    #[arg(long = "path.procfs", value_name = "DIR", default_value = "/proc")]
+    pub(crate) procfs: PathBuf,
+
+    /// Where the cgroup trees are
+    #[arg(long = "path.cgroupfs", value_name = "DIR", default_value = "/sys/fs/cgroup")]
+    pub(crate) cgroupfs: PathBuf,
+
+    /// Docker's socket, for the names of containers
+    #[arg(long = "docker.socket", value_name = "PATH", default_value = "/var/run/docker.sock")]
+    pub(crate) docker_socket: PathBuf,
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Energy")]
+pub(crate) struct Energy {
+    /// Where joules come from
+    #[arg(long = "energy.source", value_name = "SOURCE", value_enum, default_value_t)]
+    pub(crate) source: Choice,
+
+    /// The model's watts of an idle logical CPU
+    #[arg(long = "energy.model.idle-watts", value_name = "WATTS", default_value = "0.74", value_parser = microwatts)]
+    idle: u64,
+
+    /// The model's watts of a fully busy logical CPU
+    #[arg(long = "energy.model.busy-watts", value_name = "WATTS", default_value = "3.5", value_parser = microwatts)]
+    busy: u64,
+}
+
+impl Energy {
+    /// The model's power line.
+    pub(crate) fn line(&self) -> PowerLine {
+        PowerLine { idle_uw: self.idle, busy_uw: self.busy }
+    }
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Collectors")]
+pub(crate) struct Collectors {
+    /// Energy counters or the model (default: on)
+    #[arg(long = "collector.energy", overrides_with = "without_energy")]
+    with_energy: bool,
+    #[arg(long = "no-collector.energy", overrides_with = "with_energy", hide = true)]
+    without_energy: bool,
+
+    /// CPU time per container by eBPF (default: on)
+    #[arg(long = "collector.cpu", overrides_with = "without_cpu")]
+    with_cpu: bool,
+    #[arg(long = "no-collector.cpu", overrides_with = "with_cpu", hide = true)]
+    without_cpu: bool,
+
+    /// Names of containers from the Docker socket (default: on). Each has its --no-collector.NAME
+    #[arg(long = "collector.docker", overrides_with = "without_docker")]
+    with_docker: bool,
+    #[arg(long = "no-collector.docker", overrides_with = "with_docker", hide = true)]
+    without_docker: bool,
+}
+
+impl Collectors {
+    pub(crate) fn energy(&self) -> bool {
+        !self.without_energy
+    }
+
+    pub(crate) fn cpu(&self) -> bool {
+        !self.without_cpu
+    }
+
+    pub(crate) fn docker(&self) -> bool {
+        !self.without_docker
+    }
+
+    /// True when the user asked for Docker by name, so that its absence is a fault.
+    pub(crate) fn wants_docker(&self) -> bool {
+        self.with_docker
+    }
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Limits")]
+pub(crate) struct Limits {
+    /// How long the series of a container stay after its end
+    #[arg(long = "retain.dead", value_name = "DURATION", default_value = "5m", value_parser = humantime::parse_duration)]
+    pub(crate) retain: Duration,
+
+    /// Most containers with series of their own; the joules of others are in the retired row
+    #[arg(long = "limit.containers", value_name = "COUNT", default_value_t = 512)]
+    pub(crate) containers: usize,
+
+    /// Most memory for the past that /api/v1/window answers from
+    #[arg(long = "window.bytes", value_name = "BYTES", default_value_t = 16 << 20)]
+    pub(crate) window_bytes: usize,
+}
+
+fn tick(text: &str) -> Result<Duration, String> {
+    let tick = humantime::parse_duration(text).map_err(|error| format!("{error}; write 1s or 500ms"))?;
+    if (SHORTEST_TICK..=LONGEST_TICK).contains(&tick) {
+        Ok(tick)
+    } else {
+        Err("a tick lasts 100ms to 30s: finer power readings are a side channel, coarser ones miss counter wraps"
+            .into())
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "bounded before the cast")]
+fn microwatts(text: &str) -> Result<u64, String> {
+    let watts: f64 = text.parse().map_err(|_| "give watts, for example 3.5".to_owned())?;
+    if (0.0..=10_000.0).contains(&watts) { Ok((watts * 1e6).round() as u64) } else { Err("0 to 10000 watts".into()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    fn parse(args: &[&str]) -> Result<Config, String> {
+        Config::try_parse_from([&["wattcast-probe"], args].concat()).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Config::command().debug_assert();
+    }
+
+    #[test]
+    fn without_flags_it_listens_on_loopback_and_collects_everything() {
+        let config = parse(&[]).unwrap();
+        assert_eq!(config.web.addresses(), ["127.0.0.1:9500".parse().unwrap()]);
+        assert_eq!(config.tick, Duration::from_secs(1));
+        assert_eq!(config.energy.line(), PowerLine::default());
+        let on = &config.collectors;
+        assert!(on.energy() && on.cpu() && on.docker() && !on.wants_docker());
+    }
+
+    #[test]
+    fn listen_addresses_add_up_and_the_last_collector_flag_wins() {
+        let config = parse(&["--web.listen-address=:1", "--web.listen-address=[::1]:2", "--port=3"]).unwrap();
+        assert_eq!(config.web.addresses().len(), 2);
+        assert_eq!(parse(&["--port=3"]).unwrap().web.addresses(), ["127.0.0.1:3".parse().unwrap()]);
+        assert!(!parse(&["--no-collector.cpu"]).unwrap().collectors.cpu());
+        assert!(parse(&["--no-collector.cpu", "--collector.cpu"]).unwrap().collectors.cpu());
+        assert!(!parse(&["--collector.docker", "--no-collector.docker"]).unwrap().collectors.docker());
+    }
+
+    #[test]
+    fn a_wrong_flag_or_value_is_answered_with_the_nearest_right_one() {
+        for (args, hint) in [
+            (&["--web.listen-adress=:1"][..], "--web.listen-address"),
+            (&["--energy.source=powercpa"][..], "powercap"),
+            (&["--no-collector.cpus"][..], "--no-collector.cpu"),
+            (&["--tick=1"][..], "1s or 500ms"),
+            (&["--tick=1ms"][..], "100ms to 30s"),
+            (&["--web.listen-address=9500"][..], "127.0.0.1:9500"),
+            (&["--energy.model.busy-watts=-1"][..], "0 to 10000"),
+        ] {
+            let error = parse(args).unwrap_err();
+            assert!(error.contains(hint), "{args:?}: {error}");
+        }
+    }
+}

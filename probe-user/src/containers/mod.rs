@@ -1,0 +1,462 @@
+//! Who a cgroup is: cgroup id -> container -> name and image.
+//!
+//! One workload is one identity: a container by its runtime's id, however many cgroups and trees it spans; a cgroup made
+//! by hand by its own id. Identities are numbered once and never reused, so the ledger can hold numbers.
+
+pub mod docker;
+pub mod path;
+pub mod tree;
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use docker::Names;
+use path::Workload;
+use tree::Trees;
+
+use crate::{
+    cpu::{CgroupKey, hierarchy},
+    ledger::Holder,
+};
+
+/// Longest label value; a path or name beyond it is cut.
+const MAX_LABEL: usize = 128;
+/// How long a tick may wait for the names of containers that it sees for the first time.
+const NAME_PATIENCE: Duration = Duration::from_millis(150);
+/// Without a cgroup that is new to us, how often the trees are looked at for cgroups that have gone.
+const SCAN_EVERY: Duration = Duration::from_secs(10);
+
+/// What the outside is told of a container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Container {
+    /// The probe's own number; never reused.
+    pub number: u32,
+    /// The label `container`: the name, or the short id when there is none.
+    pub name: String,
+    /// The label `id`: the first 12 digits of the container's id, or the cgroup's id.
+    pub id: String,
+    /// The label `image`; empty when unknown.
+    pub image: String,
+    /// The label `runtime`: `docker`, `containerd`, …, `cgroup` for one made by hand.
+    pub runtime: &'static str,
+}
+
+/// What makes two cgroups the same workload.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Identity {
+    Container(String),
+    Cgroup(CgroupKey),
+}
+
+#[derive(Debug)]
+struct Record {
+    shown: Arc<Container>,
+    identity: Identity,
+    cgroups: HashSet<CgroupKey>,
+    gone_at: Option<Instant>,
+}
+
+/// Limits of what is held.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Most containers with series of their own.
+    pub containers: usize,
+    /// How long a container's series stay after it has gone.
+    pub retain: Duration,
+}
+
+/// Everything known about cgroups.
+pub struct Directory {
+    trees: Trees,
+    names: Option<Names>,
+    limits: Limits,
+    holders: HashMap<CgroupKey, Holder>,
+    records: BTreeMap<u32, Record>,
+    numbers: HashMap<Identity, u32>,
+    next: u32,
+    last_scan: Option<Instant>,
+    /// Cgroups seen gone in this tick, and in the one before. What they ran up to their end is only in the reading
+    /// that follows, so they are let go one tick later.
+    leaving: [Vec<CgroupKey>; 2],
+    dropped: u64,
+    unnamed: u64,
+}
+
+impl Directory {
+    /// Knows nothing yet.
+    #[must_use]
+    pub fn new(trees: Trees, names: Option<Names>, limits: Limits) -> Self {
+        Self {
+            trees,
+            names,
+            limits,
+            holders: HashMap::new(),
+            records: BTreeMap::new(),
+            numbers: HashMap::new(),
+            next: 0,
+            last_scan: None,
+            leaving: [Vec::new(), Vec::new()],
+            dropped: 0,
+            unnamed: 0,
+        }
+    }
+
+    /// Brings the directory up to date with every cgroup of a reading. Returns the containers whose series end now.
+    pub fn observe(&mut self, reading: impl Iterator<Item = CgroupKey>, now: Instant) -> Vec<u32> {
+        let strangers: Vec<CgroupKey> = reading.filter(|key| !self.holders.contains_key(key)).collect();
+        let due = self.last_scan.is_none_or(|last| now.duration_since(last) >= SCAN_EVERY);
+        if due || !strangers.is_empty() {
+            self.last_scan = Some(now);
+            let live = self.trees.scan();
+            self.meet(&live, &strangers);
+            self.bury(&live, now);
+        }
+        self.christen();
+        self.retire(now)
+    }
+
+    /// Ends the tick: the cgroups whose last reading was just posted. Their slots in the kernel can be freed.
+    pub fn depart(&mut self) -> Vec<CgroupKey> {
+        let [now, before] = &mut self.leaving;
+        let gone = std::mem::replace(before, std::mem::take(now));
+        for key in &gone {
+            self.holders.remove(key);
+        }
+        gone
+    }
+
+    /// Who is charged for what this cgroup runs.
+    #[must_use]
+    pub fn holder(&self, key: &CgroupKey) -> Holder {
+        self.holders.get(key).copied().unwrap_or(Holder::System)
+    }
+
+    /// Gives every new cgroup its holder. Containers are met as soon as they exist; a plain cgroup when it runs, for a
+    /// host has many empty ones.
+    fn meet(&mut self, live: &HashMap<CgroupKey, String>, strangers: &[CgroupKey]) {
+        let mut new: Vec<(&CgroupKey, &String)> =
+            live.iter().filter(|(key, _)| !self.holders.contains_key(*key)).collect();
+        new.sort_unstable();
+        for (key, path) in new {
+            match path::classify(path) {
+                Workload::System => {
+                    self.holders.insert(*key, Holder::System);
+                }
+                Workload::Container { runtime, id } => {
+                    let holder = self.admit(*key, Identity::Container(id.to_owned()), runtime, id, short(id));
+                    self.holders.insert(*key, holder);
+                }
+                Workload::Plain if strangers.contains(key) => {
+                    let tree = if key.hierarchy == hierarchy::V1_CPU { "cgroup1" } else { "cgroup2" };
+                    let id = format!("{tree}:{}", key.id);
+                    let holder = self.admit(*key, Identity::Cgroup(*key), "cgroup", path.trim_start_matches('/'), &id);
+                    self.holders.insert(*key, holder);
+                }
+                Workload::Plain => {}
+            }
+        }
+        for key in strangers {
+            if !self.holders.contains_key(key) {
+                // Born and gone between two ticks: its time is real, its name was never seen.
+                self.unnamed += 1;
+                self.holders.insert(*key, Holder::System);
+            }
+        }
+    }
+
+    fn admit(&mut self, key: CgroupKey, identity: Identity, runtime: &'static str, name: &str, id: &str) -> Holder {
+        if let Some(number) = self.numbers.get(&identity) {
+            if let Some(record) = self.records.get_mut(number) {
+                record.cgroups.insert(key);
+                record.gone_at = None;
+            }
+            return Holder::Container(*number);
+        }
+        if self.records.len() >= self.limits.containers {
+            self.dropped += 1;
+            return Holder::Retired;
+        }
+        let number = self.next;
+        self.next += 1;
+        let shown = Arc::new(Container {
+            number,
+            name: cut(if matches!(identity, Identity::Container(_)) { short(name) } else { name }),
+            id: cut(id),
+            image: String::new(),
+            runtime,
+        });
+        if let (Identity::Container(full), Some(names)) = (&identity, &mut self.names)
+            && matches!(runtime, "docker" | "unknown")
+        {
+            names.request(full);
+        }
+        self.numbers.insert(identity.clone(), number);
+        self.records.insert(number, Record { shown, identity, cgroups: HashSet::from([key]), gone_at: None });
+        Holder::Container(number)
+    }
+
+    /// Notes the cgroups that live no more.
+    fn bury(&mut self, live: &HashMap<CgroupKey, String>, now: Instant) {
+        for (key, holder) in &self.holders {
+            if live.contains_key(key) || self.leaving.iter().any(|leaving| leaving.contains(key)) {
+                continue;
+            }
+            self.leaving[0].push(*key);
+            if let Holder::Container(number) = holder
+                && let Some(record) = self.records.get_mut(number)
+            {
+                record.cgroups.remove(key);
+                if record.cgroups.is_empty() {
+                    record.gone_at = Some(now);
+                }
+            }
+        }
+    }
+
+    /// Puts names where only ids were known.
+    fn christen(&mut self) {
+        let Some(names) = &mut self.names else { return };
+        for named in names.collect(NAME_PATIENCE) {
+            let Some((name, image)) = named.found else { continue };
+            if let Some(number) = self.numbers.get(&Identity::Container(named.id))
+                && let Some(record) = self.records.get_mut(number)
+            {
+                let shown = Container { name: cut(&name), image: cut(&image), ..(*record.shown).clone() };
+                record.shown = Arc::new(shown);
+            }
+        }
+    }
+
+    fn retire(&mut self, now: Instant) -> Vec<u32> {
+        let retain = self.limits.retain;
+        let over: Vec<u32> = self
+            .records
+            .iter()
+            .filter(|(number, record)| {
+                record.gone_at.is_some_and(|at| now.duration_since(at) >= retain)
+                    // Its last reading is still to come.
+                    && !self.holders.values().any(|holder| *holder == Holder::Container(**number))
+            })
+            .map(|(number, _)| *number)
+            .collect();
+        for number in &over {
+            if let Some(record) = self.records.remove(number) {
+                self.numbers.remove(&record.identity);
+            }
+        }
+        over
+    }
+
+    /// Every container with series, by number.
+    pub fn containers(&self) -> impl Iterator<Item = &Arc<Container>> {
+        self.records.values().map(|record| &record.shown)
+    }
+
+    /// What is shown of one container.
+    #[must_use]
+    pub fn container(&self, number: u32) -> Option<&Arc<Container>> {
+        self.records.get(&number).map(|record| &record.shown)
+    }
+
+    /// Containers that got no series because the ceiling was reached.
+    #[must_use]
+    pub fn dropped(&self) -> u64 {
+        self.dropped
+    }
+
+    /// Cgroups that ran and had gone before they could be named.
+    #[must_use]
+    pub fn unnamed(&self) -> u64 {
+        self.unnamed
+    }
+
+    /// How the source of names stands; `None` when it is switched off.
+    #[must_use]
+    pub fn names(&self) -> Option<&Names> {
+        self.names.as_ref()
+    }
+
+    /// `v2`, `v1` or `hybrid`.
+    #[must_use]
+    pub fn layout(&self) -> &'static str {
+        self.trees.layout()
+    }
+}
+
+fn short(id: &str) -> &str {
+    id.get(..12).unwrap_or(id)
+}
+
+fn cut(text: &str) -> String {
+    match text.char_indices().nth(MAX_LABEL) {
+        Some((at, _)) => format!("{}…", &text[..at]),
+        None => text.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    const A: &str = "aaaa456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+    const B: &str = "bbbb456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+
+    struct Host {
+        dir: tempfile::TempDir,
+        directory: Directory,
+        now: Instant,
+    }
+
+    impl Host {
+        fn new(containers: usize) -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            for tree in ["unified", "cpu"] {
+                fs::create_dir_all(dir.path().join(tree)).unwrap();
+            }
+            fs::write(dir.path().join("unified/cgroup.controllers"), "").unwrap();
+            fs::write(dir.path().join("cpu/tasks"), "").unwrap();
+            let trees = Trees::find(dir.path()).unwrap();
+            let limits = Limits { containers, retain: Duration::from_secs(300) };
+            Self { directory: Directory::new(trees, None, limits), dir, now: Instant::now() }
+        }
+
+        fn path(&self, path: &str) -> std::path::PathBuf {
+            self.dir.path().join(path)
+        }
+
+        fn make(&self, path: &str) -> CgroupKey {
+            use std::os::unix::fs::MetadataExt as _;
+            fs::create_dir_all(self.path(path)).unwrap();
+            let hierarchy = if path.starts_with("cpu") { hierarchy::V1_CPU } else { hierarchy::V2 };
+            CgroupKey { id: fs::metadata(self.path(path)).unwrap().ino(), hierarchy }
+        }
+
+        fn remove(&self, path: &str) {
+            fs::remove_dir(self.path(path)).unwrap();
+        }
+
+        /// One tick: returns what departed and what retired.
+        fn tick(&mut self, seconds: u64, reading: &[CgroupKey]) -> (Vec<CgroupKey>, Vec<u32>) {
+            self.now += Duration::from_secs(seconds);
+            let retired = self.directory.observe(reading.iter().copied(), self.now);
+            (self.directory.depart(), retired)
+        }
+
+        fn shown(&self) -> Vec<(&str, &str, &str)> {
+            self.directory.containers().map(|c| (&*c.name, &*c.id, c.runtime)).collect()
+        }
+    }
+
+    #[test]
+    fn a_container_in_both_trees_is_one_container() {
+        let mut host = Host::new(10);
+        let v2 = host.make(&format!("unified/docker/{A}"));
+        let v1 = host.make(&format!("cpu/docker/{A}"));
+        host.tick(0, &[v2]);
+        assert_eq!(host.shown(), [("aaaa456789ab", "aaaa456789ab", "docker")]);
+        assert_eq!(host.directory.holder(&v1), host.directory.holder(&v2));
+    }
+
+    #[test]
+    fn plain_cgroups_are_met_when_they_run_and_each_tree_is_told_apart() {
+        let mut host = Host::new(10);
+        let (v2, v1) = (host.make("unified/job"), host.make("cpu/job"));
+        host.make("unified/never-runs");
+        host.tick(0, &[v2]);
+        host.tick(1, &[v2, v1]);
+        let ids = [format!("cgroup2:{}", v2.id), format!("cgroup1:{}", v1.id)];
+        assert_eq!(host.shown(), [("job", &*ids[0], "cgroup"), ("job", &*ids[1], "cgroup")]);
+        assert_ne!(host.directory.holder(&v1), host.directory.holder(&v2));
+    }
+
+    #[test]
+    fn a_dead_container_stays_for_the_retention_then_retires() {
+        let mut host = Host::new(10);
+        let path = format!("unified/docker/{A}");
+        let key = host.make(&path);
+        host.tick(0, &[key]);
+        host.remove(&path);
+        host.tick(10, &[key]);
+        assert_eq!(host.tick(299, &[key]), (vec![key], vec![]));
+        assert_eq!(host.shown().len(), 1);
+        assert_eq!(host.tick(1, &[]).1, [0]);
+        assert_eq!(host.shown().len(), 0);
+    }
+
+    #[test]
+    fn without_retention_it_retires_after_its_last_reading_not_before() {
+        let mut host = Host::new(10);
+        host.directory.limits.retain = Duration::ZERO;
+        let path = format!("unified/docker/{A}");
+        let key = host.make(&path);
+        host.tick(0, &[key]);
+        host.remove(&path);
+        assert_eq!(host.tick(10, &[key]).1, Vec::<u32>::new());
+        assert_eq!(host.tick(1, &[key]), (vec![key], vec![]));
+        assert_eq!(host.tick(1, &[]).1, [0]);
+    }
+
+    #[test]
+    fn what_a_container_ran_up_to_its_end_is_still_its_own() {
+        let mut host = Host::new(10);
+        let path = format!("unified/docker/{A}");
+        let key = host.make(&path);
+        host.tick(0, &[key]);
+        host.remove(&path);
+        host.directory.observe([key].into_iter(), host.now + Duration::from_secs(10));
+        assert_eq!(host.directory.holder(&key), Holder::Container(0), "in the tick in which it is seen gone");
+        assert_eq!(host.directory.depart(), []);
+        host.directory.observe([key].into_iter(), host.now + Duration::from_secs(11));
+        assert_eq!(host.directory.holder(&key), Holder::Container(0), "and in the one whose reading is the last");
+        assert_eq!(host.directory.depart(), [key]);
+    }
+
+    #[test]
+    fn a_container_that_restarts_within_the_retention_keeps_its_series() {
+        let mut host = Host::new(10);
+        let path = format!("unified/docker/{A}");
+        let key = host.make(&path);
+        host.tick(0, &[key]);
+        host.remove(&path);
+        host.tick(10, &[]);
+        // Keeps the inode number from being used again at once.
+        host.make("unified/other");
+        let again = host.make(&path);
+        host.tick(10, &[again]);
+        assert_eq!(host.directory.holder(&again), Holder::Container(0));
+        assert_eq!(host.tick(1000, &[]).1, Vec::<u32>::new());
+    }
+
+    #[test]
+    fn beyond_the_ceiling_containers_are_counted_not_shown() {
+        let mut host = Host::new(1);
+        let first = host.make(&format!("unified/docker/{A}"));
+        host.tick(0, &[first]);
+        let second = host.make(&format!("unified/docker/{B}"));
+        host.tick(1, &[second]);
+        assert_eq!(host.directory.holder(&second), Holder::Retired);
+        assert_eq!((host.directory.dropped(), host.shown().len()), (1, 1));
+    }
+
+    #[test]
+    fn a_cgroup_that_went_before_it_was_named_is_the_systems_and_counted() {
+        let mut host = Host::new(10);
+        let ghost = CgroupKey { id: 999_999_999, hierarchy: hierarchy::V2 };
+        host.tick(0, &[ghost]);
+        assert_eq!(host.directory.holder(&ghost), Holder::System);
+        assert_eq!(host.directory.unnamed(), 1);
+        assert_eq!(host.tick(1, &[ghost]).0, [ghost]);
+        assert_eq!(host.directory.unnamed(), 1);
+    }
+
+    #[test]
+    fn long_names_are_cut_at_a_character() {
+        assert_eq!(cut(&"ä".repeat(200)), format!("{}…", "ä".repeat(128)));
+        assert_eq!(cut("short"), "short");
+    }
+}

@@ -1,0 +1,140 @@
+//! From a cgroup's path to what runs in it. Pure text.
+//!
+//! Container runtimes put the 64 hex digits of the container's id into the name of its cgroup. The deepest match wins:
+//! Docker in Docker and kind nest them (Kepler #923).
+
+/// What a cgroup holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Workload<'a> {
+    /// The root, systemd's own slices, services and scopes.
+    System,
+    /// A container, by its runtime and full id.
+    Container {
+        /// `docker`, `containerd`, `crio`, `podman`, or `unknown` where the path does not tell.
+        runtime: &'static str,
+        /// 64 hex digits.
+        id: &'a str,
+    },
+    /// A cgroup that somebody made by hand, or another tool made; it goes by its path.
+    Plain,
+}
+
+const ID_LENGTH: usize = 64;
+
+/// Systemd's unit suffixes that name cgroups.
+const UNITS: [&str; 3] = [".slice", ".service", ".scope"];
+
+/// Tells what the cgroup at `path` (from the root of its tree, with a leading slash) holds.
+#[must_use]
+pub fn classify(path: &str) -> Workload<'_> {
+    let segments: Vec<&str> = path.split('/').filter(|segment| !segment.is_empty()).collect();
+    for (depth, segment) in segments.iter().enumerate().rev() {
+        if let Some((prefix, id)) = container_id(segment) {
+            // conmon is the monitor beside the container, not in it.
+            if prefix.contains("conmon") {
+                return Workload::System;
+            }
+            return Workload::Container { runtime: runtime(prefix, &segments[..depth]), id };
+        }
+    }
+    match segments.first() {
+        None => Workload::System,
+        Some(first) if UNITS.iter().any(|unit| first.ends_with(unit)) => Workload::System,
+        Some(_) => Workload::Plain,
+    }
+}
+
+/// The id in `docker-<id>.scope`, `cri-containerd:<id>`, `<id>`, and what stands before it.
+fn container_id(segment: &str) -> Option<(&str, &str)> {
+    let bare = segment.strip_suffix(".scope").unwrap_or(segment);
+    let at = bare.len().checked_sub(ID_LENGTH)?;
+    if !bare.is_char_boundary(at) {
+        return None;
+    }
+    let (prefix, id) = bare.split_at(at);
+    let hex = id.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte));
+    (hex && (prefix.is_empty() || prefix.ends_with(['-', ':']))).then_some((prefix, id))
+}
+
+fn runtime(prefix: &str, parents: &[&str]) -> &'static str {
+    let named = |text: &str| -> Option<&'static str> {
+        Some(match text {
+            _ if text.contains("docker") => "docker",
+            _ if text.contains("crio") => "crio",
+            _ if text.contains("libpod") => "podman",
+            _ if text.contains("containerd") => "containerd",
+            _ => return None,
+        })
+    };
+    named(prefix).or_else(|| parents.iter().rev().find_map(|parent| named(parent))).unwrap_or("unknown")
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const A: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+    const B: &str = "ffff456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+
+    fn container(path: &str) -> (&'static str, String) {
+        match classify(path) {
+            Workload::Container { runtime, id } => (runtime, id.to_owned()),
+            other => panic!("{path}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn every_runtime_that_we_know_is_told_from_its_path() {
+        for (path, runtime) in [
+            (format!("/docker/{A}"), "docker"),
+            (format!("/system.slice/docker-{A}.scope"), "docker"),
+            (format!("/docker/{A}/init"), "docker"),
+            (format!("/kubepods.slice/kubepods-pod1.slice/cri-containerd-{A}.scope"), "containerd"),
+            (format!("/kubepods/besteffort/pod1/{A}"), "unknown"),
+            (format!("/system.slice/containerd.service/kubepods-pod1.slice:cri-containerd:{A}"), "containerd"),
+            (format!("/kubepods.slice/crio-{A}.scope"), "crio"),
+            (format!("/machine.slice/libpod-{A}.scope/container"), "podman"),
+            (format!("/libpod_parent/libpod-{A}"), "podman"),
+            (format!("/user.slice/user-1000.slice/user@1000.service/user.slice/libpod-{A}.scope"), "podman"),
+        ] {
+            assert_eq!(container(&path), (runtime, A.to_owned()), "{path}");
+        }
+    }
+
+    #[test]
+    fn the_deepest_container_wins() {
+        assert_eq!(container(&format!("/docker/{A}/docker/{B}")), ("docker", B.to_owned()));
+        assert_eq!(container(&format!("/docker/{A}/kubelet/kubepods/pod1/cri-containerd-{B}.scope")).1, B);
+    }
+
+    #[test]
+    fn monitors_units_and_the_root_are_the_system() {
+        for path in [
+            "/".to_owned(),
+            String::new(),
+            "/system.slice/ssh.service".to_owned(),
+            "/user.slice/user-0.slice/session-1.scope".to_owned(),
+            "/init.scope".to_owned(),
+            format!("/machine.slice/libpod-conmon-{A}.scope"),
+        ] {
+            assert_eq!(classify(&path), Workload::System, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_cgroup_made_by_hand_goes_by_its_path() {
+        for path in ["/encode", "/encode/job-1", "/docker", &format!("/x{A}")] {
+            assert_eq!(classify(path), Workload::Plain, "{path}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_path_makes_it_panic(path in any::<String>()) {
+            let _ = classify(&path);
+            let _ = classify(&format!("/{path}{A}.scope"));
+        }
+    }
+}

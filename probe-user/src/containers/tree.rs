@@ -1,0 +1,125 @@
+//! The cgroup trees of this host: where they are mounted, and which cgroups live in them.
+
+use std::{
+    collections::HashMap,
+    fs, io,
+    os::unix::fs::{DirEntryExt as _, MetadataExt as _},
+    path::{Path, PathBuf},
+};
+
+use crate::cpu::{CgroupKey, hierarchy};
+
+/// Most directories looked at in one scan; a host has hundreds, a runaway has no end.
+const MAX_DIRECTORIES: usize = 65_536;
+
+/// The trees that name workloads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trees {
+    /// Root directory and [`hierarchy`] of each.
+    roots: Vec<(PathBuf, u64)>,
+}
+
+impl Trees {
+    /// Finds them below `cgroupfs`: pure v2 (`cgroup.controllers` in it), hybrid (`unified` beside `cpu`), or pure v1.
+    ///
+    /// # Errors
+    /// When nothing there is a cgroup tree.
+    pub fn find(cgroupfs: &Path) -> io::Result<Self> {
+        let mut roots = Vec::new();
+        for dir in [cgroupfs.to_owned(), cgroupfs.join("unified")] {
+            if dir.join("cgroup.controllers").exists() {
+                roots.push((dir, hierarchy::V2));
+                break;
+            }
+        }
+        for name in ["cpu", "cpu,cpuacct", "cpuacct,cpu"] {
+            let dir = cgroupfs.join(name);
+            if dir.join("cgroup.procs").exists() && dir.join("cpu.shares").exists() || dir.join("tasks").exists() {
+                roots.push((dir, hierarchy::V1_CPU));
+                break;
+            }
+        }
+        if roots.is_empty() {
+            return Err(io::Error::new(
+                io::ErrorKind::NotFound,
+                format!("{}: neither a v2 tree nor a v1 cpu tree is mounted there", cgroupfs.display()),
+            ));
+        }
+        Ok(Self { roots })
+    }
+
+    /// `v2`, `v1`, or `hybrid`.
+    #[must_use]
+    pub fn layout(&self) -> &'static str {
+        match self.roots.as_slice() {
+            [(_, hierarchy::V2)] => "v2",
+            [(_, _)] => "v1",
+            _ => "hybrid",
+        }
+    }
+
+    /// Every cgroup that lives now, with its path from the root of its tree.
+    #[must_use]
+    pub fn scan(&self) -> HashMap<CgroupKey, String> {
+        let mut all = HashMap::new();
+        for (root, hierarchy) in &self.roots {
+            let Ok(meta) = fs::metadata(root) else { continue };
+            all.insert(CgroupKey { id: meta.ino(), hierarchy: *hierarchy }, "/".to_owned());
+            let mut open = vec![(root.clone(), String::new())];
+            while let Some((dir, path)) = open.pop() {
+                // A cgroup that went while we looked is not there.
+                for entry in fs::read_dir(&dir).into_iter().flatten().flatten() {
+                    if all.len() >= MAX_DIRECTORIES || !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                        continue;
+                    }
+                    let path = format!("{path}/{}", entry.file_name().to_string_lossy());
+                    all.insert(CgroupKey { id: entry.ino(), hierarchy: *hierarchy }, path.clone());
+                    open.push((entry.path(), path));
+                }
+            }
+        }
+        all
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn make(dir: &Path, files: &[&str]) {
+        for file in files {
+            let path = dir.join(file);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, "").unwrap();
+        }
+    }
+
+    #[test]
+    fn the_three_layouts_are_told_apart() {
+        for (files, layout) in [
+            (&["cgroup.controllers"][..], "v2"),
+            (&["unified/cgroup.controllers", "cpu/tasks", "memory/tasks"][..], "hybrid"),
+            (&["cpu,cpuacct/tasks"][..], "v1"),
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            make(dir.path(), files);
+            assert_eq!(Trees::find(dir.path()).unwrap().layout(), layout);
+        }
+        let why = Trees::find(Path::new("/nowhere")).unwrap_err().to_string();
+        assert!(why.contains("/nowhere"), "{why}");
+    }
+
+    #[test]
+    fn a_scan_gives_paths_of_both_trees_by_inode() {
+        let dir = tempfile::tempdir().unwrap();
+        make(dir.path(), &["unified/cgroup.controllers", "unified/a/b/cgroup.procs", "cpu/tasks", "cpu/a/tasks"]);
+        let trees = Trees::find(dir.path()).unwrap();
+        let all = trees.scan();
+        let id = |path: &str| fs::metadata(dir.path().join(path)).unwrap().ino();
+        let at = |path: &str, hierarchy| all[&CgroupKey { id: id(path), hierarchy }].as_str();
+        assert_eq!(at("unified", hierarchy::V2), "/");
+        assert_eq!(at("unified/a/b", hierarchy::V2), "/a/b");
+        assert_eq!(at("cpu/a", hierarchy::V1_CPU), "/a");
+        assert_eq!(all.len(), 5);
+    }
+}

@@ -1,0 +1,327 @@
+//! Field offsets of the running kernel, read from its own type information.
+//!
+//! A reader for the few questions asked of `/sys/kernel/btf/vmlinux`: where is this field, what is this enumerator.
+//! Format: Documentation/bpf/btf.rst of the kernel. The one maintained crate for it is LGPL, which a statically linked
+//! MIT program cannot take in.
+
+use thiserror::Error;
+
+/// The largest type section taken. Debian's and Ubuntu's kernels carry 5 to 8 MB.
+pub const MAX_BYTES: usize = 64 << 20;
+
+const MAGIC: u16 = 0xeb9f;
+const KIND_INT: u32 = 1;
+const KIND_ARRAY: u32 = 3;
+const KIND_STRUCT: u32 = 4;
+const KIND_UNION: u32 = 5;
+const KIND_ENUM: u32 = 6;
+const KIND_FUNC_PROTO: u32 = 13;
+const KIND_VAR: u32 = 14;
+const KIND_DATASEC: u32 = 15;
+const KIND_DECL_TAG: u32 = 17;
+const KIND_ENUM64: u32 = 19;
+
+/// Modifiers between a member and the type that has fields: typedef, volatile, const, restrict, type tag.
+const MODIFIERS: [u32; 5] = [8, 9, 10, 11, 18];
+
+/// Why a question could not be answered.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum BtfError {
+    /// The bytes are not BTF, or end early.
+    #[error("not BTF: {0}")]
+    Malformed(&'static str),
+    /// The kernel has no such structure.
+    #[error("the kernel's BTF has no struct {0}")]
+    NoStruct(String),
+    /// The structure has no such field.
+    #[error("struct {0} has no field {1} in this kernel")]
+    NoField(String, String),
+}
+
+/// Parsed type information, borrowing the bytes it came from.
+pub struct Btf<'a> {
+    bytes: &'a [u8],
+    strings: &'a [u8],
+    /// Byte position of each type, by type id; id 0 is `void`.
+    types: Vec<usize>,
+}
+
+struct Type {
+    name: u32,
+    kind: u32,
+    count: usize,
+    /// Set when member offsets carry a bit-field size in their upper byte.
+    bitfields: bool,
+    size_or_type: u32,
+    /// Byte position of what follows the common part.
+    rest: usize,
+}
+
+impl<'a> Btf<'a> {
+    /// Indexes `bytes`.
+    ///
+    /// # Errors
+    /// When the header is wrong, a section leaves the file, or a type leaves its section.
+    pub fn parse(bytes: &'a [u8]) -> Result<Self, BtfError> {
+        if bytes.len() > MAX_BYTES {
+            return Err(BtfError::Malformed("larger than 64 MiB"));
+        }
+        let half = |at: usize| bytes.get(at..at + 2).map(|b| u16::from_ne_bytes([b[0], b[1]]));
+        if half(0) != Some(MAGIC) {
+            return Err(BtfError::Malformed("wrong magic"));
+        }
+        let word = |at: usize| word(bytes, at).ok_or(BtfError::Malformed("header ends early"));
+        let header = word(4)?;
+        let section = |offset: u32, length: u32| {
+            let start = header.checked_add(offset).ok_or(BtfError::Malformed("section out of range"))?;
+            let end = start.checked_add(length).ok_or(BtfError::Malformed("section out of range"))?;
+            if bytes.len() < end as usize {
+                return Err(BtfError::Malformed("section out of range"));
+            }
+            Ok((start as usize, end as usize))
+        };
+        let (mut at, end) = section(word(8)?, word(12)?)?;
+        let (strings, strings_end) = section(word(16)?, word(20)?)?;
+        let mut btf = Self { bytes, strings: &bytes[strings..strings_end], types: vec![usize::MAX] };
+        while at < end {
+            let this = btf.at(at).ok_or(BtfError::Malformed("type ends early"))?;
+            btf.types.push(at);
+            let more = match this.kind {
+                KIND_INT | KIND_VAR | KIND_DECL_TAG => 4,
+                KIND_ARRAY => 12,
+                KIND_STRUCT | KIND_UNION | KIND_DATASEC | KIND_ENUM64 => this.count * 12,
+                KIND_ENUM | KIND_FUNC_PROTO => this.count * 8,
+                _ => 0,
+            };
+            at = this.rest + more;
+        }
+        if at != end {
+            return Err(BtfError::Malformed("type ends early"));
+        }
+        Ok(btf)
+    }
+
+    fn at(&self, at: usize) -> Option<Type> {
+        let info = word(self.bytes, at + 4)?;
+        Some(Type {
+            name: word(self.bytes, at)?,
+            kind: info >> 24 & 0x1f,
+            count: (info & 0xffff) as usize,
+            bitfields: info >> 31 == 1,
+            size_or_type: word(self.bytes, at + 8)?,
+            rest: at + 12,
+        })
+    }
+
+    fn ty(&self, id: u32) -> Option<Type> {
+        self.types.get(id as usize).filter(|at| **at != usize::MAX).and_then(|at| self.at(*at))
+    }
+
+    fn name(&self, offset: u32) -> &'a [u8] {
+        let tail = self.strings.get(offset as usize..).unwrap_or_default();
+        let end = tail.iter().position(|byte| *byte == 0).unwrap_or(tail.len());
+        &tail[..end]
+    }
+
+    fn named<'s>(&'s self, kind: &'s [u32], name: &'s str) -> impl Iterator<Item = Type> + 's {
+        self.types
+            .iter()
+            .skip(1)
+            .filter_map(|at| self.at(*at))
+            .filter(move |ty| kind.contains(&ty.kind) && self.name(ty.name) == name.as_bytes())
+    }
+
+    /// Byte offset of `structure.path[0].path[1]…`. Anonymous structs and unions on the way are looked through.
+    ///
+    /// # Errors
+    /// When the kernel has no such structure or field.
+    pub fn field(&self, structure: &str, path: &[&str]) -> Result<u64, BtfError> {
+        let mut seen = false;
+        for ty in self.named(&[KIND_STRUCT], structure) {
+            seen = true;
+            if let Some(bits) = self.walk(&ty, path, 0) {
+                return Ok(bits / 8);
+            }
+        }
+        if seen {
+            Err(BtfError::NoField(structure.to_owned(), path.join(".")))
+        } else {
+            Err(BtfError::NoStruct(structure.to_owned()))
+        }
+    }
+
+    /// Bit offset of `path` inside `ty`; `depth` bounds a malformed, self-containing type.
+    fn walk(&self, ty: &Type, path: &[&str], depth: u8) -> Option<u64> {
+        let (first, rest) = path.split_first()?;
+        if depth > 16 {
+            return None;
+        }
+        for index in 0..ty.count {
+            let at = ty.rest + index * 12;
+            let name = self.name(word(self.bytes, at)?);
+            let offset = word(self.bytes, at + 8)?;
+            let offset = u64::from(if ty.bitfields { offset & 0x00ff_ffff } else { offset });
+            let inner = || self.aggregate(word(self.bytes, at + 4)?);
+            if name == first.as_bytes() {
+                if rest.is_empty() {
+                    return Some(offset);
+                }
+                return Some(offset + self.walk(&inner()?, rest, depth + 1)?);
+            }
+            if name.is_empty()
+                && let Some(found) = inner().and_then(|inner| self.walk(&inner, path, depth + 1))
+            {
+                return Some(offset + found);
+            }
+        }
+        None
+    }
+
+    /// The struct or union behind `id` and its modifiers.
+    fn aggregate(&self, mut id: u32) -> Option<Type> {
+        for _ in 0..16 {
+            let ty = self.ty(id)?;
+            match ty.kind {
+                KIND_STRUCT | KIND_UNION => return Some(ty),
+                kind if MODIFIERS.contains(&kind) => id = ty.size_or_type,
+                _ => return None,
+            }
+        }
+        None
+    }
+
+    /// The value of `name` in `enum enumeration`; absent when the kernel was built without it.
+    #[must_use]
+    pub fn enumerator(&self, enumeration: &str, name: &str) -> Option<u32> {
+        self.named(&[KIND_ENUM], enumeration).find_map(|ty| {
+            (0..ty.count)
+                .map(|index| ty.rest + index * 8)
+                .find(|at| word(self.bytes, *at).is_some_and(|offset| self.name(offset) == name.as_bytes()))
+                .and_then(|at| word(self.bytes, at + 4))
+        })
+    }
+}
+
+fn word(bytes: &[u8], at: usize) -> Option<u32> {
+    let bytes = bytes.get(at..at.checked_add(4)?)?;
+    Some(u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Builds a type section by hand: `push` returns the id.
+    #[derive(Default)]
+    struct Builder {
+        types: Vec<u8>,
+        strings: Vec<u8>,
+        count: u32,
+    }
+
+    impl Builder {
+        fn new() -> Self {
+            Self { strings: vec![0], ..Self::default() }
+        }
+
+        fn name(&mut self, name: &str) -> u32 {
+            if name.is_empty() {
+                return 0;
+            }
+            let at = u32::try_from(self.strings.len()).unwrap();
+            self.strings.extend(name.as_bytes());
+            self.strings.push(0);
+            at
+        }
+
+        fn push(&mut self, name: &str, kind: u32, size: u32, rest: &[[u32; 3]], words: usize) -> u32 {
+            let name = self.name(name);
+            let info = kind << 24 | u32::try_from(rest.len()).unwrap();
+            for word in [name, info, size] {
+                self.types.extend(word.to_ne_bytes());
+            }
+            for entry in rest {
+                for word in &entry[..words] {
+                    self.types.extend(word.to_ne_bytes());
+                }
+            }
+            self.count += 1;
+            self.count
+        }
+
+        fn bytes(&self) -> Vec<u8> {
+            let mut out = MAGIC.to_ne_bytes().to_vec();
+            out.extend([1, 0]);
+            let types = u32::try_from(self.types.len()).unwrap();
+            for word in [24, 0, types, types, u32::try_from(self.strings.len()).unwrap()] {
+                out.extend(word.to_ne_bytes());
+            }
+            out.extend(&self.types);
+            out.extend(&self.strings);
+            out
+        }
+    }
+
+    fn sample() -> Vec<u8> {
+        let mut b = Builder::new();
+        let sum = b.name("sum");
+        let entity = b.push("entity", KIND_STRUCT, 16, &[[sum, 0, 64]], 3);
+        let constant = b.push("", 10, entity, &[], 0);
+        let (pid, hidden) = (b.name("pid"), b.name("hidden"));
+        let anonymous = b.push("", KIND_UNION, 8, &[[hidden, 0, 0]], 3);
+        let se = b.name("se");
+        b.push("task", KIND_STRUCT, 64, &[[pid, 0, 32], [0, anonymous, 64], [se, constant, 128]], 3);
+        let (cpuset, cpu) = (b.name("cpuset_cgrp_id"), b.name("cpu_cgrp_id"));
+        b.push("cgroup_subsys_id", KIND_ENUM, 4, &[[cpuset, 0, 0], [cpu, 1, 0]], 2);
+        b.bytes()
+    }
+
+    #[test]
+    fn fields_are_found_through_modifiers_and_anonymous_members() {
+        let bytes = sample();
+        let btf = Btf::parse(&bytes).unwrap();
+        assert_eq!(btf.field("task", &["pid"]), Ok(4));
+        assert_eq!(btf.field("task", &["hidden"]), Ok(8));
+        assert_eq!(btf.field("task", &["se", "sum"]), Ok(16 + 8));
+        assert_eq!(btf.enumerator("cgroup_subsys_id", "cpu_cgrp_id"), Some(1));
+        assert_eq!(btf.enumerator("cgroup_subsys_id", "freezer_cgrp_id"), None);
+    }
+
+    #[test]
+    fn what_is_not_there_is_said_by_name() {
+        let bytes = sample();
+        let btf = Btf::parse(&bytes).unwrap();
+        assert_eq!(btf.field("nobody", &["x"]), Err(BtfError::NoStruct("nobody".into())));
+        assert_eq!(btf.field("task", &["se", "x"]), Err(BtfError::NoField("task".into(), "se.x".into())));
+    }
+
+    #[test]
+    fn the_running_kernel_answers() {
+        let Ok(bytes) = std::fs::read("/sys/kernel/btf/vmlinux") else {
+            println!("skipped: this kernel publishes no BTF");
+            return;
+        };
+        let btf = Btf::parse(&bytes).unwrap();
+        assert!(btf.field("task_struct", &["se", "sum_exec_runtime"]).unwrap() > 0);
+        assert!(btf.field("task_struct", &["pid"]).unwrap() > 0);
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(mut bytes in proptest::collection::vec(any::<u8>(), 0..400), cut in 0usize..400) {
+            let _ = Btf::parse(&bytes);
+            let mut good = sample();
+            for (at, byte) in bytes.drain(..).enumerate().take(6) {
+                let len = good.len();
+                good[(usize::from(byte) * 7 + at) % len] = byte;
+            }
+            good.truncate(cut.max(1));
+            if let Ok(btf) = Btf::parse(&good) {
+                let _ = btf.field("task", &["se", "sum"]);
+                let _ = btf.enumerator("cgroup_subsys_id", "cpu_cgrp_id");
+            }
+        }
+    }
+}

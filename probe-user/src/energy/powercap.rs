@@ -1,0 +1,281 @@
+//! RAPL through `/sys/class/powercap`: the kernel's driver reads the MSRs, MMIO or TPMI and tells us which it is.
+//!
+//! Zones are known by their `name` files; directory numbers mean nothing (psys may stand between two packages).
+//! Descriptors are opened once, as root, and `pread` afterwards: they go on working when the privileges are gone.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    io,
+    os::unix::fs::{FileExt as _, MetadataExt as _},
+    path::{Path, PathBuf},
+};
+
+use super::{
+    Source,
+    zone::{Origin, Range, Zone, ZoneId, ZoneKind},
+};
+use crate::{
+    state::{Reason, Unavailable},
+    topology::PackageId,
+};
+
+/// Hardware counters are 32 bits wide; the range file gives the largest value, one step below where it wraps.
+const STEPS: u64 = 1 << 32;
+
+/// The control type that reads the same counters through memory-mapped registers.
+const MMIO: &str = "intel-rapl-mmio";
+
+/// The tree below `/sys/class/powercap`.
+pub struct Powercap {
+    zones: Vec<Zone>,
+    files: Vec<Counter>,
+}
+
+struct Counter {
+    file: File,
+    last: Option<u64>,
+}
+
+impl Powercap {
+    /// Finds and opens every zone under `sysfs`.
+    ///
+    /// # Errors
+    /// `absent` without a tree or without an accounting root in it, `denied` when a counter may not be opened,
+    /// `broken` when none can be.
+    pub fn open(sysfs: &Path) -> Result<Self, Unavailable> {
+        let class = sysfs.join("class/powercap");
+        let mut found = BTreeMap::new();
+        collect(&class, &mut found).map_err(|error| {
+            Unavailable::new(
+                Reason::of(&error),
+                format!(
+                    "{}: {error}. The machine has no RAPL, is a guest, or the module intel_rapl_msr is not loaded",
+                    class.display()
+                ),
+            )
+        })?;
+        let mut zones: Vec<Zone> = Vec::new();
+        let mut files = Vec::new();
+        let mut refused: Option<Unavailable> = None;
+        // The MMIO twins come last: whatever names a zone that is already there counts the same joules again
+        // (prometheus/procfs#396).
+        let (first, twins): (Vec<_>, Vec<_>) = found.iter().partition(|(name, _)| !name.starts_with(MMIO));
+        for (name, dir) in first.into_iter().chain(twins) {
+            let Some(id) = identify(name, dir, &found) else { continue };
+            if zones.iter().any(|zone| zone.id == id) {
+                continue;
+            }
+            let path = dir.join("energy_uj");
+            match File::open(&path) {
+                Ok(file) => {
+                    zones.push(Zone { id, range: range(dir), place: path.display().to_string() });
+                    files.push(Counter { file, last: None });
+                }
+                Err(error) => {
+                    refused.get_or_insert(Unavailable::new(
+                        Reason::of(&error),
+                        format!(
+                            "{}: {error}. Counters are readable by root only since 5.10 (PLATYPUS): run the probe as root",
+                            path.display()
+                        ),
+                    ));
+                }
+            }
+        }
+        if zones.iter().any(|zone| zone.id.kind.is_accounting_root()) {
+            return Ok(Self { zones, files });
+        }
+        Err(refused.unwrap_or_else(|| {
+            Unavailable::new(
+                Reason::Absent,
+                format!("{}: no zone named package-N. The machine has no RAPL, or hides it", class.display()),
+            )
+        }))
+    }
+}
+
+/// Every zone directory by name, at any depth. The class directory lists all of them as links; a plain copy of the tree
+/// may hold subzones inside their parents only.
+fn collect(dir: &Path, found: &mut BTreeMap<String, PathBuf>) -> io::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        let Ok(name) = entry.file_name().into_string() else { continue };
+        // Control types (`intel-rapl`) have no number, hence no counter.
+        if !name.starts_with("intel-rapl") || !name.contains(':') || found.contains_key(&name) {
+            continue;
+        }
+        let path = entry.path();
+        found.insert(name, path.clone());
+        // A zone that vanishes meanwhile has no subzones.
+        let _ = collect(&path, found);
+    }
+    Ok(())
+}
+
+/// What the zone measures; `None` for what we do not know or cannot place.
+fn identify(name: &str, dir: &Path, all: &BTreeMap<String, PathBuf>) -> Option<ZoneId> {
+    let text = fs::read_to_string(dir.join("name")).ok()?;
+    let text = text.trim();
+    if let Some(package) = package_of(text) {
+        return Some(ZoneId { package: Some(package), kind: ZoneKind::Package });
+    }
+    if text == "psys" {
+        return Some(ZoneId { package: None, kind: ZoneKind::Psys });
+    }
+    let kind = match text {
+        "core" => ZoneKind::Core,
+        "uncore" => ZoneKind::Uncore,
+        "dram" => ZoneKind::Dram,
+        _ => return None,
+    };
+    // `intel-rapl:0:2` is a part of `intel-rapl:0`.
+    let mut parent = name;
+    while let Some((outer, _)) = parent.rsplit_once(':') {
+        parent = outer;
+        if let Some(id) = all.get(parent).and_then(|dir| identify(parent, dir, all))
+            && id.kind == ZoneKind::Package
+        {
+            return Some(ZoneId { package: id.package, kind });
+        }
+    }
+    None
+}
+
+/// `package-0`, `package-1-die-0` (drivers/powercap/intel_rapl_common.c: physical package and die numbers).
+fn package_of(name: &str) -> Option<PackageId> {
+    let rest = name.strip_prefix("package-")?;
+    let (package, die) = match rest.split_once("-die-") {
+        Some((package, die)) => (package, Some(die.parse().ok()?)),
+        None => (rest, None),
+    };
+    Some(PackageId { package: package.parse().ok()?, die })
+}
+
+/// The range file holds the largest value; the counter wraps one hardware step later.
+fn range(dir: &Path) -> Range {
+    fs::read_to_string(dir.join("max_energy_range_uj"))
+        .ok()
+        .and_then(|text| text.trim().parse::<u64>().ok())
+        .filter(|max| *max > 0)
+        .map_or(Range::Unknown, |max| Range::Wraps(max.saturating_add(max.div_ceil(STEPS - 1))))
+}
+
+impl Source for Powercap {
+    fn origin(&self) -> Origin {
+        Origin::Powercap
+    }
+
+    fn zones(&self) -> &[Zone] {
+        &self.zones
+    }
+
+    fn read(&mut self, out: &mut Vec<io::Result<u64>>) {
+        out.extend(self.files.iter_mut().map(Counter::read));
+    }
+}
+
+impl Counter {
+    fn read(&mut self) -> io::Result<u64> {
+        let mut buffer = [0; 32];
+        let length = self.file.read_at(&mut buffer, 0)?;
+        let value = std::str::from_utf8(&buffer[..length])
+            .ok()
+            .and_then(|text| text.trim().parse().ok())
+            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "not a number"))?;
+        // A counter that stands still may be one that was removed: sysfs then refuses the read, a copy of the tree on a
+        // plain file system does not, so its link count is asked. A counter that moves is not asked.
+        if self.last.replace(value) == Some(value) && self.file.metadata()?.nlink() == 0 {
+            return Err(io::Error::new(io::ErrorKind::NotFound, "the counter was removed"));
+        }
+        Ok(value)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A tree as the kernel lays it out: `(directory, name, energy, range)`.
+    pub(crate) fn tree(zones: &[(&str, &str, u64, Option<u64>)]) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        for (at, name, energy, range) in zones {
+            let zone = dir.path().join("class/powercap").join(at);
+            fs::create_dir_all(&zone).unwrap();
+            fs::write(zone.join("name"), format!("{name}\n")).unwrap();
+            fs::write(zone.join("energy_uj"), format!("{energy}\n")).unwrap();
+            if let Some(range) = range {
+                fs::write(zone.join("max_energy_range_uj"), format!("{range}\n")).unwrap();
+            }
+        }
+        dir
+    }
+
+    fn shown(source: &Powercap) -> Vec<String> {
+        source.zones().iter().map(|zone| zone.id.to_string()).collect()
+    }
+
+    #[test]
+    fn zones_are_known_by_name_and_parent_not_by_number() {
+        let dir = tree(&[
+            ("intel-rapl:0", "package-1", 10, Some(100)),
+            ("intel-rapl:0/intel-rapl:0:0", "dram", 11, Some(100)),
+            ("intel-rapl:1", "psys", 12, Some(100)),
+            ("intel-rapl:2", "package-0", 13, None),
+            ("intel-rapl:2/intel-rapl:2:0", "core", 14, Some(100)),
+            ("intel-rapl-mmio:0", "package-0", 13, Some(100)),
+        ]);
+        let mut source = Powercap::open(dir.path()).unwrap();
+        assert_eq!(
+            shown(&source),
+            [
+                "package of package 1",
+                "dram of package 1",
+                "psys of package all",
+                "package of package 0",
+                "core of package 0"
+            ]
+        );
+        assert_eq!(source.zones()[3].range, Range::Unknown);
+        let mut raw = Vec::new();
+        source.read(&mut raw);
+        assert_eq!(raw.into_iter().map(Result::unwrap).collect::<Vec<_>>(), [10, 11, 12, 13, 14]);
+    }
+
+    #[test]
+    fn dies_are_domains_of_their_own() {
+        let dir = tree(&[("intel-rapl:0", "package-0-die-0", 1, None), ("intel-rapl:1", "package-0-die-1", 2, None)]);
+        let source = Powercap::open(dir.path()).unwrap();
+        assert_eq!(shown(&source), ["package of package 0-die-0", "package of package 0-die-1"]);
+    }
+
+    #[test]
+    fn the_counter_wraps_one_hardware_step_after_the_largest_value() {
+        let dir = tree(&[("intel-rapl:0", "package-0", 1, Some(262_143_328_850))]);
+        let source = Powercap::open(dir.path()).unwrap();
+        // 2^32 steps of 61.035 µJ.
+        assert_eq!(source.zones()[0].range, Range::Wraps(262_143_328_850 + 62));
+    }
+
+    #[test]
+    fn no_tree_is_absent() {
+        let why = Powercap::open(Path::new("/nowhere")).err().unwrap();
+        assert_eq!(why.reason, Reason::Absent);
+        assert!(why.detail.contains("intel_rapl_msr"), "{why}");
+        let dir = tree(&[("intel-rapl:0", "psys", 1, None)]);
+        assert_eq!(Powercap::open(dir.path()).err().unwrap().reason, Reason::Absent);
+    }
+
+    #[test]
+    fn a_counter_that_is_removed_or_torn_is_an_error_not_a_zero() {
+        let dir = tree(&[("intel-rapl:0", "package-0", 5, None), ("intel-rapl:1", "package-1", 5, None)]);
+        let mut source = Powercap::open(dir.path()).unwrap();
+        source.read(&mut Vec::new());
+        fs::remove_file(dir.path().join("class/powercap/intel-rapl:0/energy_uj")).unwrap();
+        fs::write(dir.path().join("class/powercap/intel-rapl:1/energy_uj"), "").unwrap();
+        let mut raw = Vec::new();
+        source.read(&mut raw);
+        assert_eq!(raw[0].as_ref().unwrap_err().kind(), io::ErrorKind::NotFound);
+        assert_eq!(raw[1].as_ref().unwrap_err().kind(), io::ErrorKind::InvalidData);
+    }
+}

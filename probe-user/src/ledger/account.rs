@@ -1,0 +1,121 @@
+//! One tick of one accounting root: the split.
+
+use crate::units::Microjoules;
+
+/// A tick's joules, divided. The parts sum to what was measured.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Closed<K> {
+    /// Dynamic energy by claimant, in the order of the claimants' keys; claims of no weight are left out.
+    pub shares: Vec<(K, Microjoules)>,
+    /// What the package would have used with nobody running; nobody's.
+    pub idle: Microjoules,
+    /// Dynamic energy in a tick in which nobody ran. It is never carried over.
+    pub unattributed: Microjoules,
+}
+
+/// Divides `measured` among `claims` in proportion to their weights.
+///
+/// `idle` is taken off first, clamped to what was measured. Rounding is by largest remainder: each share is the exact
+/// quotient rounded down, and the microjoules left over go one each to the largest remainders, ties to the smaller key.
+/// So the sum is exact, no share is off by a microjoule or more, and the order of the claims does not matter.
+#[must_use]
+pub fn close<K: Ord + Copy>(measured: Microjoules, idle: Microjoules, claims: &[(K, u64)]) -> Closed<K> {
+    let idle = idle.min(measured);
+    let dynamic = measured - idle;
+    let weights: u128 = claims.iter().map(|(_, weight)| u128::from(*weight)).sum();
+    if weights == 0 {
+        return Closed { shares: Vec::new(), idle, unattributed: dynamic };
+    }
+    let mut shares: Vec<(K, Microjoules, u128)> = claims
+        .iter()
+        .filter(|(_, weight)| *weight > 0)
+        .map(|(key, weight)| {
+            let product = u128::from(dynamic.0) * u128::from(*weight);
+            // The quotient is at most `dynamic`, so it fits.
+            let whole = u64::try_from(product / weights).unwrap_or(u64::MAX);
+            (*key, Microjoules(whole), product % weights)
+        })
+        .collect();
+    let given: Microjoules = shares.iter().map(|(_, share, _)| *share).sum();
+    let mut left = (dynamic - given).0;
+    shares.sort_unstable_by(|a, b| b.2.cmp(&a.2).then(a.0.cmp(&b.0)));
+    for (_, share, _) in &mut shares {
+        if left == 0 {
+            break;
+        }
+        *share += Microjoules(1);
+        left -= 1;
+    }
+    shares.sort_unstable_by_key(|(key, ..)| *key);
+    Closed {
+        shares: shares.into_iter().map(|(key, share, _)| (key, share)).collect(),
+        idle,
+        unattributed: Microjoules::ZERO,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn total(closed: &Closed<u32>) -> Microjoules {
+        closed.shares.iter().map(|(_, share)| *share).sum::<Microjoules>() + closed.idle + closed.unattributed
+    }
+
+    #[test]
+    fn shares_follow_the_weights() {
+        let closed = close(Microjoules(100), Microjoules(20), &[(1, 3), (2, 1)]);
+        assert_eq!(closed.shares, [(1, Microjoules(60)), (2, Microjoules(20))]);
+        assert_eq!(closed.idle, Microjoules(20));
+    }
+
+    #[test]
+    fn what_does_not_divide_goes_to_the_largest_remainder() {
+        let closed = close(Microjoules(10), Microjoules::ZERO, &[(1, 1), (2, 1), (3, 1)]);
+        assert_eq!(closed.shares, [(1, Microjoules(4)), (2, Microjoules(3)), (3, Microjoules(3))]);
+    }
+
+    #[test]
+    fn with_nobody_running_it_is_unattributed() {
+        let closed = close::<u32>(Microjoules(10), Microjoules(4), &[(1, 0)]);
+        assert_eq!((closed.shares.len(), closed.idle, closed.unattributed), (0, Microjoules(4), Microjoules(6)));
+    }
+
+    #[test]
+    fn idle_is_never_more_than_was_measured() {
+        let closed = close(Microjoules(10), Microjoules(40), &[(1, 5)]);
+        assert_eq!((closed.idle, closed.shares), (Microjoules(10), vec![(1, Microjoules::ZERO)]));
+    }
+
+    proptest! {
+        #[test]
+        fn the_account_closes_exactly_and_order_does_not_matter(
+            measured in any::<u64>(),
+            idle in any::<u64>(),
+            mut claims in proptest::collection::btree_map(0u32..1000, any::<u64>(), 0..60).prop_map(Vec::from_iter),
+            seed in any::<u64>(),
+        ) {
+            let closed = close(Microjoules(measured), Microjoules(idle), &claims);
+            prop_assert_eq!(total(&closed), Microjoules(measured));
+            let len = claims.len().max(1) as u64;
+            claims.sort_by_key(|(key, _)| (u64::from(*key) ^ seed) % len);
+            prop_assert_eq!(&close(Microjoules(measured), Microjoules(idle), &claims), &closed);
+        }
+
+        #[test]
+        fn no_share_is_off_by_a_microjoule(
+            measured in 0u64..1 << 40,
+            claims in proptest::collection::btree_map(0u32..1000, 1u64..1 << 40, 1..60).prop_map(Vec::from_iter),
+        ) {
+            let weights: u128 = claims.iter().map(|(_, weight)| u128::from(*weight)).sum();
+            let closed = close(Microjoules(measured), Microjoules::ZERO, &claims);
+            for ((_, share), (_, weight)) in closed.shares.iter().zip(&claims) {
+                let exact = u128::from(measured) * u128::from(*weight);
+                let given = u128::from(share.0) * weights;
+                prop_assert!(given.abs_diff(exact) < weights);
+            }
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! Every metric of port 9500: name, type, labels and help, in the order of the page.
+
+use exporter::family::Def;
+
+/// Label sets that several families share.
+const ZONE: &[&str] = &["package", "zone", "source"];
+const CONTAINER_ZONE: &[&str] = &["container", "id", "image", "runtime", "package", "zone", "source"];
+
+pub(crate) static ENERGY: Def = Def::counter(
+    "wattcast_energy_joules_total",
+    ZONE,
+    "Measured energy of a zone in joules since the probe's start, wraps undone. Zones overlap: package contains core and \
+     uncore, dram stands beside it, psys contains all; sum package and dram only.",
+);
+pub(crate) static POWER: Def = Def::gauge("wattcast_power_watts", ZONE, "Mean power of a zone over the last tick.");
+pub(crate) static CONTAINER_ENERGY: Def = Def::counter(
+    "wattcast_container_energy_joules_total",
+    CONTAINER_ZONE,
+    "Dynamic energy given to a container in joules: the zone's energy less idle, divided by CPU time on that package. \
+     Attributed, not measured. Interrupts and kernel threads that work for a container count as system.",
+);
+pub(crate) static CONTAINER_POWER: Def = Def::gauge(
+    "wattcast_container_power_watts",
+    &["container", "id", "image", "runtime", "zone", "source"],
+    "Mean dynamic power given to a container over the last tick, all packages.",
+);
+pub(crate) static SYSTEM: Def = Def::counter(
+    "wattcast_system_energy_joules_total",
+    ZONE,
+    "Dynamic energy of what runs outside of containers: the root cgroup, kernel threads, system units, this probe.",
+);
+pub(crate) static IDLE: Def = Def::counter(
+    "wattcast_idle_energy_joules_total",
+    ZONE,
+    "Idle energy, nobody's: idle power times time. Zero while the idle power is not known; see wattcast_idle_power_watts.",
+);
+pub(crate) static UNATTRIBUTED: Def = Def::counter(
+    "wattcast_unattributed_energy_joules_total",
+    ZONE,
+    "Dynamic energy that could not be given to anybody: nobody ran in that tick, or nothing tells who used it.",
+);
+pub(crate) static RETIRED: Def = Def::counter(
+    "wattcast_retired_energy_joules_total",
+    ZONE,
+    "Dynamic energy of containers whose series have ended, or that never got series because of the ceiling.",
+);
+pub(crate) static CONSERVATION: Def = Def::gauge(
+    "wattcast_conservation_error_joules",
+    &["package", "zone"],
+    "Containers + retired + system + idle + unattributed as rendered on this page, less the measured counter. Must be 0; \
+     what rounding to a double explains (above 2^32 J a row) is not an error.",
+);
+pub(crate) static IDLE_POWER: Def = Def::gauge(
+    "wattcast_idle_power_watts",
+    &["package", "zone"],
+    "Idle power that the account uses; absent while it is not known.",
+);
+pub(crate) static REJECTS: Def = Def::counter(
+    "wattcast_energy_rejects_total",
+    &["package", "zone", "reason"],
+    "Energy readings refused: nothing could be said about the time since the reading before.",
+);
+pub(crate) static CONTAINER_CPU: Def = Def::counter(
+    "wattcast_container_cpu_seconds_total",
+    &["container", "id", "package", "mode"],
+    "CPU seconds of a container since the probe's start, as the scheduler counts them (se.sum_exec_runtime), running tasks \
+     included. mode=\"all\": not split by whether the SMT sibling was busy.",
+);
+pub(crate) static CPU_INFO: Def = Def::gauge(
+    "wattcast_cpu_source_info",
+    &["tier", "reason"],
+    "1; which tier counts CPU time, and why not a better one.",
+);
+pub(crate) static CPU_OVERFLOW: Def = Def::counter(
+    "wattcast_cpu_overflow_seconds_total",
+    &[],
+    "CPU seconds of cgroups beyond the 4096 that the kernel side tells apart; accounted as system.",
+);
+pub(crate) static CPU_MISSED: Def = Def::counter(
+    "wattcast_cpu_intervals_missed_total",
+    &[],
+    "Intervals of CPU time lost because the switch that began them reached no tracing program.",
+);
+pub(crate) static UNNAMED: Def = Def::counter(
+    "wattcast_cgroups_unnamed_total",
+    &[],
+    "Cgroups that ran and had gone before they could be named; accounted as system.",
+);
+pub(crate) static SKEW: Def =
+    Def::gauge("wattcast_read_skew_seconds", &[], "Time between reading energy and reading CPU time in the last tick.");
+pub(crate) static SOURCE_UP: Def = Def::gauge(
+    "wattcast_source_up",
+    &["source", "reason"],
+    "1 when the source is usable; 0 with the reason absent, denied or broken.",
+);
+pub(crate) static COLLECTOR_DURATION: Def =
+    Def::gauge("wattcast_collector_duration_seconds", &["collector"], "Time a collector took in the last tick.");
+pub(crate) static COLLECTOR_SUCCESS: Def =
+    Def::gauge("wattcast_collector_success", &["collector"], "1 when a collector gave its data in the last tick.");
+pub(crate) static TICK: Def = Def::gauge("wattcast_tick_seconds", &[], "Measured length of the last tick.");
+pub(crate) static JITTER: Def =
+    Def::histogram("wattcast_tick_jitter_seconds", &[], "How late ticks began, against the schedule.");
+pub(crate) static MISSED: Def = Def::counter(
+    "wattcast_ticks_missed_total",
+    &[],
+    "Ticks that were skipped because one before took too long; their energy is in the tick after.",
+);
+pub(crate) static WINDOW_REACH: Def =
+    Def::gauge("wattcast_window_reach_seconds", &[], "How far back /api/v1/window reaches.");
+pub(crate) static WINDOW_BYTES: Def =
+    Def::gauge("wattcast_window_bytes", &[], "Memory held by the ring behind /api/v1/window.");
+pub(crate) static DROPPED: Def = Def::counter(
+    "wattcast_series_dropped_total",
+    &["family"],
+    "Series not made because of a ceiling; their values are in the retired rows.",
+);
+
+pub(crate) static RAPL_POWER: Def = Def::gauge(
+    "rapl_power_watts",
+    &["package", "zone"],
+    "Mean power of a RAPL zone over the last tick. Measured only: absent when energy is modelled.",
+)
+.seed();
+pub(crate) static RAPL_ENERGY: Def = Def::counter(
+    "rapl_energy_joules_total",
+    &["package", "zone"],
+    "Energy of a RAPL zone since the probe's start. Measured only: absent when energy is modelled.",
+)
+.seed();
+pub(crate) static RAPL_ZONES: Def = Def::gauge("rapl_zones_discovered", &[], "RAPL zones that are read.").seed();
+pub(crate) static RAPL_AVAILABLE: Def =
+    Def::gauge("rapl_available", &[], "1 when RAPL is read; 0 when energy is modelled or missing.").seed();
+pub(crate) static EXPORTER_INFO: Def =
+    Def::gauge("cpu_exporter_info", &["version", "language"], "1; which exporter this is.").seed();
+
+/// All of the above, in the order of the page.
+pub static DEFS: &[&Def] = &[
+    &ENERGY,
+    &POWER,
+    &CONTAINER_ENERGY,
+    &CONTAINER_POWER,
+    &SYSTEM,
+    &IDLE,
+    &UNATTRIBUTED,
+    &RETIRED,
+    &CONSERVATION,
+    &IDLE_POWER,
+    &REJECTS,
+    &CONTAINER_CPU,
+    &CPU_INFO,
+    &CPU_OVERFLOW,
+    &CPU_MISSED,
+    &UNNAMED,
+    &SKEW,
+    &SOURCE_UP,
+    &COLLECTOR_DURATION,
+    &COLLECTOR_SUCCESS,
+    &TICK,
+    &JITTER,
+    &MISSED,
+    &WINDOW_REACH,
+    &WINDOW_BYTES,
+    &DROPPED,
+    &RAPL_POWER,
+    &RAPL_ENERGY,
+    &RAPL_ZONES,
+    &RAPL_AVAILABLE,
+    &EXPORTER_INFO,
+];

@@ -1,0 +1,357 @@
+//! A snapshot as metric families.
+//!
+//! The conservation error is computed here, from the rows of this page as they will be rendered, against the measured
+//! counters of the same page: a row that is lost, doubled or rounded on its way out shows in it.
+
+use std::collections::BTreeMap;
+
+use exporter::{family::Family, program};
+
+use crate::{energy::zone::ZoneKind, metrics as m, snapshot::Snapshot, units::Microjoules, window};
+
+/// The page's families, in order. `compat` adds the names of the exporters we replace.
+#[must_use]
+pub fn families(snapshot: &Snapshot, compat: bool) -> Vec<Family> {
+    let mut all = energy(snapshot);
+    all.extend(cpu(snapshot));
+    all.extend(own(snapshot));
+    if compat {
+        all.extend(seed(snapshot));
+    }
+    all.push(program::build_info());
+    all.extend(exporter::process::families());
+    all
+}
+
+fn energy(snapshot: &Snapshot) -> Vec<Family> {
+    let mut energy = Family::new(&m::ENERGY);
+    let mut power = Family::new(&m::POWER);
+    for zone in &snapshot.zones {
+        let labels = [&*zone.id.package_label(), zone.id.kind.as_str(), zone.origin.as_str()];
+        energy.push(&labels, zone.total.joules());
+        if let Some(watts) = zone.watts {
+            power.push(&labels, watts);
+        }
+    }
+
+    let [mut containers, mut system, mut idle, mut unattributed, mut retired] =
+        [&m::CONTAINER_ENERGY, &m::SYSTEM, &m::IDLE, &m::UNATTRIBUTED, &m::RETIRED].map(Family::new);
+    let mut idle_power = Family::new(&m::IDLE_POWER);
+    for account in &snapshot.accounts {
+        let (package, zone) = (account.id.zone.package_label(), account.id.zone.kind.as_str());
+        let labels = [&*package, zone, account.id.origin.as_str()];
+        for (who, joules) in &account.containers {
+            let labels = [&*who.name, &who.id, &who.image, who.runtime, labels[0], labels[1], labels[2]];
+            containers.push(&labels, joules.joules());
+        }
+        system.push(&labels, account.system.joules());
+        idle.push(&labels, account.idle.joules());
+        unattributed.push(&labels, account.unattributed.joules());
+        retired.push(&labels, account.retired.joules());
+        if let Some(watts) = account.idle_watts {
+            idle_power.push(&labels[..2], watts);
+        }
+    }
+    let mut container_power = Family::new(&m::CONTAINER_POWER);
+    for row in &snapshot.containers {
+        let who = &row.container;
+        for (zone, origin, watts) in &row.watts {
+            container_power.push(&[&who.name, &who.id, &who.image, who.runtime, zone, origin.as_str()], *watts);
+        }
+    }
+    let mut rejects = Family::new(&m::REJECTS);
+    for (zone, reason, count) in &snapshot.rejects {
+        rejects.push(&[&zone.package_label(), zone.kind.as_str(), reason.as_str()], float(*count));
+    }
+    let conservation = conservation(&energy, &[&containers, &system, &idle, &unattributed, &retired]);
+    vec![
+        energy,
+        power,
+        containers,
+        container_power,
+        system,
+        idle,
+        unattributed,
+        retired,
+        conservation,
+        idle_power,
+        rejects,
+    ]
+}
+
+/// Sums the parts again, row by row, and holds them against the measured counters.
+fn conservation(measured: &Family, parts: &[&Family]) -> Family {
+    /// Microjoules, and how many of them rounding to doubles can have added or taken.
+    #[derive(Default)]
+    struct Sum {
+        microjoules: i128,
+        rounding: i128,
+    }
+    impl Sum {
+        fn add(&mut self, joules: f64, sign: i128) {
+            self.microjoules += sign * i128::from(Microjoules::from_joules(joules).0);
+            // Half the distance to the next double, once it is more than half a microjoule.
+            let ulp = f64::from_bits(joules.to_bits() + 1) - joules;
+            if ulp * 1e6 >= 1.0 {
+                self.rounding += i128::from(Microjoules::from_joules(ulp).0) + 1;
+            }
+        }
+    }
+
+    let mut sums: BTreeMap<(String, String), Sum> = BTreeMap::new();
+    let key = |labels: &[&str]| {
+        let zone = labels.len() - 3;
+        (labels[zone].to_owned(), labels[zone + 1].to_owned())
+    };
+    for part in parts {
+        for (labels, joules) in part.rows() {
+            sums.entry(key(&labels)).or_default().add(joules, 1);
+        }
+    }
+    for (labels, joules) in measured.rows() {
+        let root = [ZoneKind::Package, ZoneKind::Dram].iter().any(|kind| kind.as_str() == labels[1]);
+        if root {
+            sums.entry(key(&labels)).or_default().add(joules, -1);
+        }
+    }
+    let mut family = Family::new(&m::CONSERVATION);
+    for ((package, zone), sum) in sums {
+        let error = if sum.microjoules.abs() <= sum.rounding { 0 } else { sum.microjoules };
+        let magnitude = Microjoules(u64::try_from(error.unsigned_abs()).unwrap_or(u64::MAX)).joules();
+        family.push(&[&package, &zone], if error < 0 { -magnitude } else { magnitude });
+    }
+    family
+}
+
+fn cpu(snapshot: &Snapshot) -> Vec<Family> {
+    let Some((tier, reason)) = &snapshot.cpu_tier else { return Vec::new() };
+    let mut seconds = Family::new(&m::CONTAINER_CPU);
+    for row in &snapshot.containers {
+        for (package, ns) in snapshot.packages.iter().zip(&row.cpu_ns) {
+            seconds.push(&[&row.container.name, &row.container.id, &package.to_string(), "all"], cpu_seconds(*ns));
+        }
+    }
+    vec![
+        seconds,
+        Family::new(&m::CPU_INFO).with(&[tier, reason], 1.0),
+        Family::new(&m::CPU_OVERFLOW).with(&[], cpu_seconds(snapshot.cpu_overflow_ns)),
+        Family::new(&m::CPU_MISSED).with(&[], float(snapshot.cpu_intervals_missed)),
+        Family::new(&m::UNNAMED).with(&[], float(snapshot.cgroups_unnamed)),
+        Family::new(&m::SKEW).with(&[], cpu_seconds(snapshot.skew_ns)),
+    ]
+}
+
+/// What the probe says of itself.
+fn own(snapshot: &Snapshot) -> Vec<Family> {
+    let mut up = Family::new(&m::SOURCE_UP);
+    for source in &snapshot.sources {
+        match &source.state {
+            Ok(()) => up.push(&[source.source, ""], 1.0),
+            Err(why) => up.push(&[source.source, why.reason.as_str()], 0.0),
+        }
+    }
+    let (mut duration, mut success) = (Family::new(&m::COLLECTOR_DURATION), Family::new(&m::COLLECTOR_SUCCESS));
+    for collector in &snapshot.collectors {
+        duration.push(&[collector.name], collector.seconds);
+        success.push(&[collector.name], f64::from(u8::from(collector.success)));
+    }
+    let mut jitter = Family::new(&m::JITTER);
+    jitter.push_buckets(&[], &snapshot.jitter);
+    let mut tick = Family::new(&m::TICK);
+    if let Some(ns) = snapshot.length_ns {
+        tick.push(&[], cpu_seconds(ns));
+    }
+    let reach = snapshot.ring.reach().map_or(0.0, |(oldest, newest)| newest - oldest);
+    vec![
+        up,
+        duration,
+        success,
+        tick,
+        jitter,
+        Family::new(&m::MISSED).with(&[], float(snapshot.ticks_missed)),
+        Family::new(&m::WINDOW_REACH).with(&[], reach),
+        Family::new(&m::WINDOW_BYTES).with(&[], float(snapshot.ring.bytes() as u64)),
+        Family::new(&m::DROPPED).with(&[m::CONTAINER_ENERGY.name], float(snapshot.containers_dropped)),
+    ]
+}
+
+/// The names of the Go and Python exporters. `package-0` and `package_0` are how they wrote them.
+fn seed(snapshot: &Snapshot) -> Vec<Family> {
+    let (mut power, mut energy) = (Family::new(&m::RAPL_POWER), Family::new(&m::RAPL_ENERGY));
+    let measured: Vec<_> = snapshot.zones.iter().filter(|zone| zone.origin.is_measured()).collect();
+    for zone in &measured {
+        let package = match zone.id.package {
+            Some(package) => format!("package-{package}"),
+            None => "psys".to_owned(),
+        };
+        let kind = match zone.id.kind {
+            ZoneKind::Package => package.replace('-', "_"),
+            other => other.as_str().to_owned(),
+        };
+        energy.push(&[&package, &kind], zone.total.joules());
+        if let Some(watts) = zone.watts {
+            power.push(&[&package, &kind], watts);
+        }
+    }
+    vec![
+        power,
+        energy,
+        Family::new(&m::RAPL_ZONES).with(&[], float(measured.len() as u64)),
+        Family::new(&m::RAPL_AVAILABLE).with(&[], f64::from(u8::from(!measured.is_empty()))),
+        Family::new(&m::EXPORTER_INFO).with(&[program::VERSION, "rust"], 1.0),
+    ]
+}
+
+fn cpu_seconds(ns: u64) -> f64 {
+    window::seconds(i64::try_from(ns).unwrap_or(i64::MAX))
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a count, for output")]
+fn float(count: u64) -> f64 {
+    count as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{
+        containers::Container,
+        energy::zone::{Origin, ZoneId},
+        ledger::AccountId,
+        snapshot::{AccountRow, ContainerRow, ZoneRow},
+        topology::PackageId,
+    };
+
+    fn container(number: u32) -> Arc<Container> {
+        Arc::new(Container {
+            number,
+            name: format!("c{number}"),
+            id: format!("{number:012}"),
+            image: "a \"quoted\"\nimage".into(),
+            runtime: "docker",
+        })
+    }
+
+    /// A snapshot whose account closes: containers get `shares`, the rest is idle.
+    fn snapshot(origin: Origin, shares: &[u64], idle: u64) -> Snapshot {
+        let zone = ZoneId { package: Some(PackageId::whole(0)), kind: ZoneKind::Package };
+        let total = Microjoules(shares.iter().sum::<u64>() + idle);
+        let containers: Vec<_> =
+            shares.iter().enumerate().map(|(i, uj)| (container(u32::try_from(i).unwrap()), Microjoules(*uj))).collect();
+        Snapshot {
+            zones: vec![ZoneRow { id: zone, origin, total, watts: Some(12.5) }],
+            containers: containers
+                .iter()
+                .map(|(container, _)| ContainerRow {
+                    container: container.clone(),
+                    cpu_ns: vec![1_500_000_000],
+                    watts: vec![("package", origin, 3.25)],
+                })
+                .collect(),
+            accounts: vec![AccountRow {
+                id: AccountId { zone, origin },
+                containers,
+                retired: Microjoules::ZERO,
+                system: Microjoules::ZERO,
+                idle: Microjoules(idle),
+                unattributed: Microjoules::ZERO,
+                idle_watts: Some(1.5),
+            }],
+            packages: vec![PackageId::whole(0)],
+            cpu_tier: Some(("switch", String::new())),
+            ..Snapshot::default()
+        }
+    }
+
+    fn page(snapshot: &Snapshot) -> String {
+        let page = exporter::page::render(families(snapshot, true)).unwrap();
+        String::from_utf8(page.to_vec()).unwrap()
+    }
+
+    fn error(snapshot: &Snapshot) -> f64 {
+        let all = energy(snapshot);
+        let family = all.iter().find(|family| family.def().name == m::CONSERVATION.name).unwrap();
+        let (_, error) = family.rows().next().unwrap();
+        error
+    }
+
+    #[test]
+    fn the_page_is_whole_and_says_where_joules_come_from() {
+        let page = page(&snapshot(Origin::Powercap, &[1_000_000, 2_500_000], 500_000));
+        assert!(exporter::page::faults(&page).is_empty(), "{:?}", exporter::page::faults(&page));
+        for line in [
+            "wattcast_energy_joules_total{package=\"0\",source=\"powercap\",zone=\"package\"} 4",
+            "wattcast_container_energy_joules_total{container=\"c1\",id=\"000000000001\",image=\"a \\\"quoted\\\"\\nimage\",\
+             package=\"0\",runtime=\"docker\",source=\"powercap\",zone=\"package\"} 2.5",
+            "wattcast_container_cpu_seconds_total{container=\"c0\",id=\"000000000000\",mode=\"all\",package=\"0\"} 1.5",
+            "wattcast_conservation_error_joules{package=\"0\",zone=\"package\"} 0",
+            "rapl_power_watts{package=\"package-0\",zone=\"package_0\"} 12.5",
+            "rapl_available 1",
+        ] {
+            assert!(sorted(&page).contains(&sorted(line)), "{line}\n{page}");
+        }
+    }
+
+    /// Label order is not part of the format.
+    fn sorted(page: &str) -> String {
+        page.lines()
+            .map(|line| {
+                let Some((name, rest)) = line.split_once('{') else { return format!("{line}\n") };
+                let Some((labels, value)) = rest.rsplit_once("} ") else { return format!("{line}\n") };
+                let mut labels: Vec<_> = labels.split(',').collect();
+                labels.sort_unstable();
+                format!("{name}{{{}}} {value}\n", labels.join(","))
+            })
+            .collect()
+    }
+
+    #[test]
+    fn a_model_is_never_called_rapl() {
+        let page = page(&snapshot(Origin::Model, &[1_000_000], 0));
+        assert!(!page.contains("rapl_power_watts") && !page.contains("rapl_energy_joules_total"));
+        assert!(page.contains("rapl_available 0"));
+    }
+
+    #[test]
+    fn a_planted_fault_shows_in_the_conservation_error() {
+        let whole = snapshot(Origin::Powercap, &[1_000_000, 2_500_000], 500_000);
+        assert_eq!(error(&whole), 0.0);
+
+        let mut lost = whole.clone();
+        lost.accounts[0].containers.pop();
+        assert_eq!(error(&lost), -2.5);
+
+        let mut doubled = whole.clone();
+        let again = doubled.accounts[0].containers[0].clone();
+        doubled.accounts[0].containers.push(again);
+        assert_eq!(error(&doubled), 1.0);
+
+        let mut one_microjoule = whole;
+        one_microjoule.accounts[0].system = Microjoules(1);
+        assert_eq!(error(&one_microjoule), 0.000_001);
+    }
+
+    proptest! {
+        #[test]
+        fn a_closed_account_has_no_error_at_any_size(
+            shares in proptest::collection::vec(0u64..1 << 56, 0..40),
+            idle in 0u64..1 << 56,
+        ) {
+            prop_assert_eq!(error(&snapshot(Origin::Powercap, &shares, idle)), 0.0);
+        }
+
+        #[test]
+        fn below_a_megawatt_hour_a_single_microjoule_is_seen(
+            shares in proptest::collection::vec(0u64..1 << 46, 1..40),
+            idle in 0u64..1 << 46,
+        ) {
+            let mut faulty = snapshot(Origin::Powercap, &shares, idle);
+            faulty.accounts[0].idle += Microjoules(1);
+            prop_assert_eq!(error(&faulty), 0.000_001);
+        }
+    }
+}

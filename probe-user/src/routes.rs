@@ -1,0 +1,233 @@
+//! The feed: `/api/v1/window` and `/api/v1/mark`, and what the shared server asks of us.
+
+use std::{
+    sync::{Arc, mpsc},
+    time::{Duration, Instant},
+};
+
+use arc_swap::ArcSwapOption;
+use axum::{
+    Json, Router,
+    extract::{Query, State, rejection::QueryRejection},
+    http::StatusCode,
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use bytes::Bytes;
+use exporter::{landing::Landing, page, program, server::Pages};
+use serde::{Deserialize, Serialize};
+use tokio::sync::{Semaphore, oneshot};
+use tracing::error;
+
+use crate::{
+    pages,
+    sampler::{Marked, Request},
+    snapshot::Snapshot,
+    window::Refusal,
+};
+
+/// Marks that may wait at once; they share ticks, so this bounds memory, not service.
+const MAX_MARKS: usize = 64;
+
+/// What was published last.
+struct Published {
+    snapshot: Snapshot,
+    metrics: Bytes,
+    at: Instant,
+}
+
+/// Where the sampler puts its newest snapshot, and where requests find it. Neither waits for the other.
+pub struct Board {
+    published: ArcSwapOption<Published>,
+    tick: Duration,
+    compat: bool,
+    marks: Semaphore,
+    sampler: mpsc::Sender<Request>,
+}
+
+impl Board {
+    /// An empty board. `tick` tells when data is stale; `compat` adds the names of the exporters we replace.
+    #[must_use]
+    pub fn new(tick: Duration, compat: bool, sampler: mpsc::Sender<Request>) -> Self {
+        Self { published: ArcSwapOption::empty(), tick, compat, marks: Semaphore::new(MAX_MARKS), sampler }
+    }
+
+    /// Renders a snapshot, once, and shows it from now on.
+    pub fn publish(&self, snapshot: Snapshot) {
+        match page::render(pages::families(&snapshot, self.compat)) {
+            Ok(metrics) => {
+                self.published.store(Some(Arc::new(Published { snapshot, metrics, at: Instant::now() })));
+            }
+            // The page before stays, grows stale and is reported so.
+            Err(error) => error!("cannot render the page: {error}"),
+        }
+    }
+
+    /// Data older than this is stale.
+    fn patience(&self) -> Duration {
+        (self.tick * 5).max(Duration::from_secs(5))
+    }
+
+    fn stale(&self) -> Option<String> {
+        let published = self.published.load();
+        match &*published {
+            None => Some("nothing was measured yet".to_owned()),
+            Some(published) if published.at.elapsed() > self.patience() => {
+                Some(format!("the last tick was {:.1} s ago", published.at.elapsed().as_secs_f64()))
+            }
+            Some(_) => None,
+        }
+    }
+}
+
+impl Pages for Board {
+    fn metrics(&self) -> Option<Bytes> {
+        self.published.load().as_ref().map(|published| published.metrics.clone())
+    }
+
+    fn unhealthy(&self) -> Option<String> {
+        // Before the first tick the program is starting, not sick.
+        self.published.load().as_ref().and_then(|_| self.stale())
+    }
+
+    fn unready(&self) -> Vec<String> {
+        let mut missing: Vec<String> = self.stale().into_iter().collect();
+        if let Some(published) = &*self.published.load() {
+            let sources = published.snapshot.sources.iter().filter(|source| source.wanted);
+            missing.extend(
+                sources.filter_map(|source| source.state.as_ref().err().map(|why| format!("{}: {why}", source.source))),
+            );
+        }
+        missing
+    }
+
+    fn landing(&self) -> Landing {
+        let link = |path: &str, what: &str| (path.to_owned(), what.to_owned());
+        let mut landing = Landing {
+            name: "wattcast-probe".into(),
+            about: "Measures the energy and CPU time of this host and divides them among its containers.".into(),
+            version: program::version().into(),
+            links: vec![
+                link("/metrics", "for Prometheus"),
+                link("/health", "alive?"),
+                link("/ready", "is every wanted source there?"),
+                link("/api/v1/window", "joules and CPU seconds between two moments: ?start=UNIX&end=UNIX"),
+            ],
+            tables: Vec::new(),
+        };
+        let published = self.published.load();
+        let Some(published) = &*published else { return landing };
+        let snapshot = &published.snapshot;
+        let heads = |heads: &[&str]| heads.iter().map(|head| (*head).to_owned()).collect::<Vec<_>>();
+        landing.tables.push((
+            "Sources".into(),
+            heads(&["source", "state", ""]),
+            snapshot
+                .sources
+                .iter()
+                .map(|source| match &source.state {
+                    Ok(()) => vec![source.source.into(), "usable".into(), source.detail.clone()],
+                    Err(why) => vec![source.source.into(), why.reason.to_string(), why.detail.clone()],
+                })
+                .collect(),
+        ));
+        landing.tables.push((
+            "Containers".into(),
+            heads(&["container", "image", "watts", "source", "CPU seconds"]),
+            snapshot
+                .containers
+                .iter()
+                .map(|row| {
+                    let cpu: u64 = row.cpu_ns.iter().sum();
+                    let package = row.watts.iter().find(|(zone, ..)| *zone == "package");
+                    vec![
+                        row.container.name.clone(),
+                        row.container.image.clone(),
+                        package.map_or_else(|| "–".to_owned(), |(_, _, watts)| format!("{watts:.2}")),
+                        package.map_or_else(String::new, |(_, origin, _)| origin.as_str().to_owned()),
+                        format!("{:.2}", Duration::from_nanos(cpu).as_secs_f64()),
+                    ]
+                })
+                .collect(),
+        ));
+        landing
+    }
+}
+
+/// The routes that only the probe has.
+pub fn routes(board: Arc<Board>) -> Router {
+    Router::new().route("/api/v1/window", get(window)).route("/api/v1/mark", post(mark)).with_state(board)
+}
+
+/// A refusal in a form that programs can read.
+#[derive(Serialize)]
+struct Problem {
+    code: &'static str,
+    error: String,
+}
+
+fn problem(status: StatusCode, code: &'static str, error: impl Into<String>) -> Response {
+    (status, Json(Problem { code, error: error.into() })).into_response()
+}
+
+#[derive(Deserialize)]
+struct Asked {
+    start: f64,
+    end: f64,
+}
+
+async fn window(State(board): State<Arc<Board>>, asked: Result<Query<Asked>, QueryRejection>) -> Response {
+    let Ok(Query(Asked { start, end })) = asked else {
+        return problem(
+            StatusCode::BAD_REQUEST,
+            "not_a_window",
+            "give start and end in unix seconds: /api/v1/window?start=1700000000.5&end=1700000030",
+        );
+    };
+    let published = board.published.load_full();
+    let Some(published) = published else {
+        return problem(StatusCode::SERVICE_UNAVAILABLE, "starting", "nothing was measured yet; try again in a second");
+    };
+    match published.snapshot.ring.window(start, end) {
+        Ok(answer) => Json(answer).into_response(),
+        Err(refusal) => {
+            let status = match refusal {
+                Refusal::NotAWindow { .. } => StatusCode::BAD_REQUEST,
+                Refusal::TooOld { .. } => StatusCode::GONE,
+                Refusal::TooNew { .. } => StatusCode::TOO_EARLY,
+                Refusal::ClockStep { .. } => StatusCode::CONFLICT,
+            };
+            problem(status, refusal.code(), refusal.to_string())
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct MarkAnswer {
+    /// An exact edge for `/api/v1/window`, unix seconds.
+    time: f64,
+    /// The tick's number.
+    tick: u64,
+}
+
+async fn mark(State(board): State<Arc<Board>>) -> Response {
+    let Ok(_slot) = board.marks.try_acquire() else {
+        return problem(
+            StatusCode::TOO_MANY_REQUESTS,
+            "too_many_marks",
+            format!("{MAX_MARKS} marks are waiting already; try again in 0.1 s"),
+        );
+    };
+    let (reply, answer) = oneshot::channel();
+    let gone = || problem(StatusCode::SERVICE_UNAVAILABLE, "stopped", "the sampler has stopped");
+    if board.sampler.send(Request::Mark(reply)).is_err() {
+        return gone();
+    }
+    match tokio::time::timeout(board.patience(), answer).await {
+        Ok(Ok(Marked { sequence, unix_seconds })) => {
+            Json(MarkAnswer { time: unix_seconds, tick: sequence }).into_response()
+        }
+        Ok(Err(_)) => gone(),
+        Err(_) => problem(StatusCode::SERVICE_UNAVAILABLE, "busy", "the sampler did not take a tick in time"),
+    }
+}

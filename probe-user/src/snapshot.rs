@@ -1,0 +1,115 @@
+//! One tick, immutable. Everything that goes outward is rendered from it, so no two pages can disagree.
+
+use std::sync::Arc;
+
+use exporter::family::Buckets;
+
+use crate::{
+    containers::Container,
+    energy::{
+        counter::Reject,
+        zone::{Origin, ZoneId},
+    },
+    ledger::AccountId,
+    state::SourceState,
+    topology::PackageId,
+    units::Microjoules,
+    window::Ring,
+};
+
+/// The state of the world at the end of a tick.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    /// Number of the tick since the start; 0 is the starting point, in which nothing was measured yet.
+    pub sequence: u64,
+    /// End of the tick in unix nanoseconds.
+    pub unix_ns: i64,
+    /// Measured length of the tick; absent in the first.
+    pub length_ns: Option<u64>,
+    /// Time between the reading of energy and the reading of CPU time.
+    pub skew_ns: u64,
+    /// Every energy counter.
+    pub zones: Vec<ZoneRow>,
+    /// Every accounting root, since the start.
+    pub accounts: Vec<AccountRow>,
+    /// Every container with series.
+    pub containers: Vec<ContainerRow>,
+    /// The packages, in the order of [`ContainerRow::cpu_ns`].
+    pub packages: Vec<PackageId>,
+    /// Energy readings refused since the start.
+    pub rejects: Vec<(ZoneId, Reject, u64)>,
+    /// How every source stands.
+    pub sources: Vec<SourceState>,
+    /// How every collector fared in this tick.
+    pub collectors: Vec<CollectorRow>,
+    /// Which tier counts CPU time, and why not a better one; absent when CPU time is not collected.
+    pub cpu_tier: Option<(&'static str, String)>,
+    /// How late ticks began.
+    pub jitter: Buckets,
+    /// Ticks that were skipped because one before took too long.
+    pub ticks_missed: u64,
+    /// Containers without series since the start, because of the ceiling.
+    pub containers_dropped: u64,
+    /// Cgroups that ran and had gone before they could be named, since the start.
+    pub cgroups_unnamed: u64,
+    /// CPU nanoseconds of cgroups beyond the kernel map's size, since the start.
+    pub cpu_overflow_ns: u64,
+    /// Intervals of CPU time that the kernel side could not see whole, since the start.
+    pub cpu_intervals_missed: u64,
+    /// The past.
+    pub ring: Ring,
+}
+
+/// One energy counter.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ZoneRow {
+    /// What it measures.
+    pub id: ZoneId,
+    /// How.
+    pub origin: Origin,
+    /// Since the start.
+    pub total: Microjoules,
+    /// Mean power over the tick; absent when the tick gave none.
+    pub watts: Option<f64>,
+}
+
+/// One accounting root, since the start.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AccountRow {
+    /// Which.
+    pub id: AccountId,
+    /// By container.
+    pub containers: Vec<(Arc<Container>, Microjoules)>,
+    /// Of containers without series.
+    pub retired: Microjoules,
+    /// Outside of containers.
+    pub system: Microjoules,
+    /// Nobody's: idle.
+    pub idle: Microjoules,
+    /// Nobody's: could not be given.
+    pub unattributed: Microjoules,
+    /// The idle power in use, where it is known.
+    pub idle_watts: Option<f64>,
+}
+
+/// One container.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ContainerRow {
+    /// Who.
+    pub container: Arc<Container>,
+    /// CPU time since the probe's start, by package.
+    pub cpu_ns: Vec<u64>,
+    /// Mean power over the tick, by zone, all packages.
+    pub watts: Vec<(&'static str, Origin, f64)>,
+}
+
+/// One collector in one tick.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct CollectorRow {
+    /// Its name.
+    pub name: &'static str,
+    /// How long it took.
+    pub seconds: f64,
+    /// Whether it gave its data.
+    pub success: bool,
+}

@@ -1,0 +1,74 @@
+//! What can be said of a source: usable, or why not.
+//!
+//! Absent, denied and broken are three different things with three different remedies, and none of them is a zero.
+
+use std::{fmt, io};
+
+/// Why a source gives nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Reason {
+    /// The hardware, kernel feature or peer is not there.
+    Absent,
+    /// It is there, and this process may not use it.
+    Denied,
+    /// It is there and open to us, but what it gives cannot be used.
+    Broken,
+}
+
+impl Reason {
+    /// The value of the label `reason`.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Absent => "absent",
+            Self::Denied => "denied",
+            Self::Broken => "broken",
+        }
+    }
+
+    /// What an error of the operating system says about the thing that was asked.
+    #[must_use]
+    pub fn of(error: &io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::NotFound => Self::Absent,
+            io::ErrorKind::PermissionDenied => Self::Denied,
+            _ => Self::Broken,
+        }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A source that cannot be used: the state, and one line that says what, why and what to do.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{reason}: {detail}")]
+pub struct Unavailable {
+    /// Which of the three.
+    pub reason: Reason,
+    /// What was tried, why it failed, what would help.
+    pub detail: String,
+}
+
+impl Unavailable {
+    /// One of the three, with its line.
+    pub fn new(reason: Reason, detail: impl Into<String>) -> Self {
+        Self { reason, detail: detail.into() }
+    }
+}
+
+/// How one source stands now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SourceState {
+    /// `powercap`, `model`, `cpu`, `docker`.
+    pub source: &'static str,
+    /// Usable, or the reason why not.
+    pub state: Result<(), Unavailable>,
+    /// What a usable source offers, for people: "2 packages, 6 zones".
+    pub detail: String,
+    /// True when the user's configuration counts on it: `/ready` fails without it.
+    pub wanted: bool,
+}

@@ -1,0 +1,130 @@
+//! Which package and die each CPU belongs to, from sysfs.
+//!
+//! Under `--path.sysfs` too, so a tree decides what a socket is. Never from directory numbers or list order.
+
+use std::{fmt, fs, path::Path};
+
+/// One RAPL domain: a package, or one die of it where the hardware counts per die (Cascade Lake-AP).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PackageId {
+    /// `physical_package_id`.
+    pub package: u32,
+    /// `die_id`, only where zones are named `package-N-die-M`.
+    pub die: Option<u32>,
+}
+
+impl PackageId {
+    /// A package that is counted as a whole.
+    #[must_use]
+    pub fn whole(package: u32) -> Self {
+        Self { package, die: None }
+    }
+}
+
+/// The label value: `0`, or `0-die-1`.
+impl fmt::Display for PackageId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.package)?;
+        self.die.map_or(Ok(()), |die| write!(f, "-die-{die}"))
+    }
+}
+
+/// Where one CPU sits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Place {
+    cpu: usize,
+    package: u32,
+    die: u32,
+}
+
+/// The machine's CPUs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Topology {
+    places: Vec<Place>,
+}
+
+impl Topology {
+    /// Reads `devices/system/cpu` under `sysfs`. A CPU without a readable package counts as package 0: that is what
+    /// a machine without topology is, one package. No CPU at all gives one CPU.
+    #[must_use]
+    pub fn read(sysfs: &Path) -> Self {
+        let dir = sysfs.join("devices/system/cpu");
+        let mut places: Vec<Place> = fs::read_dir(&dir)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter_map(|entry| entry.file_name().to_str()?.strip_prefix("cpu")?.parse().ok())
+            .map(|cpu| {
+                let id = |file: &str| {
+                    fs::read_to_string(dir.join(format!("cpu{cpu}/topology/{file}")))
+                        .ok()
+                        // -1 where the architecture does not know (drivers/base/topology.c).
+                        .and_then(|text| text.trim().parse::<u32>().ok())
+                };
+                Place { cpu, package: id("physical_package_id").unwrap_or(0), die: id("die_id").unwrap_or(0) }
+            })
+            .collect();
+        if places.is_empty() {
+            places.push(Place { cpu: 0, package: 0, die: 0 });
+        }
+        places.sort_unstable_by_key(|place| place.cpu);
+        Self { places }
+    }
+
+    /// The domains that hold CPUs, in order.
+    #[must_use]
+    pub fn packages(&self, per_die: bool) -> Vec<PackageId> {
+        let mut all: Vec<_> = self.places.iter().map(|place| place.domain(per_die)).collect();
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+
+    /// The domain of each CPU: `(cpu, domain)`, ascending.
+    pub fn cpus(&self, per_die: bool) -> impl Iterator<Item = (usize, PackageId)> + '_ {
+        self.places.iter().map(move |place| (place.cpu, place.domain(per_die)))
+    }
+}
+
+impl Place {
+    fn domain(self, per_die: bool) -> PackageId {
+        PackageId { package: self.package, die: per_die.then_some(self.die) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tree(cpus: &[(usize, &str, &str)]) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        for (cpu, package, die) in cpus {
+            let at = dir.path().join(format!("devices/system/cpu/cpu{cpu}/topology"));
+            fs::create_dir_all(&at).unwrap();
+            fs::write(at.join("physical_package_id"), package).unwrap();
+            fs::write(at.join("die_id"), die).unwrap();
+        }
+        fs::create_dir_all(dir.path().join("devices/system/cpu/cpufreq")).unwrap();
+        dir
+    }
+
+    #[test]
+    fn packages_come_from_the_topology_not_from_cpu_order() {
+        let dir = tree(&[(0, "1\n", "0\n"), (1, "0\n", "0\n"), (10, "1\n", "1\n"), (2, "0\n", "1\n")]);
+        let topology = Topology::read(dir.path());
+        assert_eq!(topology.packages(false), [PackageId::whole(0), PackageId::whole(1)]);
+        assert_eq!(
+            topology.packages(true).iter().map(ToString::to_string).collect::<Vec<_>>(),
+            ["0-die-0", "0-die-1", "1-die-0", "1-die-1"]
+        );
+        let cpus: Vec<_> = topology.cpus(false).map(|(cpu, domain)| (cpu, domain.package)).collect();
+        assert_eq!(cpus, [(0, 1), (1, 0), (2, 0), (10, 1)]);
+    }
+
+    #[test]
+    fn a_machine_that_does_not_know_its_packages_has_one() {
+        let dir = tree(&[(0, "-1\n", ""), (1, "-1\n", "")]);
+        assert_eq!(Topology::read(dir.path()).packages(false), [PackageId::whole(0)]);
+        assert_eq!(Topology::read(Path::new("/nowhere")).packages(false), [PackageId::whole(0)]);
+    }
+}

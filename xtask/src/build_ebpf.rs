@@ -1,0 +1,223 @@
+//! `cargo xtask build-ebpf`: a compiler for the BPF target, its linker, and the object that the probe embeds.
+//!
+//! The BPF target has no prebuilt `core`, so the compiler must build it from rust-src with unstable cargo flags, and
+//! its LLVM bitcode must be linked by a bpf-linker whose LLVM is not older than the compiler's.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context, Result, bail};
+
+use crate::shell::{output, packages, root, run, step, target, which};
+
+/// bpf-linker 0.13 can be built against these; the newest comes first because it reads the bitcode of all the older.
+const LLVM_VERSIONS: [u32; 3] = [22, 21, 20];
+const BPF_LINKER_VERSION: &str = "0.13.0";
+
+/// Where the object lies after the build; `probe-user/build.rs` takes it from here.
+pub(crate) fn object() -> PathBuf {
+    target().join("bpf").join("wattcast.bpf.o")
+}
+
+/// Builds the object, installing what is missing. Returns its path.
+pub(crate) fn build_ebpf() -> Result<PathBuf> {
+    eprintln!("eBPF programs");
+    let compiler = Compiler::find()?;
+    step(format!("compiler: {}", compiler.what));
+    let linker = linker(compiler.llvm)?;
+    step(format!("linker: {}", linker.display()));
+    build(&compiler, &linker)
+}
+
+/// A rustc that can build `core` for the BPF target.
+struct Compiler {
+    what: String,
+    /// `cargo` with what makes it use that rustc.
+    cargo: Vec<String>,
+    bootstrap: bool,
+    llvm: u32,
+}
+
+impl Compiler {
+    /// In order: rustup's nightly with rust-src (added where it is missing), any rustc of PATH with its rust-src,
+    /// Debian's rustc-web with rust-web-src. The latter two are stable compilers and need RUSTC_BOOTSTRAP=1.
+    fn find() -> Result<Self> {
+        let nightly = Self::nightly();
+        let reason = match nightly {
+            Ok(compiler) => return Ok(compiler),
+            Err(reason) => reason,
+        };
+        step(format!("no nightly: {reason:#}"));
+        if let Some(compiler) = Self::stable("rustc", "cargo") {
+            return Ok(compiler);
+        }
+        if let Some(compiler) = Self::stable("/usr/bin/rustc", "/usr/bin/cargo") {
+            return Ok(compiler);
+        }
+        packages(
+            &["rustc-web", "rust-web-src", "cargo-web"],
+            "compile for the kernel without rustup's nightly (rustup toolchain install nightly -c rust-src would do too)",
+        )?;
+        Self::stable("/usr/bin/rustc", "/usr/bin/cargo")
+            .context("/usr/bin/rustc was installed, but its library source is not in its sysroot")
+    }
+
+    fn nightly() -> Result<Self> {
+        let rustup = which("rustup").context("rustup is not in PATH")?;
+        let list = output(Command::new(&rustup).args(["toolchain", "list"]))?;
+        let Some(name) =
+            list.lines().filter_map(|line| line.split(' ').next()).find(|name| name.starts_with("nightly"))
+        else {
+            bail!("rustup has no nightly toolchain (rustup toolchain install nightly -c rust-src)");
+        };
+        let rustc = || {
+            let mut command = Command::new(&rustup);
+            command.args(["run", name, "rustc"]);
+            command
+        };
+        if !has_source(&output(rustc().args(["--print", "sysroot"]))?) {
+            run(
+                &format!("adding rust-src to {name}"),
+                Command::new(&rustup).args(["component", "add", "rust-src", "--toolchain", name]),
+            )?;
+        }
+        let verbose = output(rustc().arg("-vV"))?;
+        Ok(Self {
+            what: format!("{} (rustup, {name})", first_line(&verbose)),
+            cargo: [&*rustup.to_string_lossy(), "run", name, "cargo"].map(str::to_owned).to_vec(),
+            bootstrap: false,
+            llvm: llvm_of(&verbose)?,
+        })
+    }
+
+    fn stable(rustc: &str, cargo: &str) -> Option<Self> {
+        let sysroot = output(Command::new(rustc).args(["--print", "sysroot"])).ok()?;
+        if !has_source(&sysroot) {
+            return None;
+        }
+        let verbose = output(Command::new(rustc).arg("-vV")).ok()?;
+        Some(Self {
+            what: format!("{} with RUSTC_BOOTSTRAP=1 ({sysroot})", first_line(&verbose)),
+            cargo: vec![cargo.to_owned()],
+            bootstrap: true,
+            llvm: llvm_of(&verbose).ok()?,
+        })
+    }
+}
+
+fn first_line(text: &str) -> &str {
+    text.lines().next().unwrap_or_default()
+}
+
+fn has_source(sysroot: &str) -> bool {
+    Path::new(sysroot).join("lib/rustlib/src/rust/library/core/src/lib.rs").is_file()
+}
+
+/// The major LLVM version in `rustc -vV`.
+fn llvm_of(verbose: &str) -> Result<u32> {
+    verbose
+        .lines()
+        .find_map(|line| line.strip_prefix("LLVM version: "))
+        .and_then(|version| version.split('.').next()?.parse().ok())
+        .context("rustc -vV names no LLVM version")
+}
+
+/// bpf-linker from PATH, from an earlier run, or built now.
+fn linker(llvm: u32) -> Result<PathBuf> {
+    if let Some(path) = which("bpf-linker") {
+        return Ok(path);
+    }
+    let home = target().join("tools");
+    let path = home.join("bin/bpf-linker");
+    if path.is_file() {
+        return Ok(path);
+    }
+    let version = match installed_llvm(llvm) {
+        Some(version) => version,
+        None => {
+            let newest = LLVM_VERSIONS[0];
+            if newest < llvm {
+                bail!(
+                    "this rustc uses LLVM {llvm}; bpf-linker {BPF_LINKER_VERSION} knows up to {newest}. Use an older nightly"
+                );
+            }
+            packages(
+                &[&format!("llvm-{newest}-dev"), &format!("libpolly-{newest}-dev"), "libzstd-dev", "zlib1g-dev"],
+                "build bpf-linker",
+            )?;
+            newest
+        }
+    };
+    let prefix = llvm_prefix(version).context("LLVM is installed, but llvm-config is not where it should be")?;
+    run(
+        &format!("building bpf-linker {BPF_LINKER_VERSION} against LLVM {version} (once, under a minute)"),
+        Command::new("cargo")
+            .args(["install", "bpf-linker", "--version", BPF_LINKER_VERSION, "--locked", "--no-default-features"])
+            .args(["--features", &format!("llvm-{version}"), "--root"])
+            .arg(&home)
+            .env("LLVM_PREFIX", prefix),
+    )?;
+    Ok(path)
+}
+
+fn installed_llvm(at_least: u32) -> Option<u32> {
+    LLVM_VERSIONS.into_iter().filter(|version| *version >= at_least).find(|version| llvm_prefix(*version).is_some())
+}
+
+/// LLVM_PREFIX if it is set and fits, else Debian's place for that version; with the development files in it.
+fn llvm_prefix(version: u32) -> Option<PathBuf> {
+    let fits = |prefix: &PathBuf| {
+        prefix.join("include/llvm-c/Core.h").exists()
+            && output(Command::new(prefix.join("bin/llvm-config")).arg("--version"))
+                .is_ok_and(|found| found.split('.').next() == Some(&version.to_string()))
+    };
+    std::env::var_os("LLVM_PREFIX")
+        .map(PathBuf::from)
+        .into_iter()
+        .chain([PathBuf::from(format!("/usr/lib/llvm-{version}"))])
+        .find(fits)
+}
+
+fn build(compiler: &Compiler, linker: &Path) -> Result<PathBuf> {
+    let endian = if cfg!(target_endian = "big") { "bpfeb" } else { "bpfel" };
+    let triple = format!("{endian}-unknown-none");
+    let dir = target().join("bpf");
+    let (program, args) = compiler.cargo.split_first().context("no cargo")?;
+    let mut cargo = Command::new(program);
+    cargo
+        .args(args)
+        .args(["build", "--package", "probe-ebpf", "--features", "programs", "--bin", "wattcast-bpf", "--release"])
+        .args(["--target", &triple, "-Z", "build-std=core", "--target-dir"])
+        .arg(&dir)
+        .current_dir(root())
+        // The outer cargo's own choices must not leak into a build for another target and compiler.
+        .env_remove("RUSTC")
+        .env_remove("RUSTFLAGS")
+        .env_remove("RUSTUP_TOOLCHAIN")
+        .env("CARGO_TARGET_DIR", &dir)
+        .env(
+            "CARGO_ENCODED_RUSTFLAGS",
+            [
+                format!("-Clinker={}", linker.display()),
+                format!("--cfg=bpf_target_arch=\"{}\"", std::env::consts::ARCH),
+                "-Cdebuginfo=2".to_owned(),
+                "-Clink-arg=--btf".to_owned(),
+            ]
+            .join("\x1f"),
+        );
+    if compiler.bootstrap {
+        cargo.env("RUSTC_BOOTSTRAP", "1");
+    }
+    run("building probe-ebpf", &mut cargo)?;
+    let built = dir.join(&triple).join("release/wattcast-bpf");
+    let object = object();
+    let bytes = std::fs::read(&built).with_context(|| format!("no object at {}", built.display()))?;
+    // An unchanged object keeps its time stamp, so the probe is not built again for nothing.
+    if std::fs::read(&object).ok().as_deref() != Some(&*bytes) {
+        std::fs::write(&object, &bytes).with_context(|| format!("cannot write {}", object.display()))?;
+    }
+    step(format!("{} ({} bytes)", object.display(), bytes.len()));
+    Ok(object)
+}

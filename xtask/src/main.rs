@@ -1,0 +1,34 @@
+//! `cargo xtask`: everything one does with this tree, so that no build logic lives in shell.
+
+mod build_ebpf;
+mod shell;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", about = "Build, run, test and measure Wattcast")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Build the programs that run inside the kernel, and the toolchain for it where it is missing
+    BuildEbpf,
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().command {
+        Command::BuildEbpf => build_ebpf::build_ebpf().map(|_| ()),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! Running other programs: what is run is said, what failed is shown, and packages come from the system's manager.
+
+use std::{
+    ffi::OsStr,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::Instant,
+};
+
+use anyhow::{Context, Result, bail};
+
+/// The workspace root, from where every path below is taken.
+pub(crate) fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().map(Path::to_owned).unwrap_or_default()
+}
+
+/// The target directory that cargo uses for this workspace.
+pub(crate) fn target() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
+}
+
+/// Says one step of a longer job.
+pub(crate) fn step(what: impl AsRef<str>) {
+    eprintln!("  {}", what.as_ref());
+}
+
+pub(crate) fn is_root() -> bool {
+    // SAFETY: geteuid takes nothing, touches nothing and cannot fail.
+    unsafe { libc::geteuid() == 0 }
+}
+
+/// The first of `names` that is in PATH.
+pub(crate) fn which(name: &str) -> Option<PathBuf> {
+    std::env::split_paths(&std::env::var_os("PATH")?).map(|dir| dir.join(name)).find(|path| path.is_file())
+}
+
+/// Standard output of a command that must succeed, trimmed.
+pub(crate) fn output(command: &mut Command) -> Result<String> {
+    let shown = show(command);
+    let out = command.stderr(Stdio::piped()).output().with_context(|| format!("cannot run {shown}"))?;
+    if !out.status.success() {
+        bail!("{shown}: {}\n{}", out.status, String::from_utf8_lossy(&out.stderr).trim_end());
+    }
+    Ok(String::from_utf8_lossy(&out.stdout).trim().to_owned())
+}
+
+/// Runs a long command quietly: one line when it starts, its time when it ends, its whole output when it fails.
+pub(crate) fn run(what: &str, command: &mut Command) -> Result<()> {
+    let start = Instant::now();
+    eprint!("  {what} ... ");
+    let out = command.stdin(Stdio::null()).output().with_context(|| format!("cannot run {}", show(command)));
+    let out = match out {
+        Ok(out) => out,
+        Err(error) => {
+            eprintln!("failed");
+            return Err(error);
+        }
+    };
+    if out.status.success() {
+        eprintln!("{:.1} s", start.elapsed().as_secs_f64());
+        return Ok(());
+    }
+    eprintln!("failed");
+    bail!(
+        "{}: {}\n{}{}",
+        show(command),
+        out.status,
+        String::from_utf8_lossy(&out.stdout),
+        String::from_utf8_lossy(&out.stderr).trim_end()
+    )
+}
+
+fn show(command: &Command) -> String {
+    std::iter::once(command.get_program())
+        .chain(command.get_args())
+        .map(OsStr::to_string_lossy)
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+/// True when the packages can be installed here without asking anybody.
+fn can_install() -> bool {
+    is_root() && which("apt-get").is_some()
+}
+
+/// Installs Debian packages, or names the one command that does.
+///
+/// `why` completes the sentence "… is needed to …".
+pub(crate) fn packages(names: &[&str], why: &str) -> Result<()> {
+    let list = names.join(" ");
+    if !can_install() {
+        let sudo = if which("apt-get").is_some() { "sudo apt-get install -y" } else { "install" };
+        bail!("{list}: needed to {why}. Run: {sudo} {list}");
+    }
+    let apt = |args: &[&str]| {
+        let mut command = Command::new("apt-get");
+        command.args(args).env("DEBIAN_FRONTEND", "noninteractive");
+        command
+    };
+    // An index that lists the packages already saves the refresh; a bare machine has none, or an old one.
+    let known = names.iter().all(|name| {
+        Command::new("apt-cache")
+            .args(["show", "--no-all-versions", name])
+            .output()
+            .is_ok_and(|out| out.status.success() && !out.stdout.is_empty())
+    });
+    if !known {
+        run("refreshing the package index (apt-get update)", &mut apt(&["-q", "update"]))?;
+    }
+    let install = |what: &str| {
+        run(what, apt(&["install", "-y", "-q", "--no-install-recommends"]).args(names))
+            .with_context(|| format!("{list} is needed to {why}"))
+    };
+    install(&format!("installing {list}")).or_else(|_| {
+        // The index named versions that the mirror no longer has.
+        run("refreshing the package index (apt-get update)", &mut apt(&["-q", "update"]))?;
+        install(&format!("installing {list}"))
+    })
+}
