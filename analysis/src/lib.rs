@@ -1,1 +1,11 @@
 //! The unprivileged service: turns runs into results.
+//!
+//! [`store`] reads result files into the model of [`run`], [`window`] asks the probe for the joules of a run's window,
+//! [`results`] makes the pages of port 9502, [`serve`] keeps them fresh.
+
+pub mod config;
+pub mod results;
+pub mod run;
+pub mod serve;
+pub mod store;
+pub mod window;

@@ -7,6 +7,7 @@ use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::Arc,
+    time::Duration,
 };
 
 use axum::{
@@ -17,7 +18,12 @@ use axum::{
     routing::get,
 };
 use bytes::Bytes;
-use tokio::net::TcpListener;
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+    task::JoinSet,
+};
+use tracing::{info, warn};
 
 use crate::{landing::Landing, listen::Listen, page};
 
@@ -118,23 +124,60 @@ pub fn addresses(listeners: &[TcpListener]) -> Vec<SocketAddr> {
     listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect()
 }
 
-/// Serves until `stop` is done, then lets requests in flight end.
+/// Requests in flight when the program is told to stop have this long to end.
+const GRACE: Duration = Duration::from_secs(3);
+
+/// Why serving ended badly.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// A listener or a signal handler failed for good.
+    #[error("serving ended: {0}")]
+    Io(#[from] io::Error),
+    /// The thread whose work is shown went away.
+    #[error("the {0} ended by itself; this is a bug, please report the log above")]
+    WorkerEnded(&'static str),
+}
+
+/// Serves until SIGINT or SIGTERM, or until the worker whose pages are shown ends: `worker` names it, `ended` is done
+/// then. Requests in flight are given a moment to end.
 ///
 /// # Errors
-/// When a listener fails for good.
-pub async fn serve<F>(listeners: Vec<TcpListener>, router: Router, stop: impl Fn() -> F) -> io::Result<()>
-where
-    F: Future<Output = ()> + Send + 'static,
-{
-    let mut all = tokio::task::JoinSet::new();
+/// When a listener fails, or the worker ended first.
+pub async fn serve(
+    listeners: Vec<TcpListener>,
+    router: Router,
+    worker: &'static str,
+    ended: impl Future,
+) -> Result<(), ServeError> {
+    for address in addresses(&listeners) {
+        info!("listening on http://{address}/");
+    }
+    let (stop, stopped) = tokio::sync::watch::channel(false);
+    let mut servers = JoinSet::new();
     for listener in listeners {
-        let (router, stop) = (router.clone(), stop());
-        all.spawn(async move { axum::serve(listener, router).with_graceful_shutdown(stop).await });
+        let (router, mut stopped) = (router.clone(), stopped.clone());
+        servers.spawn(async move {
+            let stopped = async move {
+                // An error means that the sender is gone, which is as good a reason to stop.
+                let _ = stopped.wait_for(|stopped| *stopped).await;
+            };
+            axum::serve(listener, router).with_graceful_shutdown(stopped).await
+        });
     }
-    while let Some(done) = all.join_next().await {
-        done.map_err(io::Error::other)??;
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let outcome = tokio::select! {
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+        _ = ended => Err(ServeError::WorkerEnded(worker)),
+        // None ends before it is told to, unless its listener is lost.
+        Some(done) = servers.join_next() => done.map_err(io::Error::other)?.map_err(ServeError::from),
+    };
+    info!("stopping");
+    let _ = stop.send(true);
+    if tokio::time::timeout(GRACE, servers.join_all()).await.is_err() {
+        warn!("a request did not end in {} s; leaving it", GRACE.as_secs());
     }
-    Ok(())
+    outcome
 }
 
 #[cfg(test)]

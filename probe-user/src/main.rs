@@ -4,7 +4,6 @@ use std::{
     process::ExitCode,
     sync::{Arc, mpsc},
     thread,
-    time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -16,11 +15,7 @@ use probe_user::{
     sampler::{Request, Sampler},
     start,
 };
-use tokio::signal::unix::{SignalKind, signal};
 use tracing::{info, warn};
-
-/// Requests in flight when we are told to stop have this long to end.
-const GRACE: Duration = Duration::from_secs(3);
 
 fn main() -> ExitCode {
     let config: Config = match program::parse() {
@@ -64,32 +59,9 @@ fn run(config: &Config) -> Result<()> {
             Sampler::new(parts).run(&asked, |snapshot| publish.publish(snapshot));
         })?;
 
-        for address in server::addresses(&listeners) {
-            info!("listening on http://{address}/");
-        }
         let router = server::routes(board.clone()).merge(routes::routes(board));
-        let (stop, stopped) = tokio::sync::watch::channel(false);
-        let serving = tokio::spawn(server::serve(listeners, router, move || {
-            let mut stopped = stopped.clone();
-            async move {
-                // An error means that the sender is gone, which is as good a reason to stop.
-                let _ = stopped.wait_for(|stopped| *stopped).await;
-            }
-        }));
-
-        let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-        let outcome = tokio::select! {
-            _ = terminate.recv() => Ok(()),
-            _ = interrupt.recv() => Ok(()),
-            _ = sampler_ended => Err(anyhow::anyhow!("the sampler ended by itself; this is a bug, please report the log above")),
-        };
-        info!("stopping");
+        let outcome = server::serve(listeners, router, "sampler", sampler_ended).await;
         let _ = requests.send(Request::Stop);
-        let _ = stop.send(true);
-        match tokio::time::timeout(GRACE, serving).await {
-            Ok(done) => done??,
-            Err(_) => warn!("a request did not end in {} s; leaving it", GRACE.as_secs()),
-        }
         outcome?;
         if sampler.join().is_err() {
             bail!("the sampler panicked");

@@ -1,4 +1,4 @@
-//! The feed: `/api/v1/window` and `/api/v1/mark`, and what the shared server asks of us.
+//! The feed: `/api/v1/window`, `/api/v1/mark` and `/api/v1/sources`, and what the shared server asks of us.
 
 use std::{
     sync::{Arc, mpsc},
@@ -111,6 +111,7 @@ impl Pages for Board {
                 link("/metrics", "for Prometheus"),
                 link("/health", "alive?"),
                 link("/ready", "is every wanted source there?"),
+                link("/api/v1/sources", "how every source stands, and what to do about it"),
                 link("/api/v1/window", "joules and CPU seconds between two moments: ?start=UNIX&end=UNIX"),
             ],
             tables: Vec::new(),
@@ -156,7 +157,11 @@ impl Pages for Board {
 
 /// The routes that only the probe has.
 pub fn routes(board: Arc<Board>) -> Router {
-    Router::new().route("/api/v1/window", get(window)).route("/api/v1/mark", post(mark)).with_state(board)
+    Router::new()
+        .route("/api/v1/window", get(window))
+        .route("/api/v1/mark", post(mark))
+        .route("/api/v1/sources", get(sources))
+        .with_state(board)
 }
 
 /// A refusal in a form that programs can read.
@@ -168,6 +173,31 @@ struct Problem {
 
 fn problem(status: StatusCode, code: &'static str, error: impl Into<String>) -> Response {
     (status, Json(Problem { code, error: error.into() })).into_response()
+}
+
+/// How one source stands, with the line that says what to do.
+#[derive(Serialize)]
+struct SourceAnswer {
+    source: &'static str,
+    /// `usable`, `absent`, `denied`, `broken`.
+    state: &'static str,
+    detail: String,
+    wanted: bool,
+}
+
+async fn sources(State(board): State<Arc<Board>>) -> Json<Vec<SourceAnswer>> {
+    let published = board.published.load_full();
+    let sources = published.iter().flat_map(|published| &published.snapshot.sources);
+    Json(
+        sources
+            .map(|source| SourceAnswer {
+                source: source.source,
+                state: source.state.as_ref().map_or_else(|why| why.reason.as_str(), |()| "usable"),
+                detail: source.state.as_ref().map_or_else(|why| why.detail.clone(), |()| source.detail.clone()),
+                wanted: source.wanted,
+            })
+            .collect(),
+    )
 }
 
 #[derive(Deserialize)]

@@ -1,7 +1,10 @@
 //! `cargo xtask`: everything one does with this tree, so that no build logic lives in shell.
 
+mod api;
 mod build_ebpf;
+mod demo;
 mod shell;
+mod up;
 
 use std::process::ExitCode;
 
@@ -16,12 +19,15 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Build everything and run both programs in the foreground, with a live table of containers. Needs root
+    Up(up::Up),
     /// Build the programs that run inside the kernel, and the toolchain for it where it is missing
     BuildEbpf,
 }
 
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
+        Command::Up(args) => up::up(&args),
         Command::BuildEbpf => build_ebpf::build_ebpf().map(|_| ()),
     };
     match done {

@@ -1,0 +1,252 @@
+//! `serve`: one thread keeps the newest run and its joules, the server hands out what it rendered.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{Arc, mpsc},
+    time::{Duration, Instant},
+};
+
+use arc_swap::ArcSwapOption;
+use bytes::Bytes;
+use exporter::{landing::Landing, page, program, server::Pages};
+use tracing::{error, info, warn};
+
+use crate::{
+    results::{self, Row},
+    run::Run,
+    store::{self, Candidate},
+    window::{Probe, Refused},
+};
+
+/// A probe that did not answer is asked again after this long, doubled each time up to the second figure.
+const ASK_AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+
+struct Published {
+    metrics: Bytes,
+    run: Option<(Run, Vec<Row>)>,
+    /// Why nothing is served, or what is wrong with what is.
+    problems: Vec<String>,
+    at: Instant,
+}
+
+/// Where the loader puts its newest pages, and where requests find them.
+pub struct Board {
+    published: ArcSwapOption<Published>,
+    refresh: Duration,
+}
+
+impl Board {
+    /// An empty board; `refresh` tells when its data is stale.
+    #[must_use]
+    pub fn new(refresh: Duration) -> Self {
+        Self { published: ArcSwapOption::empty(), refresh }
+    }
+
+    fn stale(&self) -> Option<String> {
+        match &*self.published.load() {
+            None => Some("nothing was read yet".to_owned()),
+            // A probe that does not answer holds the loader up for one time-out per scenario.
+            Some(published) if published.at.elapsed() > self.refresh * 5 + Duration::from_secs(60) => {
+                Some(format!("the results were last looked at {:.0} s ago", published.at.elapsed().as_secs_f64()))
+            }
+            Some(_) => None,
+        }
+    }
+}
+
+impl Pages for Board {
+    fn metrics(&self) -> Option<Bytes> {
+        self.published.load().as_ref().map(|published| published.metrics.clone())
+    }
+
+    fn unhealthy(&self) -> Option<String> {
+        self.published.load().as_ref().and_then(|_| self.stale())
+    }
+
+    fn unready(&self) -> Vec<String> {
+        let mut missing: Vec<String> = self.stale().into_iter().collect();
+        if let Some(published) = &*self.published.load()
+            && published.run.is_none()
+        {
+            missing.extend(published.problems.iter().cloned());
+        }
+        missing
+    }
+
+    fn landing(&self) -> Landing {
+        let link = |path: &str, what: &str| (path.to_owned(), what.to_owned());
+        let mut landing = Landing {
+            name: "wattcast-analysis".into(),
+            about: "Turns runs into results, with the joules that the probe measured.".into(),
+            version: program::version().into(),
+            links: vec![
+                link("/metrics", "for Prometheus"),
+                link("/health", "alive?"),
+                link("/ready", "is there a run to serve?"),
+            ],
+            tables: Vec::new(),
+        };
+        let published = self.published.load();
+        let Some(published) = &*published else { return landing };
+        if let Some((run, rows)) = &published.run {
+            let heads = ["scenario", "seconds", "frames", "energy", ""].map(str::to_owned).to_vec();
+            let rows = rows.iter().map(shown).collect();
+            landing.tables.push((format!("Run {}", run.id), heads, rows));
+        }
+        if !published.problems.is_empty() {
+            let rows = published.problems.iter().map(|problem| vec![problem.clone()]).collect();
+            landing.tables.push(("Problems".into(), vec![String::new()], rows));
+        }
+        landing
+    }
+}
+
+fn shown(row: &Row) -> Vec<String> {
+    let number = |value: Option<f64>| value.map_or_else(|| "–".to_owned(), |value| format!("{value:.1}"));
+    let (energy, note) = match &row.energy {
+        None => (String::new(), "energy is in the file".to_owned()),
+        Some(Err(refused)) => ("–".to_owned(), refused.to_string()),
+        Some(Ok(all)) => (
+            all.iter().map(|j| format!("{} {:.1} J", j.scope.as_str(), j.joules)).collect::<Vec<_>>().join(", "),
+            all.first().map(|joules| format!("source: {}", joules.source)).unwrap_or_default(),
+        ),
+    };
+    vec![
+        row.scenario.name.clone(),
+        number(row.scenario.seconds()),
+        row.scenario.total_frames.map_or_else(|| "–".to_owned(), |frames| frames.to_string()),
+        energy,
+        note,
+    ]
+}
+
+/// Keeps the newest run of a directory.
+pub struct Loader {
+    dir: PathBuf,
+    probe: Probe,
+    newest: Option<Candidate>,
+    run: Option<(Run, Vec<Row>)>,
+    problems: Vec<String>,
+    ask_at: Instant,
+    backoff: Duration,
+}
+
+impl Loader {
+    /// Has read nothing yet.
+    #[must_use]
+    pub fn new(dir: &Path, probe: Probe) -> Self {
+        Self {
+            dir: dir.to_owned(),
+            probe,
+            newest: None,
+            run: None,
+            problems: Vec::new(),
+            ask_at: Instant::now(),
+            backoff: ASK_AGAIN.0,
+        }
+    }
+
+    /// Looks at the directory and publishes, until `stop` says so.
+    pub fn run(mut self, board: &Board, stop: &mpsc::Receiver<()>) {
+        loop {
+            self.look();
+            self.publish(board);
+            if self.ask() {
+                self.publish(board);
+            }
+            if !matches!(stop.recv_timeout(board.refresh), Err(mpsc::RecvTimeoutError::Timeout)) {
+                return;
+            }
+        }
+    }
+
+    /// Reads the newest file that can be read, if it is not the one that is served already.
+    fn look(&mut self) {
+        let candidates = match store::list(&self.dir) {
+            Ok(candidates) => candidates,
+            Err(error) => {
+                self.set_problems(vec![format!("{error}. Create it, or name another with --results-dir")]);
+                return;
+            }
+        };
+        if self.newest.is_some() && self.newest.as_ref() == candidates.first() {
+            return;
+        }
+        let mut problems = Vec::new();
+        if candidates.is_empty() {
+            problems.push(format!("{}: no test_results_YYYYMMDD_HHMMSS.json in it yet", self.dir.display()));
+        }
+        self.run = None;
+        for candidate in &candidates {
+            match store::read(candidate) {
+                Ok(run) => {
+                    info!("{}: {} scenarios", candidate.path.display(), run.scenarios.len());
+                    problems.extend(run.problems.iter().map(|what| format!("{}: {what}", candidate.path.display())));
+                    let rows =
+                        run.scenarios.iter().map(|scenario| Row { scenario: scenario.clone(), energy: None }).collect();
+                    self.run = Some((run, rows));
+                    (self.ask_at, self.backoff) = (Instant::now(), ASK_AGAIN.0);
+                    break;
+                }
+                Err(error) => problems.push(error.to_string()),
+            }
+        }
+        // A torn file becomes whole by being written, and then its time or size differs.
+        self.newest = candidates.into_iter().next();
+        self.set_problems(problems);
+    }
+
+    fn set_problems(&mut self, problems: Vec<String>) {
+        for problem in problems.iter().filter(|problem| !self.problems.contains(problem)) {
+            warn!("{problem}");
+        }
+        self.problems = problems;
+    }
+
+    /// Asks the probe for windows that are still open. True when something was learnt.
+    fn ask(&mut self) -> bool {
+        let Some((run, rows)) = &mut self.run else { return false };
+        if Instant::now() < self.ask_at {
+            return false;
+        }
+        let (mut learnt, mut again) = (false, false);
+        for row in rows {
+            let Some((start, end)) = row.scenario.open_window() else { continue };
+            if row.settled() {
+                continue;
+            }
+            let answer = self.probe.window(start, end, row.scenario.container.as_deref());
+            again |= answer.as_ref().is_err_and(Refused::is_passing);
+            let answer = Some(answer);
+            if row.energy != answer {
+                if let Some(Err(refused)) = &answer {
+                    warn!("run {}, {}: no energy: {refused}", run.id, row.scenario.name);
+                }
+                row.energy = answer;
+                learnt = true;
+            }
+            if again {
+                // The probe is away, or its clock is behind: the other windows would wait as long.
+                break;
+            }
+        }
+        if again {
+            self.ask_at = Instant::now() + self.backoff;
+            self.backoff = (self.backoff * 2).min(ASK_AGAIN.1);
+        }
+        learnt
+    }
+
+    fn publish(&self, board: &Board) {
+        let run = self.run.as_ref().map(|(run, rows)| (run, &**rows));
+        match page::render(results::families(run, self.problems.len())) {
+            Ok(metrics) => board.published.store(Some(Arc::new(Published {
+                metrics,
+                run: self.run.clone(),
+                problems: self.problems.clone(),
+                at: Instant::now(),
+            }))),
+            Err(error) => error!("cannot render the page: {error}"),
+        }
+    }
+}

@@ -1,0 +1,245 @@
+//! Reading result files: which is the newest, what is in it, what is wrong with it.
+//!
+//! Nothing here trusts a file. A torn or alien one is named and passed over for the next older; a wrong row is named and
+//! left out; the rest is served.
+
+use std::{
+    collections::HashMap,
+    fs, io,
+    path::{Path, PathBuf},
+    time::SystemTime,
+};
+
+use serde_json::Value;
+
+use crate::run::{Run, Scenario};
+
+/// The largest file read. The largest seen in the wild, five days of one farm, has 200 kB.
+pub const MAX_FILE: u64 = 64 << 20;
+/// Most scenarios of a file that are served.
+pub const MAX_SCENARIOS: usize = 10_000;
+/// Longest text that becomes a label.
+const MAX_TEXT: usize = 128;
+
+const PREFIX: &str = "test_results_";
+const SUFFIX: &str = ".json";
+
+/// Why a file gives no run.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// It cannot be read.
+    #[error("{}: {error}", path.display())]
+    Io {
+        /// Which file or directory.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// It is larger than [`MAX_FILE`].
+    #[error("{}: {bytes} bytes; files above 64 MiB are not read", path.display())]
+    TooLarge {
+        /// Which file.
+        path: PathBuf,
+        /// Its size.
+        bytes: u64,
+    },
+    /// It is not a result file.
+    #[error("{}: {what}. If it is still being written it is read when it is whole; else remove it", path.display())]
+    Alien {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong.
+        what: String,
+    },
+}
+
+/// A result file by its name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Candidate {
+    /// Where it is.
+    pub path: PathBuf,
+    /// The time in its name.
+    pub id: String,
+    /// When it was last written.
+    pub modified: SystemTime,
+    /// Its size in bytes.
+    pub bytes: u64,
+}
+
+/// Every result file of `dir`, newest first: by the time in the name, which a copy keeps, then by the time of writing.
+///
+/// # Errors
+/// When the directory cannot be listed.
+pub fn list(dir: &Path) -> Result<Vec<Candidate>, ReadError> {
+    let failed = |error| ReadError::Io { path: dir.to_owned(), error };
+    let mut all = Vec::new();
+    for entry in fs::read_dir(dir).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        let Some(id) = entry.file_name().to_str().and_then(id_of).map(str::to_owned) else { continue };
+        // A file that went meanwhile is not there.
+        let Ok(meta) = entry.metadata() else { continue };
+        let modified = meta.modified().unwrap_or(SystemTime::UNIX_EPOCH);
+        all.push(Candidate { path: entry.path(), id, modified, bytes: meta.len() });
+    }
+    all.sort_unstable_by(|a, b| (&b.id, b.modified).cmp(&(&a.id, a.modified)));
+    Ok(all)
+}
+
+/// The time in `test_results_YYYYMMDD_HHMMSS.json`.
+fn id_of(name: &str) -> Option<&str> {
+    let id = name.strip_prefix(PREFIX)?.strip_suffix(SUFFIX)?;
+    let (date, time) = id.split_once('_')?;
+    let digits = |text: &str, length| text.len() == length && text.bytes().all(|byte| byte.is_ascii_digit());
+    (digits(date, 8) && digits(time, 6)).then_some(id)
+}
+
+/// Reads one file.
+///
+/// # Errors
+/// When it cannot be read, is too large, or is not a result file.
+pub fn read(candidate: &Candidate) -> Result<Run, ReadError> {
+    let path = || candidate.path.clone();
+    if candidate.bytes > MAX_FILE {
+        return Err(ReadError::TooLarge { path: path(), bytes: candidate.bytes });
+    }
+    let text = fs::read(&candidate.path).map_err(|error| ReadError::Io { path: path(), error })?;
+    parse(&candidate.id, &text).map_err(|what| ReadError::Alien { path: path(), what })
+}
+
+/// Makes a run of a file's bytes.
+///
+/// # Errors
+/// What is wrong, when it is not a result file.
+pub fn parse(id: &str, text: &[u8]) -> Result<Run, String> {
+    let file: Value = serde_json::from_slice(text).map_err(|error| format!("not whole JSON ({error})"))?;
+    let Some(rows) = file.get("scenarios").and_then(Value::as_array) else {
+        return Err("JSON, but without a list `scenarios`".to_owned());
+    };
+    let mut run = Run { id: id.to_owned(), scenarios: Vec::new(), problems: Vec::new() };
+    if rows.len() > MAX_SCENARIOS {
+        run.problems.push(format!("{} scenarios; only the first {MAX_SCENARIOS} are served", rows.len()));
+    }
+    let mut seen: HashMap<(String, String, String), u32> = HashMap::new();
+    for (index, row) in rows.iter().take(MAX_SCENARIOS).enumerate() {
+        let mut scenario = match serde_json::from_value::<Scenario>(row.clone()) {
+            Ok(scenario) => scenario,
+            Err(error) => {
+                run.problems.push(format!("scenario {} is left out: {error}", index + 1));
+                continue;
+            }
+        };
+        for text in [&mut scenario.name, &mut scenario.bitrate, &mut scenario.encoder_type] {
+            if let Some((at, _)) = text.char_indices().nth(MAX_TEXT) {
+                text.truncate(at);
+                text.push('…');
+            }
+        }
+        // Two rows with one set of labels would be one series twice.
+        let key = (scenario.name.clone(), scenario.bitrate.clone(), scenario.encoder_type.clone());
+        let count = seen.entry(key).or_default();
+        *count += 1;
+        if *count > 1 {
+            scenario.name = format!("{} #{count}", scenario.name);
+        }
+        run.scenarios.push(scenario);
+    }
+    Ok(run)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The sample that the product grew from: four scenarios with samples and scores.
+    const SAMPLE: &str = include_str!("../tests/data/test_results_20240115_103000.json");
+
+    fn write(dir: &Path, name: &str, text: &str) {
+        fs::write(dir.join(name), text).unwrap();
+    }
+
+    #[test]
+    fn the_sample_is_read_whole() {
+        let run = parse("20240115_103000", SAMPLE.as_bytes()).unwrap();
+        assert!(run.problems.is_empty());
+        let names: Vec<_> = run.scenarios.iter().map(|scenario| &*scenario.name).collect();
+        assert_eq!(names, ["2 streams @ 2500k", "4 streams @ 5000k", "single stream @ 1500k", "baseline idle"]);
+        let first = &run.scenarios[0];
+        assert_eq!((first.duration, first.total_frames, first.dropped_frames), (Some(120.5), Some(3612), Some(5)));
+        assert_eq!((first.vmaf_score, &*first.encoder_type), (Some(92.5), "libx264"));
+        assert_eq!(first.open_window(), None, "it brings samples of its own");
+    }
+
+    #[test]
+    fn the_newest_is_the_one_whose_name_says_so() {
+        let dir = tempfile::tempdir().unwrap();
+        write(dir.path(), "test_results_20250101_000000.json", "{}");
+        write(dir.path(), "test_results_20240101_000000.json", "{}");
+        for name in ["test_results_2025.json", "test_results_20260101_0000000.json", "notes.txt", "x.json"] {
+            write(dir.path(), name, "{}");
+        }
+        let ids: Vec<_> = list(dir.path()).unwrap().into_iter().map(|candidate| candidate.id).collect();
+        assert_eq!(ids, ["20250101_000000", "20240101_000000"]);
+        let missing = list(Path::new("/nowhere")).unwrap_err().to_string();
+        assert!(missing.contains("/nowhere"), "{missing}");
+    }
+
+    #[test]
+    fn a_torn_or_alien_file_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        for (text, word) in [(&SAMPLE[..500], "not whole JSON"), ("[1]", "scenarios"), ("", "not whole JSON")] {
+            write(dir.path(), "test_results_20250101_000000.json", text);
+            let error = read(&list(dir.path()).unwrap()[0]).unwrap_err().to_string();
+            assert!(error.contains(word) && error.contains("test_results_2025"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_row_is_left_out_and_named_and_the_rest_is_served() {
+        let text =
+            r#"{"scenarios":[{"name":"good"},{"name":7},{"bitrate":"1k"},{"name":"also good","total_frames":3}]}"#;
+        let run = parse("x", text.as_bytes()).unwrap();
+        assert_eq!(run.scenarios.len(), 2);
+        assert!(run.problems[0].starts_with("scenario 2 is left out"), "{:?}", run.problems);
+        assert!(run.problems[1].contains("missing field `name`"), "{:?}", run.problems);
+    }
+
+    #[test]
+    fn scenarios_with_the_same_labels_are_told_apart() {
+        let text = r#"{"scenarios":[{"name":"a"},{"name":"a"},{"name":"a","bitrate":"1k"},{"name":"a"}]}"#;
+        let run = parse("x", text.as_bytes()).unwrap();
+        let names: Vec<_> = run.scenarios.iter().map(|scenario| &*scenario.name).collect();
+        assert_eq!(names, ["a", "a #2", "a", "a #3"]);
+    }
+
+    #[test]
+    fn too_many_scenarios_are_cut_and_said() {
+        let rows = vec![r#"{"name":"a"}"#; MAX_SCENARIOS + 1].join(",");
+        let run = parse("x", format!(r#"{{"scenarios":[{rows}]}}"#).as_bytes()).unwrap();
+        assert_eq!((run.scenarios.len(), run.problems.len()), (MAX_SCENARIOS, 1));
+    }
+
+    #[test]
+    fn a_window_is_open_when_there_are_times_and_nothing_else() {
+        let open = |row: &str| {
+            parse("x", format!(r#"{{"scenarios":[{row}]}}"#).as_bytes()).unwrap().scenarios[0].open_window()
+        };
+        assert_eq!(open(r#"{"name":"a","start_time":1,"end_time":2.5}"#), Some((1.0, 2.5)));
+        assert_eq!(open(r#"{"name":"a","start_time":1}"#), None);
+        assert_eq!(open(r#"{"name":"a","start_time":1,"end_time":2,"energy_joules":3}"#), None);
+        assert_eq!(open(r#"{"name":"a","start_time":1,"end_time":2,"power_watts":[1]}"#), None);
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300), at in 0usize..2500) {
+            let _ = parse("x", &bytes);
+            let mut sample = SAMPLE.as_bytes().to_vec();
+            let end = (at + bytes.len()).min(sample.len());
+            let at = at.min(end);
+            sample.splice(at..end, bytes);
+            let _ = parse("x", &sample);
+        }
+    }
+}

@@ -1,0 +1,292 @@
+//! `cargo xtask up`: builds, starts both programs as one foreground command, and shows what containers use.
+
+use std::{
+    fs::{self, File},
+    io::{IsTerminal as _, Write as _},
+    os::unix::{
+        fs::{MetadataExt as _, PermissionsExt as _},
+        process::CommandExt as _,
+    },
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::atomic::{AtomicBool, Ordering},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+
+use crate::{
+    api::Client,
+    build_ebpf, demo,
+    shell::{is_root, root, step, target},
+};
+
+/// Where the probe and the analysis service listen.
+const PROBE: &str = "http://127.0.0.1:9500";
+const ANALYSIS: &str = "http://127.0.0.1:9502";
+/// `nobody` on every distribution.
+const NOBODY: u32 = 65_534;
+
+#[derive(clap::Args)]
+pub(crate) struct Up {
+    /// Also run a transcode of generated video, write its result file and show what it cost
+    #[arg(long)]
+    demo: bool,
+
+    /// Length of the demo's transcode in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    demo_seconds: u32,
+
+    /// Stop when the demo has shown its result, instead of going on until Ctrl-C
+    #[arg(long, requires = "demo")]
+    demo_only: bool,
+
+    /// Directory of result files
+    #[arg(long, value_name = "DIR", default_value = "test_results")]
+    results_dir: PathBuf,
+
+    /// More flags for the probe, after --
+    #[arg(last = true, value_name = "PROBE FLAGS")]
+    probe: Vec<String>,
+}
+
+static STOP: AtomicBool = AtomicBool::new(false);
+
+/// True once Ctrl-C or SIGTERM came.
+pub(crate) fn stopped() -> bool {
+    STOP.load(Ordering::Relaxed)
+}
+
+/// Sleeps, but wakes when told to stop.
+pub(crate) fn pause(time: Duration) {
+    let end = Instant::now() + time;
+    while !stopped() && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(50).min(end.saturating_duration_since(Instant::now())));
+    }
+}
+
+pub(crate) fn up(args: &Up) -> Result<()> {
+    if !is_root() {
+        bail!(
+            "this needs root: the probe opens energy counters and loads eBPF programs, then drops its privileges. \
+             Run: sudo -E env PATH=\"$PATH\" cargo xtask up"
+        );
+    }
+    catch_signals();
+    let bin = build()?;
+    let results = root().join(&args.results_dir);
+    fs::create_dir_all(&results).with_context(|| format!("cannot make {}", results.display()))?;
+    let logs = target().join("up");
+    fs::create_dir_all(&logs)?;
+
+    eprintln!("Starting");
+    let mut probe_command = Command::new(bin.join("wattcast-probe"));
+    probe_command.args(&args.probe);
+    let mut probe = Service::start("wattcast-probe", &mut probe_command, &logs)?;
+    let probe_client = Client::new(PROBE);
+    probe_client.wait(Duration::from_secs(20), || probe.alive())?;
+
+    let mut analysis_command = Command::new(bin.join("wattcast-analysis"));
+    analysis_command.arg("serve").arg("--results-dir").arg(&results).args(["--probe-url", PROBE]);
+    unprivileged(&mut analysis_command, &[&bin, &results]);
+    let mut analysis = Service::start("wattcast-analysis", &mut analysis_command, &logs)?;
+    let analysis_client = Client::new(ANALYSIS);
+    analysis_client.wait(Duration::from_secs(20), || analysis.alive())?;
+
+    say_sources(&probe_client)?;
+    println!();
+    println!("  probe     {PROBE}/          metrics on /metrics, log in {}", logs.join("wattcast-probe.log").display());
+    println!("  analysis  {ANALYSIS}/          results of {}", results.display());
+    println!();
+
+    if args.demo {
+        demo::run(args.demo_seconds, &probe_client, &analysis_client, &results)?;
+        if args.demo_only {
+            return Ok(());
+        }
+    }
+    println!("Containers, by the second. Ctrl-C stops everything.");
+    let mut screen = Screen::default();
+    while !stopped() {
+        probe.alive()?;
+        analysis.alive()?;
+        screen.show(&probe_client.metrics().map(|samples| table(&samples)).unwrap_or_default());
+        pause(screen.interval());
+    }
+    println!("\nStopping");
+    Ok(())
+}
+
+/// Builds both programs as they are shipped; gives their directory.
+fn build() -> Result<PathBuf> {
+    build_ebpf::build_ebpf()?;
+    eprintln!("Programs");
+    let done = Command::new("cargo")
+        .args(["build", "--release", "--package", "probe-user", "--package", "analysis"])
+        .current_dir(root())
+        .status()
+        .context("cannot run cargo")?;
+    if !done.success() {
+        bail!("the build failed");
+    }
+    Ok(target().join("release"))
+}
+
+fn catch_signals() {
+    extern "C" fn stop(_: libc::c_int) {
+        STOP.store(true, Ordering::Relaxed);
+    }
+    for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
+        // SAFETY: the handler only stores to an atomic, which is allowed in a signal handler.
+        unsafe { libc::signal(signal, stop as *const () as libc::sighandler_t) };
+    }
+}
+
+/// Lets the service run as whoever called sudo, else as nobody, if that user can reach what it needs.
+fn unprivileged(command: &mut Command, paths: &[&Path]) {
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u32>().ok());
+    let (uid, gid) = match (number("SUDO_UID"), number("SUDO_GID")) {
+        (Some(uid), Some(gid)) if uid != 0 => (uid, gid),
+        _ => (NOBODY, NOBODY),
+    };
+    let reaches = |path: &&Path| {
+        path.ancestors()
+            .all(|dir| fs::metadata(dir).is_ok_and(|meta| meta.uid() == uid || meta.permissions().mode() & 0o001 != 0))
+    };
+    if paths.iter().all(reaches) {
+        command.uid(uid).gid(gid);
+    } else {
+        step("wattcast-analysis runs as root: no other user can reach this directory. It needs no privileges");
+    }
+}
+
+/// A program that ends with us, whatever ends us.
+struct Service {
+    name: &'static str,
+    child: Child,
+    log: PathBuf,
+}
+
+impl Service {
+    fn start(name: &'static str, command: &mut Command, logs: &Path) -> Result<Self> {
+        let log = logs.join(format!("{name}.log"));
+        let file = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
+        // A group of its own: Ctrl-C is for us, and we end the services in order.
+        command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file).process_group(0);
+        die_with_us(command);
+        let child = command.spawn().with_context(|| format!("cannot start {name}"))?;
+        Ok(Self { name, child, log })
+    }
+
+    /// An error with the end of its log when it has ended.
+    fn alive(&mut self) -> Result<()> {
+        if let Some(status) = self.child.try_wait()? {
+            let log = fs::read_to_string(&self.log).unwrap_or_default();
+            let lines: Vec<&str> = log.lines().rev().take(8).collect();
+            let tail: String = lines.iter().rev().map(|line| format!("\n  {line}")).collect();
+            bail!("{} ended ({status}):{tail}", self.name);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        if let Ok(pid) = libc::pid_t::try_from(self.child.id())
+            && matches!(self.child.try_wait(), Ok(None))
+        {
+            // SAFETY: the child was not waited for, so the pid is still its own.
+            unsafe { libc::kill(pid, libc::SIGTERM) };
+            let end = Instant::now() + Duration::from_secs(5);
+            while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < end {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+}
+
+/// The child gets SIGTERM when we die, even of SIGKILL.
+pub(crate) fn die_with_us(command: &mut Command) {
+    // SAFETY: prctl is a system call without memory of ours; it may be called between fork and exec.
+    unsafe {
+        command.pre_exec(|| {
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM);
+            Ok(())
+        });
+    }
+}
+
+/// One line per source with its state.
+fn say_sources(probe: &Client) -> Result<()> {
+    println!("Sources");
+    let sources = probe.json("/api/v1/sources")?;
+    for source in sources.as_array().into_iter().flatten() {
+        let text = |key: &str| source[key].as_str().unwrap_or_default();
+        println!("  {:<9} {:<7} {}", text("source"), text("state"), text("detail"));
+    }
+    Ok(())
+}
+
+/// The rows of the live table, most watts first.
+fn table(samples: &[crate::api::Sample]) -> Vec<String> {
+    let find = |name: &'static str| samples.iter().filter(move |sample| sample.name == name);
+    let mut rows: Vec<(f64, String)> = find("wattcast_container_power_watts")
+        .filter(|sample| sample.label("zone") == "package")
+        .map(|sample| {
+            let id = sample.label("id");
+            let sum = |name| find(name).filter(|row| row.label("id") == id).map(|row| row.value).sum::<f64>();
+            let name: String = sample.label("container").chars().take(28).collect();
+            let image: String = sample.label("image").chars().take(24).collect();
+            let row = format!(
+                "  {name:<28} {image:<24} {:>8.2} W {:>10.1} J {:>9.2} CPU s  {}",
+                sample.value,
+                sum("wattcast_container_energy_joules_total"),
+                sum("wattcast_container_cpu_seconds_total"),
+                sample.label("source"),
+            );
+            (sample.value, row)
+        })
+        .collect();
+    rows.sort_by(|a, b| b.0.total_cmp(&a.0));
+    let mut all: Vec<String> = rows.into_iter().take(20).map(|(_, row)| row).collect();
+    if all.is_empty() {
+        all.push("  no container runs".to_owned());
+    }
+    for sample in find("wattcast_power_watts").filter(|sample| sample.label("zone") == "package") {
+        let modelled = if sample.label("source") == "model" { ", modelled, not measured" } else { "" };
+        all.push(format!(
+            "  package {}: {:.2} W (source: {}{modelled})",
+            sample.label("package"),
+            sample.value,
+            sample.label("source")
+        ));
+    }
+    all
+}
+
+/// Redraws in place on a terminal; on a pipe it prints now and then.
+#[derive(Default)]
+struct Screen {
+    lines: usize,
+}
+
+impl Screen {
+    fn interval(&self) -> Duration {
+        Duration::from_secs(if std::io::stdout().is_terminal() { 1 } else { 10 })
+    }
+
+    fn show(&mut self, rows: &[String]) {
+        let mut out = std::io::stdout().lock();
+        if out.is_terminal() && self.lines > 0 {
+            // Up to the first line of the table, and clear what stood there.
+            let _ = write!(out, "\x1b[{}A\x1b[J", self.lines);
+        }
+        for row in rows {
+            let _ = writeln!(out, "{row}");
+        }
+        let _ = out.flush();
+        self.lines = rows.len();
+    }
+}
