@@ -89,7 +89,7 @@ pub enum Refusal {
     },
     /// It starts before the oldest tick.
     #[error(
-        "the window starts at {start:.3}, but this probe remembers only from {oldest:.3} on. Ask sooner, or give it a larger --window.bytes"
+        "the window starts at {start:.3}, but this probe remembers only from {oldest:.3} on: what happened since its start, as far as --window.bytes allows"
     )]
     TooOld {
         /// As asked.

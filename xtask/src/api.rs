@@ -7,71 +7,115 @@ use serde_json::Value;
 
 /// One sample of a metrics page.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Sample {
-    pub(crate) name: String,
-    pub(crate) labels: Vec<(String, String)>,
-    pub(crate) value: f64,
+pub struct Sample {
+    /// Its full name.
+    pub name: String,
+    /// Names and values, unescaped.
+    pub labels: Vec<(String, String)>,
+    /// Its value.
+    pub value: f64,
 }
 
 impl Sample {
-    pub(crate) fn label(&self, name: &str) -> &str {
+    /// A label's value; empty when the sample has no such label.
+    #[must_use]
+    pub fn label(&self, name: &str) -> &str {
         self.labels.iter().find(|(known, _)| known == name).map_or("", |(_, value)| value)
     }
 }
 
 /// A program by its base URL.
-#[derive(Clone)]
-pub(crate) struct Client {
+#[derive(Clone, Debug)]
+pub struct Client {
     base: String,
     agent: ureq::Agent,
 }
 
 impl Client {
-    pub(crate) fn new(base: impl Into<String>) -> Self {
-        let config = ureq::Agent::config_builder().timeout_global(Some(Duration::from_secs(5))).build();
+    /// Connects to nothing yet.
+    #[must_use]
+    pub fn new(base: impl Into<String>) -> Self {
+        let config = ureq::Agent::config_builder()
+            .timeout_global(Some(Duration::from_secs(5)))
+            .http_status_as_error(false)
+            .build();
         Self { base: base.into(), agent: config.into() }
     }
 
-    pub(crate) fn url(&self, path: &str) -> String {
+    /// The full URL of a path.
+    #[must_use]
+    pub fn url(&self, path: &str) -> String {
         format!("{}{path}", self.base)
     }
 
-    pub(crate) fn text(&self, path: &str) -> Result<String> {
-        let url = self.url(path);
-        self.agent.get(&url).call().and_then(|mut reply| reply.body_mut().read_to_string()).context(url)
+    /// The body behind a path.
+    ///
+    /// # Errors
+    /// When there is no answer, or one of 400 and above.
+    pub fn text(&self, path: &str) -> Result<String> {
+        let (status, body) = self.get(path)?;
+        if status >= 400 {
+            bail!("{}: {status}: {body}", self.url(path));
+        }
+        Ok(body)
     }
 
-    pub(crate) fn json(&self, path: &str) -> Result<Value> {
+    /// Status and body behind a path, whatever the status.
+    ///
+    /// # Errors
+    /// When there is no answer.
+    pub fn get(&self, path: &str) -> Result<(u16, String)> {
+        let url = self.url(path);
+        let mut reply = self.agent.get(&url).call().with_context(|| url.clone())?;
+        Ok((reply.status().as_u16(), reply.body_mut().read_to_string().context(url)?))
+    }
+
+    /// The JSON behind a path.
+    ///
+    /// # Errors
+    /// As [`Client::text`], and when it is not JSON.
+    pub fn json(&self, path: &str) -> Result<Value> {
         Ok(serde_json::from_str(&self.text(path)?)?)
     }
 
     /// Asks for an extra tick; gives its time in unix seconds.
-    pub(crate) fn mark(&self) -> Result<f64> {
+    ///
+    /// # Errors
+    /// When the probe does not answer, or refuses.
+    pub fn mark(&self) -> Result<f64> {
         let url = self.url("/api/v1/mark");
         let answer: Value = self.agent.post(&url).send_empty()?.body_mut().read_json().context(url)?;
         answer["time"].as_f64().context("the mark has no time")
     }
 
-    pub(crate) fn metrics(&self) -> Result<Vec<Sample>> {
+    /// Every sample of `/metrics`.
+    ///
+    /// # Errors
+    /// As [`Client::text`].
+    pub fn metrics(&self) -> Result<Vec<Sample>> {
         Ok(parse(&self.text("/metrics")?))
     }
 
-    /// Waits until the program answers.
-    pub(crate) fn wait(&self, patience: Duration, mut alive: impl FnMut() -> Result<()>) -> Result<()> {
+    /// Waits until the program answers; `alive` says whether that makes sense still.
+    ///
+    /// # Errors
+    /// When it does not answer in time, or is not alive.
+    pub fn wait(&self, patience: Duration, mut alive: impl FnMut() -> Result<()>) -> Result<()> {
         let start = Instant::now();
         while self.text("/metrics").is_err() {
             alive()?;
             if start.elapsed() > patience {
                 bail!("{} does not answer", self.url("/metrics"));
             }
-            std::thread::sleep(Duration::from_millis(50));
+            std::thread::sleep(Duration::from_millis(5));
         }
         Ok(())
     }
 }
 
 /// Samples of a page in the text format; what is none is passed over.
-pub(crate) fn parse(page: &str) -> Vec<Sample> {
+#[must_use]
+pub fn parse(page: &str) -> Vec<Sample> {
     page.lines().filter(|line| !line.starts_with('#')).filter_map(sample).collect()
 }
 

@@ -17,12 +17,16 @@ const LLVM_VERSIONS: [u32; 3] = [22, 21, 20];
 const BPF_LINKER_VERSION: &str = "0.13.0";
 
 /// Where the object lies after the build; `probe-user/build.rs` takes it from here.
-pub(crate) fn object() -> PathBuf {
+#[must_use]
+pub fn object() -> PathBuf {
     target().join("bpf").join("wattcast.bpf.o")
 }
 
 /// Builds the object, installing what is missing. Returns its path.
-pub(crate) fn build_ebpf() -> Result<PathBuf> {
+///
+/// # Errors
+/// When a part of the toolchain cannot be had here, or the build fails.
+pub fn build_ebpf() -> Result<PathBuf> {
     eprintln!("eBPF programs");
     let compiler = Compiler::find()?;
     step(format!("compiler: {}", compiler.what));

@@ -5,7 +5,7 @@
 
 use std::{
     fs,
-    io::{BufRead as _, BufReader, Write as _},
+    io::{BufRead as _, BufReader},
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -17,8 +17,11 @@ use serde_json::json;
 
 use crate::{
     api::{Client, Sample},
-    shell::{output, packages, run as run_quietly, step, target, which},
-    up::{die_with_us, pause, stopped},
+    cgroup::{self, Cgroup},
+    docker::{Engine, IMAGE},
+    program::die_with_us,
+    shell::{packages, run as run_quietly, step, target, which},
+    up::{pause, stopped},
 };
 
 /// The demo's video.
@@ -29,7 +32,6 @@ const BITRATE: &str = "2500k";
 const ENCODER: &str = "libx264";
 /// Length of the generated source; the transcode loops over it.
 const SOURCE_SECONDS: u32 = 10;
-const IMAGE: &str = "wattcast-demo:latest";
 
 /// Runs the transcode and shows its energy.
 pub(crate) fn run(seconds: u32, probe: &Client, analysis: &Client, results: &Path) -> Result<()> {
@@ -65,7 +67,7 @@ pub(crate) fn run(seconds: u32, probe: &Client, analysis: &Client, results: &Pat
         "end_time": end,
         "avg_fps": f64::from(frames) / (end - start),
         "total_frames": frames,
-        "container": job.name(),
+        "container": &job.name,
     });
     let file = results.join(format!("test_results_{run}.json"));
     let draft = results.join(format!(".test_results_{run}.part"));
@@ -94,51 +96,37 @@ fn source(ffmpeg: &Path, dir: &Path) -> Result<PathBuf> {
     Ok(clip)
 }
 
-/// Where the transcode runs.
-enum Job {
-    Docker { docker: PathBuf, name: String, source: PathBuf, ffmpeg: PathBuf },
-    Cgroup { dir: PathBuf, name: String, source: PathBuf, ffmpeg: PathBuf },
+/// A transcode and where it runs.
+struct Job {
+    name: String,
+    place: Place,
+    source: PathBuf,
+    ffmpeg: PathBuf,
+}
+
+enum Place {
+    Docker(Engine),
+    Cgroup(Cgroup),
 }
 
 impl Job {
     fn prepare(ffmpeg: &Path, source: &Path) -> Result<Self> {
         let name = format!("wattcast-demo-{}", std::process::id());
-        let (source, ffmpeg) = (source.to_owned(), ffmpeg.to_owned());
-        if let Some(docker) = engine() {
-            // An image without a single file; what runs in it is mounted.
-            let archive = Command::new("tar").args(["-cf", "-", "--files-from", "/dev/null"]).output()?.stdout;
-            let mut import = Command::new(&docker)
-                .args(["import", "-", IMAGE])
-                .stdin(Stdio::piped())
-                .stdout(Stdio::null())
-                .spawn()?;
-            import.stdin.take().context("no pipe")?.write_all(&archive)?;
-            if import.wait()?.success() {
-                return Ok(Self::Docker { docker, name, source, ffmpeg });
+        let place = match Engine::find() {
+            Ok(engine) => Place::Docker(engine),
+            Err(reason) => {
+                step(format!("{reason:#}; going on without a container"));
+                let tree = cgroup::v2().context("no cgroup v2 tree is mounted either")?;
+                Place::Cgroup(Cgroup::create(&tree, &name)?)
             }
-            step("docker import failed; going on without a container");
-        } else {
-            step("no Docker engine answers; going on without a container");
-        }
-        let trees = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"];
-        let Some(tree) = trees.iter().map(Path::new).find(|dir| dir.join("cgroup.controllers").exists()) else {
-            bail!("no cgroup v2 tree is mounted, and no Docker engine answers");
         };
-        let dir = tree.join(&name);
-        fs::create_dir(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
-        Ok(Self::Cgroup { dir, name, source, ffmpeg })
-    }
-
-    fn name(&self) -> &str {
-        match self {
-            Self::Docker { name, .. } | Self::Cgroup { name, .. } => name,
-        }
+        Ok(Self { name, place, source: source.to_owned(), ffmpeg: ffmpeg.to_owned() })
     }
 
     fn place(&self) -> String {
-        match self {
-            Self::Docker { name, .. } => format!("the Docker container {name}, image {IMAGE}"),
-            Self::Cgroup { dir, .. } => format!("the cgroup {}", dir.display()),
+        match &self.place {
+            Place::Docker(_) => format!("the Docker container {}, image {IMAGE}", self.name),
+            Place::Cgroup(cgroup) => format!("the cgroup {}", cgroup.dir.display()),
         }
     }
 
@@ -179,28 +167,18 @@ impl Job {
             .map(str::to_owned)
             .to_vec()
         };
-        let mut command = match self {
-            Self::Docker { docker, name, source, ffmpeg } => {
-                let mut command = Command::new(docker);
-                command.args(["run", "--rm", "--name", name, "--network", "none", "--read-only"]);
-                for dir in ["/usr", "/bin", "/lib", "/lib64", "/etc/alternatives"] {
-                    if Path::new(dir).exists() {
-                        command.args(["--volume", &format!("{dir}:{dir}:ro")]);
-                    }
-                }
-                let clips = source.parent().context("the clip has no directory")?;
-                command.arg("--volume").arg(format!("{}:/demo:ro", clips.display()));
-                command.args([IMAGE, &ffmpeg.to_string_lossy()]).args(args("/demo/source.mp4"));
+        let mut command = match &self.place {
+            Place::Docker(engine) => {
+                let clips = self.source.parent().context("the clip has no directory")?;
+                let volume = format!("{}:/demo:ro", clips.display());
+                let mut command = engine.run(&self.name, &["--volume", &volume], &self.ffmpeg);
+                command.args(args("/demo/source.mp4"));
                 command
             }
-            Self::Cgroup { dir, source, ffmpeg, .. } => {
-                let mut command = Command::new(ffmpeg);
-                command.args(args(&source.to_string_lossy()));
-                let procs = fs::OpenOptions::new().write(true).open(dir.join("cgroup.procs"))?;
-                // SAFETY: one write of a literal to a descriptor that was opened before the fork.
-                unsafe {
-                    command.pre_exec(move || (&procs).write_all(b"0"));
-                }
+            Place::Cgroup(cgroup) => {
+                let mut command = Command::new(&self.ffmpeg);
+                command.args(args(&self.source.to_string_lossy()));
+                cgroup.enter(&mut command)?;
                 command
             }
         };
@@ -240,8 +218,8 @@ impl Job {
     }
 
     fn end(&self, child: &mut Child) {
-        if let Self::Docker { docker, name, .. } = self {
-            let _ = Command::new(docker).args(["kill", name]).stdout(Stdio::null()).stderr(Stdio::null()).status();
+        if let Place::Docker(engine) = &self.place {
+            engine.remove(&self.name);
         }
         let _ = child.kill();
     }
@@ -249,24 +227,11 @@ impl Job {
 
 impl Drop for Job {
     fn drop(&mut self) {
-        match self {
-            Self::Docker { docker, name, .. } => {
-                // Usually gone by itself; a start that failed half-way leaves it.
-                let _ =
-                    Command::new(docker).args(["rm", "-f", name]).stdout(Stdio::null()).stderr(Stdio::null()).status();
-            }
-            Self::Cgroup { dir, .. } => {
-                let _ = fs::remove_dir(dir);
-            }
+        if let Place::Docker(engine) = &self.place {
+            // Usually gone by itself; a start that failed half-way leaves it.
+            engine.remove(&self.name);
         }
     }
-}
-
-/// The Docker client, when an engine answers it.
-pub(crate) fn engine() -> Option<PathBuf> {
-    let docker = which("docker")?;
-    output(Command::new(&docker).args(["version", "--format", "{{.Server.Version}}"])).ok()?;
-    Some(docker)
 }
 
 /// Now, as the results' file names want it.
@@ -324,7 +289,7 @@ fn show(probe: &Client, analysis: &Client, run: &str, job: &Job, start: f64, end
     let dynamic = (host - idle).max(f64::MIN_POSITIVE);
 
     println!();
-    println!("Result of run {run}, container {}, source: {source}", job.name());
+    println!("Result of run {run}, container {}, source: {source}", job.name);
     if source == "model" {
         println!("  This machine measures no energy; the joules below are modelled from CPU use, not measured.");
     }
@@ -334,7 +299,7 @@ fn show(probe: &Client, analysis: &Client, run: &str, job: &Job, start: f64, end
     println!("  host       {host:>9.2} J, of which idle {idle:.2} J");
     println!("             {:>9.2} J ({:.1} % of dynamic) system and unattributed", rest, 100.0 * rest / dynamic);
     println!("  on {}: wattcast_run_energy_joules{{run=\"{run}\"}}", analysis.url("/metrics"));
-    println!("  on {}: wattcast_container_energy_joules_total{{container=\"{}\"}}", probe.url("/metrics"), job.name());
+    println!("  on {}: wattcast_container_energy_joules_total{{container=\"{}\"}}", probe.url("/metrics"), job.name);
     println!();
     Ok(())
 }

@@ -1,14 +1,9 @@
 //! `cargo xtask`: everything one does with this tree, so that no build logic lives in shell.
 
-mod api;
-mod build_ebpf;
-mod demo;
-mod shell;
-mod up;
-
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use xtask::{bench, build_ebpf, test, up};
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", about = "Build, run, test and measure Wattcast")]
@@ -21,6 +16,10 @@ struct Cli {
 enum Command {
     /// Build everything and run both programs in the foreground, with a live table of containers. Needs root
     Up(up::Up),
+    /// Run every check and every test; what cannot run here is counted with its reason
+    Test,
+    /// Measure what the probe costs, beside the claims of the exporters it replaces. Needs root
+    Bench(bench::Bench),
     /// Build the programs that run inside the kernel, and the toolchain for it where it is missing
     BuildEbpf,
 }
@@ -28,6 +27,8 @@ enum Command {
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Up(args) => up::up(&args),
+        Command::Test => test::test(),
+        Command::Bench(args) => bench::bench(&args),
         Command::BuildEbpf => build_ebpf::build_ebpf().map(|_| ()),
     };
     match done {

@@ -10,32 +10,40 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 /// The workspace root, from where every path below is taken.
-pub(crate) fn root() -> PathBuf {
+#[must_use]
+pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().map(Path::to_owned).unwrap_or_default()
 }
 
 /// The target directory that cargo uses for this workspace.
-pub(crate) fn target() -> PathBuf {
+#[must_use]
+pub fn target() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
 }
 
 /// Says one step of a longer job.
-pub(crate) fn step(what: impl AsRef<str>) {
+pub fn step(what: impl AsRef<str>) {
     eprintln!("  {}", what.as_ref());
 }
 
-pub(crate) fn is_root() -> bool {
+/// True when we may do anything.
+#[must_use]
+pub fn is_root() -> bool {
     // SAFETY: geteuid takes nothing, touches nothing and cannot fail.
     unsafe { libc::geteuid() == 0 }
 }
 
-/// The first of `names` that is in PATH.
-pub(crate) fn which(name: &str) -> Option<PathBuf> {
+/// A program in PATH.
+#[must_use]
+pub fn which(name: &str) -> Option<PathBuf> {
     std::env::split_paths(&std::env::var_os("PATH")?).map(|dir| dir.join(name)).find(|path| path.is_file())
 }
 
 /// Standard output of a command that must succeed, trimmed.
-pub(crate) fn output(command: &mut Command) -> Result<String> {
+///
+/// # Errors
+/// When it cannot be run or fails, with what it wrote to standard error.
+pub fn output(command: &mut Command) -> Result<String> {
     let shown = show(command);
     let out = command.stderr(Stdio::piped()).output().with_context(|| format!("cannot run {shown}"))?;
     if !out.status.success() {
@@ -45,7 +53,10 @@ pub(crate) fn output(command: &mut Command) -> Result<String> {
 }
 
 /// Runs a long command quietly: one line when it starts, its time when it ends, its whole output when it fails.
-pub(crate) fn run(what: &str, command: &mut Command) -> Result<()> {
+///
+/// # Errors
+/// When it cannot be run or fails.
+pub fn run(what: &str, command: &mut Command) -> Result<()> {
     let start = Instant::now();
     eprint!("  {what} ... ");
     let out = command.stdin(Stdio::null()).output().with_context(|| format!("cannot run {}", show(command)));
@@ -86,7 +97,10 @@ fn can_install() -> bool {
 /// Installs Debian packages, or names the one command that does.
 ///
 /// `why` completes the sentence "… is needed to …".
-pub(crate) fn packages(names: &[&str], why: &str) -> Result<()> {
+///
+/// # Errors
+/// When they cannot be installed here; the message says what to run.
+pub fn packages(names: &[&str], why: &str) -> Result<()> {
     let list = names.join(" ");
     if !can_install() {
         let sudo = if which("apt-get").is_some() { "sudo apt-get install -y" } else { "install" };

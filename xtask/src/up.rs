@@ -1,14 +1,14 @@
 //! `cargo xtask up`: builds, starts both programs as one foreground command, and shows what containers use.
 
 use std::{
-    fs::{self, File},
+    fs,
     io::{IsTerminal as _, Write as _},
     os::unix::{
         fs::{MetadataExt as _, PermissionsExt as _},
         process::CommandExt as _,
     },
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::Command,
     sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
@@ -18,6 +18,7 @@ use anyhow::{Context, Result, bail};
 use crate::{
     api::Client,
     build_ebpf, demo,
+    program::Program,
     shell::{is_root, root, step, target},
 };
 
@@ -27,8 +28,9 @@ const ANALYSIS: &str = "http://127.0.0.1:9502";
 /// `nobody` on every distribution.
 const NOBODY: u32 = 65_534;
 
-#[derive(clap::Args)]
-pub(crate) struct Up {
+/// Flags of `up`.
+#[derive(Debug, clap::Args)]
+pub struct Up {
     /// Also run a transcode of generated video, write its result file and show what it cost
     #[arg(long)]
     demo: bool,
@@ -65,7 +67,11 @@ pub(crate) fn pause(time: Duration) {
     }
 }
 
-pub(crate) fn up(args: &Up) -> Result<()> {
+/// Runs it.
+///
+/// # Errors
+/// When something cannot be built, started or kept running.
+pub fn up(args: &Up) -> Result<()> {
     if !is_root() {
         bail!(
             "this needs root: the probe opens energy counters and loads eBPF programs, then drops its privileges. \
@@ -74,6 +80,9 @@ pub(crate) fn up(args: &Up) -> Result<()> {
     }
     catch_signals();
     let bin = build()?;
+    if stopped() {
+        return Ok(());
+    }
     let results = root().join(&args.results_dir);
     fs::create_dir_all(&results).with_context(|| format!("cannot make {}", results.display()))?;
     let logs = target().join("up");
@@ -82,14 +91,14 @@ pub(crate) fn up(args: &Up) -> Result<()> {
     eprintln!("Starting");
     let mut probe_command = Command::new(bin.join("wattcast-probe"));
     probe_command.args(&args.probe);
-    let mut probe = Service::start("wattcast-probe", &mut probe_command, &logs)?;
+    let mut probe = Program::start("wattcast-probe", &mut probe_command, &logs)?;
     let probe_client = Client::new(PROBE);
     probe_client.wait(Duration::from_secs(20), || probe.alive())?;
 
     let mut analysis_command = Command::new(bin.join("wattcast-analysis"));
     analysis_command.arg("serve").arg("--results-dir").arg(&results).args(["--probe-url", PROBE]);
     unprivileged(&mut analysis_command, &[&bin, &results]);
-    let mut analysis = Service::start("wattcast-analysis", &mut analysis_command, &logs)?;
+    let mut analysis = Program::start("wattcast-analysis", &mut analysis_command, &logs)?;
     let analysis_client = Client::new(ANALYSIS);
     analysis_client.wait(Duration::from_secs(20), || analysis.alive())?;
 
@@ -157,64 +166,6 @@ fn unprivileged(command: &mut Command, paths: &[&Path]) {
         command.uid(uid).gid(gid);
     } else {
         step("wattcast-analysis runs as root: no other user can reach this directory. It needs no privileges");
-    }
-}
-
-/// A program that ends with us, whatever ends us.
-struct Service {
-    name: &'static str,
-    child: Child,
-    log: PathBuf,
-}
-
-impl Service {
-    fn start(name: &'static str, command: &mut Command, logs: &Path) -> Result<Self> {
-        let log = logs.join(format!("{name}.log"));
-        let file = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
-        // A group of its own: Ctrl-C is for us, and we end the services in order.
-        command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file).process_group(0);
-        die_with_us(command);
-        let child = command.spawn().with_context(|| format!("cannot start {name}"))?;
-        Ok(Self { name, child, log })
-    }
-
-    /// An error with the end of its log when it has ended.
-    fn alive(&mut self) -> Result<()> {
-        if let Some(status) = self.child.try_wait()? {
-            let log = fs::read_to_string(&self.log).unwrap_or_default();
-            let lines: Vec<&str> = log.lines().rev().take(8).collect();
-            let tail: String = lines.iter().rev().map(|line| format!("\n  {line}")).collect();
-            bail!("{} ended ({status}):{tail}", self.name);
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Service {
-    fn drop(&mut self) {
-        if let Ok(pid) = libc::pid_t::try_from(self.child.id())
-            && matches!(self.child.try_wait(), Ok(None))
-        {
-            // SAFETY: the child was not waited for, so the pid is still its own.
-            unsafe { libc::kill(pid, libc::SIGTERM) };
-            let end = Instant::now() + Duration::from_secs(5);
-            while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < end {
-                std::thread::sleep(Duration::from_millis(20));
-            }
-            let _ = self.child.kill();
-            let _ = self.child.wait();
-        }
-    }
-}
-
-/// The child gets SIGTERM when we die, even of SIGKILL.
-pub(crate) fn die_with_us(command: &mut Command) {
-    // SAFETY: prctl is a system call without memory of ours; it may be called between fork and exec.
-    unsafe {
-        command.pre_exec(|| {
-            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM);
-            Ok(())
-        });
     }
 }
 

@@ -58,12 +58,13 @@ impl Switch {
         })?;
         raise_memlock();
 
+        let btf = AyaBtf::from_sys_fs().map_err(|error| refused("read the kernel's BTF", &error))?;
         let mut loader = EbpfLoader::new();
+        loader.btf(Some(&btf));
         for (name, value) in &offsets.0 {
             loader.override_global(name, value, true);
         }
         let mut ebpf = loader.load(OBJECT).map_err(|error| refused("load the maps", &error))?;
-        let btf = AyaBtf::from_sys_fs().map_err(|error| refused("read the kernel's BTF", &error))?;
 
         let missing = || Unavailable::new(Reason::Broken, "the eBPF object lacks a program or a map");
         let kick: &mut RawTracePoint = ebpf

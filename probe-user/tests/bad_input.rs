@@ -1,0 +1,222 @@
+//! What goes wrong on real machines: each is one line that says what, why and what to do, and the rest keeps working.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed")]
+
+mod support;
+
+use std::{
+    fs,
+    net::TcpListener,
+    os::unix::{fs::FileExt as _, process::CommandExt as _},
+    path::{Path, PathBuf},
+    process::{Command, Output},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use support::{Probe, eventually, skip};
+use xtask::shell::is_root;
+
+fn run(args: &[&str]) -> (Option<i32>, String) {
+    let Output { status, stderr, .. } = Command::new(env!("CARGO_BIN_EXE_wattcast-probe")).args(args).output().unwrap();
+    (status.code(), String::from_utf8(stderr).unwrap())
+}
+
+#[test]
+fn a_wrong_flag_or_value_ends_with_64_and_the_nearest_right_one() {
+    for (args, hint) in [
+        (&["--collector.cpus"][..], "--collector.cpu"),
+        (&["--path.sysf=/sys"][..], "--path.sysfs"),
+        (&["--energy.source=modle"][..], "model"),
+        (&["--tick=fast"][..], "500ms"),
+    ] {
+        let (code, said) = run(args);
+        assert_eq!(code, Some(64), "{args:?}: {said}");
+        assert!(said.contains(hint), "{args:?}: {said}");
+    }
+    assert_eq!(run(&["--help"]).0, Some(0));
+}
+
+#[test]
+fn a_taken_port_is_said_in_one_line() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let (code, said) = run(&["--web.listen-address", &address, "--log.level=error"]);
+    assert_eq!(code, Some(1));
+    assert_eq!(said.trim().lines().count(), 1, "{said}");
+    assert!(said.contains(&address) && said.contains("--web.listen-address"), "{said}");
+}
+
+#[test]
+fn without_root_it_models_energy_and_says_what_it_may_not() {
+    if !is_root() {
+        skip!("needs root to become somebody else");
+    }
+    // A copy that nobody can reach.
+    let dir = tempfile::Builder::new().prefix("wattcast-test").tempdir_in("/tmp").unwrap();
+    fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let copy = dir.path().join("probe");
+    fs::copy(env!("CARGO_BIN_EXE_wattcast-probe"), &copy).unwrap();
+    let mut command = Command::new(&copy);
+    command.uid(65_534).gid(65_534);
+    let probe = Probe::start_command(&mut command, &[]);
+    let (state, detail) = probe.source("cpu");
+    assert!(matches!(&*state, "denied" | "absent"), "{state}: {detail}");
+    assert!(detail.contains("root") || detail.contains("BTF") || detail.contains("build-ebpf"), "{detail}");
+    let page = probe.fresh();
+    assert_eq!(page.get("wattcast_source_up", &[("source", "cpu")]), 0.0);
+    assert_eq!(page.get("wattcast_source_up", &[("source", "model")]), 1.0);
+    page.assert_closed();
+    assert_eq!(probe.client.text("/health").unwrap(), "OK");
+    let (status, why) = probe.client.get("/ready").unwrap();
+    assert_eq!(status, 503);
+    assert!(why.contains("cpu: "), "{why}");
+}
+
+#[test]
+fn missing_paths_and_a_missing_docker_are_absent_and_the_rest_works() {
+    let flags = ["--path.sysfs=/nowhere", "--docker.socket=/nowhere/docker.sock", "--path.cgroupfs=/nowhere"];
+    let probe = Probe::start(&flags);
+    for source in ["powercap", "cgroups"] {
+        let (state, detail) = probe.source(source);
+        assert_eq!(state, "absent", "{source}: {detail}");
+        assert!(detail.contains("/nowhere"), "{detail}");
+    }
+    probe.fresh().assert_closed();
+
+    let probe = Probe::start(&["--docker.socket=/nowhere/docker.sock"]);
+    let (state, detail) = probe.source("docker");
+    assert_eq!(state, "absent");
+    assert!(detail.contains("--docker.socket"), "{detail}");
+    assert_eq!(probe.fresh().get("wattcast_source_up", &[("source", "docker"), ("reason", "absent")]), 0.0);
+    assert!(!probe.client.get("/ready").unwrap().1.contains("docker"), "nobody asked for Docker");
+    let wanted = Probe::start(&["--docker.socket=/nowhere/docker.sock", "--collector.docker"]);
+    assert!(wanted.client.get("/ready").unwrap().1.contains("docker: absent"));
+}
+
+#[test]
+fn a_docker_socket_that_never_answers_is_broken_and_delays_nothing() {
+    if let Some(reason) = support::no_ebpf() {
+        skip!("{reason}");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("docker.sock");
+    let _silent = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let probe = Probe::start(&[&format!("--docker.socket={}", socket.display())]);
+    // A container by its cgroup; no runtime knows it.
+    let id = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+    let tree = xtask::cgroup::v2().unwrap();
+    let cgroup = xtask::cgroup::Cgroup::create(&tree, &format!("docker-{id}.scope")).unwrap();
+    let burner = xtask::program::Burner::start(0, &[&cgroup]).unwrap();
+    eventually(8.0, "the socket is called broken", || probe.source("docker").0 == "broken");
+    let page = probe.fresh();
+    assert!(page.cpu("0123456789ab") > 0.0, "it goes by its id");
+    assert_eq!(page.get("wattcast_ticks_missed_total", &[]), 0.0);
+    drop(burner);
+}
+
+/// A powercap tree that a thread moves, as hardware would: 30 W on each of two packages.
+struct Machine {
+    dir: tempfile::TempDir,
+    stop: Arc<AtomicBool>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Machine {
+    fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        for package in 0..2 {
+            let zone = dir.path().join(format!("class/powercap/intel-rapl:{package}"));
+            fs::create_dir_all(&zone).unwrap();
+            fs::write(zone.join("name"), format!("package-{package}\n")).unwrap();
+            fs::write(zone.join("max_energy_range_uj"), "262143328850\n").unwrap();
+            fs::write(zone.join("energy_uj"), "0\n").unwrap();
+            let cpu = dir.path().join(format!("devices/system/cpu/cpu{package}/topology"));
+            fs::create_dir_all(&cpu).unwrap();
+            fs::write(cpu.join("physical_package_id"), format!("{package}\n")).unwrap();
+        }
+        let stop = Arc::new(AtomicBool::new(false));
+        let (stopped, path) = (stop.clone(), dir.path().to_owned());
+        let thread = std::thread::spawn(move || {
+            let files =
+                [0, 1].map(|package| fs::OpenOptions::new().write(true).open(Self::counter(&path, package)).unwrap());
+            let start = std::time::Instant::now();
+            while !stopped.load(Ordering::Relaxed) {
+                let microjoules = start.elapsed().as_micros() * 30;
+                for file in &files {
+                    file.write_all_at(format!("{microjoules:<15}\n").as_bytes(), 0).unwrap();
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
+        Self { dir, stop, thread: Some(thread) }
+    }
+
+    fn counter(dir: &Path, package: u32) -> PathBuf {
+        dir.join(format!("class/powercap/intel-rapl:{package}/energy_uj"))
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let _ = self.thread.take().unwrap().join();
+    }
+}
+
+#[test]
+fn a_source_that_vanishes_is_broken_and_its_counters_stop_where_they_stood() {
+    let machine = Machine::start();
+    let sysfs = format!("--path.sysfs={}", machine.dir.path().display());
+    let probe = Probe::start(&[&sysfs, "--energy.source=powercap", "--tick=200ms"]);
+    let zone = |package| [("package", package), ("zone", "package"), ("source", "powercap")];
+    eventually(5.0, "energy is measured", || {
+        probe.fresh().find("wattcast_energy_joules_total", &zone("1")) > Some(0.0)
+    });
+    let page = probe.fresh();
+    page.assert_closed();
+    assert!(page.find("rapl_power_watts", &[("package", "package-1"), ("zone", "package_1")]).is_some());
+    assert_eq!(page.get("rapl_available", &[]), 1.0);
+
+    fs::remove_file(Machine::counter(machine.dir.path(), 1)).unwrap();
+    // The open descriptor still reads, so the file must stop moving before the probe can tell.
+    machine.stop.store(true, Ordering::Relaxed);
+    eventually(5.0, "powercap is broken", || probe.source("powercap").0 == "broken");
+    let stood = probe.fresh().get("wattcast_energy_joules_total", &zone("1"));
+    assert!(stood > 0.0);
+    support::sleep(0.6);
+    let page = probe.fresh();
+    assert_eq!(page.get("wattcast_energy_joules_total", &zone("1")), stood, "it stands, and is not zero");
+    assert_eq!(page.find("wattcast_power_watts", &zone("1")), None, "no watts are known");
+    assert_eq!(page.get("wattcast_source_up", &[("source", "powercap"), ("reason", "broken")]), 0.0);
+    page.assert_closed();
+    let (status, why) = probe.client.get("/ready").unwrap();
+    assert_eq!((status, why.contains("powercap: broken")), (503, true), "{why}");
+    assert_eq!(probe.client.text("/health").unwrap(), "OK", "a lost source is no reason for a restart");
+    assert!(probe.program.log().contains("powercap: broken"), "{}", probe.program.log());
+}
+
+#[test]
+fn zones_that_read_zero_for_ever_are_not_used() {
+    let dir = tempfile::tempdir().unwrap();
+    let zone = dir.path().join("class/powercap/intel-rapl:0");
+    fs::create_dir_all(&zone).unwrap();
+    for (file, text) in [("name", "package-0\n"), ("energy_uj", "0\n"), ("max_energy_range_uj", "262143328850\n")] {
+        fs::write(zone.join(file), text).unwrap();
+    }
+    let sysfs = format!("--path.sysfs={}", dir.path().display());
+    let probe = Probe::start(&[&sysfs]);
+    let (state, detail) = probe.source("powercap");
+    assert_eq!(state, "broken");
+    assert!(detail.contains("does not move"), "{detail}");
+    let page = probe.fresh();
+    assert!(page.all("wattcast_energy_joules_total").all(|sample| sample.label("source") == "model"));
+    assert_eq!(page.find("rapl_power_watts", &[]), None, "a model is never called RAPL");
+
+    let strict = Probe::start(&[&sysfs, "--energy.source=powercap"]);
+    assert_eq!(strict.fresh().all("wattcast_energy_joules_total").count(), 0, "no source, no joules");
+    assert_eq!(strict.client.get("/ready").unwrap().0, 503);
+}

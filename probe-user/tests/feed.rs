@@ -1,0 +1,140 @@
+//! The feed of a running probe: marks, windows, and pages that reading does not change. Needs no privileges.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed")]
+
+mod support;
+
+use std::{
+    collections::HashMap,
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+use support::{Probe, sleep};
+
+fn model() -> Probe {
+    Probe::start(&["--energy.source=model", "--no-collector.cpu"])
+}
+
+#[test]
+fn marks_are_exact_edges_of_a_window() {
+    let probe = model();
+    let start = probe.client.mark().unwrap();
+    sleep(1.3);
+    let end = probe.client.mark().unwrap();
+    let answer = probe.client.json(&format!("/api/v1/window?start={start}&end={end}")).unwrap();
+    assert_eq!((answer["from"].as_f64(), answer["to"].as_f64()), (Some(start), Some(end)));
+    assert_eq!((answer["start_error_seconds"].as_f64(), answer["end_error_seconds"].as_f64()), (Some(0.0), Some(0.0)));
+    let account = &answer["accounts"][0];
+    assert_eq!((account["source"].as_str(), account["edge_error_joules"].as_f64()), (Some("model"), Some(0.0)));
+    let number = |key: &str| account[key].as_f64().unwrap();
+    let parts =
+        ["containers", "retired", "system", "idle", "unattributed"].map(|part| number(&format!("{part}_joules")));
+    assert!((parts.iter().sum::<f64>() - number("measured_joules")).abs() < 1e-6, "{account}");
+    assert!(number("measured_joules") > 0.0);
+}
+
+#[test]
+fn a_window_that_cannot_be_answered_whole_is_refused_with_a_reason() {
+    let probe = model();
+    let now = probe.client.mark().unwrap();
+    let ask = |query: &str| {
+        let (status, body) = probe.client.get(&format!("/api/v1/window{query}")).unwrap();
+        let body: serde_json::Value = serde_json::from_str(&body).unwrap();
+        (
+            status,
+            body["code"].as_str().unwrap_or_default().to_owned(),
+            body["error"].as_str().unwrap_or_default().to_owned(),
+        )
+    };
+    let (status, code, error) = ask(&format!("?start={}&end={now}", now - 3600.0));
+    assert_eq!((status, &*code), (410, "too_old"), "{error}");
+    assert!(error.contains("remembers only from"), "{error}");
+    let (status, code, error) = ask(&format!("?start={now}&end={}", now + 60.0));
+    assert_eq!((status, &*code), (425, "too_new"), "{error}");
+    assert!(error.contains("/api/v1/mark"), "{error}");
+    for query in ["", "?start=1", "?start=a&end=b", "?start=2&end=1", "?start=NaN&end=1", "?start=-1&end=1e400"] {
+        let (status, code, error) = ask(query);
+        assert_eq!((status, &*code), (400, "not_a_window"), "{query}: {error}");
+    }
+}
+
+#[test]
+fn marks_share_ticks_and_keep_their_distance() {
+    let probe = model();
+    let ticks: HashMap<u64, u32> = std::thread::scope(|scope| {
+        let ask = || {
+            let (mut client, mut ticks) = (probe.client.clone(), Vec::new());
+            let client = &mut client;
+            for _ in 0..5 {
+                ticks.push(client.mark().unwrap().to_bits());
+            }
+            ticks
+        };
+        let threads: Vec<_> = (0..8).map(|_| scope.spawn(ask)).collect();
+        let mut all = HashMap::new();
+        for tick in threads.into_iter().flat_map(|thread| thread.join().unwrap()) {
+            *all.entry(tick).or_default() += 1;
+        }
+        all
+    });
+    assert_eq!(ticks.values().sum::<u32>(), 40, "every mark was answered");
+    let mut times: Vec<f64> = ticks.keys().map(|bits| f64::from_bits(*bits)).collect();
+    times.sort_by(f64::total_cmp);
+    // A regular tick may answer marks too, so at most every other pair can be closer than the spacing.
+    let close = times.windows(2).filter(|pair| pair[1] - pair[0] < 0.099).count();
+    assert!(close <= times.len() / 5 + 1, "{times:?}");
+    assert!(times.len() < 40, "marks that wait together share a tick: {times:?}");
+}
+
+#[test]
+fn a_get_takes_no_mark() {
+    let probe = model();
+    assert_eq!(probe.client.get("/api/v1/mark").unwrap().0, 405);
+}
+
+#[test]
+fn scraping_from_two_places_changes_no_number() {
+    let probe = Probe::start(&["--energy.source=model", "--no-collector.cpu", "--tick=500ms"]);
+    let stop = AtomicBool::new(false);
+    // What a tick says does not depend on who reads it, or how often: per tick there is one page.
+    let pages: Vec<(String, String)> = std::thread::scope(|scope| {
+        let reader = |pause: f64| {
+            let (probe, stop) = (&probe, &stop);
+            move || {
+                let mut seen = Vec::new();
+                while !stop.load(Ordering::Relaxed) {
+                    let page = probe.client.text("/metrics").unwrap();
+                    let tick =
+                        page.lines().find(|line| line.starts_with("wattcast_tick_jitter_seconds_count")).unwrap();
+                    seen.push((tick.to_owned(), page.clone()));
+                    sleep(pause);
+                }
+                seen
+            }
+        };
+        let threads = [scope.spawn(reader(0.02)), scope.spawn(reader(0.11))];
+        sleep(4.0);
+        stop.store(true, Ordering::Relaxed);
+        threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
+    });
+    let mut by_tick: HashMap<String, String> = HashMap::new();
+    for (tick, page) in &pages {
+        let first = by_tick.entry(tick.clone()).or_insert_with(|| page.clone());
+        assert_eq!(first, page, "the page of one tick changed");
+    }
+    assert!(by_tick.len() >= 6 && pages.len() > 3 * by_tick.len(), "{} ticks, {} pages", by_tick.len(), pages.len());
+}
+
+#[test]
+fn every_page_is_there_and_well_formed() {
+    let probe = model();
+    assert_eq!(probe.client.text("/health").unwrap(), "OK");
+    assert_eq!(probe.client.get("/ready").unwrap(), (200, "ready\n".into()));
+    let landing = probe.client.text("/").unwrap();
+    assert!(landing.contains("wattcast-probe") && landing.contains("<td>model</td><td>usable</td>"), "{landing}");
+    assert_eq!(probe.client.get("/nothing").unwrap().0, 404);
+    probe.client.mark().unwrap();
+    let page = probe.client.text("/metrics").unwrap();
+    assert_eq!(exporter::page::faults(&page), Vec::<String>::new());
+    probe.metrics().assert_closed();
+}

@@ -1,0 +1,214 @@
+//! The real eBPF program against real cgroups and real containers, held against the kernel's own figures.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed")]
+
+mod support;
+
+use std::path::Path;
+
+use support::{Page, Probe, engine, eventually, machine, no_ebpf, skip, sleep, unique};
+use xtask::{
+    cgroup::{self, Cgroup, usage_us},
+    docker::Container,
+    program::Burner,
+};
+
+/// The probe's CPU seconds of a container at the moment of a tick, and the kernel's figures right before and after it.
+fn beside_the_kernel(probe: &Probe, name: &str, dir: &Path) -> (f64, f64, f64) {
+    let seconds = |us: u64| f64::from(u32::try_from(us).unwrap()) / 1e6;
+    let before = seconds(usage_us(dir).unwrap());
+    let page = probe.fresh();
+    let after = seconds(usage_us(dir).unwrap());
+    (page.cpu(name), before, after)
+}
+
+/// The kernel's figure at the tick's own time lies between the two readings; the probe may miss that range by 0.5 %.
+fn assert_agrees(when: &str, (ours, before, after): (f64, f64, f64)) {
+    println!("{when}: probe {ours:.6} s, kernel {before:.6} to {after:.6} s");
+    let truth = ours.clamp(before, after);
+    assert!((ours - truth).abs() <= 0.005 * truth, "{when}: {ours} s, kernel {before} to {after} s");
+}
+
+/// Two containers burn a core each for 20 s: held against the kernel while they run, and when they rest.
+#[test]
+fn two_containers_agree_with_the_kernel_running_and_idle() {
+    let _machine = machine();
+    if let Some(reason) = no_ebpf() {
+        skip!("{reason}");
+    }
+    let engine = match engine() {
+        Ok(engine) => engine,
+        Err(reason) => skip!("{reason}"),
+    };
+    let probe = Probe::start(&[]);
+    let burn = |cpu: usize| {
+        let name = unique("burn");
+        let flags = [&*format!("--cpuset-cpus={cpu}")];
+        engine.start(&name, &flags, Path::new("/bin/sh"), &["-c", "while :; do :; done"]).unwrap()
+    };
+    let cpus = std::thread::available_parallelism().unwrap().get();
+    let containers: Vec<Container> = vec![burn(0), burn(1 % cpus)];
+    let dirs: Vec<_> = containers.iter().map(|container| container.cgroup().unwrap()).collect();
+    for second in [5, 10, 15, 20] {
+        sleep(5.0);
+        for (container, dir) in containers.iter().zip(&dirs) {
+            assert_agrees(&format!("running {second} s"), beside_the_kernel(&probe, &container.name, dir));
+        }
+        probe.fresh().assert_closed();
+    }
+    for container in &containers {
+        engine.call(&["pause", &container.name]).unwrap();
+    }
+    sleep(1.5);
+    for (container, dir) in containers.iter().zip(&dirs) {
+        assert_agrees("idle", beside_the_kernel(&probe, &container.name, dir));
+    }
+    let account = probe.fresh().assert_closed();
+    // Nothing else of weight ran: what the containers did not get is small. The share is stated in the README.
+    let rest = account.system_and_unattributed() / account.dynamic();
+    println!("system and unattributed: {:.2} % of dynamic energy", 100.0 * rest);
+    assert!(rest < 0.15, "{account:?}");
+    assert!(account.containers() > 0.0);
+    for container in &containers {
+        engine.call(&["unpause", &container.name]).unwrap();
+    }
+}
+
+/// One identity on v1, hybrid and v2: named once, billed once, whichever tree a workload lives in.
+#[test]
+fn a_cgroup_in_either_tree_or_in_both_is_billed_once() {
+    let _machine = machine();
+    if let Some(reason) = no_ebpf() {
+        skip!("{reason}");
+    }
+    let v2 = cgroup::v2().unwrap();
+    let Some(v1) = cgroup::v1_cpu() else { skip!("no v1 cpu tree is mounted") };
+    let [only_v2, only_v1, both] = ["only-v2", "only-v1", "both"].map(unique);
+    let in_v2 = Cgroup::create(&v2, &only_v2).unwrap();
+    let in_v1 = Cgroup::create(&v1, &only_v1).unwrap();
+    let (both_v2, both_v1) = (Cgroup::create(&v2, &both).unwrap(), Cgroup::create(&v1, &both).unwrap());
+
+    let probe = Probe::start(&[]);
+    let start = std::time::Instant::now();
+    let burners = [
+        Burner::start(0, &[&in_v2]).unwrap(),
+        Burner::start(0, &[&in_v1]).unwrap(),
+        Burner::start(0, &[&both_v2, &both_v1]).unwrap(),
+    ];
+    sleep(6.0);
+    let page = probe.fresh();
+    let wall = start.elapsed().as_secs_f64();
+
+    let named =
+        |name: &str| page.all("wattcast_container_cpu_seconds_total").filter(|s| s.label("container") == name).count();
+    assert_eq!([&only_v2, &only_v1, &both].map(|name| named(name)), [1, 1, 1], "one package, one row each");
+    for name in [&only_v2, &only_v1, &both] {
+        let cpu = page.cpu(name);
+        println!("{name}: {cpu:.3} s of {wall:.3} s");
+        assert!(cpu > 0.2 * wall, "three share one CPU, so each has about a third");
+    }
+    let sum: f64 = [&only_v2, &only_v1, &both].iter().map(|name| page.cpu(name)).sum();
+    assert!(sum <= 1.001 * wall, "billed more than one CPU can give: {sum} s of {wall} s");
+    page.assert_closed();
+    drop(burners);
+    sleep(0.3);
+    for (name, cgroup) in [(&only_v2, &in_v2), (&both, &both_v2)] {
+        assert_agrees(name, beside_the_kernel(&probe, name, &cgroup.dir));
+    }
+}
+
+/// A real ffmpeg in a real container: its name, its image, its joules, and what stays of it when it has gone.
+#[test]
+fn a_transcode_in_a_container_has_a_name_an_image_and_joules() {
+    let _machine = machine();
+    if let Some(reason) = no_ebpf() {
+        skip!("{reason}");
+    }
+    let engine = match engine() {
+        Ok(engine) => engine,
+        Err(reason) => skip!("{reason}"),
+    };
+    let Some(ffmpeg) = xtask::shell::which("ffmpeg") else { skip!("ffmpeg is not in PATH") };
+    let probe = Probe::start(&["--retain.dead=12s"]);
+    let name = unique("ffmpeg");
+    let container = engine
+        .start(
+            &name,
+            &[],
+            &ffmpeg,
+            &[
+                "-nostdin",
+                "-loglevel",
+                "error",
+                "-re",
+                "-f",
+                "lavfi",
+                "-i",
+                "testsrc2=size=640x360:rate=25",
+                "-t",
+                "4",
+                "-c:v",
+                "libx264",
+                "-f",
+                "null",
+                "-",
+            ],
+        )
+        .unwrap();
+    let id = &container.id[..12];
+    let labels = [("container", &*name), ("id", id), ("image", xtask::docker::IMAGE), ("runtime", "docker")];
+    let joules = |page: &Page| page.find("wattcast_container_energy_joules_total", &labels);
+    eventually(5.0, "the container has joules under its own name", || joules(&probe.fresh()) > Some(0.0));
+    let page = probe.metrics();
+    assert!(page.all("wattcast_container_energy_joules_total").all(|sample| sample.label("source") == "model"));
+    assert_eq!(page.find("wattcast_conservation_error_joules", &[]), Some(0.0));
+
+    // It ends by itself; its total stays for the retention, and then is in the retired row.
+    eventually(10.0, "ffmpeg ends", || {
+        engine.call(&["ps", "-q", "--filter", &format!("name={name}")]).unwrap().is_empty()
+    });
+    let total = joules(&probe.fresh()).unwrap();
+    sleep(2.0);
+    assert_eq!(joules(&probe.fresh()), Some(total), "a dead container's series stand still");
+    eventually(30.0, "the container is retired", || joules(&probe.fresh()).is_none());
+    let page = probe.fresh();
+    page.assert_closed();
+    assert!(page.get("wattcast_retired_energy_joules_total", &[]) >= total);
+}
+
+/// A program that lives shorter than a tick leaves its CPU time in the account.
+#[test]
+fn many_short_lives_in_one_cgroup_are_all_counted() {
+    let _machine = machine();
+    if let Some(reason) = no_ebpf() {
+        skip!("{reason}");
+    }
+    let name = unique("short");
+    let cgroup = Cgroup::create(&cgroup::v2().unwrap(), &name).unwrap();
+    let probe = Probe::start(&[]);
+    for _ in 0..200 {
+        let mut command = std::process::Command::new("sh");
+        command.args(["-c", "i=0; while [ $i -lt 2000 ]; do i=$((i+1)); done"]);
+        cgroup.enter(&mut command).unwrap();
+        assert!(command.status().unwrap().success());
+    }
+    assert_agrees("200 short lives", beside_the_kernel(&probe, &name, &cgroup.dir));
+}
+
+/// What the probe holds after its start: nothing that could be abused.
+#[test]
+fn the_running_probe_has_no_capabilities() {
+    if let Some(reason) = no_ebpf() {
+        skip!("{reason}");
+    }
+    let probe = Probe::start(&[]);
+    probe.fresh();
+    for task in std::fs::read_dir(format!("/proc/{}/task", probe.program.pid())).unwrap() {
+        let status = std::fs::read_to_string(task.unwrap().path().join("status")).unwrap();
+        let line = |key: &str| status.lines().find_map(|line| line.strip_prefix(key)).unwrap().trim().to_owned();
+        for set in ["CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"] {
+            assert_eq!(line(set), "0000000000000000", "{set}");
+        }
+        assert_eq!(line("NoNewPrivs:"), "1");
+    }
+}

@@ -1,0 +1,197 @@
+//! What the tests of the running probe share.
+
+// Each test file uses its own part of this.
+#![allow(dead_code, unused_macros, unused_imports)]
+
+use std::{
+    collections::BTreeMap,
+    process::Command,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use xtask::{
+    api::{Client, Sample},
+    cgroup,
+    docker::Engine,
+    program::Program,
+    shell::is_root,
+};
+
+/// Says why a test did not run; `cargo xtask test` counts these.
+macro_rules! skip {
+    ($($reason:tt)*) => {{
+        println!("skipped: {}", format_args!($($reason)*));
+        return;
+    }};
+}
+pub(crate) use skip;
+
+/// Tests that load the machine take turns: each needs the CPUs for itself.
+pub(crate) fn machine() -> MutexGuard<'static, ()> {
+    static MACHINE: Mutex<()> = Mutex::new(());
+    MACHINE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A running probe on a port of its own.
+pub(crate) struct Probe {
+    pub(crate) program: Program,
+    pub(crate) client: Client,
+    _logs: tempfile::TempDir,
+}
+
+impl Probe {
+    /// Starts the real binary with more flags.
+    pub(crate) fn start(flags: &[&str]) -> Self {
+        Self::start_command(&mut Command::new(env!("CARGO_BIN_EXE_wattcast-probe")), flags)
+    }
+
+    pub(crate) fn start_command(command: &mut Command, flags: &[&str]) -> Self {
+        let logs = tempfile::tempdir().unwrap();
+        command.arg("--web.listen-address=127.0.0.1:0").args(flags);
+        let mut program = Program::start("probe", command, logs.path()).unwrap();
+        let client = program.client().unwrap();
+        Self { program, client, _logs: logs }
+    }
+
+    pub(crate) fn metrics(&self) -> Page {
+        Page(self.client.metrics().unwrap())
+    }
+
+    /// The page of a tick that begins after this call.
+    pub(crate) fn fresh(&self) -> Page {
+        self.client.mark().unwrap();
+        self.metrics()
+    }
+
+    /// State and reason of a source.
+    pub(crate) fn source(&self, name: &str) -> (String, String) {
+        let sources = self.client.json("/api/v1/sources").unwrap();
+        let source = sources.as_array().unwrap().iter().find(|source| source["source"] == name);
+        let source = source.unwrap_or_else(|| panic!("no source {name} in {sources}"));
+        (source["state"].as_str().unwrap().to_owned(), source["detail"].as_str().unwrap().to_owned())
+    }
+}
+
+/// A metrics page.
+pub(crate) struct Page(pub(crate) Vec<Sample>);
+
+impl Page {
+    pub(crate) fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a Sample> {
+        self.0.iter().filter(move |sample| sample.name == name)
+    }
+
+    /// The one sample with these labels.
+    pub(crate) fn find(&self, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
+        let mut found =
+            self.all(name).filter(|sample| labels.iter().all(|(label, value)| sample.label(label) == *value));
+        let first = found.next()?;
+        assert!(found.next().is_none(), "{name}{labels:?} stands twice");
+        Some(first.value)
+    }
+
+    pub(crate) fn get(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
+        self.find(name, labels).unwrap_or_else(|| panic!("no {name}{labels:?}"))
+    }
+
+    /// CPU seconds of a container, all packages.
+    pub(crate) fn cpu(&self, container: &str) -> f64 {
+        self.all("wattcast_container_cpu_seconds_total")
+            .filter(|sample| sample.label("container") == container)
+            .map(|sample| sample.value)
+            .sum()
+    }
+
+    /// Asserts the closed account of every root, summed here from the page, in integer microjoules. Gives the parts of
+    /// package 0.
+    pub(crate) fn assert_closed(&self) -> Account {
+        let mut sums: BTreeMap<(String, String), i64> = BTreeMap::new();
+        let mut account = Account::default();
+        for (name, sign, part) in [
+            ("wattcast_container_energy_joules_total", 1, 0),
+            ("wattcast_retired_energy_joules_total", 1, 1),
+            ("wattcast_system_energy_joules_total", 1, 2),
+            ("wattcast_idle_energy_joules_total", 1, 3),
+            ("wattcast_unattributed_energy_joules_total", 1, 4),
+            ("wattcast_energy_joules_total", -1, 5),
+        ] {
+            for sample in self.all(name).filter(|sample| matches!(sample.label("zone"), "package" | "dram")) {
+                let key = (sample.label("package").to_owned(), sample.label("zone").to_owned());
+                #[expect(clippy::cast_possible_truncation, reason = "joules of a test")]
+                let microjoules = (sample.value * 1e6).round() as i64;
+                if key == ("0".to_owned(), "package".to_owned()) {
+                    account.0[part] += sample.value;
+                }
+                *sums.entry(key).or_default() += sign * microjoules;
+            }
+        }
+        assert!(!sums.is_empty(), "no account on the page");
+        for (root, error) in sums {
+            assert_eq!(error, 0, "microjoules of {root:?}");
+            let labels = [("package", &*root.0), ("zone", &*root.1)];
+            assert_eq!(self.get("wattcast_conservation_error_joules", &labels), 0.0);
+        }
+        account
+    }
+}
+
+/// Joules of package 0: containers, retired, system, idle, unattributed, measured.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Account([f64; 6]);
+
+impl Account {
+    pub(crate) fn containers(&self) -> f64 {
+        self.0[0]
+    }
+
+    pub(crate) fn system_and_unattributed(&self) -> f64 {
+        self.0[2] + self.0[4]
+    }
+
+    pub(crate) fn dynamic(&self) -> f64 {
+        self.0[5] - self.0[3]
+    }
+}
+
+/// Why tests of the kernel side cannot run here.
+pub(crate) fn no_ebpf() -> Option<String> {
+    if !is_root() {
+        return Some("needs root".to_owned());
+    }
+    if cgroup::v2().is_none() {
+        return Some("no cgroup v2 tree is mounted".to_owned());
+    }
+    let probe = Probe::start(&["--energy.source=model"]);
+    match probe.source("cpu") {
+        (state, _) if state == "usable" => None,
+        (state, detail) => Some(format!("eBPF is {state}: {detail}")),
+    }
+}
+
+/// The engine, or why there is none.
+pub(crate) fn engine() -> Result<Engine, String> {
+    if !is_root() {
+        return Err("needs root".to_owned());
+    }
+    Engine::find().map_err(|error| format!("{error:#}"))
+}
+
+/// A name that no other test uses.
+pub(crate) fn unique(what: &str) -> String {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    format!("wattcast-test-{what}-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+pub(crate) fn sleep(seconds: f64) {
+    std::thread::sleep(Duration::from_secs_f64(seconds));
+}
+
+/// Asks again until it is so, for up to `seconds`.
+pub(crate) fn eventually(seconds: f64, what: &str, mut so: impl FnMut() -> bool) {
+    let end = std::time::Instant::now() + Duration::from_secs_f64(seconds);
+    while !so() {
+        assert!(std::time::Instant::now() < end, "not within {seconds} s: {what}");
+        sleep(0.05);
+    }
+}

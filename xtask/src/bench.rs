@@ -1,0 +1,243 @@
+//! `cargo xtask bench`: what the probe costs, beside what the exporters it replaces claimed for themselves.
+//!
+//! Absolute figures of one machine: they move with its load. Nothing here passes or fails.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+
+use crate::{
+    api::{Client, Sample},
+    build_ebpf, cgroup,
+    program::{Program, die_with_us},
+    shell::{is_root, root, step, target, which},
+};
+
+const STARTS: usize = 7;
+const STREAMS: usize = 8;
+const MEASURE: Duration = Duration::from_secs(30);
+
+/// Flags of `bench`.
+#[derive(Debug, clap::Args)]
+pub struct Bench {
+    /// Seconds over which CPU and jitter are measured
+    #[arg(long, value_name = "SECONDS", default_value_t = MEASURE.as_secs())]
+    seconds: u64,
+}
+
+/// Builds the shipped binaries, measures them and prints a table.
+///
+/// # Errors
+/// When they cannot be built or do not run.
+pub fn bench(args: &Bench) -> Result<()> {
+    if !is_root() {
+        bail!("this needs root: the probe's kernel side is part of what is measured");
+    }
+    build_ebpf::build_ebpf()?;
+    let done = Command::new("cargo")
+        .args(["build", "--release", "--quiet", "--package", "probe-user", "--package", "analysis"])
+        .current_dir(root())
+        .status()?;
+    if !done.success() {
+        bail!("the build failed");
+    }
+    let bin = target().join("release");
+    let logs = target().join("bench");
+    fs::create_dir_all(&logs)?;
+
+    eprintln!("Measuring");
+    step(format!("start to first complete scrape, {STARTS} times"));
+    let mut starts = Vec::new();
+    for _ in 0..STARTS {
+        starts.push(first_scrape(&bin, &logs)?);
+    }
+    starts.sort_unstable();
+    step(format!("{} s idle", args.seconds));
+    let idle = cost(&bin, &logs, args.seconds, 0)?;
+    step(format!("{} s with {STREAMS} ffmpeg streams", args.seconds));
+    let busy = cost(&bin, &logs, args.seconds, STREAMS)?;
+
+    let ms = |time: Duration| time.as_secs_f64() * 1e3;
+    let row = |what: &str, ours: String, theirs: &str| println!("{what:<44} {ours:<34} {theirs}");
+    println!();
+    row("", "wattcast-probe".into(), "Go exporter's claim");
+    row(
+        "start to first complete scrape",
+        format!("{:.0} ms median ({:.0} to {:.0})", ms(starts[STARTS / 2]), ms(starts[0]), ms(starts[STARTS - 1])),
+        "< 500 ms",
+    );
+    row("resident memory, idle", format!("{:.1} MB", idle.rss_mb), "8 MB");
+    row(&format!("resident memory, {} streams", busy.streams), format!("{:.1} MB", busy.rss_mb), "8 MB");
+    row("CPU at 1 Hz, idle", format!("{:.2} % of one CPU", idle.cpu), "");
+    row(&format!("CPU at 1 Hz, {} streams", busy.streams), format!("{:.2} % of one CPU", busy.cpu), "0.8 %");
+    for (what, cost) in [("idle", &idle), ("streams", &busy)] {
+        if let Some((share, ns, count)) = cost.kernel {
+            row(
+                &format!("  its eBPF programs, {what}"),
+                format!("{share:.2} % of one CPU, {ns:.0} ns x {count}/s"),
+                "none: reads no CPU time",
+            );
+        }
+    }
+    row("tick jitter, mean", format!("{:.3} ms", busy.jitter_mean * 1e3), "");
+    row("ticks less than 5 ms late", format!("{} of {}", busy.jitter_within, busy.jitter_count), "< 5 ms");
+    for (name, claim) in [("wattcast-probe", "5.3 MB"), ("wattcast-analysis", "")] {
+        let bytes = fs::metadata(bin.join(name))?.len();
+        row(&format!("size of {name}"), format!("{:.1} MB", megabytes(bytes)), claim);
+    }
+    Ok(())
+}
+
+fn probe(bin: &Path, logs: &Path) -> Result<Program> {
+    let mut command = Command::new(bin.join("wattcast-probe"));
+    command.arg("--web.listen-address=127.0.0.1:0");
+    Program::start("probe", &mut command, logs)
+}
+
+/// From the start of the process to a page that holds a measured interval.
+fn first_scrape(bin: &Path, logs: &Path) -> Result<Duration> {
+    let start = Instant::now();
+    let mut program = probe(bin, logs)?;
+    let client = program.client()?;
+    while !client.text("/metrics")?.contains("\nwattcast_power_watts") {
+        if start.elapsed() > Duration::from_secs(10) {
+            bail!("no complete page within 10 s:\n{}", program.log());
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    Ok(start.elapsed())
+}
+
+struct Cost {
+    streams: usize,
+    /// Percent of one CPU, user space.
+    cpu: f64,
+    rss_mb: f64,
+    /// Percent of one CPU, nanoseconds a run, runs a second of the kernel side.
+    kernel: Option<(f64, f64, u64)>,
+    jitter_mean: f64,
+    jitter_count: u64,
+    jitter_within: u64,
+}
+
+fn cost(bin: &Path, logs: &Path, seconds: u64, streams: usize) -> Result<Cost> {
+    let mut program = probe(bin, logs)?;
+    let client = program.client()?;
+    let load = Streams::start(streams)?;
+    std::thread::sleep(Duration::from_secs(3));
+    let statistics = BpfStatistics::enable();
+    let (kernel, before, start) = (bpf_runs(program.pid()), page(&client)?, Instant::now());
+    std::thread::sleep(Duration::from_secs(seconds));
+    let (kernel_after, after, wall) = (bpf_runs(program.pid()), page(&client)?, start.elapsed().as_secs_f64());
+    drop(statistics);
+
+    let grown = |name: &str| -> Result<f64> { Ok(find(&after, name, &[])? - find(&before, name, &[])?) };
+    let kernel = kernel.zip(kernel_after).filter(|(before, after)| after.1 > before.1).map(|(before, after)| {
+        let (ns, runs) = ((after.0 - before.0) as f64, after.1 - before.1);
+        (100.0 * ns / 1e9 / wall, ns / runs as f64, runs / seconds)
+    });
+    let within = |page: &[Sample]| find(page, "wattcast_tick_jitter_seconds_bucket", &[("le", "0.005")]);
+    let ticks = grown("wattcast_tick_jitter_seconds_count")?;
+    Ok(Cost {
+        streams: load.0.len(),
+        cpu: 100.0 * grown("process_cpu_seconds_total")? / wall,
+        rss_mb: find(&after, "process_resident_memory_bytes", &[])? / 1e6,
+        kernel,
+        jitter_mean: grown("wattcast_tick_jitter_seconds_sum")? / ticks,
+        jitter_count: ticks as u64,
+        jitter_within: (within(&after)? - within(&before)?) as u64,
+    })
+}
+
+fn page(client: &Client) -> Result<Vec<Sample>> {
+    client.mark()?;
+    client.metrics()
+}
+
+fn find(page: &[Sample], name: &str, labels: &[(&str, &str)]) -> Result<f64> {
+    page.iter()
+        .find(|sample| sample.name == name && labels.iter().all(|(label, value)| sample.label(label) == *value))
+        .map(|sample| sample.value)
+        .with_context(|| format!("the page has no {name}{labels:?}"))
+}
+
+/// Nanoseconds and runs of all programs of a process, from its descriptors' fdinfo (kernel/bpf/syscall.c,
+/// bpf_prog_show_fdinfo).
+fn bpf_runs(pid: u32) -> Option<(u64, u64)> {
+    let (mut ns, mut runs, mut found) = (0, 0, false);
+    for entry in fs::read_dir(format!("/proc/{pid}/fdinfo")).ok()?.flatten() {
+        let Ok(text) = fs::read_to_string(entry.path()) else { continue };
+        let field = |key: &str| text.lines().find_map(|line| line.strip_prefix(key)?.trim().parse::<u64>().ok());
+        if let (Some(time), Some(count)) = (field("run_time_ns:"), field("run_cnt:")) {
+            ns += time;
+            runs += count;
+            found = true;
+        }
+    }
+    found.then_some((ns, runs))
+}
+
+/// The kernel's own statistics of eBPF programs, on while this lives. They add about 40 ns a run themselves.
+struct BpfStatistics(Option<String>);
+
+impl BpfStatistics {
+    const SWITCH: &str = "/proc/sys/kernel/bpf_stats_enabled";
+
+    fn enable() -> Self {
+        let before = fs::read_to_string(Self::SWITCH).ok();
+        Self(fs::write(Self::SWITCH, "1").ok().and(before))
+    }
+}
+
+impl Drop for BpfStatistics {
+    fn drop(&mut self) {
+        if let Some(before) = &self.0 {
+            let _ = fs::write(Self::SWITCH, before.trim());
+        }
+    }
+}
+
+/// Live transcodes, each in a cgroup of its own.
+struct Streams(Vec<(std::process::Child, cgroup::Cgroup)>);
+
+impl Streams {
+    fn start(count: usize) -> Result<Self> {
+        let mut all = Self(Vec::new());
+        if count == 0 {
+            return Ok(all);
+        }
+        let ffmpeg: PathBuf = which("ffmpeg").context("ffmpeg is not in PATH (Debian: apt-get install ffmpeg)")?;
+        let tree = cgroup::v2().context("no cgroup v2 tree is mounted")?;
+        for stream in 0..count {
+            let cgroup = cgroup::Cgroup::create(&tree, &format!("wattcast-bench-{}-{stream}", std::process::id()))?;
+            let mut command = Command::new(&ffmpeg);
+            command
+                .args(["-nostdin", "-loglevel", "error", "-re", "-f", "lavfi", "-i", "testsrc2=size=640x360:rate=25"])
+                .args(["-c:v", "libx264", "-preset", "ultrafast", "-f", "null", "-"])
+                .stdin(Stdio::null())
+                .stdout(Stdio::null());
+            cgroup.enter(&mut command)?;
+            die_with_us(&mut command);
+            all.0.push((command.spawn()?, cgroup));
+        }
+        Ok(all)
+    }
+}
+
+impl Drop for Streams {
+    fn drop(&mut self) {
+        for (child, _) in &mut self.0 {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+fn megabytes(bytes: u64) -> f64 {
+    bytes as f64 / 1e6
+}

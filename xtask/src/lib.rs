@@ -1,0 +1,12 @@
+//! What one does with this tree, and the means that the tests share: clients, child processes, cgroups, containers.
+
+pub mod api;
+pub mod bench;
+pub mod build_ebpf;
+pub mod cgroup;
+mod demo;
+pub mod docker;
+pub mod program;
+pub mod shell;
+pub mod test;
+pub mod up;

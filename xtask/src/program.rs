@@ -1,0 +1,175 @@
+//! A program of ours as a child process: started, watched, ended with us.
+
+use std::{
+    fs::{self, File},
+    os::unix::process::CommandExt as _,
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+
+use crate::api::Client;
+
+/// A program that ends with us, whatever ends us.
+#[derive(Debug)]
+pub struct Program {
+    name: String,
+    child: Child,
+    log: PathBuf,
+}
+
+impl Program {
+    /// Starts it with its output in `logs/NAME.log`.
+    ///
+    /// # Errors
+    /// When the log cannot be written or the program not started.
+    pub fn start(name: &str, command: &mut Command, logs: &Path) -> Result<Self> {
+        let log = logs.join(format!("{name}.log"));
+        let file = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
+        // A group of its own: Ctrl-C is for us, and we end the programs in order.
+        command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file).process_group(0);
+        die_with_us(command);
+        let child = command.spawn().with_context(|| format!("cannot start {name}"))?;
+        Ok(Self { name: name.to_owned(), child, log })
+    }
+
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What it wrote so far.
+    #[must_use]
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// An error with the end of its log when it has ended.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn alive(&mut self) -> Result<()> {
+        if let Some(status) = self.child.try_wait()? {
+            let log = self.log();
+            let lines: Vec<&str> = log.lines().rev().take(8).collect();
+            let tail: String = lines.iter().rev().map(|line| format!("\n  {line}")).collect();
+            bail!("{} ended ({status}):{tail}", self.name);
+        }
+        Ok(())
+    }
+
+    /// A client for the address that it says it listens on.
+    ///
+    /// # Errors
+    /// When it ends first, or says nothing.
+    pub fn client(&mut self) -> Result<Client> {
+        let end = Instant::now() + Duration::from_secs(20);
+        loop {
+            let log = self.log();
+            if let Some(url) = log.lines().find_map(|line| Some(line.split_once("listening on ")?.1)) {
+                let client = Client::new(url.trim_end_matches('/'));
+                client.wait(Duration::from_secs(20), || self.alive())?;
+                return Ok(client);
+            }
+            self.alive()?;
+            if Instant::now() > end {
+                bail!("{} says no address", self.name);
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// Asks it to end, and waits.
+    ///
+    /// # Errors
+    /// When it does not end within five seconds; it is killed then.
+    pub fn stop(mut self) -> Result<ExitStatus> {
+        self.terminate();
+        let end = Instant::now() + Duration::from_secs(5);
+        while Instant::now() < end {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok(status);
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        bail!("{} did not end", self.name)
+    }
+
+    fn terminate(&mut self) {
+        if let Ok(pid) = libc::pid_t::try_from(self.child.id())
+            && matches!(self.child.try_wait(), Ok(None))
+        {
+            // SAFETY: the child was not waited for, so the pid is still its own.
+            unsafe { libc::kill(pid, libc::SIGTERM) };
+        }
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        self.terminate();
+        let end = Instant::now() + Duration::from_secs(5);
+        while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The child gets SIGTERM when we die, even of SIGKILL.
+pub fn die_with_us(command: &mut Command) {
+    // SAFETY: prctl is a system call without memory of ours; it may be called between fork and exec.
+    unsafe {
+        command.pre_exec(|| {
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM);
+            Ok(())
+        });
+    }
+}
+
+/// The child runs on one CPU only.
+pub fn pin(command: &mut Command, cpu: usize) {
+    // SAFETY: `set` is a value of the closure's own; the calls touch nothing else and may stand between fork and exec.
+    unsafe {
+        command.pre_exec(move || {
+            let mut set: libc::cpu_set_t = std::mem::zeroed();
+            libc::CPU_SET(cpu, &mut set);
+            if libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set) != 0 {
+                return Err(std::io::Error::last_os_error());
+            }
+            Ok(())
+        });
+    }
+}
+
+/// A child that is killed when this is dropped.
+#[derive(Debug)]
+pub struct Burner(Child);
+
+impl Burner {
+    /// Burns one CPU until dropped, in the cgroups of `cgroups`.
+    ///
+    /// # Errors
+    /// When it cannot be started there.
+    pub fn start(cpu: usize, cgroups: &[&crate::cgroup::Cgroup]) -> Result<Self> {
+        let mut command = Command::new("sh");
+        command.args(["-c", "while :; do :; done"]).stdin(Stdio::null());
+        for cgroup in cgroups {
+            cgroup.enter(&mut command)?;
+        }
+        pin(&mut command, cpu);
+        die_with_us(&mut command);
+        Ok(Self(command.spawn()?))
+    }
+}
+
+impl Drop for Burner {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}

@@ -1,0 +1,113 @@
+//! `cargo xtask up --demo` from end to end: both programs, a real ffmpeg, its joules on screen and on both ports.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed")]
+
+use std::{
+    fs,
+    net::TcpListener,
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use xtask::{
+    api::Client,
+    shell::{is_root, root, which},
+};
+
+/// Ends a run of `up` that a failed test would leave behind.
+struct Up(std::process::Child);
+
+impl Up {
+    fn interrupt(&mut self) {
+        if self.0.try_wait().is_ok_and(|ended| ended.is_some()) {
+            return;
+        }
+        let pid = libc::pid_t::try_from(self.0.id()).unwrap();
+        // SAFETY: the child was not waited for, so the pid is still its own.
+        unsafe { libc::kill(pid, libc::SIGINT) };
+    }
+}
+
+impl Drop for Up {
+    fn drop(&mut self) {
+        self.interrupt();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn the_demo_ends_with_joules_on_screen_in_metrics_and_on_9502() {
+    if !is_root() {
+        println!("skipped: needs root");
+        return;
+    }
+    if which("ffmpeg").is_none() {
+        println!("skipped: ffmpeg is not in PATH");
+        return;
+    }
+    for port in [9500, 9502] {
+        if TcpListener::bind(("127.0.0.1", port)).is_err() {
+            println!("skipped: port {port} is taken");
+            return;
+        }
+    }
+    let results = tempdir("demo-results");
+    let screen_path = results.join("screen.txt");
+    let screen = || fs::read_to_string(&screen_path).unwrap_or_default();
+    let mut up = Up(Command::new(env!("CARGO_BIN_EXE_xtask"))
+        .args(["up", "--demo", "--demo-seconds", "6", "--results-dir"])
+        .arg(&results)
+        .current_dir(root())
+        .stdin(Stdio::null())
+        .stdout(fs::File::create(&screen_path).unwrap())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap());
+    // The first run builds the shipped binaries.
+    let end = Instant::now() + Duration::from_secs(1200);
+    while !screen().contains("Containers, by the second") {
+        assert!(up.0.try_wait().unwrap().is_none() && Instant::now() < end, "up did not come so far:\n{}", screen());
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    let screen = screen();
+    println!("{screen}");
+    let number = |unit: &str| -> f64 {
+        let line = screen.lines().find(|line| line.contains(unit)).unwrap_or_else(|| panic!("no {unit} in:\n{screen}"));
+        line.split_whitespace().find_map(|word| word.parse().ok()).unwrap()
+    };
+    let joules = number("J dynamic");
+    assert!(joules > 0.0 && number("J per frame") > 0.0);
+    // "Result of run 20240115_103000, container NAME, source: model"
+    let result = screen.lines().find_map(|line| line.strip_prefix("Result of run ")).unwrap();
+    let (run, rest) = result.split_once(", container ").unwrap();
+    let (name, _) = rest.split_once(", source: ").unwrap();
+    assert!(screen.contains("modelled") || !screen.contains("source: model"), "a model is said to be one");
+
+    // What stood on the screen is what the ports say.
+    let probe = Client::new("http://127.0.0.1:9500").metrics().unwrap();
+    let container: Vec<_> = probe
+        .iter()
+        .filter(|sample| sample.name == "wattcast_container_energy_joules_total" && sample.label("container") == name)
+        .collect();
+    assert_eq!(container.len(), 1, "{name} has one row");
+    assert!(container[0].value >= joules * 0.99, "{} J on 9500, {joules} J on screen", container[0].value);
+    let results_page = Client::new("http://127.0.0.1:9502").metrics().unwrap();
+    let of_run: Vec<_> = results_page.iter().filter(|sample| sample.label("run") == run).collect();
+    let energy = of_run.iter().find(|s| s.name == "wattcast_run_energy_joules" && s.label("scope") == "container");
+    assert!((energy.unwrap().value - joules).abs() < 0.01, "{energy:?}, {joules} J on screen");
+    assert!(of_run.iter().any(|sample| sample.name == "results_scenario_total_frames" && sample.value >= 100.0));
+
+    // Ctrl-C stops everything it started.
+    up.interrupt();
+    assert!(up.0.wait().unwrap().success());
+    for port in [9500, 9502] {
+        assert!(TcpListener::bind(("127.0.0.1", port)).is_ok(), "something still listens on {port}");
+    }
+    let _ = fs::remove_dir_all(&results);
+}
+
+fn tempdir(what: &str) -> std::path::PathBuf {
+    let dir = std::env::temp_dir().join(format!("wattcast-{what}-{}", std::process::id()));
+    fs::create_dir_all(&dir).unwrap();
+    dir
+}
