@@ -196,6 +196,15 @@ mod tests {
     }
 
     #[test]
+    fn a_file_beyond_the_limit_is_not_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = fs::File::create(dir.path().join("test_results_20250101_000000.json")).unwrap();
+        file.set_len(MAX_FILE + 1).unwrap();
+        let error = read(&list(dir.path()).unwrap()[0]).unwrap_err();
+        assert!(matches!(error, ReadError::TooLarge { bytes, .. } if bytes == MAX_FILE + 1), "{error}");
+    }
+
+    #[test]
     fn a_wrong_row_is_left_out_and_named_and_the_rest_is_served() {
         let text =
             r#"{"scenarios":[{"name":"good"},{"name":7},{"bitrate":"1k"},{"name":"also good","total_frames":3}]}"#;

@@ -200,15 +200,3 @@ impl Family {
         family
     }
 }
-
-/// A table of definitions for the documentation: one Markdown row each.
-#[must_use]
-pub fn markdown(defs: &[&Def]) -> String {
-    let mut out = String::from("| name | type | labels | meaning |\n|---|---|---|---|\n");
-    for def in defs {
-        let labels = def.labels.join(", ");
-        let help = def.help.replace('|', "\\|");
-        out.push_str(&format!("| `{}` | {} | {labels} | {help} |\n", def.name, def.kind.as_str()));
-    }
-    out
-}

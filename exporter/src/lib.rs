@@ -2,8 +2,9 @@
 //!
 //! [`family`] defines a metric once: name, type, labels, help; pages and documentation come from that definition.
 //! [`page`] renders families to bytes, [`server`] hands the bytes out, [`landing`] is the page for people, [`process`]
-//! measures ourselves, [`program`] holds the habits of the command line.
+//! measures ourselves, [`docs`] makes the tables of the documentation, [`program`] holds the habits of the command line.
 
+pub mod docs;
 pub mod family;
 pub mod landing;
 pub mod listen;

@@ -9,7 +9,7 @@ const CONTAINER_ZONE: &[&str] = &["container", "id", "image", "runtime", "packag
 pub(crate) static ENERGY: Def = Def::counter(
     "wattcast_energy_joules_total",
     ZONE,
-    "Measured energy of a zone in joules since the probe's start, wraps undone. Zones overlap: package contains core and \
+    "Energy of a zone in joules since the probe's start, wraps undone; source says whether it was measured. Zones overlap: package contains core and \
      uncore, dram stands beside it, psys contains all; sum package and dram only.",
 );
 pub(crate) static POWER: Def = Def::gauge("wattcast_power_watts", ZONE, "Mean power of a zone over the last tick.");

@@ -9,7 +9,7 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
-use support::{Probe, sleep};
+use support::{Probe, skip, sleep};
 
 fn model() -> Probe {
     Probe::start(&["--energy.source=model", "--no-collector.cpu"])
@@ -123,6 +123,24 @@ fn scraping_from_two_places_changes_no_number() {
         assert_eq!(first, page, "the page of one tick changed");
     }
     assert!(by_tick.len() >= 6 && pages.len() > 3 * by_tick.len(), "{} ticks, {} pages", by_tick.len(), pages.len());
+}
+
+#[test]
+fn the_documentation_lists_the_metrics_of_the_code() {
+    let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/metrics.md");
+    exporter::docs::check(&file, "probe 9500", probe_user::metrics::DEFS).unwrap();
+    let shared: Vec<_> = exporter::program::DEFS.iter().chain(exporter::process::DEFS).copied().collect();
+    exporter::docs::check(&file, "every port", &shared).unwrap();
+}
+
+#[test]
+fn promtool_finds_nothing_in_the_primary_layer() {
+    let Some(promtool) = xtask::shell::which("promtool") else { skip!("promtool is not in PATH") };
+    let probe = Probe::start(&["--energy.source=model", "--no-collector.cpu", "--no-compat-metrics"]);
+    probe.client.mark().unwrap();
+    let page = probe.client.text("/metrics").unwrap();
+    let said = support::feed(std::process::Command::new(promtool).args(["check", "metrics"]), &page);
+    assert_eq!(said, (true, String::new()));
 }
 
 #[test]

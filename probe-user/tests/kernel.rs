@@ -195,6 +195,42 @@ fn many_short_lives_in_one_cgroup_are_all_counted() {
     assert_agrees("200 short lives", beside_the_kernel(&probe, &name, &cgroup.dir));
 }
 
+/// More cgroups than the kernel side and the series ceiling hold: what falls over is counted, and nothing is lost.
+#[test]
+fn cgroups_beyond_every_ceiling_are_counted_and_the_account_closes() {
+    let _machine = machine();
+    if let Some(reason) = no_ebpf() {
+        skip!("{reason}");
+    }
+    let tree = cgroup::v2().unwrap();
+    let prefix = unique("many");
+    let probe = Probe::start(&["--limit.containers=20", "--retain.dead=1s"]);
+    let mut all = Vec::new();
+    for number in 0..probe_ebpf::MAX_CGROUPS + 50 {
+        let cgroup = Cgroup::create(&tree, &format!("{prefix}-{number}")).unwrap();
+        let mut command = std::process::Command::new("/bin/true");
+        cgroup.enter(&mut command).unwrap();
+        assert!(command.status().unwrap().success());
+        all.push(cgroup);
+    }
+    sleep(1.5);
+    let page = probe.fresh();
+    page.assert_closed();
+    assert!(page.get("wattcast_cpu_overflow_seconds_total", &[]) > 0.0);
+    assert!(page.all("wattcast_container_energy_joules_total").count() <= 20);
+    let dropped = page.get("wattcast_series_dropped_total", &[]);
+    assert!(dropped >= 3000.0, "{dropped} containers without series");
+    assert!(page.get("wattcast_retired_energy_joules_total", &[]) > 0.0, "their joules are in the retired row");
+
+    // When they have gone, there is room again.
+    drop(all);
+    let name = unique("after");
+    let cgroup = Cgroup::create(&tree, &name).unwrap();
+    let _burner = Burner::start(0, &[&cgroup]).unwrap();
+    eventually(40.0, "a newcomer is named", || probe.fresh().cpu(&name) > 0.0);
+    probe.fresh().assert_closed();
+}
+
 /// What the probe holds after its start: nothing that could be abused.
 #[test]
 fn the_running_probe_has_no_capabilities() {

@@ -25,11 +25,18 @@ const MAX_WAITING: usize = 1024;
 
 /// What Docker says of a container.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Named {
-    /// The full id that was asked.
-    pub id: String,
-    /// Name without its leading slash, and image as it was asked for; `None` when Docker knows no such container.
-    pub found: Option<(String, String)>,
+pub enum Said {
+    /// Its name without the leading slash, and its image as it was asked for.
+    Named {
+        /// The name.
+        name: String,
+        /// The image.
+        image: String,
+    },
+    /// No such container: it is another runtime's, or went meanwhile.
+    Unknown,
+    /// Docker could not be asked; try again later.
+    Nothing,
 }
 
 type State = Arc<Mutex<Result<(), Unavailable>>>;
@@ -37,8 +44,9 @@ type State = Arc<Mutex<Result<(), Unavailable>>>;
 /// The sampler's side.
 pub struct Names {
     ask: mpsc::Sender<String>,
-    answers: std_mpsc::Receiver<Named>,
+    answers: std_mpsc::Receiver<(String, Said)>,
     waiting: usize,
+    new: bool,
     state: State,
 }
 
@@ -50,25 +58,28 @@ impl Names {
         let (answer, answers) = std_mpsc::channel();
         let state: State = Arc::new(Mutex::new(reach(socket).map(|_| ())));
         runtime.spawn(work(socket.to_owned(), asked, answer, state.clone()));
-        Self { ask, answers, waiting: 0, state }
+        Self { ask, answers, waiting: 0, new: false, state }
     }
 
-    /// Asks for a container. The answer comes through [`Names::collect`].
+    /// Asks for a container by its full id. The answer comes through [`Names::collect`].
     pub fn request(&mut self, id: &str) {
         if self.ask.try_send(id.to_owned()).is_ok() {
             self.waiting += 1;
+            self.new = true;
         }
     }
 
-    /// Takes the answers that are there, and waits for those on their way until `patience` is over.
-    pub fn collect(&mut self, patience: Duration) -> Vec<Named> {
+    /// Takes the answers that are there, with the ids they are for. After new requests it waits for answers until
+    /// `patience` is over; a daemon that is slow is waited for once, not every time.
+    pub fn collect(&mut self, patience: Duration) -> Vec<(String, Said)> {
+        let patience = if std::mem::take(&mut self.new) { patience } else { Duration::ZERO };
         let deadline = Instant::now() + patience;
         let mut all = Vec::new();
         while self.waiting > 0 {
             let left = deadline.saturating_duration_since(Instant::now());
-            let Ok(named) = self.answers.recv_timeout(left) else { break };
+            let Ok(answer) = self.answers.recv_timeout(left) else { break };
             self.waiting -= 1;
-            all.push(named);
+            all.push(answer);
         }
         all
     }
@@ -99,7 +110,12 @@ fn reach(socket: &Path) -> Result<Docker, Unavailable> {
         .map_err(|error| Unavailable::new(Reason::Broken, format!("{}: {error}", socket.display())))
 }
 
-async fn work(socket: PathBuf, mut asked: mpsc::Receiver<String>, answer: std_mpsc::Sender<Named>, state: State) {
+async fn work(
+    socket: PathBuf,
+    mut asked: mpsc::Receiver<String>,
+    answer: std_mpsc::Sender<(String, Said)>,
+    state: State,
+) {
     let set = |now: Result<(), Unavailable>| *state.lock().unwrap_or_else(PoisonError::into_inner) = now;
     let slots = Arc::new(Semaphore::new(MAX_CALLS));
     let mut docker: Option<Docker> = None;
@@ -118,8 +134,7 @@ async fn work(socket: PathBuf, mut asked: mpsc::Receiver<String>, answer: std_mp
             docker = connect(&socket, &set).await;
         }
         let Some(client) = docker.clone() else {
-            // Unknown for now, and not for ever: nothing is remembered on this side.
-            if answer.send(Named { id, found: None }).is_err() {
+            if answer.send((id, Said::Nothing)).is_err() {
                 return;
             }
             continue;
@@ -128,30 +143,25 @@ async fn work(socket: PathBuf, mut asked: mpsc::Receiver<String>, answer: std_mp
         let (answer, state, socket) = (answer.clone(), state.clone(), socket.clone());
         tokio::spawn(async move {
             let _slot = slot;
-            let call = client.inspect_container(&id, None);
-            let found = match tokio::time::timeout(CALL_TIMEOUT, call).await {
-                Ok(Ok(reply)) => reply.name.map(|name| {
-                    let image = reply.config.and_then(|config| config.image).unwrap_or_default();
-                    (name.trim_start_matches('/').to_owned(), image)
-                }),
-                // The container is another runtime's, or went meanwhile; the socket works.
-                Ok(Err(DockerError::DockerResponseServerError { status_code: 404, .. })) => None,
-                Ok(Err(error)) => {
-                    let why = Unavailable::new(Reason::Broken, format!("{}: {error}", socket.display()));
-                    *state.lock().unwrap_or_else(PoisonError::into_inner) = Err(why);
-                    None
+            let broken = |why: String| {
+                let why = Unavailable::new(Reason::Broken, format!("{}: {why}", socket.display()));
+                *state.lock().unwrap_or_else(PoisonError::into_inner) = Err(why);
+                Said::Nothing
+            };
+            let said = match tokio::time::timeout(CALL_TIMEOUT, client.inspect_container(&id, None)).await {
+                Ok(Ok(reply)) => {
+                    *state.lock().unwrap_or_else(PoisonError::into_inner) = Ok(());
+                    Said::Named {
+                        name: reply.name.unwrap_or_default().trim_start_matches('/').to_owned(),
+                        image: reply.config.and_then(|config| config.image).unwrap_or_default(),
+                    }
                 }
-                Err(_) => {
-                    let why = Unavailable::new(
-                        Reason::Broken,
-                        format!("{}: no answer within {} s", socket.display(), CALL_TIMEOUT.as_secs()),
-                    );
-                    *state.lock().unwrap_or_else(PoisonError::into_inner) = Err(why);
-                    None
-                }
+                Ok(Err(DockerError::DockerResponseServerError { status_code: 404, .. })) => Said::Unknown,
+                Ok(Err(error)) => broken(error.to_string()),
+                Err(_) => broken(format!("no answer within {} s", CALL_TIMEOUT.as_secs())),
             };
             // The sampler is gone: nobody wants to know.
-            let _ = answer.send(Named { id, found });
+            let _ = answer.send((id, said));
         });
     }
 }

@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use docker::Names;
+use docker::{Names, Said};
 use path::Workload;
 use tree::Trees;
 
@@ -26,6 +26,8 @@ use crate::{
 const MAX_LABEL: usize = 128;
 /// How long a tick may wait for the names of containers that it sees for the first time.
 const NAME_PATIENCE: Duration = Duration::from_millis(150);
+/// A name that could not be had is asked for again after this time.
+const ASK_AGAIN: Duration = Duration::from_secs(30);
 /// Without a cgroup that is new to us, how often the trees are looked at for cgroups that have gone.
 const SCAN_EVERY: Duration = Duration::from_secs(10);
 
@@ -57,6 +59,8 @@ struct Record {
     identity: Identity,
     cgroups: HashSet<CgroupKey>,
     gone_at: Option<Instant>,
+    /// When its name is to be asked for again; `None` when there is nothing to ask.
+    ask_at: Option<Instant>,
 }
 
 /// Limits of what is held.
@@ -81,6 +85,8 @@ pub struct Directory {
     /// Cgroups seen gone in this tick, and in the one before. What they ran up to their end is only in the reading
     /// that follows, so they are let go one tick later.
     leaving: [Vec<CgroupKey>; 2],
+    /// Containers whose series ended in this tick.
+    ended: Vec<u32>,
     dropped: u64,
     unnamed: u64,
 }
@@ -99,6 +105,7 @@ impl Directory {
             next: 0,
             last_scan: None,
             leaving: [Vec::new(), Vec::new()],
+            ended: Vec::new(),
             dropped: 0,
             unnamed: 0,
         }
@@ -106,15 +113,15 @@ impl Directory {
 
     /// Brings the directory up to date with every cgroup of a reading. Returns the containers whose series end now.
     pub fn observe(&mut self, reading: impl Iterator<Item = CgroupKey>, now: Instant) -> Vec<u32> {
-        let strangers: Vec<CgroupKey> = reading.filter(|key| !self.holders.contains_key(key)).collect();
+        let strangers: HashSet<CgroupKey> = reading.filter(|key| !self.holders.contains_key(key)).collect();
         let due = self.last_scan.is_none_or(|last| now.duration_since(last) >= SCAN_EVERY);
         if due || !strangers.is_empty() {
             self.last_scan = Some(now);
             let live = self.trees.scan();
-            self.meet(&live, &strangers);
+            self.meet(&live, &strangers, now);
             self.bury(&live, now);
         }
-        self.christen();
+        self.christen(now);
         self.retire(now)
     }
 
@@ -136,9 +143,10 @@ impl Directory {
 
     /// Gives every new cgroup its holder. Containers are met as soon as they exist; a plain cgroup when it runs, for a
     /// host has many empty ones.
-    fn meet(&mut self, live: &HashMap<CgroupKey, String>, strangers: &[CgroupKey]) {
-        let mut new: Vec<(&CgroupKey, &String)> =
-            live.iter().filter(|(key, _)| !self.holders.contains_key(*key)).collect();
+    fn meet(&mut self, live: &HashMap<CgroupKey, String>, strangers: &HashSet<CgroupKey>, now: Instant) {
+        // One that found no place before may find one now.
+        let open = |key: &CgroupKey| matches!(self.holders.get(key), None | Some(Holder::Retired));
+        let mut new: Vec<(&CgroupKey, &String)> = live.iter().filter(|(key, _)| open(key)).collect();
         new.sort_unstable();
         for (key, path) in new {
             match path::classify(path) {
@@ -146,13 +154,17 @@ impl Directory {
                     self.holders.insert(*key, Holder::System);
                 }
                 Workload::Container { runtime, id } => {
-                    let holder = self.admit(*key, Identity::Container(id.to_owned()), runtime, id, short(id));
+                    // A container whose runtime is not known may be Docker's.
+                    let ask_at = matches!(runtime, "docker" | "unknown").then_some(now);
+                    let identity = Identity::Container(id.to_owned());
+                    let holder = self.admit(*key, identity, runtime, short(id), short(id), ask_at);
                     self.holders.insert(*key, holder);
                 }
-                Workload::Plain if strangers.contains(key) => {
+                Workload::Plain if strangers.contains(key) || self.holders.contains_key(key) => {
                     let tree = if key.hierarchy == hierarchy::V1_CPU { "cgroup1" } else { "cgroup2" };
                     let id = format!("{tree}:{}", key.id);
-                    let holder = self.admit(*key, Identity::Cgroup(*key), "cgroup", path.trim_start_matches('/'), &id);
+                    let name = path.trim_start_matches('/');
+                    let holder = self.admit(*key, Identity::Cgroup(*key), "cgroup", name, &id, None);
                     self.holders.insert(*key, holder);
                 }
                 Workload::Plain => {}
@@ -167,7 +179,15 @@ impl Directory {
         }
     }
 
-    fn admit(&mut self, key: CgroupKey, identity: Identity, runtime: &'static str, name: &str, id: &str) -> Holder {
+    fn admit(
+        &mut self,
+        key: CgroupKey,
+        identity: Identity,
+        runtime: &'static str,
+        name: &str,
+        id: &str,
+        ask_at: Option<Instant>,
+    ) -> Holder {
         if let Some(number) = self.numbers.get(&identity) {
             if let Some(record) = self.records.get_mut(number) {
                 record.cgroups.insert(key);
@@ -175,33 +195,47 @@ impl Directory {
             }
             return Holder::Container(*number);
         }
-        if self.records.len() >= self.limits.containers {
-            self.dropped += 1;
+        if self.records.len() >= self.limits.containers && !self.make_room() {
+            self.dropped += u64::from(!self.holders.contains_key(&key));
             return Holder::Retired;
         }
         let number = self.next;
         self.next += 1;
-        let shown = Arc::new(Container {
-            number,
-            name: cut(if matches!(identity, Identity::Container(_)) { short(name) } else { name }),
-            id: cut(id),
-            image: String::new(),
-            runtime,
-        });
-        if let (Identity::Container(full), Some(names)) = (&identity, &mut self.names)
-            && matches!(runtime, "docker" | "unknown")
-        {
-            names.request(full);
-        }
+        let shown = Container { number, name: cut(name), id: cut(id), image: String::new(), runtime };
         self.numbers.insert(identity.clone(), number);
-        self.records.insert(number, Record { shown, identity, cgroups: HashSet::from([key]), gone_at: None });
+        let cgroups = HashSet::from([key]);
+        self.records.insert(number, Record { shown: Arc::new(shown), identity, cgroups, gone_at: None, ask_at });
         Holder::Container(number)
+    }
+
+    /// Ends the series of the container that has been gone for longest, before its time; false when all live.
+    fn make_room(&mut self) -> bool {
+        let gone = self.records.iter().filter(|(number, _)| self.is_over(**number));
+        let Some(number) = gone.min_by_key(|(_, record)| record.gone_at).map(|(number, _)| *number) else {
+            return false;
+        };
+        self.end(number);
+        true
+    }
+
+    /// True when a container is gone and its last reading was posted.
+    fn is_over(&self, number: u32) -> bool {
+        self.records.get(&number).is_some_and(|record| record.gone_at.is_some())
+            && !self.leaving.iter().flatten().any(|key| self.holders.get(key) == Some(&Holder::Container(number)))
+    }
+
+    fn end(&mut self, number: u32) {
+        if let Some(record) = self.records.remove(&number) {
+            self.numbers.remove(&record.identity);
+            self.ended.push(number);
+        }
     }
 
     /// Notes the cgroups that live no more.
     fn bury(&mut self, live: &HashMap<CgroupKey, String>, now: Instant) {
+        let noted: HashSet<CgroupKey> = self.leaving.iter().flatten().copied().collect();
         for (key, holder) in &self.holders {
-            if live.contains_key(key) || self.leaving.iter().any(|leaving| leaving.contains(key)) {
+            if live.contains_key(key) || noted.contains(key) {
                 continue;
             }
             self.leaving[0].push(*key);
@@ -217,37 +251,44 @@ impl Directory {
     }
 
     /// Puts names where only ids were known.
-    fn christen(&mut self) {
+    fn christen(&mut self, now: Instant) {
         let Some(names) = &mut self.names else { return };
-        for named in names.collect(NAME_PATIENCE) {
-            let Some((name, image)) = named.found else { continue };
-            if let Some(number) = self.numbers.get(&Identity::Container(named.id))
-                && let Some(record) = self.records.get_mut(number)
+        for record in self.records.values_mut().filter(|record| record.gone_at.is_none()) {
+            if let Identity::Container(id) = &record.identity
+                && record.ask_at.is_some_and(|at| at <= now)
             {
-                let shown = Container { name: cut(&name), image: cut(&image), ..(*record.shown).clone() };
-                record.shown = Arc::new(shown);
+                names.request(id);
+                record.ask_at = Some(now + ASK_AGAIN);
+            }
+        }
+        for (id, said) in names.collect(NAME_PATIENCE) {
+            let number = self.numbers.get(&Identity::Container(id));
+            let Some(record) = number.and_then(|number| self.records.get_mut(number)) else { continue };
+            match said {
+                Said::Named { name, image } => {
+                    let shown = Container { name: cut(&name), image: cut(&image), ..(*record.shown).clone() };
+                    record.shown = Arc::new(shown);
+                    record.ask_at = None;
+                }
+                Said::Unknown => record.ask_at = None,
+                Said::Nothing => {}
             }
         }
     }
 
     fn retire(&mut self, now: Instant) -> Vec<u32> {
         let retain = self.limits.retain;
+        let due = |record: &Record| record.gone_at.is_some_and(|at| now.duration_since(at) >= retain);
         let over: Vec<u32> = self
             .records
             .iter()
-            .filter(|(number, record)| {
-                record.gone_at.is_some_and(|at| now.duration_since(at) >= retain)
-                    // Its last reading is still to come.
-                    && !self.holders.values().any(|holder| *holder == Holder::Container(**number))
-            })
+            .filter(|(number, record)| due(record) && self.is_over(**number))
             .map(|(number, _)| *number)
             .collect();
-        for number in &over {
-            if let Some(record) = self.records.remove(number) {
-                self.numbers.remove(&record.identity);
-            }
+        for number in over {
+            self.end(number);
         }
-        over
+        std::mem::take(&mut self.ended)
     }
 
     /// Every container with series, by number.
@@ -441,6 +482,24 @@ mod tests {
         host.tick(1, &[second]);
         assert_eq!(host.directory.holder(&second), Holder::Retired);
         assert_eq!((host.directory.dropped(), host.shown().len()), (1, 1));
+    }
+
+    #[test]
+    fn when_there_is_room_again_the_ones_without_series_get_theirs() {
+        let mut host = Host::new(1);
+        let (first, second) = (format!("unified/docker/{A}"), format!("unified/docker/{B}"));
+        let (a, b) = (host.make(&first), host.make(&second));
+        host.tick(0, &[a, b]);
+        let [shut_out, holder] = if host.directory.holder(&a) == Holder::Retired { [a, b] } else { [b, a] };
+        host.tick(20, &[a, b]);
+        assert_eq!(host.directory.dropped(), 1, "counted once");
+        host.remove(if holder == a { &first } else { &second });
+        host.tick(20, &[a, b]);
+        host.tick(20, &[a, b]);
+        // Long before the retention is over: a living one needs the place.
+        let (_, retired) = host.tick(20, &[shut_out]);
+        assert_eq!(retired, [0]);
+        assert_eq!(host.directory.holder(&shut_out), Holder::Container(1));
     }
 
     #[test]

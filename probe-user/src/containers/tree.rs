@@ -34,7 +34,8 @@ impl Trees {
         }
         for name in ["cpu", "cpu,cpuacct", "cpuacct,cpu"] {
             let dir = cgroupfs.join(name);
-            if dir.join("cgroup.procs").exists() && dir.join("cpu.shares").exists() || dir.join("tasks").exists() {
+            // `tasks` is a v1 file; v2 has none.
+            if dir.join("tasks").exists() {
                 roots.push((dir, hierarchy::V1_CPU));
                 break;
             }

@@ -1,0 +1,184 @@
+//! The running service: real files in a real directory, real pages on a real port.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed")]
+
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    net::TcpListener,
+    path::Path,
+    process::{Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use xtask::{api::Client, program::Program, shell::which};
+
+const SAMPLE: &str = include_str!("data/test_results_20240115_103000.json");
+
+struct Service {
+    program: Program,
+    client: Client,
+    _logs: tempfile::TempDir,
+}
+
+impl Service {
+    fn start(results: &Path, probe: &str) -> Self {
+        let logs = tempfile::tempdir().unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_wattcast-analysis"));
+        command.args(["serve", "--web.listen-address=127.0.0.1:0", "--refresh=100ms", "--probe-url", probe]);
+        command.arg("--results-dir").arg(results);
+        let mut program = Program::start("analysis", &mut command, logs.path()).unwrap();
+        let client = program.client().unwrap();
+        Self { program, client, _logs: logs }
+    }
+
+    fn page(&self) -> String {
+        self.client.text("/metrics").unwrap()
+    }
+
+    fn eventually(&self, what: &str, so: impl Fn(&str) -> bool) -> String {
+        let end = Instant::now() + Duration::from_secs(10);
+        loop {
+            let page = self.page();
+            if so(&page) {
+                return page;
+            }
+            assert!(Instant::now() < end, "not within 10 s: {what}\n{page}\n{}", self.program.log());
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
+
+/// A probe that gives one answer to whoever asks.
+fn probe(status: &'static str, body: &'static str) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let _ = stream.read(&mut [0; 4096]);
+            let _ = write!(
+                stream,
+                "HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+                body.len()
+            );
+        }
+    });
+    url
+}
+
+fn write(dir: &Path, id: &str, text: &str) {
+    fs::write(dir.join(format!("test_results_{id}.json")), text).unwrap();
+}
+
+const NOBODY: &str = "http://127.0.0.1:1";
+
+#[test]
+fn a_file_that_appears_is_served_and_the_newest_wins() {
+    let dir = tempfile::tempdir().unwrap();
+    let service = Service::start(dir.path(), NOBODY);
+    service.eventually("an empty directory serves nothing", |page| page.contains("results_scenarios_total 0\n"));
+    let (status, why) = service.client.get("/ready").unwrap();
+    assert_eq!((status, why.contains("no test_results_")), (503, true), "{why}");
+    write(dir.path(), "20240115_103000", SAMPLE);
+    let page = service.eventually("the sample", |page| page.contains("results_scenarios_total 4\n"));
+    assert!(page.contains("run=\"20240115_103000\""));
+    assert_eq!(exporter::page::faults(&page), Vec::<String>::new());
+    assert_eq!(service.client.get("/ready").unwrap().0, 200);
+    write(dir.path(), "20240116_000000", r#"{"scenarios":[{"name":"newer"}]}"#);
+    service.eventually("the newer", |page| page.contains("results_scenarios_total 1\n"));
+}
+
+#[test]
+fn torn_and_alien_files_are_named_once_and_the_rest_is_served() {
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), "20240115_103000", SAMPLE);
+    write(dir.path(), "20240115_110000", &SAMPLE[..700]);
+    write(dir.path(), "20240115_120000", "\u{0}\u{1}binary");
+    let service = Service::start(dir.path(), NOBODY);
+    let page = service.eventually("the whole one", |page| page.contains("results_scenarios_total 4\n"));
+    assert!(page.contains("wattcast_results_problems 2\n"), "{page}");
+    thread::sleep(Duration::from_millis(500));
+    let log = service.program.log();
+    for file in ["110000", "120000"] {
+        assert_eq!(log.lines().filter(|line| line.contains(file) && line.contains("WARN")).count(), 1, "{log}");
+    }
+    // A torn file becomes whole.
+    write(dir.path(), "20240115_120000", r#"{"scenarios":[{"name":"whole now"}]}"#);
+    service.eventually("the file that became whole", |page| page.contains("scenarios_total 1\n"));
+}
+
+#[test]
+fn a_missing_directory_is_said_and_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let results = dir.path().join("later");
+    let service = Service::start(&results, NOBODY);
+    let (status, why) = service.client.get("/ready").unwrap();
+    assert_eq!((status, why.contains("--results-dir")), (503, true), "{why}");
+    assert_eq!(service.client.text("/health").unwrap(), "OK");
+    fs::create_dir(&results).unwrap();
+    write(&results, "20240115_103000", SAMPLE);
+    service.eventually("the sample", |page| page.contains("results_scenarios_total 4\n"));
+}
+
+const WITH_TIMES: &str = r#"{"scenarios":[{"name":"a","start_time":1700000000,"end_time":1700000010.5,
+    "total_frames":250,"container":"enc"}]}"#;
+
+#[test]
+fn a_scenario_with_times_gets_its_joules_from_the_probe() {
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), "20240115_103000", WITH_TIMES);
+    let url = probe(
+        "200 OK",
+        r#"{"accounts":[{"package":"0","zone":"package","source":"powercap","measured_joules":100.5,
+        "edge_error_joules":0,"missing_seconds":0}],"containers":[{"container":"enc","id":"x","energy":[
+        {"source":"powercap","joules":50,"edge_error_joules":0}]}]}"#,
+    );
+    let service = Service::start(dir.path(), &url);
+    let page = service.eventually("joules", |page| page.contains("wattcast_run_energy_joules"));
+    let labels = r#"{scenario="a",bitrate="",encoder="",run="20240115_103000",scope="container",source="powercap"}"#;
+    assert!(page.contains(&format!("wattcast_run_energy_joules{labels} 50\n")), "{page}");
+    assert!(page.contains(&format!("wattcast_run_energy_per_frame_joules{labels} 0.2\n")), "{page}");
+    assert!(page.contains("scope=\"host\",source=\"powercap\"} 100.5\n"), "{page}");
+}
+
+#[test]
+fn a_refusal_of_the_probe_is_on_the_page_with_its_reason() {
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), "20240115_103000", WITH_TIMES);
+    let service = Service::start(dir.path(), &probe("410 Gone", r#"{"code":"too_old","error":"only from 5 on"}"#));
+    service.eventually("the refusal", |page| page.contains("reason=\"too_old\"} 0\n"));
+    let unreachable = Service::start(dir.path(), NOBODY);
+    unreachable.eventually("no probe", |page| page.contains("reason=\"unreachable\"} 0\n"));
+    assert!(unreachable.program.log().contains("--probe-url"), "{}", unreachable.program.log());
+}
+
+#[test]
+fn the_documentation_lists_the_metrics_of_the_code() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/metrics.md");
+    exporter::docs::check(&file, "analysis 9502", analysis::results::DEFS).unwrap();
+}
+
+#[test]
+fn promtool_finds_nothing_in_the_primary_layer() {
+    let Some(promtool) = which("promtool") else {
+        println!("skipped: promtool is not in PATH");
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), "20240115_103000", WITH_TIMES);
+    let service = Service::start(dir.path(), NOBODY);
+    let page = service.eventually("a page", |page| page.contains("wattcast_run_energy_available"));
+    // The names of the old exporters are what they are.
+    let primary: String = page
+        .lines()
+        .filter(|line| !line.contains("results_") || line.contains("wattcast_"))
+        .map(|line| format!("{line}\n"))
+        .collect();
+    let mut child =
+        Command::new(promtool).args(["check", "metrics"]).stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(primary.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
