@@ -5,7 +5,7 @@
 
 use std::{
     fs,
-    io::{BufRead as _, BufReader},
+    io::{BufRead as _, BufReader, IsTerminal as _},
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -115,7 +115,7 @@ impl Job {
         let place = match Engine::find() {
             Ok(engine) => Place::Docker(engine),
             Err(reason) => {
-                step(format!("{reason:#}; going on without a container"));
+                step(format!("{reason}; going on without a container"));
                 let tree = cgroup::v2().context("no cgroup v2 tree is mounted either")?;
                 Place::Cgroup(Cgroup::create(&tree, &name)?)
             }
@@ -197,13 +197,13 @@ impl Job {
     fn follow(&self, child: &mut Child, seconds: u32) -> Result<u32> {
         let progress = BufReader::new(child.stdout.take().context("no pipe")?);
         let (mut frames, mut fps) = (0, String::new());
-        let start = Instant::now();
+        let (start, watched) = (Instant::now(), std::io::stderr().is_terminal());
         for line in progress.lines() {
             let line = line?;
             match line.split_once('=') {
                 Some(("frame", count)) => frames = count.trim().parse().unwrap_or(frames),
                 Some(("fps", rate)) => rate.trim().clone_into(&mut fps),
-                Some(("progress", _)) => {
+                Some(("progress", _)) if watched => {
                     eprint!("\r  {:>3.0} of {seconds} s, {frames} frames, {fps} fps ", start.elapsed().as_secs_f64());
                 }
                 _ => {}
@@ -213,7 +213,9 @@ impl Job {
                 break;
             }
         }
-        eprintln!();
+        if watched {
+            eprintln!();
+        }
         Ok(frames)
     }
 
