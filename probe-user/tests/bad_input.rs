@@ -77,6 +77,31 @@ fn without_root_it_models_energy_and_says_what_it_may_not() {
 }
 
 #[test]
+fn a_kernel_without_btf_or_that_refuses_ebpf_is_said_so_and_the_rest_works() {
+    if let Some(reason) = support::no_ebpf() {
+        skip!("{reason}");
+    }
+    let without_btf = ["unshare", "--mount", "sh", "-c", "mount -t tmpfs none /sys/kernel/btf && exec \"$0\" \"$@\""];
+    // Root in a container without capabilities.
+    let without_capabilities = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"];
+    for (wrapper, state, words) in [
+        (&without_btf[..], "absent", ["/sys/kernel/btf/vmlinux", "CONFIG_DEBUG_INFO_BTF"]),
+        (&without_capabilities[..], "denied", ["root", "CAP_BPF"]),
+    ] {
+        let mut command = Command::new(wrapper[0]);
+        command.args(&wrapper[1..]).arg(env!("CARGO_BIN_EXE_wattcast-probe"));
+        let probe = Probe::start_command(&mut command, &["--energy.source=model"]);
+        let (is, detail) = probe.source("cpu");
+        assert_eq!(is, state, "{detail}");
+        assert!(words.iter().all(|word| detail.contains(word)), "{detail}");
+        let page = probe.fresh();
+        assert_eq!(page.get("wattcast_source_up", &[("source", "cpu"), ("reason", state)]), 0.0);
+        page.assert_closed();
+        assert!(probe.client.get("/ready").unwrap().1.contains("cpu: "));
+    }
+}
+
+#[test]
 fn missing_paths_and_a_missing_docker_are_absent_and_the_rest_works() {
     let flags = ["--path.sysfs=/nowhere", "--docker.socket=/nowhere/docker.sock", "--path.cgroupfs=/nowhere"];
     let probe = Probe::start(&flags);

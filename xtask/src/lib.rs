@@ -8,5 +8,6 @@ mod demo;
 pub mod docker;
 pub mod program;
 pub mod shell;
+mod stop;
 pub mod test;
 pub mod up;

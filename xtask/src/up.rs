@@ -9,8 +9,7 @@ use std::{
     },
     path::{Path, PathBuf},
     process::Command,
-    sync::atomic::{AtomicBool, Ordering},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::{Context, Result, bail};
@@ -20,6 +19,7 @@ use crate::{
     build_ebpf, demo,
     program::Program,
     shell::{is_root, root, step, target},
+    stop,
 };
 
 /// Where the probe and the analysis service listen.
@@ -52,21 +52,6 @@ pub struct Up {
     probe: Vec<String>,
 }
 
-static STOP: AtomicBool = AtomicBool::new(false);
-
-/// True once Ctrl-C or SIGTERM came.
-pub(crate) fn stopped() -> bool {
-    STOP.load(Ordering::Relaxed)
-}
-
-/// Sleeps, but wakes when told to stop.
-pub(crate) fn pause(time: Duration) {
-    let end = Instant::now() + time;
-    while !stopped() && Instant::now() < end {
-        std::thread::sleep(Duration::from_millis(50).min(end.saturating_duration_since(Instant::now())));
-    }
-}
-
 /// Runs it.
 ///
 /// # Errors
@@ -78,9 +63,9 @@ pub fn up(args: &Up) -> Result<()> {
              Run: sudo -E env PATH=\"$PATH\" cargo xtask up"
         );
     }
-    catch_signals();
+    stop::catch_signals();
     let bin = build()?;
-    if stopped() {
+    if stop::stopped() {
         return Ok(());
     }
     let results = root().join(&args.results_dir);
@@ -116,11 +101,11 @@ pub fn up(args: &Up) -> Result<()> {
     }
     println!("Containers, by the second. Ctrl-C stops everything.");
     let mut screen = Screen::default();
-    while !stopped() {
+    while !stop::stopped() {
         probe.alive()?;
         analysis.alive()?;
         screen.show(&probe_client.metrics().map(|samples| table(&samples)).unwrap_or_default());
-        pause(screen.interval());
+        stop::pause(screen.interval());
     }
     println!("\nStopping");
     Ok(())
@@ -139,16 +124,6 @@ fn build() -> Result<PathBuf> {
         bail!("the build failed");
     }
     Ok(target().join("release"))
-}
-
-fn catch_signals() {
-    extern "C" fn stop(_: libc::c_int) {
-        STOP.store(true, Ordering::Relaxed);
-    }
-    for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
-        // SAFETY: the handler only stores to an atomic, which is allowed in a signal handler.
-        unsafe { libc::signal(signal, stop as *const () as libc::sighandler_t) };
-    }
 }
 
 /// Lets the service run as whoever called sudo, else as nobody, if that user can reach what it needs.

@@ -81,6 +81,7 @@ fn the_demo_ends_with_joules_on_screen_in_metrics_and_on_9502() {
     let result = screen.lines().find_map(|line| line.strip_prefix("Result of run ")).unwrap();
     let (run, rest) = result.split_once(", container ").unwrap();
     let (name, _) = rest.split_once(", source: ").unwrap();
+    assert!(screen.contains("of dynamic (below 15 %)"), "most of what was used has an owner:\n{screen}");
     assert!(screen.contains("modelled") || !screen.contains("source: model"), "a model is said to be one");
 
     // What stood on the screen is what the ports say.
