@@ -7,7 +7,7 @@ use exporter::{
 
 use crate::{
     run::{Run, Scenario},
-    window::{Joules, Refused},
+    window::{Joules, Refused, Scope},
 };
 
 const SCENARIO: &[&str] = &["scenario", "bitrate", "encoder", "run"];
@@ -31,7 +31,13 @@ static RUN_FRAME: Def =
 static RUN_AVAILABLE: Def = Def::gauge(
     "wattcast_run_energy_available",
     &["scenario", "bitrate", "encoder", "run", "reason"],
-    "1 when the probe gave the energy of a scenario's window; 0 with the reason why not.",
+    "1 when the probe gave all the energy of a scenario's window; 0 with the reason why not. no_container: the host's is \
+     there, but the probe knew no container of the scenario's name in that time.",
+);
+static SOURCE_UP: Def = Def::gauge(
+    "wattcast_source_up",
+    &["source", "reason"],
+    "1 when the directory of results, or the probe, serves; 0 with the reason absent, denied or broken.",
 );
 static PROBLEMS: Def = Def::gauge(
     "wattcast_results_problems",
@@ -57,6 +63,7 @@ pub static DEFS: &[&Def] = &[
     &RUN_FRAME,
     &RUN_AVAILABLE,
     &PROBLEMS,
+    &SOURCE_UP,
     &UP,
     &SCENARIOS,
     &DURATION,
@@ -91,9 +98,9 @@ impl Row {
 /// A metric that repeats a field of the file.
 type Fact = (&'static Def, fn(&Scenario) -> Option<f64>);
 
-/// The page's families, in order.
+/// The page's families, in order. `sources` are names with the reason why they do not serve, empty when they do.
 #[must_use]
-pub fn families(run: Option<(&Run, &[Row])>, problems: usize) -> Vec<Family> {
+pub fn families(run: Option<(&Run, &[Row])>, problems: usize, sources: &[(&str, &str)]) -> Vec<Family> {
     let [mut energy, mut edge, mut power, mut frame] =
         [&RUN_ENERGY, &RUN_EDGE, &RUN_POWER, &RUN_FRAME].map(Family::new);
     let mut available = Family::new(&RUN_AVAILABLE);
@@ -121,7 +128,9 @@ pub fn families(run: Option<(&Run, &[Row])>, problems: usize) -> Vec<Family> {
                 None => {}
                 Some(Err(refused)) => available.push(&[name, bitrate, encoder, id, refused.reason()], 0.0),
                 Some(Ok(all)) => {
-                    available.push(&[name, bitrate, encoder, id, ""], 1.0);
+                    let whole = scenario.container.is_none() || all.iter().any(|row| row.scope == Scope::Container);
+                    let (reason, value) = if whole { ("", 1.0) } else { ("no_container", 0.0) };
+                    available.push(&[name, bitrate, encoder, id, reason], value);
                     for Joules { scope, source, joules, edge_error } in all {
                         let labels = [name, bitrate, encoder, id, scope.as_str(), source];
                         energy.push(&labels, *joules);
@@ -137,6 +146,10 @@ pub fn families(run: Option<(&Run, &[Row])>, problems: usize) -> Vec<Family> {
             }
         }
     }
+    let mut up = Family::new(&SOURCE_UP);
+    for (source, reason) in sources {
+        up.push(&[source, reason], f64::from(u8::from(reason.is_empty())));
+    }
     let mut all = vec![
         energy,
         edge,
@@ -144,6 +157,7 @@ pub fn families(run: Option<(&Run, &[Row])>, problems: usize) -> Vec<Family> {
         frame,
         available,
         Family::new(&PROBLEMS).with(&[], problems as f64),
+        up,
         Family::new(&UP).with(&[], 1.0),
         Family::new(&SCENARIOS).with(&[], count as f64),
     ];
@@ -160,10 +174,10 @@ fn float(count: u64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{store, window::Scope};
+    use crate::store;
 
     fn page(run: &Run, rows: &[Row]) -> String {
-        let page = exporter::page::render(families(Some((run, rows)), 0)).unwrap();
+        let page = exporter::page::render(families(Some((run, rows)), 0, &[])).unwrap();
         String::from_utf8(page.to_vec()).unwrap()
     }
 
@@ -216,6 +230,10 @@ mod tests {
         ] {
             assert!(shown.contains(&format!("{line}\n")), "{line}\n{shown}");
         }
+        let host = Joules { scope: Scope::Host, source: "model".into(), joules: 90.0, edge_error: 0.0 };
+        let elsewhere = Scenario { container: Some("enc".into()), ..run.scenarios[0].clone() };
+        let shown = page(&run, &[Row { scenario: elsewhere, energy: Some(Ok(vec![host])) }]);
+        assert!(shown.contains("reason=\"no_container\"} 0\n") && shown.contains("scope=\"host\""), "{shown}");
         let refused = Refused::Never("too_old".into(), "gone".into());
         let shown = page(&run, &[Row { scenario: run.scenarios[0].clone(), energy: Some(Err(refused)) }]);
         assert!(shown.contains("reason=\"too_old\"} 0\n") && !shown.contains("wattcast_run_energy_joules"), "{shown}");

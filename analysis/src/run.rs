@@ -69,10 +69,16 @@ impl Scenario {
     /// The window whose joules are to be asked for: the file has times, and neither joules nor samples.
     #[must_use]
     pub fn open_window(&self) -> Option<(f64, f64)> {
-        if self.energy_joules.is_some() || !self.power_watts.is_empty() {
+        if self.brings_energy() {
             return None;
         }
         Some((self.start_time?, self.end_time?))
+    }
+
+    /// True when the file itself says what the scenario used.
+    #[must_use]
+    pub fn brings_energy(&self) -> bool {
+        self.energy_joules.is_some() || !self.power_watts.is_empty()
     }
 
     /// Length in seconds: as measured, else as the window says.

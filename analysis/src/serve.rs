@@ -104,7 +104,9 @@ impl Pages for Board {
 fn shown(row: &Row) -> Vec<String> {
     let number = |value: Option<f64>| value.map_or_else(|| "–".to_owned(), |value| format!("{value:.1}"));
     let (energy, note) = match &row.energy {
-        None => (String::new(), "energy is in the file".to_owned()),
+        None if row.scenario.open_window().is_some() => ("–".to_owned(), "the probe was not asked yet".to_owned()),
+        None if row.scenario.brings_energy() => (String::new(), "energy is in the file".to_owned()),
+        None => ("–".to_owned(), "the file has neither energy nor times".to_owned()),
         Some(Err(refused)) => ("–".to_owned(), refused.to_string()),
         Some(Ok(all)) => (
             all.iter().map(|j| format!("{} {:.1} J", j.scope.as_str(), j.joules)).collect::<Vec<_>>().join(", "),
@@ -124,7 +126,12 @@ fn shown(row: &Row) -> Vec<String> {
 pub struct Loader {
     dir: PathBuf,
     probe: Probe,
-    newest: Option<Candidate>,
+    /// The file that is served.
+    served: Option<Candidate>,
+    /// Files that can only become readable by being written again, and why.
+    spoilt: Vec<(Candidate, String)>,
+    /// How the directory and the probe stand: name, and the reason when it does not serve.
+    sources: [(&'static str, &'static str); 2],
     run: Option<(Run, Vec<Row>)>,
     problems: Vec<String>,
     ask_at: Instant,
@@ -138,7 +145,9 @@ impl Loader {
         Self {
             dir: dir.to_owned(),
             probe,
-            newest: None,
+            served: None,
+            spoilt: Vec::new(),
+            sources: [("results", "absent"), ("probe", "")],
             run: None,
             problems: Vec::new(),
             ask_at: Instant::now(),
@@ -160,39 +169,60 @@ impl Loader {
         }
     }
 
-    /// Reads the newest file that can be read, if it is not the one that is served already.
+    /// Serves the newest file that can be read. A file that is newer than the served one and unreadable is tried again:
+    /// at once where only the reading failed, when it was written again where its content is wrong.
     fn look(&mut self) {
         let candidates = match store::list(&self.dir) {
             Ok(candidates) => candidates,
             Err(error) => {
+                self.sources[0].1 = error.reason();
                 self.set_problems(vec![format!("{error}. Create it, or name another with --results-dir")]);
                 return;
             }
         };
-        if self.newest.is_some() && self.newest.as_ref() == candidates.first() {
-            return;
-        }
         let mut problems = Vec::new();
+        let (mut spoilt, mut served) = (Vec::new(), None);
+        self.sources[0].1 = if candidates.is_empty() { "absent" } else { "" };
         if candidates.is_empty() {
             problems.push(format!("{}: no test_results_YYYYMMDD_HHMMSS.json in it yet", self.dir.display()));
         }
-        self.run = None;
-        for candidate in &candidates {
-            match store::read(candidate) {
+        for candidate in candidates {
+            if self.served.as_ref() == Some(&candidate) {
+                served = Some(candidate);
+                break;
+            }
+            if let Some(known) = self.spoilt.iter().find(|(known, _)| *known == candidate) {
+                self.sources[0].1 = "broken";
+                problems.push(known.1.clone());
+                spoilt.push(known.clone());
+                continue;
+            }
+            match store::read(&candidate) {
                 Ok(run) => {
                     info!("{}: {} scenarios", candidate.path.display(), run.scenarios.len());
-                    problems.extend(run.problems.iter().map(|what| format!("{}: {what}", candidate.path.display())));
                     let rows =
                         run.scenarios.iter().map(|scenario| Row { scenario: scenario.clone(), energy: None }).collect();
                     self.run = Some((run, rows));
                     (self.ask_at, self.backoff) = (Instant::now(), ASK_AGAIN.0);
+                    served = Some(candidate);
                     break;
                 }
-                Err(error) => problems.push(error.to_string()),
+                Err(error) => {
+                    self.sources[0].1 = error.reason();
+                    problems.push(error.to_string());
+                    if !error.is_passing() {
+                        spoilt.push((candidate, error.to_string()));
+                    }
+                }
             }
         }
-        // A torn file becomes whole by being written, and then its time or size differs.
-        self.newest = candidates.into_iter().next();
+        match (&served, &self.run) {
+            (Some(candidate), Some((run, _))) => {
+                problems.extend(run.problems.iter().map(|what| format!("{}: {what}", candidate.path.display())));
+            }
+            _ => self.run = None,
+        }
+        (self.served, self.spoilt) = (served, spoilt);
         self.set_problems(problems);
     }
 
@@ -217,6 +247,8 @@ impl Loader {
             }
             let answer = self.probe.window(start, end, row.scenario.container.as_deref());
             again |= answer.as_ref().is_err_and(Refused::is_passing);
+            let away = matches!(answer, Err(Refused::Unreachable(_)));
+            self.sources[1].1 = if away { "absent" } else { "" };
             let answer = Some(answer);
             if row.energy != answer {
                 if let Some(Err(refused)) = &answer {
@@ -225,8 +257,8 @@ impl Loader {
                 row.energy = answer;
                 learnt = true;
             }
-            if again {
-                // The probe is away, or its clock is behind: the other windows would wait as long.
+            if away {
+                // The other windows would wait as long.
                 break;
             }
         }
@@ -239,7 +271,7 @@ impl Loader {
 
     fn publish(&self, board: &Board) {
         let run = self.run.as_ref().map(|(run, rows)| (run, &**rows));
-        match page::render(results::families(run, self.problems.len())) {
+        match page::render(results::families(run, self.problems.len(), &self.sources)) {
             Ok(metrics) => board.published.store(Some(Arc::new(Published {
                 metrics,
                 run: self.run.clone(),

@@ -4,8 +4,10 @@
 //! left out; the rest is served.
 
 use std::{
-    collections::HashMap,
-    fs, io,
+    collections::{HashMap, HashSet},
+    fs,
+    io::{self, Read as _},
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     time::SystemTime,
 };
@@ -51,6 +53,24 @@ pub enum ReadError {
         /// What is wrong.
         what: String,
     },
+}
+
+impl ReadError {
+    /// The label `reason`.
+    #[must_use]
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Io { error, .. } if error.kind() == io::ErrorKind::NotFound => "absent",
+            Self::Io { error, .. } if error.kind() == io::ErrorKind::PermissionDenied => "denied",
+            _ => "broken",
+        }
+    }
+
+    /// True when the same file may be readable the next time.
+    #[must_use]
+    pub fn is_passing(&self) -> bool {
+        matches!(self, Self::Io { .. })
+    }
 }
 
 /// A result file by its name.
@@ -99,10 +119,25 @@ fn id_of(name: &str) -> Option<&str> {
 /// When it cannot be read, is too large, or is not a result file.
 pub fn read(candidate: &Candidate) -> Result<Run, ReadError> {
     let path = || candidate.path.clone();
-    if candidate.bytes > MAX_FILE {
-        return Err(ReadError::TooLarge { path: path(), bytes: candidate.bytes });
+    let failed = |error| ReadError::Io { path: path(), error };
+    // Whoever may write the directory may put a FIFO or a link there: opening must not wait, and what was opened is
+    // asked, not what was listed.
+    let mut options = fs::OpenOptions::new();
+    let file = options.read(true).custom_flags(libc::O_NONBLOCK).open(&candidate.path).map_err(failed)?;
+    let meta = file.metadata().map_err(failed)?;
+    if !meta.is_file() {
+        return Err(ReadError::Alien { path: path(), what: "not a regular file".to_owned() });
     }
-    let text = fs::read(&candidate.path).map_err(|error| ReadError::Io { path: path(), error })?;
+    let too_large = |bytes| ReadError::TooLarge { path: path(), bytes };
+    if meta.len() > MAX_FILE {
+        return Err(too_large(meta.len()));
+    }
+    let mut text = Vec::with_capacity(usize::try_from(meta.len()).unwrap_or_default() + 1);
+    // It may grow while it is read.
+    let read = file.take(MAX_FILE + 1).read_to_end(&mut text).map_err(failed)?;
+    if u64::try_from(read).unwrap_or(u64::MAX) > MAX_FILE {
+        return Err(too_large(MAX_FILE + 1));
+    }
     parse(&candidate.id, &text).map_err(|what| ReadError::Alien { path: path(), what })
 }
 
@@ -119,7 +154,8 @@ pub fn parse(id: &str, text: &[u8]) -> Result<Run, String> {
     if rows.len() > MAX_SCENARIOS {
         run.problems.push(format!("{} scenarios; only the first {MAX_SCENARIOS} are served", rows.len()));
     }
-    let mut seen: HashMap<(String, String, String), u32> = HashMap::new();
+    let mut labels: HashSet<(String, String, String)> = HashSet::new();
+    let mut counts: HashMap<(String, String, String), u32> = HashMap::new();
     for (index, row) in rows.iter().take(MAX_SCENARIOS).enumerate() {
         let mut scenario = match serde_json::from_value::<Scenario>(row.clone()) {
             Ok(scenario) => scenario,
@@ -134,13 +170,15 @@ pub fn parse(id: &str, text: &[u8]) -> Result<Run, String> {
                 text.push('…');
             }
         }
-        // Two rows with one set of labels would be one series twice.
+        // Two rows with one set of labels would be one series twice; and `a #2` may be a name of the file's own.
         let key = (scenario.name.clone(), scenario.bitrate.clone(), scenario.encoder_type.clone());
-        let count = seen.entry(key).or_default();
-        *count += 1;
-        if *count > 1 {
-            scenario.name = format!("{} #{count}", scenario.name);
+        let mut shown = key.clone();
+        let count = counts.entry(key).or_insert(1);
+        while !labels.insert(shown.clone()) {
+            *count += 1;
+            shown.0 = format!("{} #{count}", scenario.name);
         }
+        scenario.name = shown.0;
         run.scenarios.push(scenario);
     }
     Ok(run)
@@ -220,6 +258,25 @@ mod tests {
         let run = parse("x", text.as_bytes()).unwrap();
         let names: Vec<_> = run.scenarios.iter().map(|scenario| &*scenario.name).collect();
         assert_eq!(names, ["a", "a #2", "a", "a #3"]);
+        let text = r#"{"scenarios":[{"name":"a #2"},{"name":"a"},{"name":"a"},{"name":"a"},{"name":"a #2"}]}"#;
+        let run = parse("x", text.as_bytes()).unwrap();
+        let names: Vec<_> = run.scenarios.iter().map(|scenario| &*scenario.name).collect();
+        assert_eq!(names, ["a #2", "a", "a #3", "a #4", "a #2 #2"]);
+    }
+
+    #[test]
+    fn what_is_not_a_regular_file_is_not_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let name = dir.path().join("test_results_20250101_000000.json");
+        let fifo = std::ffi::CString::new(name.to_str().unwrap()).unwrap();
+        // SAFETY: the path is a valid C string that outlives the call.
+        assert_eq!(unsafe { libc::mkfifo(fifo.as_ptr(), 0o600) }, 0);
+        let error = read(&list(dir.path()).unwrap()[0]).unwrap_err().to_string();
+        assert!(error.contains("not a regular file"), "{error}");
+        fs::remove_file(&name).unwrap();
+        std::os::unix::fs::symlink("/dev/zero", &name).unwrap();
+        let error = read(&list(dir.path()).unwrap()[0]).unwrap_err().to_string();
+        assert!(error.contains("not a regular file"), "{error}");
     }
 
     #[test]

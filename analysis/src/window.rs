@@ -173,7 +173,9 @@ fn joules(answer: Answer, container: Option<&str>) -> Result<Vec<Joules>, Refuse
         add(Scope::Host, &account.source, account.measured_joules, account.edge_error_joules);
     }
     if let Some(wanted) = container {
-        let found = answer.containers.iter().filter(|row| row.container == wanted || row.id == wanted);
+        // By name, by the id that the probe shows, or by the full id of which that is the beginning.
+        let full = |row: &Container| wanted.len() == 64 && row.id.len() == 12 && wanted.starts_with(&row.id);
+        let found = answer.containers.iter().filter(|row| row.container == wanted || row.id == wanted || full(row));
         for energy in found.flat_map(|row| &row.energy) {
             add(Scope::Container, &energy.source, energy.joules, energy.edge_error_joules);
         }
@@ -207,7 +209,7 @@ mod tests {
     const ANSWER: &str = r#"{"accounts":[
         {"package":"0","zone":"package","source":"powercap","measured_joules":10.5,"edge_error_joules":1,"missing_seconds":0},
         {"package":"1","zone":"package","source":"powercap","measured_joules":20,"edge_error_joules":2,"missing_seconds":0}],
-        "containers":[{"container":"enc","id":"abc","energy":[
+        "containers":[{"container":"enc","id":"abcdef012345","energy":[
         {"source":"powercap","joules":3,"edge_error_joules":0.5},{"source":"powercap","joules":4,"edge_error_joules":0.5}]},
         {"container":"other","id":"def","energy":[{"source":"powercap","joules":9,"edge_error_joules":0}]}]}"#;
 
@@ -222,7 +224,8 @@ mod tests {
         for (container, wanted) in [
             (None, vec![&host]),
             (Some("enc"), vec![&host, &own]),
-            (Some("abc"), vec![&host, &own]),
+            (Some("abcdef012345"), vec![&host, &own]),
+            (Some(&*format!("abcdef012345{}", "0".repeat(52))), vec![&host, &own]),
             (Some("nobody"), vec![&host]),
         ] {
             assert_eq!(ask("200 OK", ANSWER, container).unwrap().iter().collect::<Vec<_>>(), wanted);

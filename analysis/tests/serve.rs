@@ -99,6 +99,7 @@ fn torn_and_alien_files_are_named_once_and_the_rest_is_served() {
     let service = Service::start(dir.path(), NOBODY);
     let page = service.eventually("the whole one", |page| page.contains("results_scenarios_total 4\n"));
     assert!(page.contains("wattcast_results_problems 2\n"), "{page}");
+    assert!(page.contains("wattcast_source_up{source=\"results\",reason=\"broken\"} 0\n"), "{page}");
     thread::sleep(Duration::from_millis(500));
     let log = service.program.log();
     for file in ["110000", "120000"] {

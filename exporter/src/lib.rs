@@ -4,6 +4,7 @@
 //! [`page`] renders families to bytes, [`server`] hands the bytes out, [`landing`] is the page for people, [`process`]
 //! measures ourselves, [`docs`] makes the tables of the documentation, [`program`] holds the habits of the command line.
 
+mod connections;
 pub mod docs;
 pub mod family;
 pub mod landing;

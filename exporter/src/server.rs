@@ -25,7 +25,7 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-use crate::{landing::Landing, listen::Listen, page};
+use crate::{connections::Connections, landing::Landing, listen::Listen, page};
 
 /// What a program shows to the outside.
 pub trait Pages: Send + Sync + 'static {
@@ -161,7 +161,7 @@ pub async fn serve(
                 // An error means that the sender is gone, which is as good a reason to stop.
                 let _ = stopped.wait_for(|stopped| *stopped).await;
             };
-            axum::serve(listener, router).with_graceful_shutdown(stopped).await
+            Connections::default().serve(listener, router, stopped).await;
         });
     }
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
@@ -169,8 +169,8 @@ pub async fn serve(
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
         _ = ended => Err(ServeError::WorkerEnded(worker)),
-        // None ends before it is told to, unless its listener is lost.
-        Some(done) = servers.join_next() => done.map_err(io::Error::other)?.map_err(ServeError::from),
+        // None ends before it is told to, unless it panics.
+        Some(done) = servers.join_next() => done.map_err(|error| ServeError::Io(io::Error::other(error))),
     };
     info!("stopping");
     let _ = stop.send(true);

@@ -41,11 +41,13 @@ pub struct CgroupTime {
 pub struct CpuState {
     /// `task_struct` of the task that was switched in last; 0 before the first switch.
     pub running: u64,
+    /// That task's pid; 0 is the idle task, which is never charged.
+    pub running_pid: u64,
     /// That task's `se.sum_exec_runtime` when it was last charged.
     pub charged_ns: u64,
     /// Time of cgroups that found no place in the map.
     pub overflow_ns: u64,
-    /// Intervals lost: their start was not seen, and the kernel keeps no figure for that task's scheduling class.
+    /// Intervals lost in whole or in part: a switch was not seen, and no figure of the kernel says what ran meanwhile.
     pub missed: u64,
     /// `CLOCK_MONOTONIC` of the last run of `charge_running` here; bounds what an unseen interval can hold.
     pub swept_at_ns: u64,
@@ -54,7 +56,7 @@ pub struct CpuState {
 const _: () = {
     assert!(size_of::<CgroupKey>() == 16);
     assert!(size_of::<CgroupTime>() == 8);
-    assert!(size_of::<CpuState>() == 40);
+    assert!(size_of::<CpuState>() == 48);
 };
 
 #[cfg(feature = "user")]

@@ -81,8 +81,8 @@ unsafe fn charge(state: *mut CpuState, task: u64, ns: u64) {
 /// Some switches reach no tracing program (seen on 6.18: two threads of a VM's agent are switched in and never out; the
 /// kernel counts no recursion miss). Whoever runs after such a thread would lose its whole interval, up to a tick. The
 /// fair class keeps the figure itself: `set_next_entity` copies `sum_exec_runtime` to `prev_sum_exec_runtime` (kernel/
-/// sched/fair.c). Other classes do not, so their stale copy must not be used; nor must one that claims more time than
-/// has passed since this CPU was last charged by the clock.
+/// sched/fair.c). Other classes do not (real time, deadline, and sched_ext's policy 7), so their stale copy must not be
+/// used; nor must one that claims more time than has passed since this CPU was last charged by the clock.
 ///
 /// # Safety
 /// `state` points into this CPU's slot of [`CPUS`].
@@ -109,20 +109,38 @@ unsafe fn since_unseen_switch(state: *mut CpuState, task: u64, now_ns: u64) -> u
     0
 }
 
+/// What is known of a task at a switch.
+#[derive(Clone, Copy)]
+struct Task {
+    address: u64,
+    pid: u64,
+    ran_ns: u64,
+}
+
 /// Charges `task` up to now and remembers `next` as running.
 ///
 /// # Safety
 /// `state` points into this CPU's slot of [`CPUS`].
-unsafe fn account(state: *mut CpuState, task: u64, now_ns: u64, next: u64, next_ns: u64) {
+unsafe fn account(state: *mut CpuState, task: Task, next: Task) {
     // SAFETY: the caller's contract; see `charge` for why nothing else writes here meanwhile.
     unsafe {
-        let (running, charged) = ((*state).running, (*state).charged_ns);
-        (*state).running = next;
-        (*state).charged_ns = next_ns;
-        if running == task {
-            charge(state, task, now_ns.wrapping_sub(charged));
+        let (running, pid, charged) = ((*state).running, (*state).running_pid, (*state).charged_ns);
+        (*state).running = next.address;
+        (*state).running_pid = next.pid;
+        (*state).charged_ns = next.ran_ns;
+        if running == task.address && pid == task.pid {
+            if task.ran_ns < charged {
+                // The figure of a task only grows: this is another task at the same address.
+                (*state).missed += 1;
+            } else {
+                charge(state, task.address, task.ran_ns - charged);
+            }
         } else if running != 0 {
-            charge(state, task, since_unseen_switch(state, task, now_ns));
+            // Whoever was switched in last left unseen, and nobody knows when.
+            if pid != 0 {
+                (*state).missed += 1;
+            }
+            charge(state, task.address, since_unseen_switch(state, task.address, task.ran_ns));
         }
     }
 }
@@ -133,13 +151,16 @@ pub fn sched_switch(ctx: BtfTracePointContext) -> i32 {
     let prev: *const u8 = ctx.arg(1);
     let next: *const u8 = ctx.arg(2);
     let Some(state) = CPUS.get_ptr_mut(0) else { return 0 };
-    let at = TASK_SUM_EXEC.load() as usize;
-    // SAFETY: `prev` and `next` are trusted task pointers and the verifier checks the offset against their type;
+    let (ran, pid) = (TASK_SUM_EXEC.load() as usize, TASK_PID.load() as usize);
+    // SAFETY: `prev` and `next` are trusted task pointers and the verifier checks the offsets against their type;
     // `state` is this CPU's own slot.
     unsafe {
-        let prev_ns = prev.add(at).cast::<u64>().read_volatile();
-        let next_ns = next.add(at).cast::<u64>().read_volatile();
-        account(state, prev as u64, prev_ns, next as u64, next_ns);
+        let known = |task: *const u8| Task {
+            address: task as u64,
+            pid: u64::from(task.add(pid).cast::<u32>().read_volatile()),
+            ran_ns: task.add(ran).cast::<u64>().read_volatile(),
+        };
+        account(state, known(prev), known(next));
     }
     0
 }
@@ -151,8 +172,9 @@ pub fn charge_running(_ctx: RawTracePointContext) -> i32 {
     // SAFETY: helpers without arguments; `state` is this CPU's own slot.
     unsafe {
         let task = bpf_get_current_task();
-        let now_ns: u64 = field(task, TASK_SUM_EXEC.load());
-        account(state, task, now_ns, task, now_ns);
+        let pid = u64::from(field::<u32>(task, TASK_PID.load()));
+        let now = Task { address: task, pid, ran_ns: field(task, TASK_SUM_EXEC.load()) };
+        account(state, now, now);
         (*state).swept_at_ns = bpf_ktime_get_ns();
     }
     0

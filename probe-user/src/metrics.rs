@@ -79,12 +79,19 @@ pub(crate) static CPU_OVERFLOW: Def = Def::counter(
 pub(crate) static CPU_MISSED: Def = Def::counter(
     "wattcast_cpu_intervals_missed_total",
     &[],
-    "Intervals of CPU time lost because the switch that began them reached no tracing program.",
+    "Intervals of CPU time lost in whole or in part: a switch reached no tracing program, and no figure of the kernel says \
+     what ran meanwhile.",
 );
 pub(crate) static UNNAMED: Def = Def::counter(
     "wattcast_cgroups_unnamed_total",
     &[],
     "Cgroups that ran and had gone before they could be named; accounted as system.",
+);
+pub(crate) static SCANS: Def = Def::counter(
+    "wattcast_cgroup_scans_incomplete_total",
+    &[],
+    "Looks at the cgroup trees that could not see all of them (more than 65536 cgroups, or an error); no cgroup counts as \
+     gone on the word of such a look.",
 );
 pub(crate) static SKEW: Def =
     Def::gauge("wattcast_read_skew_seconds", &[], "Time between reading energy and reading CPU time in the last tick.");
@@ -151,6 +158,7 @@ pub static DEFS: &[&Def] = &[
     &CPU_OVERFLOW,
     &CPU_MISSED,
     &UNNAMED,
+    &SCANS,
     &SKEW,
     &SOURCE_UP,
     &COLLECTOR_DURATION,

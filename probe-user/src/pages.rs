@@ -137,6 +137,7 @@ fn cpu(snapshot: &Snapshot) -> Vec<Family> {
         Family::new(&m::CPU_OVERFLOW).with(&[], cpu_seconds(snapshot.cpu_overflow_ns)),
         Family::new(&m::CPU_MISSED).with(&[], float(snapshot.cpu_intervals_missed)),
         Family::new(&m::UNNAMED).with(&[], float(snapshot.cgroups_unnamed)),
+        Family::new(&m::SCANS).with(&[], float(snapshot.scans_incomplete)),
         Family::new(&m::SKEW).with(&[], cpu_seconds(snapshot.skew_ns)),
     ]
 }
@@ -161,7 +162,7 @@ fn own(snapshot: &Snapshot) -> Vec<Family> {
     if let Some(ns) = snapshot.length_ns {
         tick.push(&[], cpu_seconds(ns));
     }
-    let reach = snapshot.ring.reach().map_or(0.0, |(oldest, newest)| newest - oldest);
+    let reach = window::seconds(snapshot.ring.span_ns());
     vec![
         up,
         duration,

@@ -4,7 +4,8 @@
 //! but for marks: "take an extra tick now", which are spaced apart and share ticks.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
+    path::PathBuf,
     sync::{Arc, mpsc},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -15,7 +16,7 @@ use tracing::{info, warn};
 
 use crate::{
     containers::{Container, Directory},
-    cpu::{Reading, Window, switch::Switch},
+    cpu::{CgroupKey, Reading, Window, switch::Switch},
     energy::{Meter, ZoneTick, zone::ZoneKind},
     ledger::{AccountId, Book, Closed, Holder, close},
     snapshot::{AccountRow, CollectorRow, ContainerRow, Snapshot, ZoneRow},
@@ -25,8 +26,8 @@ use crate::{
     window::{AccountDelta, Ring, Tick, seconds},
 };
 
-/// Marks are at least this far apart: power at a finer grain is a side channel (PLATYPUS), and a tick has a cost.
-pub const MARK_SPACING: Duration = Duration::from_millis(100);
+/// A tick for a mark is at least this far from other ticks: power at a finer grain is a side channel (PLATYPUS), and a tick has a cost.
+pub const SPACING: Duration = Duration::from_millis(100);
 /// The first interval is short, so that the first whole page is there soon after the start.
 const FIRST_INTERVAL: Duration = Duration::from_millis(200);
 /// Bounds of the jitter histogram in seconds.
@@ -60,6 +61,8 @@ pub struct Parts {
     pub cpu: Option<Switch>,
     /// Which CPU is on which package.
     pub topology: Topology,
+    /// Where the topology is read again when an unknown CPU runs.
+    pub sysfs: PathBuf,
     /// Who a cgroup is, when there are cgroups to look at.
     pub directory: Option<Directory>,
     /// How every source stood at the start. The states of energy, cpu and docker are kept up to date from here.
@@ -119,46 +122,44 @@ impl Sampler {
     /// Ticks until told to stop. Each snapshot is published before the marks that asked for it are answered.
     pub fn run(mut self, requests: &mpsc::Receiver<Request>, publish: impl Fn(Snapshot)) {
         let mut marks: Vec<oneshot::Sender<Marked>> = Vec::new();
-        let mut last_mark: Option<Instant> = None;
+        let mut last = Instant::now();
         publish(self.tick());
         let mut due = Instant::now() + self.parts.tick.min(FIRST_INTERVAL);
         loop {
-            let mark_at = last_mark.map_or_else(Instant::now, |last| last + MARK_SPACING);
-            let wake = if marks.is_empty() { due } else { due.min(mark_at) };
+            // Whoever asks soon after a tick waits; whoever asks meanwhile, or shortly before a regular tick, shares it.
+            let wake = if marks.is_empty() { due } else { due.min(last + SPACING) };
             match requests.recv_timeout(wake.saturating_duration_since(Instant::now())) {
                 Ok(Request::Mark(reply)) => {
                     marks.push(reply);
-                    // Whoever asks next shares the tick, if one is due first.
-                    if last_mark.is_some_and(|last| last.elapsed() < MARK_SPACING) {
-                        continue;
-                    }
+                    continue;
                 }
                 Ok(Request::Stop) | Err(mpsc::RecvTimeoutError::Disconnected) => return,
                 Err(mpsc::RecvTimeoutError::Timeout) => {}
             }
             let now = Instant::now();
             let regular = now >= due;
-            if !regular && marks.is_empty() {
-                continue;
-            }
             if regular {
                 self.observe_jitter(now - due);
-                // On schedule, not from now: lateness must not add up.
                 due += self.parts.tick;
-                while due <= now {
-                    due += self.parts.tick;
-                    self.ticks_missed += 1;
-                }
+            } else if marks.is_empty() {
+                continue;
             }
+            last = now;
             let snapshot = self.tick();
             let marked = Marked { sequence: snapshot.sequence, unix_seconds: seconds(snapshot.unix_ns) };
             publish(snapshot);
-            if !marks.is_empty() {
-                last_mark = Some(now);
-                for reply in marks.drain(..) {
-                    // Whoever asked may have gone.
-                    let _ = reply.send(marked);
-                }
+            for reply in marks.drain(..) {
+                // Whoever asked may have gone.
+                let _ = reply.send(marked);
+            }
+            // On schedule, not from now: lateness must not add up.
+            while due <= Instant::now() {
+                due += self.parts.tick;
+                self.ticks_missed += 1;
+            }
+            // The tick of a mark stands for the regular one that would follow at once.
+            if !regular && due < last + SPACING {
+                due += self.parts.tick;
             }
         }
     }
@@ -182,6 +183,7 @@ impl Sampler {
         let ran = self.collect("cpu", Self::read_cpu);
         let skew_ns = nanoseconds(energy_at.elapsed());
         let retired = self.collect("containers", Self::observe_containers);
+        let who: HashSet<CgroupKey> = ran.iter().flatten().filter_map(|ran| ran.cgroup).collect();
         let ran = ran.map(|ran| self.by_holder(ran)).unwrap_or_default();
 
         let (deltas, shares) = self.post(energy.as_deref().unwrap_or_default(), length_ns, &ran);
@@ -191,7 +193,7 @@ impl Sampler {
             self.book.retire(number);
             self.cpu_ns.remove(&number);
         }
-        self.let_go();
+        self.let_go(&who);
         let snapshot = self.snapshot(unix_ns, length_ns, skew_ns, energy.as_deref().unwrap_or_default(), &shares);
         self.sequence += 1;
         snapshot
@@ -207,15 +209,18 @@ impl Sampler {
 
     fn read_energy(&mut self) -> Option<(Vec<ZoneTick>, bool)> {
         let meter = self.parts.meter.as_mut()?;
-        let zones = meter.tick();
-        let error = zones.iter().find_map(|zone| zone.error.clone());
+        let zones = meter.tick(Instant::now());
+        let lacks = meter.lacks();
+        // A lost core or uncore zone is seen in its own series; the account needs its roots.
+        let roots = meter.zones().iter().zip(&zones).filter(|(zone, _)| zone.id.kind.is_accounting_root());
+        let error = roots.into_iter().find_map(|(_, zone)| zone.error.clone());
         let name = meter.origin().as_str();
         let success = error.is_none();
         set_state(
             &mut self.parts.sources,
             name,
             match error {
-                None => Ok(()),
+                None => lacks.map_or(Ok(()), Err),
                 Some(error) => Err(Unavailable::new(
                     Reason::Broken,
                     format!("{error}. Its counters stand where they stood; they go on when it reads again"),
@@ -238,26 +243,20 @@ impl Sampler {
             return Some((Vec::new(), false));
         }
         let ran = match &mut self.window {
-            Some(window) => window.advance(&self.reading),
+            Some(window) => {
+                if window.meets_stranger(&self.reading) {
+                    self.parts.topology = Topology::read(&self.parts.sysfs);
+                    window.replace(places(&self.parts.topology, &self.packages));
+                }
+                window.advance(&self.reading)
+            }
             None => {
-                self.window = Some(Window::start(self.places(), self.packages.len(), &self.reading));
+                let places = places(&self.parts.topology, &self.packages);
+                self.window = Some(Window::start(places, self.packages.len(), &self.reading));
                 Vec::new()
             }
         };
         Some((ran, true))
-    }
-
-    /// Package index of each CPU number.
-    fn places(&self) -> Vec<usize> {
-        let per_die = self.packages.iter().any(|package| package.die.is_some());
-        let mut places = Vec::new();
-        for (cpu, package) in self.parts.topology.cpus(per_die) {
-            if places.len() <= cpu {
-                places.resize(cpu + 1, 0);
-            }
-            places[cpu] = self.packages.iter().position(|known| *known == package).unwrap_or(0);
-        }
-        places
     }
 
     /// Makes every cgroup of the reading known; gives the containers whose series end.
@@ -385,16 +384,16 @@ impl Sampler {
             sequence: self.sequence,
             unix_ns,
             monotonic_ns: i64::try_from((at - self.start).as_nanos()).unwrap_or(i64::MAX),
-            accounts,
-            energy,
-            cpu,
+            accounts: accounts.into(),
+            energy: energy.into(),
+            cpu: cpu.into(),
         });
     }
 
     /// Frees what belongs to cgroups whose last reading was just posted.
-    fn let_go(&mut self) {
+    fn let_go(&mut self, ran: &HashSet<CgroupKey>) {
         let Some(directory) = &mut self.parts.directory else { return };
-        for key in directory.depart() {
+        for key in directory.depart(|key| ran.contains(key)) {
             if let Some(switch) = &mut self.parts.cpu {
                 switch.forget(&key);
             }
@@ -462,6 +461,7 @@ impl Sampler {
             ticks_missed: self.ticks_missed,
             containers_dropped: self.parts.directory.as_ref().map_or(0, Directory::dropped),
             cgroups_unnamed: self.parts.directory.as_ref().map_or(0, Directory::unnamed),
+            scans_incomplete: self.parts.directory.as_ref().map_or(0, Directory::incomplete_scans),
             cpu_overflow_ns: self.reading.overflow_ns.iter().sum(),
             cpu_intervals_missed: self.reading.missed,
             ring: self.ring.clone(),
@@ -503,6 +503,20 @@ impl Sampler {
             })
             .collect()
     }
+}
+
+/// Package index of each CPU number; `None` for one that is offline.
+fn places(topology: &Topology, packages: &[PackageId]) -> Vec<Option<usize>> {
+    let per_die = packages.iter().any(|package| package.die.is_some());
+    let mut places = Vec::new();
+    for (cpu, package) in topology.cpus(per_die) {
+        if places.len() <= cpu {
+            places.resize(cpu + 1, None);
+        }
+        // A package that came online after the start has no account; its time is in the first.
+        places[cpu] = Some(packages.iter().position(|known| *known == package).unwrap_or(0));
+    }
+    places
 }
 
 /// Puts a source into a state, and says so once when it changes.

@@ -52,6 +52,8 @@ pub struct Snapshot {
     pub containers_dropped: u64,
     /// Cgroups that ran and had gone before they could be named, since the start.
     pub cgroups_unnamed: u64,
+    /// Looks at the cgroup trees that could not see all of them, since the start.
+    pub scans_incomplete: u64,
     /// CPU nanoseconds of cgroups beyond the kernel map's size, since the start.
     pub cpu_overflow_ns: u64,
     /// Intervals of CPU time that the kernel side could not see whole, since the start.

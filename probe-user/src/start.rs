@@ -20,6 +20,21 @@ pub fn open(config: &Config) -> Parts {
         Chosen { meter: None, tried: Vec::new() }
     };
 
+    if !topology.is_known() {
+        sources.push(SourceState {
+            source: "topology",
+            state: Err(Unavailable::new(
+                Reason::Absent,
+                format!(
+                    "{}: no CPU says which package it is on; the machine counts as one. Name sysfs with --path.sysfs",
+                    config.paths.sysfs.join("devices/system/cpu").display()
+                ),
+            )),
+            detail: String::new(),
+            wanted: false,
+        });
+    }
+
     let cpu = config.collectors.cpu().then(Switch::load);
     let directory = cpu.is_some().then(|| directory(config, &mut sources)).flatten();
     let cpu = match cpu {
@@ -35,7 +50,16 @@ pub fn open(config: &Config) -> Parts {
         }
         None => None,
     };
-    Parts { tick: config.tick, meter, cpu, topology, directory, sources, window_bytes: config.limits.window_bytes }
+    Parts {
+        tick: config.tick,
+        meter,
+        cpu,
+        topology,
+        sysfs: config.paths.sysfs.clone(),
+        directory,
+        sources,
+        window_bytes: config.limits.window_bytes,
+    }
 }
 
 fn directory(config: &Config, sources: &mut Vec<SourceState>) -> Option<Directory> {

@@ -41,34 +41,47 @@ struct Place {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Topology {
     places: Vec<Place>,
+    known: bool,
 }
 
 impl Topology {
-    /// Reads `devices/system/cpu` under `sysfs`. A CPU without a readable package counts as package 0: that is what
-    /// a machine without topology is, one package. No CPU at all gives one CPU.
+    /// Reads `devices/system/cpu` under `sysfs`.
+    ///
+    /// An offline CPU has a directory without `topology`: where it belongs is known when it comes online, and until then
+    /// it is left out. On a machine without any topology every CPU belongs to package 0; without any CPU there is one.
     #[must_use]
     pub fn read(sysfs: &Path) -> Self {
         let dir = sysfs.join("devices/system/cpu");
-        let mut places: Vec<Place> = fs::read_dir(&dir)
+        let cpus: Vec<usize> = fs::read_dir(&dir)
             .into_iter()
             .flatten()
             .flatten()
             .filter_map(|entry| entry.file_name().to_str()?.strip_prefix("cpu")?.parse().ok())
-            .map(|cpu| {
-                let id = |file: &str| {
-                    fs::read_to_string(dir.join(format!("cpu{cpu}/topology/{file}")))
-                        .ok()
-                        // -1 where the architecture does not know (drivers/base/topology.c).
-                        .and_then(|text| text.trim().parse::<u32>().ok())
-                };
-                Place { cpu, package: id("physical_package_id").unwrap_or(0), die: id("die_id").unwrap_or(0) }
-            })
             .collect();
+        let id = |cpu: usize, file: &str| {
+            let text = fs::read_to_string(dir.join(format!("cpu{cpu}/topology/{file}"))).ok()?;
+            // -1 where the architecture does not know (drivers/base/topology.c).
+            text.trim().parse::<u32>().ok()
+        };
+        let place = |cpu: usize| {
+            Some(Place { cpu, package: id(cpu, "physical_package_id")?, die: id(cpu, "die_id").unwrap_or(0) })
+        };
+        let mut places: Vec<Place> = cpus.iter().filter_map(|cpu| place(*cpu)).collect();
+        let known = !places.is_empty();
+        if !known {
+            places.extend(cpus.into_iter().map(|cpu| Place { cpu, package: 0, die: 0 }));
+        }
         if places.is_empty() {
             places.push(Place { cpu: 0, package: 0, die: 0 });
         }
         places.sort_unstable_by_key(|place| place.cpu);
-        Self { places }
+        Self { places, known }
+    }
+
+    /// False when nothing was read, and one package is assumed.
+    #[must_use]
+    pub fn is_known(&self) -> bool {
+        self.known
     }
 
     /// The domains that hold CPUs, in order.
@@ -122,9 +135,18 @@ mod tests {
     }
 
     #[test]
+    fn an_offline_cpu_has_no_package_yet() {
+        let dir = tree(&[(0, "0\n", "0\n"), (1, "1\n", "0\n")]);
+        fs::create_dir_all(dir.path().join("devices/system/cpu/cpu2")).unwrap();
+        assert_eq!(Topology::read(dir.path()).cpus(false).map(|(cpu, _)| cpu).collect::<Vec<_>>(), [0, 1]);
+    }
+
+    #[test]
     fn a_machine_that_does_not_know_its_packages_has_one() {
         let dir = tree(&[(0, "-1\n", ""), (1, "-1\n", "")]);
         assert_eq!(Topology::read(dir.path()).packages(false), [PackageId::whole(0)]);
+        assert_eq!(Topology::read(dir.path()).cpus(false).count(), 2);
         assert_eq!(Topology::read(Path::new("/nowhere")).packages(false), [PackageId::whole(0)]);
+        assert!(!Topology::read(dir.path()).is_known() && !Topology::read(Path::new("/nowhere")).is_known());
     }
 }

@@ -4,7 +4,7 @@
 //! inside a snapshot, any number of requests read it, and nobody waits for anybody.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
 };
 
@@ -46,31 +46,56 @@ pub struct Tick {
     /// End of the tick on the monotonic clock.
     pub monotonic_ns: i64,
     /// Energy, by accounting root.
-    pub accounts: Vec<AccountDelta>,
+    pub accounts: Box<[AccountDelta]>,
     /// Joules of containers: who, from which root, how much.
-    pub energy: Vec<(Arc<Container>, AccountId, Microjoules)>,
+    pub energy: Box<[(Arc<Container>, AccountId, Microjoules)]>,
     /// CPU time of containers: who, on which package, nanoseconds.
-    pub cpu: Vec<(Arc<Container>, PackageId, u64)>,
+    pub cpu: Box<[(Arc<Container>, PackageId, u64)]>,
 }
 
+/// What an allocator adds to a block: glibc's and musl's headers and rounding are at most this.
+const BLOCK: usize = 16;
+/// The two counts in front of what an [`Arc`] holds.
+const COUNTS: usize = 2 * size_of::<usize>();
+
 impl Tick {
-    /// What keeping it costs, in bytes. A container's name is shared with the snapshot and not counted.
-    fn bytes(&self) -> usize {
-        size_of::<Self>()
-            + self.accounts.len() * size_of::<AccountDelta>()
-            + self.energy.len() * size_of::<(Arc<Container>, AccountId, Microjoules)>()
-            + self.cpu.len() * size_of::<(Arc<Container>, PackageId, u64)>()
+    /// What keeping it costs, in bytes: its own block, its lists, its place in the ring, and the containers that the tick
+    /// before did not know. Those are shared by all ticks that name them.
+    fn bytes(&self, before: Option<&Self>) -> usize {
+        fn list<T>(list: &[T]) -> usize {
+            if list.is_empty() { 0 } else { size_of_val(list) + BLOCK }
+        }
+        let mut known: BTreeSet<u32> = before.into_iter().flat_map(Self::containers).map(|one| one.number).collect();
+        let containers: usize = self
+            .containers()
+            .filter(|container| known.insert(container.number))
+            .map(|container| {
+                let texts = [&container.name, &container.id, &container.image];
+                COUNTS + size_of::<Container>() + texts.iter().map(|text| text.capacity() + BLOCK).sum::<usize>()
+            })
+            .sum();
+        let own = COUNTS + size_of::<Self>() + BLOCK + size_of::<Arc<Self>>();
+        own + list(&self.accounts) + list(&self.energy) + list(&self.cpu) + containers
+    }
+
+    fn containers(&self) -> impl Iterator<Item = &Container> {
+        self.energy
+            .iter()
+            .map(|(container, ..)| &**container)
+            .chain(self.cpu.iter().map(|(container, ..)| &**container))
     }
 }
 
+/// A tick and what keeping it costs.
+type Kept = (Arc<Tick>, usize);
 /// A full chunk and the bytes it holds.
-type Chunk = (Arc<Vec<Arc<Tick>>>, usize);
+type Chunk = (Arc<[Kept]>, usize);
 
 /// The past, newest last, bounded in bytes.
 #[derive(Clone, Debug, Default)]
 pub struct Ring {
     sealed: VecDeque<Chunk>,
-    open: Vec<Arc<Tick>>,
+    open: Vec<Kept>,
     open_bytes: usize,
     bytes: usize,
     limit: usize,
@@ -231,35 +256,49 @@ impl Ring {
     /// Adds a tick, and lets the oldest go where the limit asks for it.
     pub fn push(&mut self, tick: Tick) {
         debug_assert_eq!(tick.unix_ns % 1000, 0);
-        let bytes = tick.bytes();
+        let bytes = tick.bytes(self.ticks().next_back().map(|tick| &**tick));
         self.bytes += bytes;
         self.open_bytes += bytes;
-        self.open.push(Arc::new(tick));
-        if self.open.len() == CHUNK {
-            self.sealed.push_back((Arc::new(std::mem::take(&mut self.open)), std::mem::take(&mut self.open_bytes)));
-        }
-        while self.bytes > self.limit
-            && let Some((_, bytes)) = self.sealed.pop_front()
-        {
-            self.bytes -= bytes;
-        }
-        // One chunk may be over the limit alone.
-        while self.bytes > self.limit && self.open.len() > 2 {
-            let bytes = self.open.remove(0).bytes();
+        self.open.push((Arc::new(tick), bytes));
+        while self.bytes > self.limit && self.open.len() + self.sealed.len() * CHUNK > 2 {
+            if self.sealed.len() > 1 || self.open.len() > 1 {
+                if let Some((_, bytes)) = self.sealed.pop_front() {
+                    self.bytes -= bytes;
+                    continue;
+                }
+            } else if let Some((chunk, bytes)) = self.sealed.pop_front() {
+                // One chunk, and it is more than the limit: it goes tick by tick.
+                self.open.splice(0..0, chunk.iter().cloned());
+                self.open_bytes += bytes;
+            }
+            let (_, bytes) = self.open.remove(0);
             self.bytes -= bytes;
             self.open_bytes -= bytes;
+        }
+        if self.open.len() == CHUNK {
+            let chunk: Arc<[Kept]> = std::mem::take(&mut self.open).into();
+            self.sealed.push_back((chunk, std::mem::take(&mut self.open_bytes)));
         }
     }
 
     /// Every tick, oldest first.
     pub fn ticks(&self) -> impl DoubleEndedIterator<Item = &Arc<Tick>> {
-        self.sealed.iter().flat_map(|(chunk, _)| chunk.iter()).chain(&self.open)
+        self.sealed.iter().flat_map(|(chunk, _)| chunk.iter()).chain(&self.open).map(|(tick, _)| tick)
     }
 
     /// Bytes held.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// How far back it reaches, in nanoseconds that passed; a clock that was set changes nothing.
+    #[must_use]
+    pub fn span_ns(&self) -> i64 {
+        let mut ticks = self.ticks();
+        let oldest = ticks.next();
+        let newest = ticks.next_back().or(oldest);
+        newest.zip(oldest).map_or(0, |(newest, oldest)| newest.monotonic_ns - oldest.monotonic_ns)
     }
 
     /// Unix seconds of the oldest and the newest edge; `None` before the first tick.

@@ -14,12 +14,21 @@ use xtask::{
 };
 
 /// The probe's CPU seconds of a container at the moment of a tick, and the kernel's figures right before and after it.
+/// The two are a bracket; it is taken again until it is narrow beside what is asked of the figure.
 fn beside_the_kernel(probe: &Probe, name: &str, dir: &Path) -> (f64, f64, f64) {
     let seconds = |us: u64| f64::from(u32::try_from(us).unwrap()) / 1e6;
-    let before = seconds(usage_us(dir).unwrap());
-    let page = probe.fresh();
-    let after = seconds(usage_us(dir).unwrap());
-    (page.cpu(name), before, after)
+    for _ in 0..20 {
+        // A mark that follows another tick too closely waits; after this pause it does not.
+        sleep(0.12);
+        let before = seconds(usage_us(dir).unwrap());
+        probe.client.mark().unwrap();
+        let after = seconds(usage_us(dir).unwrap());
+        let ours = probe.metrics().cpu(name);
+        if after - before <= 0.002 * after {
+            return (ours, before, after);
+        }
+    }
+    panic!("no mark was answered in time to say what the kernel's figure was");
 }
 
 /// The kernel's figure at the tick's own time lies between the two readings; the probe may miss that range by 0.5 %.
@@ -27,6 +36,15 @@ fn assert_agrees(when: &str, (ours, before, after): (f64, f64, f64)) {
     println!("{when}: probe {ours:.6} s, kernel {before:.6} to {after:.6} s");
     let truth = ours.clamp(before, after);
     assert!((ours - truth).abs() <= 0.005 * truth, "{when}: {ours} s, kernel {before} to {after} s");
+}
+
+/// Seconds that all CPUs were busy since boot, from `/proc/stat`.
+fn busy_seconds() -> f64 {
+    let stat = std::fs::read_to_string("/proc/stat").unwrap();
+    let fields: Vec<f64> =
+        stat.lines().next().unwrap().split_whitespace().skip(1).map(|f| f.parse().unwrap()).collect();
+    // user nice system idle iowait irq softirq, in hundredths.
+    (fields[0] + fields[1] + fields[2] + fields[5] + fields[6]) / 100.0
 }
 
 /// Two containers burn a core each for 20 s: held against the kernel while they run, and when they rest.
@@ -40,6 +58,7 @@ fn two_containers_agree_with_the_kernel_running_and_idle() {
         Ok(engine) => engine,
         Err(reason) => skip!("{reason}"),
     };
+    let busy_before = busy_seconds();
     let probe = Probe::start(&[]);
     let burn = |cpu: usize| {
         let name = unique("burn");
@@ -64,10 +83,15 @@ fn two_containers_agree_with_the_kernel_running_and_idle() {
         assert_agrees("idle", beside_the_kernel(&probe, &container.name, dir));
     }
     let account = probe.fresh().assert_closed();
-    // Nothing else of weight ran: what the containers did not get is small. The share is stated in the README.
+    // What the containers did not get is what the kernel says that others ran, and where nothing else of weight ran
+    // it is below the share that the README states.
     let rest = account.system_and_unattributed() / account.dynamic();
-    println!("system and unattributed: {:.2} % of dynamic energy", 100.0 * rest);
-    assert!(rest < 0.15, "{account:?}");
+    let busy = busy_seconds() - busy_before;
+    let own: f64 = dirs.iter().map(|dir| f64::from(u32::try_from(usage_us(dir).unwrap()).unwrap()) / 1e6).sum();
+    let others = 1.0 - own / busy;
+    println!("system and unattributed: {:.2} % of dynamic energy, others ran {:.2} %", 100.0 * rest, 100.0 * others);
+    assert!((rest - others).abs() < 0.05, "{account:?}");
+    assert!(rest < 0.15 || others > 0.10, "{account:?}");
     assert!(account.containers() > 0.0);
     for container in &containers {
         engine.call(&["unpause", &container.name]).unwrap();

@@ -8,7 +8,7 @@ use std::{
     process::Command,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 
 use crate::shell::{output, packages, root, run, step, target, which};
 
@@ -27,12 +27,36 @@ pub fn object() -> PathBuf {
 /// # Errors
 /// When a part of the toolchain cannot be had here, or the build fails.
 pub fn build_ebpf() -> Result<PathBuf> {
-    eprintln!("eBPF programs");
-    let compiler = Compiler::find()?;
-    step(format!("compiler: {}", compiler.what));
-    let linker = linker(compiler.llvm)?;
-    step(format!("linker: {}", linker.display()));
-    build(&compiler, &linker)
+    Toolchain::find()?.build()
+}
+
+/// What the object is built with.
+pub struct Toolchain {
+    compiler: Compiler,
+    linker: PathBuf,
+}
+
+impl Toolchain {
+    /// Finds it, installing what is missing.
+    ///
+    /// # Errors
+    /// When a part cannot be had here; that says nothing about our sources.
+    pub fn find() -> Result<Self> {
+        eprintln!("eBPF programs");
+        let compiler = Compiler::find()?;
+        step(format!("compiler: {}", compiler.what));
+        let linker = linker(compiler.llvm)?;
+        step(format!("linker: {}", linker.display()));
+        Ok(Self { compiler, linker })
+    }
+
+    /// Builds the object. Returns its path.
+    ///
+    /// # Errors
+    /// When our sources do not compile or link.
+    pub fn build(&self) -> Result<PathBuf> {
+        build(&self.compiler, &self.linker)
+    }
 }
 
 /// A rustc that can build `core` for the BPF target.
@@ -48,12 +72,18 @@ impl Compiler {
     /// In order: rustup's nightly with rust-src (added where it is missing), any rustc of PATH with its rust-src,
     /// Debian's rustc-web with rust-web-src. The latter two are stable compilers and need RUSTC_BOOTSTRAP=1.
     fn find() -> Result<Self> {
-        let nightly = Self::nightly();
-        let reason = match nightly {
-            Ok(compiler) => return Ok(compiler),
+        let reason = match Self::nightly() {
+            // A bpf-linker of the user's own was built against an LLVM that they know.
+            Ok(compiler) if compiler.llvm <= LLVM_VERSIONS[0] || which("bpf-linker").is_some() => return Ok(compiler),
+            Ok(compiler) => anyhow!(
+                "{} uses LLVM {}; bpf-linker {BPF_LINKER_VERSION} knows up to {}",
+                compiler.what,
+                compiler.llvm,
+                LLVM_VERSIONS[0]
+            ),
             Err(reason) => reason,
         };
-        step(format!("no nightly: {reason:#}"));
+        step(format!("no nightly that fits: {reason:#}"));
         if let Some(compiler) = Self::stable("rustc", "cargo") {
             return Ok(compiler);
         }
@@ -63,6 +93,7 @@ impl Compiler {
         packages(
             &["rustc-web", "rust-web-src", "cargo-web"],
             "compile for the kernel without rustup's nightly (rustup toolchain install nightly -c rust-src would do too)",
+            "rustup toolchain install nightly -c rust-src",
         )?;
         Self::stable("/usr/bin/rustc", "/usr/bin/cargo")
             .context("/usr/bin/rustc was installed, but its library source is not in its sysroot")
@@ -150,6 +181,9 @@ fn linker(llvm: u32) -> Result<PathBuf> {
             packages(
                 &[&format!("llvm-{newest}-dev"), &format!("libpolly-{newest}-dev"), "libzstd-dev", "zlib1g-dev"],
                 "build bpf-linker",
+                &format!(
+                    "your package manager for the development files of LLVM {newest}, then again with LLVM_PREFIX=/where/it/is"
+                ),
             )?;
             newest
         }

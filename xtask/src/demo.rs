@@ -9,6 +9,8 @@ use std::{
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::mpsc,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -20,7 +22,7 @@ use crate::{
     cgroup::{self, Cgroup},
     docker::{Engine, IMAGE},
     program::die_with_us,
-    shell::{packages, run as run_quietly, step, target, which},
+    shell::{give_to_caller, packages, run as run_quietly, step, target, which},
     stop::{pause, stopped},
 };
 
@@ -42,7 +44,7 @@ pub(crate) fn run(seconds: u32, probe: &Client, analysis: &Client, results: &Pat
     let ffmpeg = match which("ffmpeg") {
         Some(path) => path,
         None => {
-            packages(&["ffmpeg"], "run the demo")?;
+            packages(&["ffmpeg"], "run the demo", "your system's package manager for ffmpeg")?;
             which("ffmpeg").context("ffmpeg was installed, but is not in PATH")?
         }
     };
@@ -75,6 +77,7 @@ pub(crate) fn run(seconds: u32, probe: &Client, analysis: &Client, results: &Pat
     let file = results.join(format!("test_results_{run}.json"));
     let draft = results.join(format!(".test_results_{run}.part"));
     fs::write(&draft, serde_json::to_vec_pretty(&json!({ "scenarios": [scenario] }))?)?;
+    give_to_caller(&draft, 0o644)?;
     fs::rename(&draft, &file)?;
     step(format!("wrote {}", file.display()));
     show(probe, analysis, &run, &job, start, end)
@@ -196,13 +199,20 @@ impl Job {
         Ok(frames)
     }
 
-    /// Shows ffmpeg's own progress until it ends.
+    /// Shows ffmpeg's own progress until it ends. Its lines come through a thread, so that Ctrl-C need not wait for one.
     fn follow(&self, child: &mut Child, seconds: u32) -> Result<u32> {
         let progress = BufReader::new(child.stdout.take().context("no pipe")?);
+        let (line, lines) = mpsc::channel();
+        // Ends with the pipe, or when nobody listens any more.
+        thread::spawn(move || progress.lines().map_while(Result::ok).try_for_each(|text| line.send(text)));
         let (mut frames, mut fps) = (0, String::new());
         let (start, watched) = (Instant::now(), std::io::stderr().is_terminal());
-        for line in progress.lines() {
-            let line = line?;
+        while !stopped() {
+            let line = match lines.recv_timeout(Duration::from_millis(100)) {
+                Ok(line) => line,
+                Err(mpsc::RecvTimeoutError::Timeout) => continue,
+                Err(mpsc::RecvTimeoutError::Disconnected) => break,
+            };
             match line.split_once('=') {
                 Some(("frame", count)) => frames = count.trim().parse().unwrap_or(frames),
                 Some(("fps", rate)) => rate.trim().clone_into(&mut fps),
@@ -211,10 +221,9 @@ impl Job {
                 }
                 _ => {}
             }
-            if stopped() {
-                self.end(child);
-                break;
-            }
+        }
+        if stopped() {
+            self.end(child);
         }
         if watched {
             eprintln!();
@@ -287,11 +296,7 @@ fn show(probe: &Client, analysis: &Client, run: &str, job: &Job, start: f64, end
     let host = value("wattcast_run_energy_joules", "host")?.value;
 
     let window = probe.json(&format!("/api/v1/window?start={start}&end={end}"))?;
-    let accounts = window["accounts"].as_array().cloned().unwrap_or_default();
-    let sum = |key: &str| accounts.iter().filter_map(|account| account[key].as_f64()).sum::<f64>();
-    let idle = sum("idle_joules");
-    let rest = sum("system_joules") + sum("unattributed_joules") + sum("retired_joules");
-    let dynamic = (host - idle).max(f64::MIN_POSITIVE);
+    let balance = Balance::of(&window, &job.name, &probe.metrics()?);
 
     println!();
     println!("Result of run {run}, container {}, source: {source}", job.name);
@@ -301,16 +306,74 @@ fn show(probe: &Client, analysis: &Client, run: &str, job: &Job, start: f64, end
     println!("  container  {:>9.2} J dynamic", joules.value);
     println!("             {:>9.4} J per frame", value("wattcast_run_energy_per_frame_joules", "container")?.value);
     println!("             {:>9.2} W", value("wattcast_run_power_watts", "container")?.value);
-    println!("  host       {host:>9.2} J, of which idle {idle:.2} J");
-    let share = rest / dynamic;
-    let verdict = if share < STATED_SHARE { "below" } else { "other work ran: above" };
-    println!(
-        "             {rest:>9.2} J system and unattributed, {:.1} % of dynamic ({verdict} {:.0} %)",
-        100.0 * share,
-        100.0 * STATED_SHARE
-    );
+    balance.show(host);
     println!("  on {}: wattcast_run_energy_joules{{run=\"{run}\"}}", analysis.url("/metrics"));
     println!("  on {}: wattcast_container_energy_joules_total{{container=\"{}\"}}", probe.url("/metrics"), job.name);
     println!();
     Ok(())
+}
+
+/// The account of the packages on which the container ran, and what is measured beside it.
+struct Balance {
+    idle: f64,
+    idle_is_known: bool,
+    rest: f64,
+    dynamic: f64,
+    /// Memory of the machine: measured, and nothing tells yet who used it.
+    dram: f64,
+}
+
+impl Balance {
+    fn of(window: &serde_json::Value, container: &str, page: &[Sample]) -> Self {
+        let rows = |value: &serde_json::Value| value.as_array().cloned().unwrap_or_default();
+        let ran_on: Vec<String> = rows(&window["containers"])
+            .iter()
+            .filter(|row| row["container"] == container)
+            .flat_map(|row| rows(&row["energy"]))
+            .filter_map(|energy| energy["package"].as_str().map(str::to_owned))
+            .collect();
+        let accounts = rows(&window["accounts"]);
+        let of_zone = |zone: &str| accounts.iter().filter(|account| account["zone"] == zone).collect::<Vec<_>>();
+        let packages: Vec<_> = of_zone("package")
+            .into_iter()
+            .filter(|account| ran_on.iter().any(|package| account["package"] == package.as_str()))
+            .collect();
+        let sum = |accounts: &[&serde_json::Value], key: &str| -> f64 {
+            accounts.iter().filter_map(|account| account[key].as_f64()).sum()
+        };
+        let idle = sum(&packages, "idle_joules");
+        Self {
+            idle,
+            idle_is_known: ran_on.iter().all(|package| {
+                page.iter().any(|row| row.name == "wattcast_idle_power_watts" && row.label("package") == package)
+            }),
+            rest: ["system_joules", "unattributed_joules", "retired_joules"]
+                .iter()
+                .map(|key| sum(&packages, key))
+                .sum(),
+            dynamic: (sum(&packages, "measured_joules") - idle).max(f64::MIN_POSITIVE),
+            dram: sum(&of_zone("dram"), "measured_joules"),
+        }
+    }
+
+    fn show(&self, host: f64) {
+        let Self { idle, rest, dram, .. } = self;
+        if self.idle_is_known {
+            println!("  host       {host:>9.2} J, of which idle {idle:.2} J");
+        } else {
+            println!(
+                "  host       {host:>9.2} J; idle power is not known yet, so the shares above hold idle energy too"
+            );
+        }
+        let share = rest / self.dynamic;
+        let verdict = match (self.idle_is_known, share < STATED_SHARE) {
+            (false, _) => String::new(),
+            (true, true) => format!(" (below {:.0} %)", 100.0 * STATED_SHARE),
+            (true, false) => format!(" (other work ran: above {:.0} %)", 100.0 * STATED_SHARE),
+        };
+        println!("             {rest:>9.2} J system and unattributed, {:.1} % of dynamic{verdict}", 100.0 * share);
+        if *dram > 0.0 {
+            println!("             {dram:>9.2} J memory, given to nobody");
+        }
+    }
 }

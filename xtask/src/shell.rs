@@ -33,6 +33,28 @@ pub fn is_root() -> bool {
     unsafe { libc::geteuid() == 0 }
 }
 
+/// Who called sudo, by user and group; `None` when nobody did.
+#[must_use]
+pub fn sudo_caller() -> Option<(u32, u32)> {
+    let number = |name: &str| std::env::var(name).ok()?.parse::<u32>().ok();
+    Some((number("SUDO_UID")?, number("SUDO_GID")?)).filter(|(uid, _)| *uid != 0)
+}
+
+/// Makes something that we made readable whatever the umask is, and the property of whoever called sudo.
+///
+/// # Errors
+/// When it is not ours to give.
+pub fn give_to_caller(path: &Path, mode: u32) -> Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+    // By descriptor: between two looks at a path somebody else may put another file there.
+    let file = std::fs::File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+    file.set_permissions(std::fs::Permissions::from_mode(mode))?;
+    if let Some((uid, gid)) = sudo_caller() {
+        std::os::unix::fs::fchown(&file, Some(uid), Some(gid))?;
+    }
+    Ok(())
+}
+
 /// A program in PATH.
 #[must_use]
 pub fn which(name: &str) -> Option<PathBuf> {
@@ -96,15 +118,17 @@ fn can_install() -> bool {
 
 /// Installs Debian packages, or names the one command that does.
 ///
-/// `why` completes the sentence "… is needed to …".
+/// `why` completes the sentence "… is needed to …"; `elsewhere` is what to do where there is no apt.
 ///
 /// # Errors
 /// When they cannot be installed here; the message says what to run.
-pub fn packages(names: &[&str], why: &str) -> Result<()> {
+pub fn packages(names: &[&str], why: &str, elsewhere: &str) -> Result<()> {
     let list = names.join(" ");
+    if which("apt-get").is_none() {
+        bail!("something is missing that is needed to {why}. Run: {elsewhere}");
+    }
     if !can_install() {
-        let sudo = if which("apt-get").is_some() { "sudo apt-get install -y" } else { "install" };
-        bail!("{list}: needed to {why}. Run: {sudo} {list}");
+        bail!("{list} is needed to {why}. Run: sudo apt-get install -y {list}");
     }
     let apt = |args: &[&str]| {
         let mut command = Command::new("apt-get");

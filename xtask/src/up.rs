@@ -18,13 +18,10 @@ use crate::{
     api::Client,
     build_ebpf, demo,
     program::Program,
-    shell::{is_root, root, step, target},
+    shell::{give_to_caller, is_root, root, step, sudo_caller, target},
     stop,
 };
 
-/// Where the probe and the analysis service listen.
-const PROBE: &str = "http://127.0.0.1:9500";
-const ANALYSIS: &str = "http://127.0.0.1:9502";
 /// `nobody` on every distribution.
 const NOBODY: u32 = 65_534;
 
@@ -69,7 +66,10 @@ pub fn up(args: &Up) -> Result<()> {
         return Ok(());
     }
     let results = root().join(&args.results_dir);
-    fs::create_dir_all(&results).with_context(|| format!("cannot make {}", results.display()))?;
+    if !results.exists() {
+        fs::create_dir_all(&results).with_context(|| format!("cannot make {}", results.display()))?;
+        give_to_caller(&results, 0o755)?;
+    }
     let logs = target().join("up");
     fs::create_dir_all(&logs)?;
 
@@ -77,20 +77,19 @@ pub fn up(args: &Up) -> Result<()> {
     let mut probe_command = Command::new(bin.join("wattcast-probe"));
     probe_command.args(&args.probe);
     let mut probe = Program::start("wattcast-probe", &mut probe_command, &logs)?;
-    let probe_client = Client::new(PROBE);
-    probe_client.wait(Duration::from_secs(20), || probe.alive())?;
+    let probe_client = probe.client()?;
 
     let mut analysis_command = Command::new(bin.join("wattcast-analysis"));
-    analysis_command.arg("serve").arg("--results-dir").arg(&results).args(["--probe-url", PROBE]);
+    analysis_command.arg("serve").arg("--results-dir").arg(&results).args(["--probe-url", &probe_client.url("")]);
     unprivileged(&mut analysis_command, &[&bin, &results]);
     let mut analysis = Program::start("wattcast-analysis", &mut analysis_command, &logs)?;
-    let analysis_client = Client::new(ANALYSIS);
-    analysis_client.wait(Duration::from_secs(20), || analysis.alive())?;
+    let analysis_client = analysis.client()?;
 
     say_sources(&probe_client)?;
     println!();
-    println!("  probe     {PROBE}/          metrics on /metrics, log in {}", logs.join("wattcast-probe.log").display());
-    println!("  analysis  {ANALYSIS}/          results of {}", results.display());
+    let log = logs.join("wattcast-probe.log");
+    println!("  probe     {}          metrics on /metrics, log in {}", probe_client.url("/"), log.display());
+    println!("  analysis  {}          results of {}", analysis_client.url("/"), results.display());
     println!();
 
     if args.demo {
@@ -128,11 +127,7 @@ fn build() -> Result<PathBuf> {
 
 /// Lets the service run as whoever called sudo, else as nobody, if that user can reach what it needs.
 fn unprivileged(command: &mut Command, paths: &[&Path]) {
-    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u32>().ok());
-    let (uid, gid) = match (number("SUDO_UID"), number("SUDO_GID")) {
-        (Some(uid), Some(gid)) if uid != 0 => (uid, gid),
-        _ => (NOBODY, NOBODY),
-    };
+    let (uid, gid) = sudo_caller().unwrap_or((NOBODY, NOBODY));
     let reaches = |path: &&Path| {
         path.ancestors()
             .all(|dir| fs::metadata(dir).is_ok_and(|meta| meta.uid() == uid || meta.permissions().mode() & 0o001 != 0))
@@ -163,8 +158,7 @@ fn table(samples: &[crate::api::Sample]) -> Vec<String> {
         .map(|sample| {
             let id = sample.label("id");
             let sum = |name| find(name).filter(|row| row.label("id") == id).map(|row| row.value).sum::<f64>();
-            let name: String = sample.label("container").chars().take(28).collect();
-            let image: String = sample.label("image").chars().take(24).collect();
+            let (name, image) = (printable(sample.label("container"), 28), printable(sample.label("image"), 24));
             let row = format!(
                 "  {name:<28} {image:<24} {:>8.2} W {:>10.1} J {:>9.2} CPU s  {}",
                 sample.value,
@@ -190,6 +184,11 @@ fn table(samples: &[crate::api::Sample]) -> Vec<String> {
         ));
     }
     all
+}
+
+/// A label as a terminal may see it: whoever names a container or a cgroup must not move the cursor.
+fn printable(label: &str, most: usize) -> String {
+    label.chars().take(most).map(|char| if char.is_control() { '\u{fffd}' } else { char }).collect()
 }
 
 /// Redraws in place on a terminal; on a pipe it prints now and then.

@@ -51,8 +51,11 @@ fn the_demo_ends_with_joules_on_screen_in_metrics_and_on_9502() {
             return;
         }
     }
-    let results = tempdir("demo-results");
-    let screen_path = results.join("screen.txt");
+    // The service runs as nobody, and must reach it.
+    let dir = tempfile::tempdir().unwrap();
+    fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let results = dir.path().join("results");
+    let screen_path = dir.path().join("screen.txt");
     let screen = || fs::read_to_string(&screen_path).unwrap_or_default();
     let mut up = Up(Command::new(env!("CARGO_BIN_EXE_xtask"))
         .args(["up", "--demo", "--demo-seconds", "6", "--results-dir"])
@@ -104,11 +107,4 @@ fn the_demo_ends_with_joules_on_screen_in_metrics_and_on_9502() {
     for port in [9500, 9502] {
         assert!(TcpListener::bind(("127.0.0.1", port)).is_ok(), "something still listens on {port}");
     }
-    let _ = fs::remove_dir_all(&results);
-}
-
-fn tempdir(what: &str) -> std::path::PathBuf {
-    let dir = std::env::temp_dir().join(format!("wattcast-{what}-{}", std::process::id()));
-    fs::create_dir_all(&dir).unwrap();
-    dir
 }

@@ -18,8 +18,8 @@ use crate::state::{Reason, Unavailable};
 const CALL_TIMEOUT: Duration = Duration::from_secs(2);
 /// Calls under way at once; a host that starts a hundred containers must not open a hundred connections.
 const MAX_CALLS: usize = 8;
-/// While the socket is not usable, how often it is tried again.
-const RETRY: Duration = Duration::from_secs(10);
+/// How often the socket is looked at, whether anybody asks or not.
+const LOOK: Duration = Duration::from_secs(10);
 /// Most ids that wait to be asked; beyond it a container keeps its id for a name.
 const MAX_WAITING: usize = 1024;
 
@@ -46,7 +46,6 @@ pub struct Names {
     ask: mpsc::Sender<String>,
     answers: std_mpsc::Receiver<(String, Said)>,
     waiting: usize,
-    new: bool,
     state: State,
 }
 
@@ -58,21 +57,18 @@ impl Names {
         let (answer, answers) = std_mpsc::channel();
         let state: State = Arc::new(Mutex::new(reach(socket).map(|_| ())));
         runtime.spawn(work(socket.to_owned(), asked, answer, state.clone()));
-        Self { ask, answers, waiting: 0, new: false, state }
+        Self { ask, answers, waiting: 0, state }
     }
 
     /// Asks for a container by its full id. The answer comes through [`Names::collect`].
     pub fn request(&mut self, id: &str) {
         if self.ask.try_send(id.to_owned()).is_ok() {
             self.waiting += 1;
-            self.new = true;
         }
     }
 
-    /// Takes the answers that are there, with the ids they are for. After new requests it waits for answers until
-    /// `patience` is over; a daemon that is slow is waited for once, not every time.
+    /// Takes the answers that are there, with the ids they are for, and waits up to `patience` for those that are not.
     pub fn collect(&mut self, patience: Duration) -> Vec<(String, Said)> {
-        let patience = if std::mem::take(&mut self.new) { patience } else { Duration::ZERO };
         let deadline = Instant::now() + patience;
         let mut all = Vec::new();
         while self.waiting > 0 {
@@ -119,14 +115,19 @@ async fn work(
     let set = |now: Result<(), Unavailable>| *state.lock().unwrap_or_else(PoisonError::into_inner) = now;
     let slots = Arc::new(Semaphore::new(MAX_CALLS));
     let mut docker: Option<Docker> = None;
+    let mut look = tokio::time::interval(LOOK);
+    look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         let id = tokio::select! {
             id = asked.recv() => match id {
                 Some(id) => id,
                 None => return,
             },
-            () = tokio::time::sleep(RETRY), if docker.is_none() => {
-                docker = connect(&socket, &set).await;
+            _ = look.tick() => {
+                docker = match docker {
+                    Some(client) => still(client, &socket, &set).await,
+                    None => connect(&socket, &set).await,
+                };
                 continue;
             }
         };
@@ -143,22 +144,28 @@ async fn work(
         let (answer, state, socket) = (answer.clone(), state.clone(), socket.clone());
         tokio::spawn(async move {
             let _slot = slot;
-            let broken = |why: String| {
-                let why = Unavailable::new(Reason::Broken, format!("{}: {why}", socket.display()));
-                *state.lock().unwrap_or_else(PoisonError::into_inner) = Err(why);
-                Said::Nothing
-            };
+            let set = |now| *state.lock().unwrap_or_else(PoisonError::into_inner) = now;
             let said = match tokio::time::timeout(CALL_TIMEOUT, client.inspect_container(&id, None)).await {
                 Ok(Ok(reply)) => {
-                    *state.lock().unwrap_or_else(PoisonError::into_inner) = Ok(());
+                    set(Ok(()));
                     Said::Named {
                         name: reply.name.unwrap_or_default().trim_start_matches('/').to_owned(),
                         image: reply.config.and_then(|config| config.image).unwrap_or_default(),
                     }
                 }
-                Ok(Err(DockerError::DockerResponseServerError { status_code: 404, .. })) => Said::Unknown,
-                Ok(Err(error)) => broken(error.to_string()),
-                Err(_) => broken(format!("no answer within {} s", CALL_TIMEOUT.as_secs())),
+                // An answer is an answer.
+                Ok(Err(DockerError::DockerResponseServerError { status_code: 404, .. })) => {
+                    set(Ok(()));
+                    Said::Unknown
+                }
+                Ok(Err(error)) => {
+                    set(Err(lost(&socket, &error.to_string())));
+                    Said::Nothing
+                }
+                Err(_) => {
+                    set(Err(lost(&socket, &silent())));
+                    Said::Nothing
+                }
             };
             // The sampler is gone: nobody wants to know.
             let _ = answer.send((id, said));
@@ -181,15 +188,38 @@ async fn connect(socket: &Path, set: &impl Fn(Result<(), Unavailable>)) -> Optio
             Some(client)
         }
         Ok(Err(error)) => {
-            set(Err(Unavailable::new(Reason::Broken, format!("{}: {error}", socket.display()))));
+            set(Err(lost(socket, &error.to_string())));
             None
         }
         Err(_) => {
-            set(Err(Unavailable::new(
-                Reason::Broken,
-                format!("{}: no answer within {} s", socket.display(), CALL_TIMEOUT.as_secs()),
-            )));
+            set(Err(lost(socket, &silent())));
             None
         }
     }
+}
+
+/// The client while the daemon answers it.
+async fn still(client: Docker, socket: &Path, set: &impl Fn(Result<(), Unavailable>)) -> Option<Docker> {
+    let why = match tokio::time::timeout(CALL_TIMEOUT, client.ping()).await {
+        Ok(Ok(_)) => {
+            set(Ok(()));
+            return Some(client);
+        }
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => silent(),
+    };
+    set(Err(lost(socket, &why)));
+    None
+}
+
+/// The state of a socket that failed us: gone, closed to us, or there and not working.
+fn lost(socket: &Path, why: &str) -> Unavailable {
+    match reach(socket) {
+        Err(gone) => gone,
+        Ok(_) => Unavailable::new(Reason::Broken, format!("{}: {why}", socket.display())),
+    }
+}
+
+fn silent() -> String {
+    format!("no answer within {} s", CALL_TIMEOUT.as_secs())
 }

@@ -15,7 +15,7 @@ use std::{
 
 use docker::{Names, Said};
 use path::Workload;
-use tree::Trees;
+use tree::{Scan, Trees};
 
 use crate::{
     cpu::{CgroupKey, hierarchy},
@@ -58,6 +58,8 @@ struct Record {
     shown: Arc<Container>,
     identity: Identity,
     cgroups: HashSet<CgroupKey>,
+    /// Anybody who may make cgroups can make one that looks like a container; one that ran goes before.
+    ran: bool,
     gone_at: Option<Instant>,
     /// When its name is to be asked for again; `None` when there is nothing to ask.
     ask_at: Option<Instant>,
@@ -87,8 +89,11 @@ pub struct Directory {
     leaving: [Vec<CgroupKey>; 2],
     /// Containers whose series ended in this tick.
     ended: Vec<u32>,
+    /// Workloads without series now, so that each is counted once however many cgroups it has.
+    shut_out: HashSet<Identity>,
     dropped: u64,
     unnamed: u64,
+    incomplete_scans: u64,
 }
 
 impl Directory {
@@ -106,29 +111,58 @@ impl Directory {
             last_scan: None,
             leaving: [Vec::new(), Vec::new()],
             ended: Vec::new(),
+            shut_out: HashSet::new(),
             dropped: 0,
             unnamed: 0,
+            incomplete_scans: 0,
         }
     }
 
     /// Brings the directory up to date with every cgroup of a reading. Returns the containers whose series end now.
     pub fn observe(&mut self, reading: impl Iterator<Item = CgroupKey>, now: Instant) -> Vec<u32> {
-        let strangers: HashSet<CgroupKey> = reading.filter(|key| !self.holders.contains_key(key)).collect();
+        let mut placeless = HashSet::new();
+        let mut strangers = false;
+        for key in reading {
+            match self.holders.get(&key) {
+                None => {
+                    strangers = true;
+                    placeless.insert(key);
+                }
+                Some(Holder::Retired) => {
+                    placeless.insert(key);
+                }
+                Some(Holder::Container(number)) => {
+                    if let Some(record) = self.records.get_mut(number) {
+                        record.ran = true;
+                    }
+                }
+                Some(Holder::System) => {}
+            }
+        }
         let due = self.last_scan.is_none_or(|last| now.duration_since(last) >= SCAN_EVERY);
-        if due || !strangers.is_empty() {
+        if due || strangers {
             self.last_scan = Some(now);
-            let live = self.trees.scan();
-            self.meet(&live, &strangers, now);
-            self.bury(&live, now);
+            let Scan { live, complete } = self.trees.scan();
+            self.meet(&live, &placeless, now);
+            if complete {
+                self.bury(&live, now);
+            } else {
+                self.incomplete_scans += 1;
+            }
         }
         self.christen(now);
         self.retire(now)
     }
 
     /// Ends the tick: the cgroups whose last reading was just posted. Their slots in the kernel can be freed.
-    pub fn depart(&mut self) -> Vec<CgroupKey> {
+    ///
+    /// `ran` tells whether a cgroup ran in this tick. One that did keeps its slot for another: its last reading may be
+    /// still to come, and a total that is freed too early is lost.
+    pub fn depart(&mut self, ran: impl Fn(&CgroupKey) -> bool) -> Vec<CgroupKey> {
         let [now, before] = &mut self.leaving;
-        let gone = std::mem::replace(before, std::mem::take(now));
+        let (stay, gone): (Vec<_>, Vec<_>) = std::mem::take(before).into_iter().partition(ran);
+        *before = std::mem::take(now);
+        before.extend(stay);
         for key in &gone {
             self.holders.remove(key);
         }
@@ -142,8 +176,8 @@ impl Directory {
     }
 
     /// Gives every new cgroup its holder. Containers are met as soon as they exist; a plain cgroup when it runs, for a
-    /// host has many empty ones.
-    fn meet(&mut self, live: &HashMap<CgroupKey, String>, strangers: &HashSet<CgroupKey>, now: Instant) {
+    /// host has many empty ones. `running` holds those of the reading that have no series.
+    fn meet(&mut self, live: &HashMap<CgroupKey, String>, running: &HashSet<CgroupKey>, now: Instant) {
         // One that found no place before may find one now.
         let open = |key: &CgroupKey| matches!(self.holders.get(key), None | Some(Holder::Retired));
         let mut new: Vec<(&CgroupKey, &String)> = live.iter().filter(|(key, _)| open(key)).collect();
@@ -157,20 +191,21 @@ impl Directory {
                     // A container whose runtime is not known may be Docker's.
                     let ask_at = matches!(runtime, "docker" | "unknown").then_some(now);
                     let identity = Identity::Container(id.to_owned());
-                    let holder = self.admit(*key, identity, runtime, short(id), short(id), ask_at);
+                    let ran = running.contains(key);
+                    let holder = self.admit(*key, identity, ran, runtime, short(id), short(id), ask_at);
                     self.holders.insert(*key, holder);
                 }
-                Workload::Plain if strangers.contains(key) || self.holders.contains_key(key) => {
+                Workload::Plain if running.contains(key) || self.holders.contains_key(key) => {
                     let tree = if key.hierarchy == hierarchy::V1_CPU { "cgroup1" } else { "cgroup2" };
                     let id = format!("{tree}:{}", key.id);
                     let name = path.trim_start_matches('/');
-                    let holder = self.admit(*key, Identity::Cgroup(*key), "cgroup", name, &id, None);
+                    let holder = self.admit(*key, Identity::Cgroup(*key), true, "cgroup", name, &id, None);
                     self.holders.insert(*key, holder);
                 }
                 Workload::Plain => {}
             }
         }
-        for key in strangers {
+        for key in running {
             if !self.holders.contains_key(key) {
                 // Born and gone between two ticks: its time is real, its name was never seen.
                 self.unnamed += 1;
@@ -179,10 +214,12 @@ impl Directory {
         }
     }
 
+    #[expect(clippy::too_many_arguments, reason = "what is known of a newcomer; there are two callers")]
     fn admit(
         &mut self,
         key: CgroupKey,
         identity: Identity,
+        ran: bool,
         runtime: &'static str,
         name: &str,
         id: &str,
@@ -191,29 +228,32 @@ impl Directory {
         if let Some(number) = self.numbers.get(&identity) {
             if let Some(record) = self.records.get_mut(number) {
                 record.cgroups.insert(key);
+                record.ran |= ran;
                 record.gone_at = None;
             }
             return Holder::Container(*number);
         }
-        if self.records.len() >= self.limits.containers && !self.make_room() {
-            self.dropped += u64::from(!self.holders.contains_key(&key));
+        if self.records.len() >= self.limits.containers && !self.make_room(ran) {
+            self.dropped += u64::from(self.shut_out.insert(identity));
             return Holder::Retired;
         }
+        self.shut_out.remove(&identity);
         let number = self.next;
         self.next += 1;
         let shown = Container { number, name: cut(name), id: cut(id), image: String::new(), runtime };
         self.numbers.insert(identity.clone(), number);
         let cgroups = HashSet::from([key]);
-        self.records.insert(number, Record { shown: Arc::new(shown), identity, cgroups, gone_at: None, ask_at });
+        self.records.insert(number, Record { shown: Arc::new(shown), identity, cgroups, ran, gone_at: None, ask_at });
         Holder::Container(number)
     }
 
-    /// Ends the series of the container that has been gone for longest, before its time; false when all live.
-    fn make_room(&mut self) -> bool {
+    /// Ends the series of one container before its time: of the one that has been gone for longest, or, for a newcomer
+    /// that runs, of one that never ran. False when there is none.
+    fn make_room(&mut self, for_one_that_runs: bool) -> bool {
         let gone = self.records.iter().filter(|(number, _)| self.is_over(**number));
-        let Some(number) = gone.min_by_key(|(_, record)| record.gone_at).map(|(number, _)| *number) else {
-            return false;
-        };
+        let gone = gone.min_by_key(|(_, record)| record.gone_at).map(|(number, _)| *number);
+        let idle = || self.records.iter().find(|(_, record)| !record.ran).map(|(number, _)| *number);
+        let Some(number) = gone.or_else(|| for_one_that_runs.then(idle).flatten()) else { return false };
         self.end(number);
         true
     }
@@ -226,13 +266,20 @@ impl Directory {
 
     fn end(&mut self, number: u32) {
         if let Some(record) = self.records.remove(&number) {
+            for key in &record.cgroups {
+                self.holders.insert(*key, Holder::Retired);
+            }
             self.numbers.remove(&record.identity);
             self.ended.push(number);
         }
     }
 
-    /// Notes the cgroups that live no more.
+    /// Notes the cgroups that live no more. Only a complete scan can tell.
     fn bury(&mut self, live: &HashMap<CgroupKey, String>, now: Instant) {
+        self.shut_out.retain(|identity| match identity {
+            Identity::Cgroup(key) => live.contains_key(key),
+            Identity::Container(id) => live.values().any(|path| path.contains(id.as_str())),
+        });
         let noted: HashSet<CgroupKey> = self.leaving.iter().flatten().copied().collect();
         for (key, holder) in &self.holders {
             if live.contains_key(key) || noted.contains(key) {
@@ -250,18 +297,22 @@ impl Directory {
         }
     }
 
-    /// Puts names where only ids were known.
+    /// Puts names where only ids were known. A tick waits for the names of newcomers only, and only while Docker answers.
     fn christen(&mut self, now: Instant) {
         let Some(names) = &mut self.names else { return };
+        let mut newcomers = false;
         for record in self.records.values_mut().filter(|record| record.gone_at.is_none()) {
             if let Identity::Container(id) = &record.identity
-                && record.ask_at.is_some_and(|at| at <= now)
+                && let Some(at) = record.ask_at
+                && at <= now
             {
+                newcomers |= at == now;
                 names.request(id);
                 record.ask_at = Some(now + ASK_AGAIN);
             }
         }
-        for (id, said) in names.collect(NAME_PATIENCE) {
+        let patience = if newcomers && names.state().is_ok() { NAME_PATIENCE } else { Duration::ZERO };
+        for (id, said) in names.collect(patience) {
             let number = self.numbers.get(&Identity::Container(id));
             let Some(record) = number.and_then(|number| self.records.get_mut(number)) else { continue };
             match said {
@@ -312,6 +363,12 @@ impl Directory {
     #[must_use]
     pub fn unnamed(&self) -> u64 {
         self.unnamed
+    }
+
+    /// Looks at the cgroup trees that could not see all of them.
+    #[must_use]
+    pub fn incomplete_scans(&self) -> u64 {
+        self.incomplete_scans
     }
 
     /// How the source of names stands; `None` when it is switched off.
@@ -385,7 +442,7 @@ mod tests {
         fn tick(&mut self, seconds: u64, reading: &[CgroupKey]) -> (Vec<CgroupKey>, Vec<u32>) {
             self.now += Duration::from_secs(seconds);
             let retired = self.directory.observe(reading.iter().copied(), self.now);
-            (self.directory.depart(), retired)
+            (self.directory.depart(|_| false), retired)
         }
 
         fn shown(&self) -> Vec<(&str, &str, &str)> {
@@ -451,10 +508,10 @@ mod tests {
         host.remove(&path);
         host.directory.observe([key].into_iter(), host.now + Duration::from_secs(10));
         assert_eq!(host.directory.holder(&key), Holder::Container(0), "in the tick in which it is seen gone");
-        assert_eq!(host.directory.depart(), []);
+        assert_eq!(host.directory.depart(|_| false), []);
         host.directory.observe([key].into_iter(), host.now + Duration::from_secs(11));
         assert_eq!(host.directory.holder(&key), Holder::Container(0), "and in the one whose reading is the last");
-        assert_eq!(host.directory.depart(), [key]);
+        assert_eq!(host.directory.depart(|_| false), [key]);
     }
 
     #[test]
@@ -482,6 +539,59 @@ mod tests {
         host.tick(1, &[second]);
         assert_eq!(host.directory.holder(&second), Holder::Retired);
         assert_eq!((host.directory.dropped(), host.shown().len()), (1, 1));
+    }
+
+    #[test]
+    fn one_that_runs_takes_the_place_of_one_that_never_did() {
+        let mut host = Host::new(1);
+        let idle = host.make(&format!("unified/docker/{A}"));
+        host.tick(0, &[]);
+        assert_eq!(host.directory.holder(&idle), Holder::Container(0));
+        let busy = host.make(&format!("unified/docker/{B}"));
+        let (_, ended) = host.tick(1, &[busy]);
+        assert_eq!((ended, host.directory.holder(&busy)), (vec![0], Holder::Container(1)));
+        assert_eq!(host.directory.holder(&idle), Holder::Retired);
+        // Now it runs too, and nobody has to go for it.
+        host.tick(20, &[busy, idle]);
+        assert_eq!(host.directory.holder(&idle), Holder::Retired);
+        assert_eq!((host.directory.holder(&busy), host.directory.dropped()), (Holder::Container(1), 1));
+    }
+
+    #[test]
+    fn a_container_without_a_place_is_counted_once_whatever_its_cgroups() {
+        let mut host = Host::new(1);
+        let first = host.make(&format!("unified/docker/{A}"));
+        host.tick(0, &[first]);
+        let (v2, v1) = (host.make(&format!("unified/docker/{B}")), host.make(&format!("cpu/docker/{B}")));
+        host.tick(1, &[first, v2, v1]);
+        assert_eq!(host.directory.dropped(), 1);
+    }
+
+    #[test]
+    fn a_scan_that_could_not_see_everything_buries_nobody() {
+        let mut host = Host::new(10);
+        let key = host.make(&format!("unified/docker/{A}"));
+        host.tick(0, &[key]);
+        fs::rename(host.path("unified"), host.path("away")).unwrap();
+        assert_eq!(host.tick(20, &[key]).0, []);
+        assert_eq!(host.tick(20, &[key]).0, []);
+        assert_eq!(host.directory.holder(&key), Holder::Container(0));
+        assert_eq!(host.directory.incomplete_scans(), 2);
+    }
+
+    #[test]
+    fn a_cgroup_that_still_runs_keeps_its_slot() {
+        let mut host = Host::new(10);
+        let path = format!("unified/docker/{A}");
+        let key = host.make(&path);
+        host.tick(0, &[key]);
+        host.remove(&path);
+        host.tick(10, &[key]);
+        for seconds in 11..15 {
+            host.directory.observe([key].into_iter(), host.now + Duration::from_secs(seconds));
+            assert_eq!(host.directory.depart(|_| true), []);
+        }
+        assert_eq!(host.directory.depart(|_| false), [key]);
     }
 
     #[test]

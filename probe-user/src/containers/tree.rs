@@ -12,6 +12,15 @@ use crate::cpu::{CgroupKey, hierarchy};
 /// Most directories looked at in one scan; a host has hundreds, a runaway has no end.
 const MAX_DIRECTORIES: usize = 65_536;
 
+/// What one look at the trees found.
+#[derive(Debug, Default)]
+pub struct Scan {
+    /// Every cgroup that was seen, with its path from the root of its tree.
+    pub live: HashMap<CgroupKey, String>,
+    /// False when something could not be looked at: what is not in `live` may live all the same.
+    pub complete: bool,
+}
+
 /// The trees that name workloads.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Trees {
@@ -59,27 +68,59 @@ impl Trees {
         }
     }
 
-    /// Every cgroup that lives now, with its path from the root of its tree.
+    /// Every cgroup that lives now.
     #[must_use]
-    pub fn scan(&self) -> HashMap<CgroupKey, String> {
-        let mut all = HashMap::new();
+    pub fn scan(&self) -> Scan {
+        let mut scan = Scan { live: HashMap::new(), complete: true };
         for (root, hierarchy) in &self.roots {
-            let Ok(meta) = fs::metadata(root) else { continue };
-            all.insert(CgroupKey { id: meta.ino(), hierarchy: *hierarchy }, "/".to_owned());
+            match fs::metadata(root) {
+                Ok(meta) => {
+                    scan.live.insert(CgroupKey { id: meta.ino(), hierarchy: *hierarchy }, "/".to_owned());
+                }
+                Err(_) => scan.complete = false,
+            }
             let mut open = vec![(root.clone(), String::new())];
             while let Some((dir, path)) = open.pop() {
-                // A cgroup that went while we looked is not there.
-                for entry in fs::read_dir(&dir).into_iter().flatten().flatten() {
-                    if all.len() >= MAX_DIRECTORIES || !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                        continue;
-                    }
-                    let path = format!("{path}/{}", entry.file_name().to_string_lossy());
-                    all.insert(CgroupKey { id: entry.ino(), hierarchy: *hierarchy }, path.clone());
-                    open.push((entry.path(), path));
+                if scan.children(*hierarchy, &dir, &path, &mut open).is_err() {
+                    scan.complete = false;
                 }
             }
         }
-        all
+        scan
+    }
+}
+
+impl Scan {
+    fn children(
+        &mut self,
+        hierarchy: u64,
+        dir: &Path,
+        path: &str,
+        open: &mut Vec<(PathBuf, String)>,
+    ) -> io::Result<()> {
+        // A cgroup that went while we looked is not there, and neither are its children.
+        let went =
+            |error: &io::Error| error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ENODEV);
+        let entries = match fs::read_dir(dir) {
+            Err(error) if went(&error) && !path.is_empty() => return Ok(()),
+            entries => entries?,
+        };
+        for entry in entries {
+            let entry = match entry {
+                Err(error) if went(&error) => return Ok(()),
+                entry => entry?,
+            };
+            if !entry.file_type()?.is_dir() {
+                continue;
+            }
+            if self.live.len() >= MAX_DIRECTORIES {
+                return Err(io::Error::other("too many cgroups"));
+            }
+            let path = format!("{path}/{}", entry.file_name().to_string_lossy());
+            self.live.insert(CgroupKey { id: entry.ino(), hierarchy }, path.clone());
+            open.push((entry.path(), path));
+        }
+        Ok(())
     }
 }
 
@@ -115,12 +156,22 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         make(dir.path(), &["unified/cgroup.controllers", "unified/a/b/cgroup.procs", "cpu/tasks", "cpu/a/tasks"]);
         let trees = Trees::find(dir.path()).unwrap();
-        let all = trees.scan();
+        let Scan { live: all, complete } = trees.scan();
+        assert!(complete);
         let id = |path: &str| fs::metadata(dir.path().join(path)).unwrap().ino();
         let at = |path: &str, hierarchy| all[&CgroupKey { id: id(path), hierarchy }].as_str();
         assert_eq!(at("unified", hierarchy::V2), "/");
         assert_eq!(at("unified/a/b", hierarchy::V2), "/a/b");
         assert_eq!(at("cpu/a", hierarchy::V1_CPU), "/a");
         assert_eq!(all.len(), 5);
+    }
+
+    #[test]
+    fn a_tree_that_cannot_be_looked_at_is_not_an_empty_tree() {
+        let dir = tempfile::tempdir().unwrap();
+        make(dir.path(), &["unified/cgroup.controllers"]);
+        let trees = Trees::find(dir.path()).unwrap();
+        fs::remove_dir_all(dir.path().join("unified")).unwrap();
+        assert!(!trees.scan().complete);
     }
 }

@@ -21,7 +21,7 @@ use std::{
 use counter::{Counter, Reject, Step};
 use model::{Model, PowerLine};
 use powercap::Powercap;
-use zone::{Origin, Zone};
+use zone::{Origin, Zone, ZoneId};
 
 use crate::{
     state::{Reason, SourceState, Unavailable},
@@ -39,6 +39,11 @@ pub trait Source: Send {
 
     /// Reads every counter once, in microjoules, in the order of [`Source::zones`].
     fn read(&mut self, out: &mut Vec<io::Result<u64>>);
+
+    /// Zones that are there and give nothing to us, with the reasons.
+    fn refused(&self) -> &[(ZoneId, Unavailable)] {
+        &[]
+    }
 
     /// Idle power of a zone in microwatts, where the source knows it by construction.
     fn idle_power(&self, _zone: usize) -> Option<u64> {
@@ -60,6 +65,10 @@ pub enum Choice {
 
 /// RAPL counts every millisecond; a counter that has not moved in this time is not going to.
 const MOVES_WITHIN: Duration = Duration::from_millis(100);
+
+/// An accounting root that stands still for this long is not measuring: the least package uses a counter step in less
+/// than a millisecond. Longer than any update interval of the sources we know.
+const STILL: Duration = Duration::from_secs(5);
 
 /// What was chosen, and how everything that was tried stands.
 pub struct Chosen {
@@ -100,12 +109,11 @@ fn usable(meter: &Meter) -> SourceState {
     let zones = meter.zones();
     let packages = zones.iter().filter(|zone| zone.id.kind == zone::ZoneKind::Package).count();
     let plural = |count: usize, word: &str| format!("{count} {word}{}", if count == 1 { "" } else { "s" });
-    SourceState {
-        source: meter.origin().as_str(),
-        state: Ok(()),
-        detail: format!("{}, {}", plural(packages, "package"), plural(zones.len(), "zone")),
-        wanted: true,
+    let mut detail = format!("{}, {}", plural(packages, "package"), plural(zones.len(), "zone"));
+    for (zone, why) in meter.source.refused() {
+        detail.push_str(&format!("; without {zone} ({})", why.reason));
     }
+    SourceState { source: meter.origin().as_str(), state: meter.lacks().map_or(Ok(()), Err), detail, wanted: true }
 }
 
 /// Waits until an accounting root moves.
@@ -164,6 +172,8 @@ pub struct Meter {
     counters: Vec<Counter>,
     rejects: BTreeMap<(usize, Reject), u64>,
     raw: Vec<io::Result<u64>>,
+    /// The last value of each zone, and when it came.
+    moved: Vec<Option<(u64, Instant)>>,
 }
 
 impl Meter {
@@ -171,7 +181,8 @@ impl Meter {
     #[must_use]
     pub fn new(source: Box<dyn Source>) -> Self {
         let counters = source.zones().iter().map(|zone| Counter::new(zone.range)).collect();
-        Self { source, counters, rejects: BTreeMap::new(), raw: Vec::new() }
+        let moved = vec![None; source.zones().len()];
+        Self { source, counters, rejects: BTreeMap::new(), raw: Vec::new(), moved }
     }
 
     /// How the joules are obtained.
@@ -186,10 +197,30 @@ impl Meter {
         self.source.zones()
     }
 
+    /// Why the account is not whole: an accounting root that is there and cannot be read.
+    #[must_use]
+    pub fn lacks(&self) -> Option<Unavailable> {
+        let (zone, why) = self.source.refused().iter().find(|(zone, _)| zone.kind.is_accounting_root())?;
+        Some(Unavailable::new(why.reason, format!("{zone} is missing in every sum: {}", why.detail)))
+    }
+
     /// Reads every counter once.
-    pub fn tick(&mut self) -> Vec<ZoneTick> {
+    pub fn tick(&mut self, now: Instant) -> Vec<ZoneTick> {
         self.raw.clear();
         self.source.read(&mut self.raw);
+        for ((zone, raw), moved) in self.source.zones().iter().zip(&mut self.raw).zip(&mut self.moved) {
+            if let Ok(value) = raw {
+                match moved {
+                    Some((last, since)) if last == value => {
+                        let still = now.saturating_duration_since(*since);
+                        if still >= STILL && zone.id.kind.is_accounting_root() {
+                            *raw = Err(io::Error::other(format!("stands at {value} for {} s", still.as_secs())));
+                        }
+                    }
+                    _ => *moved = Some((*value, now)),
+                }
+            }
+        }
         let mut all = Vec::with_capacity(self.counters.len());
         for (zone, (counter, raw)) in self.counters.iter_mut().zip(&self.raw).enumerate() {
             let step = counter.advance(raw.as_ref().ok().copied());

@@ -5,7 +5,10 @@
 //! time, and its joules, to somebody else.
 
 use std::{
-    fs, io,
+    collections::BTreeMap,
+    fs::File,
+    io,
+    os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
     time::Instant,
 };
@@ -18,6 +21,9 @@ use crate::{
     topology::{PackageId, Topology},
     units::Microjoules,
 };
+
+/// The largest `/proc/stat` that is read: a line for each of 8192 CPUs and each interrupt.
+const MAX_STAT: usize = 16 << 20;
 
 /// Watts per logical CPU.
 ///
@@ -45,8 +51,13 @@ pub struct Model {
     tick_ns: u64,
     zones: Vec<Zone>,
     cpus: Vec<(usize, PackageId)>,
-    /// Busy time of each package before the start, in ticks.
-    before: Option<Vec<u64>>,
+    file: Option<File>,
+    text: Vec<u8>,
+    /// Busy ticks of each CPU when it was last seen. A CPU that goes offline and comes back goes on from there
+    /// (kernel/sched/cputime.c keeps its counters), and one that is new starts from what it shows first.
+    last: BTreeMap<usize, u64>,
+    /// Busy ticks of each zone since the start.
+    busy: Vec<u64>,
 }
 
 impl Model {
@@ -63,6 +74,8 @@ impl Model {
                 place: format!("power line over {}", stat.display()),
             })
             .collect();
+        let zones: Vec<Zone> = zones;
+        let busy = vec![0; zones.len()];
         // SAFETY: sysconf takes a number and returns one.
         let hertz = unsafe { libc::sysconf(libc::_SC_CLK_TCK) };
         let hertz = u64::try_from(hertz).ok().filter(|hertz| *hertz > 0).unwrap_or(100);
@@ -73,23 +86,41 @@ impl Model {
             tick_ns: 1_000_000_000 / hertz,
             zones,
             cpus: topology.cpus(false).collect(),
-            before: None,
+            file: File::open(procfs.join("stat")).ok(),
+            text: Vec::new(),
+            last: BTreeMap::new(),
+            busy,
         }
     }
 
-    /// Busy ticks of each zone's CPUs since boot.
-    fn busy(&self) -> io::Result<Vec<u64>> {
-        let text = fs::read_to_string(&self.stat)?;
-        let mut sums = vec![0u64; self.zones.len()];
-        for line in text.lines() {
-            let Some((cpu, ticks)) = busy_ticks(line) else { continue };
-            let place = self.cpus.iter().find(|(known, _)| *known == cpu).map(|(_, package)| *package);
-            let zone = self.zones.iter().position(|zone| zone.id.package == place).unwrap_or(0);
-            if let Some(sum) = sums.get_mut(zone) {
-                *sum = sum.saturating_add(ticks);
+    /// Brings the busy ticks of each zone up to date.
+    fn count(&mut self) -> io::Result<()> {
+        let file = match &self.file {
+            Some(file) => file,
+            None => self.file.insert(File::open(&self.stat)?),
+        };
+        self.text.clear();
+        let mut at = 0;
+        loop {
+            const STEP: usize = 1 << 16;
+            self.text.resize(at + STEP, 0);
+            let read = file.read_at(&mut self.text[at..], u64::try_from(at).unwrap_or(u64::MAX))?;
+            at += read;
+            self.text.truncate(at);
+            if read == 0 || at > MAX_STAT {
+                break;
             }
         }
-        Ok(sums)
+        for line in self.text.split(|byte| *byte == b'\n') {
+            let Some((cpu, ticks)) = str::from_utf8(line).ok().and_then(busy_ticks) else { continue };
+            let last = self.last.insert(cpu, ticks).unwrap_or(ticks);
+            let place = self.cpus.iter().find(|(known, _)| *known == cpu).map(|(_, package)| *package);
+            let zone = self.zones.iter().position(|zone| zone.id.package == place).unwrap_or(0);
+            if let Some(sum) = self.busy.get_mut(zone) {
+                *sum = sum.saturating_add(ticks.saturating_sub(last));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -115,17 +146,15 @@ impl Source for Model {
 
     fn read(&mut self, out: &mut Vec<io::Result<u64>>) {
         let elapsed = u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        let busy = match self.busy() {
-            Ok(busy) => busy,
-            Err(error) => {
-                let (kind, text) = (error.kind(), format!("{}: {error}", self.stat.display()));
-                out.extend(self.zones.iter().map(|_| Err(io::Error::new(kind, text.clone()))));
-                return;
-            }
-        };
-        let before = self.before.get_or_insert_with(|| busy.clone()).clone();
-        for (zone, (busy, before)) in busy.iter().zip(&before).enumerate() {
-            let busy_ns = busy.saturating_sub(*before).saturating_mul(self.tick_ns);
+        if let Err(error) = self.count() {
+            // Mounted anew, or gone: the next reading opens it again.
+            self.file = None;
+            let (kind, text) = (error.kind(), format!("{}: {error}", self.stat.display()));
+            out.extend(self.zones.iter().map(|_| Err(io::Error::new(kind, text.clone()))));
+            return;
+        }
+        for (zone, busy) in self.busy.iter().enumerate() {
+            let busy_ns = busy.saturating_mul(self.tick_ns);
             let idle = Microjoules::of(self.idle_power(zone).unwrap_or(0), elapsed);
             let dynamic = Microjoules::of(self.line.busy_uw.saturating_sub(self.line.idle_uw), busy_ns);
             out.push(Ok((idle + dynamic).0));
@@ -141,6 +170,8 @@ impl Source for Model {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]
@@ -164,6 +195,27 @@ mod tests {
         model.read(&mut raw);
         let raw: Vec<_> = raw.into_iter().map(Result::unwrap).collect();
         assert_eq!(raw, [0, 3_000_000 * 100 * model.tick_ns / 1_000_000_000]);
+    }
+
+    #[test]
+    fn a_cpu_that_goes_and_comes_back_is_not_billed_twice() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |text: &str| fs::write(dir.path().join("stat"), text).unwrap();
+        let line = PowerLine { idle_uw: 0, busy_uw: 1_000_000_000 };
+        let both = |a: u64, b: u64| format!("cpu0 {a} 0 0 0 0 0 0\ncpu1 {b} 0 0 0 0 0 0\n");
+        write(&both(1000, 5000));
+        let mut model = Model::new(line, &Topology::read(Path::new("/nowhere")), dir.path());
+        let mut ticks = |text: &str| {
+            write(text);
+            let mut raw = Vec::new();
+            model.read(&mut raw);
+            raw[0].as_ref().unwrap() / (1000 * model.tick_ns / 1000)
+        };
+        assert_eq!(ticks(&both(1000, 5000)), 0);
+        assert_eq!(ticks(&both(1001, 5002)), 3);
+        assert_eq!(ticks("cpu0 1002 0 0 0 0 0 0\n"), 4);
+        assert_eq!(ticks(&both(1003, 5002)), 5);
+        assert_eq!(ticks(&format!("{}cpu2 7000 0 0 0 0 0 0\n", both(1003, 5003))), 6, "a new CPU starts where it is");
     }
 
     #[test]

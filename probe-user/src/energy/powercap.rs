@@ -30,6 +30,7 @@ const MMIO: &str = "intel-rapl-mmio";
 pub struct Powercap {
     zones: Vec<Zone>,
     files: Vec<Counter>,
+    refused: Vec<(ZoneId, Unavailable)>,
 }
 
 struct Counter {
@@ -57,7 +58,7 @@ impl Powercap {
         })?;
         let mut zones: Vec<Zone> = Vec::new();
         let mut files = Vec::new();
-        let mut refused: Option<Unavailable> = None;
+        let mut refused: Vec<(ZoneId, Unavailable)> = Vec::new();
         // The MMIO twins come last: whatever names a zone that is already there counts the same joules again
         // (prometheus/procfs#396).
         let (first, twins): (Vec<_>, Vec<_>) = found.iter().partition(|(name, _)| !name.starts_with(MMIO));
@@ -73,20 +74,18 @@ impl Powercap {
                     files.push(Counter { file, last: None });
                 }
                 Err(error) => {
-                    refused.get_or_insert(Unavailable::new(
-                        Reason::of(&error),
-                        format!(
-                            "{}: {error}. Counters are readable by root only since 5.10 (PLATYPUS): run the probe as root",
-                            path.display()
-                        ),
-                    ));
+                    let hint = "Counters are readable by root only since 5.10 (PLATYPUS): run the probe as root";
+                    let why = Unavailable::new(Reason::of(&error), format!("{}: {error}. {hint}", path.display()));
+                    refused.push((id, why));
                 }
             }
         }
         if zones.iter().any(|zone| zone.id.kind.is_accounting_root()) {
-            return Ok(Self { zones, files });
+            // A twin that could be opened stands for the zone that could not.
+            refused.retain(|(id, _)| zones.iter().all(|zone| zone.id != *id));
+            return Ok(Self { zones, files, refused });
         }
-        Err(refused.unwrap_or_else(|| {
+        Err(refused.into_iter().next().map(|(_, why)| why).unwrap_or_else(|| {
             Unavailable::new(
                 Reason::Absent,
                 format!("{}: no zone named package-N. The machine has no RAPL, or hides it", class.display()),
@@ -168,6 +167,10 @@ impl Source for Powercap {
 
     fn zones(&self) -> &[Zone] {
         &self.zones
+    }
+
+    fn refused(&self) -> &[(ZoneId, Unavailable)] {
+        &self.refused
     }
 
     fn read(&mut self, out: &mut Vec<io::Result<u64>>) {
@@ -277,5 +280,19 @@ mod tests {
         source.read(&mut raw);
         assert_eq!(raw[0].as_ref().unwrap_err().kind(), io::ErrorKind::NotFound);
         assert_eq!(raw[1].as_ref().unwrap_err().kind(), io::ErrorKind::InvalidData);
+    }
+
+    #[test]
+    fn a_zone_that_may_not_be_read_is_named_not_forgotten() {
+        let dir = tree(&[("intel-rapl:0", "package-0", 5, None), ("intel-rapl:1", "package-1", 5, None)]);
+        // For root too: opening a directory's place in a file's path fails whoever asks.
+        let other = dir.path().join("class/powercap/intel-rapl:1/energy_uj");
+        fs::remove_file(&other).unwrap();
+        std::os::unix::fs::symlink("energy_uj", &other).unwrap();
+        let source = Powercap::open(dir.path()).unwrap();
+        assert_eq!(shown(&source), ["package of package 0"]);
+        assert_eq!(source.refused()[0].0.to_string(), "package of package 1");
+        let lacks = crate::energy::Meter::new(Box::new(source)).lacks().unwrap();
+        assert!(lacks.detail.contains("package of package 1 is missing"), "{lacks}");
     }
 }

@@ -95,17 +95,36 @@ fn a_meter_counts_from_its_first_tick_and_stops_when_its_counter_goes() {
     let dir = tempfile::tempdir().unwrap();
     let file = zone(dir.path(), 500);
     let mut meter = Meter::new(Box::new(Powercap::open(dir.path()).unwrap()));
-    assert_eq!(meter.tick()[0].grown, None);
+    assert_eq!(meter.tick(Instant::now())[0].grown, None);
     fs::write(&file, "700\n").unwrap();
-    assert_eq!(meter.tick()[0].grown, Some(Microjoules(200)));
+    assert_eq!(meter.tick(Instant::now())[0].grown, Some(Microjoules(200)));
     fs::write(&file, "").unwrap();
-    let gone = meter.tick().remove(0);
+    let gone = meter.tick(Instant::now()).remove(0);
     assert_eq!((gone.grown, gone.total), (None, Microjoules(200)));
     assert!(gone.error.unwrap().contains("energy_uj: not a number"));
     fs::write(&file, "900\n").unwrap();
-    let back = meter.tick().remove(0);
+    let back = meter.tick(Instant::now()).remove(0);
     assert_eq!((back.grown, back.total, back.error), (None, Microjoules(200), None));
     assert_eq!(meter.rejects().iter().collect::<Vec<_>>(), [(&(0, Reject::AfterGap), &1)]);
     fs::write(&file, "950\n").unwrap();
-    assert_eq!(meter.tick()[0].total, Microjoules(250));
+    assert_eq!(meter.tick(Instant::now())[0].total, Microjoules(250));
+}
+
+#[test]
+fn a_root_that_stops_moving_is_lost_not_idle() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = zone(dir.path(), 500);
+    let mut meter = Meter::new(Box::new(Powercap::open(dir.path()).unwrap()));
+    let start = Instant::now();
+    let mut after = |seconds: u64, value: u64| {
+        fs::write(&file, format!("{value}\n")).unwrap();
+        let tick = meter.tick(start + Duration::from_secs(seconds)).remove(0);
+        (tick.grown.map(|grown| grown.0), tick.error)
+    };
+    assert_eq!(after(0, 500), (None, None));
+    assert_eq!(after(1, 700), (Some(200), None));
+    assert_eq!(after(5, 700), (Some(0), None));
+    let (grown, error) = after(7, 700);
+    assert!(grown.is_none() && error.unwrap().contains("stands at 700 for 6 s"));
+    assert_eq!(after(8, 800).1, None);
 }

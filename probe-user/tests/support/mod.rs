@@ -164,7 +164,8 @@ pub(crate) fn no_ebpf() -> Option<String> {
     let probe = Probe::start(&["--energy.source=model"]);
     match probe.source("cpu") {
         (state, _) if state == "usable" => None,
-        (state, detail) => Some(format!("eBPF is {state}: {detail}")),
+        (state, detail) if state == "absent" || state == "denied" => Some(format!("eBPF is {state}: {detail}")),
+        (state, detail) => panic!("eBPF is {state}: {detail}"),
     }
 }
 
