@@ -14,9 +14,9 @@ libfuzzer_sys::fuzz_target!(|asked: (f64, f64, Vec<(u32, u32)>)| {
             sequence: sequence as u64,
             unix_ns,
             monotonic_ns,
-            accounts: Vec::new(),
-            energy: Vec::new(),
-            cpu: Vec::new(),
+            accounts: Box::default(),
+            energy: Box::default(),
+            cpu: Box::default(),
         });
     }
     if let Ok(answer) = ring.window(start, end) {
