@@ -25,6 +25,8 @@ pub fn test() -> Result<()> {
     eprintln!("Checks");
     outcome.check("cargo fmt", &["fmt", "--all", "--check"]);
     outcome.check("cargo clippy", &["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"]);
+    // Only checked: running them wants a nightly compiler and time. What no longer compiles would be found too late.
+    outcome.check("fuzz targets compile", &["check", "--quiet", "--manifest-path", "fuzz/Cargo.toml"]);
     if which("cargo-deny").is_some() || output(Command::new("cargo").args(["deny", "--version"])).is_ok() {
         outcome.check("cargo deny", &["deny", "--log-level", "error", "check", "bans", "licenses", "sources"]);
     } else {
