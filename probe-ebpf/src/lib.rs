@@ -20,6 +20,7 @@ pub mod hierarchy {
 /// Who is charged: the task's v2 leaf, or its v1 `cpu` cgroup when the task sits in the v2 root.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(feature = "user", derive(serde::Serialize, serde::Deserialize))]
 pub struct CgroupKey {
     /// kernfs id, equal to `st_ino` of the cgroup's directory on 64-bit kernels (fs/kernfs/mount.c, 5.5 and later).
     pub id: u64,

@@ -2,10 +2,13 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use clap::{Args, Parser};
+use clap::{Args, Parser, Subcommand};
 use exporter::{listen::Listen, program};
 
-use crate::energy::{Choice, model::PowerLine};
+use crate::{
+    energy::{Choice, Places, model::PowerLine},
+    ledger::IdlePolicy,
+};
 
 /// Ticks closer than this are refused: finer power is a side channel (PLATYPUS).
 pub const SHORTEST_TICK: Duration = Duration::from_millis(100);
@@ -18,6 +21,9 @@ Examples:
   wattcast-probe --web.listen-address=:9500        reachable from outside
   wattcast-probe --energy.source=powercap          RAPL or nothing; never a model
   wattcast-probe --path.sysfs=/host/sys            from inside a container, with the host's /sys mounted there
+  wattcast-probe doctor                            what can be measured here, and what to do about the rest
+  wattcast-probe record day.rec                    keep the raw ticks, until Ctrl-C
+  wattcast-probe account day.rec                   the account of a recording, the same every time
 
 Run it as root. It opens the energy counters, loads its eBPF programs and drops its privileges.";
 
@@ -25,6 +31,10 @@ Run it as root. It opens the energy counters, loads its eBPF programs and drops 
 #[derive(Clone, Debug, Parser)]
 #[command(name = "wattcast-probe", version = program::version(), after_help = EXAMPLES, max_term_width = 110)]
 pub struct Config {
+    /// Without one: sample and serve
+    #[command(subcommand)]
+    pub(crate) command: Option<Job>,
+
     #[command(flatten)]
     pub(crate) web: Web,
 
@@ -73,11 +83,47 @@ impl Config {
         !self.no_compat_metrics
     }
 
+    /// Whose the idle energy is.
+    #[must_use]
+    pub fn idle_policy(&self) -> IdlePolicy {
+        self.energy.idle_policy
+    }
+
+    /// What to do instead of serving.
+    #[must_use]
+    pub fn job(&self) -> Option<&Job> {
+        self.command.as_ref()
+    }
+
     /// What to log.
     #[must_use]
     pub fn log_level(&self) -> &str {
         &self.log_level
     }
+}
+
+/// What to do instead of serving. The flags for sources and paths stand before the command.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Job {
+    /// Say what can be measured here, what not, why, and what to do; exit 0 when energy can be measured, 3 when only modelled
+    Doctor {
+        /// For programs
+        #[arg(long)]
+        json: bool,
+    },
+    /// Keep the raw ticks of this machine in a file, until Ctrl-C or for a time
+    Record {
+        /// The file; it is made, or emptied
+        file: PathBuf,
+        /// How long
+        #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+        time: Option<Duration>,
+    },
+    /// Print the account of a recording as metrics; the same every time
+    Account {
+        /// The recording
+        file: PathBuf,
+    },
 }
 
 #[derive(Clone, Debug, Args)]
@@ -110,6 +156,10 @@ pub(crate) struct Paths {
     #[arg(long = "path.procfs", value_name = "DIR", default_value = "/proc")]
     pub(crate) procfs: PathBuf,
 
+    /// Where devices are: cpu/N/msr
+    #[arg(long = "path.dev", value_name = "DIR", default_value = "/dev")]
+    pub(crate) dev: PathBuf,
+
     /// Where the cgroup trees are
     #[arg(long = "path.cgroupfs", value_name = "DIR", default_value = "/sys/fs/cgroup")]
     pub(crate) cgroupfs: PathBuf,
@@ -119,6 +169,13 @@ pub(crate) struct Paths {
     pub(crate) docker_socket: PathBuf,
 }
 
+impl Paths {
+    /// Where energy sources look.
+    pub(crate) fn places(&self) -> Places {
+        Places { sysfs: self.sysfs.clone(), procfs: self.procfs.clone(), dev: self.dev.clone() }
+    }
+}
+
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Energy")]
 pub(crate) struct Energy {
@@ -126,19 +183,35 @@ pub(crate) struct Energy {
     #[arg(long = "energy.source", value_name = "SOURCE", value_enum, default_value_t)]
     pub(crate) source: Choice,
 
-    /// The model's watts of an idle logical CPU
-    #[arg(long = "energy.model.idle-watts", value_name = "WATTS", default_value = "0.74", value_parser = microwatts)]
-    idle: u64,
+    /// The recording that --energy.source=replay plays
+    #[arg(long = "replay.file", value_name = "FILE")]
+    pub(crate) replay: Option<PathBuf>,
 
-    /// The model's watts of a fully busy logical CPU
-    #[arg(long = "energy.model.busy-watts", value_name = "WATTS", default_value = "3.5", value_parser = microwatts)]
-    busy: u64,
+    /// The model's watts of an idle logical CPU [default: by the processor's generation]
+    #[arg(long = "energy.model.idle-watts", value_name = "WATTS", value_parser = microwatts, requires = "busy")]
+    idle: Option<u64>,
+
+    /// The model's watts of a fully busy logical CPU [default: by the processor's generation]
+    #[arg(long = "energy.model.busy-watts", value_name = "WATTS", value_parser = microwatts, requires = "idle")]
+    busy: Option<u64>,
+
+    /// Whose the idle energy is
+    #[arg(long = "idle.policy", value_name = "POLICY", value_enum, default_value_t)]
+    pub(crate) idle_policy: IdlePolicy,
+
+    /// Read packages this many times a second, 10 to 50, for the distribution of power [default: off]
+    #[arg(long = "power.distribution", value_name = "HERTZ", value_parser = clap::value_parser!(u32).range(10..=50))]
+    pub(crate) distribution: Option<u32>,
+
+    /// Where what was learnt of idle power is kept [default: /var/lib/wattcast for this machine's own /sys, as root]
+    #[arg(long = "state.dir", value_name = "DIR", env = "STATE_DIRECTORY")]
+    pub(crate) state: Option<PathBuf>,
 }
 
 impl Energy {
-    /// The model's power line.
-    pub(crate) fn line(&self) -> PowerLine {
-        PowerLine { idle_uw: self.idle, busy_uw: self.busy }
+    /// The user's power line for the model.
+    pub(crate) fn line(&self) -> Option<PowerLine> {
+        Some(PowerLine { idle_uw: self.idle?, busy_uw: self.busy? })
     }
 }
 
@@ -235,7 +308,7 @@ mod tests {
         let config = parse(&[]).unwrap();
         assert_eq!(config.web.addresses(), ["127.0.0.1:9500".parse().unwrap()]);
         assert_eq!(config.tick, Duration::from_secs(1));
-        assert_eq!(config.energy.line(), PowerLine::default());
+        assert_eq!(config.energy.line(), None);
         let on = &config.collectors;
         assert!(on.energy() && on.cpu() && on.docker() && !on.wants_docker());
     }
@@ -260,6 +333,10 @@ mod tests {
             (&["--tick=1ms"][..], "100ms to 30s"),
             (&["--web.listen-address=9500"][..], "127.0.0.1:9500"),
             (&["--energy.model.busy-watts=-1"][..], "0 to 10000"),
+            (&["--energy.model.busy-watts=4"][..], "--energy.model.idle-watts"),
+            (&["--power.distribution=1000"][..], "10..=50"),
+            (&["--idle.policy=proportion"][..], "proportional"),
+            (&["docter"][..], "doctor"),
         ] {
             let error = parse(args).unwrap_err();
             assert!(error.contains(hint), "{args:?}: {error}");

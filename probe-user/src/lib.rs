@@ -1,8 +1,8 @@
 //! The privileged probe, as a library; `main.rs` tells its story.
 //!
-//! Data moves one way: [`energy`] and [`cpu`] are read once a tick by the [`sampler`], the [`ledger`] closes the account,
-//! [`containers`] says who is who, and a [`snapshot`] leaves, from which [`pages`], the [`window`] and the [`routes`] are
-//! made.
+//! Data moves one way. The [`instruments`] read [`energy`], [`cpu`] and [`containers`] once a [`tick`], when the [`sampler`] says
+//! so; the [`accountant`], which is pure arithmetic, closes the [`ledger`] and makes a [`snapshot`], from which [`pages`], the
+//! [`window`] and the [`routes`] are made. A [`recording`] keeps the raw ticks, and can stand for the machine as a [`feed`].
 // Energy arithmetic has no lossy casts; where output needs one, it says why it is safe.
 #![warn(
     clippy::cast_possible_truncation,
@@ -11,19 +11,27 @@
     clippy::cast_possible_wrap
 )]
 
+pub mod accountant;
+pub mod baselines;
 pub mod config;
 pub mod containers;
 pub mod cpu;
+pub mod distribution;
+pub mod doctor;
 pub mod energy;
+pub mod feed;
+pub mod instruments;
 pub mod ledger;
 pub mod metrics;
 pub mod pages;
 pub mod privileges;
+pub mod recording;
 pub mod routes;
 pub mod sampler;
 pub mod snapshot;
 pub mod start;
 pub mod state;
+pub mod tick;
 pub mod topology;
 pub mod units;
 pub mod window;

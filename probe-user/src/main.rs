@@ -1,21 +1,33 @@
-//! wattcast-probe: open everything as root, drop the privileges, sample, serve.
+//! wattcast-probe: open everything as root, drop the privileges, sample, serve. Or record, account, or look at the machine.
 
 use std::{
+    io::{IsTerminal as _, Write as _},
+    path::Path,
     process::ExitCode,
     sync::{Arc, mpsc},
     thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail};
-use exporter::{program, server};
+use exporter::{page, program, server};
 use probe_user::{
-    config::Config,
-    privileges,
+    accountant::Accountant,
+    config::{Config, Job},
+    doctor,
+    feed::Feed,
+    ledger::IdlePolicy,
+    pages, privileges,
+    recording::{Reader, Writer},
     routes::{self, Board},
-    sampler::{Request, Sampler},
+    sampler::{Parts, Request, Sampler},
     start,
+    state::SourceState,
 };
 use tracing::{info, warn};
+
+/// What `doctor` ends with when energy can only be modelled.
+const ONLY_MODELLED: u8 = 3;
 
 fn main() -> ExitCode {
     let config: Config = match program::parse() {
@@ -23,7 +35,19 @@ fn main() -> ExitCode {
         Err(code) => return code,
     };
     program::log(config.log_level());
-    match run(&config) {
+    let outcome = match config.job() {
+        None => serve(&config),
+        Some(Job::Record { file, time }) => record(&config, file, *time),
+        Some(Job::Account { file }) => account(&config, file),
+        Some(Job::Doctor { json }) => {
+            let report = doctor::examine(&config);
+            let text = if *json { report.json() } else { report.text() };
+            // A reader that went away has read enough.
+            let _ = std::io::stdout().write_all(text.as_bytes());
+            return if report.measures() { ExitCode::SUCCESS } else { ExitCode::from(ONLY_MODELLED) };
+        }
+    };
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("wattcast-probe: {error:#}");
@@ -32,23 +56,12 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(config: &Config) -> Result<()> {
+fn serve(config: &Config) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         info!("wattcast-probe {}", program::version());
         let listeners = server::bind(&config.addresses()).await?;
-        let mut parts = start::open(config);
-        let kept = privileges::drop_all(parts.cpu.as_mut()).context("cannot drop the privileges of the start")?;
-        for (capability, reason) in kept {
-            info!("keeping {capability}: {reason}");
-        }
-        give_back_memory();
-        for source in &parts.sources {
-            match &source.state {
-                Ok(()) => info!("{}: usable, {}", source.source, source.detail),
-                Err(why) => warn!("{}: {why}", source.source),
-            }
-        }
+        let parts = open(config)?;
 
         let (requests, asked) = mpsc::channel();
         let board = Arc::new(Board::new(config.tick(), config.compat(), requests.clone()));
@@ -69,6 +82,106 @@ fn run(config: &Config) -> Result<()> {
         }
         Ok(())
     })
+}
+
+/// Opens everything, drops the privileges, and says how the sources stand.
+fn open(config: &Config) -> Result<Parts> {
+    let mut parts = start::open(config)?;
+    let cpu = match &mut parts.feed {
+        Feed::Live(instruments) => instruments.cpu(),
+        Feed::Replay(_) => None,
+    };
+    let kept = privileges::drop_all(cpu).context("cannot drop the privileges of the start")?;
+    for (capability, reason) in kept {
+        info!("keeping {capability}: {reason}");
+    }
+    give_back_memory();
+    say(&parts.sources);
+    Ok(parts)
+}
+
+fn say(sources: &[SourceState]) {
+    for source in sources {
+        match &source.state {
+            Ok(()) => info!("{}: usable, {}", source.source, source.detail),
+            Err(why) => warn!("{}: {why}", source.source),
+        }
+    }
+}
+
+/// Keeps raw ticks until a signal or for a time. Names of containers are asked for on the runtime, which runs meanwhile.
+fn record(config: &Config, file: &Path, time: Option<Duration>) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (stop, stopped) = mpsc::channel();
+    runtime.block_on(async {
+        let (mut instruments, sources) = start::instruments(config);
+        // The file belongs to whoever starts us, so it is made before the privileges go.
+        let mut writer = Writer::create(file, &instruments.setup())?;
+        privileges::drop_all(instruments.cpu()).context("cannot drop the privileges of the start")?;
+        say(&sources);
+        let mut accountant = Accountant::new(instruments.setup(), IdlePolicy::Separate, 0);
+        let (tick, start) = (config.tick(), Instant::now());
+        let worker = thread::Builder::new().name("recorder".into()).spawn(move || -> Result<u32> {
+            let (mut collectors, mut due, mut ticks) = (Vec::new(), Instant::now(), 0);
+            let watched = std::io::stderr().is_terminal();
+            loop {
+                let raw = instruments.read(accountant.ran(), &mut collectors);
+                writer.write(raw)?;
+                // What ran decides which cgroups' slots can be freed.
+                accountant.tick(raw);
+                ticks += 1;
+                if watched {
+                    eprint!("\r  {ticks} ticks, {:.0} s ", start.elapsed().as_secs_f64());
+                }
+                due += tick;
+                let wait = due.saturating_duration_since(Instant::now());
+                let told = !matches!(stopped.recv_timeout(wait), Err(mpsc::RecvTimeoutError::Timeout));
+                if told || time.is_some_and(|time| start.elapsed() >= time) {
+                    break;
+                }
+            }
+            if watched {
+                eprintln!();
+            }
+            Ok(writer.finish()?)
+        })?;
+        let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+        let ended = async {
+            while !worker.is_finished() {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        tokio::select! {
+            _ = tokio::signal::ctrl_c() => {}
+            _ = terminate.recv() => {}
+            () = ended => {}
+        }
+        let _ = stop.send(());
+        let ticks = worker.join().map_err(|_| anyhow::anyhow!("the recorder panicked"))??;
+        eprintln!("{}: {ticks} ticks", file.display());
+        Ok(())
+    })
+}
+
+/// Runs the ledger over a recording and prints where it ends.
+fn account(config: &Config, file: &Path) -> Result<()> {
+    let mut reader = Reader::open(file)?;
+    let mut accountant = Accountant::new(reader.setup().clone(), config.idle_policy(), 0);
+    let mut last = None;
+    let torn = loop {
+        match reader.next_tick() {
+            Ok(Some(tick)) => last = Some(accountant.tick(&tick)),
+            Ok(None) => break None,
+            Err(error) => break Some(error),
+        }
+    };
+    let Some(snapshot) = last else { bail!("{}: no tick in it", file.display()) };
+    let page = page::render(pages::account(&snapshot))?;
+    std::io::stdout().write_all(&page)?;
+    match torn {
+        None => Ok(()),
+        Some(error) => Err(error).context("the account above ends early"),
+    }
 }
 
 /// The start reads the kernel's BTF, several megabytes that are never needed again; the allocator would keep them.

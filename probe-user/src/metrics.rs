@@ -19,6 +19,11 @@ pub(crate) static CONTAINER_ENERGY: Def = Def::counter(
     "Dynamic energy given to a container in joules: the zone's energy less idle, divided by CPU time on that package. \
      Attributed, not measured. Interrupts and kernel threads that work for a container count as system.",
 );
+pub(crate) static CONTAINER_IDLE: Def = Def::counter(
+    "wattcast_container_idle_energy_joules_total",
+    CONTAINER_ZONE,
+    "A container's part of the idle energy in joules, only under an idle policy that shares it (--idle.policy); never in the row above.",
+);
 pub(crate) static CONTAINER_POWER: Def = Def::gauge(
     "wattcast_container_power_watts",
     &["container", "id", "image", "runtime", "zone", "source"],
@@ -32,7 +37,8 @@ pub(crate) static SYSTEM: Def = Def::counter(
 pub(crate) static IDLE: Def = Def::counter(
     "wattcast_idle_energy_joules_total",
     ZONE,
-    "Idle energy, nobody's: idle power times time. Zero while the idle power is not known; see wattcast_idle_power_watts.",
+    "Idle energy that is nobody's: idle power times time, less what an idle policy shares out. Zero while the idle power is \
+     not known; see wattcast_idle_power_watts.",
 );
 pub(crate) static UNATTRIBUTED: Def = Def::counter(
     "wattcast_unattributed_energy_joules_total",
@@ -53,7 +59,23 @@ pub(crate) static CONSERVATION: Def = Def::gauge(
 pub(crate) static IDLE_POWER: Def = Def::gauge(
     "wattcast_idle_power_watts",
     &["package", "zone"],
-    "Idle power that the account uses; absent while it is not known.",
+    "Idle power that the account uses: the intercept of power against load; absent until load has varied enough to tell.",
+);
+pub(crate) static IDLE_INTERVAL: Def = Def::gauge(
+    "wattcast_idle_power_interval_watts",
+    &["package", "zone", "bound"],
+    "Lower and upper end of the idle power's 95 % interval; absent where it is known by construction, or not at all.",
+);
+pub(crate) static UNCERTAINTY: Def = Def::gauge(
+    "wattcast_energy_uncertainty_ratio",
+    &["container", "id"],
+    "By what part of themselves a container's joules of the last tick may be off: counter steps and updates, reading skew, idle \
+     interval, shared cores. The hardware's own bias is not in it. Absent where nobody can say, as for a model.",
+);
+pub(crate) static DISTRIBUTION: Def = Def::histogram(
+    "wattcast_power_distribution_watts",
+    &["package", "source"],
+    "Sub-second power of a package, one value for each reading of --power.distribution.",
 );
 pub(crate) static REJECTS: Def = Def::counter(
     "wattcast_energy_rejects_total",
@@ -93,8 +115,11 @@ pub(crate) static SCANS: Def = Def::counter(
     "Looks at the cgroup trees that could not see all of them (more than 65536 cgroups, or an error); no cgroup counts as \
      gone on the word of such a look.",
 );
-pub(crate) static SKEW: Def =
-    Def::gauge("wattcast_read_skew_seconds", &[], "Time between reading energy and reading CPU time in the last tick.");
+pub(crate) static SKEW: Def = Def::gauge(
+    "wattcast_read_skew_seconds",
+    &[],
+    "From before the reading of energy to after the reading of CPU time in the last tick.",
+);
 pub(crate) static SOURCE_UP: Def = Def::gauge(
     "wattcast_source_up",
     &["source", "reason"],
@@ -145,6 +170,7 @@ pub static DEFS: &[&Def] = &[
     &ENERGY,
     &POWER,
     &CONTAINER_ENERGY,
+    &CONTAINER_IDLE,
     &CONTAINER_POWER,
     &SYSTEM,
     &IDLE,
@@ -152,6 +178,9 @@ pub static DEFS: &[&Def] = &[
     &RETIRED,
     &CONSERVATION,
     &IDLE_POWER,
+    &IDLE_INTERVAL,
+    &UNCERTAINTY,
+    &DISTRIBUTION,
     &REJECTS,
     &CONTAINER_CPU,
     &CPU_INFO,

@@ -23,6 +23,14 @@ pub fn families(snapshot: &Snapshot, compat: bool) -> Vec<Family> {
     all
 }
 
+/// What a recording says, and nothing of the program that reads it: the same bytes every time.
+#[must_use]
+pub fn account(snapshot: &Snapshot) -> Vec<Family> {
+    let mut all = energy(snapshot);
+    all.extend(cpu(snapshot));
+    all
+}
+
 fn energy(snapshot: &Snapshot) -> Vec<Family> {
     let mut energy = Family::new(&m::ENERGY);
     let mut power = Family::new(&m::POWER);
@@ -34,40 +42,59 @@ fn energy(snapshot: &Snapshot) -> Vec<Family> {
         }
     }
 
-    let [mut containers, mut system, mut idle, mut unattributed, mut retired] =
-        [&m::CONTAINER_ENERGY, &m::SYSTEM, &m::IDLE, &m::UNATTRIBUTED, &m::RETIRED].map(Family::new);
-    let mut idle_power = Family::new(&m::IDLE_POWER);
+    let [mut containers, mut idle_shares, mut system, mut idle, mut unattributed, mut retired] =
+        [&m::CONTAINER_ENERGY, &m::CONTAINER_IDLE, &m::SYSTEM, &m::IDLE, &m::UNATTRIBUTED, &m::RETIRED]
+            .map(Family::new);
     for account in &snapshot.accounts {
         let (package, zone) = (account.id.zone.package_label(), account.id.zone.kind.as_str());
         let labels = [&*package, zone, account.id.origin.as_str()];
-        for (who, joules) in &account.containers {
-            let labels = [&*who.name, &who.id, &who.image, who.runtime, labels[0], labels[1], labels[2]];
-            containers.push(&labels, joules.joules());
+        for (family, shares) in [(&mut containers, &account.containers), (&mut idle_shares, &account.idle_shares)] {
+            for (who, joules) in shares {
+                let labels = [&*who.name, &who.id, &who.image, who.runtime, labels[0], labels[1], labels[2]];
+                family.push(&labels, joules.joules());
+            }
         }
         system.push(&labels, account.system.joules());
         idle.push(&labels, account.idle.joules());
         unattributed.push(&labels, account.unattributed.joules());
         retired.push(&labels, account.retired.joules());
-        if let Some(watts) = account.idle_watts {
-            idle_power.push(&labels[..2], watts);
+    }
+    let (mut idle_power, mut interval) = (Family::new(&m::IDLE_POWER), Family::new(&m::IDLE_INTERVAL));
+    for row in &snapshot.idle {
+        let (package, zone) = (row.id.package_label(), row.id.kind.as_str());
+        let watts = |uw: u64| Microjoules(uw).joules();
+        idle_power.push(&[&package, zone], watts(row.estimate.uw));
+        if row.calibrated {
+            interval.push(&[&package, zone, "lower"], watts(row.estimate.low_uw));
+            interval.push(&[&package, zone, "upper"], watts(row.estimate.high_uw));
         }
     }
+    let mut distribution = Family::new(&m::DISTRIBUTION);
+    for (zone, origin, buckets) in &snapshot.power {
+        distribution.push_buckets(&[&zone.package_label(), origin.as_str()], buckets);
+    }
+    let mut uncertainty = Family::new(&m::UNCERTAINTY);
     let mut container_power = Family::new(&m::CONTAINER_POWER);
     for row in &snapshot.containers {
         let who = &row.container;
         for (zone, origin, watts) in &row.watts {
             container_power.push(&[&who.name, &who.id, &who.image, who.runtime, zone, origin.as_str()], *watts);
         }
+        if let Some(ratio) = row.uncertainty {
+            uncertainty.push(&[&who.name, &who.id], ratio);
+        }
     }
     let mut rejects = Family::new(&m::REJECTS);
     for (zone, reason, count) in &snapshot.rejects {
         rejects.push(&[&zone.package_label(), zone.kind.as_str(), reason.as_str()], float(*count));
     }
-    let conservation = conservation(&energy, &[&containers, &system, &idle, &unattributed, &retired]);
+    let parts = [&containers, &idle_shares, &system, &idle, &unattributed, &retired];
+    let conservation = conservation(&energy, &parts);
     vec![
         energy,
         power,
         containers,
+        idle_shares,
         container_power,
         system,
         idle,
@@ -75,6 +102,9 @@ fn energy(snapshot: &Snapshot) -> Vec<Family> {
         retired,
         conservation,
         idle_power,
+        interval,
+        uncertainty,
+        distribution,
         rejects,
     ]
 }
@@ -108,10 +138,10 @@ fn conservation(measured: &Family, parts: &[&Family]) -> Family {
             sums.entry(key(&labels)).or_default().add(joules, 1);
         }
     }
+    // What is not divided has no parts: core and uncore lie inside package, psys around it. A root always has its idle row.
     for (labels, joules) in measured.rows() {
-        let root = [ZoneKind::Package, ZoneKind::Dram].iter().any(|kind| kind.as_str() == labels[1]);
-        if root {
-            sums.entry(key(&labels)).or_default().add(joules, -1);
+        if let Some(sum) = sums.get_mut(&key(&labels)) {
+            sum.add(joules, -1);
         }
     }
     let mut family = Family::new(&m::CONSERVATION);
@@ -145,7 +175,7 @@ fn cpu(snapshot: &Snapshot) -> Vec<Family> {
 /// What the probe says of itself.
 fn own(snapshot: &Snapshot) -> Vec<Family> {
     let mut up = Family::new(&m::SOURCE_UP);
-    for source in &snapshot.sources {
+    for source in &*snapshot.sources {
         match &source.state {
             Ok(()) => up.push(&[source.source, ""], 1.0),
             Err(why) => up.push(&[source.source, why.reason.as_str()], 0.0),
@@ -179,7 +209,7 @@ fn own(snapshot: &Snapshot) -> Vec<Family> {
 /// The names of the Go and Python exporters. `package-0` and `package_0` are how they wrote them.
 fn seed(snapshot: &Snapshot) -> Vec<Family> {
     let (mut power, mut energy) = (Family::new(&m::RAPL_POWER), Family::new(&m::RAPL_ENERGY));
-    let measured: Vec<_> = snapshot.zones.iter().filter(|zone| zone.origin.is_measured()).collect();
+    let measured: Vec<_> = snapshot.zones.iter().filter(|zone| zone.origin.is_rapl()).collect();
     for zone in &measured {
         let package = match zone.id.package {
             Some(package) => format!("package-{package}"),
@@ -221,9 +251,9 @@ mod tests {
     use super::*;
     use crate::{
         containers::Container,
-        energy::zone::{Origin, ZoneId},
-        ledger::AccountId,
-        snapshot::{AccountRow, ContainerRow, ZoneRow},
+        energy::zone::{Origin, ZoneId, ZoneKind},
+        ledger::{AccountId, idle::Estimate},
+        snapshot::{AccountRow, ContainerRow, IdleRow, ZoneRow},
         topology::PackageId,
     };
 
@@ -251,6 +281,7 @@ mod tests {
                     container: container.clone(),
                     cpu_ns: vec![1_500_000_000],
                     watts: vec![("package", origin, 3.25)],
+                    uncertainty: Some(0.25),
                 })
                 .collect(),
             accounts: vec![AccountRow {
@@ -259,9 +290,10 @@ mod tests {
                 retired: Microjoules::ZERO,
                 system: Microjoules::ZERO,
                 idle: Microjoules(idle),
+                idle_shares: vec![],
                 unattributed: Microjoules::ZERO,
-                idle_watts: Some(1.5),
             }],
+            idle: vec![IdleRow { id: zone, estimate: Estimate::exact(1_500_000), calibrated: true }],
             packages: vec![PackageId::whole(0)],
             cpu_tier: Some(("switch", String::new())),
             ..Snapshot::default()
@@ -292,6 +324,9 @@ mod tests {
             "wattcast_conservation_error_joules{package=\"0\",zone=\"package\"} 0",
             "rapl_power_watts{package=\"package-0\",zone=\"package_0\"} 12.5",
             "rapl_available 1",
+            "wattcast_idle_power_watts{package=\"0\",zone=\"package\"} 1.5",
+            "wattcast_idle_power_interval_watts{bound=\"upper\",package=\"0\",zone=\"package\"} 1.5",
+            "wattcast_energy_uncertainty_ratio{container=\"c0\",id=\"000000000000\"} 0.25",
         ] {
             assert!(sorted(&page).contains(&sorted(line)), "{line}\n{page}");
         }
@@ -330,6 +365,12 @@ mod tests {
         let again = doubled.accounts[0].containers[0].clone();
         doubled.accounts[0].containers.push(again);
         assert_eq!(error(&doubled), 1.0);
+
+        let mut shared = whole.clone();
+        shared.accounts[0].idle_shares.push((container(0), Microjoules(500_000)));
+        assert_eq!(error(&shared), 0.5);
+        shared.accounts[0].idle = Microjoules::ZERO;
+        assert_eq!(error(&shared), 0.0, "idle that is shared out is not lost");
 
         let mut one_microjoule = whole;
         one_microjoule.accounts[0].system = Microjoules(1);

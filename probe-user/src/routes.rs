@@ -31,7 +31,7 @@ const MAX_MARKS: usize = 64;
 
 /// What was published last.
 struct Published {
-    snapshot: Snapshot,
+    snapshot: Arc<Snapshot>,
     metrics: Bytes,
     at: Instant,
 }
@@ -53,7 +53,7 @@ impl Board {
     }
 
     /// Renders a snapshot, once, and shows it from now on.
-    pub fn publish(&self, snapshot: Snapshot) {
+    pub fn publish(&self, snapshot: Arc<Snapshot>) {
         match page::render(pages::families(&snapshot, self.compat)) {
             Ok(metrics) => {
                 self.published.store(Some(Arc::new(Published { snapshot, metrics, at: Instant::now() })));
@@ -187,7 +187,7 @@ struct SourceAnswer {
 
 async fn sources(State(board): State<Arc<Board>>) -> Json<Vec<SourceAnswer>> {
     let published = board.published.load_full();
-    let sources = published.iter().flat_map(|published| &published.snapshot.sources);
+    let sources = published.iter().flat_map(|published| &*published.snapshot.sources);
     Json(
         sources
             .map(|source| SourceAnswer {

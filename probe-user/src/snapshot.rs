@@ -10,7 +10,7 @@ use crate::{
         counter::Reject,
         zone::{Origin, ZoneId},
     },
-    ledger::AccountId,
+    ledger::{AccountId, idle::Estimate},
     state::SourceState,
     topology::PackageId,
     units::Microjoules,
@@ -26,12 +26,14 @@ pub struct Snapshot {
     pub unix_ns: i64,
     /// Measured length of the tick; absent in the first.
     pub length_ns: Option<u64>,
-    /// Time between the reading of energy and the reading of CPU time.
+    /// From before the reading of energy to after the reading of CPU time.
     pub skew_ns: u64,
     /// Every energy counter.
     pub zones: Vec<ZoneRow>,
     /// Every accounting root, since the start.
     pub accounts: Vec<AccountRow>,
+    /// Idle power of the roots where it is known.
+    pub idle: Vec<IdleRow>,
     /// Every container with series.
     pub containers: Vec<ContainerRow>,
     /// The packages, in the order of [`ContainerRow::cpu_ns`].
@@ -39,11 +41,13 @@ pub struct Snapshot {
     /// Energy readings refused since the start.
     pub rejects: Vec<(ZoneId, Reject, u64)>,
     /// How every source stands.
-    pub sources: Vec<SourceState>,
+    pub sources: Arc<[SourceState]>,
     /// How every collector fared in this tick.
     pub collectors: Vec<CollectorRow>,
     /// Which tier counts CPU time, and why not a better one; absent when CPU time is not collected.
     pub cpu_tier: Option<(&'static str, String)>,
+    /// Sub-second power, by package, where it is collected.
+    pub power: Vec<(ZoneId, Origin, Buckets)>,
     /// How late ticks began.
     pub jitter: Buckets,
     /// Ticks that were skipped because one before took too long.
@@ -80,8 +84,10 @@ pub struct ZoneRow {
 pub struct AccountRow {
     /// Which.
     pub id: AccountId,
-    /// By container.
+    /// Dynamic, by container.
     pub containers: Vec<(Arc<Container>, Microjoules)>,
+    /// Idle that was shared out, by container.
+    pub idle_shares: Vec<(Arc<Container>, Microjoules)>,
     /// Of containers without series.
     pub retired: Microjoules,
     /// Outside of containers.
@@ -90,8 +96,17 @@ pub struct AccountRow {
     pub idle: Microjoules,
     /// Nobody's: could not be given.
     pub unattributed: Microjoules,
-    /// The idle power in use, where it is known.
-    pub idle_watts: Option<f64>,
+}
+
+/// The idle power that an account uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IdleRow {
+    /// Of which root.
+    pub id: ZoneId,
+    /// The figure and its interval.
+    pub estimate: Estimate,
+    /// Learnt from measurements; false where the source knows it by construction.
+    pub calibrated: bool,
 }
 
 /// One container.
@@ -103,6 +118,8 @@ pub struct ContainerRow {
     pub cpu_ns: Vec<u64>,
     /// Mean power over the tick, by zone, all packages.
     pub watts: Vec<(&'static str, Origin, f64)>,
+    /// By what part of themselves the joules of the tick may be off; absent where nobody can say.
+    pub uncertainty: Option<f64>,
 }
 
 /// One collector in one tick.

@@ -1,25 +1,90 @@
 //! Opening everything the probe reads, while it still may. What cannot be had is a state, not an end.
 
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use tracing::{info, warn};
+
 use crate::{
+    accountant::Accountant,
+    baselines::StateFile,
     config::Config,
     containers::{Directory, Limits, docker::Names, tree::Trees},
     cpu::switch::Switch,
-    energy::{self, Chosen},
+    distribution::Distribution,
+    energy::{self, Choice, Chosen, Source, processor::Processor},
+    feed::{Feed, Replay},
+    instruments::Instruments,
+    ledger::IdlePolicy,
+    recording::Reader,
     sampler::Parts,
     state::{Reason, SourceState, Unavailable},
+    tick::Setup,
     topology::Topology,
 };
 
-/// Opens every source that the configuration allows. Must run inside the runtime that serves, which asks Docker.
-#[must_use]
-pub fn open(config: &Config) -> Parts {
-    let topology = Topology::read(&config.paths.sysfs);
-    let Chosen { meter, tried: mut sources } = if config.collectors.energy() {
-        energy::choose(config.energy.source, config.energy.line(), &config.paths.sysfs, &config.paths.procfs, &topology)
-    } else {
-        Chosen { meter: None, tried: Vec::new() }
-    };
+/// Where systemd would keep the state of a service of this name.
+const STATE_DIR: &str = "/var/lib/wattcast";
 
+/// Opens every source that the configuration allows. Must run inside the runtime that serves, which asks Docker.
+///
+/// # Errors
+/// When a recording that was asked for cannot be read.
+pub fn open(config: &Config) -> Result<Parts> {
+    if config.energy.source == Choice::Replay {
+        return replay(config);
+    }
+    let (instruments, mut sources) = instruments(config);
+    let setup = instruments.setup();
+    let distribution = config.energy.distribution.and_then(|hertz| {
+        let outcome = distribution(instruments.source(), hertz);
+        let state = outcome.as_ref().map(|_| ()).map_err(Clone::clone);
+        sources.push(SourceState { source: "power", state, detail: format!("{hertz} Hz"), wanted: true });
+        outcome.ok()
+    });
+    let state = state_file(config, &setup);
+    let mut accountant = accountant(config, setup);
+    if let Some(state) = &state {
+        match state.load() {
+            Ok(baselines) if !baselines.is_empty() => {
+                info!("idle power: remembering what was learnt before");
+                accountant.remember(&baselines);
+            }
+            Ok(_) => {}
+            Err(error) => warn!("{error}"),
+        }
+    }
+    Ok(Parts { tick: config.tick, feed: Feed::Live(Box::new(instruments)), accountant, distribution, state, sources })
+}
+
+fn accountant(config: &Config, setup: Setup) -> Accountant {
+    Accountant::new(setup, config.energy.idle_policy, config.limits.window_bytes)
+}
+
+fn replay(config: &Config) -> Result<Parts> {
+    let path = config.energy.replay.as_deref();
+    let path = path.context("--energy.source=replay plays a recording: name it with --replay.file=FILE")?;
+    let reader = Reader::open(path)?;
+    let (origin, probe) = reader.recorded();
+    let detail = format!(
+        "{}, recorded from {} by probe {probe}",
+        path.display(),
+        origin.map_or("nothing", |origin| origin.as_str())
+    );
+    let sources = vec![SourceState { source: "replay", state: Ok(()), detail, wanted: true }];
+    let accountant = accountant(config, reader.setup().clone());
+    let feed = Feed::Replay(Box::new(Replay::new(reader)));
+    Ok(Parts { tick: config.tick, feed, accountant, distribution: None, state: None, sources })
+}
+
+/// Opens what touches the machine, and says how each source stands.
+pub fn instruments(config: &Config) -> (Instruments, Vec<SourceState>) {
+    let topology = Topology::read(&config.paths.sysfs);
+    let Chosen { source, tried: mut sources } = if config.collectors.energy() {
+        energy::choose(config.energy.source, config.energy.line(), &config.paths.places(), &topology)
+    } else {
+        Chosen { source: None, tried: Vec::new() }
+    };
     if !topology.is_known() {
         sources.push(SourceState {
             source: "topology",
@@ -50,16 +115,7 @@ pub fn open(config: &Config) -> Parts {
         }
         None => None,
     };
-    Parts {
-        tick: config.tick,
-        meter,
-        cpu,
-        topology,
-        sysfs: config.paths.sysfs.clone(),
-        directory,
-        sources,
-        window_bytes: config.limits.window_bytes,
-    }
+    (Instruments::new(source, cpu, directory, topology, config.paths.sysfs.clone()), sources)
 }
 
 fn directory(config: &Config, sources: &mut Vec<SourceState>) -> Option<Directory> {
@@ -88,6 +144,42 @@ fn directory(config: &Config, sources: &mut Vec<SourceState>) -> Option<Director
         });
         names
     });
-    let limits = Limits { containers: config.limits.containers, retain: config.limits.retain };
+    let limits = Limits {
+        containers: config.limits.containers,
+        retain: config.limits.retain,
+        reservations: config.energy.idle_policy == IdlePolicy::Reserved,
+    };
     Some(Directory::new(trees, names, limits))
+}
+
+fn distribution(source: Option<&dyn Source>, hertz: u32) -> Result<Distribution, Unavailable> {
+    let nothing = |what: &str| Unavailable::new(Reason::Absent, format!("{what}: no distribution of power"));
+    let source = source.ok_or_else(|| nothing("nothing measures energy"))?;
+    let again = source
+        .duplicate()
+        .ok_or_else(|| nothing(&format!("{} has nothing to show between two ticks", source.origin().as_str())))?;
+    Distribution::start(again, hertz)
+        .map_err(|error| Unavailable::new(Reason::Broken, format!("no thread for the distribution of power: {error}")))
+}
+
+/// The state file, where there is a place for it. A model learns nothing, and a tree of files is no machine.
+fn state_file(config: &Config, setup: &Setup) -> Option<StateFile> {
+    if setup.modelled() || setup.origin.is_none() {
+        return None;
+    }
+    // SAFETY: geteuid takes nothing, touches nothing and cannot fail.
+    let root = unsafe { libc::geteuid() } == 0;
+    let dir: PathBuf = match &config.energy.state {
+        Some(dir) => dir.clone(),
+        None if root && config.paths.sysfs == Path::new("/sys") => STATE_DIR.into(),
+        None => return None,
+    };
+    if let Err(error) = std::fs::create_dir_all(&dir) {
+        warn!(
+            "{}: {error}. Idle power is learnt anew at each start; name another directory with --state.dir",
+            dir.display()
+        );
+        return None;
+    }
+    Some(StateFile::new(&dir, &config.paths.sysfs, &Processor::read(&config.paths.procfs), setup))
 }

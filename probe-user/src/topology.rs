@@ -4,8 +4,13 @@
 
 use std::{fmt, fs, path::Path};
 
+use serde::{Deserialize, Serialize};
+
+/// The most CPUs a kernel can be built for (CONFIG_NR_CPUS of x86).
+pub const MAX_CPUS: usize = 8192;
+
 /// One RAPL domain: a package, or one die of it where the hardware counts per die (Cascade Lake-AP).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct PackageId {
     /// `physical_package_id`.
     pub package: u32,
@@ -30,15 +35,16 @@ impl fmt::Display for PackageId {
 }
 
 /// Where one CPU sits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Place {
     cpu: usize,
     package: u32,
     die: u32,
+    core: u32,
 }
 
 /// The machine's CPUs.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Topology {
     places: Vec<Place>,
     known: bool,
@@ -64,15 +70,23 @@ impl Topology {
             text.trim().parse::<u32>().ok()
         };
         let place = |cpu: usize| {
-            Some(Place { cpu, package: id(cpu, "physical_package_id")?, die: id(cpu, "die_id").unwrap_or(0) })
+            let package = id(cpu, "physical_package_id")?;
+            // Without a core of its own in the files, a CPU is a core.
+            let core = id(cpu, "core_id").or_else(|| u32::try_from(cpu).ok()).unwrap_or(0);
+            Some(Place { cpu, package, die: id(cpu, "die_id").unwrap_or(0), core })
         };
         let mut places: Vec<Place> = cpus.iter().filter_map(|cpu| place(*cpu)).collect();
         let known = !places.is_empty();
         if !known {
-            places.extend(cpus.into_iter().map(|cpu| Place { cpu, package: 0, die: 0 }));
+            places.extend(cpus.into_iter().map(|cpu| Place {
+                cpu,
+                package: 0,
+                die: 0,
+                core: u32::try_from(cpu).unwrap_or(0),
+            }));
         }
         if places.is_empty() {
-            places.push(Place { cpu: 0, package: 0, die: 0 });
+            places.push(Place { cpu: 0, package: 0, die: 0, core: 0 });
         }
         places.sort_unstable_by_key(|place| place.cpu);
         Self { places, known }
@@ -82,6 +96,36 @@ impl Topology {
     #[must_use]
     pub fn is_known(&self) -> bool {
         self.known
+    }
+
+    /// How many dies of a package hold CPUs.
+    #[must_use]
+    pub fn dies(&self, package: u32) -> usize {
+        let mut dies: Vec<_> =
+            self.places.iter().filter(|place| place.package == package).map(|place| place.die).collect();
+        dies.sort_unstable();
+        dies.dedup();
+        dies.len()
+    }
+
+    /// The package and die of a CPU.
+    #[must_use]
+    pub fn domain(&self, cpu: usize, per_die: bool) -> Option<PackageId> {
+        self.places.iter().find(|place| place.cpu == cpu).map(|place| place.domain(per_die))
+    }
+
+    /// True when two CPUs share a core.
+    #[must_use]
+    pub fn has_smt(&self) -> bool {
+        let mut cores: Vec<_> = self.places.iter().map(|place| (place.package, place.die, place.core)).collect();
+        cores.sort_unstable();
+        cores.windows(2).any(|pair| pair[0] == pair[1])
+    }
+
+    /// True when everything in it could be of a machine; one that was read from a recording may be anything.
+    #[must_use]
+    pub fn is_sound(&self) -> bool {
+        (1..=MAX_CPUS).contains(&self.places.len()) && self.places.iter().all(|place| place.cpu < MAX_CPUS)
     }
 
     /// The domains that hold CPUs, in order.
@@ -132,6 +176,17 @@ mod tests {
         );
         let cpus: Vec<_> = topology.cpus(false).map(|(cpu, domain)| (cpu, domain.package)).collect();
         assert_eq!(cpus, [(0, 1), (1, 0), (2, 0), (10, 1)]);
+    }
+
+    #[test]
+    fn siblings_are_cpus_of_one_core() {
+        let dir = tree(&[(0, "0\n", "0\n"), (1, "0\n", "0\n")]);
+        assert!(!Topology::read(dir.path()).has_smt());
+        for cpu in 0..2 {
+            fs::write(dir.path().join(format!("devices/system/cpu/cpu{cpu}/topology/core_id")), "7\n").unwrap();
+        }
+        assert!(Topology::read(dir.path()).has_smt());
+        assert_eq!(Topology::read(dir.path()).dies(0), 1);
     }
 
     #[test]

@@ -6,8 +6,11 @@ use std::{
     ops::{Add, AddAssign, Sub},
 };
 
+use serde::{Deserialize, Serialize};
+
 /// Microjoules. Sums are exact; what would not fit saturates, five terawatt-hours from now.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
 pub struct Microjoules(pub u64);
 
 impl Microjoules {
@@ -79,6 +82,75 @@ impl fmt::Display for Microjoules {
     }
 }
 
+/// What one count of a counter is worth: an exact fraction of a microjoule, so that no tick rounds and no sum drifts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unit {
+    numerator: u64,
+    denominator: u64,
+}
+
+impl Unit {
+    /// Counts that are microjoules already.
+    pub const MICROJOULE: Self = Self { numerator: 1, denominator: 1 };
+
+    /// `numerator / denominator` microjoules, reduced; `None` for nothing, or for what does not fit.
+    #[must_use]
+    pub fn new(numerator: u128, denominator: u128) -> Option<Self> {
+        let (mut a, mut b) = (numerator, denominator);
+        while b != 0 {
+            (a, b) = (b, a % b);
+        }
+        if numerator == 0 || denominator == 0 {
+            return None;
+        }
+        Some(Self { numerator: (numerator / a).try_into().ok()?, denominator: (denominator / a).try_into().ok()? })
+    }
+
+    /// `2^-exponent` joules: the registers' unit (Intel SDM 14.10.1; AMD PPR, RAPL_PWR_UNIT).
+    #[must_use]
+    pub fn joules_shifted(exponent: u32) -> Option<Self> {
+        Self::new(1_000_000, 1_u128.checked_shl(exponent)?)
+    }
+
+    /// The joules of one count as a decimal, `2.3283064365386962890625e-10` (`events/*.scale` of a PMU), taken exactly.
+    #[must_use]
+    pub fn parse_joules(text: &str) -> Option<Self> {
+        let (mantissa, exponent) = match text.trim().split_once(['e', 'E']) {
+            Some((mantissa, exponent)) => (mantissa, exponent.parse::<i32>().ok()?),
+            None => (text.trim(), 0),
+        };
+        let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
+        let digits = format!("{whole}{fraction}");
+        if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+            return None;
+        }
+        // Joules to microjoules are six places.
+        let places = i32::try_from(fraction.len()).ok()?.checked_sub(exponent)?.checked_sub(6)?;
+        let power = 10_u128.checked_pow(places.unsigned_abs())?;
+        let digits: u128 = digits.parse().ok()?;
+        if places >= 0 { Self::new(digits, power) } else { Self::new(digits.checked_mul(power)?, 1) }
+    }
+
+    /// Microjoules of `counts`, rounded down.
+    #[must_use]
+    pub fn microjoules(self, counts: u64) -> Microjoules {
+        let product = u128::from(counts) * u128::from(self.numerator) / u128::from(self.denominator);
+        Microjoules(u64::try_from(product).unwrap_or(u64::MAX))
+    }
+
+    /// Microjoules of one count, rounded up.
+    #[must_use]
+    pub fn step_uj(self) -> u64 {
+        self.numerator.div_ceil(self.denominator)
+    }
+
+    /// As it is written in a recording; nothing that cannot be divided by.
+    #[must_use]
+    pub fn is_sound(self) -> bool {
+        self.numerator > 0 && self.denominator > 0
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -93,7 +165,30 @@ mod tests {
         assert_eq!(Microjoules(1).watts_over(0), None);
     }
 
+    #[test]
+    fn units_are_exact() {
+        // 2^-32 J, as the kernel prints it (arch/x86/events/rapl.c).
+        let perf = Unit::parse_joules("2.3283064365386962890625e-10\n").unwrap();
+        assert_eq!(perf, Unit { numerator: 15_625, denominator: 1 << 26 });
+        assert_eq!(perf, Unit::joules_shifted(32).unwrap());
+        assert_eq!(perf.microjoules(1 << 32), Microjoules(1_000_000));
+        assert_eq!(Unit::parse_joules("1e-9").unwrap(), Unit { numerator: 1, denominator: 1000 });
+        assert_eq!(Unit::parse_joules("0.5").unwrap().microjoules(3), Microjoules(1_500_000));
+        assert_eq!(Unit::parse_joules("2e3").unwrap().microjoules(1), Microjoules(2_000_000_000));
+        for wrong in ["", "0", "-1e-9", "1e-90", "nan", "1.2.3", "e", "1e99999999999"] {
+            assert_eq!(Unit::parse_joules(wrong), None, "{wrong}");
+        }
+        assert_eq!(Unit::joules_shifted(14).unwrap().step_uj(), 62);
+    }
+
     proptest! {
+        #[test]
+        fn no_text_makes_a_unit_that_divides_by_nothing(text in ".{0,40}") {
+            if let Some(unit) = Unit::parse_joules(&text) {
+                prop_assert!(unit.is_sound());
+            }
+        }
+
         #[test]
         fn joules_round_back_to_the_microjoule(uj in 0u64..(1 << 32) * 1_000_000) {
             prop_assert_eq!(Microjoules::from_joules(Microjoules(uj).joules()), Microjoules(uj));

@@ -10,7 +10,15 @@ use std::{
 
 use serde::Serialize;
 
-use crate::{containers::Container, ledger::AccountId, topology::PackageId, units::Microjoules};
+use crate::{
+    containers::Container,
+    ledger::{
+        AccountId,
+        uncertainty::{Bound, Sum},
+    },
+    topology::PackageId,
+    units::Microjoules,
+};
 
 /// Ticks per sealed chunk: what adding one copies at most.
 const CHUNK: usize = 64;
@@ -19,12 +27,16 @@ const CHUNK: usize = 64;
 const STEP_NS: i64 = 20_000_000;
 
 /// What one accounting root did in one tick.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AccountDelta {
     /// Which root.
     pub id: AccountId,
     /// Measured joules; `None` when the source gave nothing for this tick. The rest is zero then.
     pub measured: Option<Microjoules>,
+    /// How many ticks in a row, this one the last, the joules are of: more than one after readings that failed.
+    pub covers: u32,
+    /// Microjoules by which the measured joules may be off at both ends together; not a number where nobody can say.
+    pub off_uj: f32,
     /// Nobody's: idle power.
     pub idle: Microjoules,
     /// Nobody's: could not be given to anybody.
@@ -35,8 +47,23 @@ pub struct AccountDelta {
     pub retired: Microjoules,
 }
 
+/// What one container was given of one root in one tick.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ContainerDelta {
+    /// Who.
+    pub container: Arc<Container>,
+    /// From which root.
+    pub id: AccountId,
+    /// Dynamic energy.
+    pub joules: Microjoules,
+    /// Its part of the idle energy.
+    pub idle: Microjoules,
+    /// How far the dynamic energy may be off; `None` where nobody can say, as for a model.
+    pub bound: Option<Bound>,
+}
+
 /// One tick as the ring keeps it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Tick {
     /// Number of the tick since the start.
     pub sequence: u64,
@@ -47,8 +74,8 @@ pub struct Tick {
     pub monotonic_ns: i64,
     /// Energy, by accounting root.
     pub accounts: Box<[AccountDelta]>,
-    /// Joules of containers: who, from which root, how much.
-    pub energy: Box<[(Arc<Container>, AccountId, Microjoules)]>,
+    /// Joules of containers.
+    pub energy: Box<[ContainerDelta]>,
     /// CPU time of containers: who, on which package, nanoseconds.
     pub cpu: Box<[(Arc<Container>, PackageId, u64)]>,
 }
@@ -79,10 +106,7 @@ impl Tick {
     }
 
     fn containers(&self) -> impl Iterator<Item = &Container> {
-        self.energy
-            .iter()
-            .map(|(container, ..)| &**container)
-            .chain(self.cpu.iter().map(|(container, ..)| &**container))
+        self.energy.iter().map(|delta| &*delta.container).chain(self.cpu.iter().map(|(container, ..)| &**container))
     }
 }
 
@@ -180,6 +204,9 @@ pub struct AccountSum {
     pub edge_error_joules: f64,
     /// Time in the window for which the source gave nothing; the joules above lack it.
     pub missing_seconds: f64,
+    /// Joules by which `measured_joules` may be off for the true edges; absent where nobody can say, as for a model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uncertainty_joules: Option<f64>,
 }
 
 /// Joules of one container from one root.
@@ -193,8 +220,13 @@ pub struct EnergySum {
     pub source: &'static str,
     /// Dynamic energy given to it.
     pub joules: f64,
+    /// Its part of the idle energy, under an idle policy that shares it.
+    pub idle_joules: f64,
     /// The most that the true edges can have added.
     pub edge_error_joules: f64,
+    /// Joules by which `joules` may be off for the true edges; absent where nobody can say, as for a model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uncertainty_joules: Option<f64>,
 }
 
 /// CPU time of one container on one package.
@@ -369,36 +401,50 @@ fn sum(run: &[&Arc<Tick>], start: f64, end: f64, start_ns: i64, end_ns: i64) -> 
     let mut accounts: BTreeMap<AccountId, AccountSums> = BTreeMap::new();
     let mut containers: BTreeMap<u32, Sums<'_>> = BTreeMap::new();
     for (index, tick) in inside.iter().enumerate() {
-        let edge = at_edge(index);
+        let length = |index: usize| inside[index].monotonic_ns - run[from + index].monotonic_ns;
+        let mut reaches_back = BTreeSet::new();
         for delta in &tick.accounts {
             let sums = accounts.entry(delta.id).or_default();
-            match delta.measured {
-                Some(measured) => {
-                    sums.measured += measured;
-                    sums.idle += delta.idle;
-                    sums.unattributed += delta.unattributed;
-                    sums.system += delta.system;
-                    sums.retired += delta.retired;
-                    if edge {
-                        sums.edge += measured;
-                    }
-                }
-                None => sums.missing_ns += tick.monotonic_ns - run[from + index].monotonic_ns,
+            let Some(measured) = delta.measured else {
+                sums.missing_ns += length(index);
+                continue;
+            };
+            // Joules of ticks that failed come with the reading after them; of those before the window too.
+            let covers = usize::try_from(delta.covers).unwrap_or(usize::MAX);
+            let first = (index + 1).saturating_sub(covers);
+            sums.missing_ns -= (first..index).map(length).sum::<i64>();
+            if covers > index + 1 {
+                reaches_back.insert(delta.id);
+            }
+            sums.measured += measured;
+            sums.idle += delta.idle;
+            sums.unattributed += delta.unattributed;
+            sums.system += delta.system;
+            sums.retired += delta.retired;
+            sums.off.get_or_insert((delta.off_uj, delta.off_uj)).1 = delta.off_uj;
+            if at_edge(index) || reaches_back.contains(&delta.id) {
+                sums.edge += measured;
             }
         }
-        for (container, id, joules) in &tick.energy {
-            let sums = containers.entry(container.number).or_insert_with(|| Sums::new(container));
-            sums.container = container;
-            let energy = sums.energy.entry(*id).or_default();
-            energy.0 += *joules;
-            if edge {
-                energy.1 += *joules;
+        for delta in &tick.energy {
+            let sums = containers.entry(delta.container.number).or_insert_with(|| Sums::new(&delta.container));
+            sums.container = &delta.container;
+            let energy = sums.energy.entry(delta.id).or_default();
+            energy.joules += delta.joules;
+            energy.idle += delta.idle;
+            match delta.bound {
+                Some(bound) => energy.bound.add(bound),
+                None => energy.unbounded = true,
             }
-            accounts.entry(*id).or_default().containers += *joules;
+            if at_edge(index) || reaches_back.contains(&delta.id) {
+                energy.edge += delta.joules;
+            }
+            accounts.entry(delta.id).or_default().containers += delta.joules + delta.idle;
         }
         for (container, package, ns) in &tick.cpu {
             let sums = containers.entry(container.number).or_insert_with(|| Sums::new(container));
-            *sums.cpu.entry(*package).or_default() += ns;
+            let sum = sums.cpu.entry(*package).or_default();
+            *sum = sum.saturating_add(*ns);
         }
     }
     Answer {
@@ -424,6 +470,8 @@ struct AccountSums {
     unattributed: Microjoules,
     edge: Microjoules,
     missing_ns: i64,
+    /// What the first and the last tick may be off by: what lies between them cancels.
+    off: Option<(f32, f32)>,
 }
 
 impl AccountSums {
@@ -440,15 +488,28 @@ impl AccountSums {
             unattributed_joules: self.unattributed.joules(),
             edge_error_joules: self.edge.joules(),
             missing_seconds: seconds(self.missing_ns),
+            uncertainty_joules: self
+                .off
+                .map(|(first, last)| f64::from(first).midpoint(f64::from(last)) / 1e6)
+                .filter(|off| off.is_finite()),
         }
     }
 }
 
 struct Sums<'a> {
     container: &'a Container,
-    /// Joules, and how many of them an edge tick holds.
-    energy: BTreeMap<AccountId, (Microjoules, Microjoules)>,
+    energy: BTreeMap<AccountId, EnergySums>,
     cpu: BTreeMap<PackageId, u64>,
+}
+
+#[derive(Default)]
+struct EnergySums {
+    joules: Microjoules,
+    idle: Microjoules,
+    /// What of the dynamic energy an edge tick holds.
+    edge: Microjoules,
+    bound: Sum,
+    unbounded: bool,
 }
 
 impl<'a> Sums<'a> {
@@ -465,12 +526,14 @@ impl<'a> Sums<'a> {
             energy: self
                 .energy
                 .into_iter()
-                .map(|(id, (joules, edge))| EnergySum {
+                .map(|(id, sums)| EnergySum {
                     package: id.zone.package_label(),
                     zone: id.zone.kind.as_str(),
                     source: id.origin.as_str(),
-                    joules: joules.joules(),
-                    edge_error_joules: edge.joules(),
+                    joules: sums.joules.joules(),
+                    idle_joules: sums.idle.joules(),
+                    edge_error_joules: sums.edge.joules(),
+                    uncertainty_joules: (!sums.unbounded).then(|| sums.bound.total() / 1e6),
                 })
                 .collect(),
             cpu: self

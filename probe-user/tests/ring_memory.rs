@@ -16,7 +16,7 @@ use probe_user::{
     ledger::AccountId,
     topology::PackageId,
     units::Microjoules,
-    window::{AccountDelta, Ring, Tick},
+    window::{AccountDelta, ContainerDelta, Ring, Tick},
 };
 
 /// Bytes that are allocated now, with 16 for each block's own needs.
@@ -62,12 +62,21 @@ fn a_full_ring_takes_what_it_says() {
         let mut shown = ring.clone();
         for sequence in 0..6000u32 {
             let none = Microjoules::ZERO;
-            let delta =
-                AccountDelta { id, measured: Some(none), idle: none, unattributed: none, system: none, retired: none };
+            let delta = AccountDelta {
+                id,
+                measured: Some(none),
+                covers: 1,
+                off_uj: 0.0,
+                idle: none,
+                unattributed: none,
+                system: none,
+                retired: none,
+            };
             // Pushed one by one, as the sampler does.
             let (mut energy, mut cpu) = (Vec::new(), Vec::new());
             for container in &containers {
-                energy.push((container.clone(), id, Microjoules(1)));
+                let joules = Microjoules(1);
+                energy.push(ContainerDelta { container: container.clone(), id, joules, idle: none, bound: None });
                 cpu.push((container.clone(), PackageId::whole(0), 1));
             }
             shown.clone_from(&ring);

@@ -15,6 +15,7 @@ use std::{
 
 use docker::{Names, Said};
 use path::Workload;
+use serde::{Deserialize, Deserializer, Serialize};
 use tree::{Scan, Trees};
 
 use crate::{
@@ -32,7 +33,7 @@ const ASK_AGAIN: Duration = Duration::from_secs(30);
 const SCAN_EVERY: Duration = Duration::from_secs(10);
 
 /// What the outside is told of a container.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Container {
     /// The probe's own number; never reused.
     pub number: u32,
@@ -43,7 +44,18 @@ pub struct Container {
     /// The label `image`; empty when unknown.
     pub image: String,
     /// The label `runtime`: `docker`, `containerd`, …, `cgroup` for one made by hand.
-    pub runtime: &'static str,
+    #[serde(deserialize_with = "runtime")]
+    pub runtime: Runtime,
+}
+
+/// One of a few words. By a name of its own, because serde takes every visible `&str` for borrowed from its input.
+pub type Runtime = &'static str;
+
+/// A runtime out of a recording: one that we know, for the label's values are bounded.
+fn runtime<'de, D: Deserializer<'de>>(from: D) -> Result<&'static str, D::Error> {
+    let text = String::deserialize(from)?;
+    let known = ["docker", "containerd", "crio", "podman", "cgroup"];
+    Ok(known.into_iter().find(|known| *known == text).unwrap_or("unknown"))
 }
 
 /// What makes two cgroups the same workload.
@@ -61,6 +73,8 @@ struct Record {
     /// Anybody who may make cgroups can make one that looks like a container; one that ran goes before.
     ran: bool,
     gone_at: Option<Instant>,
+    /// Thousandths of a CPU that it may use at most, by `cpu.max`; asked for only under the policy that needs it.
+    reserved: Option<u64>,
     /// When its name is to be asked for again; `None` when there is nothing to ask.
     ask_at: Option<Instant>,
 }
@@ -72,6 +86,8 @@ pub struct Limits {
     pub containers: usize,
     /// How long a container's series stay after it has gone.
     pub retain: Duration,
+    /// Whether to read how many CPUs containers have reserved.
+    pub reservations: bool,
 }
 
 /// Everything known about cgroups.
@@ -144,6 +160,12 @@ impl Directory {
             self.last_scan = Some(now);
             let Scan { live, complete } = self.trees.scan();
             self.meet(&live, &placeless, now);
+            if self.limits.reservations {
+                for record in self.records.values_mut() {
+                    let limits = record.cgroups.iter().filter_map(|key| self.trees.reserved(key, live.get(key)?));
+                    record.reserved = limits.min();
+                }
+            }
             if complete {
                 self.bury(&live, now);
             } else {
@@ -243,7 +265,10 @@ impl Directory {
         let shown = Container { number, name: cut(name), id: cut(id), image: String::new(), runtime };
         self.numbers.insert(identity.clone(), number);
         let cgroups = HashSet::from([key]);
-        self.records.insert(number, Record { shown: Arc::new(shown), identity, cgroups, ran, gone_at: None, ask_at });
+        self.records.insert(
+            number,
+            Record { shown: Arc::new(shown), identity, cgroups, ran, gone_at: None, reserved: None, ask_at },
+        );
         Holder::Container(number)
     }
 
@@ -347,6 +372,14 @@ impl Directory {
         self.records.values().map(|record| &record.shown)
     }
 
+    /// Thousandths of CPUs that containers have reserved; those without a limit have reserved none.
+    pub fn reservations(&self) -> impl Iterator<Item = (u32, u64)> {
+        self.records
+            .iter()
+            .filter(|_| self.limits.reservations)
+            .map(|(number, record)| (*number, record.reserved.unwrap_or(0)))
+    }
+
     /// What is shown of one container.
     #[must_use]
     pub fn container(&self, number: u32) -> Option<&Arc<Container>> {
@@ -419,7 +452,7 @@ mod tests {
             fs::write(dir.path().join("unified/cgroup.controllers"), "").unwrap();
             fs::write(dir.path().join("cpu/tasks"), "").unwrap();
             let trees = Trees::find(dir.path()).unwrap();
-            let limits = Limits { containers, retain: Duration::from_secs(300) };
+            let limits = Limits { containers, retain: Duration::from_secs(300), reservations: true };
             Self { directory: Directory::new(trees, None, limits), dir, now: Instant::now() }
         }
 
@@ -470,6 +503,28 @@ mod tests {
         let ids = [format!("cgroup2:{}", v2.id), format!("cgroup1:{}", v1.id)];
         assert_eq!(host.shown(), [("job", &*ids[0], "cgroup"), ("job", &*ids[1], "cgroup")]);
         assert_ne!(host.directory.holder(&v1), host.directory.holder(&v2));
+    }
+
+    #[test]
+    fn a_limit_of_cpu_time_is_a_reservation() {
+        let mut host = Host::new(10);
+        let (a, b) = (format!("unified/docker/{A}"), format!("cpu/docker/{B}"));
+        let (v2, v1) = (host.make(&a), host.make(&b));
+        let reserved = |host: &Host| host.directory.reservations().map(|(_, milli)| milli).collect::<Vec<_>>();
+        host.tick(0, &[v2]);
+        host.tick(1, &[v1]);
+        assert_eq!(reserved(&host), [0, 0]);
+        fs::write(host.path(&a).join("cpu.max"), "150000 100000\n").unwrap();
+        fs::write(host.path(&b).join("cpu.cfs_quota_us"), "-1\n").unwrap();
+        fs::write(host.path(&b).join("cpu.cfs_period_us"), "100000\n").unwrap();
+        host.tick(20, &[]);
+        assert_eq!(reserved(&host), [1500, 0]);
+        fs::write(host.path(&a).join("cpu.max"), "max 100000\n").unwrap();
+        fs::write(host.path(&b).join("cpu.cfs_quota_us"), "50000\n").unwrap();
+        host.tick(20, &[]);
+        let numbers: Vec<_> = host.directory.containers().map(|container| container.id.as_str()).collect();
+        let expected = if numbers[0].starts_with('a') { [0, 500] } else { [500, 0] };
+        assert_eq!(reserved(&host), expected);
     }
 
     #[test]

@@ -68,6 +68,24 @@ impl Trees {
         }
     }
 
+    /// Thousandths of a CPU that a cgroup may use, where it has a limit: `cpu.max` of v2, the quota of v1
+    /// (Documentation/admin-guide/cgroup-v2.rst, scheduler/sched-bwc.rst).
+    #[must_use]
+    pub fn reserved(&self, key: &CgroupKey, path: &str) -> Option<u64> {
+        let (root, _) = self.roots.iter().find(|(_, hierarchy)| *hierarchy == key.hierarchy)?;
+        let dir = root.join(path.trim_start_matches('/'));
+        let text = |file: &str| fs::read_to_string(dir.join(file)).ok();
+        let (quota, period) = if key.hierarchy == hierarchy::V2 {
+            let text = text("cpu.max")?;
+            let (quota, period) = text.trim().split_once(' ')?;
+            (quota.parse::<u64>().ok()?, period.parse::<u64>().ok()?)
+        } else {
+            // -1 is no limit, and no number of ours.
+            (text("cpu.cfs_quota_us")?.trim().parse().ok()?, text("cpu.cfs_period_us")?.trim().parse().ok()?)
+        };
+        quota.checked_mul(1000)?.checked_div(period)
+    }
+
     /// Every cgroup that lives now.
     #[must_use]
     pub fn scan(&self) -> Scan {

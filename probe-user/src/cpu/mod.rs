@@ -11,7 +11,7 @@ pub use probe_ebpf::{CgroupKey, hierarchy};
 pub use window::{Ran, Window};
 
 /// Cumulative figures since the tier was started. Kept and refilled, so a tick allocates nothing in the steady state.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Reading {
     /// Nanoseconds per possible CPU, by cgroup; never less than in the reading before.
     pub rows: Vec<(CgroupKey, Vec<u64>)>,

@@ -91,13 +91,13 @@ impl Window {
 /// Sums the growth of each CPU into its package. A CPU that the topology does not know counts for the first package:
 /// its time is real and must be in the account.
 fn fold(place: &[Option<usize>], packages: usize, before: &[u64], now: &[u64]) -> Vec<u64> {
-    let mut sums = vec![0; packages];
+    let mut sums = vec![0u64; packages];
     for (cpu, now) in now.iter().enumerate() {
         let before = before.get(cpu).copied().unwrap_or(0);
         // Totals only grow; a slot that was freed and taken again starts from nothing, because `forget` said so.
         let grown = now.saturating_sub(before);
         if let Some(sum) = sums.get_mut(place.get(cpu).copied().flatten().unwrap_or(0)) {
-            *sum += grown;
+            *sum = sum.saturating_add(grown);
         }
     }
     sums

@@ -1,21 +1,25 @@
 //! Joules from a power line, for machines that measure none: idle watts, plus busy CPU seconds times the watts that a
 //! busy CPU adds. Always `source="model"`, never mixed with a measurement.
 //!
+//! A line, not a curve that bends: real power bends with load, by as much as processors differ from each other, and only
+//! with a line are the joules of a minute the sum of its seconds', however they are cut.
+//!
 //! Busy seconds come from `/proc/stat`, so the model works without eBPF. Steal is not ours: the hypervisor gave that
-//! time, and its joules, to somebody else.
+//! time, and its joules, to somebody else. A guest is charged for the CPUs that it sees, which is its share of the host.
 
 use std::{
     collections::BTreeMap,
-    fs::File,
+    fs::{self, File},
     io,
     os::unix::fs::FileExt as _,
-    path::{Path, PathBuf},
+    path::PathBuf,
     time::Instant,
 };
 
 use super::{
-    Source,
-    zone::{Origin, Range, Zone, ZoneId, ZoneKind},
+    Places, Source,
+    processor::{Processor, Vendor},
+    zone::{Ceiling, Origin, Range, Zone, ZoneId, ZoneKind},
 };
 use crate::{
     topology::{PackageId, Topology},
@@ -26,9 +30,6 @@ use crate::{
 const MAX_STAT: usize = 16 << 20;
 
 /// Watts per logical CPU.
-///
-/// The defaults are the averages that Cloud Carbon Footprint derived from SPECpower results for AWS's servers, CPU only:
-/// 0.74 W at idle, 3.5 W at full load (cloudcarbonfootprint.org, Methodology, Appendix I).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PowerLine {
     /// Microwatts of a CPU that does nothing.
@@ -37,15 +38,75 @@ pub struct PowerLine {
     pub busy_uw: u64,
 }
 
-impl Default for PowerLine {
-    fn default() -> Self {
-        Self { idle_uw: 740_000, busy_uw: 3_500_000 }
+impl PowerLine {
+    const fn milliwatts(idle: u64, busy: u64) -> Self {
+        Self { idle_uw: idle * 1000, busy_uw: busy * 1000 }
+    }
+}
+
+/// Mean watts of a logical CPU at idle and at full load, by processor generation, as Cloud Carbon Footprint derived them from
+/// SPECpower_ssj2008 results (cloud-carbon-footprint, GCP constants MIN_WATTS/MAX_WATTS_BY_COMPUTE_PROCESSOR; method:
+/// cloudcarbonfootprint.org, Methodology, Appendix I).
+const GENERATIONS: [(&str, PowerLine); 10] = [
+    ("Sandy Bridge", PowerLine::milliwatts(2170, 8580)),
+    ("Ivy Bridge", PowerLine::milliwatts(3040, 8250)),
+    ("Haswell", PowerLine::milliwatts(1000, 4740)),
+    ("Broadwell", PowerLine::milliwatts(710, 3690)),
+    ("Skylake", PowerLine::milliwatts(650, 4260)),
+    ("Cascade Lake", PowerLine::milliwatts(640, 3970)),
+    ("Coffee Lake", PowerLine::milliwatts(1140, 5420)),
+    ("EPYC 1st gen", PowerLine::milliwatts(820, 2550)),
+    ("EPYC 2nd gen", PowerLine::milliwatts(470, 1690)),
+    ("EPYC 3rd gen", PowerLine::milliwatts(450, 2020)),
+];
+/// Where the generation is not in the table: the averages of the same source for AWS's servers.
+const UNKNOWN: (&str, PowerLine) = ("an average server", PowerLine::milliwatts(740, 3500));
+
+/// The generation's line. Models by number: arch/x86/include/asm/intel-family.h, and AMD's PPRs.
+fn generation(processor: &Processor) -> (&'static str, PowerLine) {
+    let name = match (processor.vendor, processor.family, processor.model) {
+        (Vendor::Intel, 6, 0x2a | 0x2d) => "Sandy Bridge",
+        (Vendor::Intel, 6, 0x3a | 0x3e) => "Ivy Bridge",
+        (Vendor::Intel, 6, 0x3c | 0x3f | 0x45 | 0x46) => "Haswell",
+        (Vendor::Intel, 6, 0x3d | 0x47 | 0x4f | 0x56) => "Broadwell",
+        // One number for several generations; the second digit of the name tells them apart (Gold 6130, Gold 6230).
+        (Vendor::Intel, 6, 0x55) if second_scalable(&processor.name) => "Cascade Lake",
+        (Vendor::Intel, 6, 0x55 | 0x4e | 0x5e) => "Skylake",
+        (Vendor::Intel, 6, 0x8e | 0x9e) => "Coffee Lake",
+        (Vendor::Amd, 0x17, 0x01) => "EPYC 1st gen",
+        (Vendor::Amd, 0x17, 0x31) => "EPYC 2nd gen",
+        (Vendor::Amd, 0x19, 0x01) => "EPYC 3rd gen",
+        _ => return UNKNOWN,
+    };
+    GENERATIONS.into_iter().find(|(known, _)| *known == name).unwrap_or(UNKNOWN)
+}
+
+fn second_scalable(name: &str) -> bool {
+    name.split([' ', '-']).any(|word| {
+        let digits = word.as_bytes();
+        digits.len() >= 4 && digits[..4].iter().all(u8::is_ascii_digit) && digits[1] == b'2'
+    })
+}
+
+/// What an efficient core of a hybrid processor takes beside a performance core, in thousandths. An assumption: no source that
+/// we know gives one figure for all of them.
+const EFFICIENT_SHARE: u64 = 333;
+
+/// The CPUs that the kernel calls efficient: the PMU `cpu_atom` of a hybrid processor lists them.
+fn efficient(places: &Places) -> Vec<usize> {
+    let list = |pmu: &str| fs::read_to_string(places.sysfs.join(format!("devices/{pmu}/cpus"))).ok();
+    // An Atom alone has no `cpu_core` beside it, and its watts are its own.
+    match (list("cpu_core"), list("cpu_atom")) {
+        (Some(_), Some(atom)) => super::perf::parse_cpus(&atom).unwrap_or_default(),
+        _ => Vec::new(),
     }
 }
 
 /// The modelled packages of this machine.
 pub struct Model {
-    line: PowerLine,
+    /// Microwatts at idle and at full load of each CPU's kind: performance, efficient.
+    lines: [PowerLine; 2],
+    efficient: Vec<usize>,
     stat: PathBuf,
     start: Instant,
     tick_ns: u64,
@@ -56,40 +117,42 @@ pub struct Model {
     /// Busy ticks of each CPU when it was last seen. A CPU that goes offline and comes back goes on from there
     /// (kernel/sched/cputime.c keeps its counters), and one that is new starts from what it shows first.
     last: BTreeMap<usize, u64>,
-    /// Busy ticks of each zone since the start.
-    busy: Vec<u64>,
+    /// Busy ticks of each zone since the start, by kind of CPU.
+    busy: Vec<[u64; 2]>,
 }
 
 impl Model {
-    /// One package zone for each package of the topology.
+    /// One package zone for each package of the topology. Without a line of the user's, the processor's generation decides.
     #[must_use]
-    pub fn new(line: PowerLine, topology: &Topology, procfs: &Path) -> Self {
-        let stat = procfs.join("stat");
-        let zones = topology
+    pub fn new(line: Option<PowerLine>, processor: &Processor, topology: &Topology, places: &Places) -> Self {
+        let stat = places.procfs.join("stat");
+        let (of, line) = line.map_or_else(|| generation(processor), |line| ("the user's watts", line));
+        let share = |microwatts: u64| microwatts / 1000 * EFFICIENT_SHARE;
+        let lines = [line, PowerLine { idle_uw: share(line.idle_uw), busy_uw: share(line.busy_uw) }];
+        let zones: Vec<Zone> = topology
             .packages(false)
             .into_iter()
-            .map(|package| Zone {
-                id: ZoneId { package: Some(package), kind: ZoneKind::Package },
-                range: Range::Endless,
-                place: format!("power line over {}", stat.display()),
+            .map(|package| {
+                let id = ZoneId { package: Some(package), kind: ZoneKind::Package };
+                let place = format!("power line of {of} over {}", stat.display());
+                Zone { ceiling: Ceiling::None, ..Zone::microjoules(id, Range::Endless, place) }
             })
             .collect();
-        let zones: Vec<Zone> = zones;
-        let busy = vec![0; zones.len()];
         // SAFETY: sysconf takes a number and returns one.
         let hertz = unsafe { libc::sysconf(libc::_SC_CLK_TCK) };
         let hertz = u64::try_from(hertz).ok().filter(|hertz| *hertz > 0).unwrap_or(100);
         Self {
-            line,
+            lines,
+            efficient: efficient(places),
+            file: File::open(&stat).ok(),
             stat,
             start: Instant::now(),
             tick_ns: 1_000_000_000 / hertz,
-            zones,
             cpus: topology.cpus(false).collect(),
-            file: File::open(procfs.join("stat")).ok(),
             text: Vec::new(),
             last: BTreeMap::new(),
-            busy,
+            busy: vec![[0; 2]; zones.len()],
+            zones,
         }
     }
 
@@ -116,7 +179,8 @@ impl Model {
             let last = self.last.insert(cpu, ticks).unwrap_or(ticks);
             let place = self.cpus.iter().find(|(known, _)| *known == cpu).map(|(_, package)| *package);
             let zone = self.zones.iter().position(|zone| zone.id.package == place).unwrap_or(0);
-            if let Some(sum) = self.busy.get_mut(zone) {
+            let kind = usize::from(self.efficient.contains(&cpu));
+            if let Some(sum) = self.busy.get_mut(zone).and_then(|sums| sums.get_mut(kind)) {
                 *sum = sum.saturating_add(ticks.saturating_sub(last));
             }
         }
@@ -154,23 +218,28 @@ impl Source for Model {
             return;
         }
         for (zone, busy) in self.busy.iter().enumerate() {
-            let busy_ns = busy.saturating_mul(self.tick_ns);
             let idle = Microjoules::of(self.idle_power(zone).unwrap_or(0), elapsed);
-            let dynamic = Microjoules::of(self.line.busy_uw.saturating_sub(self.line.idle_uw), busy_ns);
+            let dynamic: Microjoules = busy
+                .iter()
+                .zip(&self.lines)
+                .map(|(ticks, line)| {
+                    Microjoules::of(line.busy_uw.saturating_sub(line.idle_uw), ticks.saturating_mul(self.tick_ns))
+                })
+                .sum();
             out.push(Ok((idle + dynamic).0));
         }
     }
 
     fn idle_power(&self, zone: usize) -> Option<u64> {
         let package = self.zones.get(zone)?.id.package?;
-        let cpus = self.cpus.iter().filter(|(_, place)| *place == package).count();
-        Some(self.line.idle_uw.saturating_mul(u64::try_from(cpus).ok()?))
+        let cpus = self.cpus.iter().filter(|(_, place)| *place == package);
+        Some(cpus.map(|(cpu, _)| self.lines[usize::from(self.efficient.contains(cpu))].idle_uw).sum())
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
+    use std::path::Path;
 
     use super::*;
 
@@ -182,19 +251,60 @@ mod tests {
         assert_eq!(busy_ticks("cpu0 1"), None);
     }
 
+    const NOWHERE: &str = "/nowhere";
+
+    fn model(line: PowerLine, sysfs: &Path, procfs: &Path) -> Model {
+        let places = Places { sysfs: sysfs.into(), procfs: procfs.into(), dev: NOWHERE.into() };
+        Model::new(Some(line), &Processor::read(procfs), &Topology::read(sysfs), &places)
+    }
+
+    fn read(model: &mut Model) -> u64 {
+        let mut raw = Vec::new();
+        model.read(&mut raw);
+        raw.remove(0).unwrap()
+    }
+
     #[test]
     fn a_busy_second_costs_what_the_line_says() {
         let dir = tempfile::tempdir().unwrap();
         let write = |user: u64| fs::write(dir.path().join("stat"), format!("cpu0 {user} 0 0 0 0 0 0 0 0 0\n")).unwrap();
         let line = PowerLine { idle_uw: 0, busy_uw: 3_000_000 };
         write(1_000_000);
-        let mut model = Model::new(line, &Topology::read(Path::new("/nowhere")), dir.path());
-        let mut raw = Vec::new();
-        model.read(&mut raw);
+        let mut model = model(line, Path::new(NOWHERE), dir.path());
+        let before = read(&mut model);
         write(1_000_100);
-        model.read(&mut raw);
-        let raw: Vec<_> = raw.into_iter().map(Result::unwrap).collect();
-        assert_eq!(raw, [0, 3_000_000 * 100 * model.tick_ns / 1_000_000_000]);
+        assert_eq!((before, read(&mut model)), (0, 3_000_000 * 100 * model.tick_ns / 1_000_000_000));
+    }
+
+    #[test]
+    fn an_efficient_core_costs_less() {
+        let dir = tempfile::tempdir().unwrap();
+        for (pmu, cpus) in [("cpu_core", "0"), ("cpu_atom", "1")] {
+            fs::create_dir_all(dir.path().join("devices").join(pmu)).unwrap();
+            fs::write(dir.path().join("devices").join(pmu).join("cpus"), cpus).unwrap();
+        }
+        let write = |a: u64, b: u64| {
+            fs::write(dir.path().join("stat"), format!("cpu0 {a} 0 0 0 0 0 0\ncpu1 {b} 0 0 0 0 0 0\n")).unwrap();
+        };
+        write(0, 0);
+        let mut model = model(PowerLine { idle_uw: 0, busy_uw: 3_000_000 }, dir.path(), dir.path());
+        read(&mut model);
+        write(100, 0);
+        let performance = read(&mut model);
+        write(100, 100);
+        let efficient = read(&mut model) - performance;
+        assert_eq!((performance, efficient), (3_000_000, 999_000));
+    }
+
+    #[test]
+    fn the_line_is_the_generations_where_it_is_known() {
+        let of = |vendor, family, model, name: &str| {
+            generation(&Processor { vendor, family, model, name: name.to_owned() }).0
+        };
+        assert_eq!(of(Vendor::Intel, 6, 0x55, "Intel(R) Xeon(R) Gold 6130 CPU @ 2.10GHz"), "Skylake");
+        assert_eq!(of(Vendor::Intel, 6, 0x55, "Intel(R) Xeon(R) Gold 6230 CPU @ 2.10GHz"), "Cascade Lake");
+        assert_eq!(of(Vendor::Amd, 0x17, 0x31, "AMD EPYC 7742"), "EPYC 2nd gen");
+        assert_eq!(of(Vendor::Other, 0, 0, ""), UNKNOWN.0);
     }
 
     #[test]
@@ -204,7 +314,7 @@ mod tests {
         let line = PowerLine { idle_uw: 0, busy_uw: 1_000_000_000 };
         let both = |a: u64, b: u64| format!("cpu0 {a} 0 0 0 0 0 0\ncpu1 {b} 0 0 0 0 0 0\n");
         write(&both(1000, 5000));
-        let mut model = Model::new(line, &Topology::read(Path::new("/nowhere")), dir.path());
+        let mut model = model(line, Path::new(NOWHERE), dir.path());
         let mut ticks = |text: &str| {
             write(text);
             let mut raw = Vec::new();
@@ -221,14 +331,17 @@ mod tests {
     #[test]
     fn idle_power_is_known_and_counts_every_cpu() {
         let topology = Topology::read(Path::new("/sys"));
-        let model = Model::new(PowerLine::default(), &topology, Path::new("/proc"));
+        let line = PowerLine { idle_uw: 740_000, busy_uw: 3_500_000 };
+        let model = model(line, Path::new("/sys"), Path::new("/proc"));
         let all: u64 = (0..model.zones().len()).map(|zone| model.idle_power(zone).unwrap()).sum();
-        assert_eq!(all, 740_000 * u64::try_from(topology.cpus(false).count()).unwrap());
+        let cpus = u64::try_from(topology.cpus(false).count()).unwrap();
+        let efficient = u64::try_from(model.efficient.len()).unwrap();
+        assert_eq!(all, 740_000 * (cpus - efficient) + 740 * EFFICIENT_SHARE * efficient);
     }
 
     #[test]
     fn without_proc_stat_it_says_so() {
-        let mut model = Model::new(PowerLine::default(), &Topology::read(Path::new("/nowhere")), Path::new("/nowhere"));
+        let mut model = model(UNKNOWN.1, Path::new(NOWHERE), Path::new(NOWHERE));
         let mut raw = Vec::new();
         model.read(&mut raw);
         assert!(raw[0].as_ref().unwrap_err().to_string().contains("/nowhere/stat"));

@@ -13,11 +13,12 @@ use std::{
 
 use super::{
     Source,
-    zone::{Origin, Range, Zone, ZoneId, ZoneKind},
+    processor::{Processor, Vendor},
+    zone::{Ceiling, Origin, Range, Zone, ZoneId, ZoneKind},
 };
 use crate::{
     state::{Reason, Unavailable},
-    topology::PackageId,
+    topology::{PackageId, Topology},
 };
 
 /// Hardware counters are 32 bits wide; the range file gives the largest value, one step below where it wraps.
@@ -31,6 +32,7 @@ pub struct Powercap {
     zones: Vec<Zone>,
     files: Vec<Counter>,
     refused: Vec<(ZoneId, Unavailable)>,
+    left_out: Vec<String>,
 }
 
 struct Counter {
@@ -44,7 +46,7 @@ impl Powercap {
     /// # Errors
     /// `absent` without a tree or without an accounting root in it, `denied` when a counter may not be opened,
     /// `broken` when none can be.
-    pub fn open(sysfs: &Path) -> Result<Self, Unavailable> {
+    pub fn open(sysfs: &Path, topology: &Topology, processor: &Processor) -> Result<Self, Unavailable> {
         let class = sysfs.join("class/powercap");
         let mut found = BTreeMap::new();
         collect(&class, &mut found).map_err(|error| {
@@ -59,18 +61,33 @@ impl Powercap {
         let mut zones: Vec<Zone> = Vec::new();
         let mut files = Vec::new();
         let mut refused: Vec<(ZoneId, Unavailable)> = Vec::new();
+        let mut left_out = Vec::new();
         // The MMIO twins come last: whatever names a zone that is already there counts the same joules again
         // (prometheus/procfs#396).
         let (first, twins): (Vec<_>, Vec<_>) = found.iter().partition(|(name, _)| !name.starts_with(MMIO));
         for (name, dir) in first.into_iter().chain(twins) {
-            let Some(id) = identify(name, dir, &found) else { continue };
-            if zones.iter().any(|zone| zone.id == id) {
+            let Some(id) = identify(name, dir, &found).map(|id| placed(id, topology, processor)) else {
+                left_out.push(format!("{name}: its name is not one that we know, or it has no package above it"));
+                continue;
+            };
+            if let Some(twin) = zones.iter().find(|zone| zone.id == id) {
+                left_out.push(format!("{name}: the same joules as {}", twin.place));
+                continue;
+            }
+            if id.kind == ZoneKind::Core && processor.vendor == Vendor::Amd {
+                // MSR 0xC001029A is each core's own; the driver reads it on one CPU (intel_rapl_msr.c).
+                left_out.push(format!("{name}: on AMD the counter of one core, not of all"));
                 continue;
             }
             let path = dir.join("energy_uj");
             match File::open(&path) {
                 Ok(file) => {
-                    zones.push(Zone { id, range: range(dir), place: path.display().to_string() });
+                    let range = range(dir);
+                    zones.push(Zone {
+                        step_uj: step(range),
+                        ceiling: limit(dir).map_or(Ceiling::learned(id.kind), Ceiling::Limit),
+                        ..Zone::microjoules(id, range, path.display().to_string())
+                    });
                     files.push(Counter { file, last: None });
                 }
                 Err(error) => {
@@ -80,10 +97,10 @@ impl Powercap {
                 }
             }
         }
-        if zones.iter().any(|zone| zone.id.kind.is_accounting_root()) {
+        if zones.iter().any(|zone| zone.id.kind == ZoneKind::Package) {
             // A twin that could be opened stands for the zone that could not.
             refused.retain(|(id, _)| zones.iter().all(|zone| zone.id != *id));
-            return Ok(Self { zones, files, refused });
+            return Ok(Self { zones, files, refused, left_out });
         }
         Err(refused.into_iter().next().map(|(_, why)| why).unwrap_or_else(|| {
             Unavailable::new(
@@ -160,6 +177,36 @@ fn range(dir: &Path) -> Range {
         .map_or(Range::Unknown, |max| Range::Wraps(max.saturating_add(max.div_ceil(STEPS - 1))))
 }
 
+/// Microjoules of one hardware step.
+fn step(range: Range) -> u64 {
+    match range {
+        Range::Wraps(modulus) => modulus.div_ceil(STEPS).max(1),
+        // 2^-14 J, the coarsest of the usual ones.
+        Range::Endless | Range::Unknown => 62,
+    }
+}
+
+/// The largest power that the zone says it is held to, in microwatts. A limit of 0 is one that was never set, and one that
+/// is switched off tells nothing either; TPMI shows such as a huge number, which then bounds nothing.
+fn limit(dir: &Path) -> Option<u64> {
+    let number = |file: String| fs::read_to_string(dir.join(file)).ok()?.trim().parse::<u64>().ok();
+    let enabled = fs::read_to_string(dir.join("enabled")).map_or(true, |text| text.trim() != "0");
+    let limits = (0..4).flat_map(|constraint| {
+        ["power_limit_uw", "max_power_uw"].map(|what| number(format!("constraint_{constraint}_{what}")))
+    });
+    limits.flatten().filter(|limit| *limit > 0).max().filter(|_| enabled)
+}
+
+/// Older kernels name AMD's zones by die although each reads the package's counter (rapl_msrs_are_pkg_scope came later):
+/// they are the whole package, and twins. So is a die that the topology does not tell from its package.
+fn placed(id: ZoneId, topology: &Topology, processor: &Processor) -> ZoneId {
+    let package = id.package.map(|package| {
+        let alone = topology.is_known() && topology.dies(package.package) <= 1;
+        if alone || processor.vendor == Vendor::Amd { PackageId::whole(package.package) } else { package }
+    });
+    ZoneId { package, ..id }
+}
+
 impl Source for Powercap {
     fn origin(&self) -> Origin {
         Origin::Powercap
@@ -169,8 +216,18 @@ impl Source for Powercap {
         &self.zones
     }
 
+    fn duplicate(&self) -> Option<Box<dyn Source>> {
+        let files = self.files.iter().map(|counter| Some(Counter { file: counter.file.try_clone().ok()?, last: None }));
+        let files = files.collect::<Option<_>>()?;
+        Some(Box::new(Self { zones: self.zones.clone(), files, refused: Vec::new(), left_out: Vec::new() }))
+    }
+
     fn refused(&self) -> &[(ZoneId, Unavailable)] {
         &self.refused
+    }
+
+    fn left_out(&self) -> &[String] {
+        &self.left_out
     }
 
     fn read(&mut self, out: &mut Vec<io::Result<u64>>) {
@@ -214,6 +271,10 @@ mod tests {
         dir
     }
 
+    fn open(dir: &Path) -> Result<Powercap, Unavailable> {
+        Powercap::open(dir, &Topology::read(dir), &Processor::read(dir))
+    }
+
     fn shown(source: &Powercap) -> Vec<String> {
         source.zones().iter().map(|zone| zone.id.to_string()).collect()
     }
@@ -228,7 +289,7 @@ mod tests {
             ("intel-rapl:2/intel-rapl:2:0", "core", 14, Some(100)),
             ("intel-rapl-mmio:0", "package-0", 13, Some(100)),
         ]);
-        let mut source = Powercap::open(dir.path()).unwrap();
+        let mut source = open(dir.path()).unwrap();
         assert_eq!(
             shown(&source),
             [
@@ -248,31 +309,31 @@ mod tests {
     #[test]
     fn dies_are_domains_of_their_own() {
         let dir = tree(&[("intel-rapl:0", "package-0-die-0", 1, None), ("intel-rapl:1", "package-0-die-1", 2, None)]);
-        let source = Powercap::open(dir.path()).unwrap();
+        let source = open(dir.path()).unwrap();
         assert_eq!(shown(&source), ["package of package 0-die-0", "package of package 0-die-1"]);
     }
 
     #[test]
     fn the_counter_wraps_one_hardware_step_after_the_largest_value() {
         let dir = tree(&[("intel-rapl:0", "package-0", 1, Some(262_143_328_850))]);
-        let source = Powercap::open(dir.path()).unwrap();
+        let source = open(dir.path()).unwrap();
         // 2^32 steps of 61.035 µJ.
         assert_eq!(source.zones()[0].range, Range::Wraps(262_143_328_850 + 62));
     }
 
     #[test]
     fn no_tree_is_absent() {
-        let why = Powercap::open(Path::new("/nowhere")).err().unwrap();
+        let why = open(Path::new("/nowhere")).err().unwrap();
         assert_eq!(why.reason, Reason::Absent);
         assert!(why.detail.contains("intel_rapl_msr"), "{why}");
         let dir = tree(&[("intel-rapl:0", "psys", 1, None)]);
-        assert_eq!(Powercap::open(dir.path()).err().unwrap().reason, Reason::Absent);
+        assert_eq!(open(dir.path()).err().unwrap().reason, Reason::Absent);
     }
 
     #[test]
     fn a_counter_that_is_removed_or_torn_is_an_error_not_a_zero() {
         let dir = tree(&[("intel-rapl:0", "package-0", 5, None), ("intel-rapl:1", "package-1", 5, None)]);
-        let mut source = Powercap::open(dir.path()).unwrap();
+        let mut source = open(dir.path()).unwrap();
         source.read(&mut Vec::new());
         fs::remove_file(dir.path().join("class/powercap/intel-rapl:0/energy_uj")).unwrap();
         fs::write(dir.path().join("class/powercap/intel-rapl:1/energy_uj"), "").unwrap();
@@ -289,10 +350,10 @@ mod tests {
         let other = dir.path().join("class/powercap/intel-rapl:1/energy_uj");
         fs::remove_file(&other).unwrap();
         std::os::unix::fs::symlink("energy_uj", &other).unwrap();
-        let source = Powercap::open(dir.path()).unwrap();
+        let source = open(dir.path()).unwrap();
         assert_eq!(shown(&source), ["package of package 0"]);
         assert_eq!(source.refused()[0].0.to_string(), "package of package 1");
-        let lacks = crate::energy::Meter::new(Box::new(source)).lacks().unwrap();
+        let lacks = crate::energy::lacks(&source).unwrap();
         assert!(lacks.detail.contains("package of package 1 is missing"), "{lacks}");
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -55,17 +55,22 @@ impl Drop for Live {
 }
 
 fn chosen(choice: Choice, sysfs: &Path) -> Chosen {
-    choose(choice, PowerLine::default(), sysfs, Path::new("/proc"), &Topology::read(sysfs))
+    let places = Places { sysfs: sysfs.into(), procfs: "/proc".into(), dev: "/nowhere".into() };
+    choose(choice, None, &places, &Topology::read(sysfs))
+}
+
+fn origins(chosen: &Chosen) -> Vec<&str> {
+    chosen.tried.iter().map(|source| source.source).collect()
 }
 
 #[test]
 fn a_counter_that_moves_is_taken_and_the_model_is_not_asked() {
     let live = Live::start();
     let chosen = chosen(Choice::Auto, live.dir.path());
-    assert_eq!(chosen.meter.unwrap().origin(), Origin::Powercap);
-    assert_eq!(chosen.tried.len(), 1);
-    assert_eq!(chosen.tried[0].state, Ok(()));
-    assert_eq!(chosen.tried[0].detail, "1 package, 1 zone");
+    assert_eq!(origins(&chosen), ["perf", "powercap"]);
+    assert_eq!(chosen.tried[1].state, Ok(()));
+    assert_eq!(chosen.tried[1].detail, "1 package, 1 zone");
+    assert_eq!(chosen.source.unwrap().origin(), Origin::Powercap);
 }
 
 #[test]
@@ -73,58 +78,23 @@ fn a_counter_that_stands_for_ever_is_broken_not_zero_watts() {
     let dir = tempfile::tempdir().unwrap();
     zone(dir.path(), 0);
     let chosen = chosen(Choice::Auto, dir.path());
-    let why = chosen.tried[0].state.clone().unwrap_err();
+    let why = chosen.tried[1].state.clone().unwrap_err();
     assert_eq!(why.reason, Reason::Broken);
     assert!(why.detail.contains("does not move"), "{why}");
-    assert_eq!(chosen.meter.unwrap().origin(), Origin::Model);
+    assert_eq!(origins(&chosen), ["perf", "powercap", "hwmon", "model"]);
+    assert_eq!(chosen.source.unwrap().origin(), Origin::Model);
 }
 
 #[test]
 fn a_source_asked_for_by_name_is_not_replaced() {
-    let powercap = chosen(Choice::Powercap, Path::new("/nowhere"));
-    assert!(powercap.meter.is_none());
-    assert!(powercap.tried[0].wanted);
     let live = Live::start();
+    for (choice, name) in [(Choice::Perf, "perf"), (Choice::Msr, "msr"), (Choice::Hwmon, "hwmon")] {
+        let chosen = chosen(choice, live.dir.path());
+        assert!(chosen.source.is_none(), "{name}");
+        assert_eq!(origins(&chosen), [name]);
+        assert!(chosen.tried[0].wanted);
+    }
     let model = chosen(Choice::Model, live.dir.path());
-    assert_eq!(model.meter.unwrap().origin(), Origin::Model);
+    assert_eq!(model.source.unwrap().origin(), Origin::Model);
     assert_eq!(model.tried.len(), 1);
-}
-
-#[test]
-fn a_meter_counts_from_its_first_tick_and_stops_when_its_counter_goes() {
-    let dir = tempfile::tempdir().unwrap();
-    let file = zone(dir.path(), 500);
-    let mut meter = Meter::new(Box::new(Powercap::open(dir.path()).unwrap()));
-    assert_eq!(meter.tick(Instant::now())[0].grown, None);
-    fs::write(&file, "700\n").unwrap();
-    assert_eq!(meter.tick(Instant::now())[0].grown, Some(Microjoules(200)));
-    fs::write(&file, "").unwrap();
-    let gone = meter.tick(Instant::now()).remove(0);
-    assert_eq!((gone.grown, gone.total), (None, Microjoules(200)));
-    assert!(gone.error.unwrap().contains("energy_uj: not a number"));
-    fs::write(&file, "900\n").unwrap();
-    let back = meter.tick(Instant::now()).remove(0);
-    assert_eq!((back.grown, back.total, back.error), (None, Microjoules(200), None));
-    assert_eq!(meter.rejects().iter().collect::<Vec<_>>(), [(&(0, Reject::AfterGap), &1)]);
-    fs::write(&file, "950\n").unwrap();
-    assert_eq!(meter.tick(Instant::now())[0].total, Microjoules(250));
-}
-
-#[test]
-fn a_root_that_stops_moving_is_lost_not_idle() {
-    let dir = tempfile::tempdir().unwrap();
-    let file = zone(dir.path(), 500);
-    let mut meter = Meter::new(Box::new(Powercap::open(dir.path()).unwrap()));
-    let start = Instant::now();
-    let mut after = |seconds: u64, value: u64| {
-        fs::write(&file, format!("{value}\n")).unwrap();
-        let tick = meter.tick(start + Duration::from_secs(seconds)).remove(0);
-        (tick.grown.map(|grown| grown.0), tick.error)
-    };
-    assert_eq!(after(0, 500), (None, None));
-    assert_eq!(after(1, 700), (Some(200), None));
-    assert_eq!(after(5, 700), (Some(0), None));
-    let (grown, error) = after(7, 700);
-    assert!(grown.is_none() && error.unwrap().contains("stands at 700 for 6 s"));
-    assert_eq!(after(8, 800).1, None);
 }

@@ -5,36 +5,59 @@
 
 use std::fmt;
 
-use crate::topology::PackageId;
+use serde::{Deserialize, Serialize};
+
+use crate::{topology::PackageId, units::Unit};
 
 /// Where a joule's figure came from; the label `source`. A modelled joule is never shown as a measured one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Origin {
+    /// The kernel's `power` PMU.
+    Perf,
     /// `/sys/class/powercap`.
     Powercap,
+    /// The registers themselves.
+    Msr,
+    /// A sensor of the board or the processor under `/sys/class/hwmon`.
+    Hwmon,
     /// A power curve; no hardware was asked.
     Model,
+    /// A recording; whatever it was recorded from.
+    Replay,
 }
 
 impl Origin {
+    /// What a model is called wherever it could be taken for a measurement.
+    pub const MODEL: &'static str = "model";
+
     /// The label's value.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::Perf => "perf",
             Self::Powercap => "powercap",
-            Self::Model => "model",
+            Self::Msr => "msr",
+            Self::Hwmon => "hwmon",
+            Self::Model => Self::MODEL,
+            Self::Replay => "replay",
         }
     }
 
-    /// False where the joules are a calculation.
+    /// True for the ways to read RAPL, whose joules the `rapl_*` names may carry.
+    #[must_use]
+    pub fn is_rapl(self) -> bool {
+        matches!(self, Self::Perf | Self::Powercap | Self::Msr)
+    }
+
+    /// False where the joules are a calculation, or nobody's here and now.
     #[must_use]
     pub fn is_measured(self) -> bool {
-        self != Self::Model
+        !matches!(self, Self::Model | Self::Replay)
     }
 }
 
 /// The part of the machine a counter covers; the label `zone`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum ZoneKind {
     /// A processor package: cores, caches, memory controller.
     Package,
@@ -60,16 +83,10 @@ impl ZoneKind {
             Self::Psys => "psys",
         }
     }
-
-    /// True for the zones whose joules are divided, and whose sum is the machine's measured energy.
-    #[must_use]
-    pub fn is_accounting_root(self) -> bool {
-        matches!(self, Self::Package | Self::Dram)
-    }
 }
 
 /// Which counter: a zone of a package, or of the whole platform.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ZoneId {
     /// `None` for psys, which belongs to no package.
     pub package: Option<PackageId>,
@@ -91,10 +108,10 @@ impl fmt::Display for ZoneId {
     }
 }
 
-/// How far a counter counts before it starts again at zero.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// How far a counter counts before it starts again at zero, in its own counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Range {
-    /// Modulo this many microjoules.
+    /// Modulo this many.
     Wraps(u64),
     /// Never within the life of a machine.
     Endless,
@@ -102,13 +119,67 @@ pub enum Range {
     Unknown,
 }
 
+/// What is too much to be true.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Ceiling {
+    /// The hardware's own power limit in microwatts.
+    Limit(u64),
+    /// No limit is known: what the zone used lately tells, and below this many microwatts anything is believed.
+    Learned(u64),
+    /// The figure is made here and cannot jump.
+    None,
+}
+
+impl Ceiling {
+    /// For a zone that states no limit. The floors are above what one such zone of any processor sold today uses (500 W
+    /// of a package, 100 W of its memory), so that the first load after a quiet time is believed.
+    #[must_use]
+    pub fn learned(kind: ZoneKind) -> Self {
+        Self::Learned(match kind {
+            ZoneKind::Package | ZoneKind::Core | ZoneKind::Uncore => 1_000_000_000,
+            ZoneKind::Dram => 200_000_000,
+            ZoneKind::Psys => 4_000_000_000,
+        })
+    }
+}
+
 /// One counter that a source reads.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Zone {
     /// What it measures.
     pub id: ZoneId,
+    /// Microjoules in one count.
+    pub unit: Unit,
     /// Its range.
     pub range: Range,
+    /// Microjoules in the smallest step that the hardware makes, rounded up; at least one.
+    pub step_uj: u64,
+    /// What is too much.
+    pub ceiling: Ceiling,
     /// Where it is read, for people.
     pub place: String,
+}
+
+impl Zone {
+    /// A zone whose counts are microjoules, with no limit known.
+    #[must_use]
+    pub fn microjoules(id: ZoneId, range: Range, place: String) -> Self {
+        Self { id, unit: Unit::MICROJOULE, range, step_uj: 1, ceiling: Ceiling::learned(id.kind), place }
+    }
+}
+
+/// True for each zone whose joules are divided, and whose sum is the machine's measured energy: packages with their memory.
+/// A sensor of the whole platform is one only where there is nothing else, for it holds the others.
+#[must_use]
+pub fn accounting_roots(zones: &[Zone]) -> Vec<bool> {
+    let packages = zones.iter().any(|zone| zone.id.kind == ZoneKind::Package);
+    zones
+        .iter()
+        .map(|zone| match zone.id.kind {
+            ZoneKind::Package => true,
+            ZoneKind::Dram => packages,
+            ZoneKind::Psys => !packages,
+            ZoneKind::Core | ZoneKind::Uncore => false,
+        })
+        .collect()
 }

@@ -1,5 +1,6 @@
 //! One tick of one accounting root: the split.
 
+use super::book::Holder;
 use crate::units::Microjoules;
 
 /// A tick's joules, divided. The parts sum to what was measured.
@@ -7,8 +8,10 @@ use crate::units::Microjoules;
 pub struct Closed<K> {
     /// Dynamic energy by claimant, in the order of the claimants' keys; claims of no weight are left out.
     pub shares: Vec<(K, Microjoules)>,
-    /// What the package would have used with nobody running; nobody's.
+    /// What the package would have used with nobody running, as far as it is nobody's.
     pub idle: Microjoules,
+    /// What of that was shared out, by container.
+    pub idle_shares: Vec<(u32, Microjoules)>,
     /// Dynamic energy in a tick in which nobody ran. It is never carried over.
     pub unattributed: Microjoules,
 }
@@ -24,7 +27,7 @@ pub fn close<K: Ord + Copy>(measured: Microjoules, idle: Microjoules, claims: &[
     let dynamic = measured - idle;
     let weights: u128 = claims.iter().map(|(_, weight)| u128::from(*weight)).sum();
     if weights == 0 {
-        return Closed { shares: Vec::new(), idle, unattributed: dynamic };
+        return Closed { shares: Vec::new(), idle, idle_shares: Vec::new(), unattributed: dynamic };
     }
     let mut shares: Vec<(K, Microjoules, u128)> = claims
         .iter()
@@ -50,7 +53,22 @@ pub fn close<K: Ord + Copy>(measured: Microjoules, idle: Microjoules, claims: &[
     Closed {
         shares: shares.into_iter().map(|(key, share, _)| (key, share)).collect(),
         idle,
+        idle_shares: Vec::new(),
         unattributed: Microjoules::ZERO,
+    }
+}
+
+/// Shares the idle energy of a closed account out to containers, in proportion to weights over everybody's. What falls to
+/// others than containers stays idle; the sum stays exact.
+pub fn share_idle(closed: &mut Closed<Holder>, weights: &[(Holder, u64)]) {
+    let split = close(closed.idle, Microjoules::ZERO, weights);
+    for (holder, share) in split.shares {
+        if let Holder::Container(number) = holder
+            && share > Microjoules::ZERO
+        {
+            closed.idle = closed.idle - share;
+            closed.idle_shares.push((number, share));
+        }
     }
 }
 
@@ -87,6 +105,17 @@ mod tests {
     fn idle_is_never_more_than_was_measured() {
         let closed = close(Microjoules(10), Microjoules(40), &[(1, 5)]);
         assert_eq!((closed.idle, closed.shares), (Microjoules(10), vec![(1, Microjoules::ZERO)]));
+    }
+
+    #[test]
+    fn idle_that_is_shared_out_is_no_longer_nobodys() {
+        let holders = [(Holder::Container(1), 3), (Holder::Container(2), 0), (Holder::System, 1)];
+        let mut closed = close(Microjoules(1000), Microjoules(402), &holders);
+        share_idle(&mut closed, &holders);
+        assert_eq!((closed.idle, &*closed.idle_shares), (Microjoules(100), &[(1, Microjoules(302))][..]));
+        let mut nobody = close(Microjoules(1000), Microjoules(402), &[]);
+        share_idle(&mut nobody, &[]);
+        assert_eq!((nobody.idle, nobody.idle_shares.len()), (Microjoules(402), 0));
     }
 
     proptest! {

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
+
 use super::account::Closed;
 use crate::{
     energy::zone::{Origin, ZoneId},
@@ -18,7 +20,7 @@ pub struct AccountId {
 }
 
 /// Who is given joules.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Holder {
     /// A container or plain cgroup, by the probe's own number for it.
     Container(u32),
@@ -33,8 +35,10 @@ pub enum Holder {
 pub struct Account {
     /// Kept apart from the parts below, so that their sum can be checked against it.
     pub measured: Microjoules,
-    /// By container.
+    /// Dynamic, by container.
     pub containers: BTreeMap<u32, Microjoules>,
+    /// Idle that was shared out, by container.
+    pub idle_shares: BTreeMap<u32, Microjoules>,
     /// Of containers whose series have gone or never fitted.
     pub retired: Microjoules,
     /// Of everything that runs outside of containers.
@@ -70,13 +74,18 @@ impl Book {
                 Holder::Retired => account.retired += *share,
             }
         }
+        for (number, share) in &closed.idle_shares {
+            *account.idle_shares.entry(*number).or_default() += *share;
+        }
     }
 
     /// Moves a container's joules to the retired rows; its series end.
     pub fn retire(&mut self, number: u32) {
         for account in self.accounts.values_mut() {
-            if let Some(joules) = account.containers.remove(&number) {
-                account.retired += joules;
+            for shares in [&mut account.containers, &mut account.idle_shares] {
+                if let Some(joules) = shares.remove(&number) {
+                    account.retired += joules;
+                }
             }
         }
     }
@@ -92,7 +101,11 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{energy::zone::ZoneKind, ledger::close, topology::PackageId};
+    use crate::{
+        energy::zone::ZoneKind,
+        ledger::{close, share_idle},
+        topology::PackageId,
+    };
 
     fn id(package: u32) -> AccountId {
         AccountId {
@@ -102,7 +115,7 @@ mod tests {
     }
 
     fn parts(account: &Account) -> Microjoules {
-        account.containers.values().copied().sum::<Microjoules>()
+        account.containers.values().chain(account.idle_shares.values()).copied().sum::<Microjoules>()
             + account.retired
             + account.system
             + account.idle
@@ -139,7 +152,9 @@ mod tests {
                     Event::Tick(package, joules, idle, claims) => {
                         measured[package as usize] += u64::from(joules);
                         let joules = Microjoules(u64::from(joules));
-                        book.post(id(package), joules, &close(joules, Microjoules(u64::from(idle)), &claims));
+                        let mut closed = close(joules, Microjoules(u64::from(idle)), &claims);
+                        share_idle(&mut closed, &claims);
+                        book.post(id(package), joules, &closed);
                     }
                     Event::Retire(number) => book.retire(number),
                 }

@@ -1,10 +1,25 @@
 //! Pure arithmetic: measured joules in, a closed account out. No I/O, no clock.
 //!
 //! Invariant, per accounting root, every tick and since the start, exact in integer microjoules:
-//! `containers + retired + system + idle + unattributed == measured`.
+//! `containers + retired + system + idle + unattributed == measured`, where a container has its dynamic energy and, under an
+//! idle policy that shares, its part of the idle energy.
 
 mod account;
 mod book;
+pub mod idle;
+pub mod uncertainty;
 
-pub use account::{Closed, close};
+pub use account::{Closed, close, share_idle};
 pub use book::{Account, AccountId, Book, Holder};
+
+/// Whose idle energy is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum IdlePolicy {
+    /// Nobody's: it stays in its own row
+    #[default]
+    Separate,
+    /// Shared like the dynamic energy, by CPU time
+    Proportional,
+    /// Shared by the CPUs that containers have reserved (cpu.max); the rest stays nobody's
+    Reserved,
+}

@@ -33,12 +33,20 @@ fn tick(sequence: u64, unix_s: f64, monotonic_s: f64) -> Tick {
         accounts: Box::new([AccountDelta {
             id: account(),
             measured: Some(Microjoules(10_000_000)),
+            covers: 1,
+            off_uj: 200_000.0,
             idle: Microjoules(4_000_000),
             unattributed: Microjoules::ZERO,
             system: Microjoules::ZERO,
             retired: Microjoules::ZERO,
         }]),
-        energy: Box::new([(container(1), account(), Microjoules(6_000_000))]),
+        energy: Box::new([ContainerDelta {
+            container: container(1),
+            id: account(),
+            joules: Microjoules(6_000_000),
+            idle: Microjoules::ZERO,
+            bound: Some(Bound { random: 100_000.0, systematic: 10_000.0 }),
+        }]),
         cpu: Box::new([(container(1), PackageId::whole(0), 500_000_000)]),
     }
 }
@@ -129,6 +137,40 @@ fn a_source_that_gave_nothing_is_missing_time_not_zero_joules() {
     ring.push(lost);
     let answer = ring.window(at(2.0), at(5.0)).unwrap();
     assert_eq!((answer.accounts[0].measured_joules, answer.accounts[0].missing_seconds), (20.0, 1.0));
+}
+
+#[test]
+fn joules_that_come_late_are_of_the_ticks_that_failed() {
+    let mut ring = steady(5);
+    let mut lost = tick(5, 5.0, 5.0);
+    lost.accounts[0] = AccountDelta { measured: None, idle: Microjoules::ZERO, ..lost.accounts[0] };
+    lost.energy = Box::new([]);
+    ring.push(lost);
+    let mut late = tick(6, 6.0, 6.0);
+    late.accounts[0].measured = Some(Microjoules(20_000_000));
+    late.accounts[0].covers = 2;
+    ring.push(late);
+    let whole = ring.window(at(2.0), at(6.0)).unwrap();
+    let account = &whole.accounts[0];
+    assert_eq!((account.measured_joules, account.missing_seconds, account.edge_error_joules), (40.0, 0.0, 0.0));
+    // A window that begins between the two holds joules of before it, and says so.
+    let part = ring.window(at(5.0), at(6.0)).unwrap();
+    assert_eq!((part.accounts[0].measured_joules, part.accounts[0].edge_error_joules), (20.0, 20.0));
+}
+
+#[test]
+fn a_longer_window_is_surer_of_its_joules() {
+    let ring = steady(200);
+    let relative = |seconds: f64| {
+        let answer = ring.window(at(1.0), at(1.0 + seconds)).unwrap();
+        let (account, energy) = (&answer.accounts[0], &answer.containers[0].energy[0]);
+        (
+            account.uncertainty_joules.unwrap() / account.measured_joules,
+            energy.uncertainty_joules.unwrap() / energy.joules,
+        )
+    };
+    let (short, long) = (relative(1.0), relative(100.0));
+    assert!(long.0 < short.0 / 50.0 && long.1 < short.1 / 5.0, "{short:?} {long:?}");
 }
 
 #[test]

@@ -1,0 +1,585 @@
+//! From raw ticks to snapshots: the arithmetic of the probe, all of it, and nothing else.
+//!
+//! Pure: no file, no clock, no machine. The same ticks give the same snapshots, byte for byte, whether they come from the
+//! machine or from a recording.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::Arc,
+};
+
+use crate::{
+    containers::Container,
+    cpu::{CgroupKey, Ran, Window},
+    energy::{
+        counter::{Counter, Reject, Step},
+        zone::{ZoneId, ZoneKind, accounting_roots},
+    },
+    ledger::{
+        AccountId, Book, Closed, Holder, IdlePolicy, close,
+        idle::{Baseline, Estimate, Sample},
+        share_idle,
+        uncertainty::{Bound, Conditions},
+    },
+    snapshot::{AccountRow, ContainerRow, IdleRow, Snapshot, ZoneRow},
+    tick::{News, RawTick, Setup},
+    units::Microjoules,
+    window::{AccountDelta, ContainerDelta, Ring, Tick},
+};
+
+/// An accounting root that stands still for this long is not measuring: the least package uses a counter step in less
+/// than a millisecond. Longer than any update interval of the sources that we know.
+const STILL_NS: u64 = 5_000_000_000;
+
+/// Nanoseconds by package index, by who ran.
+type RanBy = BTreeMap<Holder, Vec<u64>>;
+
+/// What a root remembers between ticks.
+#[derive(Default)]
+struct Root {
+    /// Who ran in ticks whose joules are still to come, and how many such ticks there are.
+    pending: BTreeMap<Holder, u64>,
+    ticks: u32,
+    /// Mean power of the last accepted tick, in microwatts.
+    power_uw: u64,
+    baseline: Baseline,
+}
+
+/// What one tick gave to the containers of one root.
+struct Given {
+    id: AccountId,
+    closed: Closed<Holder>,
+    bounds: BTreeMap<u32, Bound>,
+    length_ns: u64,
+}
+
+/// All state between two ticks.
+pub struct Accountant {
+    setup: Setup,
+    policy: IdlePolicy,
+    roots: Vec<Option<Root>>,
+    counters: Vec<Counter>,
+    /// The last value of each counter, and when it came.
+    moved: Vec<Option<(u64, u64)>>,
+    rejects: BTreeMap<(usize, Reject), u64>,
+    window: Option<Window>,
+    holders: HashMap<CgroupKey, Holder>,
+    containers: BTreeMap<u32, Arc<Container>>,
+    reserved: BTreeMap<u32, u64>,
+    cpu_ns: HashMap<u32, Vec<u64>>,
+    cpu_overflow_ns: u64,
+    cpu_missed: u64,
+    book: Book,
+    ring: Ring,
+    last_energy_ns: Option<u64>,
+    sequence: u64,
+    trouble: Option<String>,
+    ran: HashSet<CgroupKey>,
+}
+
+impl Accountant {
+    /// Ready for the first tick, which is the point that everything counts from.
+    #[must_use]
+    pub fn new(setup: Setup, policy: IdlePolicy, window_bytes: usize) -> Self {
+        let roots = accounting_roots(&setup.zones).into_iter().map(|root| root.then(Root::default)).collect();
+        Self {
+            policy,
+            roots,
+            counters: setup.zones.iter().map(Counter::new).collect(),
+            moved: vec![None; setup.zones.len()],
+            rejects: BTreeMap::new(),
+            window: None,
+            holders: HashMap::new(),
+            containers: BTreeMap::new(),
+            reserved: BTreeMap::new(),
+            cpu_ns: HashMap::new(),
+            cpu_overflow_ns: 0,
+            cpu_missed: 0,
+            book: Book::default(),
+            ring: Ring::new(window_bytes),
+            last_energy_ns: None,
+            sequence: 0,
+            trouble: None,
+            ran: HashSet::new(),
+            setup,
+        }
+    }
+
+    /// Remembers what an earlier life learnt of idle power.
+    pub fn remember(&mut self, baselines: &BTreeMap<String, Vec<Sample>>) {
+        for (zone, root) in self.setup.zones.iter().zip(&mut self.roots) {
+            if let (Some(root), Some(samples)) = (root, baselines.get(&zone.id.to_string())) {
+                root.baseline = Baseline::remember(samples);
+            }
+        }
+    }
+
+    /// What this life learnt of idle power, by zone.
+    #[must_use]
+    pub fn baselines(&self) -> BTreeMap<String, Vec<Sample>> {
+        let zones = self.setup.zones.iter().zip(&self.roots);
+        let learnt = zones.filter_map(|(zone, root)| Some((zone.id.to_string(), root.as_ref()?.baseline.samples())));
+        learnt.filter(|(_, samples)| !samples.is_empty()).collect()
+    }
+
+    /// What is wrong with the energy of the last tick; an accounting root was not read, or stands still.
+    #[must_use]
+    pub fn trouble(&self) -> Option<&str> {
+        self.trouble.as_deref()
+    }
+
+    /// The cgroups that ran in the last tick.
+    #[must_use]
+    pub fn ran(&self) -> &HashSet<CgroupKey> {
+        &self.ran
+    }
+
+    /// Accounts one tick. What only the sampler knows (sources, collectors, its own health) is left empty.
+    pub fn tick(&mut self, raw: &RawTick) -> Snapshot {
+        self.learn(&raw.news);
+        let length_ns = self.last_energy_ns.replace(raw.energy_ns).map(|last| raw.energy_ns.saturating_sub(last));
+        let ran = self.who_ran(raw);
+        self.count_cpu(&ran);
+        let (zones, deltas, given) = self.post(raw, length_ns, &ran);
+        self.keep(raw, deltas, &given, &ran);
+        for number in &raw.news.ended {
+            self.end(*number);
+        }
+        let snapshot = self.snapshot(raw, length_ns, zones, &given);
+        self.sequence += 1;
+        snapshot
+    }
+
+    fn learn(&mut self, news: &News) {
+        for key in &news.departed {
+            self.holders.remove(key);
+            if let Some(window) = &mut self.window {
+                window.forget(key);
+            }
+        }
+        if let Some(places) = &news.places {
+            self.setup.places.clone_from(places);
+            if let Some(window) = &mut self.window {
+                window.replace(places.clone());
+            }
+        }
+        self.holders.extend(news.holders.iter().copied());
+        for container in &news.shown {
+            self.containers.insert(container.number, Arc::new(container.clone()));
+        }
+        self.reserved.extend(news.reserved.iter().copied());
+    }
+
+    fn end(&mut self, number: u32) {
+        self.book.retire(number);
+        self.cpu_ns.remove(&number);
+        self.reserved.remove(&number);
+        self.containers.remove(&number);
+        for root in self.roots.iter_mut().flatten() {
+            if let Some(ns) = root.pending.remove(&Holder::Container(number)) {
+                add(&mut root.pending, Holder::Retired, ns);
+            }
+        }
+    }
+
+    /// What ran since the last reading that succeeded.
+    fn who_ran(&mut self, raw: &RawTick) -> RanBy {
+        self.ran.clear();
+        let Some(Ok(reading)) = &raw.cpu else { return RanBy::new() };
+        self.cpu_overflow_ns = sum(reading.overflow_ns.iter());
+        self.cpu_missed = reading.missed;
+        let Some(window) = &mut self.window else {
+            self.window = Some(Window::start(self.setup.places.clone(), self.setup.packages.len(), reading));
+            return RanBy::new();
+        };
+        let mut all = RanBy::new();
+        for Ran { cgroup, by_package } in window.advance(reading) {
+            self.ran.extend(cgroup);
+            let holder = cgroup.and_then(|key| self.holders.get(&key)).copied().unwrap_or(Holder::System);
+            let sums = all.entry(holder).or_insert_with(|| vec![0; by_package.len()]);
+            for (sum, ns) in sums.iter_mut().zip(by_package) {
+                *sum = sum.saturating_add(ns);
+            }
+        }
+        all
+    }
+
+    fn count_cpu(&mut self, ran: &RanBy) {
+        for (holder, ns) in ran {
+            if let Holder::Container(number) = holder {
+                let sums = self.cpu_ns.entry(*number).or_insert_with(|| vec![0; ns.len()]);
+                for (sum, ns) in sums.iter_mut().zip(ns) {
+                    *sum = sum.saturating_add(*ns);
+                }
+            }
+        }
+    }
+
+    /// The package that a root's joules are shared by the CPU time of; `None` for all of them.
+    fn package(&self, id: ZoneId) -> Option<usize> {
+        self.setup.packages.iter().position(|package| Some(*package) == id.package)
+    }
+
+    /// Who claims a share of a root, with what weight. A package is shared by CPU time on it, a machine by all CPU time;
+    /// nothing yet tells who used its memory, so DRAM has no claims and stays unattributed.
+    fn claims(&self, id: ZoneId, ran: &RanBy) -> BTreeMap<Holder, u64> {
+        match (id.kind, id.package) {
+            (ZoneKind::Package, Some(_)) => match self.package(id) {
+                Some(index) => ran.iter().map(|(holder, ns)| (*holder, ns[index])).collect(),
+                None => BTreeMap::new(),
+            },
+            (ZoneKind::Psys, _) => ran.iter().map(|(holder, ns)| (*holder, sum(ns.iter()))).collect(),
+            _ => BTreeMap::new(),
+        }
+    }
+
+    fn cpus(&self, id: ZoneId) -> u64 {
+        let cpus = self.setup.cpus();
+        match self.package(id) {
+            Some(index) => cpus[index],
+            None => cpus.iter().sum(),
+        }
+    }
+
+    /// Unwraps every counter, closes the account of every root, and adds it to the book.
+    fn post(
+        &mut self,
+        raw: &RawTick,
+        length_ns: Option<u64>,
+        ran: &RanBy,
+    ) -> (Vec<ZoneRow>, Vec<AccountDelta>, Vec<Given>) {
+        let (mut rows, mut deltas, mut given) = (Vec::new(), Vec::new(), Vec::new());
+        self.trouble = None;
+        let Some(origin) = self.setup.origin else { return (rows, deltas, given) };
+        // Joules without the CPU time that goes with them wait for it.
+        let waits = self.setup.cpu && !matches!(raw.cpu, Some(Ok(_)));
+        for index in 0..self.counters.len() {
+            let Some(zone) = self.setup.zones.get(index) else { continue };
+            let (zone_id, step_uj, place) = (zone.id, zone.step_uj, zone.place.clone());
+            let reading = match raw.zones.get(index) {
+                Some(Ok(value)) => self.still_moves(index, *value, raw.energy_ns),
+                Some(Err(error)) => Err(error.clone()),
+                None => Err("was not read".to_owned()),
+            };
+            if let (Err(error), true) = (&reading, self.roots[index].is_some()) {
+                self.trouble.get_or_insert_with(|| format!("{place}: {error}"));
+            }
+            let step = if waits { Step::Lost } else { self.counters[index].advance(reading.ok(), raw.energy_ns) };
+            if let Step::Rebased(reason) | Step::Doubted(reason) = step {
+                *self.rejects.entry((index, reason)).or_default() += 1;
+            }
+            let total = self.counters[index].total();
+            let watts = match step {
+                Step::Grew(joules, ns) => joules.watts_over(ns),
+                _ => None,
+            };
+            rows.push(ZoneRow { id: zone_id, origin, total, watts });
+
+            let claims = self.claims(zone_id, ran);
+            let Some(mut root) = self.roots[index].take() else { continue };
+            let id = AccountId { zone: zone_id, origin };
+            self.book.open(id);
+            let mut delta = AccountDelta {
+                id,
+                measured: None,
+                covers: 1,
+                off_uj: f32::NAN,
+                idle: Microjoules::ZERO,
+                unattributed: Microjoules::ZERO,
+                system: Microjoules::ZERO,
+                retired: Microjoules::ZERO,
+            };
+            match step {
+                Step::Grew(joules, covers_ns) => {
+                    let mut claims = claims;
+                    if length_ns.is_none_or(|length| covers_ns > length) {
+                        for (holder, ns) in std::mem::take(&mut root.pending) {
+                            add(&mut claims, holder, ns);
+                        }
+                        delta.covers += root.ticks;
+                    }
+                    (root.pending, root.ticks) = (BTreeMap::new(), 0);
+                    let conditions = self.conditions(index, &root, raw, joules, covers_ns, step_uj, ran);
+                    let given_now = self.divide(id, &mut root, &conditions, &claims);
+                    delta.measured = Some(joules);
+                    delta.idle = given_now.closed.idle;
+                    delta.unattributed = given_now.closed.unattributed;
+                    for (holder, joules) in &given_now.closed.shares {
+                        match holder {
+                            Holder::System => delta.system += *joules,
+                            Holder::Retired => delta.retired += *joules,
+                            Holder::Container(_) => {}
+                        }
+                    }
+                    if !self.setup.modelled() {
+                        delta.off_uj = single(conditions.measured_bound());
+                    }
+                    self.book.post(id, joules, &given_now.closed);
+                    given.push(given_now);
+                }
+                Step::Doubted(_) | Step::Lost => {
+                    for (holder, ns) in claims {
+                        add(&mut root.pending, holder, ns);
+                    }
+                    root.ticks = root.ticks.saturating_add(1);
+                    root.baseline.interrupt();
+                }
+                Step::Start | Step::Rebased(_) => {
+                    (root.pending, root.ticks) = (BTreeMap::new(), 0);
+                    root.baseline.interrupt();
+                }
+            }
+            deltas.push(delta);
+            self.roots[index] = Some(root);
+        }
+        (rows, deltas, given)
+    }
+
+    /// The value, unless it is a root's that has not moved for too long.
+    fn still_moves(&mut self, index: usize, value: u64, at_ns: u64) -> Result<u64, String> {
+        match &mut self.moved[index] {
+            Some((last, since)) if *last == value => {
+                let still = at_ns.saturating_sub(*since);
+                if still >= STILL_NS && self.roots[index].is_some() {
+                    return Err(format!("stands at {value} for {} s", still / 1_000_000_000));
+                }
+            }
+            moved => *moved = Some((value, at_ns)),
+        }
+        Ok(value)
+    }
+
+    fn idle(&self, index: usize, root: &Root) -> Option<Estimate> {
+        let known = self.setup.idle_uw.get(index).copied().flatten().map(Estimate::exact);
+        known.or_else(|| root.baseline.estimate())
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "everything that one tick of one root was like")]
+    fn conditions(
+        &self,
+        index: usize,
+        root: &Root,
+        raw: &RawTick,
+        measured: Microjoules,
+        length_ns: u64,
+        step_uj: u64,
+        ran: &RanBy,
+    ) -> Conditions {
+        let power_uw = microwatts(measured, length_ns);
+        let estimate = self.idle(index, root);
+        let idle_off_uw = match estimate {
+            Some(Estimate { uw, low_uw, high_uw }) => (high_uw - uw).max(uw - low_uw),
+            // Nobody's joules are somewhere between none and the least that the package ever used.
+            None => root.baseline.at_most().unwrap_or(power_uw).min(power_uw),
+        };
+        let idle = estimate.map_or(Microjoules::ZERO, |estimate| Microjoules::of(estimate.uw, length_ns));
+        let id = self.setup.zones[index].id;
+        debug_assert!(ran.values().all(|ns| ns.len() == self.setup.packages.len()));
+        Conditions {
+            measured,
+            idle: idle.min(measured),
+            length_ns,
+            peak_uw: power_uw.max(root.power_uw),
+            step_uj,
+            skew_ns: raw.cpu_ns.saturating_sub(raw.began_ns).saturating_add(self.setup.lag_ns),
+            idle_off_uw,
+            cpus: self.cpus(id),
+            smt: self.setup.smt,
+        }
+    }
+
+    /// Closes the account of one root for one tick, and learns from it.
+    fn divide(&self, id: AccountId, root: &mut Root, now: &Conditions, claims: &BTreeMap<Holder, u64>) -> Given {
+        let weights: Vec<(Holder, u64)> = claims.iter().map(|(holder, ns)| (*holder, *ns)).collect();
+        let mut closed = close(now.measured, now.idle, &weights);
+        match self.policy {
+            IdlePolicy::Separate => {}
+            IdlePolicy::Proportional => share_idle(&mut closed, &weights),
+            IdlePolicy::Reserved => share_idle(&mut closed, &self.reservations(id.zone, now.cpus)),
+        }
+        let all = sum(claims.values());
+        let mut bounds = BTreeMap::new();
+        if !self.setup.modelled() {
+            for (holder, ns) in claims {
+                if let Holder::Container(number) = holder
+                    && *ns > 0
+                {
+                    bounds.insert(*number, now.share_bound(*ns, all));
+                }
+            }
+        }
+        if id.zone.kind != ZoneKind::Dram && self.setup.cpu {
+            root.baseline.observe(now.length_ns, all, now.cpus, now.measured.0);
+        }
+        root.power_uw = microwatts(now.measured, now.length_ns);
+        Given { id, closed, bounds, length_ns: now.length_ns }
+    }
+
+    /// Thousandths of CPUs of a root that are reserved, and what is left for nobody.
+    fn reservations(&self, id: ZoneId, cpus: u64) -> Vec<(Holder, u64)> {
+        let all = self.setup.cpus().iter().sum::<u64>().max(1);
+        // A reservation says nothing about packages: it falls on each by its CPUs.
+        let part = |milli: u64| milli.saturating_mul(cpus) / all;
+        let mut weights: Vec<_> =
+            self.reserved.iter().map(|(number, milli)| (Holder::Container(*number), part(*milli))).collect();
+        let reserved = sum(weights.iter().map(|(_, milli)| milli));
+        debug_assert!(id.kind != ZoneKind::Core);
+        weights.push((Holder::System, (cpus * 1000).saturating_sub(reserved)));
+        weights
+    }
+
+    /// Adds the tick to the ring.
+    fn keep(&mut self, raw: &RawTick, accounts: Vec<AccountDelta>, given: &[Given], ran: &RanBy) {
+        let mut energy = Vec::new();
+        for Given { id, closed, bounds, .. } in given {
+            let idle: BTreeMap<u32, Microjoules> = closed.idle_shares.iter().copied().collect();
+            let mut joules: BTreeMap<u32, Microjoules> =
+                idle.keys().map(|number| (*number, Microjoules::ZERO)).collect();
+            for (holder, share) in &closed.shares {
+                if let Holder::Container(number) = holder {
+                    joules.insert(*number, *share);
+                }
+            }
+            for (number, joules) in joules {
+                if let Some(container) = self.containers.get(&number) {
+                    energy.push(ContainerDelta {
+                        container: container.clone(),
+                        id: *id,
+                        joules,
+                        idle: idle.get(&number).copied().unwrap_or_default(),
+                        bound: (!self.setup.modelled()).then(|| bounds.get(&number).copied().unwrap_or_default()),
+                    });
+                }
+            }
+        }
+        let mut cpu = Vec::new();
+        for (holder, ns) in ran {
+            if let Holder::Container(number) = holder
+                && let Some(container) = self.containers.get(number)
+            {
+                let packages = self.setup.packages.iter().zip(ns).filter(|(_, ns)| **ns > 0);
+                cpu.extend(packages.map(|(package, ns)| (container.clone(), *package, *ns)));
+            }
+        }
+        self.ring.push(Tick {
+            sequence: self.sequence,
+            unix_ns: raw.unix_ns,
+            monotonic_ns: i64::try_from(raw.energy_ns).unwrap_or(i64::MAX),
+            accounts: accounts.into(),
+            energy: energy.into(),
+            cpu: cpu.into(),
+        });
+    }
+
+    fn snapshot(&self, raw: &RawTick, length_ns: Option<u64>, zones: Vec<ZoneRow>, given: &[Given]) -> Snapshot {
+        let shown = |shares: &BTreeMap<u32, Microjoules>| -> Vec<(Arc<Container>, Microjoules)> {
+            shares.iter().filter_map(|(number, uj)| Some((self.containers.get(number)?.clone(), *uj))).collect()
+        };
+        let accounts = self
+            .book
+            .accounts()
+            .map(|(id, account)| AccountRow {
+                id: *id,
+                containers: shown(&account.containers),
+                idle_shares: shown(&account.idle_shares),
+                retired: account.retired,
+                system: account.system,
+                idle: account.idle,
+                unattributed: account.unattributed,
+            })
+            .collect();
+        let idle = (0..self.roots.len()).filter_map(|index| {
+            let estimate = self.idle(index, self.roots[index].as_ref()?)?;
+            let known = self.setup.idle_uw.get(index).copied().flatten().is_some();
+            Some(IdleRow { id: self.setup.zones[index].id, estimate, calibrated: !known })
+        });
+        Snapshot {
+            sequence: self.sequence,
+            unix_ns: raw.unix_ns,
+            length_ns,
+            skew_ns: raw.cpu_ns.saturating_sub(raw.began_ns),
+            zones,
+            accounts,
+            idle: idle.collect(),
+            containers: self.container_rows(given),
+            packages: self.setup.packages.clone(),
+            rejects: self
+                .rejects
+                .iter()
+                .map(|((zone, reason), count)| (self.setup.zones[*zone].id, *reason, *count))
+                .collect(),
+            containers_dropped: raw.news.dropped,
+            cgroups_unnamed: raw.news.unnamed,
+            scans_incomplete: raw.news.scans_incomplete,
+            cpu_tier: self.setup.cpu.then(|| ("switch", String::new())),
+            cpu_overflow_ns: self.cpu_overflow_ns,
+            cpu_intervals_missed: self.cpu_missed,
+            ring: self.ring.clone(),
+            ..Snapshot::default()
+        }
+    }
+
+    fn container_rows(&self, given: &[Given]) -> Vec<ContainerRow> {
+        // A container that did not run used no watts: that is known, and not the same as no figure.
+        let mut watts: BTreeMap<u32, BTreeMap<_, f64>> = BTreeMap::new();
+        let mut bounds: BTreeMap<u32, (f64, f64)> = BTreeMap::new();
+        let whole = |zone: &ZoneId| matches!(zone.kind, ZoneKind::Package | ZoneKind::Psys);
+        for Given { id, closed, bounds: off, length_ns } in given.iter().filter(|given| whole(&given.id.zone)) {
+            let key = (id.zone.kind.as_str(), id.origin);
+            for number in self.containers.keys() {
+                watts.entry(*number).or_default().entry(key).or_default();
+            }
+            for (holder, joules) in &closed.shares {
+                if let Holder::Container(number) = holder {
+                    *watts.entry(*number).or_default().entry(key).or_default() +=
+                        joules.watts_over(*length_ns).unwrap_or(0.0);
+                    if let Some(bound) = off.get(number) {
+                        let sums = bounds.entry(*number).or_default();
+                        sums.0 += bound.total();
+                        sums.1 += joules.joules() * 1e6;
+                    }
+                }
+            }
+        }
+        self.containers
+            .values()
+            .map(|container| ContainerRow {
+                container: container.clone(),
+                cpu_ns: self
+                    .cpu_ns
+                    .get(&container.number)
+                    .cloned()
+                    .unwrap_or_else(|| vec![0; self.setup.packages.len()]),
+                watts: watts
+                    .remove(&container.number)
+                    .into_iter()
+                    .flatten()
+                    .map(|((zone, origin), watts)| (zone, origin, watts))
+                    .collect(),
+                uncertainty: bounds.get(&container.number).filter(|(_, uj)| *uj > 0.0).map(|(off, uj)| off / uj),
+            })
+            .collect()
+    }
+}
+
+// A recording may hold any number: sums of what a real machine ran never come near the end.
+fn sum<'a>(all: impl Iterator<Item = &'a u64>) -> u64 {
+    all.fold(0, |sum, one| sum.saturating_add(*one))
+}
+
+fn add(claims: &mut BTreeMap<Holder, u64>, holder: Holder, ns: u64) {
+    let claim = claims.entry(holder).or_default();
+    *claim = claim.saturating_add(ns);
+}
+
+fn microwatts(energy: Microjoules, ns: u64) -> u64 {
+    u64::try_from(u128::from(energy.0) * 1_000_000_000 / u128::from(ns.max(1))).unwrap_or(u64::MAX)
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "a bound; seven digits are more than it has")]
+fn single(value: f64) -> f32 {
+    value as f32
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,297 @@
+//! RAPL from the registers themselves, through `/dev/cpu/N/msr`. Never chosen by itself: it needs CAP_SYS_RAWIO and a device
+//! that can do far more than read energy (PLATYPUS).
+//!
+//! One CPU of each package (of each die, where Intel's registers are a die's) is asked; `pread` at the register's number.
+
+use std::{
+    fs::File,
+    io,
+    os::unix::fs::FileExt as _,
+    path::{Path, PathBuf},
+};
+
+use super::{
+    Source,
+    processor::{Processor, Vendor},
+    zone::{Ceiling, Origin, Range, Zone, ZoneId, ZoneKind},
+};
+use crate::{
+    state::{Reason, Unavailable},
+    topology::{PackageId, Topology},
+    units::Unit,
+};
+
+/// Energy-status registers count 32 bits and wrap (Intel SDM 14.10.3).
+const RANGE: u64 = 1 << 32;
+
+/// Intel SDM, volume 4; AMD PPR for family 17h and later.
+const INTEL_UNIT: u64 = 0x606;
+const INTEL_POWER_LIMIT: u64 = 0x610;
+const INTEL_POWER_INFO: u64 = 0x614;
+const INTEL_ZONES: [(ZoneKind, u64); 5] = [
+    (ZoneKind::Package, 0x611),
+    (ZoneKind::Core, 0x639),
+    (ZoneKind::Uncore, 0x641),
+    (ZoneKind::Dram, 0x619),
+    (ZoneKind::Psys, 0x64d),
+];
+const AMD_UNIT: u64 = 0xc001_0299;
+/// 0xC001029A is each core's own and not read here.
+const AMD_ZONES: [(ZoneKind, u64); 1] = [(ZoneKind::Package, 0xc001_029b)];
+
+/// Server models whose DRAM counts 15.3 µJ whatever the unit register says: HSX, BDX, BDX-DE, SKX/CLX/CPX, ICX, ICX-D, KNL, KNM
+/// (intel_rapl_common.c, rapl_defaults_hsw_server and its users). SPR and later use the register.
+const FIXED_DRAM: [u32; 8] = [0x3f, 0x4f, 0x56, 0x55, 0x6a, 0x6c, 0x57, 0x85];
+/// Models whose psys counts whole joules: SPR, EMR (intel_rapl_common.c, psys_domain_energy_unit).
+const PSYS_JOULES: [u32; 2] = [0x8f, 0xcf];
+
+/// Open registers.
+pub struct Msr {
+    zones: Vec<Zone>,
+    files: Vec<(File, u64)>,
+    refused: Vec<(ZoneId, Unavailable)>,
+    left_out: Vec<String>,
+}
+
+impl Msr {
+    /// Opens `cpu/N/msr` under `dev` for one CPU of each package and tries every register that the processor may have.
+    ///
+    /// # Errors
+    /// `absent` for a processor without these registers or a kernel without the device, `denied` when it may not be
+    /// opened, `broken` when the registers cannot be read.
+    pub fn open(dev: &Path, topology: &Topology, processor: &Processor) -> Result<Self, Unavailable> {
+        let (unit_register, registers): (u64, &[_]) = match processor.vendor {
+            Vendor::Intel => (INTEL_UNIT, &INTEL_ZONES),
+            Vendor::Amd => (AMD_UNIT, &AMD_ZONES),
+            Vendor::Other => {
+                return Err(Unavailable::new(
+                    Reason::Absent,
+                    "the processor is neither Intel's nor AMD's, as far as cpuinfo tells: no such registers",
+                ));
+            }
+        };
+        let mut this = Self { zones: Vec::new(), files: Vec::new(), refused: Vec::new(), left_out: Vec::new() };
+        // AMD's registers are a package's even where it has several dies.
+        let per_die = processor.vendor == Vendor::Intel
+            && topology.packages(false).iter().any(|package| topology.dies(package.package) > 1);
+        let mut seen: Vec<PackageId> = Vec::new();
+        for (cpu, package) in topology.cpus(per_die) {
+            if seen.contains(&package) {
+                continue;
+            }
+            seen.push(package);
+            let path = dev.join(format!("cpu/{cpu}/msr"));
+            if let Err(why) = this.add(&path, package, processor, unit_register, registers) {
+                this.refused.push((ZoneId { package: Some(package), kind: ZoneKind::Package }, why));
+            }
+        }
+        if this.zones.iter().any(|zone| zone.id.kind == ZoneKind::Package) {
+            return Ok(this);
+        }
+        Err(this
+            .refused
+            .into_iter()
+            .next()
+            .map(|(_, why)| why)
+            .unwrap_or_else(|| Unavailable::new(Reason::Absent, "no package has an energy register that counts")))
+    }
+
+    fn add(
+        &mut self,
+        path: &PathBuf,
+        package: PackageId,
+        processor: &Processor,
+        unit_register: u64,
+        registers: &[(ZoneKind, u64)],
+    ) -> Result<(), Unavailable> {
+        let failed = |what: &str, error: &io::Error| {
+            let hint = match error.kind() {
+                io::ErrorKind::NotFound => "Load the module: modprobe msr",
+                io::ErrorKind::PermissionDenied => {
+                    "It needs root with CAP_SYS_RAWIO, and a kernel that is not locked down"
+                }
+                _ => "A guest's hypervisor may refuse the register",
+            };
+            Unavailable::new(Reason::of(error), format!("{}{what}: {error}. {hint}", path.display()))
+        };
+        let file = File::open(path).map_err(|error| failed("", &error))?;
+        let read = |register: u64| {
+            let mut value = [0; 8];
+            file.read_exact_at(&mut value, register).map(|()| u64::from_ne_bytes(value))
+        };
+        let units = read(unit_register).map_err(|error| failed(&format!(" at {unit_register:#x}"), &error))?;
+        // Bits 12:8: the energy unit is 2^-ESU joules.
+        let exponent = u32::try_from(units >> 8 & 0x1f).unwrap_or(0);
+        for (kind, register) in registers {
+            let id = ZoneId { package: (*kind != ZoneKind::Psys).then_some(package), kind: *kind };
+            if self.zones.iter().any(|zone| zone.id == id) {
+                // psys is the platform's, whichever package is asked.
+                continue;
+            }
+            let place = format!("{} at {register:#x}", path.display());
+            let value = match read(*register) {
+                Ok(value) => value,
+                Err(error) if *kind == ZoneKind::Package => return Err(failed(&format!(" at {register:#x}"), &error)),
+                Err(error) => {
+                    self.left_out.push(format!("{place}: {error}; the processor has no such zone"));
+                    continue;
+                }
+            };
+            if value & (RANGE - 1) == 0 && *kind != ZoneKind::Package {
+                self.left_out.push(format!("{place}: reads 0; the processor has no such zone"));
+                continue;
+            }
+            let quirk = processor.vendor == Vendor::Intel && processor.family == 6;
+            let unit = match kind {
+                // 15.3 µJ, as powercap and turbostat have it; perf takes 2^-16 J, 0.27 % less.
+                ZoneKind::Dram if quirk && FIXED_DRAM.contains(&processor.model) => Unit::new(153, 10),
+                ZoneKind::Psys if quirk && PSYS_JOULES.contains(&processor.model) => Unit::joules_shifted(0),
+                _ => Unit::joules_shifted(exponent),
+            };
+            let Some(unit) = unit else { continue };
+            let ceiling = match (processor.vendor, kind) {
+                (Vendor::Intel, ZoneKind::Package) => {
+                    limit(units, read(INTEL_POWER_LIMIT).ok(), read(INTEL_POWER_INFO).ok())
+                }
+                _ => None,
+            };
+            let clone = file.try_clone().map_err(|error| failed("", &error))?;
+            self.zones.push(Zone {
+                unit,
+                step_uj: unit.step_uj(),
+                ceiling: ceiling.map_or(Ceiling::learned(*kind), Ceiling::Limit),
+                ..Zone::microjoules(id, Range::Wraps(RANGE), place)
+            });
+            self.files.push((clone, *register));
+        }
+        Ok(())
+    }
+}
+
+/// The largest power that the package is held to, in microwatts (Intel SDM 14.10.3: PKG_POWER_LIMIT bits 14:0 and 46:32 with their
+/// enable bits 15 and 47, PKG_POWER_INFO bits 46:32, in 2^-PU watts, PU in bits 3:0 of the unit register).
+fn limit(units: u64, limits: Option<u64>, info: Option<u64>) -> Option<u64> {
+    let microwatts = |field: u64| ((field & 0x7fff) * 1_000_000) >> (units & 0xf);
+    let enabled = |value: u64, shift: u32| (value >> (shift + 15) & 1 == 1).then(|| microwatts(value >> shift));
+    let limits = limits.into_iter().flat_map(|value| [enabled(value, 0), enabled(value, 32)]).flatten();
+    limits.chain(info.map(|value| microwatts(value >> 32))).filter(|limit| *limit > 0).max()
+}
+
+impl Source for Msr {
+    fn origin(&self) -> Origin {
+        Origin::Msr
+    }
+
+    fn zones(&self) -> &[Zone] {
+        &self.zones
+    }
+
+    fn read(&mut self, out: &mut Vec<io::Result<u64>>) {
+        out.extend(self.files.iter().map(|(file, register)| {
+            let mut value = [0; 8];
+            file.read_exact_at(&mut value, *register)?;
+            // The upper half is reserved.
+            Ok(u64::from_ne_bytes(value) & (RANGE - 1))
+        }));
+    }
+
+    fn duplicate(&self) -> Option<Box<dyn Source>> {
+        let files = self.files.iter().map(|(file, register)| Ok((file.try_clone()?, *register)));
+        let files = files.collect::<io::Result<_>>().ok()?;
+        Some(Box::new(Self { zones: self.zones.clone(), files, refused: Vec::new(), left_out: Vec::new() }))
+    }
+
+    fn refused(&self) -> &[(ZoneId, Unavailable)] {
+        &self.refused
+    }
+
+    fn left_out(&self) -> &[String] {
+        &self.left_out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::units::Microjoules;
+
+    /// A sparse file stands for the device: bytes at a register's number. In a file neighbours overlap, in the device not.
+    fn device(registers: &[(u64, u64)]) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir_all(dir.path().join("cpu/0")).unwrap();
+        let file = File::create(dir.path().join("cpu/0/msr")).unwrap();
+        // Beyond the last register that is tried.
+        file.set_len(0xc001_1000).unwrap();
+        for (register, value) in registers {
+            file.write_all_at(&value.to_ne_bytes(), *register).unwrap();
+        }
+        dir
+    }
+
+    fn open(dir: &Path, vendor: Vendor, model: u32) -> Result<Msr, Unavailable> {
+        let processor = Processor { vendor, family: 6, model, name: String::new() };
+        Msr::open(dir, &Topology::read(Path::new("/nowhere")), &processor)
+    }
+
+    fn zone(msr: &Msr, kind: ZoneKind) -> Option<&Zone> {
+        msr.zones().iter().find(|zone| zone.id.kind == kind)
+    }
+
+    #[test]
+    fn units_come_from_the_unit_register() {
+        // ESU 14; package, core and dram count, uncore and psys read 0.
+        let dir = device(&[(0x606, 14 << 8 | 3), (0x611, 0xffff_ffff_0000_0010), (0x639, 5), (0x619, 7)]);
+        let mut msr = open(dir.path(), Vendor::Intel, 0x9e).unwrap();
+        let kinds: Vec<_> = msr.zones().iter().map(|zone| zone.id.kind).collect();
+        assert_eq!(kinds, [ZoneKind::Package, ZoneKind::Core, ZoneKind::Dram]);
+        assert_eq!(msr.left_out().len(), 2, "{:?}", msr.left_out());
+        assert_eq!(msr.zones()[0].unit, Unit::joules_shifted(14).unwrap());
+        assert_eq!(msr.zones()[0].range, Range::Wraps(1 << 32));
+        let mut raw = Vec::new();
+        msr.read(&mut raw);
+        let raw: Vec<_> = raw.into_iter().map(Result::unwrap).collect();
+        assert_eq!(raw, [0x10, 5, 7], "the upper half of the register is not the counter's");
+    }
+
+    #[test]
+    fn dram_of_servers_counts_in_its_own_unit() {
+        let dir = device(&[(0x606, 14 << 8), (0x611, 1), (0x619, 1000)]);
+        for (model, microjoules) in [(0x55, 15_300), (0x8f, 61_035), (0x9e, 61_035)] {
+            let msr = open(dir.path(), Vendor::Intel, model).unwrap();
+            let dram = zone(&msr, ZoneKind::Dram).unwrap();
+            assert_eq!(dram.unit.microjoules(1000), Microjoules(microjoules), "{model:#x}");
+        }
+    }
+
+    #[test]
+    fn psys_of_sapphire_rapids_counts_joules() {
+        let dir = device(&[(0x606, 14 << 8), (0x611, 1), (0x64d, 3)]);
+        let msr = open(dir.path(), Vendor::Intel, 0x8f).unwrap();
+        assert_eq!(zone(&msr, ZoneKind::Psys).unwrap().unit.microjoules(3), Microjoules(3_000_000));
+    }
+
+    #[test]
+    fn amd_has_its_own_registers_and_no_core() {
+        let dir = device(&[(0xc001_0299, 16 << 8), (0xc001_029b, 9)]);
+        let msr = open(dir.path(), Vendor::Amd, 0x31).unwrap();
+        assert_eq!(msr.zones().len(), 1);
+        assert_eq!(msr.zones()[0].unit, Unit::joules_shifted(16).unwrap());
+    }
+
+    #[test]
+    fn power_limits_bound_what_is_believed() {
+        // 2^-3 W: PL1 125 W and PL2 250 W enabled, no maximum.
+        let limits = 1000 | 1 << 15 | 2000 << 32 | 1 << 47;
+        assert_eq!(limit(3, Some(limits), None), Some(250_000_000));
+        assert_eq!(limit(3, Some(1000), Some(800 << 32)), Some(100_000_000), "a limit that is not enabled is none");
+        assert_eq!(limit(3, None, None), None);
+    }
+
+    #[test]
+    fn no_device_and_no_such_processor_are_absent() {
+        assert_eq!(open(Path::new("/nowhere"), Vendor::Intel, 85).err().unwrap().reason, Reason::Absent);
+        assert_eq!(open(Path::new("/nowhere"), Vendor::Other, 0).err().unwrap().reason, Reason::Absent);
+    }
+}

@@ -1,0 +1,78 @@
+//! Which processor this is, as far as its energy counters differ, from `/proc/cpuinfo`.
+
+use std::{fs::File, io::Read as _, path::Path};
+
+/// Enough for the first CPU's paragraph; a large server's file has a megabyte.
+const MAX_READ: u64 = 64 << 10;
+
+/// Who made it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Vendor {
+    /// `GenuineIntel`.
+    Intel,
+    /// `AuthenticAMD`, and Hygon's copy of Zen.
+    Amd,
+    /// Anybody else, or unknown.
+    Other,
+}
+
+/// A processor model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Processor {
+    /// The maker.
+    pub vendor: Vendor,
+    /// CPU family; 0 when unknown.
+    pub family: u32,
+    /// CPU model; 0 when unknown.
+    pub model: u32,
+    /// The marketing name; empty when unknown.
+    pub name: String,
+}
+
+impl Processor {
+    /// Reads `cpuinfo` under `procfs`; what it does not say is unknown.
+    #[must_use]
+    pub fn read(procfs: &Path) -> Self {
+        let mut text = Vec::new();
+        // A file that cannot be read says nothing.
+        let _ = File::open(procfs.join("cpuinfo")).and_then(|file| file.take(MAX_READ).read_to_end(&mut text));
+        Self::parse(&String::from_utf8_lossy(&text))
+    }
+
+    fn parse(text: &str) -> Self {
+        let field = |name: &str| {
+            let mut lines = text.lines().take_while(|line| !line.is_empty());
+            lines.find_map(|line| {
+                let (key, value) = line.split_once(':')?;
+                (key.trim() == name).then(|| value.trim())
+            })
+        };
+        let number = |name: &str| field(name).and_then(|text| text.parse().ok()).unwrap_or(0);
+        Self {
+            vendor: match field("vendor_id") {
+                Some("GenuineIntel") => Vendor::Intel,
+                Some("AuthenticAMD" | "HygonGenuine") => Vendor::Amd,
+                _ => Vendor::Other,
+            },
+            family: number("cpu family"),
+            model: number("model"),
+            name: field("model name").unwrap_or_default().chars().filter(|char| !char.is_control()).take(80).collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_paragraph_tells() {
+        let text = "processor\t: 0\nvendor_id\t: GenuineIntel\ncpu family\t: 6\nmodel\t\t: 85\nmodel name\t: Intel(R) \
+                    Xeon(R) Gold 6230 CPU @ 2.10GHz\n\nprocessor\t: 1\nvendor_id\t: AuthenticAMD\n";
+        let processor = Processor::parse(text);
+        assert_eq!((processor.vendor, processor.family, processor.model), (Vendor::Intel, 6, 85));
+        assert!(processor.name.contains("Gold 6230"));
+        let unknown = Processor::parse("");
+        assert_eq!((unknown.vendor, unknown.family, &*unknown.name), (Vendor::Other, 0, ""));
+    }
+}

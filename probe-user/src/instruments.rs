@@ -1,0 +1,284 @@
+//! What touches the machine: reads energy, CPU time and cgroups once, as raw as they come, in one go.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    path::PathBuf,
+    sync::Arc,
+    time::{Instant, SystemTime, UNIX_EPOCH},
+};
+
+use crate::{
+    containers::{Container, Directory},
+    cpu::{CgroupKey, Reading, switch::Switch},
+    energy::{self, Source, zone::Zone},
+    ledger::Holder,
+    snapshot::CollectorRow,
+    state::{Reason, SourceState, Unavailable},
+    tick::{News, RawTick, Setup},
+    topology::{PackageId, Topology},
+};
+
+/// The open sources.
+pub struct Instruments {
+    source: Option<Box<dyn Source>>,
+    cpu: Option<Switch>,
+    directory: Option<Directory>,
+    topology: Topology,
+    sysfs: PathBuf,
+    /// What was usable at the start and how it stands now.
+    lacks: Option<Unavailable>,
+    packages: Vec<PackageId>,
+    start: Instant,
+    raw: RawTick,
+    readings: Vec<std::io::Result<u64>>,
+    spare: Reading,
+    departed: Vec<CgroupKey>,
+    /// What the accountant was told, so that it is told only what is new.
+    told: Told,
+}
+
+#[derive(Default)]
+struct Told {
+    holders: HashMap<CgroupKey, Holder>,
+    shown: BTreeMap<u32, Arc<Container>>,
+    reserved: BTreeMap<u32, u64>,
+}
+
+impl Instruments {
+    /// Takes what was opened at the start.
+    #[must_use]
+    pub fn new(
+        source: Option<Box<dyn Source>>,
+        cpu: Option<Switch>,
+        directory: Option<Directory>,
+        topology: Topology,
+        sysfs: PathBuf,
+    ) -> Self {
+        let zones = source.as_deref().map_or(&[][..], Source::zones);
+        let per_die = zones.iter().any(|zone| zone.id.package.is_some_and(|package| package.die.is_some()));
+        Self {
+            lacks: source.as_deref().and_then(energy::lacks),
+            packages: topology.packages(per_die),
+            source,
+            cpu,
+            directory,
+            topology,
+            sysfs,
+            start: Instant::now(),
+            raw: RawTick::default(),
+            readings: Vec::new(),
+            spare: Reading::default(),
+            departed: Vec::new(),
+            told: Told::default(),
+        }
+    }
+
+    /// The kernel side, to try what it may do without privileges.
+    pub fn cpu(&mut self) -> Option<&mut Switch> {
+        self.cpu.as_mut()
+    }
+
+    /// The energy source, for a second handle.
+    #[must_use]
+    pub fn source(&self) -> Option<&dyn Source> {
+        self.source.as_deref()
+    }
+
+    /// What holds for every tick.
+    #[must_use]
+    pub fn setup(&self) -> Setup {
+        let zones: Vec<Zone> = self.source.as_deref().map_or(&[][..], Source::zones).to_vec();
+        Setup {
+            origin: self.source.as_deref().map(Source::origin),
+            idle_uw: (0..zones.len())
+                .map(|zone| self.source.as_deref().and_then(|source| source.idle_power(zone)))
+                .collect(),
+            zones,
+            packages: self.packages.clone(),
+            places: places(&self.topology, &self.packages),
+            smt: self.topology.has_smt(),
+            lag_ns: scheduler_tick_ns(),
+            cpu: self.cpu.is_some(),
+        }
+    }
+
+    /// Reads everything once. `ran` are the cgroups that ran in the tick before.
+    pub fn read(&mut self, ran: &HashSet<CgroupKey>, collectors: &mut Vec<CollectorRow>) -> &RawTick {
+        collectors.clear();
+        self.raw.news = News { departed: self.let_go(ran), ..News::default() };
+
+        let began = Instant::now();
+        self.raw.zones.clear();
+        if let Some(source) = &mut self.source {
+            self.readings.clear();
+            source.read(&mut self.readings);
+            let whole = self.readings.iter().all(Result::is_ok);
+            self.raw.zones.extend(self.readings.drain(..).map(|value| value.map_err(|error| error.to_string())));
+            collectors.push(collector("energy", began, whole));
+        }
+        let energy_at = Instant::now();
+        self.raw.unix_ns = unix_now();
+        self.raw.cpu = self.cpu.is_some().then(|| self.read_cpu(energy_at, collectors));
+        let cpu_at = Instant::now();
+
+        self.observe(cpu_at, collectors);
+        let since = |at: Instant| u64::try_from((at - self.start).as_nanos()).unwrap_or(u64::MAX);
+        (self.raw.began_ns, self.raw.energy_ns, self.raw.cpu_ns) = (since(began), since(energy_at), since(cpu_at));
+        &self.raw
+    }
+
+    fn read_cpu(&mut self, began: Instant, collectors: &mut Vec<CollectorRow>) -> Result<Reading, String> {
+        let Some(switch) = &mut self.cpu else { return Err("the kernel side is not loaded".to_owned()) };
+        // The buffer of the tick before, so that the steady state allocates nothing.
+        let mut reading = match self.raw.cpu.take() {
+            Some(Ok(reading)) => reading,
+            _ => std::mem::take(&mut self.spare),
+        };
+        let result = switch.read(&mut reading);
+        collectors.push(collector("cpu", began, result.is_ok()));
+        match result {
+            Ok(()) => Ok(reading),
+            Err(error) => {
+                self.spare = reading;
+                Err(error.to_string())
+            }
+        }
+    }
+
+    /// Makes every cgroup of the reading known, and notes what is new.
+    fn observe(&mut self, now: Instant, collectors: &mut Vec<CollectorRow>) {
+        let Some(Ok(reading)) = &self.raw.cpu else { return };
+        let known = self.topology.cpus(false).map(|(cpu, _)| cpu).max().unwrap_or(0);
+        // A CPU beyond the topology that has run came online since.
+        let stranger = |cpu: usize| cpu > known || self.topology.domain(cpu, false).is_none();
+        let strangers: Vec<usize> = (0..reading.overflow_ns.len()).filter(|cpu| stranger(*cpu)).collect();
+        if !strangers.is_empty()
+            && reading.rows.iter().any(|(_, ns)| strangers.iter().any(|cpu| ns.get(*cpu).is_some_and(|ns| *ns > 0)))
+        {
+            let again = Topology::read(&self.sysfs);
+            if again != self.topology {
+                self.topology = again;
+                self.raw.news.places = Some(places(&self.topology, &self.packages));
+            }
+        }
+
+        let Some(directory) = &mut self.directory else { return };
+        let news = &mut self.raw.news;
+        news.ended = directory.observe(reading.rows.iter().map(|(key, _)| *key), now);
+        for (key, _) in &reading.rows {
+            let holder = directory.holder(key);
+            if self.told.holders.insert(*key, holder) != Some(holder) {
+                news.holders.push((*key, holder));
+            }
+        }
+        for container in directory.containers() {
+            let told = self.told.shown.get(&container.number);
+            if !told.is_some_and(|told| Arc::ptr_eq(told, container)) {
+                self.told.shown.insert(container.number, container.clone());
+                news.shown.push((**container).clone());
+            }
+        }
+        for (number, milli) in directory.reservations() {
+            if self.told.reserved.insert(number, milli) != Some(milli) {
+                news.reserved.push((number, milli));
+            }
+        }
+        for number in &news.ended {
+            self.told.shown.remove(number);
+            self.told.reserved.remove(number);
+        }
+        news.dropped = directory.dropped();
+        news.unnamed = directory.unnamed();
+        news.scans_incomplete = directory.incomplete_scans();
+        collectors.push(collector("containers", now, true));
+    }
+
+    /// Frees what belongs to cgroups whose last reading was accounted.
+    fn let_go(&mut self, ran: &HashSet<CgroupKey>) -> Vec<CgroupKey> {
+        let Some(directory) = &mut self.directory else { return Vec::new() };
+        self.departed = directory.depart(|key| ran.contains(key));
+        for key in &self.departed {
+            if let Some(switch) = &mut self.cpu {
+                switch.forget(key);
+            }
+            self.told.holders.remove(key);
+        }
+        std::mem::take(&mut self.departed)
+    }
+
+    /// Brings the states of the sources up to date. `trouble` is what the accountant says of the energy.
+    pub fn states(&self, trouble: Option<&str>) -> Vec<(&'static str, Result<(), Unavailable>)> {
+        let mut all = Vec::new();
+        if let Some(source) = &self.source {
+            let state = match (trouble, &self.lacks) {
+                (Some(error), _) => Err(Unavailable::new(
+                    Reason::Broken,
+                    format!("{error}. Its counters stand where they stood; they go on when it reads again"),
+                )),
+                (None, Some(lacks)) => Err(lacks.clone()),
+                (None, None) => Ok(()),
+            };
+            all.push((source.origin().as_str(), state));
+        }
+        match &self.raw.cpu {
+            Some(Ok(_)) => all.push(("cpu", Ok(()))),
+            Some(Err(error)) => {
+                all.push((
+                    "cpu",
+                    Err(Unavailable::new(Reason::Broken, format!("the kernel refused a reading: {error}"))),
+                ));
+            }
+            None => {}
+        }
+        if let Some(names) = self.directory.as_ref().and_then(Directory::names) {
+            all.push(("docker", names.state()));
+        }
+        all
+    }
+}
+
+/// Puts a source into a state, and says so once when it changes.
+pub fn set_state(sources: &mut [SourceState], name: &str, state: Result<(), Unavailable>) {
+    let Some(source) = sources.iter_mut().find(|source| source.source == name) else { return };
+    if source.state == state {
+        return;
+    }
+    match &state {
+        Ok(()) => tracing::info!("{name}: usable again"),
+        Err(why) => tracing::warn!("{name}: {why}"),
+    }
+    source.state = state;
+}
+
+fn collector(name: &'static str, began: Instant, success: bool) -> CollectorRow {
+    CollectorRow { name, seconds: began.elapsed().as_secs_f64(), success }
+}
+
+/// Package index of each CPU number; `None` for one that is offline.
+fn places(topology: &Topology, packages: &[PackageId]) -> Vec<Option<usize>> {
+    let per_die = packages.iter().any(|package| package.die.is_some());
+    let mut places = Vec::new();
+    for (cpu, package) in topology.cpus(per_die) {
+        if places.len() <= cpu {
+            places.resize(cpu + 1, None);
+        }
+        // A package that came online after the start has no account; its time is in the first.
+        places[cpu] = Some(packages.iter().position(|known| *known == package).unwrap_or(0));
+    }
+    places
+}
+
+/// One period of the scheduler's tick: the resolution of the coarse clock, which it advances (man 2 clock_getres).
+fn scheduler_tick_ns() -> u64 {
+    let mut resolution = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `resolution` is a valid timespec that outlives the call.
+    let failed = unsafe { libc::clock_getres(libc::CLOCK_MONOTONIC_COARSE, &raw mut resolution) } != 0;
+    // 100 Hz, the slowest that kernels are built with.
+    if failed { 10_000_000 } else { u64::try_from(resolution.tv_nsec).unwrap_or(10_000_000) }
+}
+
+/// Unix time in nanoseconds, whole microseconds.
+fn unix_now() -> i64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(now.as_micros()).unwrap_or(0) * 1000
+}

@@ -1,0 +1,571 @@
+//! Recordings: the raw ticks of a machine in a file, and the same ticks out of it.
+//!
+//! A gzip stream of JSON lines: the first says what it is, of which version, and holds the setup; each other is one tick. CPU
+//! time is written as what grew, by cgroup and CPU, so a quiet machine costs little. `zcat` shows it all; a plain file of
+//! the same lines is read too.
+
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io::{self, BufRead, BufReader, BufWriter, Read, Write},
+    path::{Path, PathBuf},
+};
+
+use flate2::{Compression, read::MultiGzDecoder, write::GzEncoder};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    cpu::{CgroupKey, Reading},
+    energy::zone::Origin,
+    tick::{News, RawTick, Setup},
+    topology::MAX_CPUS,
+};
+
+const FORMAT: &str = "wattcast-recording";
+/// Raised when an older reader would take a newer file wrong.
+const VERSION: u32 = 1;
+/// Longest line: a tick of 4096 cgroups that all ran on 64 CPUs has under 8 MB.
+const MAX_LINE: u64 = 32 << 20;
+/// Most counters, packages and containers that are believed.
+const MAX_ITEMS: usize = 65_536;
+/// Longest text in a line that becomes a label.
+const MAX_TEXT: usize = 1024;
+/// Ticks between two points up to which a torn file can be read.
+const FLUSH_EVERY: u32 = 10;
+
+/// The first line.
+#[derive(Debug, Serialize, Deserialize)]
+struct Header {
+    format: String,
+    version: u32,
+    /// The probe that wrote it.
+    probe: String,
+    setup: Setup,
+}
+
+/// A reading, or what the reading said instead.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(untagged)]
+enum Value {
+    Raw(u64),
+    Failed(String),
+}
+
+/// CPU numbers, and the nanoseconds that grew there.
+type Grown = Vec<(usize, u64)>;
+
+/// A tick as a line. Names are short because there are many lines.
+#[derive(Debug, Serialize, Deserialize)]
+struct Line {
+    /// Unix nanoseconds; then nanoseconds since the start: reading began, energy was read, CPU time was read.
+    unix: i64,
+    began: u64,
+    energy: u64,
+    cpu: u64,
+    zones: Vec<Value>,
+    /// By cgroup: CPU number and nanoseconds that grew.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    ran: Option<Vec<(CgroupKey, Grown)>>,
+    /// Cumulative nanoseconds of cgroups without a place, by CPU.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    overflow: Vec<u64>,
+    #[serde(default)]
+    missed: u64,
+    /// Why there is no CPU time in this tick.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    failed: Option<String>,
+    #[serde(default)]
+    news: News,
+}
+
+/// Why a recording cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum RecordingError {
+    /// The file cannot be opened, read or written.
+    #[error("{}: {error}", path.display())]
+    Io {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// It is not a recording, of another version, or torn.
+    #[error("{}, line {line}: {what}", path.display())]
+    Content {
+        /// Which file.
+        path: PathBuf,
+        /// Counted from 1.
+        line: u64,
+        /// What is wrong.
+        what: String,
+    },
+}
+
+/// A recording that is being written.
+pub struct Writer {
+    path: PathBuf,
+    out: GzEncoder<BufWriter<File>>,
+    last: BTreeMap<CgroupKey, Vec<u64>>,
+    ticks: u32,
+}
+
+impl Writer {
+    /// Makes the file, or empties it, and writes its first line.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn create(path: &Path, setup: &Setup) -> Result<Self, RecordingError> {
+        let failed = |error| RecordingError::Io { path: path.to_owned(), error };
+        let file = File::create(path).map_err(failed)?;
+        let out = GzEncoder::new(BufWriter::new(file), Compression::default());
+        let mut this = Self { path: path.to_owned(), out, last: BTreeMap::new(), ticks: 0 };
+        let header = Header {
+            format: FORMAT.to_owned(),
+            version: VERSION,
+            probe: exporter::program::VERSION.to_owned(),
+            setup: setup.clone(),
+        };
+        this.line(&header).map_err(failed)?;
+        Ok(this)
+    }
+
+    fn line(&mut self, line: &impl Serialize) -> io::Result<()> {
+        serde_json::to_writer(&mut self.out, line)?;
+        self.out.write_all(b"\n")
+    }
+
+    /// Adds a tick.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn write(&mut self, tick: &RawTick) -> Result<(), RecordingError> {
+        for key in &tick.news.departed {
+            self.last.remove(key);
+        }
+        let (mut ran, mut overflow, mut missed, mut failed) = (None, Vec::new(), 0, None);
+        match &tick.cpu {
+            None => {}
+            Some(Err(error)) => failed = Some(error.clone()),
+            Some(Ok(reading)) => {
+                let mut rows = Vec::new();
+                for (key, now) in &reading.rows {
+                    let new = !self.last.contains_key(key);
+                    let before = self.last.entry(*key).or_default();
+                    before.resize(now.len(), 0);
+                    let grown: Grown = now
+                        .iter()
+                        .zip(&*before)
+                        .enumerate()
+                        .filter(|(_, (now, before))| now > before)
+                        .map(|(cpu, (now, before))| (cpu, now - before))
+                        .collect();
+                    before.clone_from(now);
+                    if new || !grown.is_empty() {
+                        rows.push((*key, grown));
+                    }
+                }
+                rows.sort_unstable_by_key(|(key, _)| *key);
+                (ran, missed) = (Some(rows), reading.missed);
+                overflow.clone_from(&reading.overflow_ns);
+            }
+        }
+        let value = |value: &Result<u64, String>| match value {
+            Ok(raw) => Value::Raw(*raw),
+            Err(error) => Value::Failed(error.clone()),
+        };
+        let line = Line {
+            unix: tick.unix_ns,
+            began: tick.began_ns,
+            energy: tick.energy_ns,
+            cpu: tick.cpu_ns,
+            zones: tick.zones.iter().map(value).collect(),
+            ran,
+            overflow,
+            missed,
+            failed,
+            news: tick.news.clone(),
+        };
+        self.ticks += 1;
+        let flush = self.ticks.is_multiple_of(FLUSH_EVERY);
+        let written = self.line(&line).and_then(|()| if flush { self.out.flush() } else { Ok(()) });
+        written.map_err(|error| RecordingError::Io { path: self.path.clone(), error })
+    }
+
+    /// Ends the file; gives how many ticks are in it.
+    ///
+    /// # Errors
+    /// When the end cannot be written.
+    pub fn finish(self) -> Result<u32, RecordingError> {
+        let Self { path, out, ticks, .. } = self;
+        let end = out.finish().and_then(|mut file| {
+            file.flush()?;
+            file.get_ref().sync_all()
+        });
+        end.map(|()| ticks).map_err(|error| RecordingError::Io { path, error })
+    }
+}
+
+/// A recording that is being read. Its ticks come out as they went in, and its origin is [`Origin::Replay`].
+pub struct Reader<R = Box<dyn Read + Send>> {
+    path: PathBuf,
+    lines: BufReader<R>,
+    line: u64,
+    setup: Setup,
+    probe: String,
+    origin: Option<Origin>,
+    totals: BTreeMap<CgroupKey, Vec<u64>>,
+    cpus: usize,
+    last_energy_ns: Option<u64>,
+}
+
+impl Reader {
+    /// Opens a file and reads its first line.
+    ///
+    /// # Errors
+    /// When it cannot be read, or is not a recording that this program knows.
+    pub fn open(path: &Path) -> Result<Self, RecordingError> {
+        let failed = |error| RecordingError::Io { path: path.to_owned(), error };
+        let mut file = BufReader::new(File::open(path).map_err(failed)?);
+        let zipped = file.fill_buf().map_err(failed)?.starts_with(&[0x1f, 0x8b]);
+        let bytes: Box<dyn Read + Send> = if zipped { Box::new(MultiGzDecoder::new(file)) } else { Box::new(file) };
+        Self::start(path, bytes)
+    }
+}
+
+impl<R: Read> Reader<R> {
+    /// Reads the first line of `bytes`; `path` is for messages.
+    ///
+    /// # Errors
+    /// When they are not a recording that this program knows.
+    pub fn start(path: &Path, bytes: R) -> Result<Self, RecordingError> {
+        let empty = Setup {
+            origin: None,
+            zones: Vec::new(),
+            idle_uw: Vec::new(),
+            packages: Vec::new(),
+            places: Vec::new(),
+            smt: false,
+            lag_ns: 0,
+            cpu: false,
+        };
+        let mut this = Self {
+            path: path.to_owned(),
+            lines: BufReader::new(bytes),
+            line: 0,
+            setup: empty,
+            probe: String::new(),
+            origin: None,
+            totals: BTreeMap::new(),
+            cpus: 0,
+            last_energy_ns: None,
+        };
+        let Some(first) = this.next_line()? else { return Err(this.wrong("the file is empty")) };
+        let header: Header =
+            serde_json::from_slice(&first).map_err(|error| this.wrong(format!("not a recording ({error})")))?;
+        if header.format != FORMAT {
+            return Err(this.wrong("not a recording of wattcast-probe"));
+        }
+        if header.version != VERSION {
+            return Err(this.wrong(format!("version {} of the format; this probe knows {VERSION}", header.version)));
+        }
+        sound(&header.setup).map_err(|what| this.wrong(what))?;
+        this.cpus = header.setup.places.len();
+        this.origin = header.setup.origin;
+        this.probe = header.probe.chars().take(80).collect();
+        this.setup = Setup { origin: header.setup.origin.map(|_| Origin::Replay), ..header.setup };
+        Ok(this)
+    }
+
+    /// What holds for every tick. Its origin is [`Origin::Replay`].
+    #[must_use]
+    pub fn setup(&self) -> &Setup {
+        &self.setup
+    }
+
+    /// Where the joules were recorded from, and the probe that did.
+    #[must_use]
+    pub fn recorded(&self) -> (Option<Origin>, &str) {
+        (self.origin, &self.probe)
+    }
+
+    fn wrong(&self, what: impl Into<String>) -> RecordingError {
+        RecordingError::Content { path: self.path.clone(), line: self.line, what: what.into() }
+    }
+
+    fn next_line(&mut self) -> Result<Option<Vec<u8>>, RecordingError> {
+        let mut line = Vec::new();
+        self.line += 1;
+        let read = (&mut self.lines).take(MAX_LINE + 1).read_until(b'\n', &mut line);
+        match read {
+            Ok(0) => Ok(None),
+            Ok(_) if line.last() == Some(&b'\n') => Ok(Some(line)),
+            Ok(read) if u64::try_from(read).is_ok_and(|read| read > MAX_LINE) => Err(self.wrong("too long a line")),
+            Ok(_) => Err(self.wrong("the file ends in the middle of a tick; all before it is whole")),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                Err(self.wrong("the file was not ended; all before this is whole"))
+            }
+            Err(error) => Err(RecordingError::Io { path: self.path.clone(), error }),
+        }
+    }
+
+    /// The next tick; `None` at the end.
+    ///
+    /// # Errors
+    /// When the file is torn or alien from here on. What came before stands.
+    pub fn next_tick(&mut self) -> Result<Option<RawTick>, RecordingError> {
+        let Some(text) = self.next_line()? else { return Ok(None) };
+        let line: Line = serde_json::from_slice(&text).map_err(|error| self.wrong(format!("not a tick ({error})")))?;
+        self.tick(line).map(Some).map_err(|what| self.wrong(what))
+    }
+
+    fn tick(&mut self, line: Line) -> Result<RawTick, String> {
+        if line.zones.len() != self.setup.zones.len() {
+            return Err(format!("{} readings of {} counters", line.zones.len(), self.setup.zones.len()));
+        }
+        if line.energy < line.began
+            || line.cpu < line.energy
+            || self.last_energy_ns.is_some_and(|last| line.began < last)
+        {
+            return Err("time goes backwards".to_owned());
+        }
+        self.last_energy_ns = Some(line.energy);
+        let texts = line.news.shown.iter().flat_map(|shown| [&shown.name, &shown.id, &shown.image]);
+        if texts.into_iter().any(|text| text.len() > MAX_TEXT) {
+            return Err("a container's name is too long".to_owned());
+        }
+        if let Some(places) = &line.news.places {
+            check_places(places, self.setup.packages.len())?;
+            self.cpus = self.cpus.max(places.len());
+        }
+        for key in &line.news.departed {
+            self.totals.remove(key);
+        }
+        let cpu = match (line.ran, line.failed) {
+            (_, Some(error)) => Some(Err(error)),
+            (None, None) => None,
+            (Some(ran), None) => {
+                for (key, grown) in ran {
+                    let totals = self.totals.entry(key).or_default();
+                    for (cpu, ns) in grown {
+                        if cpu >= MAX_CPUS {
+                            return Err(format!("a CPU number of {cpu}"));
+                        }
+                        if totals.len() <= cpu {
+                            totals.resize(cpu + 1, 0);
+                        }
+                        totals[cpu] = totals[cpu].checked_add(ns).ok_or("more CPU time than there is")?;
+                    }
+                }
+                if self.totals.len() > MAX_ITEMS || line.overflow.len() > MAX_CPUS {
+                    return Err("more cgroups or CPUs than a kernel has".to_owned());
+                }
+                let rows = self.totals.iter().map(|(key, totals)| (*key, totals.clone())).collect();
+                Some(Ok(Reading { rows, overflow_ns: line.overflow, missed: line.missed }))
+            }
+        };
+        let value = |value| match value {
+            Value::Raw(raw) => Ok(raw),
+            Value::Failed(error) => Err(error),
+        };
+        Ok(RawTick {
+            // Whole microseconds, as everything that is asked for.
+            unix_ns: line.unix / 1000 * 1000,
+            began_ns: line.began,
+            energy_ns: line.energy,
+            cpu_ns: line.cpu,
+            zones: line.zones.into_iter().map(value).collect(),
+            cpu,
+            news: line.news,
+        })
+    }
+}
+
+/// What a setup must be for the arithmetic to hold.
+fn sound(setup: &Setup) -> Result<(), String> {
+    if setup.zones.len() > MAX_ITEMS || setup.packages.len() > MAX_ITEMS || setup.packages.is_empty() {
+        return Err("more counters or packages than a machine has, or no package".to_owned());
+    }
+    if setup.idle_uw.len() != setup.zones.len() {
+        return Err("idle powers that do not fit the counters".to_owned());
+    }
+    let mut ids: Vec<_> = setup.zones.iter().map(|zone| zone.id).collect();
+    ids.sort_unstable();
+    if ids.windows(2).any(|pair| pair[0] == pair[1]) {
+        return Err("two counters of one zone".to_owned());
+    }
+    if setup.zones.iter().any(|zone| !zone.unit.is_sound() || zone.place.len() > MAX_TEXT) {
+        return Err("a counter whose unit is nothing".to_owned());
+    }
+    check_places(&setup.places, setup.packages.len())
+}
+
+fn check_places(places: &[Option<usize>], packages: usize) -> Result<(), String> {
+    if places.len() > MAX_CPUS || places.iter().flatten().any(|package| *package >= packages) {
+        return Err("CPUs that are on no package".to_owned());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{
+        containers::Container,
+        cpu::hierarchy,
+        energy::zone::{Range, Zone, ZoneId, ZoneKind},
+        ledger::Holder,
+        topology::PackageId,
+    };
+
+    fn setup() -> Setup {
+        let id = ZoneId { package: Some(PackageId::whole(0)), kind: ZoneKind::Package };
+        Setup {
+            origin: Some(Origin::Perf),
+            zones: vec![Zone::microjoules(id, Range::Wraps(1 << 38), "here".into())],
+            idle_uw: vec![None],
+            packages: vec![PackageId::whole(0)],
+            places: vec![Some(0), Some(0)],
+            smt: true,
+            lag_ns: 4_000_000,
+            cpu: true,
+        }
+    }
+
+    fn key(id: u64) -> CgroupKey {
+        CgroupKey { id, hierarchy: hierarchy::V2 }
+    }
+
+    fn container() -> Container {
+        Container { number: 0, name: "a \"name\"".into(), id: "0123".into(), image: String::new(), runtime: "docker" }
+    }
+
+    fn ticks() -> Vec<RawTick> {
+        let tick = |second: u64, zone: Result<u64, String>, rows: Vec<(CgroupKey, Vec<u64>)>, news: News| RawTick {
+            unix_ns: 1_700_000_000_000_000_000 + i64::try_from(second).unwrap() * 1_000_000_000,
+            began_ns: second * 1_000_000_000,
+            energy_ns: second * 1_000_000_000 + 10_000,
+            cpu_ns: second * 1_000_000_000 + 50_000,
+            zones: vec![zone],
+            cpu: Some(Ok(Reading { rows, overflow_ns: vec![0, second], missed: second })),
+            news,
+        };
+        let born = News { holders: vec![(key(7), Holder::Container(0))], shown: vec![container()], ..News::default() };
+        let gone = News { departed: vec![key(7)], ended: vec![0], dropped: 3, ..News::default() };
+        let mut broken = tick(3, Err("EIO".into()), vec![], News::default());
+        broken.cpu = Some(Err("refused".into()));
+        vec![
+            tick(1, Ok(u64::MAX), vec![(key(3), vec![10, 0]), (key(7), vec![0, 0])], born),
+            tick(2, Ok(5), vec![(key(3), vec![10, 5]), (key(7), vec![1 << 60, 2])], News::default()),
+            broken,
+            tick(4, Ok(9), vec![(key(3), vec![11, 5])], gone),
+        ]
+    }
+
+    fn record(path: &Path) {
+        let mut writer = Writer::create(path, &setup()).unwrap();
+        ticks().iter().for_each(|tick| writer.write(tick).unwrap());
+        assert_eq!(writer.finish().unwrap(), 4);
+    }
+
+    /// Totals that were never above zero on the last CPUs need not come back.
+    fn trimmed(mut tick: RawTick) -> RawTick {
+        if let Some(Ok(reading)) = &mut tick.cpu {
+            for (_, totals) in &mut reading.rows {
+                while totals.last() == Some(&0) {
+                    totals.pop();
+                }
+            }
+        }
+        tick
+    }
+
+    fn read(mut reader: Reader<impl Read>) -> Vec<RawTick> {
+        std::iter::from_fn(|| reader.next_tick().unwrap()).collect()
+    }
+
+    #[test]
+    fn what_went_in_comes_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.rec");
+        record(&path);
+        let reader = Reader::open(&path).unwrap();
+        assert_eq!(*reader.setup(), Setup { origin: Some(Origin::Replay), ..setup() });
+        assert_eq!(reader.recorded().0, Some(Origin::Perf));
+        let expected: Vec<_> = ticks().into_iter().map(trimmed).collect();
+        assert_eq!(read(reader), expected);
+        // The same lines without the compression.
+        let mut plain = Vec::new();
+        MultiGzDecoder::new(File::open(&path).unwrap()).read_to_end(&mut plain).unwrap();
+        assert_eq!(read(Reader::start(&path, &*plain).unwrap()), expected);
+    }
+
+    #[test]
+    fn a_torn_file_is_read_up_to_where_it_is_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.rec");
+        record(&path);
+        let mut plain = Vec::new();
+        MultiGzDecoder::new(File::open(&path).unwrap()).read_to_end(&mut plain).unwrap();
+        let end = plain.len() - 20;
+        let mut reader = Reader::start(&path, &plain[..end]).unwrap();
+        let whole = (0..3).filter(|_| reader.next_tick().unwrap().is_some()).count();
+        assert_eq!(whole, 3);
+        let error = reader.next_tick().unwrap_err().to_string();
+        assert!(error.contains("line 5") && error.contains("middle of a tick"), "{error}");
+    }
+
+    #[test]
+    fn alien_files_and_other_versions_are_said() {
+        let path = Path::new("x.rec");
+        for (text, word) in [
+            ("", "empty"),
+            ("hello\n", "not a recording"),
+            ("{\"format\":\"other\",\"version\":1}\n", "not a recording"),
+        ] {
+            let error = Reader::start(path, text.as_bytes()).err().unwrap().to_string();
+            assert!(error.contains(word) && error.contains("x.rec"), "{error}");
+        }
+        let mut header = serde_json::to_value(Header {
+            format: FORMAT.into(),
+            version: VERSION,
+            probe: String::new(),
+            setup: setup(),
+        })
+        .unwrap();
+        let mut open = |change: &dyn Fn(&mut serde_json::Value)| {
+            let mut changed = header.clone();
+            change(&mut changed);
+            header = header.clone();
+            let text = format!("{changed}\n");
+            Reader::start(path, text.as_bytes()).err().map(|error| error.to_string()).unwrap_or_default()
+        };
+        assert_eq!(open(&|_| {}), "");
+        assert!(open(&|header| header["version"] = 2.into()).contains("version 2"));
+        assert!(open(&|header| header["setup"]["places"] = serde_json::json!([7])).contains("on no package"));
+        assert!(
+            open(&|header| header["setup"]["zones"][0]["unit"]["denominator"] = 0.into()).contains("unit is nothing")
+        );
+        assert!(open(&|header| header["setup"]["idle_uw"] = serde_json::json!([])).contains("do not fit"));
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), at in 0usize..3000) {
+            let path = Path::new("x");
+            let _ = Reader::start(path, &*bytes);
+            let dir = tempfile::tempdir().unwrap();
+            let file = dir.path().join("a.rec");
+            record(&file);
+            let mut plain = Vec::new();
+            MultiGzDecoder::new(File::open(&file).unwrap()).read_to_end(&mut plain).unwrap();
+            let at = at.min(plain.len());
+            let end = (at + bytes.len()).min(plain.len());
+            plain.splice(at..end, bytes);
+            if let Ok(mut reader) = Reader::start(path, &*plain) {
+                while let Ok(Some(_)) = reader.next_tick() {}
+            }
+        }
+    }
+}

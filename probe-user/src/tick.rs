@@ -1,0 +1,112 @@
+//! One tick as it was read: raw counters, raw totals and who is who, with nothing computed from them.
+//!
+//! This is what the accountant works on, what a recording keeps, and all that passes between the two sides of the probe:
+//! the one that touches the machine, and the one that is arithmetic.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    containers::Container,
+    cpu::{CgroupKey, Reading},
+    energy::zone::{Origin, Zone},
+    ledger::Holder,
+    topology::PackageId,
+};
+
+/// What holds for every tick: the counters, and what the machine is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Setup {
+    /// Where the joules come from; `None` when nothing gives any.
+    pub origin: Option<Origin>,
+    /// The counters, in the order of [`RawTick::zones`].
+    pub zones: Vec<Zone>,
+    /// Idle power of each counter in microwatts, where the source knows it by construction.
+    pub idle_uw: Vec<Option<u64>>,
+    /// The packages, in the order of everything that is by package.
+    pub packages: Vec<PackageId>,
+    /// Package index of each CPU; `None` for one that was offline.
+    pub places: Vec<Option<usize>>,
+    /// True when two CPUs share a core.
+    pub smt: bool,
+    /// How far the kernel's figure for a running task may be behind: one period of the scheduler's tick.
+    pub lag_ns: u64,
+    /// True when CPU time is collected.
+    pub cpu: bool,
+}
+
+impl Setup {
+    /// True when the joules are calculated, here or where they were recorded: idle power is known by construction then.
+    #[must_use]
+    pub fn modelled(&self) -> bool {
+        !self.idle_uw.is_empty() && self.idle_uw.iter().all(Option::is_some)
+    }
+
+    /// How many CPUs each package has.
+    #[must_use]
+    pub fn cpus(&self) -> Vec<u64> {
+        let mut cpus = vec![0; self.packages.len()];
+        for package in self.places.iter().flatten() {
+            if let Some(count) = cpus.get_mut(*package) {
+                *count += 1;
+            }
+        }
+        cpus
+    }
+}
+
+/// What changed among cgroups and containers since the tick before.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct News {
+    /// Cgroups whose slots in the kernel were freed before this reading.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub departed: Vec<CgroupKey>,
+    /// Package index of each CPU, when a CPU came online.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub places: Option<Vec<Option<usize>>>,
+    /// Who is charged for what a cgroup runs, where that is new.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub holders: Vec<(CgroupKey, Holder)>,
+    /// Containers that are new, or have a name now.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub shown: Vec<Container>,
+    /// Thousandths of a CPU that a container has reserved, where that is new.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub reserved: Vec<(u32, u64)>,
+    /// Containers whose series end after this tick.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub ended: Vec<u32>,
+    /// Containers that got no series since the start.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub dropped: u64,
+    /// Cgroups that ran and could not be named since the start.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub unnamed: u64,
+    /// Scans that could not see every cgroup since the start.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub scans_incomplete: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+fn is_zero(count: &u64) -> bool {
+    *count == 0
+}
+
+/// One tick as it was read. Times are nanoseconds on the monotonic clock since the start, but for `unix_ns`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RawTick {
+    /// Wall clock at the end of the energy reading, whole microseconds.
+    pub unix_ns: i64,
+    /// When the reading of energy began.
+    pub began_ns: u64,
+    /// When it ended: the moment that the tick's joules end at.
+    pub energy_ns: u64,
+    /// When the reading of CPU time ended.
+    pub cpu_ns: u64,
+    /// Every counter, or why it gave nothing.
+    pub zones: Vec<Result<u64, String>>,
+    /// CPU time, or why there is none; `None` when it is not collected.
+    pub cpu: Option<Result<Reading, String>>,
+    /// What changed.
+    pub news: News,
+}
