@@ -30,6 +30,8 @@ Run it as root. It opens the energy counters, loads its eBPF programs and drops 
 /// Measures the energy and CPU time of this host and divides them among its containers.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "wattcast-probe", version = program::version(), after_help = EXAMPLES, max_term_width = 110)]
+// Every flag may stand before or after the command.
+#[command(mut_args(|arg| arg.global(true)))]
 pub struct Config {
     /// Without one: sample and serve
     #[command(subcommand)]
@@ -102,7 +104,7 @@ impl Config {
     }
 }
 
-/// What to do instead of serving. The flags for sources and paths stand before the command.
+/// What to do instead of serving.
 #[derive(Clone, Debug, Subcommand)]
 pub enum Job {
     /// Say what can be measured here, what not, why, and what to do; exit 0 when energy can be measured, 3 when only modelled

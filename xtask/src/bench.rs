@@ -15,7 +15,7 @@ use crate::{
     api::{Client, Sample},
     build_ebpf, cgroup,
     program::{Program, die_with_us},
-    shell::{is_root, root, step, target, which},
+    shell::{is_root, output, root, step, target, which},
 };
 
 const STARTS: usize = 7;
@@ -46,6 +46,7 @@ pub fn bench(args: &Bench) -> Result<()> {
     if !done.success() {
         bail!("the build failed");
     }
+    let reading = readings()?;
     let bin = target().join("release");
     let logs = target().join("bench");
     fs::create_dir_all(&logs)?;
@@ -58,9 +59,18 @@ pub fn bench(args: &Bench) -> Result<()> {
     }
     starts.sort_unstable();
     step(format!("{} s idle", args.seconds));
-    let idle = cost(&bin, &logs, args.seconds, 0)?;
+    let idle = cost(&bin, &logs, args.seconds, 0, &[])?;
     step(format!("{} s with {STREAMS} ffmpeg streams", args.seconds));
-    let busy = cost(&bin, &logs, args.seconds, STREAMS)?;
+    let busy = cost(&bin, &logs, args.seconds, STREAMS, &[])?;
+    // Two descriptors of the kernel's own clock stand for two sockets: their reading is a call to the other CPU, as RAPL's is.
+    let sysfs = format!("--path.sysfs={}", root().join("probe-user/tests/fixtures/perf-two-sockets/sys").display());
+    let mut sampled = Vec::new();
+    for hertz in [None, Some(10), Some(50)] {
+        step(format!("{} s of sub-second power at {} Hz", args.seconds, hertz.unwrap_or(0)));
+        let flag = hertz.map(|hertz| format!("--power.distribution={hertz}"));
+        let flags: Vec<&str> = std::iter::once(&*sysfs).chain(flag.as_deref()).collect();
+        sampled.push((hertz, cost(&bin, &logs, args.seconds, 0, &flags)?.cpu));
+    }
 
     let ms = |time: Duration| time.as_secs_f64() * 1e3;
     let row = |what: &str, ours: String, theirs: &str| println!("{what:<44} {ours:<34} {theirs}");
@@ -90,19 +100,52 @@ pub fn bench(args: &Bench) -> Result<()> {
         let bytes = fs::metadata(bin.join(name))?.len();
         row(&format!("size of {name}"), format!("{:.1} MB", megabytes(bytes)), claim);
     }
+    for (hertz, cpu) in sampled {
+        let what = hertz.map_or("sub-second power off, 2 sockets".to_owned(), |hertz| format!("  at {hertz} Hz"));
+        row(&what, format!("{cpu:.2} % of one CPU"), "");
+    }
+    println!();
+    row("CPU time of one reading, by zones", "4 / 8 / 16 / 64".into(), "goal");
+    for (name, costs) in reading {
+        let costs: Vec<String> = costs.iter().map(|us| format!("{us:.1}")).collect();
+        let goal = if name == "powercap" { "20 µs for 8 zones" } else { "" };
+        row(&format!("  {name}"), format!("{} µs", costs.join(" / ")), goal);
+    }
+    println!("  powercap, msr and hwmon: of plain files here; hardware adds a call to another CPU for each package.");
     Ok(())
 }
 
-fn probe(bin: &Path, logs: &Path) -> Result<Program> {
+/// What one reading of each source costs, in microseconds of CPU, in the order of its numbers of zones.
+fn readings() -> Result<Vec<(String, Vec<f64>)>> {
+    step("what one reading of each source costs");
+    let text = output(
+        Command::new("cargo")
+            .args(["run", "--release", "--quiet", "--package", "probe-user", "--example", "tick_cost"])
+            .current_dir(root()),
+    )?;
+    let mut all: Vec<(String, Vec<f64>)> = Vec::new();
+    for line in text.lines() {
+        let words: Vec<&str> = line.split(' ').collect();
+        let [name, _, cost] = words[..] else { continue };
+        let Ok(cost) = cost.parse() else { continue };
+        match all.iter_mut().find(|(known, _)| known == name) {
+            Some((_, costs)) => costs.push(cost),
+            None => all.push((name.to_owned(), vec![cost])),
+        }
+    }
+    Ok(all)
+}
+
+fn probe(bin: &Path, logs: &Path, flags: &[&str]) -> Result<Program> {
     let mut command = Command::new(bin.join("wattcast-probe"));
-    command.arg("--web.listen-address=127.0.0.1:0");
+    command.arg("--web.listen-address=127.0.0.1:0").args(flags);
     Program::start("probe", &mut command, logs)
 }
 
 /// From the start of the process to a page that holds a measured interval.
 fn first_scrape(bin: &Path, logs: &Path) -> Result<Duration> {
     let start = Instant::now();
-    let mut program = probe(bin, logs)?;
+    let mut program = probe(bin, logs, &[])?;
     let client = program.client()?;
     while !client.text("/metrics")?.contains("\nwattcast_power_watts") {
         if start.elapsed() > Duration::from_secs(10) {
@@ -125,8 +168,8 @@ struct Cost {
     jitter_within: u64,
 }
 
-fn cost(bin: &Path, logs: &Path, seconds: u64, streams: usize) -> Result<Cost> {
-    let mut program = probe(bin, logs)?;
+fn cost(bin: &Path, logs: &Path, seconds: u64, streams: usize, flags: &[&str]) -> Result<Cost> {
+    let mut program = probe(bin, logs, flags)?;
     let client = program.client()?;
     let load = Streams::start(streams)?;
     std::thread::sleep(Duration::from_secs(3));

@@ -8,6 +8,7 @@ mod demo;
 pub mod docker;
 pub mod program;
 pub mod shell;
+pub mod sim;
 mod stop;
 pub mod test;
 pub mod up;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{bench, build_ebpf, test, up};
+use xtask::{bench, build_ebpf, sim, test, up};
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", about = "Build, run, test and measure Wattcast")]
@@ -22,6 +22,8 @@ enum Command {
     Bench(bench::Bench),
     /// Build the programs that run inside the kernel, and the toolchain for it where it is missing
     BuildEbpf,
+    /// Write a RAPL tree whose energy follows this machine's load, for machines that have none
+    SimRapl(sim::SimRapl),
 }
 
 fn main() -> ExitCode {
@@ -30,6 +32,7 @@ fn main() -> ExitCode {
         Command::Test => test::test(),
         Command::Bench(args) => bench::bench(&args),
         Command::BuildEbpf => build_ebpf::build_ebpf().map(|_| ()),
+        Command::SimRapl(args) => sim::sim_rapl(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -11,6 +11,7 @@ use crate::{topology::PackageId, units::Unit};
 
 /// Where a joule's figure came from; the label `source`. A modelled joule is never shown as a measured one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Origin {
     /// The kernel's `power` PMU.
     Perf,
@@ -58,6 +59,7 @@ impl Origin {
 
 /// The part of the machine a counter covers; the label `zone`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum ZoneKind {
     /// A processor package: cores, caches, memory controller.
     Package,
@@ -110,6 +112,7 @@ impl fmt::Display for ZoneId {
 
 /// How far a counter counts before it starts again at zero, in its own counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Range {
     /// Modulo this many.
     Wraps(u64),
@@ -121,6 +124,7 @@ pub enum Range {
 
 /// What is too much to be true.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Ceiling {
     /// The hardware's own power limit in microwatts.
     Limit(u64),

@@ -21,6 +21,7 @@ pub struct AccountId {
 
 /// Who is given joules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Holder {
     /// A container or plain cgroup, by the probe's own number for it.
     Container(u32),

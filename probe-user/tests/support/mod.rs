@@ -5,6 +5,7 @@
 
 use std::{
     collections::BTreeMap,
+    path::{Path, PathBuf},
     process::Command,
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -175,6 +176,19 @@ pub(crate) fn engine() -> Result<Engine, String> {
         return Err("needs root".to_owned());
     }
     Engine::find().map_err(|error| format!("{error:#}"))
+}
+
+/// A machine as a plain tree.
+pub(crate) fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+}
+
+/// A copy of it, whose counters a test may move.
+pub(crate) fn copy_fixture(name: &str) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let done = Command::new("cp").arg("-a").arg(fixture(name).join(".")).arg(dir.path()).status().unwrap();
+    assert!(done.success());
+    dir
 }
 
 /// A name that no other test uses.

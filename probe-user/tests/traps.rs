@@ -1,0 +1,466 @@
+//! One test for each way in which energy exporters are known to be wrong, on machines that are trees of files.
+//!
+//! In the order of the checklist that the project grew from. Its fourteenth, energy of GPUs, has nothing to test yet.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed")]
+
+mod support;
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use probe_user::{
+    accountant::Accountant,
+    containers::Container,
+    cpu::{CgroupKey, Reading, hierarchy},
+    energy::{
+        Source,
+        counter::Reject,
+        perf::Perf,
+        powercap::Powercap,
+        processor::Processor,
+        zone::{Ceiling, Origin, Range, Zone, ZoneId, ZoneKind, accounting_roots},
+    },
+    ledger::{Holder, IdlePolicy},
+    snapshot::Snapshot,
+    state::{Reason, Unavailable},
+    tick::{News, RawTick, Setup},
+    topology::{PackageId, Topology},
+    units::Microjoules,
+};
+use support::{Probe, copy_fixture, fixture, no_ebpf, skip};
+
+const SECOND: u64 = 1_000_000_000;
+
+fn open(tree: &Path) -> Result<Powercap, Unavailable> {
+    let sysfs = tree.join("sys");
+    Powercap::open(&sysfs, &Topology::read(&sysfs), &Processor::read(&tree.join("proc")))
+}
+
+fn shown(source: &dyn Source) -> Vec<String> {
+    source.zones().iter().map(|zone| zone.id.to_string()).collect()
+}
+
+fn roots(source: &dyn Source) -> Vec<String> {
+    let roots = accounting_roots(source.zones());
+    source.zones().iter().zip(roots).filter(|(_, root)| *root).map(|(zone, _)| zone.id.to_string()).collect()
+}
+
+fn counter(tree: &Path, zone: &str) -> PathBuf {
+    tree.join("sys/class/powercap").join(zone).join("energy_uj")
+}
+
+fn read(source: &mut dyn Source) -> Vec<Result<u64, String>> {
+    let mut raw: Vec<io::Result<u64>> = Vec::new();
+    source.read(&mut raw);
+    raw.into_iter().map(|value| value.map_err(|error| error.to_string())).collect()
+}
+
+fn package(number: u32) -> ZoneId {
+    ZoneId { package: Some(PackageId::whole(number)), kind: ZoneKind::Package }
+}
+
+fn setup(zones: &[Zone], topology: &Topology) -> Setup {
+    let per_die = zones.iter().any(|zone| zone.id.package.is_some_and(|package| package.die.is_some()));
+    let packages = topology.packages(per_die);
+    let place = |package| packages.iter().position(|known| *known == package);
+    Setup {
+        origin: Some(Origin::Powercap),
+        idle_uw: vec![None; zones.len()],
+        zones: zones.to_vec(),
+        places: topology.cpus(per_die).map(|(_, package)| place(package)).collect(),
+        packages,
+        smt: false,
+        lag_ns: 0,
+        cpu: true,
+    }
+}
+
+/// A source read by hand, tick by tick. Container 0 runs wherever `ran` says.
+struct Ledger<'a> {
+    source: &'a mut dyn Source,
+    accountant: Accountant,
+    raw: RawTick,
+}
+
+impl<'a> Ledger<'a> {
+    fn new(source: &'a mut dyn Source, topology: &Topology) -> Self {
+        let setup = setup(source.zones(), topology);
+        let cpus = setup.places.len();
+        let key = CgroupKey { id: 7, hierarchy: hierarchy::V2 };
+        let shown = Container { number: 0, name: "c".into(), id: "c".into(), image: String::new(), runtime: "docker" };
+        let news = News { holders: vec![(key, Holder::Container(0))], shown: vec![shown], ..News::default() };
+        let cpu = Reading { rows: vec![(key, vec![0; cpus])], overflow_ns: vec![0; cpus], missed: 0 };
+        let raw = RawTick { cpu: Some(Ok(cpu)), news, ..RawTick::default() };
+        let mut this = Self { source, accountant: Accountant::new(setup, IdlePolicy::Separate, 0), raw };
+        this.tick(0, &[]);
+        this.raw.news = News::default();
+        this
+    }
+
+    fn tick(&mut self, ns: u64, ran: &[(usize, u64)]) -> Snapshot {
+        if let Some(Ok(reading)) = &mut self.raw.cpu {
+            for (cpu, ns) in ran {
+                reading.rows[0].1[*cpu] += ns;
+            }
+        }
+        self.raw.zones = read(self.source);
+        self.raw.began_ns += ns;
+        self.raw.energy_ns += ns;
+        self.raw.cpu_ns += ns;
+        self.accountant.tick(&self.raw)
+    }
+}
+
+fn total(snapshot: &Snapshot, zone: usize) -> u64 {
+    snapshot.zones[zone].total.0
+}
+
+#[test]
+fn trap_01_a_wrap_is_undone_in_the_zones_own_range_and_never_exported() {
+    let tree = copy_fixture("server-dram");
+    let mut source = open(tree.path()).unwrap();
+    // The largest value plus one step of 2^-14 J, and dram's own smaller range.
+    assert_eq!(source.zones()[0].range, Range::Wraps(262_143_328_850 + 62));
+    let dram = source.zones().iter().position(|zone| zone.id.kind == ZoneKind::Dram).unwrap();
+    assert_eq!(source.zones()[dram].range, Range::Wraps(65_712_999_613 + 16));
+    let set = |energy: u64| fs::write(counter(tree.path(), "intel-rapl:0"), format!("{energy}\n")).unwrap();
+    set(262_143_328_850 - 9_999_999);
+    let topology = Topology::read(&tree.path().join("sys"));
+    let mut ledger = Ledger::new(&mut source, &topology);
+    set(39_999_938);
+    assert_eq!(total(&ledger.tick(SECOND, &[]), 0), 49_999_999);
+    set(139_999_938);
+    assert_eq!(total(&ledger.tick(SECOND, &[]), 0), 149_999_999, "it grew, although the counter fell");
+}
+
+#[test]
+fn trap_01_an_unreadable_range_drops_and_counts_and_is_never_negative() {
+    let tree = copy_fixture("no-range");
+    let mut source = open(tree.path()).unwrap();
+    assert_eq!(source.zones()[0].range, Range::Unknown);
+    let set = |energy: u64| fs::write(counter(tree.path(), "intel-rapl:0"), format!("{energy}\n")).unwrap();
+    let topology = Topology::read(&tree.path().join("sys"));
+    let mut ledger = Ledger::new(&mut source, &topology);
+    set(500);
+    let fell = ledger.tick(SECOND, &[]);
+    assert_eq!((total(&fell, 0), &*fell.rejects), (0, &[(package(0), Reject::RangeUnknown, 1)][..]));
+    set(700);
+    assert_eq!(total(&ledger.tick(SECOND, &[]), 0), 200);
+}
+
+#[test]
+fn trap_01_a_gap_of_more_than_half_the_wrap_time_is_refused() {
+    let tree = copy_fixture("amd");
+    let mut source = open(tree.path()).unwrap();
+    let set = |energy: u64| fs::write(counter(tree.path(), "intel-rapl:0"), format!("{energy}\n")).unwrap();
+    let topology = Topology::read(&tree.path().join("sys"));
+    let mut ledger = Ledger::new(&mut source, &topology);
+    set(281_000_000);
+    assert_eq!(total(&ledger.tick(SECOND, &[]), 0), 280_000_000);
+    // 280 W of 65,532 J: half of it passes in 117 s.
+    set(30_000_000_000);
+    let after = ledger.tick(130 * SECOND, &[]);
+    assert_eq!((total(&after, 0), after.rejects[0].1), (280_000_000, Reject::Gap));
+}
+
+#[test]
+fn trap_02_nothing_is_counted_twice() {
+    let mut client = open(&fixture("client-psys")).unwrap();
+    assert_eq!(
+        shown(&client),
+        ["package of package 0", "core of package 0", "uncore of package 0", "psys of package all"]
+    );
+    assert_eq!(roots(&client), ["package of package 0"]);
+    let topology = Topology::read(&fixture("client-psys").join("sys"));
+    let snapshot = Ledger::new(&mut client, &topology).tick(SECOND, &[]);
+    assert_eq!(snapshot.accounts.len(), 1);
+
+    let twin = open(&fixture("mmio-twin")).unwrap();
+    assert_eq!(shown(&twin), ["package of package 0", "core of package 0"]);
+    assert!(twin.zones()[0].place.contains("intel-rapl:0"), "the registers are asked, not their twin");
+    assert!(twin.left_out()[0].contains("intel-rapl-mmio:0: the same joules"), "{:?}", twin.left_out());
+
+    // Memory stands beside its package, on each socket its own.
+    let server = open(&fixture("server-dram")).unwrap();
+    assert_eq!(
+        roots(&server),
+        ["package of package 0", "dram of package 0", "package of package 1", "dram of package 1"]
+    );
+}
+
+#[test]
+fn trap_03_psys_is_published_apart_and_nothing_is_divided_from_it() {
+    let mut source = open(&fixture("psys-between")).unwrap();
+    assert_eq!(shown(&source), ["package of package 0", "psys of package all", "package of package 1"]);
+    let topology = Topology::read(&fixture("psys-between").join("sys"));
+    let snapshot = Ledger::new(&mut source, &topology).tick(SECOND, &[(0, 1)]);
+    assert_eq!(snapshot.zones.len(), 3);
+    let accounts: Vec<_> = snapshot.accounts.iter().map(|account| account.id.zone).collect();
+    assert_eq!(accounts, [package(0), package(1)]);
+}
+
+#[test]
+fn trap_04_a_package_is_what_its_name_and_the_topology_say_not_its_number() {
+    let tree = copy_fixture("psys-between");
+    let mut source = open(tree.path()).unwrap();
+    let topology = Topology::read(&tree.path().join("sys"));
+    let mut ledger = Ledger::new(&mut source, &topology);
+    // intel-rapl:2 is package 1, and CPU 1 is on it.
+    fs::write(counter(tree.path(), "intel-rapl:2"), "2000400\n").unwrap();
+    let snapshot = ledger.tick(SECOND, &[(1, 5)]);
+    assert_eq!(snapshot.accounts[1].containers[0].1, Microjoules(400));
+    assert!(snapshot.accounts[0].containers.is_empty());
+}
+
+#[test]
+fn trap_04_each_die_is_a_domain_of_its_own() {
+    let tree = copy_fixture("multi-die");
+    let mut source = open(tree.path()).unwrap();
+    let topology = Topology::read(&tree.path().join("sys"));
+    let mut ledger = Ledger::new(&mut source, &topology);
+    fs::write(counter(tree.path(), "intel-rapl:2"), "3000900\n").unwrap();
+    // CPU 2 is on package 1, die 0.
+    let snapshot = ledger.tick(SECOND, &[(2, 5)]);
+    let account = snapshot.accounts.iter().find(|account| !account.containers.is_empty()).unwrap();
+    assert_eq!((account.id.zone.package_label(), account.containers[0].1), ("1-die-0".to_owned(), Microjoules(900)));
+}
+
+#[test]
+fn trap_05_the_counter_of_one_amd_core_is_not_all_cores() {
+    let source = open(&fixture("amd")).unwrap();
+    assert_eq!(shown(&source), ["package of package 0"]);
+    assert!(source.left_out()[0].contains("one core"), "{:?}", source.left_out());
+    // Nor is one counter two because an older kernel calls it two dies.
+    let old = open(&fixture("amd-die-names")).unwrap();
+    assert_eq!(shown(&old), ["package of package 0"]);
+}
+
+#[test]
+fn trap_05_where_the_kernel_counts_cores_they_are_summed() {
+    let sysfs = fixture("perf-amd-cores").join("sys");
+    let mut source = match Perf::open(&sysfs, &Topology::read(&sysfs)) {
+        Ok(source) => source,
+        Err(why) if why.reason == Reason::Denied => skip!("{why}"),
+        Err(why) => panic!("{why}"),
+    };
+    assert_eq!(shown(&source), ["package of package 0", "core of package 0"]);
+    let before = read(&mut source);
+    std::thread::sleep(std::time::Duration::from_millis(100));
+    let after = read(&mut source);
+    let grown = |zone: usize| after[zone].clone().unwrap() - before[zone].clone().unwrap();
+    let ratio = grown(1) as f64 / grown(0) as f64;
+    assert!((1.9..2.1).contains(&ratio), "two cores of one watt beside a package of one: {ratio}");
+}
+
+#[test]
+fn trap_06_joules_are_divided_by_the_measured_time_and_the_skew_is_published() {
+    let tree = copy_fixture("client-psys");
+    let mut source = open(tree.path()).unwrap();
+    let topology = Topology::read(&tree.path().join("sys"));
+    let mut ledger = Ledger::new(&mut source, &topology);
+    fs::write(counter(tree.path(), "intel-rapl:0"), "31000000\n").unwrap();
+    ledger.raw.cpu_ns += 700_000;
+    let snapshot = ledger.tick(3 * SECOND / 2, &[]);
+    assert_eq!(
+        snapshot.zones[0].watts,
+        Some(20.0),
+        "30 J in one and a half seconds, whatever the interval was meant to be"
+    );
+    assert_eq!(snapshot.skew_ns, 700_000);
+}
+
+#[test]
+fn trap_07_a_task_that_never_switches_is_charged_all_the_same() {
+    if let Some(reason) = no_ebpf() {
+        skip!("{reason}");
+    }
+    let _machine = support::machine();
+    let name = support::unique("spin");
+    let cgroup = xtask::cgroup::Cgroup::create(&xtask::cgroup::v2().unwrap(), &name).unwrap();
+    let probe = Probe::start(&["--energy.source=model"]);
+    let burner = xtask::program::Burner::start(0, &[&cgroup]).unwrap();
+    support::eventually(10.0, "it is known", || probe.fresh().cpu(&name) > 0.0);
+    support::sleep(1.0);
+    let usage = |dir: &Path| xtask::cgroup::usage_us(dir).unwrap() as f64 / 1e6;
+    let before = usage(&cgroup.dir);
+    let ours = probe.fresh().cpu(&name);
+    let after = usage(&cgroup.dir);
+    drop(burner);
+    assert!(ours >= 0.98 * before && ours <= after + 0.001, "{ours} s, kernel {before} to {after} s");
+}
+
+#[test]
+fn trap_08_and_09_what_ended_keeps_its_joules_and_an_id_that_comes_again_is_somebody_else() {
+    let tree = copy_fixture("client-psys");
+    let mut source = open(tree.path()).unwrap();
+    let topology = Topology::read(&tree.path().join("sys"));
+    let mut ledger = Ledger::new(&mut source, &topology);
+    let key = CgroupKey { id: 7, hierarchy: hierarchy::V2 };
+    let set = |joules: u64| {
+        fs::write(counter(tree.path(), "intel-rapl:0"), format!("{}\n", 1_000_000 + joules * 1_000_000)).unwrap();
+    };
+    set(10);
+    assert_eq!(ledger.tick(SECOND, &[(0, 500)]).accounts[0].containers[0].1, Microjoules(10_000_000));
+    // It ends; its cgroup's number is used again at once, from zero, by another container.
+    let other = Container { number: 1, name: "d".into(), id: "d".into(), image: String::new(), runtime: "docker" };
+    ledger.raw.news =
+        News { departed: vec![key], holders: vec![(key, Holder::Container(1))], shown: vec![other], ..News::default() };
+    if let Some(Ok(reading)) = &mut ledger.raw.cpu {
+        reading.rows[0].1[0] = 0;
+    }
+    set(15);
+    let snapshot = ledger.tick(SECOND, &[(0, 3)]);
+    let joules: Vec<_> = snapshot.accounts[0].containers.iter().map(|(who, uj)| (who.number, uj.0)).collect();
+    assert_eq!(joules, [(0, 10_000_000), (1, 5_000_000)]);
+    ledger.raw.news = News { ended: vec![0], ..News::default() };
+    set(16);
+    let snapshot = ledger.tick(SECOND, &[(0, 3)]);
+    assert_eq!(snapshot.accounts[0].retired, Microjoules(10_000_000));
+}
+
+#[test]
+fn trap_10_a_zone_that_vanishes_or_is_reset_never_falls() {
+    let tree = copy_fixture("client-psys");
+    let mut source = open(tree.path()).unwrap();
+    let topology = Topology::read(&tree.path().join("sys"));
+    let mut ledger = Ledger::new(&mut source, &topology);
+    let file = counter(tree.path(), "intel-rapl:0");
+    fs::write(&file, "51000000\n").unwrap();
+    assert_eq!(total(&ledger.tick(SECOND, &[]), 0), 50_000_000);
+    // The driver was loaded again: it counts from nothing. A wrap would mean 262 kJ in a second.
+    fs::write(&file, "1000\n").unwrap();
+    let reset = ledger.tick(SECOND, &[]);
+    assert_eq!((total(&reset, 0), reset.rejects[0].1), (50_000_000, Reject::Implausible));
+    fs::write(&file, "20001000\n").unwrap();
+    assert_eq!(total(&ledger.tick(SECOND, &[]), 0), 70_000_000, "and goes on from there");
+    fs::remove_file(&file).unwrap();
+    let gone = ledger.tick(SECOND, &[]);
+    assert_eq!((total(&gone, 0), gone.zones[0].watts), (70_000_000, None));
+}
+
+#[test]
+fn trap_11_a_spike_is_refused_and_counted() {
+    let tree = copy_fixture("server-dram");
+    let mut source = open(tree.path()).unwrap();
+    assert_eq!(source.zones()[0].ceiling, Ceiling::Limit(125_000_000));
+    let topology = Topology::read(&tree.path().join("sys"));
+    let mut ledger = Ledger::new(&mut source, &topology);
+    let file = counter(tree.path(), "intel-rapl:0");
+    // 9 kW of a processor of 125 W.
+    fs::write(&file, "9001000000\n").unwrap();
+    let spike = ledger.tick(SECOND, &[]);
+    assert_eq!((total(&spike, 0), &*spike.rejects), (0, &[(package(0), Reject::Implausible, 1)][..]));
+    fs::write(&file, "201000000\n").unwrap();
+    assert_eq!(total(&ledger.tick(SECOND, &[]), 0), 200_000_000, "what it used in both seconds is not lost");
+}
+
+/// Runs `job` on a thread without a single capability: root as a container has it.
+fn without_capabilities<T: Send>(job: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| {
+        scope
+            .spawn(|| {
+                caps::clear(None, caps::CapSet::Effective).unwrap();
+                job()
+            })
+            .join()
+            .unwrap()
+    })
+}
+
+fn forbid(path: &Path) {
+    fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o000)).unwrap();
+}
+
+#[test]
+fn trap_12_a_missing_permission_is_loud() {
+    let tree = copy_fixture("denied");
+    forbid(&counter(tree.path(), "intel-rapl:1"));
+    let partly = without_capabilities(|| open(tree.path()).unwrap());
+    let lacks = probe_user::energy::lacks(&partly).unwrap();
+    assert_eq!(lacks.reason, Reason::Denied);
+    assert!(lacks.detail.contains("package of package 1 is missing in every sum"), "{lacks}");
+    forbid(&counter(tree.path(), "intel-rapl:0"));
+    let why = without_capabilities(|| open(tree.path()).err().unwrap());
+    assert_eq!(why.reason, Reason::Denied);
+    assert!(why.detail.contains("root"), "{why}");
+}
+
+#[test]
+fn trap_12_a_counter_that_cannot_be_read_is_broken_and_the_page_says_so() {
+    let tree = fixture("einval");
+    let sysfs = format!("--path.sysfs={}", tree.join("sys").display());
+    let probe = Probe::start(&[&sysfs, "--energy.source=powercap"]);
+    let (state, detail) = probe.source("powercap");
+    // Without privileges the stand-in may not even be opened.
+    assert!(state == "broken" && detail.contains("Invalid argument") || state == "denied", "{state}: {detail}");
+    let page = probe.fresh();
+    assert_eq!(page.get("wattcast_source_up", &[("source", "powercap")]), 0.0);
+    assert_eq!(page.all("wattcast_energy_joules_total").count(), 0, "no success with no data");
+}
+
+#[test]
+fn trap_13_two_scrapers_at_1_hz_and_5_hz_change_no_number() {
+    let sysfs = fixture("perf-two-sockets").join("sys");
+    let probe = Probe::start(&[&format!("--path.sysfs={}", sysfs.display()), "--tick=500ms"]);
+    let pages = std::sync::Mutex::new(Vec::new());
+    let scrape = |times: u32, pause: f64| {
+        for _ in 0..times {
+            pages.lock().unwrap().push(probe.client.text("/metrics").unwrap());
+            support::sleep(pause);
+        }
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| scrape(5, 1.0));
+        scope.spawn(|| scrape(25, 0.2));
+    });
+    let (pages, first) = (pages.into_inner().unwrap(), probe.metrics());
+    assert_eq!(pages.len(), 30);
+    // A tick is known by its energy: all pages of one tick are the same to the byte, but for the probe's own process.
+    let own = |line: &&str| !line.contains("process_") && !line.starts_with('#');
+    let mut ticks = std::collections::BTreeMap::<String, Vec<String>>::new();
+    for page in &pages {
+        let joules = page.lines().find(|line| line.starts_with("wattcast_energy_joules_total")).unwrap();
+        let numbers: Vec<&str> = page.lines().filter(own).collect();
+        ticks.entry(joules.to_owned()).or_default().push(numbers.join("\n"));
+    }
+    for (tick, pages) in &ticks {
+        assert!(pages.windows(2).all(|pair| pair[0] == pair[1]), "{tick}");
+    }
+    // Thirty scrapes in five seconds, and as many ticks as without any.
+    assert!((6..=14).contains(&ticks.len()), "{} ticks", ticks.len());
+    assert_eq!(first.get("wattcast_ticks_missed_total", &[]), 0.0);
+}
+
+#[test]
+fn trap_15_a_guest_that_reads_zero_for_ever_has_no_counter() {
+    let source = open(&fixture("guest-zero")).unwrap();
+    let why = probe_user::energy::moving(Box::new(source)).err().unwrap();
+    assert_eq!(why.reason, Reason::Broken);
+    assert!(why.detail.contains("stands at 0") && why.detail.contains("hypervisor"), "{why}");
+}
+
+/// The names of the exporters that are replaced, on two sockets at once: neither overwrites the other, and both are right.
+#[test]
+fn the_old_names_are_right_for_two_sockets_at_once() {
+    let sysfs = fixture("perf-two-sockets").join("sys");
+    let probe = Probe::start(&[&format!("--path.sysfs={}", sysfs.display())]);
+    if probe.source("perf").0 == "denied" {
+        skip!("perf_event_open is not allowed here");
+    }
+    support::sleep(2.2);
+    let page = probe.fresh();
+    for package in ["0", "1"] {
+        let old = [("package", &*format!("package-{package}")), ("zone", &*format!("package_{package}"))];
+        let new = [("package", package), ("zone", "package"), ("source", "perf")];
+        let joules = page.get("rapl_energy_joules_total", &old);
+        assert_eq!(joules, page.get("wattcast_energy_joules_total", &new));
+        assert!(joules > 1.5, "one watt since the start: {joules} J");
+        let watts = page.get("rapl_power_watts", &old);
+        assert!((watts - 1.0).abs() < 0.02, "one watt: {watts}");
+    }
+    assert_eq!((page.get("rapl_zones_discovered", &[]), page.get("rapl_available", &[])), (2.0, 1.0));
+    page.assert_closed();
+}
