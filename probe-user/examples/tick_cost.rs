@@ -33,12 +33,10 @@ fn write(path: &Path, text: &str) {
 fn tree(dir: &Path, packages: usize) {
     for cpu in 0..packages {
         write(&dir.join(format!("devices/system/cpu/cpu{cpu}/topology/physical_package_id")), &cpu.to_string());
-        for (zone, name) in [(format!("intel-rapl:{cpu}"), format!("package-{cpu}"))] {
-            let zone = dir.join("class/powercap").join(zone);
-            write(&zone.join("name"), &name);
-            write(&zone.join("energy_uj"), "123456789");
-            write(&zone.join("max_energy_range_uj"), "262143328850");
-        }
+        let zone = dir.join(format!("class/powercap/intel-rapl:{cpu}"));
+        write(&zone.join("name"), &format!("package-{cpu}"));
+        write(&zone.join("energy_uj"), "123456789");
+        write(&zone.join("max_energy_range_uj"), "262143328850");
         let sensor = dir.join("class/hwmon/hwmon0");
         write(&sensor.join("name"), "amd_energy");
         write(&sensor.join(format!("energy{}_label", cpu + 1)), &format!("Esocket{cpu}"));

@@ -120,6 +120,9 @@ fn zone_reports(source: &mut dyn Source) -> Vec<Finding> {
             };
             let quirk = match zone.id.kind {
                 ZoneKind::Psys if zone.step_uj >= 1_000_000 => ", counts whole joules: too coarse for a second",
+                ZoneKind::Dram if zone.unit == energy::msr::FIXED_DRAM_UNIT => {
+                    ", counts 15.3 µJ whatever the unit register says (perf takes 15.26 µJ)"
+                }
                 _ => "",
             };
             let (state, detail) = match raw {

@@ -93,6 +93,12 @@ impl Unit {
     /// Counts that are microjoules already.
     pub const MICROJOULE: Self = Self { numerator: 1, denominator: 1 };
 
+    /// Tenths of a microjoule.
+    #[must_use]
+    pub const fn tenths(tenths: u64) -> Self {
+        Self { numerator: tenths, denominator: 10 }
+    }
+
     /// `numerator / denominator` microjoules, reduced; `None` for nothing, or for what does not fit.
     #[must_use]
     pub fn new(numerator: u128, denominator: u128) -> Option<Self> {

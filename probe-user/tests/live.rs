@@ -159,3 +159,26 @@ fn the_doctor_says_what_is_there_and_ends_with_what_it_is_worth() {
     assert_eq!((code, &report["measures"], &report["chosen"]), (Some(0), &true.into(), &"perf".into()));
     assert_eq!(perf["zones"].as_array().unwrap().len(), 2);
 }
+
+#[test]
+fn what_was_learnt_of_idle_power_outlives_the_probe() {
+    let sysfs = format!("--path.sysfs={}", fixture("perf-two-sockets").join("sys").display());
+    let dir = tempfile::tempdir().unwrap();
+    let state = format!("--state.dir={}", dir.path().join("state").display());
+    let probe = Probe::start(&[&sysfs, &state]);
+    if probe.source("perf").0 == "denied" || probe.source("cpu").0 != "usable" {
+        skip!("needs perf_event_open and eBPF");
+    }
+    sleep(2.5);
+    assert!(probe.program.stop().unwrap().success());
+    let file = dir.path().join("state/idle.json");
+    let text = std::fs::read_to_string(&file).unwrap();
+    assert!(text.contains("package of package 1"), "{text}");
+    let again = Probe::start(&[&sysfs, &state]);
+    assert!(again.program.log().contains("remembering what was learnt"), "{}", again.program.log());
+    drop(again);
+    std::fs::write(&file, "{").unwrap();
+    let torn = Probe::start(&[&sysfs, &state]);
+    assert!(torn.program.log().contains("--state.dir"), "{}", torn.program.log());
+    torn.fresh().assert_closed();
+}

@@ -42,6 +42,8 @@ const AMD_ZONES: [(ZoneKind, u64); 1] = [(ZoneKind::Package, 0xc001_029b)];
 /// Server models whose DRAM counts 15.3 µJ whatever the unit register says: HSX, BDX, BDX-DE, SKX/CLX/CPX, ICX, ICX-D, KNL, KNM
 /// (intel_rapl_common.c, rapl_defaults_hsw_server and its users). SPR and later use the register.
 const FIXED_DRAM: [u32; 8] = [0x3f, 0x4f, 0x56, 0x55, 0x6a, 0x6c, 0x57, 0x85];
+/// 15.3 µJ, as powercap and turbostat have it; perf takes 2^-16 J, 0.27 % less.
+pub const FIXED_DRAM_UNIT: Unit = Unit::tenths(153);
 /// Models whose psys counts whole joules: SPR, EMR (intel_rapl_common.c, psys_domain_energy_unit).
 const PSYS_JOULES: [u32; 2] = [0x8f, 0xcf];
 
@@ -143,8 +145,7 @@ impl Msr {
             }
             let quirk = processor.vendor == Vendor::Intel && processor.family == 6;
             let unit = match kind {
-                // 15.3 µJ, as powercap and turbostat have it; perf takes 2^-16 J, 0.27 % less.
-                ZoneKind::Dram if quirk && FIXED_DRAM.contains(&processor.model) => Unit::new(153, 10),
+                ZoneKind::Dram if quirk && FIXED_DRAM.contains(&processor.model) => Some(FIXED_DRAM_UNIT),
                 ZoneKind::Psys if quirk && PSYS_JOULES.contains(&processor.model) => Unit::joules_shifted(0),
                 _ => Unit::joules_shifted(exponent),
             };
