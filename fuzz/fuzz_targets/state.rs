@@ -5,7 +5,9 @@ use libfuzzer_sys::fuzz_target;
 use probe_user::{baselines, ledger::idle::Baseline};
 
 fuzz_target!(|bytes: &[u8]| {
-    for samples in baselines::parse(bytes, "").unwrap_or_default().values() {
-        let _ = Baseline::remember(samples).estimate();
+    for (_, zones) in baselines::parse(bytes).unwrap_or_default() {
+        for samples in zones.values() {
+            let _ = Baseline::remember(samples).estimate();
+        }
     }
 });

@@ -127,7 +127,7 @@ fn perf(zones: usize, dir: &Path) {
     let topology = Topology::read(dir);
     let mut sources: Vec<Perf> = Vec::new();
     while sources.iter().map(|source| source.zones().len()).sum::<usize>() < zones {
-        match Perf::open(dir, &topology) {
+        match Perf::open(dir, &topology, &Processor::read(dir)) {
             Ok(source) => sources.push(source),
             Err(why) => {
                 println!("# perf: {why}");

@@ -31,6 +31,9 @@ use crate::{
 /// than a millisecond. Longer than any update interval of the sources that we know.
 const STILL_NS: u64 = 5_000_000_000;
 
+/// Ticks in a row that a root may go without joules, or the joules without CPU time, before that is a state and not a slip.
+const PATIENCE: u32 = 5;
+
 /// Nanoseconds by package index, by who ran.
 type RanBy = BTreeMap<Holder, Vec<u64>>;
 
@@ -74,6 +77,8 @@ pub struct Accountant {
     last_energy_ns: Option<u64>,
     sequence: u64,
     trouble: Option<String>,
+    /// Ticks in a row without CPU time.
+    blind: u32,
     ran: HashSet<CgroupKey>,
 }
 
@@ -100,6 +105,7 @@ impl Accountant {
             last_energy_ns: None,
             sequence: 0,
             trouble: None,
+            blind: 0,
             ran: HashSet::new(),
             setup,
         }
@@ -251,8 +257,10 @@ impl Accountant {
         let (mut rows, mut deltas, mut given) = (Vec::new(), Vec::new(), Vec::new());
         self.trouble = None;
         let Some(origin) = self.setup.origin else { return (rows, deltas, given) };
-        // Joules without the CPU time that goes with them wait for it.
-        let waits = self.setup.cpu && !matches!(raw.cpu, Some(Ok(_)));
+        // Joules without the CPU time that goes with them wait for it, but not for ever: then nobody can be given them.
+        let blind = self.setup.cpu && !matches!(raw.cpu, Some(Ok(_)));
+        self.blind = if blind { self.blind.saturating_add(1) } else { 0 };
+        let waits = (1..=PATIENCE).contains(&self.blind);
         for index in 0..self.counters.len() {
             let Some(zone) = self.setup.zones.get(index) else { continue };
             let (zone_id, step_uj, place) = (zone.id, zone.step_uj, zone.place.clone());
@@ -323,6 +331,10 @@ impl Accountant {
                     }
                     root.ticks = root.ticks.saturating_add(1);
                     root.baseline.interrupt();
+                    if root.ticks > PATIENCE && !waits {
+                        let what = "readings that cannot be believed";
+                        self.trouble.get_or_insert_with(|| format!("{place}: {} {what} in a row", root.ticks));
+                    }
                 }
                 Step::Start | Step::Rebased(_) => {
                     (root.pending, root.ticks) = (BTreeMap::new(), 0);
@@ -381,6 +393,7 @@ impl Accountant {
             length_ns,
             peak_uw: power_uw.max(root.power_uw),
             step_uj,
+            update_ns: self.setup.zones[index].update_ns,
             skew_ns: raw.cpu_ns.saturating_sub(raw.began_ns).saturating_add(self.setup.lag_ns),
             idle_off_uw,
             cpus: self.cpus(id),

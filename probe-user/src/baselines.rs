@@ -21,10 +21,15 @@ const VERSION: u32 = 1;
 #[derive(Debug, Serialize, Deserialize)]
 struct Content {
     version: u32,
-    machine: String,
-    /// Load and watts, by zone.
-    zones: BTreeMap<String, Vec<Sample>>,
+    /// Load and watts, by machine and zone; the machine that was saved last is the last.
+    machines: Vec<(String, Zones)>,
 }
+
+/// Load and watts, by zone.
+pub type Zones = BTreeMap<String, Vec<Sample>>;
+
+/// Machines that are remembered beside this one: other sources, other trees. One short run of another must not wipe this one.
+const OTHERS: usize = 7;
 
 /// Where it is, and whose it must be.
 #[derive(Clone, Debug)]
@@ -59,15 +64,24 @@ impl StateFile {
         Self { path: dir.join(FILE), machine }
     }
 
-    /// What an earlier life learnt; empty when there was none, or it was of another machine.
+    /// What an earlier life learnt; empty when there was none on this machine.
     ///
     /// # Errors
     /// When there is a file and it cannot be read.
-    pub fn load(&self) -> Result<BTreeMap<String, Vec<Sample>>, StateError> {
+    pub fn load(&self) -> Result<Zones, StateError> {
+        let machines = self.read()?;
+        Ok(machines
+            .into_iter()
+            .find(|(machine, _)| *machine == self.machine)
+            .map(|(_, zones)| zones)
+            .unwrap_or_default())
+    }
+
+    fn read(&self) -> Result<Vec<(String, Zones)>, StateError> {
         let failed = |what: String| StateError { path: self.path.clone(), what };
         let file = match File::open(&self.path) {
             Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             Err(error) => return Err(failed(error.to_string())),
         };
         let mut text = Vec::new();
@@ -75,22 +89,27 @@ impl StateFile {
         if u64::try_from(read).is_ok_and(|read| read > MAX_FILE) {
             return Err(failed("too large to be ours".to_owned()));
         }
-        parse(&text, &self.machine).map_err(failed)
+        parse(&text).map_err(failed)
     }
 
-    /// Writes it, whole or not at all.
+    /// Writes it, whole or not at all. What other machines learnt stays.
     ///
     /// # Errors
     /// When it cannot be written.
-    pub fn save(&self, zones: &BTreeMap<String, Vec<Sample>>) -> Result<(), StateError> {
+    pub fn save(&self, zones: &Zones) -> Result<(), StateError> {
         if zones.is_empty() {
             return Ok(());
         }
-        let content = Content { version: VERSION, machine: self.machine.clone(), zones: zones.clone() };
+        // A file that cannot be read has nothing to keep.
+        let mut machines = self.read().unwrap_or_default();
+        machines.retain(|(machine, _)| *machine != self.machine);
+        let surplus = machines.len().saturating_sub(OTHERS);
+        machines.drain(..surplus);
+        machines.push((self.machine.clone(), zones.clone()));
         let write = || -> io::Result<()> {
             let draft = self.path.with_extension("new");
             let mut file = File::create(&draft)?;
-            file.write_all(&serde_json::to_vec(&content)?)?;
+            file.write_all(&serde_json::to_vec(&Content { version: VERSION, machines })?)?;
             file.sync_all()?;
             fs::rename(&draft, &self.path)
         };
@@ -98,16 +117,16 @@ impl StateFile {
     }
 }
 
-/// The samples in a file's bytes, if they are of this machine.
+/// The samples in a file's bytes, by machine.
 ///
 /// # Errors
 /// What is wrong with it.
-pub fn parse(text: &[u8], machine: &str) -> Result<BTreeMap<String, Vec<Sample>>, String> {
+pub fn parse(text: &[u8]) -> Result<Vec<(String, Zones)>, String> {
     let content: Content = serde_json::from_slice(text).map_err(|error| format!("not a state file ({error})"))?;
     if content.version != VERSION {
         return Err(format!("version {}, and this is {VERSION}", content.version));
     }
-    Ok(if content.machine == machine { content.zones } else { BTreeMap::new() })
+    Ok(content.machines)
 }
 
 #[cfg(test)]
@@ -127,6 +146,12 @@ mod tests {
         here.save(&zones).unwrap();
         assert_eq!(here.load().unwrap(), zones);
         assert!(file(dir.path(), "elsewhere").load().unwrap().is_empty());
+        for other in 0..20 {
+            file(dir.path(), &format!("elsewhere {other}")).save(&zones).unwrap();
+            here.save(&zones).unwrap();
+        }
+        assert_eq!(here.load().unwrap(), zones, "others do not wipe what was learnt here");
+        assert_eq!(here.read().unwrap().len(), OTHERS + 1);
         here.save(&BTreeMap::new()).unwrap();
         assert_eq!(here.load().unwrap(), zones, "nothing learnt does not wipe what was");
     }
@@ -134,7 +159,7 @@ mod tests {
     #[test]
     fn a_torn_file_is_said_and_nothing_is_believed() {
         let dir = tempfile::tempdir().unwrap();
-        for text in ["", "{", "[1]", r#"{"version":2,"machine":"here","zones":{}}"#] {
+        for text in ["", "{", "[1]", r#"{"version":2,"machines":[]}"#] {
             fs::write(dir.path().join(FILE), text).unwrap();
             let error = file(dir.path(), "here").load().unwrap_err().to_string();
             assert!(error.contains("--state.dir"), "{error}");

@@ -85,6 +85,19 @@ impl Config {
         !self.no_compat_metrics
     }
 
+    /// What no single flag shows to be wrong.
+    ///
+    /// # Errors
+    /// A line that says what does not fit.
+    pub fn check(&self) -> Result<(), String> {
+        match self.energy.line() {
+            Some(line) if line.idle_uw > line.busy_uw => {
+                Err("--energy.model.idle-watts is above --energy.model.busy-watts: load never saves power".to_owned())
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Whose the idle energy is.
     #[must_use]
     pub fn idle_policy(&self) -> IdlePolicy {
@@ -313,6 +326,15 @@ mod tests {
         assert_eq!(config.energy.line(), None);
         let on = &config.collectors;
         assert!(on.energy() && on.cpu() && on.docker() && !on.wants_docker());
+    }
+
+    #[test]
+    fn watts_that_fall_with_load_are_refused() {
+        let watts = |idle: &str, busy: &str| {
+            parse(&[&format!("--energy.model.idle-watts={idle}"), &format!("--energy.model.busy-watts={busy}")])
+        };
+        assert!(watts("1", "4").unwrap().check().is_ok());
+        assert!(watts("4", "1").unwrap().check().unwrap_err().contains("busy-watts"));
     }
 
     #[test]

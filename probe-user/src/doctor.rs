@@ -71,7 +71,8 @@ pub fn examine(config: &Config) -> Report {
     let places = config.paths.places();
     let (topology, processor) = (Topology::read(&places.sysfs), Processor::read(&places.procfs));
     let mut sources = Vec::new();
-    let mut chosen = None;
+    // As the probe chooses: the first that lacks nothing, else the first that gives anything, else the model.
+    let (mut whole, mut partial, mut measures) = (None, None, false);
     for origin in [Origin::Perf, Origin::Powercap, Origin::Msr, Origin::Hwmon, Origin::Model] {
         let opened = energy::open(origin, config.energy.line(), &places, &topology);
         let (mut zones, mut left_out) = (Vec::new(), Vec::new());
@@ -79,25 +80,30 @@ pub fn examine(config: &Config) -> Report {
             (zones, left_out) = (zone_reports(&mut *source), source.left_out().to_vec());
             energy::moving(source)
         });
+        if let Ok(source) = &outcome {
+            measures |= origin.is_measured() && !source.simulated();
+            // The registers are never chosen by themselves.
+            if origin != Origin::Msr {
+                let place = if energy::lacks(&**source).is_some() { &mut partial } else { &mut whole };
+                place.get_or_insert(origin);
+            }
+        }
         let outcome = outcome.and_then(|source| match energy::lacks(&*source) {
             Some(lacks) => Err(lacks),
             None => Ok(energy::state(&*source).detail),
         });
-        // The registers are never chosen by themselves.
-        if outcome.is_ok() && origin != Origin::Msr {
-            chosen.get_or_insert(origin);
-        }
         let remedy = outcome.as_ref().err().map(|why| remedy(origin, why));
         sources.push(SourceReport { finding: Finding::of(origin.as_str(), &outcome), zones, left_out, remedy });
     }
-    let usable =
-        |source: &SourceReport| source.finding.state == "usable" && source.finding.name != Origin::Model.as_str();
     Report {
         machine: machine(&topology, &processor),
-        measures: sources.iter().any(usable),
+        measures,
         sources,
         parts: parts(config),
-        chosen: chosen.map(Origin::as_str),
+        chosen: match (whole, partial) {
+            (Some(Origin::Model) | None, Some(partial)) => Some(partial.as_str()),
+            (whole, _) => whole.map(Origin::as_str),
+        },
     }
 }
 
@@ -119,7 +125,9 @@ fn zone_reports(source: &mut dyn Source) -> Vec<Finding> {
                 Ceiling::Learned(_) | Ceiling::None => String::new(),
             };
             let quirk = match zone.id.kind {
-                ZoneKind::Psys if zone.step_uj >= 1_000_000 => ", counts whole joules: too coarse for a second",
+                ZoneKind::Psys if zone.step_uj >= 1_000_000 && source.origin() != Origin::Hwmon => {
+                    ", counts whole joules: too coarse for a second"
+                }
                 ZoneKind::Dram if zone.unit == energy::msr::FIXED_DRAM_UNIT => {
                     ", counts 15.3 µJ whatever the unit register says (perf takes 15.26 µJ)"
                 }

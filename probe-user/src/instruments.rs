@@ -32,6 +32,8 @@ pub struct Instruments {
     raw: RawTick,
     readings: Vec<std::io::Result<u64>>,
     spare: Reading,
+    /// What ran up to the last tick on CPUs that the topology does not know.
+    strangers_ns: u64,
     departed: Vec<CgroupKey>,
     /// What the accountant was told, so that it is told only what is new.
     told: Told,
@@ -68,6 +70,7 @@ impl Instruments {
             raw: RawTick::default(),
             readings: Vec::new(),
             spare: Reading::default(),
+            strangers_ns: 0,
             departed: Vec::new(),
             told: Told::default(),
         }
@@ -148,18 +151,20 @@ impl Instruments {
     /// Makes every cgroup of the reading known, and notes what is new.
     fn observe(&mut self, now: Instant, collectors: &mut Vec<CollectorRow>) {
         let Some(Ok(reading)) = &self.raw.cpu else { return };
-        let known = self.topology.cpus(false).map(|(cpu, _)| cpu).max().unwrap_or(0);
-        // A CPU beyond the topology that has run came online since.
-        let stranger = |cpu: usize| cpu > known || self.topology.domain(cpu, false).is_none();
-        let strangers: Vec<usize> = (0..reading.overflow_ns.len()).filter(|cpu| stranger(*cpu)).collect();
-        if !strangers.is_empty()
-            && reading.rows.iter().any(|(_, ns)| strangers.iter().any(|cpu| ns.get(*cpu).is_some_and(|ns| *ns > 0)))
-        {
-            let again = Topology::read(&self.sysfs);
-            if again != self.topology {
-                self.topology = again;
-                self.raw.news.places = Some(places(&self.topology, &self.packages));
+        // What runs on a CPU that the topology does not know came online since. One that has gone again runs nothing.
+        let strangers: Vec<usize> =
+            (0..reading.overflow_ns.len()).filter(|cpu| self.topology.domain(*cpu, false).is_none()).collect();
+        if !strangers.is_empty() {
+            let ns = |row: &[u64]| strangers.iter().filter_map(|cpu| row.get(*cpu)).sum::<u64>();
+            let ran = reading.rows.iter().map(|(_, row)| ns(row)).sum::<u64>();
+            if ran > self.strangers_ns {
+                let again = Topology::read(&self.sysfs);
+                if again != self.topology {
+                    self.topology = again;
+                    self.raw.news.places = Some(places(&self.topology, &self.packages));
+                }
             }
+            self.strangers_ns = ran;
         }
 
         let Some(directory) = &mut self.directory else { return };

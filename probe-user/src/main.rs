@@ -15,7 +15,6 @@ use probe_user::{
     accountant::Accountant,
     config::{Config, Job},
     doctor,
-    feed::Feed,
     ledger::IdlePolicy,
     pages, privileges,
     recording::{Reader, Writer},
@@ -35,6 +34,10 @@ fn main() -> ExitCode {
         Err(code) => return code,
     };
     program::log(config.log_level());
+    if let Err(why) = config.check() {
+        eprintln!("error: {why}");
+        return ExitCode::from(program::EX_USAGE);
+    }
     let outcome = match config.job() {
         None => serve(&config),
         Some(Job::Record { file, time }) => record(&config, file, *time),
@@ -86,15 +89,12 @@ fn serve(config: &Config) -> Result<()> {
 
 /// Opens everything, drops the privileges, and says how the sources stand.
 fn open(config: &Config) -> Result<Parts> {
-    let mut parts = start::open(config)?;
-    let cpu = match &mut parts.feed {
-        Feed::Live(instruments) => instruments.cpu(),
-        Feed::Replay(_) => None,
-    };
-    let kept = privileges::drop_all(cpu).context("cannot drop the privileges of the start")?;
+    let mut opened = start::open(config)?;
+    let kept = privileges::drop_all(opened.cpu()).context("cannot drop the privileges of the start")?;
     for (capability, reason) in kept {
         info!("keeping {capability}: {reason}");
     }
+    let parts = opened.start();
     give_back_memory();
     say(&parts.sources);
     Ok(parts)

@@ -5,9 +5,10 @@
 //! the same lines is read too.
 
 use std::{
-    collections::BTreeMap,
-    fs::File,
+    collections::{BTreeMap, BTreeSet},
+    fs::{File, Permissions},
     io::{self, BufRead, BufReader, BufWriter, Read, Write},
+    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
 };
 
@@ -26,8 +27,12 @@ const FORMAT: &str = "wattcast-recording";
 const VERSION: u32 = 1;
 /// Longest line: a tick of 4096 cgroups that all ran on 64 CPUs has under 8 MB.
 const MAX_LINE: u64 = 32 << 20;
-/// Most counters, packages and containers that are believed.
+/// Most counters and packages of a machine.
+const MAX_ZONES: usize = 1024;
+/// Most cgroups, and containers, that are believed to live at once.
 const MAX_ITEMS: usize = 65_536;
+/// Most figures of CPU time, by cgroup and CPU, that are held at once.
+const MAX_FIGURES: usize = 4 << 20;
 /// Longest text in a line that becomes a label.
 const MAX_TEXT: usize = 1024;
 /// Ticks between two points up to which a torn file can be read.
@@ -116,7 +121,12 @@ impl Writer {
     /// When it cannot be written.
     pub fn create(path: &Path, setup: &Setup) -> Result<Self, RecordingError> {
         let failed = |error| RecordingError::Io { path: path.to_owned(), error };
-        let file = File::create(path).map_err(failed)?;
+        // Written as root, often to where others may write: a link there must not choose another file. And who ran when, at a
+        // tenth of a second, is nobody else's business.
+        let mut options = File::options();
+        options.write(true).create(true).truncate(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+        let file = options.open(path).map_err(failed)?;
+        file.set_permissions(Permissions::from_mode(0o600)).map_err(failed)?;
         let out = GzEncoder::new(BufWriter::new(file), Compression::default());
         let mut this = Self { path: path.to_owned(), out, last: BTreeMap::new(), ticks: 0 };
         let header = Header {
@@ -205,7 +215,8 @@ impl Writer {
     }
 }
 
-/// A recording that is being read. Its ticks come out as they went in, and its origin is [`Origin::Replay`].
+/// A recording that is being read. Its ticks come out as they went in. Its origin is [`Origin::Replay`], but what was modelled
+/// when it was recorded is modelled still.
 pub struct Reader<R = Box<dyn Read + Send>> {
     path: PathBuf,
     lines: BufReader<R>,
@@ -214,7 +225,10 @@ pub struct Reader<R = Box<dyn Read + Send>> {
     probe: String,
     origin: Option<Origin>,
     totals: BTreeMap<CgroupKey, Vec<u64>>,
+    figures: usize,
     cpus: usize,
+    known: BTreeSet<CgroupKey>,
+    containers: BTreeSet<u32>,
     last_energy_ns: Option<u64>,
 }
 
@@ -256,7 +270,10 @@ impl<R: Read> Reader<R> {
             probe: String::new(),
             origin: None,
             totals: BTreeMap::new(),
+            figures: 0,
             cpus: 0,
+            known: BTreeSet::new(),
+            containers: BTreeSet::new(),
             last_energy_ns: None,
         };
         let Some(first) = this.next_line()? else { return Err(this.wrong("the file is empty")) };
@@ -272,11 +289,12 @@ impl<R: Read> Reader<R> {
         this.cpus = header.setup.places.len();
         this.origin = header.setup.origin;
         this.probe = header.probe.chars().take(80).collect();
-        this.setup = Setup { origin: header.setup.origin.map(|_| Origin::Replay), ..header.setup };
+        let origin = header.setup.origin.map(|origin| if origin == Origin::Model { origin } else { Origin::Replay });
+        this.setup = Setup { origin, ..header.setup };
         Ok(this)
     }
 
-    /// What holds for every tick. Its origin is [`Origin::Replay`].
+    /// What holds for every tick.
     #[must_use]
     pub fn setup(&self) -> &Setup {
         &self.setup
@@ -338,26 +356,45 @@ impl<R: Read> Reader<R> {
             self.cpus = self.cpus.max(places.len());
         }
         for key in &line.news.departed {
-            self.totals.remove(key);
+            self.figures -= self.totals.remove(key).map_or(0, |totals| totals.len());
+            self.known.remove(key);
+        }
+        self.known.extend(line.news.holders.iter().map(|(key, _)| *key));
+        self.containers.extend(line.news.shown.iter().map(|shown| shown.number));
+        if line.news.reserved.iter().any(|(number, _)| !self.containers.contains(number)) {
+            return Err("a reservation of nobody".to_owned());
+        }
+        if self.known.len() > MAX_ITEMS || self.containers.len() > MAX_ITEMS {
+            return Err("more cgroups or containers than a machine has".to_owned());
+        }
+        for number in &line.news.ended {
+            self.containers.remove(number);
         }
         let cpu = match (line.ran, line.failed) {
             (_, Some(error)) => Some(Err(error)),
             (None, None) => None,
             (Some(ran), None) => {
                 for (key, grown) in ran {
+                    if self.totals.len() >= MAX_ITEMS {
+                        return Err("more cgroups than a kernel counts".to_owned());
+                    }
                     let totals = self.totals.entry(key).or_default();
                     for (cpu, ns) in grown {
-                        if cpu >= MAX_CPUS {
-                            return Err(format!("a CPU number of {cpu}"));
+                        if cpu >= self.cpus {
+                            return Err(format!("CPU {cpu} of a machine of {}", self.cpus));
                         }
                         if totals.len() <= cpu {
+                            self.figures += cpu + 1 - totals.len();
                             totals.resize(cpu + 1, 0);
+                        }
+                        if self.figures > MAX_FIGURES {
+                            return Err("more CPU time than a kernel counts".to_owned());
                         }
                         totals[cpu] = totals[cpu].checked_add(ns).ok_or("more CPU time than there is")?;
                     }
                 }
-                if self.totals.len() > MAX_ITEMS || line.overflow.len() > MAX_CPUS {
-                    return Err("more cgroups or CPUs than a kernel has".to_owned());
+                if line.overflow.len() > MAX_CPUS {
+                    return Err("more CPUs than a kernel has".to_owned());
                 }
                 let rows = self.totals.iter().map(|(key, totals)| (*key, totals.clone())).collect();
                 Some(Ok(Reading { rows, overflow_ns: line.overflow, missed: line.missed }))
@@ -382,7 +419,7 @@ impl<R: Read> Reader<R> {
 
 /// What a setup must be for the arithmetic to hold.
 fn sound(setup: &Setup) -> Result<(), String> {
-    if setup.zones.len() > MAX_ITEMS || setup.packages.len() > MAX_ITEMS || setup.packages.is_empty() {
+    if setup.zones.len() > MAX_ZONES || setup.packages.len() > MAX_ZONES || setup.packages.is_empty() {
         return Err("more counters or packages than a machine has, or no package".to_owned());
     }
     if setup.idle_uw.len() != setup.zones.len() {
@@ -499,6 +536,50 @@ mod tests {
         let mut plain = Vec::new();
         MultiGzDecoder::new(File::open(&path).unwrap()).read_to_end(&mut plain).unwrap();
         assert_eq!(read(Reader::start(&path, &*plain).unwrap()), expected);
+    }
+
+    #[test]
+    fn what_was_modelled_is_modelled_still() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.rec");
+        let modelled = Setup { origin: Some(Origin::Model), idle_uw: vec![Some(1)], ..setup() };
+        Writer::create(&path, &modelled).unwrap().finish().unwrap();
+        assert_eq!(Reader::open(&path).unwrap().setup().origin, Some(Origin::Model));
+    }
+
+    #[test]
+    fn it_is_its_owners_alone_and_no_link_leads_elsewhere() {
+        let dir = tempfile::tempdir().unwrap();
+        let (precious, link) = (dir.path().join("precious"), dir.path().join("a.rec"));
+        std::fs::write(&precious, "precious").unwrap();
+        std::os::unix::fs::symlink(&precious, &link).unwrap();
+        assert!(Writer::create(&link, &setup()).is_err());
+        assert_eq!(std::fs::read_to_string(&precious).unwrap(), "precious");
+        let path = dir.path().join("b.rec");
+        Writer::create(&path, &setup()).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_small_file_cannot_ask_for_much_memory() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.rec");
+        record(&path);
+        let mut plain = String::new();
+        MultiGzDecoder::new(File::open(&path).unwrap()).read_to_string(&mut plain).unwrap();
+        let header = plain.lines().next().unwrap();
+        let tick = |ran: &str| {
+            format!("{header}\n{{\"unix\":0,\"began\":0,\"energy\":0,\"cpu\":0,\"zones\":[0],\"ran\":[{ran}]}}\n")
+        };
+        let ran = |id: usize, cpu: usize| format!("[{{\"id\":{id},\"hierarchy\":0}},[[{cpu},1]]]");
+        let read = |text: &str| {
+            let mut reader = Reader::start(&path, text.as_bytes()).unwrap();
+            reader.next_tick().map(|tick| tick.is_some()).map_err(|error| error.to_string())
+        };
+        assert_eq!(read(&tick(&ran(1, 1))), Ok(true));
+        assert!(read(&tick(&ran(1, 8000))).unwrap_err().contains("CPU 8000 of a machine of 2"));
+        let many: Vec<String> = (0..=MAX_ITEMS).map(|id| ran(id, 1)).collect();
+        assert!(read(&tick(&many.join(","))).unwrap_err().contains("more cgroups"));
     }
 
     #[test]

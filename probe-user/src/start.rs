@@ -30,17 +30,18 @@ const STATE_DIR: &str = "/var/lib/wattcast";
 ///
 /// # Errors
 /// When a recording that was asked for cannot be read.
-pub fn open(config: &Config) -> Result<Parts> {
+pub fn open(config: &Config) -> Result<Opened> {
     if config.energy.source == Choice::Replay {
         return replay(config);
     }
     let (instruments, mut sources) = instruments(config);
     let setup = instruments.setup();
-    let distribution = config.energy.distribution.and_then(|hertz| {
-        let outcome = distribution(instruments.source(), hertz);
-        let state = outcome.as_ref().map(|_| ()).map_err(Clone::clone);
-        sources.push(SourceState { source: "power", state, detail: format!("{hertz} Hz"), wanted: true });
-        outcome.ok()
+    let distribution = config.energy.distribution.and_then(|hertz| match apart(instruments.source()) {
+        Ok(source) => Some((source, hertz)),
+        Err(why) => {
+            sources.push(SourceState { source: "power", state: Err(why), detail: String::new(), wanted: true });
+            None
+        }
     });
     let state = state_file(config, &setup);
     let mut accountant = accountant(config, setup);
@@ -54,14 +55,49 @@ pub fn open(config: &Config) -> Result<Parts> {
             Err(error) => warn!("{error}"),
         }
     }
-    Ok(Parts { tick: config.tick, feed: Feed::Live(Box::new(instruments)), accountant, distribution, state, sources })
+    let feed = Feed::Live(Box::new(instruments));
+    Ok(Opened {
+        parts: Parts { tick: config.tick, feed, accountant, distribution: None, state, sources },
+        distribution,
+    })
+}
+
+/// What was opened, and what is to be started when the privileges are gone: a thread keeps what it was born with.
+pub struct Opened {
+    parts: Parts,
+    distribution: Option<(Box<dyn Source>, u32)>,
+}
+
+impl Opened {
+    /// The kernel side, to try what it may do without privileges.
+    pub fn cpu(&mut self) -> Option<&mut Switch> {
+        match &mut self.parts.feed {
+            Feed::Live(instruments) => instruments.cpu(),
+            Feed::Replay(_) => None,
+        }
+    }
+
+    /// Starts what runs beside the sampler. Only after the privileges are gone.
+    #[must_use]
+    pub fn start(self) -> Parts {
+        let Self { mut parts, distribution } = self;
+        if let Some((source, hertz)) = distribution {
+            let started = Distribution::start(source, hertz);
+            let state = started.as_ref().map(|_| ()).map_err(|error| {
+                Unavailable::new(Reason::Broken, format!("no thread for the distribution of power: {error}"))
+            });
+            parts.sources.push(SourceState { source: "power", state, detail: format!("{hertz} Hz"), wanted: true });
+            parts.distribution = started.ok();
+        }
+        parts
+    }
 }
 
 fn accountant(config: &Config, setup: Setup) -> Accountant {
     Accountant::new(setup, config.energy.idle_policy, config.limits.window_bytes)
 }
 
-fn replay(config: &Config) -> Result<Parts> {
+fn replay(config: &Config) -> Result<Opened> {
     let path = config.energy.replay.as_deref();
     let path = path.context("--energy.source=replay plays a recording: name it with --replay.file=FILE")?;
     let reader = Reader::open(path)?;
@@ -74,7 +110,8 @@ fn replay(config: &Config) -> Result<Parts> {
     let sources = vec![SourceState { source: "replay", state: Ok(()), detail, wanted: true }];
     let accountant = accountant(config, reader.setup().clone());
     let feed = Feed::Replay(Box::new(Replay::new(reader)));
-    Ok(Parts { tick: config.tick, feed, accountant, distribution: None, state: None, sources })
+    let parts = Parts { tick: config.tick, feed, accountant, distribution: None, state: None, sources };
+    Ok(Opened { parts, distribution: None })
 }
 
 /// Opens what touches the machine, and says how each source stands.
@@ -147,19 +184,18 @@ fn directory(config: &Config, sources: &mut Vec<SourceState>) -> Option<Director
     let limits = Limits {
         containers: config.limits.containers,
         retain: config.limits.retain,
-        reservations: config.energy.idle_policy == IdlePolicy::Reserved,
+        // A recording may be accounted under any policy.
+        reservations: config.energy.idle_policy == IdlePolicy::Reserved || config.job().is_some(),
     };
     Some(Directory::new(trees, names, limits))
 }
 
-fn distribution(source: Option<&dyn Source>, hertz: u32) -> Result<Distribution, Unavailable> {
+fn apart(source: Option<&dyn Source>) -> Result<Box<dyn Source>, Unavailable> {
     let nothing = |what: &str| Unavailable::new(Reason::Absent, format!("{what}: no distribution of power"));
     let source = source.ok_or_else(|| nothing("nothing measures energy"))?;
-    let again = source
-        .duplicate()
-        .ok_or_else(|| nothing(&format!("{} has nothing to show between two ticks", source.origin().as_str())))?;
-    Distribution::start(again, hertz)
-        .map_err(|error| Unavailable::new(Reason::Broken, format!("no thread for the distribution of power: {error}")))
+    source
+        .packages()
+        .ok_or_else(|| nothing(&format!("{} has nothing to show between two ticks", source.origin().as_str())))
 }
 
 /// The state file, where there is a place for it. A model learns nothing, and a tree of files is no machine.

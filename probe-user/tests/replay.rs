@@ -48,7 +48,7 @@ fn three_to_one(path: &Path) {
         ..Zone::microjoules(package(number), Range::Wraps(1 << 26), format!("simulated package {number}"))
     };
     let setup = Setup {
-        origin: Some(Origin::Msr),
+        origin: Some(Origin::Powercap),
         zones: vec![zone(0), zone(1)],
         idle_uw: vec![None, None],
         packages: vec![PackageId::whole(0), PackageId::whole(1)],

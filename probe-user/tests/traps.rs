@@ -240,8 +240,9 @@ fn trap_05_the_counter_of_one_amd_core_is_not_all_cores() {
 
 #[test]
 fn trap_05_where_the_kernel_counts_cores_they_are_summed() {
-    let sysfs = fixture("perf-amd-cores").join("sys");
-    let mut source = match Perf::open(&sysfs, &Topology::read(&sysfs)) {
+    let tree = fixture("perf-amd-cores");
+    let sysfs = tree.join("sys");
+    let mut source = match Perf::open(&sysfs, &Topology::read(&sysfs), &Processor::read(&tree.join("proc"))) {
         Ok(source) => source,
         Err(why) if why.reason == Reason::Denied => skip!("{why}"),
         Err(why) => panic!("{why}"),

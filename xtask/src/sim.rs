@@ -1,6 +1,6 @@
 //! `cargo xtask sim-rapl DIR`: a powercap tree whose energy follows this machine's real load, for machines without RAPL.
 //!
-//! What it writes is a simulation, and the probe cannot know: never publish a number from it.
+//! What it writes is a simulation: a file in the tree marks it, and the probe says so. Never publish a number from it.
 
 use std::{
     fs::{self, File},
@@ -135,6 +135,8 @@ impl Simulator {
                 None => packages.push((package, vec![*cpu])),
             }
         }
+        // The probe reads this as any other tree, and says by this file that nothing in it was measured.
+        write(&sysfs.join("class/powercap/simulated-by-wattcast"), "cargo xtask sim-rapl")?;
         let range_nj = nano(spec.range);
         let mut running = Vec::new();
         for (at, (package, cpus)) in packages.into_iter().enumerate() {

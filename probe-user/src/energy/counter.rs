@@ -63,8 +63,11 @@ struct Point {
 /// A counter's update may fall on either side of a reading: RAPL updates every 0.976 ms (Intel SDM 14.10.3). So much
 /// longer than `dt` is the time that a difference may stand for.
 const JITTER_NS: u64 = 2_000_000;
-/// Without any idea of the power, a gap of this length may hide a wrap: a 32-bit counter of 15.3 µJ at 1 kW.
-const BLIND_GAP_NS: u64 = 30_000_000_000;
+/// Without any idea of the power, a gap of this length may hide a wrap: half of a 32-bit counter of 15.3 µJ at 1 kW. Longer
+/// than the longest tick.
+const BLIND_GAP_NS: u64 = 32_000_000_000;
+/// So many readings in a row that the limit rules out say that the limit is wrong: it was raised since it was read.
+const STUBBORN: u32 = 10;
 
 /// One counter and what it has counted since the start.
 #[derive(Clone, Debug)]
@@ -72,8 +75,11 @@ pub struct Counter {
     range: Range,
     unit: Unit,
     ceiling: Ceiling,
+    /// What is believed where the limit turns out to be none.
+    unlimited: Ceiling,
     last: Option<Point>,
     doubted: Option<Point>,
+    doubts: u32,
     peak: Peak,
     counts: u64,
     total: Microjoules,
@@ -87,8 +93,10 @@ impl Counter {
             range: zone.range,
             unit: zone.unit,
             ceiling: zone.ceiling,
+            unlimited: Ceiling::learned(zone.id.kind),
             last: None,
             doubted: None,
+            doubts: 0,
             peak: Peak::default(),
             counts: 0,
             total: Microjoules::ZERO,
@@ -126,7 +134,15 @@ impl Counter {
                 Some((doubted, Ok(counts))) => self.accept(doubted, now, counts),
                 _ => {
                     self.doubted = Some(now);
-                    Step::Doubted(Reject::Implausible)
+                    self.doubts += 1;
+                    if self.doubts < STUBBORN || !matches!(self.ceiling, Ceiling::Limit(_)) {
+                        return Step::Doubted(Reject::Implausible);
+                    }
+                    self.ceiling = self.unlimited;
+                    match self.between(last, now) {
+                        Ok(counts) => self.accept(last, now, counts),
+                        Err(reason) => Step::Doubted(reason),
+                    }
                 }
             },
             Err(reason) => {
@@ -143,7 +159,7 @@ impl Counter {
         self.counts = self.counts.saturating_add(counts);
         let total = self.unit.microjoules(self.counts);
         let grown = total - self.total;
-        (self.total, self.last, self.doubted) = (total, Some(to), None);
+        (self.total, self.last, self.doubted, self.doubts) = (total, Some(to), None, 0);
         Step::Grew(grown, dt)
     }
 
@@ -303,6 +319,20 @@ mod tests {
         let grew = Step::Grew(Microjoules(50_000_000), SECOND);
         assert_eq!(steps[1..], [grew, Step::Doubted(Reject::Implausible), grew, grew]);
         assert_eq!(counter.total(), Microjoules(150_000_000));
+    }
+
+    #[test]
+    fn a_limit_that_was_raised_is_found_out_and_nothing_is_lost() {
+        // Capped at 60 W when it was read; later the package uses 200 W.
+        let mut counter = counter(Range::Wraps(1 << 40), Unit::MICROJOULE, Ceiling::Limit(60_000_000));
+        let watts: Vec<u64> = std::iter::repeat_n(40, 20).chain(std::iter::repeat_n(200, 60)).collect();
+        let mut joules = 0;
+        counter.advance(Some(0), 0);
+        for (second, watts) in (1u64..).zip(&watts) {
+            joules += watts * 1_000_000;
+            counter.advance(Some(joules), second * SECOND);
+        }
+        assert_eq!(counter.total(), Microjoules(joules));
     }
 
     #[test]

@@ -14,7 +14,7 @@ use std::{
 
 use super::{
     Source,
-    zone::{Ceiling, Origin, Range, Zone, ZoneId, ZoneKind},
+    zone::{Ceiling, Origin, Range, UPDATE_NS, Zone, ZoneId, ZoneKind},
 };
 use crate::{
     state::{Reason, Unavailable},
@@ -29,16 +29,15 @@ enum Covers {
     Sockets,
     /// One processor per device: `power1_average` (Documentation/hwmon/fam15h_power.rst).
     Package,
-    /// The machine: ACPI's power meter (Documentation/hwmon/acpi_power_meter.rst), BMCs of OpenPOWER.
+    /// The machine: ACPI's power meter (Documentation/hwmon/acpi_power_meter.rst).
     Platform,
 }
 
-const DRIVERS: [(&str, Covers); 4] = [
-    ("amd_energy", Covers::Sockets),
-    ("fam15h_power", Covers::Package),
-    ("power_meter", Covers::Platform),
-    ("ibmpowernv", Covers::Platform),
-];
+const DRIVERS: [(&str, Covers); 3] =
+    [("amd_energy", Covers::Sockets), ("fam15h_power", Covers::Package), ("power_meter", Covers::Platform)];
+
+/// What a power sensor that states no interval is taken to average over.
+const AVERAGES_NS: u64 = 2_000_000_000;
 
 /// Longest that one reading of watts may stand for: beyond it nobody knows what happened meanwhile.
 const LONGEST_NS: u128 = 60_000_000_000;
@@ -68,9 +67,12 @@ impl Hwmon {
         let mut this = Self { zones: Vec::new(), sensors: Vec::new(), refused: Vec::new(), left_out: Vec::new() };
         let mut devices: Vec<PathBuf> =
             fs::read_dir(&class).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
-        devices.sort_unstable();
+        // By the devices behind them, which for processors is the order of PCI addresses; numbers are given as drivers load.
+        devices.sort_by_cached_key(|dir| fs::canonicalize(dir.join("device")).unwrap_or_else(|_| dir.clone()));
         let mut packages = topology.packages(false).into_iter();
         for dir in devices {
+            // Drivers that register in the older way keep their files with the device, as acpi_power_meter long did.
+            let dir = if dir.join("name").exists() { dir } else { dir.join("device") };
             let name = fs::read_to_string(dir.join("name")).unwrap_or_default();
             let Some((driver, covers)) = DRIVERS.iter().find(|(driver, _)| *driver == name.trim()) else { continue };
             match covers {
@@ -120,7 +122,7 @@ impl Hwmon {
                 continue;
             };
             let id = ZoneId { package: Some(PackageId::whole(*package)), kind: ZoneKind::Package };
-            self.add(dir.join(format!("{sensor}_input")), id, Kind::Energy, 16);
+            self.add(dir.join(format!("{sensor}_input")), id, Kind::Energy, 16, UPDATE_NS);
         }
     }
 
@@ -133,17 +135,22 @@ impl Hwmon {
         let file = ["power1_average", "power1_input"].iter().map(|file| dir.join(file)).find(|file| file.exists());
         match file {
             // Such sensors are good to about a watt; over a second that is a joule.
-            Some(file) => self.add(file, id, Kind::Power { counted: Microjoules::ZERO, last: None }, 1_000_000),
+            Some(file) => {
+                let interval = fs::read_to_string(dir.join("power1_average_interval")).ok();
+                let interval = interval.and_then(|text| text.trim().parse::<u64>().ok()).filter(|ms| *ms > 0);
+                let update_ns = interval.map_or(AVERAGES_NS, |ms| ms.saturating_mul(1_000_000));
+                self.add(file, id, Kind::Power { counted: Microjoules::ZERO, last: None }, 1_000_000, update_ns);
+            }
             None => self.left_out.push(format!("{}: {driver} without power1_average or power1_input", dir.display())),
         }
     }
 
-    fn add(&mut self, path: PathBuf, id: ZoneId, kind: Kind, step_uj: u64) {
+    fn add(&mut self, path: PathBuf, id: ZoneId, kind: Kind, step_uj: u64, update_ns: u64) {
         match File::open(&path) {
             Ok(file) => {
                 let ceiling = Ceiling::learned(id.kind);
                 let zone = Zone::microjoules(id, Range::Endless, path.display().to_string());
-                self.zones.push(Zone { step_uj, ceiling, ..zone });
+                self.zones.push(Zone { step_uj, update_ns, ceiling, ..zone });
                 self.sensors.push((file, kind));
             }
             Err(error) => self.refused.push((
@@ -177,9 +184,9 @@ impl Source for Hwmon {
                     let now = Instant::now();
                     let ns = last.replace(now).map_or(0, |last| (now - last).as_nanos());
                     if ns > LONGEST_NS {
-                        return Err(io::Error::other(
-                            "watts were not read for a minute; what was used meanwhile is unknown",
-                        ));
+                        // What was used meanwhile is unknown: the counter starts anew, and by its fall the ledger knows.
+                        *counted = Microjoules::ZERO;
+                        return Ok(0);
                     }
                     *counted += Microjoules::of(value, u64::try_from(ns).unwrap_or(0));
                     Ok(counted.0)
@@ -255,6 +262,18 @@ mod tests {
         // 100 W over at least 30 ms, and not longer than this took.
         let most = u64::try_from(start.elapsed().as_micros()).unwrap() * 100;
         assert!((3_000_000..=most).contains(&counted), "{counted} of at most {most}");
+    }
+
+    #[test]
+    fn the_files_of_older_drivers_are_with_the_device() {
+        let dir = tree(&[
+            ("hwmon3/device/name", "power_meter\n"),
+            ("hwmon3/device/power1_average", "100000000\n"),
+            ("hwmon3/device/power1_average_interval", "3000\n"),
+        ]);
+        let source = open(dir.path()).unwrap();
+        assert_eq!(source.zones()[0].id.to_string(), "psys of package all");
+        assert_eq!(source.zones()[0].update_ns, 3_000_000_000);
     }
 
     #[test]

@@ -45,9 +45,14 @@ pub trait Source: Send {
     /// Reads every counter once, in its own counts, in the order of [`Source::zones`].
     fn read(&mut self, out: &mut Vec<io::Result<u64>>);
 
-    /// Another handle to the same counters, for a reader of its own pace; `None` where there is no sense in one.
-    fn duplicate(&self) -> Option<Box<dyn Source>> {
+    /// Another handle to the counters of the packages, for a reader of its own pace; `None` where there is no sense in one.
+    fn packages(&self) -> Option<Box<dyn Source>> {
         None
+    }
+
+    /// True when the counters are marked as made up.
+    fn simulated(&self) -> bool {
+        false
     }
 
     /// Zones that are there and give nothing to us, with the reasons.
@@ -123,8 +128,17 @@ pub fn choose(choice: Choice, line: Option<PowerLine>, places: &Places, topology
         Choice::Replay => &[],
     };
     let mut tried = Vec::new();
+    // A source that lacks a package or its memory is better than a model, and worse than one that lacks nothing.
+    let mut partial: Option<Box<dyn Source>> = None;
     for origin in order {
+        if *origin == Origin::Model && partial.is_some() {
+            break;
+        }
         match open(*origin, line, places, topology).and_then(moving) {
+            Ok(source) if lacks(&*source).is_some() => {
+                tried.push(state(&*source));
+                partial.get_or_insert(source);
+            }
             Ok(source) => {
                 tried.push(state(&*source));
                 return Chosen { source: Some(source), tried };
@@ -137,7 +151,7 @@ pub fn choose(choice: Choice, line: Option<PowerLine>, places: &Places, topology
             }),
         }
     }
-    Chosen { source: None, tried }
+    Chosen { source: partial, tried }
 }
 
 /// Opens one source, moving or not.
@@ -152,7 +166,13 @@ pub fn open(
 ) -> Result<Box<dyn Source>, Unavailable> {
     let processor = Processor::read(&places.procfs);
     Ok(match origin {
-        Origin::Perf => Box::new(Perf::open(&places.sysfs, topology)?),
+        Origin::Perf => {
+            let mut perf = Perf::open(&places.sysfs, topology, &processor)?;
+            if let Ok(powercap) = Powercap::open(&places.sysfs, topology, &processor) {
+                perf.bound(powercap.zones());
+            }
+            Box::new(perf)
+        }
         Origin::Powercap => Box::new(Powercap::open(&places.sysfs, topology, &processor)?),
         Origin::Msr => Box::new(Msr::open(&places.dev, topology, &processor)?),
         Origin::Hwmon => Box::new(Hwmon::open(&places.sysfs, topology)?),
@@ -169,6 +189,9 @@ pub fn state(source: &dyn Source) -> SourceState {
     let mut detail = format!("{}, {}", plural(packages, "package"), plural(zones.len(), "zone"));
     for (zone, why) in source.refused() {
         detail.push_str(&format!("; without {zone} ({})", why.reason));
+    }
+    if source.simulated() {
+        detail.push_str("; SIMULATED: nothing of this is measured");
     }
     SourceState { source: source.origin().as_str(), state: lacks(source).map_or(Ok(()), Err), detail, wanted: true }
 }

@@ -39,9 +39,12 @@ const AMD_UNIT: u64 = 0xc001_0299;
 /// 0xC001029A is each core's own and not read here.
 const AMD_ZONES: [(ZoneKind, u64); 1] = [(ZoneKind::Package, 0xc001_029b)];
 
-/// Server models whose DRAM counts 15.3 µJ whatever the unit register says: HSX, BDX, BDX-DE, SKX/CLX/CPX, ICX, ICX-D, KNL, KNM
-/// (intel_rapl_common.c, rapl_defaults_hsw_server and its users). SPR and later use the register.
-const FIXED_DRAM: [u32; 8] = [0x3f, 0x4f, 0x56, 0x55, 0x6a, 0x6c, 0x57, 0x85];
+/// Server models whose DRAM counts 15.3 µJ whatever the unit register says: HSX, BDX, SKX/CLX/CPX, ICX, ICX-D, KNL, KNM
+/// (intel_rapl_common.c, rapl_defaults_hsw_server). Broadwell-DE, SPR and later use the register.
+const FIXED_DRAM: [u32; 7] = [0x3f, 0x4f, 0x55, 0x6a, 0x6c, 0x57, 0x85];
+/// Atoms whose unit is 2^ESU microjoules and not 2^-ESU joules: Silvermont, Merrifield, Airmont, Moorefield
+/// (intel_rapl_common.c, rapl_check_unit_atom).
+const ATOM_UNIT: [u32; 4] = [0x37, 0x4a, 0x4c, 0x5a];
 /// 15.3 µJ, as powercap and turbostat have it; perf takes 2^-16 J, 0.27 % less.
 pub const FIXED_DRAM_UNIT: Unit = Unit::tenths(153);
 /// Models whose psys counts whole joules: SPR, EMR (intel_rapl_common.c, psys_domain_energy_unit).
@@ -147,6 +150,7 @@ impl Msr {
             let unit = match kind {
                 ZoneKind::Dram if quirk && FIXED_DRAM.contains(&processor.model) => Some(FIXED_DRAM_UNIT),
                 ZoneKind::Psys if quirk && PSYS_JOULES.contains(&processor.model) => Unit::joules_shifted(0),
+                _ if quirk && ATOM_UNIT.contains(&processor.model) => Unit::new(1 << exponent, 1),
                 _ => Unit::joules_shifted(exponent),
             };
             let Some(unit) = unit else { continue };
@@ -170,12 +174,14 @@ impl Msr {
 }
 
 /// The largest power that the package is held to, in microwatts (Intel SDM 14.10.3: PKG_POWER_LIMIT bits 14:0 and 46:32 with their
-/// enable bits 15 and 47, PKG_POWER_INFO bits 46:32, in 2^-PU watts, PU in bits 3:0 of the unit register).
+/// enable bits 15 and 47, PKG_POWER_INFO bits 14:0 and 46:32, in 2^-PU watts, PU in bits 3:0 of the unit register).
 fn limit(units: u64, limits: Option<u64>, info: Option<u64>) -> Option<u64> {
     let microwatts = |field: u64| ((field & 0x7fff) * 1_000_000) >> (units & 0xf);
     let enabled = |value: u64, shift: u32| (value >> (shift + 15) & 1 == 1).then(|| microwatts(value >> shift));
     let limits = limits.into_iter().flat_map(|value| [enabled(value, 0), enabled(value, 32)]).flatten();
-    limits.chain(info.map(|value| microwatts(value >> 32))).filter(|limit| *limit > 0).max()
+    // The thermal design power, and the largest limit that may be set.
+    let info = info.into_iter().flat_map(|value| [microwatts(value), microwatts(value >> 32)]);
+    limits.chain(info).filter(|limit| *limit > 0).max()
 }
 
 impl Source for Msr {
@@ -196,10 +202,11 @@ impl Source for Msr {
         }));
     }
 
-    fn duplicate(&self) -> Option<Box<dyn Source>> {
-        let files = self.files.iter().map(|(file, register)| Ok((file.try_clone()?, *register)));
-        let files = files.collect::<io::Result<_>>().ok()?;
-        Some(Box::new(Self { zones: self.zones.clone(), files, refused: Vec::new(), left_out: Vec::new() }))
+    fn packages(&self) -> Option<Box<dyn Source>> {
+        let kept = self.zones.iter().zip(&self.files).filter(|(zone, _)| zone.id.kind == ZoneKind::Package);
+        let copied = kept.map(|(zone, (file, register))| Ok((zone.clone(), (file.try_clone()?, *register))));
+        let (zones, files) = copied.collect::<io::Result<Vec<_>>>().ok()?.into_iter().unzip();
+        Some(Box::new(Self { zones, files, refused: Vec::new(), left_out: Vec::new() }))
     }
 
     fn refused(&self) -> &[(ZoneId, Unavailable)] {
@@ -264,6 +271,13 @@ mod tests {
             let dram = zone(&msr, ZoneKind::Dram).unwrap();
             assert_eq!(dram.unit.microjoules(1000), Microjoules(microjoules), "{model:#x}");
         }
+    }
+
+    #[test]
+    fn some_atoms_count_in_microjoules() {
+        let dir = device(&[(0x606, 5 << 8), (0x611, 1)]);
+        let msr = open(dir.path(), Vendor::Intel, 0x37).unwrap();
+        assert_eq!(msr.zones()[0].unit.microjoules(10), Microjoules(320));
     }
 
     #[test]

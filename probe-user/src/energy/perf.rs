@@ -13,7 +13,8 @@ use std::{
 
 use super::{
     Source,
-    zone::{Ceiling, Origin, Range, Zone, ZoneId, ZoneKind},
+    processor::{Processor, Vendor},
+    zone::{Ceiling, Origin, Range, UPDATE_NS, Zone, ZoneId, ZoneKind},
 };
 use crate::{
     state::{Reason, Unavailable},
@@ -40,7 +41,7 @@ impl Perf {
     /// # Errors
     /// `absent` without the PMU or without an event for packages, `denied` when it may not be opened, `broken` when its
     /// description makes no sense.
-    pub fn open(sysfs: &Path, topology: &Topology) -> Result<Self, Unavailable> {
+    pub fn open(sysfs: &Path, topology: &Topology, processor: &Processor) -> Result<Self, Unavailable> {
         let dir = find(sysfs, POWER).ok_or_else(|| {
             Unavailable::new(
                 Reason::Absent,
@@ -52,7 +53,10 @@ impl Perf {
             )
         })?;
         let mut this = Self { zones: Vec::new(), files: Vec::new(), refused: Vec::new(), left_out: Vec::new() };
-        this.add(&dir, topology)?;
+        // AMD's counter is the package's. Kernels from 6.9 on take each of its core complexes for a die and list one CPU of
+        // each, although every event reads the same register ("perf/x86/rapl: Fix the energy-pkg event for AMD CPUs").
+        let dies = processor.vendor != Vendor::Amd;
+        this.add(&dir, topology, dies)?;
         if !this.zones.iter().any(|zone| zone.id.kind == ZoneKind::Package) {
             let refused = this.refused.into_iter().find(|(id, _)| id.kind == ZoneKind::Package);
             return Err(refused.map(|(_, why)| why).unwrap_or_else(|| {
@@ -64,14 +68,23 @@ impl Perf {
         }
         if let Some(cores) = find(sysfs, CORES) {
             // Beside the point of the account: a PMU that cannot be used here is only said.
-            if let Err(why) = this.add(&cores, topology) {
+            if let Err(why) = this.add(&cores, topology, dies) {
                 this.left_out.push(format!("{}: {why}", cores.display()));
             }
         }
         Ok(this)
     }
 
-    fn add(&mut self, dir: &Path, topology: &Topology) -> Result<(), Unavailable> {
+    /// Takes the limits that another source knows of the same zones: the PMU states none.
+    pub(super) fn bound(&mut self, known: &[Zone]) {
+        for zone in &mut self.zones {
+            if let Some(known) = known.iter().find(|known| known.id == zone.id) {
+                zone.ceiling = known.ceiling;
+            }
+        }
+    }
+
+    fn add(&mut self, dir: &Path, topology: &Topology, dies: bool) -> Result<(), Unavailable> {
         let broken = |what: String| Unavailable::new(Reason::Broken, format!("{}: {what}", dir.display()));
         let text = |file: &str| fs::read_to_string(dir.join(file));
         let number = |file: &str| text(file).ok().and_then(|text| text.trim().parse::<u32>().ok());
@@ -92,7 +105,7 @@ impl Perf {
                     continue;
                 }
             };
-            for (id, cpus) in event.places(&cpus, topology) {
+            for (id, cpus) in event.places(&cpus, topology, dies) {
                 match cpus.iter().map(|cpu| event.open(*cpu)).collect::<io::Result<Vec<_>>>() {
                     Ok(files) => {
                         self.zones.push(Zone {
@@ -101,6 +114,7 @@ impl Perf {
                             range: Range::Endless,
                             // The hardware's step: 2^-14 J of Intel's usual ones, coarser than AMD's.
                             step_uj: event.unit.step_uj().max(62),
+                            update_ns: UPDATE_NS,
                             ceiling: Ceiling::learned(id.kind),
                             place: format!("{} on CPU {}", events.join(&name).display(), cpus[0]),
                         });
@@ -189,7 +203,7 @@ impl Event {
     }
 
     /// The zones of this event, each with the CPUs to open it on.
-    fn places(&self, cpus: &[usize], topology: &Topology) -> Vec<(ZoneId, Vec<usize>)> {
+    fn places(&self, cpus: &[usize], topology: &Topology, dies: bool) -> Vec<(ZoneId, Vec<usize>)> {
         if self.zone == ZoneKind::Psys {
             // The whole platform, whichever CPU is asked.
             return cpus
@@ -204,7 +218,7 @@ impl Event {
         packages.dedup();
         let cores =
             self.zone == ZoneKind::Core && cpus.len() > packages.len() && cpus.len() > topology.packages(true).len();
-        let per_die = !cores && cpus.len() > packages.len();
+        let per_die = dies && !cores && cpus.len() > packages.len();
         let mut places: BTreeMap<PackageId, Vec<usize>> = BTreeMap::new();
         for cpu in cpus {
             // A CPU that the topology does not know cannot be placed.
@@ -284,10 +298,13 @@ impl Source for Perf {
         }));
     }
 
-    fn duplicate(&self) -> Option<Box<dyn Source>> {
-        let files = self.files.iter().map(|files| files.iter().map(File::try_clone).collect::<io::Result<Vec<_>>>());
-        let files = files.collect::<io::Result<_>>().ok()?;
-        Some(Box::new(Self { zones: self.zones.clone(), files, refused: Vec::new(), left_out: Vec::new() }))
+    fn packages(&self) -> Option<Box<dyn Source>> {
+        let kept = self.zones.iter().zip(&self.files).filter(|(zone, _)| zone.id.kind == ZoneKind::Package);
+        let copied = kept.map(|(zone, files)| {
+            Ok((zone.clone(), files.iter().map(File::try_clone).collect::<io::Result<Vec<_>>>()?))
+        });
+        let (zones, files) = copied.collect::<io::Result<Vec<_>>>().ok()?.into_iter().unzip();
+        Some(Box::new(Self { zones, files, refused: Vec::new(), left_out: Vec::new() }))
     }
 
     fn refused(&self) -> &[(ZoneId, Unavailable)] {
@@ -329,23 +346,25 @@ mod tests {
     fn a_package_is_what_the_topology_says_of_the_cpu() {
         // CPU 0 is on socket 1 here.
         let (_dir, topology) = topology(&[(0, 1, 0), (1, 0, 0), (2, 1, 0), (3, 0, 0)]);
-        let places = event(ZoneKind::Package).places(&[0, 1], &topology);
+        let places = event(ZoneKind::Package).places(&[0, 1], &topology, true);
         assert_eq!(shown(&places), ["package of package 0: [1]", "package of package 1: [0]"]);
     }
 
     #[test]
     fn more_cpus_than_packages_are_dies_or_cores() {
         let (_dir, topology) = topology(&[(0, 0, 0), (1, 0, 0), (2, 0, 1), (3, 0, 1)]);
-        let dies = event(ZoneKind::Package).places(&[0, 2], &topology);
+        let dies = event(ZoneKind::Package).places(&[0, 2], &topology, true);
         assert_eq!(shown(&dies), ["package of package 0-die-0: [0]", "package of package 0-die-1: [2]"]);
-        let cores = event(ZoneKind::Core).places(&[0, 1, 2, 3], &topology);
+        let one = event(ZoneKind::Package).places(&[0, 2], &topology, false);
+        assert_eq!(shown(&one), ["package of package 0: [0]"], "one counter, whatever its dies are called");
+        let cores = event(ZoneKind::Core).places(&[0, 1, 2, 3], &topology, true);
         assert_eq!(shown(&cores), ["core of package 0: [0, 1, 2, 3]"]);
     }
 
     #[test]
     fn psys_is_one_whatever_the_mask() {
         let (_dir, topology) = topology(&[(0, 0, 0), (1, 1, 0)]);
-        assert_eq!(shown(&event(ZoneKind::Psys).places(&[0, 1], &topology)), ["psys of package all: [0]"]);
+        assert_eq!(shown(&event(ZoneKind::Psys).places(&[0, 1], &topology, true)), ["psys of package all: [0]"]);
     }
 
     #[test]

@@ -27,12 +27,16 @@ const STEPS: u64 = 1 << 32;
 /// The control type that reads the same counters through memory-mapped registers.
 const MMIO: &str = "intel-rapl-mmio";
 
+/// The file by which `cargo xtask sim-rapl` marks its tree.
+const SIMULATED: &str = "simulated-by-wattcast";
+
 /// The tree below `/sys/class/powercap`.
 pub struct Powercap {
     zones: Vec<Zone>,
     files: Vec<Counter>,
     refused: Vec<(ZoneId, Unavailable)>,
     left_out: Vec<String>,
+    simulated: bool,
 }
 
 struct Counter {
@@ -100,7 +104,7 @@ impl Powercap {
         if zones.iter().any(|zone| zone.id.kind == ZoneKind::Package) {
             // A twin that could be opened stands for the zone that could not.
             refused.retain(|(id, _)| zones.iter().all(|zone| zone.id != *id));
-            return Ok(Self { zones, files, refused, left_out });
+            return Ok(Self { zones, files, refused, left_out, simulated: class.join(SIMULATED).exists() });
         }
         Err(refused.into_iter().next().map(|(_, why)| why).unwrap_or_else(|| {
             Unavailable::new(
@@ -216,10 +220,16 @@ impl Source for Powercap {
         &self.zones
     }
 
-    fn duplicate(&self) -> Option<Box<dyn Source>> {
-        let files = self.files.iter().map(|counter| Some(Counter { file: counter.file.try_clone().ok()?, last: None }));
-        let files = files.collect::<Option<_>>()?;
-        Some(Box::new(Self { zones: self.zones.clone(), files, refused: Vec::new(), left_out: Vec::new() }))
+    fn packages(&self) -> Option<Box<dyn Source>> {
+        let kept = self.zones.iter().zip(&self.files).filter(|(zone, _)| zone.id.kind == ZoneKind::Package);
+        let copied =
+            kept.map(|(zone, counter)| Ok((zone.clone(), Counter { file: counter.file.try_clone()?, last: None })));
+        let (zones, files) = copied.collect::<io::Result<Vec<_>>>().ok()?.into_iter().unzip();
+        Some(Box::new(Self { zones, files, refused: Vec::new(), left_out: Vec::new(), simulated: self.simulated }))
+    }
+
+    fn simulated(&self) -> bool {
+        self.simulated
     }
 
     fn refused(&self) -> &[(ZoneId, Unavailable)] {

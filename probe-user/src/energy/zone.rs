@@ -147,6 +147,9 @@ impl Ceiling {
     }
 }
 
+/// RAPL updates every 0.976 ms (Intel SDM 14.10.3).
+pub const UPDATE_NS: u64 = 1_000_000;
+
 /// One counter that a source reads.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Zone {
@@ -158,6 +161,8 @@ pub struct Zone {
     pub range: Range,
     /// Microjoules in the smallest step that the hardware makes, rounded up; at least one.
     pub step_uj: u64,
+    /// How old a reading may be: how often the counter is updated, or the time that a sensor averages over.
+    pub update_ns: u64,
     /// What is too much.
     pub ceiling: Ceiling,
     /// Where it is read, for people.
@@ -168,7 +173,8 @@ impl Zone {
     /// A zone whose counts are microjoules, with no limit known.
     #[must_use]
     pub fn microjoules(id: ZoneId, range: Range, place: String) -> Self {
-        Self { id, unit: Unit::MICROJOULE, range, step_uj: 1, ceiling: Ceiling::learned(id.kind), place }
+        let ceiling = Ceiling::learned(id.kind);
+        Self { id, unit: Unit::MICROJOULE, range, step_uj: 1, update_ns: UPDATE_NS, ceiling, place }
     }
 }
 

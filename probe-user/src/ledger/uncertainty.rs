@@ -7,8 +7,6 @@
 
 use crate::units::Microjoules;
 
-/// RAPL updates every 0.976 ms (Intel SDM 14.10.3), so a reading may be this old at either end.
-const UPDATE_NS: u64 = 1_000_000;
 /// What a second beside a busy sibling is worth lies between half a second alone and a whole one.
 const SHARED_LEAST: f64 = 0.5;
 
@@ -42,6 +40,8 @@ pub struct Conditions {
     pub peak_uw: u64,
     /// Microjoules in a step of the counter.
     pub step_uj: u64,
+    /// How old a reading may be at either end.
+    pub update_ns: u64,
     /// Nanoseconds by which CPU time may belong to another moment than the energy.
     pub skew_ns: u64,
     /// Microwatts by which the idle power may be wrong, at most, either way.
@@ -56,7 +56,7 @@ impl Conditions {
     /// By how much the energy of the tick itself may be off, in microjoules. Half of it stands for either end.
     #[must_use]
     pub fn measured_bound(&self) -> f64 {
-        float(Microjoules::of(self.peak_uw, 2 * UPDATE_NS).0) + 2.0 * float(self.step_uj)
+        float(Microjoules::of(self.peak_uw, self.update_ns.saturating_mul(2)).0) + 2.0 * float(self.step_uj)
     }
 
     /// By how much the share of somebody may be off who ran `own_ns` of the `all_ns` that everybody ran.
@@ -128,6 +128,7 @@ mod tests {
         length_ns: 1_000_000_000,
         peak_uw: 100_000_000,
         step_uj: 61,
+        update_ns: 1_000_000,
         skew_ns: 0,
         idle_off_uw: 0,
         cpus: 4,
