@@ -113,13 +113,16 @@ mod tests {
 
     use super::*;
     use crate::{
-        energy::zone::{Range, Zone},
+        energy::{
+            Found,
+            zone::{Range, Zone},
+        },
         topology::PackageId,
     };
 
     /// 42 W, by the clock.
     struct Steady {
-        zones: Vec<Zone>,
+        found: Found,
         start: Instant,
     }
 
@@ -128,8 +131,8 @@ mod tests {
             Origin::Perf
         }
 
-        fn zones(&self) -> &[Zone] {
-            &self.zones
+        fn found(&self) -> &Found {
+            &self.found
         }
 
         fn read(&mut self, out: &mut Vec<io::Result<u64>>) {
@@ -140,8 +143,10 @@ mod tests {
     #[test]
     fn every_reading_falls_into_its_class() {
         let id = ZoneId { package: Some(PackageId::whole(0)), kind: ZoneKind::Package };
-        let source =
-            Steady { zones: vec![Zone::microjoules(id, Range::Endless, String::new())], start: Instant::now() };
+        let source = Steady {
+            found: Found { zones: vec![Zone::microjoules(id, Range::Endless, String::new())], ..Found::default() },
+            start: Instant::now(),
+        };
         let distribution = Distribution::start(Box::new(source), 50).unwrap();
         let end = Instant::now() + Duration::from_secs(10);
         while distribution.snapshot()[0].2.count < 10 && Instant::now() < end {

@@ -77,11 +77,11 @@ pub fn examine(config: &Config) -> Report {
         let opened = energy::open(origin, config.energy.line(), &places, &topology);
         let (mut zones, mut left_out) = (Vec::new(), Vec::new());
         let outcome = opened.and_then(|mut source| {
-            (zones, left_out) = (zone_reports(&mut *source), source.left_out().to_vec());
+            (zones, left_out) = (zone_reports(&mut *source), source.found().left_out.clone());
             energy::moving(source)
         });
         if let Ok(source) = &outcome {
-            measures |= origin.is_measured() && !source.simulated();
+            measures |= origin.is_measured() && !source.found().simulated;
             // The registers are never chosen by themselves.
             if origin != Origin::Msr {
                 let place = if energy::lacks(&**source).is_some() { &mut partial } else { &mut whole };
@@ -140,7 +140,7 @@ fn zone_reports(source: &mut dyn Source) -> Vec<Finding> {
             Finding { name: zone.id.to_string(), state, detail }
         })
         .collect();
-    all.extend(source.refused().iter().map(|(id, why)| Finding::of(id.to_string(), &Err(why.clone()))));
+    all.extend(source.found().refused.iter().map(|(id, why)| Finding::of(id.to_string(), &Err(why.clone()))));
     all
 }
 

@@ -181,7 +181,7 @@ fn trap_02_nothing_is_counted_twice() {
     let twin = open(&fixture("mmio-twin")).unwrap();
     assert_eq!(shown(&twin), ["package of package 0", "core of package 0"]);
     assert!(twin.zones()[0].place.contains("intel-rapl:0"), "the registers are asked, not their twin");
-    assert!(twin.left_out()[0].contains("intel-rapl-mmio:0: the same joules"), "{:?}", twin.left_out());
+    assert!(twin.found().left_out[0].contains("intel-rapl-mmio:0: the same joules"), "{:?}", twin.found().left_out);
 
     // Memory stands beside its package, on each socket its own.
     let server = open(&fixture("server-dram")).unwrap();
@@ -232,7 +232,7 @@ fn trap_04_each_die_is_a_domain_of_its_own() {
 fn trap_05_the_counter_of_one_amd_core_is_not_all_cores() {
     let source = open(&fixture("amd")).unwrap();
     assert_eq!(shown(&source), ["package of package 0"]);
-    assert!(source.left_out()[0].contains("one core"), "{:?}", source.left_out());
+    assert!(source.found().left_out[0].contains("one core"), "{:?}", source.found().left_out);
     // Nor is one counter two because an older kernel calls it two dies.
     let old = open(&fixture("amd-die-names")).unwrap();
     assert_eq!(shown(&old), ["package of package 0"]);

@@ -13,7 +13,7 @@ use std::{
 };
 
 use super::{
-    Source,
+    Found, Source,
     zone::{Ceiling, Origin, Range, UPDATE_NS, Zone, ZoneId, ZoneKind},
 };
 use crate::{
@@ -51,10 +51,8 @@ enum Kind {
 
 /// The sensors that were found.
 pub struct Hwmon {
-    zones: Vec<Zone>,
+    found: Found,
     sensors: Vec<(File, Kind)>,
-    refused: Vec<(ZoneId, Unavailable)>,
-    left_out: Vec<String>,
 }
 
 impl Hwmon {
@@ -64,7 +62,7 @@ impl Hwmon {
     /// `absent` without one, `denied` or `broken` when none can be opened.
     pub fn open(sysfs: &Path, topology: &Topology) -> Result<Self, Unavailable> {
         let class = sysfs.join("class/hwmon");
-        let mut this = Self { zones: Vec::new(), sensors: Vec::new(), refused: Vec::new(), left_out: Vec::new() };
+        let mut this = Self { found: Found::default(), sensors: Vec::new() };
         let mut devices: Vec<PathBuf> =
             fs::read_dir(&class).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
         // By the devices behind them, which for processors is the order of PCI addresses; numbers are given as drivers load.
@@ -87,10 +85,10 @@ impl Hwmon {
                 Covers::Platform => this.power(&dir, ZoneId { package: None, kind: ZoneKind::Psys }, driver),
             }
         }
-        if !this.zones.is_empty() {
+        if !this.found.zones.is_empty() {
             return Ok(this);
         }
-        Err(this.refused.into_iter().next().map(|(_, why)| why).unwrap_or_else(|| {
+        Err(this.found.refused.into_iter().next().map(|(_, why)| why).unwrap_or_else(|| {
             let known: Vec<_> = DRIVERS.iter().map(|(driver, _)| *driver).collect();
             Unavailable::new(
                 Reason::Absent,
@@ -118,7 +116,9 @@ impl Hwmon {
                 continue;
             };
             let Some(PackageId { package, .. }) = packages.get(socket) else {
-                self.left_out.push(format!("{}: {label} is a socket that the topology does not have", dir.display()));
+                self.found
+                    .left_out
+                    .push(format!("{}: {label} is a socket that the topology does not have", dir.display()));
                 continue;
             };
             let id = ZoneId { package: Some(PackageId::whole(*package)), kind: ZoneKind::Package };
@@ -127,8 +127,8 @@ impl Hwmon {
     }
 
     fn power(&mut self, dir: &Path, id: ZoneId, driver: &str) {
-        if self.zones.iter().any(|zone| zone.id == id) {
-            self.left_out.push(format!("{}: a second {driver} for {id}", dir.display()));
+        if self.found.has(id) {
+            self.found.left_out.push(format!("{}: a second {driver} for {id}", dir.display()));
             return;
         }
         // The average where there is one: a momentary value misses what happened between two readings.
@@ -141,7 +141,9 @@ impl Hwmon {
                 let update_ns = interval.map_or(AVERAGES_NS, |ms| ms.saturating_mul(1_000_000));
                 self.add(file, id, Kind::Power { counted: Microjoules::ZERO, last: None }, 1_000_000, update_ns);
             }
-            None => self.left_out.push(format!("{}: {driver} without power1_average or power1_input", dir.display())),
+            None => {
+                self.found.left_out.push(format!("{}: {driver} without power1_average or power1_input", dir.display()));
+            }
         }
     }
 
@@ -150,10 +152,10 @@ impl Hwmon {
             Ok(file) => {
                 let ceiling = Ceiling::learned(id.kind);
                 let zone = Zone::microjoules(id, Range::Endless, path.display().to_string());
-                self.zones.push(Zone { step_uj, update_ns, ceiling, ..zone });
+                self.found.zones.push(Zone { step_uj, update_ns, ceiling, ..zone });
                 self.sensors.push((file, kind));
             }
-            Err(error) => self.refused.push((
+            Err(error) => self.found.refused.push((
                 id,
                 Unavailable::new(Reason::of(&error), format!("{}: {error}. Run the probe as root", path.display())),
             )),
@@ -166,8 +168,8 @@ impl Source for Hwmon {
         Origin::Hwmon
     }
 
-    fn zones(&self) -> &[Zone] {
-        &self.zones
+    fn found(&self) -> &Found {
+        &self.found
     }
 
     fn read(&mut self, out: &mut Vec<io::Result<u64>>) {
@@ -193,14 +195,6 @@ impl Source for Hwmon {
                 }
             }
         }));
-    }
-
-    fn refused(&self) -> &[(ZoneId, Unavailable)] {
-        &self.refused
-    }
-
-    fn left_out(&self) -> &[String] {
-        &self.left_out
     }
 }
 
@@ -238,7 +232,7 @@ mod tests {
         ]);
         let mut source = open(dir.path()).unwrap();
         assert_eq!(source.zones().len(), 1, "{:?}", source.zones());
-        assert_eq!(source.left_out().len(), 1, "a second socket that this topology does not have");
+        assert_eq!(source.found().left_out.len(), 1, "a second socket that this topology does not have");
         let mut raw = Vec::new();
         source.read(&mut raw);
         assert_eq!(raw.remove(0).unwrap(), 7000);

@@ -34,13 +34,54 @@ use crate::{
     topology::Topology,
 };
 
+/// What opening a source found. It stays the same for as long as the source lives.
+#[derive(Clone, Debug, Default)]
+pub struct Found {
+    /// Its counters.
+    pub zones: Vec<Zone>,
+    /// Zones that are there and give nothing to us, with the reasons.
+    pub refused: Vec<(ZoneId, Unavailable)>,
+    /// What is there and deliberately left out (twins, one core's counter), for people.
+    pub left_out: Vec<String>,
+    /// True when the counters are marked as made up.
+    pub simulated: bool,
+}
+
+impl Found {
+    fn has(&self, id: ZoneId) -> bool {
+        self.zones.iter().any(|zone| zone.id == id)
+    }
+
+    /// Usable when a package was found; else why the first that was refused was, else `absent`.
+    fn with_packages(&self, absent: impl FnOnce() -> String) -> Result<(), Unavailable> {
+        if self.zones.iter().any(|zone| zone.id.kind == ZoneKind::Package) {
+            return Ok(());
+        }
+        let refused = self.refused.iter().find(|(id, _)| id.kind == ZoneKind::Package).or(self.refused.first());
+        Err(refused.map_or_else(|| Unavailable::new(Reason::Absent, absent()), |(_, why)| why.clone()))
+    }
+
+    /// The packages among the zones, with a second handle to each; `None` when one cannot be had.
+    fn packages<T>(&self, handles: &[T], again: impl Fn(&T) -> io::Result<T>) -> Option<(Self, Vec<T>)> {
+        let packages = self.zones.iter().zip(handles).filter(|(zone, _)| zone.id.kind == ZoneKind::Package);
+        let copied = packages.map(|(zone, handle)| Ok((zone.clone(), again(handle)?)));
+        let (zones, handles) = copied.collect::<io::Result<Vec<_>>>().ok()?.into_iter().unzip();
+        Some((Self { zones, simulated: self.simulated, ..Self::default() }, handles))
+    }
+}
+
 /// Something that counts joules.
 pub trait Source: Send {
     /// How its joules are obtained.
     fn origin(&self) -> Origin;
 
-    /// Its counters; the same for as long as the source lives.
-    fn zones(&self) -> &[Zone];
+    /// What was found when it was opened.
+    fn found(&self) -> &Found;
+
+    /// Its counters.
+    fn zones(&self) -> &[Zone] {
+        &self.found().zones
+    }
 
     /// Reads every counter once, in its own counts, in the order of [`Source::zones`].
     fn read(&mut self, out: &mut Vec<io::Result<u64>>);
@@ -48,21 +89,6 @@ pub trait Source: Send {
     /// Another handle to the counters of the packages, for a reader of its own pace; `None` where there is no sense in one.
     fn packages(&self) -> Option<Box<dyn Source>> {
         None
-    }
-
-    /// True when the counters are marked as made up.
-    fn simulated(&self) -> bool {
-        false
-    }
-
-    /// Zones that are there and give nothing to us, with the reasons.
-    fn refused(&self) -> &[(ZoneId, Unavailable)] {
-        &[]
-    }
-
-    /// What was found and deliberately left out (twins, one core's counter), for people.
-    fn left_out(&self) -> &[String] {
-        &[]
     }
 
     /// Idle power of a zone in microwatts, where the source knows it by construction.
@@ -187,10 +213,10 @@ pub fn state(source: &dyn Source) -> SourceState {
     let packages = zones.iter().filter(|zone| zone.id.kind == ZoneKind::Package).count();
     let plural = |count: usize, word: &str| format!("{count} {word}{}", if count == 1 { "" } else { "s" });
     let mut detail = format!("{}, {}", plural(packages, "package"), plural(zones.len(), "zone"));
-    for (zone, why) in source.refused() {
+    for (zone, why) in &source.found().refused {
         detail.push_str(&format!("; without {zone} ({})", why.reason));
     }
-    if source.simulated() {
+    if source.found().simulated {
         detail.push_str("; SIMULATED: nothing of this is measured");
     }
     SourceState { source: source.origin().as_str(), state: lacks(source).map_or(Ok(()), Err), detail, wanted: true }
@@ -199,7 +225,7 @@ pub fn state(source: &dyn Source) -> SourceState {
 /// Why the account is not whole: a package or its memory is there and cannot be read.
 pub fn lacks(source: &dyn Source) -> Option<Unavailable> {
     let root = |kind| matches!(kind, ZoneKind::Package | ZoneKind::Dram);
-    let (zone, why) = source.refused().iter().find(|(zone, _)| root(zone.kind))?;
+    let (zone, why) = source.found().refused.iter().find(|(zone, _)| root(zone.kind))?;
     Some(Unavailable::new(why.reason, format!("{zone} is missing in every sum: {}", why.detail)))
 }
 

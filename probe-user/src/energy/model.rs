@@ -17,7 +17,7 @@ use std::{
 };
 
 use super::{
-    Places, Source,
+    Found, Places, Source,
     processor::{Processor, Vendor},
     zone::{Ceiling, Origin, Range, Zone, ZoneId, ZoneKind},
 };
@@ -110,7 +110,7 @@ pub struct Model {
     stat: PathBuf,
     start: Instant,
     tick_ns: u64,
-    zones: Vec<Zone>,
+    found: Found,
     cpus: Vec<(usize, PackageId)>,
     file: Option<File>,
     text: Vec<u8>,
@@ -152,7 +152,7 @@ impl Model {
             text: Vec::new(),
             last: BTreeMap::new(),
             busy: vec![[0; 2]; zones.len()],
-            zones,
+            found: Found { zones, ..Found::default() },
         }
     }
 
@@ -178,7 +178,7 @@ impl Model {
             let Some((cpu, ticks)) = str::from_utf8(line).ok().and_then(busy_ticks) else { continue };
             let last = self.last.insert(cpu, ticks).unwrap_or(ticks);
             let place = self.cpus.iter().find(|(known, _)| *known == cpu).map(|(_, package)| *package);
-            let zone = self.zones.iter().position(|zone| zone.id.package == place).unwrap_or(0);
+            let zone = self.found.zones.iter().position(|zone| zone.id.package == place).unwrap_or(0);
             let kind = usize::from(self.efficient.contains(&cpu));
             if let Some(sum) = self.busy.get_mut(zone).and_then(|sums| sums.get_mut(kind)) {
                 *sum = sum.saturating_add(ticks.saturating_sub(last));
@@ -204,8 +204,8 @@ impl Source for Model {
         Origin::Model
     }
 
-    fn zones(&self) -> &[Zone] {
-        &self.zones
+    fn found(&self) -> &Found {
+        &self.found
     }
 
     fn read(&mut self, out: &mut Vec<io::Result<u64>>) {
@@ -214,7 +214,7 @@ impl Source for Model {
             // Mounted anew, or gone: the next reading opens it again.
             self.file = None;
             let (kind, text) = (error.kind(), format!("{}: {error}", self.stat.display()));
-            out.extend(self.zones.iter().map(|_| Err(io::Error::new(kind, text.clone()))));
+            out.extend(self.found.zones.iter().map(|_| Err(io::Error::new(kind, text.clone()))));
             return;
         }
         for (zone, busy) in self.busy.iter().enumerate() {
@@ -231,7 +231,7 @@ impl Source for Model {
     }
 
     fn idle_power(&self, zone: usize) -> Option<u64> {
-        let package = self.zones.get(zone)?.id.package?;
+        let package = self.found.zones.get(zone)?.id.package?;
         let cpus = self.cpus.iter().filter(|(_, place)| *place == package);
         Some(cpus.map(|(cpu, _)| self.lines[usize::from(self.efficient.contains(cpu))].idle_uw).sum())
     }

@@ -11,7 +11,7 @@ use std::{
 };
 
 use super::{
-    Source,
+    Found, Source,
     processor::{Processor, Vendor},
     zone::{Ceiling, Origin, Range, Zone, ZoneId, ZoneKind},
 };
@@ -52,10 +52,8 @@ const PSYS_JOULES: [u32; 2] = [0x8f, 0xcf];
 
 /// Open registers.
 pub struct Msr {
-    zones: Vec<Zone>,
+    found: Found,
     files: Vec<(File, u64)>,
-    refused: Vec<(ZoneId, Unavailable)>,
-    left_out: Vec<String>,
 }
 
 impl Msr {
@@ -75,7 +73,7 @@ impl Msr {
                 ));
             }
         };
-        let mut this = Self { zones: Vec::new(), files: Vec::new(), refused: Vec::new(), left_out: Vec::new() };
+        let mut this = Self { found: Found::default(), files: Vec::new() };
         // AMD's registers are a package's even where it has several dies.
         let per_die = processor.vendor == Vendor::Intel
             && topology.packages(false).iter().any(|package| topology.dies(package.package) > 1);
@@ -87,18 +85,11 @@ impl Msr {
             seen.push(package);
             let path = dev.join(format!("cpu/{cpu}/msr"));
             if let Err(why) = this.add(&path, package, processor, unit_register, registers) {
-                this.refused.push((ZoneId { package: Some(package), kind: ZoneKind::Package }, why));
+                this.found.refused.push((ZoneId { package: Some(package), kind: ZoneKind::Package }, why));
             }
         }
-        if this.zones.iter().any(|zone| zone.id.kind == ZoneKind::Package) {
-            return Ok(this);
-        }
-        Err(this
-            .refused
-            .into_iter()
-            .next()
-            .map(|(_, why)| why)
-            .unwrap_or_else(|| Unavailable::new(Reason::Absent, "no package has an energy register that counts")))
+        this.found.with_packages(|| "no package has an energy register that counts".to_owned())?;
+        Ok(this)
     }
 
     fn add(
@@ -129,7 +120,7 @@ impl Msr {
         let exponent = u32::try_from(units >> 8 & 0x1f).unwrap_or(0);
         for (kind, register) in registers {
             let id = ZoneId { package: (*kind != ZoneKind::Psys).then_some(package), kind: *kind };
-            if self.zones.iter().any(|zone| zone.id == id) {
+            if self.found.has(id) {
                 // psys is the platform's, whichever package is asked.
                 continue;
             }
@@ -138,12 +129,12 @@ impl Msr {
                 Ok(value) => value,
                 Err(error) if *kind == ZoneKind::Package => return Err(failed(&format!(" at {register:#x}"), &error)),
                 Err(error) => {
-                    self.left_out.push(format!("{place}: {error}; the processor has no such zone"));
+                    self.found.left_out.push(format!("{place}: {error}; the processor has no such zone"));
                     continue;
                 }
             };
             if value & (RANGE - 1) == 0 && *kind != ZoneKind::Package {
-                self.left_out.push(format!("{place}: reads 0; the processor has no such zone"));
+                self.found.left_out.push(format!("{place}: reads 0; the processor has no such zone"));
                 continue;
             }
             let quirk = processor.vendor == Vendor::Intel && processor.family == 6;
@@ -161,7 +152,7 @@ impl Msr {
                 _ => None,
             };
             let clone = file.try_clone().map_err(|error| failed("", &error))?;
-            self.zones.push(Zone {
+            self.found.zones.push(Zone {
                 unit,
                 step_uj: unit.step_uj(),
                 ceiling: ceiling.map_or(Ceiling::learned(*kind), Ceiling::Limit),
@@ -189,8 +180,8 @@ impl Source for Msr {
         Origin::Msr
     }
 
-    fn zones(&self) -> &[Zone] {
-        &self.zones
+    fn found(&self) -> &Found {
+        &self.found
     }
 
     fn read(&mut self, out: &mut Vec<io::Result<u64>>) {
@@ -203,18 +194,9 @@ impl Source for Msr {
     }
 
     fn packages(&self) -> Option<Box<dyn Source>> {
-        let kept = self.zones.iter().zip(&self.files).filter(|(zone, _)| zone.id.kind == ZoneKind::Package);
-        let copied = kept.map(|(zone, (file, register))| Ok((zone.clone(), (file.try_clone()?, *register))));
-        let (zones, files) = copied.collect::<io::Result<Vec<_>>>().ok()?.into_iter().unzip();
-        Some(Box::new(Self { zones, files, refused: Vec::new(), left_out: Vec::new() }))
-    }
-
-    fn refused(&self) -> &[(ZoneId, Unavailable)] {
-        &self.refused
-    }
-
-    fn left_out(&self) -> &[String] {
-        &self.left_out
+        let again = |(file, register): &(File, u64)| Ok((file.try_clone()?, *register));
+        let (found, files) = self.found.packages(&self.files, again)?;
+        Some(Box::new(Self { found, files }))
     }
 }
 
@@ -254,7 +236,7 @@ mod tests {
         let mut msr = open(dir.path(), Vendor::Intel, 0x9e).unwrap();
         let kinds: Vec<_> = msr.zones().iter().map(|zone| zone.id.kind).collect();
         assert_eq!(kinds, [ZoneKind::Package, ZoneKind::Core, ZoneKind::Dram]);
-        assert_eq!(msr.left_out().len(), 2, "{:?}", msr.left_out());
+        assert_eq!(msr.found().left_out.len(), 2, "{:?}", msr.found().left_out);
         assert_eq!(msr.zones()[0].unit, Unit::joules_shifted(14).unwrap());
         assert_eq!(msr.zones()[0].range, Range::Wraps(1 << 32));
         let mut raw = Vec::new();

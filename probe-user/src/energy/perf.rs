@@ -12,7 +12,7 @@ use std::{
 };
 
 use super::{
-    Source,
+    Found, Source,
     processor::{Processor, Vendor},
     zone::{Ceiling, Origin, Range, UPDATE_NS, Zone, ZoneId, ZoneKind},
 };
@@ -28,11 +28,9 @@ const CORES: &str = "power_core";
 
 /// Open events, zone by zone.
 pub struct Perf {
-    zones: Vec<Zone>,
+    found: Found,
     /// Descriptors of each zone; a zone made of cores has one for each, and their sum is its counter.
     files: Vec<Vec<File>>,
-    refused: Vec<(ZoneId, Unavailable)>,
-    left_out: Vec<String>,
 }
 
 impl Perf {
@@ -52,24 +50,18 @@ impl Perf {
                 ),
             )
         })?;
-        let mut this = Self { zones: Vec::new(), files: Vec::new(), refused: Vec::new(), left_out: Vec::new() };
+        let mut this = Self { found: Found::default(), files: Vec::new() };
         // AMD's counter is the package's. Kernels from 6.9 on take each of its core complexes for a die and list one CPU of
         // each, although every event reads the same register ("perf/x86/rapl: Fix the energy-pkg event for AMD CPUs").
         let dies = processor.vendor != Vendor::Amd;
         this.add(&dir, topology, dies)?;
-        if !this.zones.iter().any(|zone| zone.id.kind == ZoneKind::Package) {
-            let refused = this.refused.into_iter().find(|(id, _)| id.kind == ZoneKind::Package);
-            return Err(refused.map(|(_, why)| why).unwrap_or_else(|| {
-                Unavailable::new(
-                    Reason::Absent,
-                    format!("{}: it has no event energy-pkg; a guest may be shown such a PMU", dir.display()),
-                )
-            }));
-        }
+        this.found.with_packages(|| {
+            format!("{}: it has no event energy-pkg; a guest may be shown such a PMU", dir.display())
+        })?;
         if let Some(cores) = find(sysfs, CORES) {
             // Beside the point of the account: a PMU that cannot be used here is only said.
             if let Err(why) = this.add(&cores, topology, dies) {
-                this.left_out.push(format!("{}: {why}", cores.display()));
+                this.found.left_out.push(format!("{}: {why}", cores.display()));
             }
         }
         Ok(this)
@@ -77,7 +69,7 @@ impl Perf {
 
     /// Takes the limits that another source knows of the same zones: the PMU states none.
     pub(super) fn bound(&mut self, known: &[Zone]) {
-        for zone in &mut self.zones {
+        for zone in &mut self.found.zones {
             if let Some(known) = known.iter().find(|known| known.id == zone.id) {
                 zone.ceiling = known.ceiling;
             }
@@ -101,14 +93,14 @@ impl Perf {
             let event = match Event::read(&events, &name, kind) {
                 Ok(event) => event,
                 Err(what) => {
-                    self.left_out.push(format!("{}: {what}", events.join(&name).display()));
+                    self.found.left_out.push(format!("{}: {what}", events.join(&name).display()));
                     continue;
                 }
             };
             for (id, cpus) in event.places(&cpus, topology, dies) {
                 match cpus.iter().map(|cpu| event.open(*cpu)).collect::<io::Result<Vec<_>>>() {
                     Ok(files) => {
-                        self.zones.push(Zone {
+                        self.found.zones.push(Zone {
                             id,
                             unit: event.unit,
                             range: Range::Endless,
@@ -120,7 +112,7 @@ impl Perf {
                         });
                         self.files.push(files);
                     }
-                    Err(error) => self.refused.push((id, denied(&events.join(&name), &error))),
+                    Err(error) => self.found.refused.push((id, denied(&events.join(&name), &error))),
                 }
             }
         }
@@ -283,8 +275,8 @@ impl Source for Perf {
         Origin::Perf
     }
 
-    fn zones(&self) -> &[Zone] {
-        &self.zones
+    fn found(&self) -> &Found {
+        &self.found
     }
 
     fn read(&mut self, out: &mut Vec<io::Result<u64>>) {
@@ -299,20 +291,8 @@ impl Source for Perf {
     }
 
     fn packages(&self) -> Option<Box<dyn Source>> {
-        let kept = self.zones.iter().zip(&self.files).filter(|(zone, _)| zone.id.kind == ZoneKind::Package);
-        let copied = kept.map(|(zone, files)| {
-            Ok((zone.clone(), files.iter().map(File::try_clone).collect::<io::Result<Vec<_>>>()?))
-        });
-        let (zones, files) = copied.collect::<io::Result<Vec<_>>>().ok()?.into_iter().unzip();
-        Some(Box::new(Self { zones, files, refused: Vec::new(), left_out: Vec::new() }))
-    }
-
-    fn refused(&self) -> &[(ZoneId, Unavailable)] {
-        &self.refused
-    }
-
-    fn left_out(&self) -> &[String] {
-        &self.left_out
+        let (found, files) = self.found.packages(&self.files, |files| files.iter().map(File::try_clone).collect())?;
+        Some(Box::new(Self { found, files }))
     }
 }
 

@@ -12,7 +12,7 @@ use std::{
 };
 
 use super::{
-    Source,
+    Found, Source,
     processor::{Processor, Vendor},
     zone::{Ceiling, Origin, Range, Zone, ZoneId, ZoneKind},
 };
@@ -32,11 +32,8 @@ const SIMULATED: &str = "simulated-by-wattcast";
 
 /// The tree below `/sys/class/powercap`.
 pub struct Powercap {
-    zones: Vec<Zone>,
+    found: Found,
     files: Vec<Counter>,
-    refused: Vec<(ZoneId, Unavailable)>,
-    left_out: Vec<String>,
-    simulated: bool,
 }
 
 struct Counter {
@@ -52,8 +49,8 @@ impl Powercap {
     /// `broken` when none can be.
     pub fn open(sysfs: &Path, topology: &Topology, processor: &Processor) -> Result<Self, Unavailable> {
         let class = sysfs.join("class/powercap");
-        let mut found = BTreeMap::new();
-        collect(&class, &mut found).map_err(|error| {
+        let mut dirs = BTreeMap::new();
+        collect(&class, &mut dirs).map_err(|error| {
             Unavailable::new(
                 Reason::of(&error),
                 format!(
@@ -62,32 +59,30 @@ impl Powercap {
                 ),
             )
         })?;
-        let mut zones: Vec<Zone> = Vec::new();
+        let mut found = Found { simulated: class.join(SIMULATED).exists(), ..Found::default() };
         let mut files = Vec::new();
-        let mut refused: Vec<(ZoneId, Unavailable)> = Vec::new();
-        let mut left_out = Vec::new();
         // The MMIO twins come last: whatever names a zone that is already there counts the same joules again
         // (prometheus/procfs#396).
-        let (first, twins): (Vec<_>, Vec<_>) = found.iter().partition(|(name, _)| !name.starts_with(MMIO));
+        let (first, twins): (Vec<_>, Vec<_>) = dirs.iter().partition(|(name, _)| !name.starts_with(MMIO));
         for (name, dir) in first.into_iter().chain(twins) {
-            let Some(id) = identify(name, dir, &found).map(|id| placed(id, topology, processor)) else {
-                left_out.push(format!("{name}: its name is not one that we know, or it has no package above it"));
+            let Some(id) = identify(name, dir, &dirs).map(|id| placed(id, topology, processor)) else {
+                found.left_out.push(format!("{name}: its name is not one that we know, or it has no package above it"));
                 continue;
             };
-            if let Some(twin) = zones.iter().find(|zone| zone.id == id) {
-                left_out.push(format!("{name}: the same joules as {}", twin.place));
+            if let Some(twin) = found.zones.iter().find(|zone| zone.id == id) {
+                found.left_out.push(format!("{name}: the same joules as {}", twin.place));
                 continue;
             }
             if id.kind == ZoneKind::Core && processor.vendor == Vendor::Amd {
                 // MSR 0xC001029A is each core's own; the driver reads it on one CPU (intel_rapl_msr.c).
-                left_out.push(format!("{name}: on AMD the counter of one core, not of all"));
+                found.left_out.push(format!("{name}: on AMD the counter of one core, not of all"));
                 continue;
             }
             let path = dir.join("energy_uj");
             match File::open(&path) {
                 Ok(file) => {
                     let range = range(dir);
-                    zones.push(Zone {
+                    found.zones.push(Zone {
                         step_uj: step(range),
                         ceiling: limit(dir).map_or(Ceiling::learned(id.kind), Ceiling::Limit),
                         ..Zone::microjoules(id, range, path.display().to_string())
@@ -97,21 +92,17 @@ impl Powercap {
                 Err(error) => {
                     let hint = "Counters are readable by root only since 5.10 (PLATYPUS): run the probe as root";
                     let why = Unavailable::new(Reason::of(&error), format!("{}: {error}. {hint}", path.display()));
-                    refused.push((id, why));
+                    found.refused.push((id, why));
                 }
             }
         }
-        if zones.iter().any(|zone| zone.id.kind == ZoneKind::Package) {
-            // A twin that could be opened stands for the zone that could not.
-            refused.retain(|(id, _)| zones.iter().all(|zone| zone.id != *id));
-            return Ok(Self { zones, files, refused, left_out, simulated: class.join(SIMULATED).exists() });
-        }
-        Err(refused.into_iter().next().map(|(_, why)| why).unwrap_or_else(|| {
-            Unavailable::new(
-                Reason::Absent,
-                format!("{}: no zone named package-N. The machine has no RAPL, or hides it", class.display()),
-            )
-        }))
+        found.with_packages(|| {
+            format!("{}: no zone named package-N. The machine has no RAPL, or hides it", class.display())
+        })?;
+        // A twin that could be opened stands for the zone that could not.
+        let refused = std::mem::take(&mut found.refused);
+        found.refused = refused.into_iter().filter(|(id, _)| !found.has(*id)).collect();
+        Ok(Self { found, files })
     }
 }
 
@@ -216,32 +207,18 @@ impl Source for Powercap {
         Origin::Powercap
     }
 
-    fn zones(&self) -> &[Zone] {
-        &self.zones
-    }
-
-    fn packages(&self) -> Option<Box<dyn Source>> {
-        let kept = self.zones.iter().zip(&self.files).filter(|(zone, _)| zone.id.kind == ZoneKind::Package);
-        let copied =
-            kept.map(|(zone, counter)| Ok((zone.clone(), Counter { file: counter.file.try_clone()?, last: None })));
-        let (zones, files) = copied.collect::<io::Result<Vec<_>>>().ok()?.into_iter().unzip();
-        Some(Box::new(Self { zones, files, refused: Vec::new(), left_out: Vec::new(), simulated: self.simulated }))
-    }
-
-    fn simulated(&self) -> bool {
-        self.simulated
-    }
-
-    fn refused(&self) -> &[(ZoneId, Unavailable)] {
-        &self.refused
-    }
-
-    fn left_out(&self) -> &[String] {
-        &self.left_out
+    fn found(&self) -> &Found {
+        &self.found
     }
 
     fn read(&mut self, out: &mut Vec<io::Result<u64>>) {
         out.extend(self.files.iter_mut().map(Counter::read));
+    }
+
+    fn packages(&self) -> Option<Box<dyn Source>> {
+        let again = |counter: &Counter| Ok(Counter { file: counter.file.try_clone()?, last: None });
+        let (found, files) = self.found.packages(&self.files, again)?;
+        Some(Box::new(Self { found, files }))
     }
 }
 
@@ -362,7 +339,7 @@ mod tests {
         std::os::unix::fs::symlink("energy_uj", &other).unwrap();
         let source = open(dir.path()).unwrap();
         assert_eq!(shown(&source), ["package of package 0"]);
-        assert_eq!(source.refused()[0].0.to_string(), "package of package 1");
+        assert_eq!(source.found().refused[0].0.to_string(), "package of package 1");
         let lacks = crate::energy::lacks(&source).unwrap();
         assert!(lacks.detail.contains("package of package 1 is missing"), "{lacks}");
     }
