@@ -20,8 +20,10 @@ const ENOUGH: usize = 5;
 /// Least number of classes, and least part of the whole load that they must span, for an intercept.
 const LEAST_CLASSES: usize = 3;
 const LEAST_SPAN: f64 = 0.2;
-/// A machine whose lowest class is below this was seen all but idle: then the lowest classes alone decide.
+/// A machine whose lowest class is below this was seen all but idle: then the lowest classes alone decide, and a line from there
+/// to idle is so short that a smaller span will do.
 const NEARLY_IDLE: f64 = 0.05;
+const SHORT_SPAN: f64 = 0.05;
 /// A sample lasts at least this long; shorter ticks are put together.
 const SAMPLE_NS: u64 = 900_000_000;
 /// How many samples pass between two estimates.
@@ -143,8 +145,10 @@ fn estimate(classes: &[VecDeque<Sample>]) -> Option<Estimate> {
     let medians: Vec<Sample> =
         full.iter().map(|class| (median_of(class, |s| s.0), median_of(class, |s| s.1))).collect();
     let span = |count: usize| medians[count - 1].0 - medians[0].0;
-    let varied = (LEAST_CLASSES..=medians.len()).find(|count| span(*count) >= LEAST_SPAN)?;
-    let low = if medians[0].0 < NEARLY_IDLE { LEAST_CLASSES } else { varied };
+    let nearly_idle = medians.first()?.0 < NEARLY_IDLE;
+    let enough = if nearly_idle { SHORT_SPAN } else { LEAST_SPAN };
+    let varied = (LEAST_CLASSES..=medians.len()).find(|count| span(*count) >= enough)?;
+    let low = if nearly_idle { LEAST_CLASSES } else { varied };
     let least = medians.iter().map(|median| median.1).fold(f64::INFINITY, f64::min);
     let held = |watts: f64| watts.clamp(0.0, least);
     let near = held(intercept(&medians[..low])?);
@@ -271,6 +275,14 @@ mod tests {
         assert_eq!(baseline.estimate(), None, "two classes are no line");
         feed(&mut baseline, &spread(0.2, 0.3, 100), line, 2.0);
         assert!(baseline.estimate().is_some());
+    }
+
+    #[test]
+    fn a_machine_that_is_mostly_idle_needs_little_load_to_tell() {
+        let mut baseline = Baseline::default();
+        feed(&mut baseline, &spread(0.0, 0.12, 200), line, 1.0);
+        let estimate = baseline.estimate().unwrap();
+        assert!(estimate.uw.abs_diff(30_000_000) < 1_000_000, "{estimate:?}");
     }
 
     #[test]
