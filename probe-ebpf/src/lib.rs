@@ -28,12 +28,38 @@ pub struct CgroupKey {
     pub hierarchy: u64,
 }
 
-/// CPU time of one cgroup on one CPU. The map keeps one of these per CPU; only that CPU writes it.
+/// Upper ends of the classes of run-queue waits, in nanoseconds; the last class has none. From what no viewer sees up to several
+/// frames: at 60 a second a frame lasts 16.7 ms.
+pub const WAIT_NS: [u64; WAIT_CLASSES - 1] = [
+    10_000,
+    50_000,
+    100_000,
+    500_000,
+    1_000_000,
+    2_000_000,
+    5_000_000,
+    10_000_000,
+    20_000_000,
+    50_000_000,
+    100_000_000,
+];
+/// Classes of run-queue waits.
+pub const WAIT_CLASSES: usize = 12;
+
+/// What one cgroup did on one CPU. The map keeps one of these per CPU; only that CPU writes it. The counts wrap.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CgroupTime {
     /// Nanoseconds on the CPU since the program was attached: Δ `se.sum_exec_runtime`, the figure `cpu.stat` shows.
     pub run_ns: u64,
+    /// Nanoseconds runnable and not running, of stints that have ended: Δ `sched_info.run_delay`.
+    pub wait_ns: u64,
+    /// Stints by how long they had waited for the CPU, in the classes of [`WAIT_NS`].
+    pub waits: [u32; WAIT_CLASSES],
+    /// Stints that ended because the task waits for something.
+    pub voluntary: u32,
+    /// Stints that ended although the task could have gone on.
+    pub involuntary: u32,
 }
 
 /// What a CPU remembers between two switches.
@@ -46,6 +72,8 @@ pub struct CpuState {
     pub running_pid: u64,
     /// That task's `se.sum_exec_runtime` when it was last charged.
     pub charged_ns: u64,
+    /// That task's `sched_info.run_delay` when it was switched in; the kernel adds the wait before this stint only afterwards.
+    pub delay_ns: u64,
     /// Time of cgroups that found no place in the map.
     pub overflow_ns: u64,
     /// Intervals lost in whole or in part: a switch was not seen, and no figure of the kernel says what ran meanwhile.
@@ -56,13 +84,13 @@ pub struct CpuState {
 
 const _: () = {
     assert!(size_of::<CgroupKey>() == 16);
-    assert!(size_of::<CgroupTime>() == 8);
-    assert!(size_of::<CpuState>() == 48);
+    assert!(size_of::<CgroupTime>() == 72);
+    assert!(size_of::<CpuState>() == 56);
 };
 
 #[cfg(feature = "user")]
 mod pod {
-    // SAFETY: `repr(C)`, only `u64` fields, no padding (sizes asserted above), every bit pattern is valid.
+    // SAFETY: `repr(C)`, only unsigned integers, no padding (sizes asserted above), every bit pattern is valid.
     unsafe impl aya::Pod for super::CgroupKey {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::CgroupTime {}

@@ -22,6 +22,10 @@ offsets! {
     TASK_POLICY,
     /// `task_struct.prio`
     TASK_PRIO,
+    /// `task_struct.sched_info.run_delay`; 0 where the kernel does not count it (CONFIG_SCHED_INFO)
+    TASK_RUN_DELAY,
+    /// `task_struct.__state`, before 5.14 `state`
+    TASK_STATE,
     /// `task_struct.cgroups`
     TASK_CGROUPS,
     /// `css_set.dfl_cgrp`

@@ -10,7 +10,7 @@ use std::{
 
 use crate::{
     containers::Container,
-    cpu::{CgroupKey, Ran, Window},
+    cpu::{CgroupKey, Queue, Ran, Window},
     energy::{
         counter::{Counter, Reject, Step},
         zone::{ZoneId, ZoneKind, accounting_roots},
@@ -70,6 +70,9 @@ pub struct Accountant {
     containers: BTreeMap<u32, Arc<Container>>,
     reserved: BTreeMap<u32, u64>,
     cpu_ns: HashMap<u32, Vec<u64>>,
+    /// The last figures of each cgroup, and what they add up to for each container.
+    last_queues: HashMap<CgroupKey, Queue>,
+    queues: BTreeMap<u32, Queue>,
     cpu_overflow_ns: u64,
     cpu_missed: u64,
     book: Book,
@@ -98,6 +101,8 @@ impl Accountant {
             containers: BTreeMap::new(),
             reserved: BTreeMap::new(),
             cpu_ns: HashMap::new(),
+            last_queues: HashMap::new(),
+            queues: BTreeMap::new(),
             cpu_overflow_ns: 0,
             cpu_missed: 0,
             book: Book::default(),
@@ -159,6 +164,7 @@ impl Accountant {
     fn learn(&mut self, news: &News) {
         for key in &news.departed {
             self.holders.remove(key);
+            self.last_queues.remove(key);
             if let Some(window) = &mut self.window {
                 window.forget(key);
             }
@@ -179,6 +185,7 @@ impl Accountant {
     fn end(&mut self, number: u32) {
         self.book.retire(number);
         self.cpu_ns.remove(&number);
+        self.queues.remove(&number);
         self.reserved.remove(&number);
         self.containers.remove(&number);
         for root in self.roots.iter_mut().flatten() {
@@ -196,8 +203,15 @@ impl Accountant {
         self.cpu_missed = reading.missed;
         let Some(window) = &mut self.window else {
             self.window = Some(Window::start(self.setup.places.clone(), self.setup.packages.len(), reading));
+            self.last_queues.extend(reading.queues.iter().copied());
             return RanBy::new();
         };
+        for (key, now) in &reading.queues {
+            let grown = now.since(&self.last_queues.insert(*key, *now).unwrap_or_default());
+            if let Some(Holder::Container(number)) = self.holders.get(key) {
+                self.queues.entry(*number).or_default().add(&grown);
+            }
+        }
         let mut all = RanBy::new();
         for Ran { cgroup, by_package } in window.advance(reading) {
             self.ran.extend(cgroup);
@@ -569,6 +583,7 @@ impl Accountant {
                     .flatten()
                     .map(|((zone, origin), watts)| (zone, origin, watts))
                     .collect(),
+                queue: self.queues.get(&container.number).copied(),
                 uncertainty: bounds.get(&container.number).filter(|(_, uj)| *uj > 0.0).map(|(off, uj)| off / uj),
             })
             .collect()

@@ -88,6 +88,17 @@ pub(crate) static CONTAINER_CPU: Def = Def::counter(
     "CPU seconds of a container since the probe's start, as the scheduler counts them (se.sum_exec_runtime), running tasks \
      included. mode=\"all\": not split by whether the SMT sibling was busy.",
 );
+pub(crate) static QUEUE_WAIT: Def = Def::histogram(
+    "wattcast_container_runqueue_wait_seconds",
+    &["container", "id"],
+    "How long a container's tasks were runnable and not running before each stint on a CPU (sched_info.run_delay): what starves \
+     an encoder. Stints that still last are not in it; a wait on one CPU that ended in a move to another is counted where it ran.",
+);
+pub(crate) static SWITCHES: Def = Def::counter(
+    "wattcast_container_context_switches_total",
+    &["container", "id", "kind"],
+    "Stints on a CPU that ended: voluntary when the task waits for something, involuntary when it could have gone on.",
+);
 pub(crate) static CPU_INFO: Def = Def::gauge(
     "wattcast_cpu_source_info",
     &["tier", "reason"],
@@ -183,6 +194,8 @@ pub static DEFS: &[&Def] = &[
     &DISTRIBUTION,
     &REJECTS,
     &CONTAINER_CPU,
+    &QUEUE_WAIT,
+    &SWITCHES,
     &CPU_INFO,
     &CPU_OVERFLOW,
     &CPU_MISSED,

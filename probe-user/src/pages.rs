@@ -5,9 +5,19 @@
 
 use std::collections::BTreeMap;
 
-use exporter::{family::Family, program};
+use exporter::{
+    family::{Buckets, Family},
+    program,
+};
 
-use crate::{energy::zone::ZoneKind, metrics as m, snapshot::Snapshot, units::Microjoules, window};
+use crate::{
+    cpu::{Queue, WAIT_NS},
+    energy::zone::ZoneKind,
+    metrics as m,
+    snapshot::Snapshot,
+    units::Microjoules,
+    window,
+};
 
 /// The page's families, in order. `compat` adds the names of the exporters we replace.
 #[must_use]
@@ -156,13 +166,23 @@ fn conservation(measured: &Family, parts: &[&Family]) -> Family {
 fn cpu(snapshot: &Snapshot) -> Vec<Family> {
     let Some((tier, reason)) = &snapshot.cpu_tier else { return Vec::new() };
     let mut seconds = Family::new(&m::CONTAINER_CPU);
+    let (mut waits, mut switches) = (Family::new(&m::QUEUE_WAIT), Family::new(&m::SWITCHES));
     for row in &snapshot.containers {
+        if let Some(queue) = &row.queue {
+            let labels = [&*row.container.name, &row.container.id];
+            waits.push_buckets(&labels, &buckets(queue));
+            for (kind, count) in [("voluntary", queue.voluntary), ("involuntary", queue.involuntary)] {
+                switches.push(&[labels[0], labels[1], kind], float(count));
+            }
+        }
         for (package, ns) in snapshot.packages.iter().zip(&row.cpu_ns) {
             seconds.push(&[&row.container.name, &row.container.id, &package.to_string(), "all"], cpu_seconds(*ns));
         }
     }
     vec![
         seconds,
+        waits,
+        switches,
         Family::new(&m::CPU_INFO).with(&[tier, reason], 1.0),
         Family::new(&m::CPU_OVERFLOW).with(&[], cpu_seconds(snapshot.cpu_overflow_ns)),
         Family::new(&m::CPU_MISSED).with(&[], float(snapshot.cpu_intervals_missed)),
@@ -170,6 +190,20 @@ fn cpu(snapshot: &Snapshot) -> Vec<Family> {
         Family::new(&m::SCANS).with(&[], float(snapshot.scans_incomplete)),
         Family::new(&m::SKEW).with(&[], cpu_seconds(snapshot.skew_ns)),
     ]
+}
+
+fn buckets(queue: &Queue) -> Buckets {
+    let mut below = 0u64;
+    let cumulative = WAIT_NS
+        .iter()
+        .zip(queue.waits)
+        .map(|(bound, count)| {
+            below = below.saturating_add(count);
+            (cpu_seconds(*bound), below)
+        })
+        .collect();
+    let count = queue.waits.iter().fold(0, |sum: u64, count| sum.saturating_add(*count));
+    Buckets { cumulative, count, sum: cpu_seconds(queue.wait_ns) }
 }
 
 /// What the probe says of itself.
@@ -281,6 +315,7 @@ mod tests {
                     container: container.clone(),
                     cpu_ns: vec![1_500_000_000],
                     watts: vec![("package", origin, 3.25)],
+                    queue: Some(Queue { wait_ns: 1_500_000, waits: [1; 12], voluntary: 7, involuntary: 5 }),
                     uncertainty: Some(0.25),
                 })
                 .collect(),
@@ -326,6 +361,10 @@ mod tests {
             "rapl_available 1",
             "wattcast_idle_power_watts{package=\"0\",zone=\"package\"} 1.5",
             "wattcast_idle_power_interval_watts{bound=\"upper\",package=\"0\",zone=\"package\"} 1.5",
+            "wattcast_container_runqueue_wait_seconds_bucket{container=\"c0\",id=\"000000000000\",le=\"0.02\"} 9",
+            "wattcast_container_runqueue_wait_seconds_bucket{container=\"c0\",id=\"000000000000\",le=\"+Inf\"} 12",
+            "wattcast_container_runqueue_wait_seconds_sum{container=\"c0\",id=\"000000000000\"} 0.0015",
+            "wattcast_container_context_switches_total{container=\"c0\",id=\"000000000000\",kind=\"involuntary\"} 5",
             "wattcast_energy_uncertainty_ratio{container=\"c0\",id=\"000000000000\"} 0.25",
         ] {
             assert!(sorted(&page).contains(&sorted(line)), "{line}\n{page}");

@@ -16,7 +16,7 @@ use flate2::{Compression, read::MultiGzDecoder, write::GzEncoder};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    cpu::{CgroupKey, Reading},
+    cpu::{CgroupKey, Queue, Reading},
     energy::zone::Origin,
     tick::{News, RawTick, Setup},
     topology::MAX_CPUS,
@@ -71,6 +71,9 @@ struct Line {
     /// By cgroup: CPU number and nanoseconds that grew.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     ran: Option<Vec<(CgroupKey, Grown)>>,
+    /// Waits and switches, cumulative, of the cgroups for which they changed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    queues: Vec<(CgroupKey, Queue)>,
     /// Cumulative nanoseconds of cgroups without a place, by CPU.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     overflow: Vec<u64>,
@@ -111,6 +114,7 @@ pub struct Writer {
     path: PathBuf,
     out: GzEncoder<BufWriter<File>>,
     last: BTreeMap<CgroupKey, Vec<u64>>,
+    queues: BTreeMap<CgroupKey, Queue>,
     ticks: u32,
 }
 
@@ -128,7 +132,7 @@ impl Writer {
         let file = options.open(path).map_err(failed)?;
         file.set_permissions(Permissions::from_mode(0o600)).map_err(failed)?;
         let out = GzEncoder::new(BufWriter::new(file), Compression::default());
-        let mut this = Self { path: path.to_owned(), out, last: BTreeMap::new(), ticks: 0 };
+        let mut this = Self { path: path.to_owned(), out, last: BTreeMap::new(), queues: BTreeMap::new(), ticks: 0 };
         let header = Header {
             format: FORMAT.to_owned(),
             version: VERSION,
@@ -151,7 +155,9 @@ impl Writer {
     pub fn write(&mut self, tick: &RawTick) -> Result<(), RecordingError> {
         for key in &tick.news.departed {
             self.last.remove(key);
+            self.queues.remove(key);
         }
+        let mut queues = Vec::new();
         let (mut ran, mut overflow, mut missed, mut failed) = (None, Vec::new(), 0, None);
         match &tick.cpu {
             None => {}
@@ -175,6 +181,9 @@ impl Writer {
                     }
                 }
                 rows.sort_unstable_by_key(|(key, _)| *key);
+                let new = reading.queues.iter().filter(|(key, queue)| self.queues.insert(*key, *queue) != Some(*queue));
+                queues = new.copied().collect();
+                queues.sort_unstable_by_key(|(key, _)| *key);
                 (ran, missed) = (Some(rows), reading.missed);
                 overflow.clone_from(&reading.overflow_ns);
             }
@@ -190,6 +199,7 @@ impl Writer {
             cpu: tick.cpu_ns,
             zones: tick.zones.iter().map(value).collect(),
             ran,
+            queues,
             overflow,
             missed,
             failed,
@@ -225,6 +235,7 @@ pub struct Reader<R = Box<dyn Read + Send>> {
     probe: String,
     origin: Option<Origin>,
     totals: BTreeMap<CgroupKey, Vec<u64>>,
+    queues: BTreeMap<CgroupKey, Queue>,
     figures: usize,
     cpus: usize,
     known: BTreeSet<CgroupKey>,
@@ -270,6 +281,7 @@ impl<R: Read> Reader<R> {
             probe: String::new(),
             origin: None,
             totals: BTreeMap::new(),
+            queues: BTreeMap::new(),
             figures: 0,
             cpus: 0,
             known: BTreeSet::new(),
@@ -358,6 +370,11 @@ impl<R: Read> Reader<R> {
         for key in &line.news.departed {
             self.figures -= self.totals.remove(key).map_or(0, |totals| totals.len());
             self.known.remove(key);
+            self.queues.remove(key);
+        }
+        self.queues.extend(line.queues);
+        if self.queues.len() > MAX_ITEMS {
+            return Err("more cgroups than a kernel counts".to_owned());
         }
         self.known.extend(line.news.holders.iter().map(|(key, _)| *key));
         self.containers.extend(line.news.shown.iter().map(|shown| shown.number));
@@ -397,7 +414,8 @@ impl<R: Read> Reader<R> {
                     return Err("more CPUs than a kernel has".to_owned());
                 }
                 let rows = self.totals.iter().map(|(key, totals)| (*key, totals.clone())).collect();
-                Some(Ok(Reading { rows, overflow_ns: line.overflow, missed: line.missed }))
+                let queues = self.queues.iter().map(|(key, queue)| (*key, *queue)).collect();
+                Some(Ok(Reading { rows, queues, overflow_ns: line.overflow, missed: line.missed }))
             }
         };
         let value = |value| match value {
@@ -474,6 +492,14 @@ mod tests {
         CgroupKey { id, hierarchy: hierarchy::V2 }
     }
 
+    fn queues(second: u64) -> Vec<(CgroupKey, Queue)> {
+        if second == 4 {
+            return vec![];
+        }
+        let waits = [second; crate::cpu::WAIT_CLASSES];
+        vec![(key(7), Queue { wait_ns: 1000 * second, waits, voluntary: second, involuntary: 2 * second })]
+    }
+
     fn container() -> Container {
         Container { number: 0, name: "a \"name\"".into(), id: "0123".into(), image: String::new(), runtime: "docker" }
     }
@@ -485,7 +511,7 @@ mod tests {
             energy_ns: second * 1_000_000_000 + 10_000,
             cpu_ns: second * 1_000_000_000 + 50_000,
             zones: vec![zone],
-            cpu: Some(Ok(Reading { rows, overflow_ns: vec![0, second], missed: second })),
+            cpu: Some(Ok(Reading { rows, overflow_ns: vec![0, second], missed: second, queues: queues(second) })),
             news,
         };
         let born = News { holders: vec![(key(7), Holder::Container(0))], shown: vec![container()], ..News::default() };

@@ -6,6 +6,7 @@ use exporter::family::Buckets;
 
 use crate::{
     containers::Container,
+    cpu::Queue,
     energy::{
         counter::Reject,
         zone::{Origin, ZoneId},
@@ -118,6 +119,8 @@ pub struct ContainerRow {
     pub cpu_ns: Vec<u64>,
     /// Mean power over the tick, by zone, all packages.
     pub watts: Vec<(&'static str, Origin, f64)>,
+    /// Waits and switches since the start, where they are counted.
+    pub queue: Option<Queue>,
     /// By what part of themselves the joules of the tick may be off; absent where nobody can say.
     pub uncertainty: Option<f64>,
 }

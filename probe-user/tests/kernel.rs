@@ -272,3 +272,62 @@ fn the_running_probe_has_no_capabilities() {
         assert_eq!(line("NoNewPrivs:"), "1");
     }
 }
+
+/// Two that want one CPU: what each waited, and how often it was switched out, are the kernel's own figures of the tasks.
+#[test]
+fn waits_and_switches_are_what_the_kernel_counts_of_the_tasks() {
+    let _machine = machine();
+    if let Some(reason) = no_ebpf() {
+        skip!("{reason}");
+    }
+    let name = unique("queue");
+    let cgroup = Cgroup::create(&cgroup::v2().unwrap(), &name).unwrap();
+    let probe = Probe::start(&["--energy.source=model"]);
+    let burners = [Burner::start(0, &[&cgroup]).unwrap(), Burner::start(0, &[&cgroup]).unwrap()];
+    // Seconds of waiting, voluntary and involuntary switches, all tasks; what they were before they entered is small.
+    let kernel = || {
+        let mut sums = [0.0; 3];
+        for burner in &burners {
+            let read = |file: &str| std::fs::read_to_string(format!("/proc/{}/{file}", burner.pid())).unwrap();
+            let delay: f64 = read("schedstat").split_whitespace().nth(1).unwrap().parse().unwrap();
+            sums[0] += delay / 1e9;
+            let status = read("status");
+            for (at, field) in [(1, "voluntary_ctxt_switches:"), (2, "nonvoluntary_ctxt_switches:")] {
+                let line = status.lines().find_map(|line| line.strip_prefix(field)).unwrap();
+                sums[at] += line.trim().parse::<f64>().unwrap();
+            }
+        }
+        sums
+    };
+    sleep(3.0);
+    let ours = |page: &Page| {
+        let who = [("container", &*name)];
+        let switches = |kind: &str| page.get("wattcast_container_context_switches_total", &[who[0], ("kind", kind)]);
+        let wait = page.get("wattcast_container_runqueue_wait_seconds_sum", &who);
+        [wait, switches("voluntary"), switches("involuntary")]
+    };
+    // From one look to the next, so that what the shells did before they were in the cgroup is in neither.
+    let (first, kernel_first) = (ours(&probe.fresh()), kernel());
+    sleep(3.0);
+    let kernel_before = kernel();
+    let page = probe.fresh();
+    let kernel_after = kernel();
+    let last = ours(&page);
+    let grown: Vec<f64> = last.iter().zip(first).map(|(last, first)| last - first).collect();
+    println!(
+        "{grown:?} s waited, voluntary, involuntary; kernel {kernel_first:?} to {kernel_before:?} and {kernel_after:?}"
+    );
+    let least = kernel_before[0] - kernel_first[0];
+    let most = kernel_after[0] - kernel_first[0];
+    assert!(least > 1.0, "they were in each other's way: {least} s");
+    // A wait is counted when its stint ends: two turns of a few milliseconds may be under way at either look.
+    assert!(grown[0] >= least - 0.05 && grown[0] <= most + 0.05, "{} s waited, kernel {least} to {most} s", grown[0]);
+    let involuntary = kernel_after[2] - kernel_first[2];
+    assert!((grown[2] - involuntary).abs() <= 0.03 * involuntary + 5.0, "{} switches, kernel {involuntary}", grown[2]);
+    assert!(grown[1] <= 0.1 * involuntary, "hogs do not leave by themselves: {grown:?}");
+    let count = page.get("wattcast_container_runqueue_wait_seconds_count", &[("container", &name)]);
+    assert_eq!(count, last[1] + last[2], "each stint that ended had waited, be it for no time");
+    let buckets =
+        page.all("wattcast_container_runqueue_wait_seconds_bucket").filter(|row| row.label("container") == name);
+    assert_eq!(buckets.count(), 12);
+}

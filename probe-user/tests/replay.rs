@@ -91,7 +91,7 @@ fn three_to_one(path: &Path) {
             energy_ns: at + 20_000,
             cpu_ns: at + 60_000,
             zones: vec![raw(joules[0]), raw(joules[1])],
-            cpu: Some(Ok(Reading { rows, overflow_ns: vec![0, 0], missed: 0 })),
+            cpu: Some(Ok(Reading { rows, overflow_ns: vec![0, 0], ..Reading::default() })),
             news,
         };
         writer.write(&tick).unwrap();

@@ -92,7 +92,7 @@ impl<'a> Ledger<'a> {
         let key = CgroupKey { id: 7, hierarchy: hierarchy::V2 };
         let shown = Container { number: 0, name: "c".into(), id: "c".into(), image: String::new(), runtime: "docker" };
         let news = News { holders: vec![(key, Holder::Container(0))], shown: vec![shown], ..News::default() };
-        let cpu = Reading { rows: vec![(key, vec![0; cpus])], overflow_ns: vec![0; cpus], missed: 0 };
+        let cpu = Reading { rows: vec![(key, vec![0; cpus])], overflow_ns: vec![0; cpus], ..Reading::default() };
         let raw = RawTick { cpu: Some(Ok(cpu)), news, ..RawTick::default() };
         let mut this = Self { source, accountant: Accountant::new(setup, IdlePolicy::Separate, 0), raw };
         this.tick(0, &[]);

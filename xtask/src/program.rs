@@ -167,6 +167,14 @@ impl Burner {
     }
 }
 
+impl Burner {
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.0.id()
+    }
+}
+
 impl Drop for Burner {
     fn drop(&mut self) {
         let _ = self.0.kill();

@@ -56,7 +56,7 @@ impl Machine {
         let ids = (0..containers).map(|number| (key(u64::from(number) + 10), Holder::Container(number)));
         raw.news.holders = std::iter::once((key(1), Holder::System)).chain(ids).collect();
         let rows = raw.news.holders.iter().map(|(key, _)| (*key, vec![0; cpus])).collect();
-        raw.cpu = Some(Ok(Reading { rows, overflow_ns: vec![0; cpus], missed: 0 }));
+        raw.cpu = Some(Ok(Reading { rows, overflow_ns: vec![0; cpus], ..Reading::default() }));
         let mut this = Self { accountant: Accountant::new(setup, policy, 1 << 20), raw };
         this.tick(0);
         this.raw.news = News::default();

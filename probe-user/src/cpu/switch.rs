@@ -2,17 +2,17 @@
 //!
 //! Loading needs CAP_BPF and CAP_PERFMON; reading afterwards needs none (5.19 and later), so the probe drops both.
 
-use std::io;
+use std::{collections::HashMap, io};
 
 use aya::{
     Btf as AyaBtf, EbpfLoader,
     maps::{MapData, PerCpuArray, PerCpuHashMap},
     programs::{BtfTracePoint, Program, ProgramError, RawTracePoint, RawTracePointRunOptions, TestRun as _},
 };
-use probe_ebpf::{CgroupKey, CgroupTime, CpuState};
+use probe_ebpf::{CgroupKey, CgroupTime, CpuState, WAIT_CLASSES};
 
 use super::{
-    Reading,
+    Queue, Reading,
     btf::{Btf, BtfError},
 };
 use crate::state::{Reason, Unavailable};
@@ -30,6 +30,10 @@ pub struct Switch {
     cgroups: PerCpuHashMap<MapData, CgroupKey, CgroupTime>,
     cpus: PerCpuArray<MapData, CpuState>,
     possible: u32,
+    /// The kernel's 32-bit counts, and what they add up to.
+    queues: HashMap<CgroupKey, (Counts, Queue)>,
+    /// False where the kernel does not count waits.
+    counts_waits: bool,
     /// Owns the programs; the kernel detaches them when this goes.
     ebpf: aya::Ebpf,
 }
@@ -86,7 +90,8 @@ impl Switch {
         let cpus = PerCpuArray::try_from(ebpf.take_map("CPUS").ok_or_else(missing)?)
             .map_err(|error| refused("open the map CPUS", &error))?;
         let possible = aya::util::nr_cpus().ok().and_then(|count| u32::try_from(count).ok()).unwrap_or(1);
-        let this = Self { cgroups, cpus, possible, ebpf };
+        let counts_waits = offsets.0.iter().any(|(name, at)| *name == "TASK_RUN_DELAY" && *at != 0);
+        let this = Self { cgroups, cpus, possible, queues: HashMap::new(), counts_waits, ebpf };
         this.close_open_slices().map_err(|error| refused("run charge_running", &error))?;
         Ok(this)
     }
@@ -115,9 +120,17 @@ impl Switch {
     pub fn read(&mut self, out: &mut Reading) -> io::Result<()> {
         self.close_open_slices().map_err(io::Error::other)?;
         out.rows.clear();
+        out.queues.clear();
         for row in &self.cgroups {
             let (key, values) = row.map_err(io::Error::other)?;
             out.rows.push((key, values.iter().map(|time| time.run_ns).collect()));
+            if self.counts_waits {
+                let (last, total) = self.queues.entry(key).or_default();
+                let now = Counts::of(values.iter());
+                total.add(&now.since(last));
+                *last = now;
+                out.queues.push((key, *total));
+            }
         }
         let states = self.cpus.get(&0, 0).map_err(io::Error::other)?;
         out.overflow_ns.clear();
@@ -130,6 +143,42 @@ impl Switch {
     pub fn forget(&mut self, key: &CgroupKey) {
         // Already gone is what was wanted.
         let _ = self.cgroups.remove(key);
+        self.queues.remove(key);
+    }
+}
+
+/// Counts of all CPUs, summed as the kernel keeps them: modulo 2^32, which a sum does not change.
+#[derive(Clone, Copy, Debug, Default)]
+struct Counts {
+    wait_ns: u64,
+    waits: [u32; WAIT_CLASSES],
+    voluntary: u32,
+    involuntary: u32,
+}
+
+impl Counts {
+    fn of<'a>(cpus: impl Iterator<Item = &'a CgroupTime>) -> Self {
+        cpus.fold(Self::default(), |mut sum, cpu| {
+            sum.wait_ns = sum.wait_ns.wrapping_add(cpu.wait_ns);
+            sum.waits.iter_mut().zip(cpu.waits).for_each(|(sum, count)| *sum = sum.wrapping_add(count));
+            sum.voluntary = sum.voluntary.wrapping_add(cpu.voluntary);
+            sum.involuntary = sum.involuntary.wrapping_add(cpu.involuntary);
+            sum
+        })
+    }
+
+    /// What came since `last`: between two ticks no count comes round.
+    fn since(&self, last: &Self) -> Queue {
+        let mut waits = [0; WAIT_CLASSES];
+        for ((grown, now), last) in waits.iter_mut().zip(self.waits).zip(last.waits) {
+            *grown = u64::from(now.wrapping_sub(last));
+        }
+        Queue {
+            wait_ns: self.wait_ns.wrapping_sub(last.wait_ns),
+            waits,
+            voluntary: u64::from(self.voluntary.wrapping_sub(last.voluntary)),
+            involuntary: u64::from(self.involuntary.wrapping_sub(last.involuntary)),
+        }
     }
 }
 
@@ -152,6 +201,10 @@ impl Offsets {
             field("CGROUP_KN", "cgroup", &["kn"])?,
             field("KERNFS_ID", "kernfs_node", &["id"])?,
         ];
+        // Zero switches the counting of waits and switches off.
+        all.push(("TASK_RUN_DELAY", btf.field("task_struct", &["sched_info", "run_delay"]).unwrap_or(0)));
+        let state = btf.field("task_struct", &["__state"]).or_else(|_| btf.field("task_struct", &["state"]));
+        all.push(("TASK_STATE", state?));
         // Zero switches the v1 lookup off: a kernel without the cpu controller has no v1 cpu cgroups either.
         let v1 = match btf.enumerator("cgroup_subsys_id", "cpu_cgrp_id") {
             Some(index) => btf.field("css_set", &["subsys"])? + u64::from(index) * size_of::<usize>() as u64,

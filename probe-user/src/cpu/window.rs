@@ -108,6 +108,7 @@ mod tests {
             rows: rows.iter().map(|(id, ns)| (key(*id), ns.to_vec())).collect(),
             overflow_ns: overflow.to_vec(),
             missed: 0,
+            ..Reading::default()
         }
     }
 
