@@ -78,6 +78,11 @@ pub struct Accountant {
     book: Book,
     ring: Ring,
     last_energy_ns: Option<u64>,
+    /// CPU time of the probe at the last tick that was divided, and what it used since the start.
+    last_own_ns: Option<u64>,
+    own: Microjoules,
+    /// CPU time of everybody since then.
+    ran_since_ns: u64,
     sequence: u64,
     trouble: Option<String>,
     /// Ticks in a row without CPU time.
@@ -108,6 +113,9 @@ impl Accountant {
             book: Book::default(),
             ring: Ring::new(window_bytes),
             last_energy_ns: None,
+            last_own_ns: None,
+            own: Microjoules::ZERO,
+            ran_since_ns: 0,
             sequence: 0,
             trouble: None,
             blind: 0,
@@ -152,6 +160,7 @@ impl Accountant {
         let ran = self.who_ran(raw);
         self.count_cpu(&ran);
         let (zones, deltas, given) = self.post(raw, length_ns, &ran);
+        self.count_own(raw, &given, &ran);
         self.keep(raw, deltas, &given, &ran);
         for number in &raw.news.ended {
             self.end(*number);
@@ -233,6 +242,30 @@ impl Accountant {
                 }
             }
         }
+    }
+
+    /// What of the dynamic energy the probe itself used, by its share of all CPU time. Which package it ran on is not asked.
+    fn count_own(&mut self, raw: &RawTick, given: &[Given], ran: &RanBy) {
+        let all = ran.values().flatten().fold(0, |sum: u64, ns| sum.saturating_add(*ns));
+        self.ran_since_ns = self.ran_since_ns.saturating_add(all);
+        let Some(last) = self.last_own_ns else {
+            self.last_own_ns = Some(raw.own_ns);
+            return;
+        };
+        if given.is_empty() {
+            return;
+        }
+        let own = raw.own_ns.saturating_sub(last).min(self.ran_since_ns);
+        let dynamic: Microjoules = given
+            .iter()
+            .filter(|given| given.id.zone.kind != ZoneKind::Dram)
+            .flat_map(|given| given.closed.shares.iter().map(|(_, joules)| *joules))
+            .sum();
+        if self.ran_since_ns > 0 {
+            let share = u128::from(dynamic.0) * u128::from(own) / u128::from(self.ran_since_ns);
+            self.own += Microjoules(u64::try_from(share).unwrap_or(u64::MAX));
+        }
+        (self.last_own_ns, self.ran_since_ns) = (Some(raw.own_ns), 0);
     }
 
     /// The package that a root's joules are shared by the CPU time of; `None` for all of them.
@@ -541,6 +574,7 @@ impl Accountant {
             cpu_tier: self.setup.cpu.then(|| ("switch", String::new())),
             cpu_overflow_ns: self.cpu_overflow_ns,
             cpu_intervals_missed: self.cpu_missed,
+            own: self.setup.origin.filter(|_| self.setup.cpu).map(|origin| (origin, self.own)),
             ring: self.ring.clone(),
             ..Snapshot::default()
         }

@@ -7,7 +7,7 @@ use crate::{
     energy::zone::Origin,
     instruments::Instruments,
     recording::Reader,
-    snapshot::CollectorRow,
+    snapshot::{CollectorRow, ProgramRow},
     state::{Reason, Unavailable},
     tick::RawTick,
 };
@@ -85,6 +85,15 @@ impl Feed {
     #[must_use]
     pub fn takes_marks(&self) -> bool {
         matches!(self, Self::Live(_))
+    }
+
+    /// What the programs inside the kernel cost.
+    #[must_use]
+    pub fn programs(&self) -> Vec<ProgramRow> {
+        match self {
+            Self::Live(instruments) => instruments.programs(),
+            Self::Replay(_) => Vec::new(),
+        }
     }
 
     /// How the sources stand now. `trouble` is what the accountant says of the energy.

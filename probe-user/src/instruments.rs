@@ -12,7 +12,7 @@ use crate::{
     cpu::{CgroupKey, Reading, switch::Switch},
     energy::{self, Source, zone::Zone},
     ledger::Holder,
-    snapshot::CollectorRow,
+    snapshot::{CollectorRow, ProgramRow},
     state::{Reason, SourceState, Unavailable},
     tick::{News, RawTick, Setup},
     topology::{PackageId, Topology},
@@ -81,6 +81,12 @@ impl Instruments {
         self.cpu.as_mut()
     }
 
+    /// What the kernel side costs; empty while the kernel keeps no statistics.
+    #[must_use]
+    pub fn programs(&self) -> Vec<ProgramRow> {
+        self.cpu.as_ref().map(Switch::costs).unwrap_or_default()
+    }
+
     /// The energy source, for a second handle.
     #[must_use]
     pub fn source(&self) -> Option<&dyn Source> {
@@ -125,6 +131,7 @@ impl Instruments {
         let cpu_at = Instant::now();
 
         self.observe(cpu_at, collectors);
+        self.raw.own_ns = own_cpu_ns();
         let since = |at: Instant| u64::try_from((at - self.start).as_nanos()).unwrap_or(u64::MAX);
         (self.raw.began_ns, self.raw.energy_ns, self.raw.cpu_ns) = (since(began), since(energy_at), since(cpu_at));
         &self.raw
@@ -280,6 +287,17 @@ fn scheduler_tick_ns() -> u64 {
     let failed = unsafe { libc::clock_getres(libc::CLOCK_MONOTONIC_COARSE, &raw mut resolution) } != 0;
     // 100 Hz, the slowest that kernels are built with.
     if failed { 10_000_000 } else { u64::try_from(resolution.tv_nsec).unwrap_or(10_000_000) }
+}
+
+/// CPU time of this process, all threads.
+fn own_cpu_ns() -> u64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `now` is a valid timespec that outlives the call.
+    if unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &raw mut now) } != 0 {
+        return 0;
+    }
+    let part = |value: i64| u64::try_from(value).unwrap_or(0);
+    part(now.tv_sec).saturating_mul(1_000_000_000).saturating_add(part(now.tv_nsec))
 }
 
 /// Unix time in nanoseconds, whole microseconds.

@@ -131,6 +131,23 @@ pub(crate) static SKEW: Def = Def::gauge(
     &[],
     "From before the reading of energy to after the reading of CPU time in the last tick.",
 );
+pub(crate) static BPF_SECONDS: Def = Def::counter(
+    "wattcast_bpf_run_seconds_total",
+    &["program"],
+    "CPU seconds of the probe's programs inside the kernel since they were loaded; absent unless the kernel keeps statistics \
+     (sysctl kernel.bpf_stats_enabled=1, which costs some 40 ns a run itself).",
+);
+pub(crate) static BPF_RUNS: Def = Def::counter(
+    "wattcast_bpf_runs_total",
+    &["program"],
+    "Runs of the probe's programs inside the kernel since they were loaded, while the kernel keeps statistics.",
+);
+pub(crate) static SELF_ENERGY: Def = Def::counter(
+    "wattcast_self_energy_joules_total",
+    &["source"],
+    "Dynamic energy that the probe's own process used: its share of all CPU time. Part of wattcast_system_energy_joules_total; what its \
+     programs inside the kernel take is billed to whoever is switched.",
+);
 pub(crate) static SOURCE_UP: Def = Def::gauge(
     "wattcast_source_up",
     &["source", "reason"],
@@ -202,6 +219,9 @@ pub static DEFS: &[&Def] = &[
     &UNNAMED,
     &SCANS,
     &SKEW,
+    &BPF_SECONDS,
+    &BPF_RUNS,
+    &SELF_ENERGY,
     &SOURCE_UP,
     &COLLECTOR_DURATION,
     &COLLECTOR_SUCCESS,

@@ -208,6 +208,15 @@ fn buckets(queue: &Queue) -> Buckets {
 
 /// What the probe says of itself.
 fn own(snapshot: &Snapshot) -> Vec<Family> {
+    let (mut bpf_seconds, mut bpf_runs) = (Family::new(&m::BPF_SECONDS), Family::new(&m::BPF_RUNS));
+    for program in &snapshot.programs {
+        bpf_seconds.push(&[program.name], cpu_seconds(program.run_ns));
+        bpf_runs.push(&[program.name], float(program.runs));
+    }
+    let mut energy = Family::new(&m::SELF_ENERGY);
+    if let Some((origin, joules)) = &snapshot.own {
+        energy.push(&[origin.as_str()], joules.joules());
+    }
     let mut up = Family::new(&m::SOURCE_UP);
     for source in &*snapshot.sources {
         match &source.state {
@@ -228,6 +237,9 @@ fn own(snapshot: &Snapshot) -> Vec<Family> {
     }
     let reach = window::seconds(snapshot.ring.span_ns());
     vec![
+        bpf_seconds,
+        bpf_runs,
+        energy,
         up,
         duration,
         success,

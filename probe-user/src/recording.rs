@@ -67,6 +67,9 @@ struct Line {
     began: u64,
     energy: u64,
     cpu: u64,
+    /// CPU time of the probe that recorded.
+    #[serde(default)]
+    own: u64,
     zones: Vec<Value>,
     /// By cgroup: CPU number and nanoseconds that grew.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -197,6 +200,7 @@ impl Writer {
             began: tick.began_ns,
             energy: tick.energy_ns,
             cpu: tick.cpu_ns,
+            own: tick.own_ns,
             zones: tick.zones.iter().map(value).collect(),
             ran,
             queues,
@@ -428,6 +432,7 @@ impl<R: Read> Reader<R> {
             began_ns: line.began,
             energy_ns: line.energy,
             cpu_ns: line.cpu,
+            own_ns: line.own,
             zones: line.zones.into_iter().map(value).collect(),
             cpu,
             news: line.news,
@@ -510,6 +515,7 @@ mod tests {
             began_ns: second * 1_000_000_000,
             energy_ns: second * 1_000_000_000 + 10_000,
             cpu_ns: second * 1_000_000_000 + 50_000,
+            own_ns: second * 700_000,
             zones: vec![zone],
             cpu: Some(Ok(Reading { rows, overflow_ns: vec![0, second], missed: second, queues: queues(second) })),
             news,

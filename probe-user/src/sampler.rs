@@ -190,6 +190,7 @@ impl Sampler {
         snapshot.collectors.clone_from(&self.collectors);
         snapshot.jitter.clone_from(&self.jitter);
         snapshot.ticks_missed = self.ticks_missed;
+        snapshot.programs = self.parts.feed.programs();
         if let Some(distribution) = &self.parts.distribution {
             snapshot.power = distribution.snapshot();
         }

@@ -49,6 +49,10 @@ pub struct Snapshot {
     pub cpu_tier: Option<(&'static str, String)>,
     /// Sub-second power, by package, where it is collected.
     pub power: Vec<(ZoneId, Origin, Buckets)>,
+    /// What the programs inside the kernel cost; empty while the kernel keeps no statistics.
+    pub programs: Vec<ProgramRow>,
+    /// What of the dynamic energy the probe itself used; part of system.
+    pub own: Option<(Origin, Microjoules)>,
     /// How late ticks began.
     pub jitter: Buckets,
     /// Ticks that were skipped because one before took too long.
@@ -123,6 +127,17 @@ pub struct ContainerRow {
     pub queue: Option<Queue>,
     /// By what part of themselves the joules of the tick may be off; absent where nobody can say.
     pub uncertainty: Option<f64>,
+}
+
+/// What one program inside the kernel cost since it was loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProgramRow {
+    /// Its name.
+    pub name: &'static str,
+    /// Nanoseconds that it ran.
+    pub run_ns: u64,
+    /// How often.
+    pub runs: u64,
 }
 
 /// One collector in one tick.

@@ -103,6 +103,8 @@ pub struct RawTick {
     pub energy_ns: u64,
     /// When the reading of CPU time ended.
     pub cpu_ns: u64,
+    /// CPU time of the probe's own process since it began.
+    pub own_ns: u64,
     /// Every counter, or why it gave nothing.
     pub zones: Vec<Result<u64, String>>,
     /// CPU time, or why there is none; `None` when it is not collected.

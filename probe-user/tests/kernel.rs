@@ -331,3 +331,29 @@ fn waits_and_switches_are_what_the_kernel_counts_of_the_tasks() {
         page.all("wattcast_container_runqueue_wait_seconds_bucket").filter(|row| row.label("container") == name);
     assert_eq!(buckets.count(), 12);
 }
+
+/// The probe says what it costs itself.
+#[test]
+fn the_probe_states_its_own_cost() {
+    if let Some(reason) = no_ebpf() {
+        skip!("{reason}");
+    }
+    let probe = Probe::start(&["--energy.source=model"]);
+    sleep(2.2);
+    let page = probe.fresh();
+    let own = page.get("wattcast_self_energy_joules_total", &[("source", "model")]);
+    let system = page.get("wattcast_system_energy_joules_total", &[("source", "model")]);
+    assert!(own > 0.0 && own < system, "{own} J of {system} J");
+    let switch = "/proc/sys/kernel/bpf_stats_enabled";
+    let before = std::fs::read_to_string(switch).unwrap();
+    std::fs::write(switch, "1").unwrap();
+    sleep(0.3);
+    let page = probe.fresh();
+    std::fs::write(switch, before.trim()).unwrap();
+    for program in ["sched_switch", "charge_running"] {
+        let labels = [("program", program)];
+        let runs = page.get("wattcast_bpf_runs_total", &labels);
+        let seconds = page.get("wattcast_bpf_run_seconds_total", &labels);
+        assert!(runs > 0.0 && seconds > 0.0 && seconds / runs < 0.001, "{program}: {seconds} s in {runs} runs");
+    }
+}

@@ -90,6 +90,7 @@ fn three_to_one(path: &Path) {
             began_ns: at,
             energy_ns: at + 20_000,
             cpu_ns: at + 60_000,
+            own_ns: second * 500_000,
             zones: vec![raw(joules[0]), raw(joules[1])],
             cpu: Some(Ok(Reading { rows, overflow_ns: vec![0, 0], ..Reading::default() })),
             news,

@@ -261,6 +261,24 @@ fn a_policy_shares_idle_out_in_a_row_of_its_own() {
 }
 
 #[test]
+fn what_the_probe_costs_is_its_share_of_all_that_ran() {
+    let mut machine = Machine::new(setup(&[package(0), package(1)], 2), IdlePolicy::Separate, 1);
+    machine.raw.own_ns = 10;
+    machine.uses(0, 800).uses(1, 200).runs(1, 0, 30).runs(10, 1, 70);
+    let snapshot = machine.tick(SECOND);
+    assert_eq!(snapshot.own, Some((Origin::Powercap, Microjoules(100))), "a tenth of all CPU time, of 1000 dynamic");
+    // No joules in this tick: what it ran waits for the next.
+    machine.raw.zones = vec![Err("EIO".into()), Err("EIO".into())];
+    machine.raw.own_ns = 30;
+    machine.runs(1, 0, 100);
+    machine.tick(SECOND);
+    machine.raw.zones = vec![Ok(1200), Ok(200)];
+    machine.raw.own_ns = 60;
+    machine.runs(1, 0, 100);
+    assert_eq!(machine.tick(SECOND).own.unwrap().1, Microjoules(100 + 100), "50 of 200, of 400 dynamic");
+}
+
+#[test]
 fn a_model_states_no_bound() {
     let mut modelled = setup(&[package(0)], 1);
     modelled.idle_uw = vec![Some(1_000_000)];

@@ -2,7 +2,11 @@
 //!
 //! Loading needs CAP_BPF and CAP_PERFMON; reading afterwards needs none (5.19 and later), so the probe drops both.
 
-use std::{collections::HashMap, io};
+use std::{
+    collections::HashMap,
+    io,
+    os::fd::{AsFd as _, AsRawFd as _},
+};
 
 use aya::{
     Btf as AyaBtf, EbpfLoader,
@@ -15,7 +19,10 @@ use super::{
     Queue, Reading,
     btf::{Btf, BtfError},
 };
-use crate::state::{Reason, Unavailable};
+use crate::{
+    snapshot::ProgramRow,
+    state::{Reason, Unavailable},
+};
 
 /// Built by `cargo xtask build-ebpf`; empty when it was not run before this crate was built.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/wattcast.bpf.o"));
@@ -137,6 +144,20 @@ impl Switch {
         out.overflow_ns.extend(states.iter().map(|state| state.overflow_ns));
         out.missed = states.iter().map(|state| state.missed).sum();
         Ok(())
+    }
+
+    /// What each program cost, from its descriptor's fdinfo (kernel/bpf/syscall.c, bpf_prog_show_fdinfo), which needs no privilege.
+    /// Empty while `kernel.bpf_stats_enabled` is 0.
+    #[must_use]
+    pub fn costs(&self) -> Vec<ProgramRow> {
+        let cost = |name: &'static str| {
+            let descriptor = self.ebpf.program(name)?.fd().ok()?.as_fd().as_raw_fd();
+            let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{descriptor}")).ok()?;
+            let field = |key: &str| text.lines().find_map(|line| line.strip_prefix(key)?.trim().parse::<u64>().ok());
+            let (run_ns, runs) = (field("run_time_ns:")?, field("run_cnt:")?);
+            (runs > 0).then_some(ProgramRow { name, run_ns, runs })
+        };
+        ["sched_switch", KICK].into_iter().filter_map(cost).collect()
     }
 
     /// Frees the slot of a cgroup that is gone. Its totals are lost: read first.
