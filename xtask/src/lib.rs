@@ -12,3 +12,4 @@ pub mod sim;
 mod stop;
 pub mod test;
 pub mod up;
+pub mod vm;

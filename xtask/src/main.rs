@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{bench, build_ebpf, sim, test, up};
+use xtask::{bench, build_ebpf, sim, test, up, vm};
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", about = "Build, run, test and measure Wattcast")]
@@ -24,6 +24,8 @@ enum Command {
     BuildEbpf,
     /// Write a RAPL tree whose energy follows this machine's load, for machines that have none
     SimRapl(sim::SimRapl),
+    /// Boot other kernels in QEMU, with two sockets and with two threads a core, and run the probe there
+    VmTest,
 }
 
 fn main() -> ExitCode {
@@ -33,6 +35,7 @@ fn main() -> ExitCode {
         Command::Bench(args) => bench::bench(&args),
         Command::BuildEbpf => build_ebpf::build_ebpf().map(|_| ()),
         Command::SimRapl(args) => sim::sim_rapl(&args),
+        Command::VmTest => vm::vm_test(),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

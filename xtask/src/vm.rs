@@ -1,0 +1,288 @@
+//! `cargo xtask vm-test`: the real probe on other kernels and other machines, in QEMU without hardware help.
+//!
+//! Each machine is a kernel of the package archive and an initramfs with busybox, the shipped probe and a script. It has cgroup
+//! v2 only, burns CPU in cgroups of its own, and prints what the probe and the kernel say of them; the comparison is here.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::{
+    build_ebpf,
+    program::die_with_us,
+    shell::{output, packages, root, step, target, which},
+};
+
+/// Debian's kernels for guests: the release's own, and the newer one beside it.
+const KERNELS: [&str; 2] = ["linux-image-cloud-amd64", "linux-image-6.12-cloud-amd64"];
+/// What QEMU is to show of itself: name, `-smp`, packages that the probe must find.
+const MACHINES: [(&str, &str, usize); 2] =
+    [("two sockets", "2,sockets=2", 2), ("two threads a core", "2,threads=2", 1)];
+/// Software emulation needs half a minute; a guest that hangs must not hang us.
+const PATIENCE: Duration = Duration::from_secs(150);
+
+/// Everything that happens inside. Lines that begin with `VM ` are read outside.
+const INIT: &str = r#"#!/bin/busybox sh
+/bin/busybox --install -s /bin
+export PATH=/bin
+mount -t proc none /proc
+mount -t sysfs none /sys
+mount -t devtmpfs none /dev
+mount -t cgroup2 none /sys/fs/cgroup
+mount -t tmpfs none /tmp
+ifconfig lo up
+echo "VM kernel $(uname -r)"
+/probe doctor --log.level=error | while read -r line; do echo "doctor: $line"; done
+/probe --energy.source=model --docker.socket=/none --log.level=warn &
+probe=$!
+for try in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
+    wget -qO /dev/null http://127.0.0.1:9500/ready && break
+    sleep 1
+done
+mkdir /sys/fs/cgroup/one /sys/fs/cgroup/two
+(echo 0 > /sys/fs/cgroup/one/cgroup.procs; taskset 1 sh -c 'while :; do :; done') & one=$!
+(echo 0 > /sys/fs/cgroup/two/cgroup.procs; taskset 2 sh -c 'while :; do :; done') & two=$!
+sleep 8
+look() {
+    for name in one two; do
+        echo "VM $1 $name before $(grep usage_usec /sys/fs/cgroup/$name/cpu.stat | cut -d' ' -f2)"
+    done
+    wget -qO /dev/null --post-data='' http://127.0.0.1:9500/api/v1/mark
+    for name in one two; do
+        echo "VM $1 $name after $(grep usage_usec /sys/fs/cgroup/$name/cpu.stat | cut -d' ' -f2)"
+    done
+    wget -qO /tmp/page http://127.0.0.1:9500/metrics
+    grep -E '^wattcast_(container_cpu_seconds|conservation|source_up|cpu_intervals|container_context|container_runqueue_wait_seconds_(sum|count))' /tmp/page |
+        while read -r line; do echo "VM $1 page $line"; done
+}
+look running
+if [ -w /sys/devices/system/cpu/cpu1/online ]; then
+    kill $two; sleep 1
+    look before-offline
+    echo 0 > /sys/devices/system/cpu/cpu1/online; sleep 2
+    look offline
+    echo 1 > /sys/devices/system/cpu/cpu1/online; sleep 1
+    (echo 0 > /sys/fs/cgroup/two/cgroup.procs; taskset 2 sh -c 'while :; do :; done') &
+    sleep 4
+    look online
+fi
+kill $probe; sleep 1
+echo "VM end"
+poweroff -f
+"#;
+
+/// Boots every kernel on every machine.
+///
+/// # Errors
+/// When a guest shows a figure that is wrong; a kernel that cannot be had is skipped and said.
+pub fn vm_test() -> Result<()> {
+    if which("qemu-system-x86_64").is_none() || which("busybox").is_none() {
+        packages(
+            &["qemu-system-x86", "busybox-static"],
+            "boot other kernels",
+            "your package manager for QEMU and a static busybox",
+        )?;
+    }
+    build_ebpf::build_ebpf()?;
+    let built = Command::new("cargo")
+        .args(["build", "--release", "--quiet", "--package", "probe-user"])
+        .current_dir(root())
+        .status()?;
+    ensure!(built.success(), "the build failed");
+    let dir = target().join("vm");
+    fs::create_dir_all(&dir)?;
+    let initramfs = dir.join("initramfs.cpio");
+    pack(&initramfs)?;
+    let mut failed = Vec::new();
+    for package in KERNELS {
+        let kernel = match fetch(package, &dir) {
+            Ok(kernel) => kernel,
+            Err(error) => {
+                println!("skipped: {package}: {error:#}");
+                continue;
+            }
+        };
+        for (name, smp, packages) in MACHINES {
+            let what = format!("{}, {name}", kernel.file_name().unwrap_or_default().to_string_lossy());
+            let start = Instant::now();
+            // Emulated CPUs that were offline sometimes lose an interrupt and the guest locks up: once more, and it is said.
+            let said = boot(&kernel, &initramfs, smp, &dir).or_else(|error| {
+                println!("again: {what}: {error:#}");
+                boot(&kernel, &initramfs, smp, &dir)
+            });
+            match said.and_then(|said| judge(&said, packages)) {
+                Ok(findings) => {
+                    println!("ok: {what} ({:.0} s)", start.elapsed().as_secs_f64());
+                    findings.iter().for_each(|finding| println!("    {finding}"));
+                }
+                Err(error) => {
+                    println!("FAILED: {what}: {error:#}");
+                    failed.push(what);
+                }
+            }
+        }
+    }
+    if !failed.is_empty() {
+        bail!("{} of the machines failed; their consoles are in {}", failed.len(), dir.display());
+    }
+    Ok(())
+}
+
+/// The kernel image out of a package, downloaded once.
+fn fetch(package: &str, dir: &Path) -> Result<PathBuf> {
+    let depends = output(Command::new("apt-cache").args(["depends", package]))?;
+    let real = depends
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("Depends: "))
+        .with_context(|| format!("the archive has no {package}"))?
+        .to_owned();
+    let image = dir.join(format!("vmlinuz-{}", real.trim_start_matches("linux-image-")));
+    if image.is_file() {
+        return Ok(image);
+    }
+    step(format!("downloading {real}"));
+    output(Command::new("apt-get").args(["-q", "download", &real]).current_dir(dir))?;
+    let archive = fs::read_dir(dir)?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .find(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&format!("{real}_"))))
+        .context("the download left no package")?;
+    output(Command::new("dpkg-deb").arg("-x").arg(&archive).arg(dir.join("unpacked")))?;
+    fs::rename(dir.join("unpacked/boot").join(image.file_name().context("no name")?), &image)?;
+    fs::remove_dir_all(dir.join("unpacked"))?;
+    fs::remove_file(archive)?;
+    Ok(image)
+}
+
+/// An initramfs with busybox, the probe with the libraries it asks for, and the script.
+fn pack(to: &Path) -> Result<()> {
+    let mut out = Vec::new();
+    for dir in ["bin", "dev", "proc", "sys", "tmp", "lib64", "lib", "lib/x86_64-linux-gnu", "etc"] {
+        entry(&mut out, dir, 0o040_755, &[]);
+    }
+    entry(&mut out, "init", 0o100_755, INIT.as_bytes());
+    let busybox = which("busybox").context("no busybox")?;
+    let probe = target().join("release/wattcast-probe");
+    for (from, name) in [(busybox, "bin/busybox".to_owned()), (probe.clone(), "probe".to_owned())] {
+        entry(&mut out, &name, 0o100_755, &fs::read(&from).with_context(|| format!("{}", from.display()))?);
+    }
+    // `libc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x…)`, and the loader without an arrow.
+    for line in output(Command::new("ldd").arg(&probe))?.lines() {
+        let Some(path) = line.split_whitespace().find(|word| word.starts_with('/')) else { continue };
+        let name = path.trim_start_matches('/').replacen("usr/", "", 1);
+        if let Some((dir, _)) = name.rsplit_once('/') {
+            entry(&mut out, dir, 0o040_755, &[]);
+        }
+        entry(&mut out, &name, 0o100_755, &fs::read(path)?);
+    }
+    entry(&mut out, "TRAILER!!!", 0, &[]);
+    fs::write(to, out)?;
+    fs::set_permissions(to, fs::Permissions::from_mode(0o644))?;
+    Ok(())
+}
+
+/// One file of the archive format that the kernel unpacks (Documentation/driver-api/early-userspace/buffer-format.rst, newc).
+fn entry(out: &mut Vec<u8>, name: &str, mode: u32, content: &[u8]) {
+    let pad = |out: &mut Vec<u8>| out.resize(out.len().next_multiple_of(4), 0);
+    // ino mode uid gid nlink mtime filesize devmajor devminor rdevmajor rdevminor namesize check
+    let fields = [0, mode as usize, 0, 0, 1, 0, content.len(), 0, 0, 0, 0, name.len() + 1, 0];
+    out.extend_from_slice(b"070701");
+    for field in fields {
+        out.extend_from_slice(format!("{field:08X}").as_bytes());
+    }
+    out.extend_from_slice(name.as_bytes());
+    out.push(0);
+    pad(out);
+    out.extend_from_slice(content);
+    pad(out);
+}
+
+/// Runs one machine to its end; gives what it wrote to its console.
+fn boot(kernel: &Path, initramfs: &Path, smp: &str, dir: &Path) -> Result<String> {
+    let log = dir.join(format!(
+        "console-{}-{}.txt",
+        kernel.file_name().unwrap_or_default().to_string_lossy(),
+        smp.replace([',', '='], "-")
+    ));
+    let console = fs::File::create(&log)?;
+    let mut command = Command::new("qemu-system-x86_64");
+    command
+        .args(["-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "max", "-m", "768", "-nographic", "-no-reboot"])
+        .args(["-smp", smp, "-kernel"])
+        .arg(kernel)
+        .arg("-initrd")
+        .arg(initramfs)
+        .args(["-append", "console=ttyS0 quiet panic=-1"])
+        .stdin(Stdio::null())
+        .stdout(console)
+        .stderr(Stdio::null());
+    die_with_us(&mut command);
+    let mut machine = command.spawn().context("cannot start QEMU")?;
+    let end = Instant::now() + PATIENCE;
+    while machine.try_wait()?.is_none() {
+        if Instant::now() > end {
+            let _ = machine.kill();
+            let _ = machine.wait();
+            bail!("not over in {} s; see {}", PATIENCE.as_secs(), log.display());
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    let said = fs::read(&log)?;
+    Ok(String::from_utf8_lossy(&said).into_owned())
+}
+
+/// Holds the probe's figures against the guest kernel's own.
+fn judge(said: &str, packages: usize) -> Result<Vec<String>> {
+    let lines: Vec<&str> = said.lines().filter_map(|line| line.trim_end().strip_prefix("VM ")).collect();
+    let doctor = said.lines().find(|line| line.starts_with("doctor: cpu ")).unwrap_or_default().trim_end();
+    ensure!(lines.contains(&"end"), "the script did not come to its end; {doctor}");
+    ensure!(doctor.contains("usable"), "{doctor}");
+    let mut findings = vec![doctor.trim_start_matches("doctor: ").to_owned()];
+    let mut last: BTreeMap<&str, f64> = BTreeMap::new();
+    for when in ["running", "before-offline", "offline", "online"] {
+        let of_when: Vec<&str> = lines.iter().filter_map(|line| line.strip_prefix(when)?.strip_prefix(' ')).collect();
+        if of_when.is_empty() {
+            continue;
+        }
+        for name in ["one", "two"] {
+            let usage = |edge: &str| -> Result<f64> {
+                let line = of_when.iter().find_map(|line| line.strip_prefix(&format!("{name} {edge} ")));
+                Ok(line.with_context(|| format!("{when}: no {edge} of {name}"))?.parse::<f64>()? / 1e6)
+            };
+            let rows: Vec<(&str, f64)> = of_when
+                .iter()
+                .filter_map(|line| line.strip_prefix("page wattcast_container_cpu_seconds_total{"))
+                .filter(|line| line.contains(&format!("container=\"{name}\"")))
+                .filter_map(|line| {
+                    line.rsplit_once("} ").and_then(|(labels, value)| Some((labels, value.parse().ok()?)))
+                })
+                .collect();
+            ensure!(rows.len() == packages, "{when}: {} rows of {name}, {packages} packages", rows.len());
+            let ours: f64 = rows.iter().map(|(_, value)| value).sum();
+            let (before, after) = (usage("before")?, usage("after")?);
+            let truth = ours.clamp(before, after);
+            // What they ran between their birth and the first tick that knew them is the probe's too: it counts from its start.
+            ensure!(
+                (ours - truth).abs() <= 0.005 * truth + 0.02,
+                "{when}: {name} ran {ours:.3} s, and by the kernel {before:.3} to {after:.3} s"
+            );
+            ensure!(ours >= last.insert(name, ours).unwrap_or(0.0), "{when}: the counter of {name} fell");
+            if packages > 1 && when == "running" {
+                // Each is pinned to a CPU of another socket: nearly all its time is there.
+                let own = rows.iter().map(|(_, value)| *value).fold(0.0, f64::max);
+                ensure!(own >= 0.95 * ours, "{when}: {name} ran on both sockets: {rows:?}");
+            }
+            findings.push(format!("{when}: {name} {ours:.3} s, kernel {before:.3} to {after:.3} s"));
+        }
+        let errors = of_when.iter().filter(|line| line.starts_with("page wattcast_conservation_error_joules"));
+        let errors: Vec<&&str> = errors.collect();
+        ensure!(!errors.is_empty() && errors.iter().all(|line| line.ends_with(" 0")), "{when}: {errors:?}");
+    }
+    Ok(findings)
+}
