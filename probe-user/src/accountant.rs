@@ -310,13 +310,14 @@ impl Accountant {
         let waits = (1..=PATIENCE).contains(&self.blind);
         for index in 0..self.counters.len() {
             let Some(zone) = self.setup.zones.get(index) else { continue };
-            let (zone_id, step_uj, place) = (zone.id, zone.step_uj, zone.place.clone());
+            let zone_id = zone.id;
             let reading = match raw.zones.get(index) {
                 Some(Ok(value)) => self.still_moves(index, *value, raw.energy_ns),
                 Some(Err(error)) => Err(error.clone()),
                 None => Err("was not read".to_owned()),
             };
             if let (Err(error), true) = (&reading, self.roots[index].is_some()) {
+                let place = &self.setup.zones[index].place;
                 self.trouble.get_or_insert_with(|| format!("{place}: {error}"));
             }
             let step = if waits { Step::Lost } else { self.counters[index].advance(reading.ok(), raw.energy_ns) };
@@ -354,7 +355,7 @@ impl Accountant {
                         delta.covers += root.ticks;
                     }
                     (root.pending, root.ticks) = (BTreeMap::new(), 0);
-                    let conditions = self.conditions(index, &root, raw, joules, covers_ns, step_uj, ran);
+                    let conditions = self.conditions(index, &root, raw, joules, covers_ns);
                     let given_now = self.divide(id, &mut root, &conditions, &claims);
                     delta.measured = Some(joules);
                     delta.idle = given_now.closed.idle;
@@ -379,7 +380,7 @@ impl Accountant {
                     root.ticks = root.ticks.saturating_add(1);
                     root.baseline.interrupt();
                     if root.ticks > PATIENCE && !waits {
-                        let what = "readings that cannot be believed";
+                        let (place, what) = (&self.setup.zones[index].place, "readings that cannot be believed");
                         self.trouble.get_or_insert_with(|| format!("{place}: {} {what} in a row", root.ticks));
                     }
                 }
@@ -413,7 +414,6 @@ impl Accountant {
         known.or_else(|| root.baseline.estimate())
     }
 
-    #[expect(clippy::too_many_arguments, reason = "everything that one tick of one root was like")]
     fn conditions(
         &self,
         index: usize,
@@ -421,8 +421,6 @@ impl Accountant {
         raw: &RawTick,
         measured: Microjoules,
         length_ns: u64,
-        step_uj: u64,
-        ran: &RanBy,
     ) -> Conditions {
         let power_uw = microwatts(measured, length_ns);
         let estimate = self.idle(index, root);
@@ -432,18 +430,17 @@ impl Accountant {
             None => root.baseline.at_most().unwrap_or(power_uw).min(power_uw),
         };
         let idle = estimate.map_or(Microjoules::ZERO, |estimate| Microjoules::of(estimate.uw, length_ns));
-        let id = self.setup.zones[index].id;
-        debug_assert!(ran.values().all(|ns| ns.len() == self.setup.packages.len()));
+        let zone = &self.setup.zones[index];
         Conditions {
             measured,
             idle: idle.min(measured),
             length_ns,
             peak_uw: power_uw.max(root.power_uw),
-            step_uj,
-            update_ns: self.setup.zones[index].update_ns,
+            step_uj: zone.step_uj,
+            update_ns: zone.update_ns,
             skew_ns: raw.cpu_ns.saturating_sub(raw.began_ns).saturating_add(self.setup.lag_ns),
             idle_off_uw,
-            cpus: self.cpus(id),
+            cpus: self.cpus(zone.id),
             smt: self.setup.smt,
         }
     }
@@ -455,7 +452,7 @@ impl Accountant {
         match self.policy {
             IdlePolicy::Separate => {}
             IdlePolicy::Proportional => share_idle(&mut closed, &weights),
-            IdlePolicy::Reserved => share_idle(&mut closed, &self.reservations(id.zone, now.cpus)),
+            IdlePolicy::Reserved => share_idle(&mut closed, &self.reservations(now.cpus)),
         }
         let all = sum(claims.values());
         let mut bounds = BTreeMap::new();
@@ -476,14 +473,13 @@ impl Accountant {
     }
 
     /// Thousandths of CPUs of a root that are reserved, and what is left for nobody.
-    fn reservations(&self, id: ZoneId, cpus: u64) -> Vec<(Holder, u64)> {
+    fn reservations(&self, cpus: u64) -> Vec<(Holder, u64)> {
         let all = self.setup.cpus().iter().sum::<u64>().max(1);
         // A reservation says nothing about packages: it falls on each by its CPUs.
         let part = |milli: u64| milli.saturating_mul(cpus) / all;
         let mut weights: Vec<_> =
             self.reserved.iter().map(|(number, milli)| (Holder::Container(*number), part(*milli))).collect();
         let reserved = sum(weights.iter().map(|(_, milli)| milli));
-        debug_assert!(id.kind != ZoneKind::Core);
         weights.push((Holder::System, (cpus * 1000).saturating_sub(reserved)));
         weights
     }

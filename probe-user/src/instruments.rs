@@ -13,7 +13,7 @@ use crate::{
     energy::{self, Source, zone::Zone},
     ledger::Holder,
     snapshot::{CollectorRow, ProgramRow},
-    state::{Reason, SourceState, Unavailable},
+    state::{Reason, Unavailable},
     tick::{News, RawTick, Setup},
     topology::{PackageId, Topology},
 };
@@ -247,19 +247,6 @@ impl Instruments {
         }
         all
     }
-}
-
-/// Puts a source into a state, and says so once when it changes.
-pub fn set_state(sources: &mut [SourceState], name: &str, state: Result<(), Unavailable>) {
-    let Some(source) = sources.iter_mut().find(|source| source.source == name) else { return };
-    if source.state == state {
-        return;
-    }
-    match &state {
-        Ok(()) => tracing::info!("{name}: usable again"),
-        Err(why) => tracing::warn!("{name}: {why}"),
-    }
-    source.state = state;
 }
 
 fn collector(name: &'static str, began: Instant, success: bool) -> CollectorRow {

@@ -17,9 +17,8 @@ use crate::{
     baselines::StateFile,
     distribution::Distribution,
     feed::Feed,
-    instruments::set_state,
     snapshot::{CollectorRow, Snapshot},
-    state::SourceState,
+    state::{SourceState, set_state},
     window::seconds,
 };
 

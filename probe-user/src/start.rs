@@ -36,7 +36,7 @@ pub fn open(config: &Config) -> Result<Opened> {
     }
     let (instruments, mut sources) = instruments(config);
     let setup = instruments.setup();
-    let distribution = config.energy.distribution.and_then(|hertz| match apart(instruments.source()) {
+    let distribution = config.energy.distribution.and_then(|hertz| match packages_again(instruments.source()) {
         Ok(source) => Some((source, hertz)),
         Err(why) => {
             sources.push(SourceState { source: "power", state: Err(why), detail: String::new(), wanted: true });
@@ -190,7 +190,8 @@ fn directory(config: &Config, sources: &mut Vec<SourceState>) -> Option<Director
     Some(Directory::new(trees, names, limits))
 }
 
-fn apart(source: Option<&dyn Source>) -> Result<Box<dyn Source>, Unavailable> {
+/// A second handle to the packages, for the thread of sub-second power.
+fn packages_again(source: Option<&dyn Source>) -> Result<Box<dyn Source>, Unavailable> {
     let nothing = |what: &str| Unavailable::new(Reason::Absent, format!("{what}: no distribution of power"));
     let source = source.ok_or_else(|| nothing("nothing measures energy"))?;
     source

@@ -72,3 +72,16 @@ pub struct SourceState {
     /// True when the user's configuration counts on it: `/ready` fails without it.
     pub wanted: bool,
 }
+
+/// Puts a source into a state, and says so once when it changes.
+pub fn set_state(sources: &mut [SourceState], name: &str, state: Result<(), Unavailable>) {
+    let Some(source) = sources.iter_mut().find(|source| source.source == name) else { return };
+    if source.state == state {
+        return;
+    }
+    match &state {
+        Ok(()) => tracing::info!("{name}: usable again"),
+        Err(why) => tracing::warn!("{name}: {why}"),
+    }
+    source.state = state;
+}

@@ -35,10 +35,10 @@ pub struct Setup {
 }
 
 impl Setup {
-    /// True when the joules are calculated, here or where they were recorded: idle power is known by construction then.
+    /// True when the joules are calculated, here or where they were recorded.
     #[must_use]
     pub fn modelled(&self) -> bool {
-        !self.idle_uw.is_empty() && self.idle_uw.iter().all(Option::is_some)
+        self.origin == Some(Origin::Model)
     }
 
     /// How many CPUs each package has.

@@ -80,8 +80,11 @@ pub struct Tick {
     pub cpu: Box<[(Arc<Container>, PackageId, u64)]>,
 }
 
-/// What an allocator adds to a block: glibc's and musl's headers and rounding are at most this.
-const BLOCK: usize = 16;
+/// What glibc takes for a block: a word in front, in steps of 16 bytes, at least 32 (malloc/malloc.c, request2size).
+fn block(bytes: usize) -> usize {
+    (bytes + size_of::<usize>()).next_multiple_of(16).max(32)
+}
+
 /// The two counts in front of what an [`Arc`] holds.
 const COUNTS: usize = 2 * size_of::<usize>();
 
@@ -90,7 +93,7 @@ impl Tick {
     /// before did not know. Those are shared by all ticks that name them.
     fn bytes(&self, before: Option<&Self>) -> usize {
         fn list<T>(list: &[T]) -> usize {
-            if list.is_empty() { 0 } else { size_of_val(list) + BLOCK }
+            if list.is_empty() { 0 } else { block(size_of_val(list)) }
         }
         let mut known: BTreeSet<u32> = before.into_iter().flat_map(Self::containers).map(|one| one.number).collect();
         let containers: usize = self
@@ -98,10 +101,11 @@ impl Tick {
             .filter(|container| known.insert(container.number))
             .map(|container| {
                 let texts = [&container.name, &container.id, &container.image];
-                COUNTS + size_of::<Container>() + texts.iter().map(|text| text.capacity() + BLOCK).sum::<usize>()
+                let texts = texts.iter().filter(|text| text.capacity() > 0).map(|text| block(text.capacity()));
+                block(COUNTS + size_of::<Container>()) + texts.sum::<usize>()
             })
             .sum();
-        let own = COUNTS + size_of::<Self>() + BLOCK + size_of::<Arc<Self>>();
+        let own = block(COUNTS + size_of::<Self>()) + size_of::<Kept>();
         own + list(&self.accounts) + list(&self.energy) + list(&self.cpu) + containers
     }
 

@@ -19,7 +19,7 @@ use probe_user::{
     window::{AccountDelta, ContainerDelta, Ring, Tick},
 };
 
-/// Bytes that are allocated now, with 16 for each block's own needs.
+/// Bytes that the allocator has given out and what it keeps in front of each block.
 static HELD: AtomicUsize = AtomicUsize::new(0);
 
 struct Counting;
@@ -27,13 +27,19 @@ struct Counting;
 // SAFETY: every call is handed to the system's allocator as it came.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        HELD.fetch_add(layout.size() + 16, Ordering::Relaxed);
-        // SAFETY: the caller's contract.
-        unsafe { System.alloc(layout) }
+        // SAFETY: the caller's contract; malloc_usable_size takes any block of malloc's, and null.
+        let (block, size) = unsafe {
+            let block = System.alloc(layout);
+            (block, libc::malloc_usable_size(block.cast()))
+        };
+        HELD.fetch_add(size + size_of::<usize>(), Ordering::Relaxed);
+        block
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        HELD.fetch_sub(layout.size() + 16, Ordering::Relaxed);
+        // SAFETY: as above.
+        let size = unsafe { libc::malloc_usable_size(block.cast()) };
+        HELD.fetch_sub(size + size_of::<usize>(), Ordering::Relaxed);
         // SAFETY: the caller's contract.
         unsafe { System.dealloc(block, layout) }
     }

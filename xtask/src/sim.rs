@@ -212,7 +212,7 @@ fn drive(mut packages: Vec<Package>, idle_nw: u128, range_nj: u128, stop: &Atomi
             package.energy_nj += (idle_nw * ns + package.busy_nw * grown) / 1_000_000_000;
             // The hardware shows whole steps, and starts again at zero after the last.
             let shown = package.energy_nj / STEP_NJ * STEP_NJ % (range_nj + STEP_NJ) / 1000;
-            // One write of one length, so that a reader finds the old number or the new.
+            // One write, always of one length, so that no reader finds an empty or a shorter file.
             package.file.write_all_at(format!("{shown:<15}\n").as_bytes(), 0)?;
         }
         last.clone_from(&busy);

@@ -154,6 +154,37 @@ fn joules_wait_for_the_cpu_time_that_goes_with_them() {
 }
 
 #[test]
+fn joules_do_not_wait_for_ever_for_cpu_time_and_then_are_nobodys() {
+    let mut machine = Machine::new(setup(&[package(0)], 1), IdlePolicy::Separate, 1);
+    machine.raw.cpu = Some(Err("refused".into()));
+    for _ in 0..PATIENCE {
+        machine.uses(0, 100);
+        assert_eq!(machine.tick(SECOND).zones[0].total, Microjoules::ZERO);
+    }
+    machine.uses(0, 100);
+    let blind = machine.tick(SECOND);
+    let all = Microjoules(100 * (u64::from(PATIENCE) + 1));
+    assert_eq!(
+        (blind.zones[0].total, blind.accounts[0].unattributed),
+        (all, all),
+        "the hardware was read all the while"
+    );
+}
+
+#[test]
+fn a_root_that_cannot_be_believed_for_long_is_a_state_not_a_slip() {
+    let mut limited = setup(&[package(0)], 1);
+    limited.zones[0].ceiling = Ceiling::Learned(1_000_000);
+    let mut machine = Machine::new(limited, IdlePolicy::Separate, 1);
+    for tick in 0..=PATIENCE {
+        assert_eq!(machine.accountant.trouble(), None, "tick {tick}");
+        machine.uses(0, 1_000_000_000);
+        machine.tick(SECOND);
+    }
+    assert!(machine.accountant.trouble().unwrap().contains("cannot be believed"));
+}
+
+#[test]
 fn a_slip_of_a_counter_is_nobodys_and_its_time_is_not_lost() {
     let mut limited = setup(&[package(0)], 1);
     limited.zones[0].ceiling = Ceiling::Limit(100_000_000);
@@ -281,6 +312,7 @@ fn what_the_probe_costs_is_its_share_of_all_that_ran() {
 #[test]
 fn a_model_states_no_bound() {
     let mut modelled = setup(&[package(0)], 1);
+    modelled.origin = Some(Origin::Model);
     modelled.idle_uw = vec![Some(1_000_000)];
     let mut machine = Machine::new(modelled, IdlePolicy::Separate, 1);
     machine.uses(0, 3_000_000).runs(10, 0, SECOND);

@@ -64,11 +64,6 @@ impl Window {
         all
     }
 
-    /// Every cgroup that the last reading held.
-    pub fn known(&self) -> impl Iterator<Item = &CgroupKey> {
-        self.last.keys()
-    }
-
     /// Drops a cgroup whose slot in the kernel was freed.
     pub fn forget(&mut self, key: &CgroupKey) {
         self.last.remove(key);

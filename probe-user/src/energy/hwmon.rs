@@ -134,7 +134,7 @@ impl Hwmon {
         // The average where there is one: a momentary value misses what happened between two readings.
         let file = ["power1_average", "power1_input"].iter().map(|file| dir.join(file)).find(|file| file.exists());
         match file {
-            // Such sensors are good to about a watt; over a second that is a joule.
+            // Taken to be good to a watt, which over a second is a joule; drivers do not say.
             Some(file) => {
                 let interval = fs::read_to_string(dir.join("power1_average_interval")).ok();
                 let interval = interval.and_then(|text| text.trim().parse::<u64>().ok()).filter(|ms| *ms > 0);

@@ -53,7 +53,7 @@ impl Found {
     }
 
     /// Usable when a package was found; else why the first that was refused was, else `absent`.
-    fn with_packages(&self, absent: impl FnOnce() -> String) -> Result<(), Unavailable> {
+    fn require_packages(&self, absent: impl FnOnce() -> String) -> Result<(), Unavailable> {
         if self.zones.iter().any(|zone| zone.id.kind == ZoneKind::Package) {
             return Ok(());
         }

@@ -88,7 +88,7 @@ impl Msr {
                 this.found.refused.push((ZoneId { package: Some(package), kind: ZoneKind::Package }, why));
             }
         }
-        this.found.with_packages(|| "no package has an energy register that counts".to_owned())?;
+        this.found.require_packages(|| "no package has an energy register that counts".to_owned())?;
         Ok(this)
     }
 

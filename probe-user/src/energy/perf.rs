@@ -55,7 +55,7 @@ impl Perf {
         // each, although every event reads the same register ("perf/x86/rapl: Fix the energy-pkg event for AMD CPUs").
         let dies = processor.vendor != Vendor::Amd;
         this.add(&dir, topology, dies)?;
-        this.found.with_packages(|| {
+        this.found.require_packages(|| {
             format!("{}: it has no event energy-pkg; a guest may be shown such a PMU", dir.display())
         })?;
         if let Some(cores) = find(sysfs, CORES) {

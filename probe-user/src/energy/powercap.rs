@@ -96,7 +96,7 @@ impl Powercap {
                 }
             }
         }
-        found.with_packages(|| {
+        found.require_packages(|| {
             format!("{}: no zone named package-N. The machine has no RAPL, or hides it", class.display())
         })?;
         // A twin that could be opened stands for the zone that could not.

@@ -135,8 +135,8 @@ pub enum Ceiling {
 }
 
 impl Ceiling {
-    /// For a zone that states no limit. The floors are above what one such zone of any processor sold today uses (500 W
-    /// of a package, 100 W of its memory), so that the first load after a quiet time is believed.
+    /// For a zone that states no limit. The floors are meant to be above what any one such zone uses, so that the first load
+    /// after a quiet time is believed; they are an assumption, no data sheet's figure.
     #[must_use]
     pub fn learned(kind: ZoneKind) -> Self {
         Self::Learned(match kind {
