@@ -1,9 +1,9 @@
 //! How many connections are held, and for how long: what a peer that only opens them can take.
 //!
 //! A probe has file descriptors to keep, and a scraper needs one of them. So connections beyond a number wait in the
-//! kernel's queue, and one that sends no whole request header in time is closed and makes room.
+//! kernel's queue, and one that sends no whole request header in time, or takes no answer, is closed and makes room.
 
-use std::{sync::Arc, time::Duration};
+use std::{io, os::fd::AsRawFd as _, sync::Arc, time::Duration};
 
 use axum::Router;
 use hyper::server::conn::http1;
@@ -12,7 +12,10 @@ use hyper_util::{
     server::graceful::GracefulShutdown,
     service::TowerToHyperService,
 };
-use tokio::{net::TcpListener, sync::Semaphore};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+};
 use tracing::warn;
 
 /// Prometheus, a dashboard and a few people need ten; the usual limit of open files is 1024.
@@ -61,6 +64,10 @@ impl Connections {
                     continue;
                 }
             };
+            if let Err(error) = abandon_after(&stream, self.patience) {
+                warn!("cannot limit how long a peer may take an answer: {error}");
+                continue;
+            }
             let service = TowerToHyperService::new(router.clone());
             let connection = graceful.watch(http.serve_connection(TokioIo::new(stream), service));
             tokio::spawn(async move {
@@ -71,6 +78,24 @@ impl Connections {
         }
         graceful.shutdown().await;
     }
+}
+
+/// Lets the kernel end a connection whose peer takes nothing of what is there for it: sent and not acknowledged, or not even
+/// sent because its window is shut (tcp(7), TCP_USER_TIMEOUT).
+fn abandon_after(stream: &TcpStream, patience: Duration) -> io::Result<()> {
+    let milliseconds = libc::c_uint::try_from(patience.as_millis()).unwrap_or(libc::c_uint::MAX);
+    let size = libc::socklen_t::try_from(size_of_val(&milliseconds)).unwrap_or(0);
+    // SAFETY: the descriptor is the stream's own, and the value outlives the call, which copies as many bytes as it is told.
+    let outcome = unsafe {
+        libc::setsockopt(
+            stream.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_USER_TIMEOUT,
+            (&raw const milliseconds).cast(),
+            size,
+        )
+    };
+    if outcome == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 #[cfg(test)]
@@ -92,29 +117,75 @@ mod tests {
         answer
     }
 
+    /// Serves on a port of its own with room for four, until it is dropped.
+    struct Server {
+        address: std::net::SocketAddr,
+        stop: Option<tokio::sync::oneshot::Sender<()>>,
+        thread: Option<std::thread::JoinHandle<()>>,
+    }
+
+    impl Server {
+        fn start() -> Self {
+            let (say, said) = mpsc::channel();
+            let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+            let thread = std::thread::spawn(move || {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                runtime.block_on(async {
+                    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+                    say.send(listener.local_addr().unwrap()).unwrap();
+                    // More than any socket's buffers hold.
+                    let large = || async { "x".repeat(32 << 20) };
+                    let router = Router::new().route("/", get(|| async { "here" })).route("/large", get(large));
+                    let limits = Connections { most: 4, patience: Duration::from_millis(300) };
+                    limits.serve(listener, router, async { drop(stopped.await) }).await;
+                });
+            });
+            Self { address: said.recv().unwrap(), stop: Some(stop), thread: Some(thread) }
+        }
+
+        fn connect(&self) -> TcpStream {
+            TcpStream::connect(self.address).unwrap()
+        }
+    }
+
+    impl Drop for Server {
+        fn drop(&mut self) {
+            let _ = self.stop.take().unwrap().send(());
+            let _ = self.thread.take().unwrap().join();
+        }
+    }
+
     #[test]
     fn connections_that_ask_nothing_do_not_keep_a_scraper_out() {
-        let (say, said) = mpsc::channel();
-        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-        let server = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(async {
-                let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-                say.send(listener.local_addr().unwrap()).unwrap();
-                let router = Router::new().route("/", get(|| async { "here" }));
-                let limits = Connections { most: 4, patience: Duration::from_millis(300) };
-                limits.serve(listener, router, async { drop(stopped.await) }).await;
-            });
-        });
-        let address = said.recv().unwrap();
-        let mut silent: Vec<_> = (0..10).map(|_| TcpStream::connect(address).unwrap()).collect();
+        let server = Server::start();
+        let mut silent: Vec<_> = (0..10).map(|_| server.connect()).collect();
         // One that trickles is not better than one that is silent.
         silent[0].write_all(b"GET / HT").unwrap();
-        let mut scraper = TcpStream::connect(address).unwrap();
-        assert!(ask(&mut scraper).ends_with("here"));
-        let mut rest = Vec::new();
-        assert_eq!(silent[1].read_to_end(&mut rest).unwrap(), 0, "closed");
-        stop.send(()).unwrap();
-        server.join().unwrap();
+        assert!(ask(&mut server.connect()).ends_with("here"));
+        assert_eq!(silent[1].read_to_end(&mut Vec::new()).unwrap(), 0, "closed");
+    }
+
+    #[test]
+    fn a_connection_that_asked_once_and_rests_is_closed_too() {
+        let server = Server::start();
+        let mut stream = server.connect();
+        stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("here"), "answered, and then closed: {answer}");
+    }
+
+    #[test]
+    fn peers_that_take_no_answer_do_not_keep_a_scraper_out() {
+        let server = Server::start();
+        let greedy: Vec<_> = (0..4)
+            .map(|_| {
+                let mut stream = server.connect();
+                stream.write_all(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+                stream
+            })
+            .collect();
+        assert!(ask(&mut server.connect()).ends_with("here"));
+        drop(greedy);
     }
 }

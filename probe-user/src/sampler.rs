@@ -5,6 +5,7 @@
 
 use std::{
     sync::{Arc, mpsc},
+    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
@@ -74,6 +75,7 @@ pub struct Sampler {
     ticks_missed: u64,
     collectors: Vec<CollectorRow>,
     saved: Instant,
+    saving: Option<JoinHandle<()>>,
 }
 
 impl Sampler {
@@ -89,6 +91,7 @@ impl Sampler {
             ticks_missed: 0,
             collectors: Vec::new(),
             saved: Instant::now(),
+            saving: None,
             parts,
         }
     }
@@ -196,7 +199,10 @@ impl Sampler {
     }
 
     /// Saves on a thread of its own: a slow disk must not delay a tick.
-    fn save_aside(&self) {
+    fn save_aside(&mut self) {
+        if self.saving.as_ref().is_some_and(|saving| !saving.is_finished()) {
+            return;
+        }
         let Some(state) = self.parts.state.clone() else { return };
         let baselines = self.parts.accountant.baselines();
         let job = move || {
@@ -204,8 +210,9 @@ impl Sampler {
                 warn!("{error}");
             }
         };
-        if let Err(error) = std::thread::Builder::new().name("state".into()).spawn(job) {
-            warn!("cannot save what was learnt of idle power: {error}");
+        match std::thread::Builder::new().name("state".into()).spawn(job) {
+            Ok(saving) => self.saving = Some(saving),
+            Err(error) => warn!("cannot save what was learnt of idle power: {error}"),
         }
     }
 
@@ -220,6 +227,8 @@ impl Sampler {
 
 impl Drop for Sampler {
     fn drop(&mut self) {
+        // Two that write the same draft at once would spoil it. A thread that panicked has said so already.
+        let _ = self.saving.take().map(JoinHandle::join);
         self.save();
     }
 }

@@ -245,3 +245,43 @@ fn zones_that_read_zero_for_ever_are_not_used() {
     assert_eq!(strict.fresh().all("wattcast_energy_joules_total").count(), 0, "no source, no joules");
     assert_eq!(strict.client.get("/ready").unwrap().0, 503);
 }
+
+/// Passes a socket on to the real engine's, until it is told to go away.
+fn relay(to: &Path) -> std::os::unix::net::UnixListener {
+    use std::os::unix::net::{UnixListener, UnixStream};
+    let listener = UnixListener::bind(to).unwrap();
+    let accepted = listener.try_clone().unwrap();
+    std::thread::spawn(move || {
+        for client in accepted.incoming().map_while(Result::ok) {
+            let Ok(engine) = UnixStream::connect("/var/run/docker.sock") else { return };
+            for (mut from, mut to) in [(&client, &engine), (&engine, &client)]
+                .map(|(from, to)| (from.try_clone().unwrap(), to.try_clone().unwrap()))
+            {
+                std::thread::spawn(move || std::io::copy(&mut from, &mut to));
+            }
+        }
+    });
+    listener
+}
+
+#[test]
+fn a_docker_that_goes_away_is_absent_and_usable_again_when_it_is_back() {
+    if let Some(reason) = support::no_ebpf() {
+        skip!("{reason}");
+    }
+    if let Err(reason) = support::engine() {
+        skip!("{reason}");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("docker.sock");
+    let _first = relay(&socket);
+    let probe = Probe::start(&[&format!("--docker.socket={}", socket.display())]);
+    eventually(15.0, "the engine answers", || probe.source("docker").0 == "usable");
+    fs::remove_file(&socket).unwrap();
+    // Nobody asks for a name meanwhile: it is looked at all the same, every ten seconds.
+    eventually(30.0, "the socket is gone", || probe.source("docker").0 == "absent");
+    let page = probe.fresh();
+    assert_eq!(page.get("wattcast_source_up", &[("source", "docker"), ("reason", "absent")]), 0.0);
+    let _second = relay(&socket);
+    eventually(30.0, "the engine is back", || probe.source("docker").0 == "usable");
+}

@@ -6,7 +6,7 @@ mod support;
 
 use std::path::Path;
 
-use support::{Page, Probe, engine, eventually, machine, no_ebpf, skip, sleep, unique};
+use support::{Page, Probe, eventually, kernel_and_engine, machine, no_ebpf, skip, sleep, unique};
 use xtask::{
     cgroup::{self, Cgroup, usage_us},
     docker::Container,
@@ -51,10 +51,7 @@ fn busy_seconds() -> f64 {
 #[test]
 fn two_containers_agree_with_the_kernel_running_and_idle() {
     let _machine = machine();
-    if let Some(reason) = no_ebpf() {
-        skip!("{reason}");
-    }
-    let engine = match engine() {
+    let engine = match kernel_and_engine() {
         Ok(engine) => engine,
         Err(reason) => skip!("{reason}"),
     };
@@ -145,10 +142,7 @@ fn a_cgroup_in_either_tree_or_in_both_is_billed_once() {
 #[test]
 fn a_transcode_in_a_container_has_a_name_an_image_and_joules() {
     let _machine = machine();
-    if let Some(reason) = no_ebpf() {
-        skip!("{reason}");
-    }
-    let engine = match engine() {
+    let engine = match kernel_and_engine() {
         Ok(engine) => engine,
         Err(reason) => skip!("{reason}"),
     };

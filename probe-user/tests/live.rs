@@ -6,17 +6,14 @@ mod support;
 
 use std::{path::Path, process::Command};
 
-use support::{Probe, engine, eventually, fixture, machine, no_ebpf, skip, sleep, unique};
+use support::{Probe, eventually, fixture, kernel_and_engine, machine, skip, sleep, unique};
 use xtask::sim::{Simulator, Spec};
 
 /// The oracle that every host-wide formula fails: equal work on two sockets of unequal watts.
 #[test]
 fn two_packages_at_three_to_one_give_equal_containers_joules_at_three_to_one() {
     let _machine = machine();
-    if let Some(reason) = no_ebpf() {
-        skip!("{reason}");
-    }
-    let engine = match engine() {
+    let engine = match kernel_and_engine() {
         Ok(engine) => engine,
         Err(reason) => skip!("{reason}"),
     };

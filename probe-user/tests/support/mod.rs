@@ -170,6 +170,11 @@ pub(crate) fn no_ebpf() -> Option<String> {
     }
 }
 
+/// The engine, where the kernel side works too, or why not.
+pub(crate) fn kernel_and_engine() -> Result<Engine, String> {
+    no_ebpf().map_or_else(engine, Err)
+}
+
 /// The engine, or why there is none.
 pub(crate) fn engine() -> Result<Engine, String> {
     if !is_root() {
