@@ -80,6 +80,13 @@ pub fn examine(config: &Config) -> Report {
             (zones, left_out) = (zone_reports(&mut *source), source.found().left_out.clone());
             energy::moving(source)
         });
+        if outcome.is_err() {
+            // No root of it moves: what can be read here is no counter.
+            for zone in zones.iter_mut().filter(|zone| zone.state == "usable") {
+                zone.state = crate::state::Reason::Broken.as_str();
+                zone.detail.insert_str(0, "reads, and does not count; ");
+            }
+        }
         if let Ok(source) = &outcome {
             measures |= origin.is_measured() && !source.found().simulated;
             // The registers are never chosen by themselves.

@@ -171,6 +171,7 @@ fn the_doctor_says_what_is_there_and_ends_with_what_it_is_worth() {
     ] {
         assert!(text.contains(words), "{words}:\n{text}");
     }
+    assert!(!text.lines().any(|line| line.contains("usable") && line.contains("intel-rapl")), "{text}");
     let (_, text) = doctor("mmio-twin", &[]);
     assert!(text.contains("left out: intel-rapl-mmio:0: the same joules as"), "{text}");
     let (_, text) = doctor("client-psys", &[]);
