@@ -1,12 +1,75 @@
 //! The ABI between the kernel side and the probe: plain data, no logic, no allocation.
 //!
-//! Both sides compile this file, so a layout cannot drift. Field order and sizes are asserted below because the
-//! kernel copies these bytes verbatim through map reads.
+//! Both sides compile this file, so a layout cannot drift. Field order and sizes are asserted below because the probe
+//! maps these bytes into its own memory and reads them as they are.
+//!
+//! What a CPU counts lies in its own *bank*: element `cpu * slots + slot` of [`RunTime`], [`Waits`] and [`Counted`]. Only
+//! that CPU writes there, so nothing needs a lock or an atomic operation, and every number only grows (or wraps).
 #![no_std]
 
-/// Most cgroups that can be told apart at once. Time of a cgroup beyond it goes to [`CpuState::overflow_ns`],
+/// A field of an object of the kernel, wherever the running kernel has it.
+///
+/// rustc emits no CO-RE relocations (aya-rs/aya#349), so the programs add a marked number, [`FIELD_MARK`] and the field's own, to an
+/// object's address, and the probe puts the offset there before it loads them: an instruction holds it, as if it had been
+/// compiled for this kernel.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Field {
+    /// `task_struct.pid`
+    TaskPid,
+    /// `task_struct.se.sum_exec_runtime`
+    TaskSumExec,
+    /// `task_struct.se.prev_sum_exec_runtime`
+    TaskPrevSumExec,
+    /// `task_struct.policy`
+    TaskPolicy,
+    /// `task_struct.prio`
+    TaskPrio,
+    /// `task_struct.sched_info.run_delay`
+    TaskRunDelay,
+    /// `task_struct.__state`, before 5.14 `state`
+    TaskState,
+    /// `task_struct.cgroups`
+    TaskCgroups,
+    /// `css_set.dfl_cgrp`
+    CssSetDflCgrp,
+    /// `css_set.subsys[cpu_cgrp_id]`
+    CssSetCpu,
+    /// `css_set.subsys[cpuacct_cgrp_id]`
+    CssSetCpuacct,
+    /// `cgroup_subsys_state.cgroup`
+    CssCgroup,
+    /// `cgroup_subsys_state.serial_nr`
+    CssSerial,
+    /// `cgroup_subsys_state.parent`
+    CssParent,
+    /// `cpuacct.cpuusage`, from `cpuacct.css` on
+    CpuacctUsage,
+    /// `cgroup.self.serial_nr`
+    CgroupSerial,
+    /// `cgroup.level`
+    CgroupLevel,
+    /// `cgroup.kn`
+    CgroupKn,
+    /// `cgroup.rstat_base_cpu`, before 6.16 `cgroup.rstat_cpu`
+    CgroupRstat,
+    /// `bstat.cputime.sum_exec_runtime` of what that points to
+    RstatSumExec,
+    /// `kernfs_node.id`
+    KernfsId,
+    /// `bpf_array.pptrs`
+    BpfArrayPptrs,
+}
+
+/// In the immediate of an addition: the low byte is a [`Field`]. `WCF`, and far beyond any offset.
+pub const FIELD_MARK: u32 = 0x5743_4600;
+
+/// Most cgroups that can be told apart at once. Time of a cgroup beyond it goes to [`CpuState::overflow`],
 /// so it is counted, only not named.
 pub const MAX_CGROUPS: usize = 4096;
+
+/// Most CPUs that the programs serve. The banks of a machine are made for those it may have.
+pub const MAX_CPUS: usize = 8192;
 
 /// Which cgroup tree an id belongs to. Ids are inode numbers of one kernfs root each, so the same number
 /// occurs in both trees of a hybrid host.
@@ -22,10 +85,33 @@ pub mod hierarchy {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[cfg_attr(feature = "user", derive(serde::Serialize, serde::Deserialize))]
 pub struct CgroupKey {
-    /// kernfs id, equal to `st_ino` of the cgroup's directory on 64-bit kernels (fs/kernfs/mount.c, 5.5 and later).
+    /// kernfs id, equal to `st_ino` of the cgroup's directory on 64-bit kernels (fs/kernfs/mount.c, 5.5 and later). Its
+    /// upper half is a generation that the kernel counts up, so an id is never used twice.
     pub id: u64,
     /// One of [`hierarchy`].
     pub hierarchy: u64,
+}
+
+/// A [`CgroupKey`] in one word, as the programs hold it: the id, and the tree in the topmost bit, which no generation reaches
+/// (fs/kernfs/dir.c counts it up by one each time that 2^32 inode numbers are used up). Zero is nobody.
+pub type Tag = u64;
+
+/// The bit of a [`Tag`] that says [`hierarchy::V1_CPU`].
+pub const V1_TAG: Tag = 1 << 63;
+
+impl CgroupKey {
+    /// In one word.
+    #[must_use]
+    pub const fn tag(&self) -> Tag {
+        if self.hierarchy == hierarchy::V1_CPU { self.id | V1_TAG } else { self.id }
+    }
+
+    /// Back from one word.
+    #[must_use]
+    pub const fn of(tag: Tag) -> Self {
+        let hierarchy = if tag & V1_TAG == 0 { hierarchy::V2 } else { hierarchy::V1_CPU };
+        Self { id: tag & !V1_TAG, hierarchy }
+    }
 }
 
 /// Upper ends of the classes of run-queue waits, in nanoseconds; the last class has none. From what no viewer sees up to several
@@ -46,46 +132,124 @@ pub const WAIT_NS: [u64; WAIT_CLASSES - 1] = [
 /// Classes of run-queue waits.
 pub const WAIT_CLASSES: usize = 12;
 
-/// What one cgroup did on one CPU. The map keeps one of these per CPU; only that CPU writes it. The counts wrap.
+/// Nanoseconds that a cgroup was on a CPU since counting began, in the scheduler's own figure, which `cpu.stat` shows too.
+/// Two fields that both only grow, and no sum: a reader may see one of them before the other.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct CgroupTime {
-    /// Nanoseconds on the CPU since the program was attached: Δ `se.sum_exec_runtime`, the figure `cpu.stat` shows.
-    pub run_ns: u64,
+#[cfg_attr(feature = "user", derive(serde::Serialize, serde::Deserialize))]
+pub struct RunTime {
+    /// While the CPU's sibling idled, or where it has none.
+    pub alone_ns: u64,
+    /// While the CPU's sibling was busy too.
+    pub shared_ns: u64,
+}
+
+impl RunTime {
+    /// Time without a busy sibling.
+    #[must_use]
+    pub const fn alone(ns: u64) -> Self {
+        Self { alone_ns: ns, shared_ns: 0 }
+    }
+
+    /// All of it.
+    #[must_use]
+    pub const fn ns(&self) -> u64 {
+        self.alone_ns.saturating_add(self.shared_ns)
+    }
+}
+
+/// How a cgroup's tasks came to run on a CPU and ceased to. The counts wrap.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Waits {
     /// Nanoseconds runnable and not running, of stints that have ended: Δ `sched_info.run_delay`.
     pub wait_ns: u64,
     /// Stints by how long they had waited for the CPU, in the classes of [`WAIT_NS`].
-    pub waits: [u32; WAIT_CLASSES],
+    pub classes: [u32; WAIT_CLASSES],
     /// Stints that ended because the task waits for something.
     pub voluntary: u32,
     /// Stints that ended although the task could have gone on.
     pub involuntary: u32,
 }
 
-/// What a CPU remembers between two switches.
+/// Hardware counters, in this order, of a CPU.
+pub const COUNTERS: usize = 3;
+
+/// What the hardware counted while a cgroup was on a CPU.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counted {
+    /// Cycles, instructions, misses of the last-level cache.
+    pub events: [u64; COUNTERS],
+    /// Keeps an element within one line of the cache.
+    pub unused: u64,
+}
+
+/// One place of a CPU's memory of who has which slot.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Known {
+    /// Address of a `css_set`, the kernel's object for all tasks of the same cgroups. It may be taken again for another.
+    pub set: u64,
+    /// `serial_nr` of its v2 leaf, which the kernel never gives twice; where that is the root, of its v1 `cpu` state, with the topmost
+    /// bit set.
+    pub serial: u64,
+    /// Where its time goes: an element of the banks.
+    pub at: u64,
+}
+
+/// Places in that memory; a power of two.
+pub const KNOWN: usize = 64;
+
+/// What a CPU remembers between two switches. Written by that CPU, but for `sibling`. What every switch needs lies in the first
+/// line of the cache.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CpuState {
     /// `task_struct` of the task that was switched in last; 0 before the first switch.
     pub running: u64,
     /// That task's pid; 0 is the idle task, which is never charged.
-    pub running_pid: u64,
+    pub running_pid: u32,
+    /// The CPU that shares the core, plus one; 0 where there is none. Written by user space.
+    pub sibling: u32,
     /// That task's `se.sum_exec_runtime` when it was last charged.
     pub charged_ns: u64,
     /// That task's `sched_info.run_delay` when it was switched in; the kernel adds the wait before this stint only afterwards.
     pub delay_ns: u64,
-    /// Time of cgroups that found no place in the map.
-    pub overflow_ns: u64,
+    /// Who was charged last.
+    pub last: Known,
+    /// How long this CPU has been busy, in a word that another CPU can read at any moment: while busy, twice the time (`CLOCK_MONOTONIC`)
+    /// at which it would have begun, had it never idled, plus one; while idle, twice the nanoseconds that it was busy.
+    pub busy: u64,
+    /// How long the sibling had been busy when this CPU was last charged.
+    pub sibling_busy_ns: u64,
+    /// Time of cgroups that found no slot.
+    pub overflow: RunTime,
     /// Intervals lost in whole or in part: a switch was not seen, and no figure of the kernel says what ran meanwhile.
     pub missed: u64,
     /// `CLOCK_MONOTONIC` of the last run of `charge_running` here; bounds what an unseen interval can hold.
     pub swept_at_ns: u64,
+    /// Slots that this CPU took.
+    pub newcomers: u64,
+    /// The element of the bank that the hardware counters run for, plus one; 0 for nobody's.
+    pub counting: u64,
+    /// The hardware counters when they were last charged.
+    pub counted: [u64; COUNTERS],
+    /// For how long the first of them was wanted, and for how long the hardware had a place for it, in nanoseconds.
+    pub counter_time: [u64; 2],
+    /// Fills the line.
+    pub unused: [u64; 4],
+    /// Who was charged before that.
+    pub known: [Known; KNOWN],
 }
 
 const _: () = {
     assert!(size_of::<CgroupKey>() == 16);
-    assert!(size_of::<CgroupTime>() == 72);
-    assert!(size_of::<CpuState>() == 56);
+    assert!(size_of::<RunTime>() == 16);
+    assert!(size_of::<Waits>() == 64);
+    assert!(size_of::<Counted>() == 32);
+    assert!(core::mem::offset_of!(CpuState, busy) == 56);
+    assert!(size_of::<CpuState>() == 192 + 24 * KNOWN);
 };
 
 #[cfg(feature = "user")]
@@ -93,7 +257,24 @@ mod pod {
     // SAFETY: `repr(C)`, only unsigned integers, no padding (sizes asserted above), every bit pattern is valid.
     unsafe impl aya::Pod for super::CgroupKey {}
     // SAFETY: as above.
-    unsafe impl aya::Pod for super::CgroupTime {}
+    unsafe impl aya::Pod for super::RunTime {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Waits {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Counted {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::CpuState {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tag_holds_the_tree_and_the_whole_id() {
+        for hierarchy in [hierarchy::V2, hierarchy::V1_CPU] {
+            let key = CgroupKey { id: 7 << 32 | 0xffff_fff1, hierarchy };
+            assert_eq!(CgroupKey::of(key.tag()), key);
+        }
+    }
 }

@@ -1,8 +1,15 @@
-//! The object that the probe loads: one module per program, the maps beside the program that writes them.
+//! The object that the probe loads: one module per program or pair of programs, the maps beside who writes them.
 #![no_std]
 #![no_main]
+// Inline assembly for BPF; stable compilers take it with RUSTC_BOOTSTRAP=1, as they do build-std.
+#![feature(asm_experimental_arch)]
 
+mod cgroups;
+mod counters;
+mod empty;
+mod kernel;
 mod offsets;
+mod slots;
 mod switch;
 
 /// Some helpers used here are offered only to GPL-compatible programs (kernel/bpf/verifier.c, `gpl_compatible`).

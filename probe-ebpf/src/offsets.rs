@@ -1,43 +1,46 @@
-//! Where the running kernel keeps the fields that the programs read.
-//!
-//! rustc emits no CO-RE relocations (aya-rs/aya#349), so the probe reads the offsets from the kernel's BTF and
-//! writes them here before the object is loaded. They live in frozen read-only data: the verifier sees constants.
+//! What the probe tells the programs before it loads them: where the running kernel keeps the fields that they read, and what
+//! they are to do.
 
 use aya_ebpf::Global;
 
-macro_rules! offsets {
+/// The address of a field of an object: where the probe puts the offset ([`probe_ebpf::Field`]). Unsafe like what is done with it.
+macro_rules! field {
+    ($object:expr, $field:ident) => {{
+        let mut address: $crate::kernel::Object = $object;
+        // Adds a constant to a register and touches nothing else.
+        core::arch::asm!(
+            "{0} += {1}",
+            inout(reg) address,
+            const (probe_ebpf::FIELD_MARK | probe_ebpf::Field::$field as u32) as i32,
+            options(pure, nomem, nostack, preserves_flags),
+        );
+        address
+    }};
+}
+pub(crate) use field;
+
+macro_rules! settings {
     ($($(#[$doc:meta])* $name:ident),+ $(,)?) => {
         $($(#[$doc])* #[unsafe(no_mangle)] pub(crate) static $name: Global<u64> = Global::new(0);)+
     };
 }
 
-offsets! {
-    /// `task_struct.pid`
-    TASK_PID,
-    /// `task_struct.se.sum_exec_runtime`
-    TASK_SUM_EXEC,
-    /// `task_struct.se.prev_sum_exec_runtime`
-    TASK_PREV_SUM_EXEC,
-    /// `task_struct.policy`
-    TASK_POLICY,
-    /// `task_struct.prio`
-    TASK_PRIO,
-    /// `task_struct.sched_info.run_delay`; 0 where the kernel does not count it (CONFIG_SCHED_INFO)
-    TASK_RUN_DELAY,
-    /// `task_struct.__state`, before 5.14 `state`
-    TASK_STATE,
-    /// `task_struct.cgroups`
-    TASK_CGROUPS,
-    /// `css_set.dfl_cgrp`
-    CSS_SET_DFL_CGRP,
-    /// `css_set.subsys[cpu_cgrp_id]`
-    CSS_SET_CPU,
-    /// `cgroup_subsys_state.cgroup`
-    CSS_CGROUP,
-    /// `cgroup.level`
-    CGROUP_LEVEL,
-    /// `cgroup.kn`
-    CGROUP_KN,
-    /// `kernfs_node.id`
-    KERNFS_ID,
+// In frozen read-only data: the verifier sees constants, and takes branches on them that are never gone out.
+settings! {
+    /// 1 where the kernel counts waits (CONFIG_SCHED_INFO)
+    COUNTS_WAITS,
+    /// 1 where the kernel has the cpu controller
+    HAS_CPU,
+    /// 1 where the kernel has the cpuacct controller
+    HAS_CPUACCT,
+    /// 1 where `sched_switch` has an argument between `preempt` and `prev` (5.18-rc1 to -rc6)
+    SWITCH_SHIFTED,
+    /// Slots of a bank
+    SLOTS_PER_CPU,
+    /// CPUs that the machine may have
+    POSSIBLE_CPUS,
+    /// 1 where CPUs have siblings
+    SIBLINGS,
+    /// 1 where hardware counters are open
+    COUNTING,
 }

@@ -101,7 +101,7 @@ fn main() {
             places: (0..zones).map(Some).collect(),
             smt: false,
             lag_ns: 0,
-            cpu: false,
+            cpu: None,
         };
         let mut accountant = Accountant::new(setup, IdlePolicy::Separate, 0);
         let mut raw = RawTick { zones: vec![Ok(0); zones], ..RawTick::default() };

@@ -10,13 +10,13 @@ use std::{
 
 use crate::{
     containers::Container,
-    cpu::{CgroupKey, Queue, Ran, Window},
+    cpu::{CgroupKey, Queue, Ran, Share, Window},
     energy::{
         counter::{Counter, Reject, Step},
         zone::{ZoneId, ZoneKind, accounting_roots},
     },
     ledger::{
-        AccountId, Book, Closed, Holder, IdlePolicy, close,
+        AccountId, Book, Closed, Holder, IdlePolicy, Rules, close,
         idle::{Baseline, Estimate, Sample},
         share_idle,
         uncertainty::{Bound, Conditions},
@@ -34,14 +34,14 @@ const STILL_NS: u64 = 5_000_000_000;
 /// Ticks in a row that a root may go without joules, or the joules without CPU time, before that is a state and not a slip.
 const PATIENCE: u32 = 5;
 
-/// Nanoseconds by package index, by who ran.
-type RanBy = BTreeMap<Holder, Vec<u64>>;
+/// What was run, by package index, by who ran.
+type RanBy = BTreeMap<Holder, Vec<Share>>;
 
 /// What a root remembers between ticks.
 #[derive(Default)]
 struct Root {
     /// Who ran in ticks whose joules are still to come, and how many such ticks there are.
-    pending: BTreeMap<Holder, u64>,
+    pending: BTreeMap<Holder, Share>,
     ticks: u32,
     /// Mean power of the last accepted tick, in microwatts.
     power_uw: u64,
@@ -59,7 +59,7 @@ struct Given {
 /// All state between two ticks.
 pub struct Accountant {
     setup: Setup,
-    policy: IdlePolicy,
+    rules: Rules,
     roots: Vec<Option<Root>>,
     counters: Vec<Counter>,
     /// The last value of each counter, and when it came.
@@ -69,11 +69,12 @@ pub struct Accountant {
     holders: HashMap<CgroupKey, Holder>,
     containers: BTreeMap<u32, Arc<Container>>,
     reserved: BTreeMap<u32, u64>,
-    cpu_ns: HashMap<u32, Vec<u64>>,
+    cpu: HashMap<u32, Vec<Share>>,
     /// The last figures of each cgroup, and what they add up to for each container.
     last_queues: HashMap<CgroupKey, Queue>,
     queues: BTreeMap<u32, Queue>,
     cpu_overflow_ns: u64,
+    counter_time: [u64; 2],
     cpu_missed: u64,
     book: Book,
     ring: Ring,
@@ -93,10 +94,10 @@ pub struct Accountant {
 impl Accountant {
     /// Ready for the first tick, which is the point that everything counts from.
     #[must_use]
-    pub fn new(setup: Setup, policy: IdlePolicy, window_bytes: usize) -> Self {
+    pub fn new(setup: Setup, rules: impl Into<Rules>, window_bytes: usize) -> Self {
         let roots = accounting_roots(&setup.zones).into_iter().map(|root| root.then(Root::default)).collect();
         Self {
-            policy,
+            rules: rules.into(),
             roots,
             counters: setup.zones.iter().map(Counter::new).collect(),
             moved: vec![None; setup.zones.len()],
@@ -105,10 +106,11 @@ impl Accountant {
             holders: HashMap::new(),
             containers: BTreeMap::new(),
             reserved: BTreeMap::new(),
-            cpu_ns: HashMap::new(),
+            cpu: HashMap::new(),
             last_queues: HashMap::new(),
             queues: BTreeMap::new(),
             cpu_overflow_ns: 0,
+            counter_time: [0, 0],
             cpu_missed: 0,
             book: Book::default(),
             ring: Ring::new(window_bytes),
@@ -181,7 +183,7 @@ impl Accountant {
         if let Some(places) = &news.places {
             self.setup.places.clone_from(places);
             if let Some(window) = &mut self.window {
-                window.replace(places.clone());
+                window.replace(self.setup.columns().0);
             }
         }
         self.holders.extend(news.holders.iter().copied());
@@ -193,13 +195,13 @@ impl Accountant {
 
     fn end(&mut self, number: u32) {
         self.book.retire(number);
-        self.cpu_ns.remove(&number);
+        self.cpu.remove(&number);
         self.queues.remove(&number);
         self.reserved.remove(&number);
         self.containers.remove(&number);
         for root in self.roots.iter_mut().flatten() {
-            if let Some(ns) = root.pending.remove(&Holder::Container(number)) {
-                add(&mut root.pending, Holder::Retired, ns);
+            if let Some(share) = root.pending.remove(&Holder::Container(number)) {
+                add(&mut root.pending, Holder::Retired, &share);
             }
         }
     }
@@ -208,10 +210,15 @@ impl Accountant {
     fn who_ran(&mut self, raw: &RawTick) -> RanBy {
         self.ran.clear();
         let Some(Ok(reading)) = &raw.cpu else { return RanBy::new() };
-        self.cpu_overflow_ns = sum(reading.overflow_ns.iter());
+        self.cpu_overflow_ns = reading
+            .overflow
+            .iter()
+            .fold(0, |sum, time| sum.saturating_add(time.alone_ns).saturating_add(time.shared_ns));
+        self.counter_time = reading.counter_time;
         self.cpu_missed = reading.missed;
         let Some(window) = &mut self.window else {
-            self.window = Some(Window::start(self.setup.places.clone(), self.setup.packages.len(), reading));
+            let (place, packages) = self.setup.columns();
+            self.window = Some(Window::start(place, packages, self.rules.weights, reading));
             self.last_queues.extend(reading.queues.iter().copied());
             return RanBy::new();
         };
@@ -225,28 +232,24 @@ impl Accountant {
         for Ran { cgroup, by_package } in window.advance(reading) {
             self.ran.extend(cgroup);
             let holder = cgroup.and_then(|key| self.holders.get(&key)).copied().unwrap_or(Holder::System);
-            let sums = all.entry(holder).or_insert_with(|| vec![0; by_package.len()]);
-            for (sum, ns) in sums.iter_mut().zip(by_package) {
-                *sum = sum.saturating_add(ns);
-            }
+            let sums = all.entry(holder).or_insert_with(|| vec![Share::default(); by_package.len()]);
+            sums.iter_mut().zip(&by_package).for_each(|(sum, share)| sum.add(share));
         }
         all
     }
 
     fn count_cpu(&mut self, ran: &RanBy) {
-        for (holder, ns) in ran {
+        for (holder, shares) in ran {
             if let Holder::Container(number) = holder {
-                let sums = self.cpu_ns.entry(*number).or_insert_with(|| vec![0; ns.len()]);
-                for (sum, ns) in sums.iter_mut().zip(ns) {
-                    *sum = sum.saturating_add(*ns);
-                }
+                let sums = self.cpu.entry(*number).or_insert_with(|| vec![Share::default(); shares.len()]);
+                sums.iter_mut().zip(shares).for_each(|(sum, share)| sum.add(share));
             }
         }
     }
 
     /// What of the dynamic energy the probe itself used, by its share of all CPU time. Which package it ran on is not asked.
     fn count_own(&mut self, raw: &RawTick, given: &[Given], ran: &RanBy) {
-        let all = ran.values().flatten().fold(0, |sum: u64, ns| sum.saturating_add(*ns));
+        let all = total(ran.values().flatten()).ns();
         self.ran_since_ns = self.ran_since_ns.saturating_add(all);
         let Some(last) = self.last_own_ns else {
             self.last_own_ns = Some(raw.own_ns);
@@ -274,14 +277,17 @@ impl Accountant {
     }
 
     /// Who claims a share of a root, with what weight. A package is shared by CPU time on it, a machine by all CPU time;
-    /// nothing yet tells who used its memory, so DRAM has no claims and stays unattributed.
-    fn claims(&self, id: ZoneId, ran: &RanBy) -> BTreeMap<Holder, u64> {
+    /// nothing yet tells who used its memory, so DRAM has no claims and stays unattributed. Where nobody knows on which package
+    /// somebody ran, each package is shared as the machine is.
+    fn claims(&self, id: ZoneId, ran: &RanBy) -> BTreeMap<Holder, Share> {
         match (id.kind, id.package) {
-            (ZoneKind::Package, Some(_)) => match self.package(id) {
-                Some(index) => ran.iter().map(|(holder, ns)| (*holder, ns[index])).collect(),
+            (ZoneKind::Package, Some(_)) if self.setup.knows_cpus() => match self.package(id) {
+                Some(index) => ran.iter().map(|(holder, shares)| (*holder, shares[index])).collect(),
                 None => BTreeMap::new(),
             },
-            (ZoneKind::Psys, _) => ran.iter().map(|(holder, ns)| (*holder, sum(ns.iter()))).collect(),
+            (ZoneKind::Package | ZoneKind::Psys, _) => {
+                ran.iter().map(|(holder, shares)| (*holder, total(shares))).collect()
+            }
             _ => BTreeMap::new(),
         }
     }
@@ -305,7 +311,7 @@ impl Accountant {
         self.trouble = None;
         let Some(origin) = self.setup.origin else { return (rows, deltas, given) };
         // Joules without the CPU time that goes with them wait for it, but not for ever: then nobody can be given them.
-        let blind = self.setup.cpu && !matches!(raw.cpu, Some(Ok(_)));
+        let blind = self.setup.cpu.is_some() && !matches!(raw.cpu, Some(Ok(_)));
         self.blind = if blind { self.blind.saturating_add(1) } else { 0 };
         let waits = (1..=PATIENCE).contains(&self.blind);
         for index in 0..self.counters.len() {
@@ -349,8 +355,8 @@ impl Accountant {
                 Step::Grew(joules, covers_ns) => {
                     let mut claims = claims;
                     if length_ns.is_none_or(|length| covers_ns > length) {
-                        for (holder, ns) in std::mem::take(&mut root.pending) {
-                            add(&mut claims, holder, ns);
+                        for (holder, share) in std::mem::take(&mut root.pending) {
+                            add(&mut claims, holder, &share);
                         }
                         delta.covers += root.ticks;
                     }
@@ -374,8 +380,8 @@ impl Accountant {
                     given.push(given_now);
                 }
                 Step::Doubted(_) | Step::Lost => {
-                    for (holder, ns) in claims {
-                        add(&mut root.pending, holder, ns);
+                    for (holder, share) in claims {
+                        add(&mut root.pending, holder, &share);
                     }
                     root.ticks = root.ticks.saturating_add(1);
                     root.baseline.interrupt();
@@ -441,32 +447,37 @@ impl Accountant {
             skew_ns: raw.cpu_ns.saturating_sub(raw.began_ns).saturating_add(self.setup.lag_ns),
             idle_off_uw,
             cpus: self.cpus(zone.id),
-            smt: self.setup.smt,
+            cpus_elsewhere: if self.setup.knows_cpus() {
+                0
+            } else {
+                self.setup.cpus().iter().sum::<u64>() - self.cpus(zone.id)
+            },
+            siblings_untold: self.setup.smt && !self.setup.cpu.as_ref().is_some_and(|cpu| cpu.knows.siblings),
         }
     }
 
     /// Closes the account of one root for one tick, and learns from it.
-    fn divide(&self, id: AccountId, root: &mut Root, now: &Conditions, claims: &BTreeMap<Holder, u64>) -> Given {
-        let weights: Vec<(Holder, u64)> = claims.iter().map(|(holder, ns)| (*holder, *ns)).collect();
+    fn divide(&self, id: AccountId, root: &mut Root, now: &Conditions, claims: &BTreeMap<Holder, Share>) -> Given {
+        let weights: Vec<(Holder, u64)> = claims.iter().map(|(holder, share)| (*holder, share.weight)).collect();
         let mut closed = close(now.measured, now.idle, &weights);
-        match self.policy {
+        match self.rules.idle {
             IdlePolicy::Separate => {}
             IdlePolicy::Proportional => share_idle(&mut closed, &weights),
             IdlePolicy::Reserved => share_idle(&mut closed, &self.reservations(now.cpus)),
         }
-        let all = sum(claims.values());
+        let all = total(claims.values());
         let mut bounds = BTreeMap::new();
         if !self.setup.modelled() {
-            for (holder, ns) in claims {
+            for (holder, share) in claims {
                 if let Holder::Container(number) = holder
-                    && *ns > 0
+                    && share.ns() > 0
                 {
-                    bounds.insert(*number, now.share_bound(*ns, all));
+                    bounds.insert(*number, now.share_bound(share, &all));
                 }
             }
         }
-        if id.zone.kind != ZoneKind::Dram && self.setup.cpu {
-            root.baseline.observe(now.length_ns, all, now.cpus, now.measured.0);
+        if id.zone.kind != ZoneKind::Dram && self.setup.cpu.is_some() {
+            root.baseline.observe(now.length_ns, all.ns(), now.cpus + now.cpus_elsewhere, now.measured.0);
         }
         root.power_uw = microwatts(now.measured, now.length_ns);
         Given { id, closed, bounds, length_ns: now.length_ns }
@@ -508,13 +519,13 @@ impl Accountant {
                 }
             }
         }
-        let mut cpu = Vec::new();
-        for (holder, ns) in ran {
+        let (mut cpu, packages) = (Vec::new(), self.setup.told_packages());
+        for (holder, shares) in ran {
             if let Holder::Container(number) = holder
                 && let Some(container) = self.containers.get(number)
             {
-                let packages = self.setup.packages.iter().zip(ns).filter(|(_, ns)| **ns > 0);
-                cpu.extend(packages.map(|(package, ns)| (container.clone(), *package, *ns)));
+                let told = packages.iter().zip(shares).filter(|(_, share)| share.ns() > 0);
+                cpu.extend(told.map(|(package, share)| (container.clone(), *package, share.ns())));
             }
         }
         self.ring.push(Tick {
@@ -558,7 +569,7 @@ impl Accountant {
             accounts,
             idle: idle.collect(),
             containers: self.container_rows(given),
-            packages: self.setup.packages.clone(),
+            packages: self.setup.told_packages(),
             rejects: self
                 .rejects
                 .iter()
@@ -567,10 +578,13 @@ impl Accountant {
             containers_dropped: raw.news.dropped,
             cgroups_unnamed: raw.news.unnamed,
             scans_incomplete: raw.news.scans_incomplete,
-            cpu_tier: self.setup.cpu.then(|| ("switch", String::new())),
+            cpu: self.setup.cpu.clone(),
+            smt: self.setup.smt,
+            shared_milli: self.rules.weights.shared_milli,
+            counter_time: self.counter_time,
             cpu_overflow_ns: self.cpu_overflow_ns,
             cpu_intervals_missed: self.cpu_missed,
-            own: self.setup.origin.filter(|_| self.setup.cpu).map(|origin| (origin, self.own)),
+            own: self.setup.origin.filter(|_| self.setup.cpu.is_some()).map(|origin| (origin, self.own)),
             ring: self.ring.clone(),
             ..Snapshot::default()
         }
@@ -602,11 +616,11 @@ impl Accountant {
             .values()
             .map(|container| ContainerRow {
                 container: container.clone(),
-                cpu_ns: self
-                    .cpu_ns
+                cpu: self
+                    .cpu
                     .get(&container.number)
                     .cloned()
-                    .unwrap_or_else(|| vec![0; self.setup.packages.len()]),
+                    .unwrap_or_else(|| vec![Share::default(); self.setup.told_packages().len()]),
                 watts: watts
                     .remove(&container.number)
                     .into_iter()
@@ -625,9 +639,16 @@ fn sum<'a>(all: impl Iterator<Item = &'a u64>) -> u64 {
     all.fold(0, |sum, one| sum.saturating_add(*one))
 }
 
-fn add(claims: &mut BTreeMap<Holder, u64>, holder: Holder, ns: u64) {
-    let claim = claims.entry(holder).or_default();
-    *claim = claim.saturating_add(ns);
+/// What several ran together.
+fn total<'a>(shares: impl IntoIterator<Item = &'a Share>) -> Share {
+    shares.into_iter().fold(Share::default(), |mut sum, share| {
+        sum.add(share);
+        sum
+    })
+}
+
+fn add(claims: &mut BTreeMap<Holder, Share>, holder: Holder, share: &Share) {
+    claims.entry(holder).or_default().add(share);
 }
 
 fn microwatts(energy: Microjoules, ns: u64) -> u64 {

@@ -6,8 +6,9 @@ use clap::{Args, Parser, Subcommand};
 use exporter::{listen::Listen, program};
 
 use crate::{
+    cpu::{self, Weights},
     energy::{Choice, Places, model::PowerLine},
-    ledger::IdlePolicy,
+    ledger::{IdlePolicy, Rules, SHARED_MILLI},
 };
 
 /// Ticks closer than this are refused: finer power is a side channel (PLATYPUS).
@@ -49,6 +50,9 @@ pub struct Config {
 
     #[command(flatten)]
     pub(crate) energy: Energy,
+
+    #[command(flatten)]
+    pub(crate) cpu: Cpu,
 
     #[command(flatten)]
     pub(crate) collectors: Collectors,
@@ -100,8 +104,8 @@ impl Config {
 
     /// Whose the idle energy is.
     #[must_use]
-    pub fn idle_policy(&self) -> IdlePolicy {
-        self.energy.idle_policy
+    pub fn rules(&self) -> Rules {
+        Rules { idle: self.energy.idle_policy, weights: self.cpu.weights() }
     }
 
     /// What to do instead of serving.
@@ -189,6 +193,40 @@ impl Paths {
     pub(crate) fn places(&self) -> Places {
         Places { sysfs: self.sysfs.clone(), procfs: self.procfs.clone(), dev: self.dev.clone() }
     }
+
+    /// Where the tiers of CPU time look.
+    pub(crate) fn cpu_places(&self) -> cpu::Places {
+        cpu::Places { cgroupfs: self.cgroupfs.clone(), procfs: self.procfs.clone() }
+    }
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "CPU time")]
+pub(crate) struct Cpu {
+    /// How CPU time is counted; a tier that is asked for by name is not replaced by another
+    #[arg(long = "cpu.tier", value_name = "TIER", value_enum, default_value_t)]
+    pub(crate) tier: cpu::Choice,
+
+    /// What a second beside a busy hyperthread is worth of a second alone, 0.5 to 1 [default: 0.575]
+    #[arg(long = "cpu.smt-weight", value_name = "WEIGHT", value_parser = milli)]
+    smt_weight: Option<u64>,
+}
+
+impl Cpu {
+    /// What CPU time is worth.
+    pub(crate) fn weights(&self) -> Weights {
+        Weights { shared_milli: self.smt_weight.unwrap_or(SHARED_MILLI) }
+    }
+}
+
+/// A weight between a half and one, in thousandths.
+fn milli(text: &str) -> Result<u64, String> {
+    let weight: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
+    if !(0.5..=1.0).contains(&weight) {
+        return Err("two busy threads of a core are worth at least one and at most two: 0.5 to 1".to_owned());
+    }
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 500 and 1000")]
+    Ok((weight * 1000.0).round() as u64)
 }
 
 #[derive(Clone, Debug, Args)]
@@ -239,7 +277,7 @@ pub(crate) struct Collectors {
     #[arg(long = "no-collector.energy", overrides_with = "with_energy", hide = true)]
     without_energy: bool,
 
-    /// CPU time per container by eBPF (default: on)
+    /// CPU time per container (default: on)
     #[arg(long = "collector.cpu", overrides_with = "without_cpu")]
     with_cpu: bool,
     #[arg(long = "no-collector.cpu", overrides_with = "with_cpu", hide = true)]

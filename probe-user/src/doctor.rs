@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::{
     config::Config,
     containers::tree::Trees,
-    cpu::switch::Switch,
+    cpu::{self, Tier},
     energy::{
         self, Source,
         processor::Processor,
@@ -24,6 +24,8 @@ pub struct Report {
     machine: Vec<Fact>,
     /// Each way to joules, in the order in which `auto` takes them.
     sources: Vec<SourceReport>,
+    /// Each way to CPU time, the best first.
+    tiers: Vec<Finding>,
     /// Everything else that the account needs.
     parts: Vec<Finding>,
     /// What `auto` would take; absent when nothing works.
@@ -102,11 +104,13 @@ pub fn examine(config: &Config) -> Report {
         let remedy = outcome.as_ref().err().map(|why| remedy(origin, why));
         sources.push(SourceReport { finding: Finding::of(origin.as_str(), &outcome), zones, left_out, remedy });
     }
+    let tiers = tiers(config, &topology);
     Report {
         machine: machine(&topology, &processor),
         measures,
         sources,
-        parts: parts(config),
+        parts: parts(config, &tiers),
+        tiers,
         chosen: match (whole, partial) {
             (Some(Origin::Model) | None, Some(partial)) => Some(partial.as_str()),
             (whole, _) => whole.map(Origin::as_str),
@@ -183,7 +187,7 @@ fn machine(topology: &Topology, processor: &Processor) -> Vec<Fact> {
     let packages = topology.packages(false);
     let dies: usize = packages.iter().map(|package| topology.dies(package.package)).sum();
     let smt = if topology.has_smt() {
-        "on: a second beside a busy sibling is worth between half and a whole one, which widens every bound"
+        "on: a second beside a busy sibling is worth between half and a whole one, which widens the bounds"
     } else {
         "off, or the machine does not say"
     };
@@ -194,12 +198,40 @@ fn machine(topology: &Topology, processor: &Processor) -> Vec<Fact> {
     ]
 }
 
-fn parts(config: &Config) -> Vec<Finding> {
+/// Loads every tier of CPU time, as far as this kernel has it, and takes a reading.
+fn tiers(config: &Config, topology: &Topology) -> Vec<Finding> {
+    let places = config.paths.cpu_places();
+    let look = |tier| {
+        let mut reader = cpu::open(tier, &places, topology)?;
+        reader
+            .read(&mut cpu::Reading::default())
+            .map_err(|error| Unavailable::new(crate::state::Reason::of(&error), format!("{error}")))?;
+        let knows = reader.knows();
+        let told = |known: bool, what| if known { "" } else { what };
+        Ok(format!(
+            "{}{}{}",
+            reader.detail(),
+            told(knows.cpus, "; not on which CPU"),
+            told(knows.siblings, "; not beside whom")
+        ))
+    };
+    let all = [Tier::Counters, Tier::Switch, Tier::Kernel, Tier::Files];
+    all.into_iter().map(|tier| Finding::of(tier.as_str(), &look(tier))).collect()
+}
+
+fn parts(config: &Config, tiers: &[Finding]) -> Vec<Finding> {
     let trees = Trees::find(&config.paths.cgroupfs).map(|trees| format!("cgroup {}", trees.layout()));
     let trees = trees.map_err(|error| {
         Unavailable::new(crate::state::Reason::of(&error), format!("{error}. Name the mount with --path.cgroupfs"))
     });
-    let cpu = Switch::load().map(|_| "eBPF on sched_switch".to_owned());
+    // As the probe chooses: the first that works.
+    let cpu = match tiers.iter().find(|tier| tier.state == "usable") {
+        Some(best) => Ok(format!("by tier {}: {}", best.name, best.detail)),
+        None => {
+            let why = "no tier works; joules are measured and given to nobody";
+            Err(Unavailable::new(crate::state::Reason::Absent, why))
+        }
+    };
     let docker = std::os::unix::net::UnixStream::connect(&config.paths.docker_socket)
         .map(|_| format!("{} answers", config.paths.docker_socket.display()));
     let docker = docker.map_err(|error| {
@@ -255,6 +287,10 @@ impl Report {
             if let Some(remedy) = &source.remedy {
                 writeln!(out, "             remedy: {remedy}")?;
             }
+        }
+        writeln!(out, "\nCPU time")?;
+        for Finding { name, state, detail } in &self.tiers {
+            writeln!(out, "  {name:<10} {state:<7} {detail}")?;
         }
         writeln!(out, "\nThe rest of the account")?;
         for Finding { name, state, detail } in &self.parts {

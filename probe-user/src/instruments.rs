@@ -9,19 +9,19 @@ use std::{
 
 use crate::{
     containers::{Container, Directory},
-    cpu::{CgroupKey, Reading, switch::Switch},
+    cpu::{self, CgroupKey, Reader, Reading, RunTime},
     energy::{self, Source, zone::Zone},
     ledger::Holder,
     snapshot::{CollectorRow, ProgramRow},
     state::{Reason, Unavailable},
-    tick::{News, RawTick, Setup},
+    tick::{Collected, News, RawTick, Setup},
     topology::{PackageId, Topology},
 };
 
 /// The open sources.
 pub struct Instruments {
     source: Option<Box<dyn Source>>,
-    cpu: Option<Switch>,
+    cpu: Option<cpu::Chosen>,
     directory: Option<Directory>,
     topology: Topology,
     sysfs: PathBuf,
@@ -51,7 +51,7 @@ impl Instruments {
     #[must_use]
     pub fn new(
         source: Option<Box<dyn Source>>,
-        cpu: Option<Switch>,
+        cpu: Option<cpu::Chosen>,
         directory: Option<Directory>,
         topology: Topology,
         sysfs: PathBuf,
@@ -76,15 +76,15 @@ impl Instruments {
         }
     }
 
-    /// The kernel side, to try what it may do without privileges.
-    pub fn cpu(&mut self) -> Option<&mut Switch> {
-        self.cpu.as_mut()
+    /// The reader of CPU time, to try what it may do without privileges.
+    pub fn cpu(&mut self) -> Option<&mut dyn Reader> {
+        self.cpu.as_mut().map(|cpu| &mut *cpu.reader as &mut dyn Reader)
     }
 
     /// What the kernel side costs; empty while the kernel keeps no statistics.
     #[must_use]
     pub fn programs(&self) -> Vec<ProgramRow> {
-        self.cpu.as_ref().map(Switch::costs).unwrap_or_default()
+        self.cpu.as_ref().map(|cpu| cpu.reader.costs()).unwrap_or_default()
     }
 
     /// The energy source, for a second handle.
@@ -107,7 +107,12 @@ impl Instruments {
             places: places(&self.topology, &self.packages),
             smt: self.topology.has_smt(),
             lag_ns: scheduler_tick_ns(),
-            cpu: self.cpu.is_some(),
+            cpu: self.cpu.as_ref().map(|cpu| Collected {
+                tier: cpu.reader.tier(),
+                // On one package there is nothing to tell apart.
+                knows: cpu.reader.knows(),
+                reason: cpu.reason(),
+            }),
         }
     }
 
@@ -138,13 +143,13 @@ impl Instruments {
     }
 
     fn read_cpu(&mut self, began: Instant, collectors: &mut Vec<CollectorRow>) -> Result<Reading, String> {
-        let Some(switch) = &mut self.cpu else { return Err("the kernel side is not loaded".to_owned()) };
+        let Some(cpu) = &mut self.cpu else { return Err("CPU time is not collected".to_owned()) };
         // The buffer of the tick before, so that the steady state allocates nothing.
         let mut reading = match self.raw.cpu.take() {
             Some(Ok(reading)) => reading,
             _ => std::mem::take(&mut self.spare),
         };
-        let result = switch.read(&mut reading);
+        let result = cpu.reader.read(&mut reading);
         collectors.push(collector("cpu", began, result.is_ok()));
         match result {
             Ok(()) => Ok(reading),
@@ -160,15 +165,21 @@ impl Instruments {
         let Some(Ok(reading)) = &self.raw.cpu else { return };
         // What runs on a CPU that the topology does not know came online since. One that has gone again runs nothing.
         let strangers: Vec<usize> =
-            (0..reading.overflow_ns.len()).filter(|cpu| self.topology.domain(*cpu, false).is_none()).collect();
+            (0..reading.overflow.len()).filter(|cpu| self.topology.domain(*cpu, false).is_none()).collect();
         if !strangers.is_empty() {
-            let ns = |row: &[u64]| strangers.iter().filter_map(|cpu| row.get(*cpu)).sum::<u64>();
+            let ns = |row: &[RunTime]| {
+                let of_strangers = strangers.iter().filter_map(|cpu| row.get(*cpu));
+                of_strangers.fold(0, |sum: u64, time| sum.saturating_add(time.alone_ns).saturating_add(time.shared_ns))
+            };
             let ran = reading.rows.iter().map(|(_, row)| ns(row)).sum::<u64>();
             if ran > self.strangers_ns {
                 let again = Topology::read(&self.sysfs);
                 if again != self.topology {
                     self.topology = again;
                     self.raw.news.places = Some(places(&self.topology, &self.packages));
+                    if let Some(cpu) = &mut self.cpu {
+                        cpu.reader.replace(&self.topology);
+                    }
                 }
             }
             self.strangers_ns = ran;
@@ -210,8 +221,8 @@ impl Instruments {
         let Some(directory) = &mut self.directory else { return Vec::new() };
         self.departed = directory.depart(|key| ran.contains(key));
         for key in &self.departed {
-            if let Some(switch) = &mut self.cpu {
-                switch.forget(key);
+            if let Some(cpu) = &mut self.cpu {
+                cpu.reader.forget(key);
             }
             self.told.holders.remove(key);
         }

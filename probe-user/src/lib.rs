@@ -24,6 +24,7 @@ pub mod instruments;
 pub mod ledger;
 pub mod metrics;
 pub mod pages;
+mod perf_event;
 pub mod privileges;
 pub mod recording;
 pub mod routes;

@@ -166,7 +166,7 @@ fn record(config: &Config, file: &Path, time: Option<Duration>) -> Result<()> {
 /// Runs the ledger over a recording and prints where it ends.
 fn account(config: &Config, file: &Path) -> Result<()> {
     let mut reader = Reader::open(file)?;
-    let mut accountant = Accountant::new(reader.setup().clone(), config.idle_policy(), 0);
+    let mut accountant = Accountant::new(reader.setup().clone(), config.rules(), 0);
     let mut last = None;
     let torn = loop {
         match reader.next_tick() {

@@ -86,7 +86,24 @@ pub(crate) static CONTAINER_CPU: Def = Def::counter(
     "wattcast_container_cpu_seconds_total",
     &["container", "id", "package", "mode"],
     "CPU seconds of a container since the probe's start, as the scheduler counts them (se.sum_exec_runtime), running tasks \
-     included. mode=\"all\": not split by whether the SMT sibling was busy.",
+     included. mode: shared while the CPU's hyperthread sibling was busy too, else alone; all, and package=\"all\", where the tier \
+     cannot tell.",
+);
+pub(crate) static CONTAINER_COUNTERS: Def = Def::counter(
+    "wattcast_container_hardware_events_total",
+    &["container", "id", "package", "event"],
+    "What the processor counted while a container was on it: cycles, instructions, llc_misses. Only with tier=\"counters\".",
+);
+pub(crate) static COUNTER_RATIO: Def = Def::gauge(
+    "wattcast_hardware_counters_running_ratio",
+    &[],
+    "For which part of the time the hardware had a place for our counters since they were opened; below 1 the counts are too small \
+     by as much, and joules are shared by time alone.",
+);
+pub(crate) static SMT_WEIGHT: Def = Def::gauge(
+    "wattcast_smt_weight",
+    &[],
+    "What a second beside a busy hyperthread sibling is worth of a second alone, where joules are shared (--cpu.smt-weight).",
 );
 pub(crate) static QUEUE_WAIT: Def = Def::histogram(
     "wattcast_container_runqueue_wait_seconds",
@@ -107,13 +124,13 @@ pub(crate) static CPU_INFO: Def = Def::gauge(
 pub(crate) static CPU_OVERFLOW: Def = Def::counter(
     "wattcast_cpu_overflow_seconds_total",
     &[],
-    "CPU seconds of cgroups beyond the 4096 that the kernel side tells apart; accounted as system.",
+    "CPU seconds of cgroups that found no slot in the kernel side (4096, fewer on machines of very many CPUs); accounted as system.",
 );
 pub(crate) static CPU_MISSED: Def = Def::counter(
     "wattcast_cpu_intervals_missed_total",
     &[],
     "Intervals of CPU time lost in whole or in part: a switch reached no tracing program, and no figure of the kernel says \
-     what ran meanwhile.",
+     what ran meanwhile. Of tier=\"kernel\": cgroups beyond the 4096 that a walk has room for, once for each walk; they are in system.",
 );
 pub(crate) static UNNAMED: Def = Def::counter(
     "wattcast_cgroups_unnamed_total",
@@ -213,6 +230,9 @@ pub static DEFS: &[&Def] = &[
     &CONTAINER_CPU,
     &QUEUE_WAIT,
     &SWITCHES,
+    &CONTAINER_COUNTERS,
+    &COUNTER_RATIO,
+    &SMT_WEIGHT,
     &CPU_INFO,
     &CPU_OVERFLOW,
     &CPU_MISSED,

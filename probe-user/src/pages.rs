@@ -11,12 +11,12 @@ use exporter::{
 };
 
 use crate::{
-    cpu::{Queue, WAIT_NS},
+    cpu::{Queue, Tier, WAIT_NS},
     energy::zone::ZoneKind,
     metrics as m,
     snapshot::Snapshot,
     units::Microjoules,
-    window,
+    window::{self, package_label},
 };
 
 /// The page's families, in order. `compat` adds the names of the exporters we replace.
@@ -164,8 +164,10 @@ fn conservation(measured: &Family, parts: &[&Family]) -> Family {
 }
 
 fn cpu(snapshot: &Snapshot) -> Vec<Family> {
-    let Some((tier, reason)) = &snapshot.cpu_tier else { return Vec::new() };
+    let Some(cpu) = &snapshot.cpu else { return Vec::new() };
     let mut seconds = Family::new(&m::CONTAINER_CPU);
+    let mut events = Family::new(&m::CONTAINER_COUNTERS);
+    let counts = cpu.tier == Tier::Counters;
     let (mut waits, mut switches) = (Family::new(&m::QUEUE_WAIT), Family::new(&m::SWITCHES));
     for row in &snapshot.containers {
         if let Some(queue) = &row.queue {
@@ -175,15 +177,34 @@ fn cpu(snapshot: &Snapshot) -> Vec<Family> {
                 switches.push(&[labels[0], labels[1], kind], float(count));
             }
         }
-        for (package, ns) in snapshot.packages.iter().zip(&row.cpu_ns) {
-            seconds.push(&[&row.container.name, &row.container.id, &package.to_string(), "all"], cpu_seconds(*ns));
+        for (package, share) in snapshot.packages.iter().zip(&row.cpu) {
+            let package = package_label(*package);
+            let labels = |last| [&*row.container.name, &*row.container.id, &*package, last];
+            let alone = if cpu.knows.siblings { "alone" } else { "all" };
+            seconds.push(&labels(alone), cpu_seconds(share.time.alone_ns));
+            if cpu.knows.siblings && snapshot.smt {
+                seconds.push(&labels("shared"), cpu_seconds(share.time.shared_ns));
+            }
+            if counts {
+                for (event, count) in ["cycles", "instructions", "llc_misses"].into_iter().zip(share.counted) {
+                    events.push(&labels(event), float(count));
+                }
+            }
         }
+    }
+    let [wanted, ran] = snapshot.counter_time;
+    let mut ratio = Family::new(&m::COUNTER_RATIO);
+    if counts && wanted > 0 {
+        ratio.push(&[], float(ran) / float(wanted));
     }
     vec![
         seconds,
+        events,
+        ratio,
+        Family::new(&m::SMT_WEIGHT).with(&[], float(snapshot.shared_milli) / 1000.0),
         waits,
         switches,
-        Family::new(&m::CPU_INFO).with(&[tier, reason], 1.0),
+        Family::new(&m::CPU_INFO).with(&[cpu.tier.as_str(), &cpu.reason], 1.0),
         Family::new(&m::CPU_OVERFLOW).with(&[], cpu_seconds(snapshot.cpu_overflow_ns)),
         Family::new(&m::CPU_MISSED).with(&[], float(snapshot.cpu_intervals_missed)),
         Family::new(&m::UNNAMED).with(&[], float(snapshot.cgroups_unnamed)),
@@ -302,6 +323,10 @@ mod tests {
         snapshot::{AccountRow, ContainerRow, IdleRow, ZoneRow},
         topology::PackageId,
     };
+    use crate::{
+        cpu::{Knows, RunTime, Share},
+        tick::Collected,
+    };
 
     fn container(number: u32) -> Arc<Container> {
         Arc::new(Container {
@@ -325,7 +350,11 @@ mod tests {
                 .iter()
                 .map(|(container, _)| ContainerRow {
                     container: container.clone(),
-                    cpu_ns: vec![1_500_000_000],
+                    cpu: vec![Share {
+                        time: RunTime { alone_ns: 1_500_000_000, shared_ns: 500_000_000 },
+                        weight: 0,
+                        counted: [3, 2, 1],
+                    }],
                     watts: vec![("package", origin, 3.25)],
                     queue: Some(Queue { wait_ns: 1_500_000, waits: [1; 12], voluntary: 7, involuntary: 5 }),
                     uncertainty: Some(0.25),
@@ -341,8 +370,15 @@ mod tests {
                 unattributed: Microjoules::ZERO,
             }],
             idle: vec![IdleRow { id: zone, estimate: Estimate::exact(1_500_000), calibrated: true }],
-            packages: vec![PackageId::whole(0)],
-            cpu_tier: Some(("switch", String::new())),
+            packages: vec![Some(PackageId::whole(0))],
+            cpu: Some(Collected {
+                tier: Tier::Counters,
+                knows: Knows { cpus: true, siblings: true },
+                reason: String::new(),
+            }),
+            smt: true,
+            shared_milli: 575,
+            counter_time: [4, 3],
             ..Snapshot::default()
         }
     }
@@ -367,7 +403,11 @@ mod tests {
             "wattcast_energy_joules_total{package=\"0\",source=\"powercap\",zone=\"package\"} 4",
             "wattcast_container_energy_joules_total{container=\"c1\",id=\"000000000001\",image=\"a \\\"quoted\\\"\\nimage\",\
              package=\"0\",runtime=\"docker\",source=\"powercap\",zone=\"package\"} 2.5",
-            "wattcast_container_cpu_seconds_total{container=\"c0\",id=\"000000000000\",mode=\"all\",package=\"0\"} 1.5",
+            "wattcast_container_cpu_seconds_total{container=\"c0\",id=\"000000000000\",mode=\"alone\",package=\"0\"} 1.5",
+            "wattcast_container_cpu_seconds_total{container=\"c0\",id=\"000000000000\",mode=\"shared\",package=\"0\"} 0.5",
+            "wattcast_container_hardware_events_total{container=\"c0\",event=\"instructions\",id=\"000000000000\",package=\"0\"} 2",
+            "wattcast_hardware_counters_running_ratio 0.75",
+            "wattcast_smt_weight 0.575",
             "wattcast_conservation_error_joules{package=\"0\",zone=\"package\"} 0",
             "rapl_power_watts{package=\"package-0\",zone=\"package_0\"} 12.5",
             "rapl_available 1",

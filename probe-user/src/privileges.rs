@@ -5,14 +5,14 @@
 
 use caps::{CapSet, Capability, CapsHashSet};
 
-use crate::{cpu::Reading, cpu::switch::Switch};
+use crate::cpu::{Reader, Reading};
 
 /// Drops every capability that the running probe does not need, for this thread and all that it starts later.
 /// Returns what was kept, with its reason.
 ///
 /// # Errors
 /// When the kernel refuses to drop; the probe must not go on then.
-pub fn drop_all(cpu: Option<&mut Switch>) -> anyhow::Result<Vec<(Capability, &'static str)>> {
+pub fn drop_all(cpu: Option<&mut dyn Reader>) -> anyhow::Result<Vec<(Capability, &'static str)>> {
     let held = caps::read(None, CapSet::Permitted)?;
     if held.is_empty() {
         return Ok(Vec::new());
@@ -44,7 +44,7 @@ pub fn drop_all(cpu: Option<&mut Switch>) -> anyhow::Result<Vec<(Capability, &'s
 
 /// Tries a reading on a thread of its own that has dropped everything: capabilities are a thread's, so this one loses
 /// nothing.
-fn reads_without_capabilities(cpu: &mut Switch) -> bool {
+fn reads_without_capabilities(cpu: &mut dyn Reader) -> bool {
     std::thread::scope(|scope| {
         scope
             .spawn(|| {

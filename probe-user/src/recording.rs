@@ -13,18 +13,18 @@ use std::{
 };
 
 use flate2::{Compression, read::MultiGzDecoder, write::GzEncoder};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer, ser::SerializeSeq as _};
 
 use crate::{
-    cpu::{CgroupKey, Queue, Reading},
+    cpu::{COUNTERS, CgroupKey, Queue, Reading, RunTime, Tier},
     energy::zone::Origin,
     tick::{News, RawTick, Setup},
     topology::MAX_CPUS,
 };
 
 const FORMAT: &str = "wattcast-recording";
-/// Raised when an older reader would take a newer file wrong.
-const VERSION: u32 = 1;
+/// Raised when an older reader would take a newer file wrong. 2: time beside a busy sibling, and hardware counters.
+const VERSION: u32 = 2;
 /// Longest line: a tick of 4096 cgroups that all ran on 64 CPUs has under 8 MB.
 const MAX_LINE: u64 = 32 << 20;
 /// Most counters and packages of a machine.
@@ -56,8 +56,70 @@ enum Value {
     Failed(String),
 }
 
-/// CPU numbers, and the nanoseconds that grew there.
-type Grown = Vec<(usize, u64)>;
+/// What grew on one CPU, written as a list whose last zeros are left out: its number, nanoseconds alone, nanoseconds shared, and
+/// hardware events.
+#[derive(Clone, Copy, Debug, Deserialize)]
+struct Grown(usize, u64, #[serde(default)] u64, #[serde(default)] u64, #[serde(default)] u64, #[serde(default)] u64);
+
+impl Serialize for Grown {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        let numbers = [self.1, self.2, self.3, self.4, self.5];
+        let used = numbers.iter().rposition(|number| *number != 0).map_or(1, |last| last + 1);
+        let mut list = to.serialize_seq(Some(used + 1))?;
+        list.serialize_element(&self.0)?;
+        numbers[..used].iter().try_for_each(|number| list.serialize_element(number))?;
+        list.end()
+    }
+}
+
+/// Cumulative time, as the first files had it or as later ones.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(untagged)]
+enum Overflow {
+    Alone(u64),
+    Both(u64, u64),
+}
+
+impl Overflow {
+    fn of(time: &RunTime) -> Self {
+        if time.shared_ns == 0 { Self::Alone(time.alone_ns) } else { Self::Both(time.alone_ns, time.shared_ns) }
+    }
+
+    fn time(self) -> RunTime {
+        match self {
+            Self::Alone(alone_ns) => RunTime { alone_ns, shared_ns: 0 },
+            Self::Both(alone_ns, shared_ns) => RunTime { alone_ns, shared_ns },
+        }
+    }
+}
+
+/// What a cgroup did on one CPU, cumulative.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Cell {
+    time: RunTime,
+    counted: [u64; COUNTERS],
+}
+
+impl Cell {
+    /// What grew on CPU `cpu` since `before`; nothing where nothing did.
+    fn since(&self, cpu: usize, before: &Self) -> Option<Grown> {
+        let time = |of: fn(&RunTime) -> u64| of(&self.time).saturating_sub(of(&before.time));
+        let counted = |at: usize| self.counted[at].wrapping_sub(before.counted[at]);
+        (self != before).then(|| {
+            Grown(cpu, time(|time| time.alone_ns), time(|time| time.shared_ns), counted(0), counted(1), counted(2))
+        })
+    }
+
+    /// Adds what grew; nothing where that is more than there can be.
+    fn add(&mut self, grown: &Grown) -> Option<()> {
+        self.time.alone_ns = self.time.alone_ns.checked_add(grown.1)?;
+        self.time.shared_ns = self.time.shared_ns.checked_add(grown.2)?;
+        for (sum, grown) in self.counted.iter_mut().zip([grown.3, grown.4, grown.5]) {
+            *sum = sum.wrapping_add(grown);
+        }
+        Some(())
+    }
+}
 
 /// A tick as a line. Names are short because there are many lines.
 #[derive(Debug, Serialize, Deserialize)]
@@ -73,13 +135,16 @@ struct Line {
     zones: Vec<Value>,
     /// By cgroup: CPU number and nanoseconds that grew.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    ran: Option<Vec<(CgroupKey, Grown)>>,
+    ran: Option<Vec<(CgroupKey, Vec<Grown>)>>,
     /// Waits and switches, cumulative, of the cgroups for which they changed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     queues: Vec<(CgroupKey, Queue)>,
-    /// Cumulative nanoseconds of cgroups without a place, by CPU.
+    /// Cumulative time of cgroups without a place, by CPU.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    overflow: Vec<u64>,
+    overflow: Vec<Overflow>,
+    /// Nanoseconds that hardware counters were wanted, and that they ran; cumulative.
+    #[serde(default, skip_serializing_if = "is_never")]
+    counter_time: [u64; 2],
     #[serde(default)]
     missed: u64,
     /// Why there is no CPU time in this tick.
@@ -87,6 +152,10 @@ struct Line {
     failed: Option<String>,
     #[serde(default)]
     news: News,
+}
+
+fn is_never(time: &[u64; 2]) -> bool {
+    *time == [0, 0]
 }
 
 /// Why a recording cannot be read or written.
@@ -116,7 +185,7 @@ pub enum RecordingError {
 pub struct Writer {
     path: PathBuf,
     out: GzEncoder<BufWriter<File>>,
-    last: BTreeMap<CgroupKey, Vec<u64>>,
+    last: BTreeMap<CgroupKey, Vec<Cell>>,
     queues: BTreeMap<CgroupKey, Queue>,
     ticks: u32,
 }
@@ -162,23 +231,24 @@ impl Writer {
         }
         let mut queues = Vec::new();
         let (mut ran, mut overflow, mut missed, mut failed) = (None, Vec::new(), 0, None);
+        let mut counter_time = [0, 0];
         match &tick.cpu {
             None => {}
             Some(Err(error)) => failed = Some(error.clone()),
             Some(Ok(reading)) => {
                 let mut rows = Vec::new();
-                for (key, now) in &reading.rows {
+                for (at, (key, now)) in reading.rows.iter().enumerate() {
                     let new = !self.last.contains_key(key);
                     let before = self.last.entry(*key).or_default();
-                    before.resize(now.len(), 0);
-                    let grown: Grown = now
-                        .iter()
-                        .zip(&*before)
-                        .enumerate()
-                        .filter(|(_, (now, before))| now > before)
-                        .map(|(cpu, (now, before))| (cpu, now - before))
-                        .collect();
-                    before.clone_from(now);
+                    before.resize(now.len(), Cell::default());
+                    let counted = reading.counted.get(at).into_iter().flatten().copied();
+                    let cells = now.iter().zip(counted.chain(std::iter::repeat([0; COUNTERS])));
+                    let mut grown = Vec::new();
+                    for ((cpu, (time, counted)), before) in cells.enumerate().zip(before) {
+                        let cell = Cell { time: *time, counted };
+                        grown.extend(cell.since(cpu, before));
+                        *before = cell;
+                    }
                     if new || !grown.is_empty() {
                         rows.push((*key, grown));
                     }
@@ -188,7 +258,8 @@ impl Writer {
                 queues = new.copied().collect();
                 queues.sort_unstable_by_key(|(key, _)| *key);
                 (ran, missed) = (Some(rows), reading.missed);
-                overflow.clone_from(&reading.overflow_ns);
+                overflow.extend(reading.overflow.iter().map(Overflow::of));
+                counter_time = reading.counter_time;
             }
         }
         let value = |value: &Result<u64, String>| match value {
@@ -205,6 +276,7 @@ impl Writer {
             ran,
             queues,
             overflow,
+            counter_time,
             missed,
             failed,
             news: tick.news.clone(),
@@ -238,7 +310,7 @@ pub struct Reader<R = Box<dyn Read + Send>> {
     setup: Setup,
     probe: String,
     origin: Option<Origin>,
-    totals: BTreeMap<CgroupKey, Vec<u64>>,
+    totals: BTreeMap<CgroupKey, Vec<Cell>>,
     queues: BTreeMap<CgroupKey, Queue>,
     figures: usize,
     cpus: usize,
@@ -275,7 +347,7 @@ impl<R: Read> Reader<R> {
             places: Vec::new(),
             smt: false,
             lag_ns: 0,
-            cpu: false,
+            cpu: None,
         };
         let mut this = Self {
             path: path.to_owned(),
@@ -298,11 +370,13 @@ impl<R: Read> Reader<R> {
         if header.format != FORMAT {
             return Err(this.wrong("not a recording of wattcast-probe"));
         }
-        if header.version != VERSION {
-            return Err(this.wrong(format!("version {} of the format; this probe knows {VERSION}", header.version)));
+        if !(1..=VERSION).contains(&header.version) {
+            return Err(
+                this.wrong(format!("version {} of the format; this probe knows 1 to {VERSION}", header.version))
+            );
         }
         sound(&header.setup).map_err(|what| this.wrong(what))?;
-        this.cpus = header.setup.places.len();
+        this.cpus = header.setup.columns().0.len();
         this.origin = header.setup.origin;
         this.probe = header.probe.chars().take(80).collect();
         let origin = header.setup.origin.map(|origin| if origin == Origin::Model { origin } else { Origin::Replay });
@@ -369,7 +443,9 @@ impl<R: Read> Reader<R> {
         }
         if let Some(places) = &line.news.places {
             check_places(places, self.setup.packages.len())?;
-            self.cpus = self.cpus.max(places.len());
+            if self.setup.knows_cpus() {
+                self.cpus = self.cpus.max(places.len());
+            }
         }
         for key in &line.news.departed {
             self.figures -= self.totals.remove(key).map_or(0, |totals| totals.len());
@@ -400,26 +476,33 @@ impl<R: Read> Reader<R> {
                         return Err("more cgroups than a kernel counts".to_owned());
                     }
                     let totals = self.totals.entry(key).or_default();
-                    for (cpu, ns) in grown {
+                    for grown in grown {
+                        let cpu = grown.0;
                         if cpu >= self.cpus {
                             return Err(format!("CPU {cpu} of a machine of {}", self.cpus));
                         }
                         if totals.len() <= cpu {
                             self.figures += cpu + 1 - totals.len();
-                            totals.resize(cpu + 1, 0);
+                            totals.resize(cpu + 1, Cell::default());
                         }
                         if self.figures > MAX_FIGURES {
                             return Err("more CPU time than a kernel counts".to_owned());
                         }
-                        totals[cpu] = totals[cpu].checked_add(ns).ok_or("more CPU time than there is")?;
+                        totals[cpu].add(&grown).ok_or("more CPU time than there is")?;
                     }
                 }
                 if line.overflow.len() > MAX_CPUS {
                     return Err("more CPUs than a kernel has".to_owned());
                 }
-                let rows = self.totals.iter().map(|(key, totals)| (*key, totals.clone())).collect();
+                let times = |cells: &Vec<Cell>| cells.iter().map(|cell| cell.time).collect();
+                let rows = self.totals.iter().map(|(key, cells)| (*key, times(cells))).collect();
+                let counts = self.setup.cpu.as_ref().is_some_and(|cpu| cpu.tier == Tier::Counters);
+                let counted = self.totals.values().filter(|_| counts);
+                let counted = counted.map(|cells| cells.iter().map(|cell| cell.counted).collect()).collect();
                 let queues = self.queues.iter().map(|(key, queue)| (*key, *queue)).collect();
-                Some(Ok(Reading { rows, queues, overflow_ns: line.overflow, missed: line.missed }))
+                let overflow = line.overflow.into_iter().map(Overflow::time).collect();
+                let (counter_time, missed) = (line.counter_time, line.missed);
+                Some(Ok(Reading { rows, counted, counter_time, queues, overflow, missed }))
             }
         };
         let value = |value| match value {
@@ -473,9 +556,10 @@ mod tests {
     use super::*;
     use crate::{
         containers::Container,
-        cpu::hierarchy,
+        cpu::{Knows, hierarchy},
         energy::zone::{Range, Zone, ZoneId, ZoneKind},
         ledger::Holder,
+        tick::Collected,
         topology::PackageId,
     };
 
@@ -489,7 +573,7 @@ mod tests {
             places: vec![Some(0), Some(0)],
             smt: true,
             lag_ns: 4_000_000,
-            cpu: true,
+            cpu: Some(Collected::at_the_switch(true)),
         }
     }
 
@@ -510,25 +594,38 @@ mod tests {
     }
 
     fn ticks() -> Vec<RawTick> {
-        let tick = |second: u64, zone: Result<u64, String>, rows: Vec<(CgroupKey, Vec<u64>)>, news: News| RawTick {
+        let tick = |second: u64, zone: Result<u64, String>, rows: Vec<(CgroupKey, Vec<RunTime>)>, news: News| RawTick {
             unix_ns: 1_700_000_000_000_000_000 + i64::try_from(second).unwrap() * 1_000_000_000,
             began_ns: second * 1_000_000_000,
             energy_ns: second * 1_000_000_000 + 10_000,
             cpu_ns: second * 1_000_000_000 + 50_000,
             own_ns: second * 700_000,
             zones: vec![zone],
-            cpu: Some(Ok(Reading { rows, overflow_ns: vec![0, second], missed: second, queues: queues(second) })),
+            cpu: Some(Ok(Reading {
+                rows,
+                overflow: vec![RunTime::default(), RunTime { alone_ns: second, shared_ns: second / 2 }],
+                missed: second,
+                queues: queues(second),
+                ..Reading::default()
+            })),
             news,
         };
+        let row = |ns: [u64; 2]| ns.map(RunTime::alone).to_vec();
+        let both = RunTime { alone_ns: 0, shared_ns: 2 };
         let born = News { holders: vec![(key(7), Holder::Container(0))], shown: vec![container()], ..News::default() };
         let gone = News { departed: vec![key(7)], ended: vec![0], dropped: 3, ..News::default() };
         let mut broken = tick(3, Err("EIO".into()), vec![], News::default());
         broken.cpu = Some(Err("refused".into()));
         vec![
-            tick(1, Ok(u64::MAX), vec![(key(3), vec![10, 0]), (key(7), vec![0, 0])], born),
-            tick(2, Ok(5), vec![(key(3), vec![10, 5]), (key(7), vec![1 << 60, 2])], News::default()),
+            tick(1, Ok(u64::MAX), vec![(key(3), row([10, 0])), (key(7), row([0, 0]))], born),
+            tick(
+                2,
+                Ok(5),
+                vec![(key(3), row([10, 5])), (key(7), vec![RunTime::alone(1 << 60), both])],
+                News::default(),
+            ),
             broken,
-            tick(4, Ok(9), vec![(key(3), vec![11, 5])], gone),
+            tick(4, Ok(9), vec![(key(3), row([11, 5]))], gone),
         ]
     }
 
@@ -542,12 +639,59 @@ mod tests {
     fn trimmed(mut tick: RawTick) -> RawTick {
         if let Some(Ok(reading)) = &mut tick.cpu {
             for (_, totals) in &mut reading.rows {
-                while totals.last() == Some(&0) {
+                while totals.last() == Some(&RunTime::default()) {
                     totals.pop();
                 }
             }
         }
         tick
+    }
+
+    #[test]
+    fn hardware_counters_and_a_tier_without_cpus_come_out_as_they_went_in() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.rec");
+        let collected = |tier, cpus| Collected { tier, knows: Knows { cpus, siblings: cpus }, reason: "why".into() };
+        let tick = |rows: Vec<(CgroupKey, Vec<RunTime>)>, counted, counter_time| RawTick {
+            zones: vec![Ok(1)],
+            cpu: Some(Ok(Reading { rows, counted, counter_time, ..Reading::default() })),
+            ..RawTick::default()
+        };
+        let counted = vec![vec![[5, 0, 0], [u64::MAX, 6, 7]]];
+        let ticks = [
+            (collected(Tier::Counters, true), tick(vec![(key(7), vec![RunTime::alone(3); 2])], counted, [9, 8])),
+            (collected(Tier::Files, false), tick(vec![(key(7), vec![RunTime::alone(3)])], vec![], [0, 0])),
+        ];
+        for (cpu, tick) in ticks {
+            let setup = Setup { cpu: Some(cpu), ..setup() };
+            let mut writer = Writer::create(&path, &setup).unwrap();
+            writer.write(&tick).unwrap();
+            writer.finish().unwrap();
+            let reader = Reader::open(&path).unwrap();
+            assert_eq!(reader.setup().cpu, setup.cpu);
+            assert_eq!(read(reader), [tick]);
+        }
+    }
+
+    #[test]
+    fn a_file_of_the_first_version_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.rec");
+        record(&path);
+        let mut text = String::new();
+        MultiGzDecoder::new(File::open(&path).unwrap()).read_to_string(&mut text).unwrap();
+        let first = text.lines().next().unwrap();
+        let mut header: serde_json::Value = serde_json::from_str(first).unwrap();
+        header["version"] = 1.into();
+        header["setup"]["cpu"] = true.into();
+        let line = "{\"unix\":0,\"began\":0,\"energy\":1,\"cpu\":2,\"zones\":[1],\"ran\":[[{\"id\":7,\"hierarchy\":0},\
+                    [[1,5]]]],\"overflow\":[0,4]}\n";
+        let old = format!("{header}\n{line}");
+        let mut reader = Reader::start(&path, old.as_bytes()).unwrap();
+        assert_eq!(reader.setup().cpu, Some(Collected::at_the_switch(false)));
+        let reading = reader.next_tick().unwrap().unwrap().cpu.unwrap().unwrap();
+        assert_eq!(reading.rows, [(key(7), vec![RunTime::default(), RunTime::alone(5)])]);
+        assert_eq!(reading.overflow, [RunTime::default(), RunTime::alone(4)]);
     }
 
     fn read(mut reader: Reader<impl Read>) -> Vec<RawTick> {
@@ -655,7 +799,7 @@ mod tests {
             Reader::start(path, text.as_bytes()).err().map(|error| error.to_string()).unwrap_or_default()
         };
         assert_eq!(open(&|_| {}), "");
-        assert!(open(&|header| header["version"] = 2.into()).contains("version 2"));
+        assert!(open(&|header| header["version"] = 3.into()).contains("version 3"));
         assert!(open(&|header| header["setup"]["places"] = serde_json::json!([7])).contains("on no package"));
         assert!(
             open(&|header| header["setup"]["zones"][0]["unit"]["denominator"] = 0.into()).contains("unit is nothing")

@@ -139,7 +139,7 @@ impl Pages for Board {
                 .containers
                 .iter()
                 .map(|row| {
-                    let cpu: u64 = row.cpu_ns.iter().sum();
+                    let cpu = row.cpu.iter().fold(0, |sum: u64, share| sum.saturating_add(share.ns()));
                     let package = row.watts.iter().find(|(zone, ..)| *zone == "package");
                     vec![
                         row.container.name.clone(),

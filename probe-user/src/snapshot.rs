@@ -6,13 +6,14 @@ use exporter::family::Buckets;
 
 use crate::{
     containers::Container,
-    cpu::Queue,
+    cpu::{Queue, Share},
     energy::{
         counter::Reject,
         zone::{Origin, ZoneId},
     },
     ledger::{AccountId, idle::Estimate},
     state::SourceState,
+    tick::Collected,
     topology::PackageId,
     units::Microjoules,
     window::Ring,
@@ -37,16 +38,22 @@ pub struct Snapshot {
     pub idle: Vec<IdleRow>,
     /// Every container with series.
     pub containers: Vec<ContainerRow>,
-    /// The packages, in the order of [`ContainerRow::cpu_ns`].
-    pub packages: Vec<PackageId>,
+    /// The packages, in the order of [`ContainerRow::cpu`]; `None` where nobody knows on which.
+    pub packages: Vec<Option<PackageId>>,
     /// Energy readings refused since the start.
     pub rejects: Vec<(ZoneId, Reject, u64)>,
     /// How every source stands.
     pub sources: Arc<[SourceState]>,
     /// How every collector fared in this tick.
     pub collectors: Vec<CollectorRow>,
-    /// Which tier counts CPU time, and why not a better one; absent when CPU time is not collected.
-    pub cpu_tier: Option<(&'static str, String)>,
+    /// How CPU time is collected; absent when it is not.
+    pub cpu: Option<Collected>,
+    /// True when CPUs share cores.
+    pub smt: bool,
+    /// Thousandths of a second alone that a second beside a busy sibling is worth.
+    pub shared_milli: u64,
+    /// For how long the hardware counters were wanted, and for how long they ran, in nanoseconds since they were opened.
+    pub counter_time: [u64; 2],
     /// Sub-second power, by package, where it is collected.
     pub power: Vec<(ZoneId, Origin, Buckets)>,
     /// What the programs inside the kernel cost; empty while the kernel keeps no statistics.
@@ -63,7 +70,7 @@ pub struct Snapshot {
     pub cgroups_unnamed: u64,
     /// Looks at the cgroup trees that could not see all of them, since the start.
     pub scans_incomplete: u64,
-    /// CPU nanoseconds of cgroups beyond the kernel map's size, since the start.
+    /// CPU nanoseconds of cgroups that found no slot in the kernel, since the start.
     pub cpu_overflow_ns: u64,
     /// Intervals of CPU time that the kernel side could not see whole, since the start.
     pub cpu_intervals_missed: u64,
@@ -119,8 +126,8 @@ pub struct IdleRow {
 pub struct ContainerRow {
     /// Who.
     pub container: Arc<Container>,
-    /// CPU time since the probe's start, by package.
-    pub cpu_ns: Vec<u64>,
+    /// What it ran since the probe's start, by package.
+    pub cpu: Vec<Share>,
     /// Mean power over the tick, by zone, all packages.
     pub watts: Vec<(&'static str, Origin, f64)>,
     /// Waits and switches since the start, where they are counted.

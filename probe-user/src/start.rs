@@ -10,7 +10,7 @@ use crate::{
     baselines::StateFile,
     config::Config,
     containers::{Directory, Limits, docker::Names, tree::Trees},
-    cpu::switch::Switch,
+    cpu,
     distribution::Distribution,
     energy::{self, Choice, Chosen, Source, processor::Processor},
     feed::{Feed, Replay},
@@ -70,7 +70,7 @@ pub struct Opened {
 
 impl Opened {
     /// The kernel side, to try what it may do without privileges.
-    pub fn cpu(&mut self) -> Option<&mut Switch> {
+    pub fn cpu(&mut self) -> Option<&mut dyn cpu::Reader> {
         match &mut self.parts.feed {
             Feed::Live(instruments) => instruments.cpu(),
             Feed::Replay(_) => None,
@@ -94,7 +94,7 @@ impl Opened {
 }
 
 fn accountant(config: &Config, setup: Setup) -> Accountant {
-    Accountant::new(setup, config.energy.idle_policy, config.limits.window_bytes)
+    Accountant::new(setup, config.rules(), config.limits.window_bytes)
 }
 
 fn replay(config: &Config) -> Result<Opened> {
@@ -137,14 +137,16 @@ pub fn instruments(config: &Config) -> (Instruments, Vec<SourceState>) {
         });
     }
 
-    let cpu = config.collectors.cpu().then(Switch::load);
+    let cpu = config.collectors.cpu().then(|| cpu::choose(config.cpu.tier, &config.paths.cpu_places(), &topology));
     let directory = cpu.is_some().then(|| directory(config, &mut sources)).flatten();
     let cpu = match cpu {
-        Some(Ok(switch)) => {
+        Some(Ok(chosen)) => {
             let layout = directory.as_ref().map_or("no cgroups", Directory::layout);
-            let detail = format!("sched_switch by eBPF, cgroup {layout}");
+            let (tier, how, reason) = (chosen.reader.tier(), chosen.reader.detail(), chosen.reason());
+            let not_better = if reason.is_empty() { String::new() } else { format!(". Not better, because: {reason}") };
+            let detail = format!("tier {tier}: {how}, cgroup {layout}{not_better}");
             sources.push(SourceState { source: "cpu", state: Ok(()), detail, wanted: true });
-            Some(switch)
+            Some(chosen)
         }
         Some(Err(why)) => {
             sources.push(SourceState { source: "cpu", state: Err(why), detail: String::new(), wanted: true });

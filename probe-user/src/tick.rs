@@ -3,11 +3,11 @@
 //! This is what the accountant works on, what a recording keeps, and all that passes between the two sides of the probe:
 //! the one that touches the machine, and the one that is arithmetic.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::{
     containers::Container,
-    cpu::{CgroupKey, Reading},
+    cpu::{CgroupKey, Knows, Reading, Tier},
     energy::zone::{Origin, Zone},
     ledger::Holder,
     topology::PackageId,
@@ -30,8 +30,44 @@ pub struct Setup {
     pub smt: bool,
     /// How far the kernel's figure for a running task may be behind: one period of the scheduler's tick.
     pub lag_ns: u64,
-    /// True when CPU time is collected.
-    pub cpu: bool,
+    /// How CPU time is collected; `None` when it is not.
+    #[serde(deserialize_with = "of_any_age")]
+    pub cpu: Option<Collected>,
+}
+
+/// How CPU time is collected.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Collected {
+    /// By which tier.
+    pub tier: Tier,
+    /// What it tells apart.
+    pub knows: Knows,
+    /// Why no better tier serves; empty when there is none better.
+    #[serde(default)]
+    pub reason: String,
+}
+
+impl Collected {
+    /// At each switch, on machines whose CPUs have no siblings, or where those were not told apart.
+    #[must_use]
+    pub fn at_the_switch(siblings: bool) -> Self {
+        Self { tier: Tier::Switch, knows: Knows { cpus: true, siblings }, reason: String::new() }
+    }
+}
+
+/// The first recordings said no more than whether: then it was at each switch, and siblings were not told apart.
+fn of_any_age<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Collected>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Age {
+        First(bool),
+        Later(Option<Collected>),
+    }
+    Ok(match Age::deserialize(from)? {
+        Age::First(false) => None,
+        Age::First(true) => Some(Collected::at_the_switch(false)),
+        Age::Later(collected) => collected,
+    })
 }
 
 impl Setup {
@@ -39,6 +75,24 @@ impl Setup {
     #[must_use]
     pub fn modelled(&self) -> bool {
         self.origin == Some(Origin::Model)
+    }
+
+    /// Package index of each column of a reading, and how many there are: the machine's, or a single one where the tier knows no CPUs.
+    #[must_use]
+    pub fn columns(&self) -> (Vec<Option<usize>>, usize) {
+        if self.knows_cpus() { (self.places.clone(), self.packages.len()) } else { (vec![Some(0)], 1) }
+    }
+
+    /// True when it is known on which package somebody ran: always where there is only one.
+    #[must_use]
+    pub fn knows_cpus(&self) -> bool {
+        self.cpu.as_ref().is_none_or(|cpu| cpu.knows.cpus)
+    }
+
+    /// The packages that CPU time is told by; `None` for all of them together.
+    #[must_use]
+    pub fn told_packages(&self) -> Vec<Option<PackageId>> {
+        if self.knows_cpus() { self.packages.iter().copied().map(Some).collect() } else { vec![None] }
     }
 
     /// How many CPUs each package has.

@@ -2,7 +2,7 @@
 //!
 //! Under `--path.sysfs` too, so a tree decides what a socket is. Never from directory numbers or list order.
 
-use std::{fmt, fs, path::Path};
+use std::{collections::BTreeMap, fmt, fs, path::Path};
 
 use serde::{Deserialize, Serialize};
 
@@ -122,6 +122,26 @@ impl Topology {
         cores.windows(2).any(|pair| pair[0] == pair[1])
     }
 
+    /// The CPU that shares a core with each CPU, by number; none where it has the core for itself.
+    ///
+    /// # Errors
+    /// What is unusual, where a core has more than two threads: whom a moment is shared with is not a yes or no there.
+    pub fn siblings(&self) -> Result<Vec<Option<usize>>, String> {
+        let mut cores: BTreeMap<_, Vec<usize>> = BTreeMap::new();
+        for place in &self.places {
+            cores.entry((place.package, place.die, place.core)).or_default().push(place.cpu);
+        }
+        let mut all = vec![None; self.places.iter().map(|place| place.cpu + 1).max().unwrap_or(0)];
+        for cpus in cores.values() {
+            match cpus[..] {
+                [_] => {}
+                [one, other] => (all[one], all[other]) = (Some(other), Some(one)),
+                _ => return Err(format!("{} threads on a core: time beside a busy one is not told apart", cpus.len())),
+            }
+        }
+        Ok(all)
+    }
+
     /// True when everything in it could be of a machine; one that was read from a recording may be anything.
     #[must_use]
     pub fn is_sound(&self) -> bool {
@@ -186,6 +206,7 @@ mod tests {
             fs::write(dir.path().join(format!("devices/system/cpu/cpu{cpu}/topology/core_id")), "7\n").unwrap();
         }
         assert!(Topology::read(dir.path()).has_smt());
+        assert_eq!(Topology::read(dir.path()).siblings(), Ok(vec![Some(1), Some(0)]));
         assert_eq!(Topology::read(dir.path()).dies(0), 1);
     }
 

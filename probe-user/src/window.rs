@@ -62,6 +62,9 @@ pub struct ContainerDelta {
     pub bound: Option<Bound>,
 }
 
+/// What a container ran in a tick: who, on which package (`None` where nobody knows), nanoseconds.
+pub type CpuDelta = (Arc<Container>, Option<PackageId>, u64);
+
 /// One tick as the ring keeps it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tick {
@@ -76,8 +79,8 @@ pub struct Tick {
     pub accounts: Box<[AccountDelta]>,
     /// Joules of containers.
     pub energy: Box<[ContainerDelta]>,
-    /// CPU time of containers: who, on which package, nanoseconds.
-    pub cpu: Box<[(Arc<Container>, PackageId, u64)]>,
+    /// CPU time of containers.
+    pub cpu: Box<[CpuDelta]>,
 }
 
 /// What glibc takes for a block: a word in front, in steps of 16 bytes, at least 32 (malloc/malloc.c, request2size).
@@ -503,7 +506,7 @@ impl AccountSums {
 struct Sums<'a> {
     container: &'a Container,
     energy: BTreeMap<AccountId, EnergySums>,
-    cpu: BTreeMap<PackageId, u64>,
+    cpu: BTreeMap<Option<PackageId>, u64>,
 }
 
 #[derive(Default)]
@@ -544,12 +547,17 @@ impl<'a> Sums<'a> {
                 .cpu
                 .into_iter()
                 .map(|(package, ns)| CpuSum {
-                    package: package.to_string(),
+                    package: package_label(package),
                     seconds: seconds(i64::try_from(ns).unwrap_or(i64::MAX)),
                 })
                 .collect(),
         }
     }
+}
+
+/// The label value of a package that CPU time is told by.
+pub(crate) fn package_label(package: Option<PackageId>) -> String {
+    package.map_or_else(|| "all".to_owned(), |package| package.to_string())
 }
 
 /// Seconds for output.

@@ -13,12 +13,12 @@ use std::{
 use probe_user::{
     accountant::Accountant,
     containers::Container,
-    cpu::{CgroupKey, Reading, hierarchy},
+    cpu::{CgroupKey, Reading, RunTime, hierarchy},
     energy::zone::{Ceiling, Origin, Range, Zone, ZoneId, ZoneKind},
     ledger::{Holder, IdlePolicy},
     recording::{Reader, Writer},
     snapshot::Snapshot,
-    tick::{News, RawTick, Setup},
+    tick::{Collected, News, RawTick, Setup},
     topology::PackageId,
     units::Unit,
 };
@@ -55,7 +55,7 @@ fn three_to_one(path: &Path) {
         places: vec![Some(0), Some(1)],
         smt: false,
         lag_ns: 0,
-        cpu: true,
+        cpu: Some(Collected::at_the_switch(true)),
     };
     let key = |id| CgroupKey { id, hierarchy: hierarchy::V2 };
     let shown = |number: u32| Container {
@@ -84,7 +84,10 @@ fn three_to_one(path: &Path) {
         } else {
             News::default()
         };
-        let rows = vec![(key(10), vec![ran[0], 0]), (key(11), vec![0, ran[1]])];
+        let rows = vec![
+            (key(10), vec![RunTime::alone(ran[0]), RunTime::default()]),
+            (key(11), vec![RunTime::default(), RunTime::alone(ran[1])]),
+        ];
         let tick = RawTick {
             unix_ns: 1_700_000_000_000_000_000 + i64::try_from(at).unwrap(),
             began_ns: at,
@@ -92,7 +95,7 @@ fn three_to_one(path: &Path) {
             cpu_ns: at + 60_000,
             own_ns: second * 500_000,
             zones: vec![raw(joules[0]), raw(joules[1])],
-            cpu: Some(Ok(Reading { rows, overflow_ns: vec![0, 0], ..Reading::default() })),
+            cpu: Some(Ok(Reading { rows, overflow: vec![RunTime::default(); 2], ..Reading::default() })),
             news,
         };
         writer.write(&tick).unwrap();

@@ -83,7 +83,7 @@ fn a_full_ring_takes_what_it_says() {
             for container in &containers {
                 let joules = Microjoules(1);
                 energy.push(ContainerDelta { container: container.clone(), id, joules, idle: none, bound: None });
-                cpu.push((container.clone(), PackageId::whole(0), 1));
+                cpu.push((container.clone(), Some(PackageId::whole(0)), 1));
             }
             shown.clone_from(&ring);
             ring.push(Tick {

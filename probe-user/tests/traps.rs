@@ -14,7 +14,7 @@ use std::{
 use probe_user::{
     accountant::Accountant,
     containers::Container,
-    cpu::{CgroupKey, Reading, hierarchy},
+    cpu::{CgroupKey, Reading, RunTime, hierarchy},
     energy::{
         Source,
         counter::Reject,
@@ -26,7 +26,7 @@ use probe_user::{
     ledger::{Holder, IdlePolicy},
     snapshot::Snapshot,
     state::{Reason, Unavailable},
-    tick::{News, RawTick, Setup},
+    tick::{Collected, News, RawTick, Setup},
     topology::{PackageId, Topology},
     units::Microjoules,
 };
@@ -74,7 +74,7 @@ fn setup(zones: &[Zone], topology: &Topology) -> Setup {
         packages,
         smt: false,
         lag_ns: 0,
-        cpu: true,
+        cpu: Some(Collected::at_the_switch(true)),
     }
 }
 
@@ -92,7 +92,11 @@ impl<'a> Ledger<'a> {
         let key = CgroupKey { id: 7, hierarchy: hierarchy::V2 };
         let shown = Container { number: 0, name: "c".into(), id: "c".into(), image: String::new(), runtime: "docker" };
         let news = News { holders: vec![(key, Holder::Container(0))], shown: vec![shown], ..News::default() };
-        let cpu = Reading { rows: vec![(key, vec![0; cpus])], overflow_ns: vec![0; cpus], ..Reading::default() };
+        let cpu = Reading {
+            rows: vec![(key, vec![RunTime::default(); cpus])],
+            overflow: vec![RunTime::default(); cpus],
+            ..Reading::default()
+        };
         let raw = RawTick { cpu: Some(Ok(cpu)), news, ..RawTick::default() };
         let mut this = Self { source, accountant: Accountant::new(setup, IdlePolicy::Separate, 0), raw };
         this.tick(0, &[]);
@@ -103,7 +107,7 @@ impl<'a> Ledger<'a> {
     fn tick(&mut self, ns: u64, ran: &[(usize, u64)]) -> Snapshot {
         if let Some(Ok(reading)) = &mut self.raw.cpu {
             for (cpu, ns) in ran {
-                reading.rows[0].1[*cpu] += ns;
+                reading.rows[0].1[*cpu].alone_ns += ns;
             }
         }
         self.raw.zones = read(self.source);
@@ -310,7 +314,7 @@ fn trap_08_and_09_what_ended_keeps_its_joules_and_an_id_that_comes_again_is_some
     ledger.raw.news =
         News { departed: vec![key], holders: vec![(key, Holder::Container(1))], shown: vec![other], ..News::default() };
     if let Some(Ok(reading)) = &mut ledger.raw.cpu {
-        reading.rows[0].1[0] = 0;
+        reading.rows[0].1[0] = RunTime::default();
     }
     set(15);
     let snapshot = ledger.tick(SECOND, &[(0, 3)]);

@@ -4,8 +4,9 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    cpu::{Reading, hierarchy},
+    cpu::{Reading, RunTime, hierarchy},
     energy::zone::{Ceiling, Origin, Range, Zone},
+    tick::Collected,
     topology::PackageId,
     units::Unit,
 };
@@ -38,7 +39,7 @@ fn setup(zones: &[ZoneId], packages: u32) -> Setup {
         places: (0..packages as usize).map(Some).collect(),
         smt: false,
         lag_ns: 0,
-        cpu: true,
+        cpu: Some(Collected::at_the_switch(true)),
     }
 }
 
@@ -55,8 +56,8 @@ impl Machine {
         raw.news.shown = (0..containers).map(container).collect();
         let ids = (0..containers).map(|number| (key(u64::from(number) + 10), Holder::Container(number)));
         raw.news.holders = std::iter::once((key(1), Holder::System)).chain(ids).collect();
-        let rows = raw.news.holders.iter().map(|(key, _)| (*key, vec![0; cpus])).collect();
-        raw.cpu = Some(Ok(Reading { rows, overflow_ns: vec![0; cpus], ..Reading::default() }));
+        let rows = raw.news.holders.iter().map(|(key, _)| (*key, vec![RunTime::default(); cpus])).collect();
+        raw.cpu = Some(Ok(Reading { rows, overflow: vec![RunTime::default(); cpus], ..Reading::default() }));
         let mut this = Self { accountant: Accountant::new(setup, policy, 1 << 20), raw };
         this.tick(0);
         this.raw.news = News::default();
@@ -75,7 +76,7 @@ impl Machine {
     fn runs(&mut self, id: u64, cpu: usize, ns: u64) -> &mut Self {
         let Some(Ok(reading)) = &mut self.raw.cpu else { panic!("no CPU time") };
         let row = reading.rows.iter_mut().find(|(known, _)| *known == key(id)).unwrap();
-        row.1[cpu] += ns;
+        row.1[cpu].alone_ns += ns;
         self
     }
 
@@ -389,7 +390,7 @@ fn the_truth_lies_within_the_bound_in_nearly_every_window_and_longer_ones_are_su
             let read =
                 at + f64::from(u32::try_from(skew).unwrap()) / 1e9 - f64::from(u32::try_from(behind).unwrap()) / 1e9;
             let row = reading.rows.iter_mut().find(|(known, _)| *known == key(id)).unwrap();
-            row.1[0] = row.1[0].max(whole(ran(read)[who] * 1e9));
+            row.1[0].alone_ns = row.1[0].alone_ns.max(whole(ran(read)[who] * 1e9));
         }
         (machine.raw.began_ns, machine.raw.energy_ns, machine.raw.cpu_ns) = (ns, ns, ns + skew);
         machine.raw.unix_ns = i64::try_from(ns).unwrap();

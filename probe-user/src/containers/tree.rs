@@ -58,6 +58,12 @@ impl Trees {
         Ok(Self { roots })
     }
 
+    /// Where a tree is mounted.
+    #[must_use]
+    pub fn root(&self, hierarchy: u64) -> Option<&Path> {
+        self.roots.iter().find(|(_, of)| *of == hierarchy).map(|(root, _)| &**root)
+    }
+
     /// `v2`, `v1`, or `hybrid`.
     #[must_use]
     pub fn layout(&self) -> &'static str {

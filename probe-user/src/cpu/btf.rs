@@ -11,10 +11,12 @@ pub const MAX_BYTES: usize = 64 << 20;
 
 const MAGIC: u16 = 0xeb9f;
 const KIND_INT: u32 = 1;
+const KIND_POINTER: u32 = 2;
 const KIND_ARRAY: u32 = 3;
 const KIND_STRUCT: u32 = 4;
 const KIND_UNION: u32 = 5;
 const KIND_ENUM: u32 = 6;
+const KIND_TYPEDEF: u32 = 8;
 const KIND_FUNC_PROTO: u32 = 13;
 const KIND_VAR: u32 = 14;
 const KIND_DATASEC: u32 = 15;
@@ -188,6 +190,23 @@ impl<'a> Btf<'a> {
             }
         }
         None
+    }
+
+    /// What each argument of the function behind `typedef name` points to: the name of a struct, or nothing for any other argument.
+    /// Empty when the kernel has no such type.
+    #[must_use]
+    pub fn arguments(&self, name: &str) -> Vec<&'a [u8]> {
+        let function = self.named(&[KIND_TYPEDEF], name).find_map(|ty| {
+            let pointer = self.ty(ty.size_or_type).filter(|ty| ty.kind == KIND_POINTER)?;
+            self.ty(pointer.size_or_type).filter(|ty| ty.kind == KIND_FUNC_PROTO)
+        });
+        let Some(function) = function else { return Vec::new() };
+        let pointee = |index: usize| {
+            let pointer = self.ty(word(self.bytes, function.rest + index * 8 + 4)?)?;
+            let pointee = self.ty(pointer.size_or_type).filter(|_| pointer.kind == KIND_POINTER)?;
+            (pointee.kind == KIND_STRUCT).then(|| self.name(pointee.name))
+        };
+        (0..function.count).map(|index| pointee(index).unwrap_or_default()).collect()
     }
 
     /// The value of `name` in `enum enumeration`; absent when the kernel was built without it.

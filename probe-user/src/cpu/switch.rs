@@ -1,6 +1,7 @@
-//! The `sched_switch` tier: loads the kernel side, closes the open slice of every CPU, reads the map.
+//! The tiers at the switch: load the kernel side, close the open slice of every CPU, read the banks.
 //!
-//! Loading needs CAP_BPF and CAP_PERFMON; reading afterwards needs none (5.19 and later), so the probe drops both.
+//! Loading needs CAP_BPF and CAP_PERFMON. Reading the banks is reading memory; running `charge_running` and giving a slot back
+//! are system calls that need nothing since 5.19, so the probe drops both.
 
 use std::{
     collections::HashMap,
@@ -9,264 +10,381 @@ use std::{
 };
 
 use aya::{
-    Btf as AyaBtf, EbpfLoader,
-    maps::{MapData, PerCpuArray, PerCpuHashMap},
-    programs::{BtfTracePoint, Program, ProgramError, RawTracePoint, RawTracePointRunOptions, TestRun as _},
+    maps::{HashMap as BpfMap, Map, MapData, Queue as BpfQueue},
+    programs::{BtfTracePoint, RawTracePoint},
 };
-use probe_ebpf::{CgroupKey, CgroupTime, CpuState, WAIT_CLASSES};
+use probe_ebpf::{CgroupKey, Counted, CpuState, MAX_CGROUPS, RunTime, Tag, WAIT_CLASSES, Waits};
 
 use super::{
-    Queue, Reading,
-    btf::{Btf, BtfError},
+    Events, Knows, Queue, Reader, Reading, Tier,
+    counters::MAPS,
+    mapped::Mapped,
+    object::{Object, possible_cpus, refused},
+    offsets,
 };
 use crate::{
     snapshot::ProgramRow,
     state::{Reason, Unavailable},
+    topology::Topology,
 };
-
-/// Built by `cargo xtask build-ebpf`; empty when it was not run before this crate was built.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/wattcast.bpf.o"));
 
 /// The program that user space runs on each CPU.
 const KICK: &str = "charge_running";
+/// The program at the switch, and its twin for kernels that refuse it.
+const TYPED: &str = "sched_switch";
+const RAW: &str = "sched_switch_raw";
 
-const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
+/// The kernel's memory that the banks may take. 4,096 slots of 600 CPUs fit, counters left out; more CPUs have fewer slots.
+const BANKS_BYTES: usize = 192 << 20;
+/// Slots of even the largest machine.
+const LEAST_SLOTS: usize = 256;
+/// Rows that are read CPU by CPU in one go: so many of a bank lie in a row in memory, and so many rows fit the cache.
+const BLOCK: usize = 64;
+
+/// A cgroup that has a slot.
+struct Live {
+    key: CgroupKey,
+    slot: usize,
+    /// What it had run when its waits were read.
+    ran_ns: u64,
+    /// The kernel's 32-bit counts, and what they add up to.
+    counts: Waits,
+    queue: Queue,
+}
 
 /// The loaded programs and their maps. Dropping it detaches them.
 pub struct Switch {
-    cgroups: PerCpuHashMap<MapData, CgroupKey, CgroupTime>,
-    cpus: PerCpuArray<MapData, CpuState>,
-    possible: u32,
-    /// The kernel's 32-bit counts, and what they add up to.
-    queues: HashMap<CgroupKey, (Counts, Queue)>,
-    /// False where the kernel does not count waits.
+    cpus: Mapped<CpuState>,
+    times: Mapped<RunTime>,
+    waits: Mapped<Waits>,
+    counts: Mapped<Counted>,
+    owners: Mapped<Tag>,
+    slots: BpfMap<MapData, Tag, u64>,
+    free: BpfQueue<MapData, u64>,
+    /// Cgroups with slots, and where they stand here; how many slots the CPUs said they took, as far as we found them.
+    live: Vec<Live>,
+    index: HashMap<CgroupKey, usize>,
+    found: u64,
+    possible: usize,
+    slots_per_cpu: usize,
     counts_waits: bool,
-    /// Owns the programs; the kernel detaches them when this goes.
-    ebpf: aya::Ebpf,
+    siblings: Result<Vec<Option<usize>>, String>,
+    typed: bool,
+    events: Option<Events>,
+    object: Object,
 }
 
 impl Switch {
-    /// Loads and attaches the programs, and sets every CPU's starting point.
+    /// Loads and attaches the programs, and sets every CPU's starting point. With `events`, the tier is [`Tier::Counters`].
     ///
     /// # Errors
     /// `absent` when the kernel lacks BTF, a field or BPF; `denied` when this process may not load programs;
     /// `broken` when the kernel refuses them for another reason.
-    pub fn load() -> Result<Self, Unavailable> {
-        if OBJECT.is_empty() {
-            return Err(Unavailable::new(
-                Reason::Absent,
-                "this binary was built without its eBPF programs. Run `cargo xtask build-ebpf` and build again",
-            ));
+    pub fn load(topology: &Topology, events: Option<Events>) -> Result<Self, Unavailable> {
+        Self::load_with(topology.siblings(), events, true)
+    }
+
+    /// The same for siblings that are said, and with the untyped program only where `typed` is false.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn load_with(
+        siblings: Result<Vec<Option<usize>>, String>,
+        events: Option<Events>,
+        typed: bool,
+    ) -> Result<Self, Unavailable> {
+        let possible = possible_cpus();
+        let slots = slots_for(possible, events.is_some());
+        let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        let word = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
+        let has_siblings = siblings.as_ref().is_ok_and(|siblings| siblings.iter().any(Option::is_some));
+        let bank = number(slots.saturating_mul(possible));
+        let (mut object, known) = Object::open(
+            offsets::switch,
+            &[
+                ("SLOTS_PER_CPU", word(slots)),
+                ("POSSIBLE_CPUS", word(possible)),
+                ("SIBLINGS", u64::from(has_siblings)),
+                ("COUNTING", u64::from(events.is_some())),
+            ],
+            &[
+                ("CPUS", number(possible)),
+                ("TIMES", bank),
+                ("WAITS", bank),
+                ("COUNTS", if events.is_some() { bank } else { 1 }),
+                ("BASES", 1),
+            ],
+        )?;
+        let mut this = Self {
+            cpus: object.mapped("CPUS")?,
+            times: object.mapped("TIMES")?,
+            waits: object.mapped("WAITS")?,
+            counts: object.mapped("COUNTS")?,
+            owners: object.mapped("OWNERS")?,
+            slots: BpfMap::try_from(object.take("SLOTS")?).map_err(|error| refused("open the map SLOTS", &error))?,
+            free: BpfQueue::try_from(object.take("FREE")?).map_err(|error| refused("open the map FREE", &error))?,
+            live: Vec::new(),
+            index: HashMap::new(),
+            found: 0,
+            possible,
+            slots_per_cpu: slots,
+            counts_waits: known.setting("COUNTS_WAITS") != 0,
+            siblings: Ok(Vec::new()),
+            typed,
+            events,
+            object,
+        };
+        for slot in 0..slots {
+            this.free.push(word(slot), 0).map_err(|error| refused("fill the map FREE", &error))?;
         }
-        let bytes = std::fs::read(KERNEL_BTF).map_err(|error| {
-            Unavailable::new(
-                Reason::of(&error),
-                format!("{KERNEL_BTF}: {error}. The kernel needs CONFIG_DEBUG_INFO_BTF=y (5.5 or later)"),
-            )
-        })?;
-        let offsets = Btf::parse(&bytes).and_then(|btf| Offsets::resolve(&btf)).map_err(|error| {
-            Unavailable::new(Reason::Broken, format!("{error}. This kernel is not one that Wattcast knows"))
-        })?;
-        raise_memlock();
-
-        let btf = AyaBtf::from_sys_fs().map_err(|error| refused("read the kernel's BTF", &error))?;
-        let mut loader = EbpfLoader::new();
-        loader.btf(Some(&btf));
-        for (name, value) in &offsets.0 {
-            loader.override_global(name, value, true);
+        if let Some(events) = &this.events {
+            for (counter, name) in MAPS.into_iter().enumerate() {
+                let put = match this.object.map(name)? {
+                    Map::PerfEventArray(map) => events.put(counter, map.fd().as_fd().as_raw_fd()),
+                    _ => Err(io::Error::other("it is of another kind")),
+                };
+                put.map_err(|error| {
+                    Unavailable::new(Reason::of(&error), format!("cannot fill the map {name}: {error}"))
+                })?;
+            }
         }
-        let mut ebpf = loader.load(OBJECT).map_err(|error| refused("load the maps", &error))?;
-
-        let missing = || Unavailable::new(Reason::Broken, "the eBPF object lacks a program or a map");
-        let kick: &mut RawTracePoint = ebpf
-            .program_mut(KICK)
-            .ok_or_else(missing)?
-            .try_into()
-            .map_err(|error| refused("use its programs", &error))?;
-        kick.load().map_err(|error| refused("load charge_running", &error))?;
-        let switch: &mut BtfTracePoint = ebpf
-            .program_mut("sched_switch")
-            .ok_or_else(missing)?
-            .try_into()
-            .map_err(|error| refused("use its programs", &error))?;
-        switch.load("sched_switch", &btf).map_err(|error| refused("load sched_switch", &error))?;
-        switch.attach().map_err(|error| refused("attach sched_switch", &error))?;
-
-        let cgroups = PerCpuHashMap::try_from(ebpf.take_map("CGROUPS").ok_or_else(missing)?)
-            .map_err(|error| refused("open the map CGROUPS", &error))?;
-        let cpus = PerCpuArray::try_from(ebpf.take_map("CPUS").ok_or_else(missing)?)
-            .map_err(|error| refused("open the map CPUS", &error))?;
-        let possible = aya::util::nr_cpus().ok().and_then(|count| u32::try_from(count).ok()).unwrap_or(1);
-        let counts_waits = offsets.0.iter().any(|(name, at)| *name == "TASK_RUN_DELAY" && *at != 0);
-        let this = Self { cgroups, cpus, possible, queues: HashMap::new(), counts_waits, ebpf };
+        this.pair(siblings);
+        this.object.load_runnable(KICK)?;
+        this.attach()?;
         this.close_open_slices().map_err(|error| refused("run charge_running", &error))?;
         Ok(this)
     }
 
-    /// Charges what runs on each CPU at this moment, so that a task that never switches is in the reading too.
-    fn close_open_slices(&self) -> Result<(), ProgramError> {
-        let Some(Program::RawTracePoint(kick)) = self.ebpf.program(KICK) else {
-            return Err(ProgramError::UnexpectedProgramType);
-        };
+    fn attach(&mut self) -> Result<(), Unavailable> {
+        if self.typed {
+            let attached = (|| {
+                let Object { ebpf, btf } = &mut self.object;
+                let program = ebpf.program_mut(TYPED).ok_or(aya::programs::ProgramError::NotLoaded)?;
+                let program: &mut BtfTracePoint = program.try_into()?;
+                program.load("sched_switch", btf)?;
+                program.attach()
+            })();
+            match attached {
+                Ok(_) => return Ok(()),
+                Err(error) => {
+                    tracing::debug!("{}; trying the untyped program", refused("attach sched_switch", &error).detail);
+                    self.typed = false;
+                }
+            }
+        }
+        let program: &mut RawTracePoint = self.object.program(RAW)?;
+        program.load().map_err(|error| refused("load sched_switch", &error))?;
+        program.attach("sched_switch").map_err(|error| refused("attach sched_switch", &error))?;
+        Ok(())
+    }
+
+    /// Tells each CPU who shares its core.
+    fn pair(&mut self, siblings: Result<Vec<Option<usize>>, String>) {
         for cpu in 0..self.possible {
-            let options = RawTracePointRunOptions { cpu: Some(cpu), ..RawTracePointRunOptions::new() };
-            match kick.test_run(options) {
-                Ok(_) => {}
-                // net/bpf/test_run.c, bpf_prog_test_run_raw_tp: the CPU is possible but not online.
-                Err(ProgramError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENXIO) => {}
-                Err(error) => return Err(error),
-            }
+            let sibling = siblings.as_ref().ok().and_then(|siblings| siblings.get(cpu).copied().flatten());
+            let number = sibling.filter(|sibling| *sibling < self.possible).map_or(0, |sibling| sibling + 1);
+            let number = u32::try_from(number).unwrap_or(0);
+            // SAFETY: an element of the mapping; only we write this field, and the programs read it whole.
+            unsafe { (&raw mut (*self.cpus.at(cpu)).sibling).write_volatile(number) };
+        }
+        self.siblings = siblings;
+    }
+
+    /// Charges what runs on each CPU at this moment, so that a task that never switches is in the reading too.
+    fn close_open_slices(&self) -> Result<(), aya::programs::ProgramError> {
+        for cpu in 0..self.possible {
+            self.object.run(KICK, u32::try_from(cpu).ok())?;
         }
         Ok(())
     }
 
-    /// Fills `out` with the totals as of now; a running task is at most one scheduler tick behind.
-    ///
-    /// # Errors
-    /// When the kernel refuses a call that it granted before.
-    pub fn read(&mut self, out: &mut Reading) -> io::Result<()> {
-        self.close_open_slices().map_err(io::Error::other)?;
-        out.rows.clear();
+    /// Finds the owners of slots that were taken since the last look.
+    fn welcome(&mut self) {
+        // SAFETY: elements of the mapping; the field is one word.
+        let taken = (0..self.possible)
+            .map(|cpu| unsafe { (&raw const (*self.cpus.at(cpu)).newcomers).read_volatile() })
+            .fold(0, u64::wrapping_add);
+        if taken == self.found {
+            return;
+        }
+        for slot in 0..self.slots_per_cpu {
+            let tag = self.owners.get(slot);
+            if tag == 0 {
+                continue;
+            }
+            let key = CgroupKey::of(tag);
+            if let std::collections::hash_map::Entry::Vacant(place) = self.index.entry(key) {
+                place.insert(self.live.len());
+                self.live.push(Live { key, slot, ran_ns: 0, counts: Waits::default(), queue: Queue::default() });
+                self.found = self.found.wrapping_add(1);
+            }
+        }
+    }
+
+    fn bank(&self, cpu: usize, slot: usize) -> usize {
+        cpu * self.slots_per_cpu + slot
+    }
+
+    /// What a read without the closing of slices gives: memory only.
+    pub fn read_banks(&mut self, out: &mut Reading) {
+        self.welcome();
+        out.rows.resize_with(self.live.len(), || (CgroupKey { id: 0, hierarchy: 0 }, Vec::new()));
+        for (block, rows) in self.live.chunks(BLOCK).zip(out.rows.chunks_mut(BLOCK)) {
+            for (live, (key, row)) in block.iter().zip(rows.iter_mut()) {
+                *key = live.key;
+                row.resize(self.possible, RunTime::default());
+            }
+            for cpu in 0..self.possible {
+                for (live, (_, row)) in block.iter().zip(rows.iter_mut()) {
+                    row[cpu] = self.times.get(self.bank(cpu, live.slot));
+                }
+            }
+        }
+        self.read_queues(out);
+        self.read_counters(out);
+        out.overflow.clear();
+        out.missed = 0;
+        for cpu in 0..self.possible {
+            let state = self.cpus.get(cpu);
+            out.overflow.push(state.overflow);
+            out.missed = out.missed.wrapping_add(state.missed);
+        }
+    }
+
+    fn read_queues(&mut self, out: &mut Reading) {
         out.queues.clear();
-        for row in &self.cgroups {
-            let (key, values) = row.map_err(io::Error::other)?;
-            out.rows.push((key, values.iter().map(|time| time.run_ns).collect()));
-            if self.counts_waits {
-                let (last, total) = self.queues.entry(key).or_default();
-                let now = Counts::of(values.iter());
-                total.add(&now.since(last));
-                *last = now;
-                out.queues.push((key, *total));
-            }
+        if !self.counts_waits {
+            return;
         }
-        let states = self.cpus.get(&0, 0).map_err(io::Error::other)?;
-        out.overflow_ns.clear();
-        out.overflow_ns.extend(states.iter().map(|state| state.overflow_ns));
-        out.missed = states.iter().map(|state| state.missed).sum();
+        for (at, (_, row)) in out.rows.iter().enumerate() {
+            let ran_ns =
+                row.iter().fold(0, |sum: u64, time| sum.wrapping_add(time.alone_ns).wrapping_add(time.shared_ns));
+            let (slot, before) = (self.live[at].slot, self.live[at].ran_ns);
+            // Who did not run did not end a stint.
+            if ran_ns != before {
+                let banks = (0..self.possible).filter(|cpu| row[*cpu] != RunTime::default());
+                let now = sum(banks.map(|cpu| self.waits.get(self.bank(cpu, slot))));
+                let live = &mut self.live[at];
+                live.queue.add(&since(&now, &live.counts));
+                (live.counts, live.ran_ns) = (now, ran_ns);
+            }
+            out.queues.push((self.live[at].key, self.live[at].queue));
+        }
+    }
+
+    fn read_counters(&self, out: &mut Reading) {
+        if self.events.is_none() {
+            out.counted.clear();
+            return;
+        }
+        out.counted.resize_with(self.live.len(), Vec::new);
+        for (live, row) in self.live.iter().zip(&mut out.counted) {
+            row.clear();
+            row.extend((0..self.possible).map(|cpu| self.counts.get(self.bank(cpu, live.slot)).events));
+        }
+        out.counter_time = [0, 0];
+        for cpu in 0..self.possible {
+            let time = self.cpus.get(cpu).counter_time;
+            out.counter_time.iter_mut().zip(time).for_each(|(sum, time)| *sum = sum.wrapping_add(time));
+        }
+    }
+}
+
+/// Slots of each bank on a machine of so many CPUs.
+fn slots_for(possible: usize, counters: bool) -> usize {
+    let one = size_of::<RunTime>() + size_of::<Waits>() + if counters { size_of::<Counted>() } else { 0 };
+    let mut slots = MAX_CGROUPS;
+    while slots > LEAST_SLOTS && slots.saturating_mul(possible).saturating_mul(one) > BANKS_BYTES {
+        slots /= 2;
+    }
+    slots
+}
+
+impl Reader for Switch {
+    fn tier(&self) -> Tier {
+        if self.events.is_some() { Tier::Counters } else { Tier::Switch }
+    }
+
+    fn knows(&self) -> Knows {
+        Knows { cpus: true, siblings: self.siblings.is_ok() }
+    }
+
+    fn read(&mut self, out: &mut Reading) -> io::Result<()> {
+        self.close_open_slices().map_err(io::Error::other)?;
+        self.read_banks(out);
         Ok(())
     }
 
-    /// What each program cost, from its descriptor's fdinfo (kernel/bpf/syscall.c, bpf_prog_show_fdinfo), which needs no privilege.
-    /// Empty while `kernel.bpf_stats_enabled` is 0.
-    #[must_use]
-    pub fn costs(&self) -> Vec<ProgramRow> {
-        let cost = |name: &'static str| {
-            let descriptor = self.ebpf.program(name)?.fd().ok()?.as_fd().as_raw_fd();
-            let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{descriptor}")).ok()?;
-            let field = |key: &str| text.lines().find_map(|line| line.strip_prefix(key)?.trim().parse::<u64>().ok());
-            let (run_ns, runs) = (field("run_time_ns:")?, field("run_cnt:")?);
-            (runs > 0).then_some(ProgramRow { name, run_ns, runs })
-        };
-        ["sched_switch", KICK].into_iter().filter_map(cost).collect()
+    fn forget(&mut self, key: &CgroupKey) {
+        let Some(at) = self.index.remove(key) else { return };
+        let Live { slot, .. } = self.live.swap_remove(at);
+        if let Some(moved) = self.live.get(at) {
+            self.index.insert(moved.key, at);
+        }
+        // First the name, then the figures, then the slot: who takes it finds it empty.
+        let _ = self.slots.remove(&key.tag());
+        self.owners.set(slot, 0);
+        for cpu in 0..self.possible {
+            let bank = self.bank(cpu, slot);
+            self.times.set(bank, RunTime::default());
+            self.waits.set(bank, Waits::default());
+            if self.events.is_some() {
+                self.counts.set(bank, Counted::default());
+            }
+        }
+        let _ = self.free.push(u64::try_from(slot).unwrap_or(u64::MAX), 0);
     }
 
-    /// Frees the slot of a cgroup that is gone. Its totals are lost: read first.
-    pub fn forget(&mut self, key: &CgroupKey) {
-        // Already gone is what was wanted.
-        let _ = self.cgroups.remove(key);
-        self.queues.remove(key);
+    fn replace(&mut self, topology: &Topology) {
+        // The programs were told at the start whether there are siblings at all.
+        if self.siblings.as_ref().is_ok_and(|siblings| siblings.iter().any(Option::is_some)) {
+            self.pair(topology.siblings());
+        }
+    }
+
+    fn costs(&self) -> Vec<ProgramRow> {
+        let mut costs = self.object.costs(&[if self.typed { TYPED } else { RAW }, KICK]);
+        // One name whichever of the twins runs.
+        costs.iter_mut().filter(|cost| cost.name == RAW).for_each(|cost| cost.name = TYPED);
+        costs
+    }
+
+    fn detail(&self) -> String {
+        let mut detail = "eBPF on sched_switch".to_owned();
+        if !self.typed {
+            detail.push_str(" (untyped: the kernel refused the typed program)");
+        }
+        if let Err(why) = &self.siblings {
+            detail.push_str(&format!("; {why}"));
+        }
+        if self.slots_per_cpu < MAX_CGROUPS {
+            detail.push_str(&format!("; {} cgroups at most on so many CPUs", self.slots_per_cpu));
+        }
+        detail
     }
 }
 
 /// Counts of all CPUs, summed as the kernel keeps them: modulo 2^32, which a sum does not change.
-#[derive(Clone, Copy, Debug, Default)]
-struct Counts {
-    wait_ns: u64,
-    waits: [u32; WAIT_CLASSES],
-    voluntary: u32,
-    involuntary: u32,
+fn sum(banks: impl Iterator<Item = Waits>) -> Waits {
+    banks.fold(Waits::default(), |mut sum, one| {
+        sum.wait_ns = sum.wait_ns.wrapping_add(one.wait_ns);
+        sum.classes.iter_mut().zip(one.classes).for_each(|(sum, count)| *sum = sum.wrapping_add(count));
+        sum.voluntary = sum.voluntary.wrapping_add(one.voluntary);
+        sum.involuntary = sum.involuntary.wrapping_add(one.involuntary);
+        sum
+    })
 }
 
-impl Counts {
-    fn of<'a>(cpus: impl Iterator<Item = &'a CgroupTime>) -> Self {
-        cpus.fold(Self::default(), |mut sum, cpu| {
-            sum.wait_ns = sum.wait_ns.wrapping_add(cpu.wait_ns);
-            sum.waits.iter_mut().zip(cpu.waits).for_each(|(sum, count)| *sum = sum.wrapping_add(count));
-            sum.voluntary = sum.voluntary.wrapping_add(cpu.voluntary);
-            sum.involuntary = sum.involuntary.wrapping_add(cpu.involuntary);
-            sum
-        })
+/// What came between two sums: between two ticks no count comes round.
+fn since(now: &Waits, last: &Waits) -> Queue {
+    let mut waits = [0; WAIT_CLASSES];
+    for ((grown, now), last) in waits.iter_mut().zip(now.classes).zip(last.classes) {
+        *grown = u64::from(now.wrapping_sub(last));
     }
-
-    /// What came since `last`: between two ticks no count comes round.
-    fn since(&self, last: &Self) -> Queue {
-        let mut waits = [0; WAIT_CLASSES];
-        for ((grown, now), last) in waits.iter_mut().zip(self.waits).zip(last.waits) {
-            *grown = u64::from(now.wrapping_sub(last));
-        }
-        Queue {
-            wait_ns: self.wait_ns.wrapping_sub(last.wait_ns),
-            waits,
-            voluntary: u64::from(self.voluntary.wrapping_sub(last.voluntary)),
-            involuntary: u64::from(self.involuntary.wrapping_sub(last.involuntary)),
-        }
-    }
-}
-
-/// Values for the globals of probe-ebpf/src/offsets.rs.
-struct Offsets(Vec<(&'static str, u64)>);
-
-impl Offsets {
-    fn resolve(btf: &Btf<'_>) -> Result<Self, BtfError> {
-        let field = |name, structure: &str, path: &[&str]| btf.field(structure, path).map(|at| (name, at));
-        let mut all = vec![
-            field("TASK_PID", "task_struct", &["pid"])?,
-            field("TASK_SUM_EXEC", "task_struct", &["se", "sum_exec_runtime"])?,
-            field("TASK_PREV_SUM_EXEC", "task_struct", &["se", "prev_sum_exec_runtime"])?,
-            field("TASK_POLICY", "task_struct", &["policy"])?,
-            field("TASK_PRIO", "task_struct", &["prio"])?,
-            field("TASK_CGROUPS", "task_struct", &["cgroups"])?,
-            field("CSS_SET_DFL_CGRP", "css_set", &["dfl_cgrp"])?,
-            field("CSS_CGROUP", "cgroup_subsys_state", &["cgroup"])?,
-            field("CGROUP_LEVEL", "cgroup", &["level"])?,
-            field("CGROUP_KN", "cgroup", &["kn"])?,
-            field("KERNFS_ID", "kernfs_node", &["id"])?,
-        ];
-        // Zero switches the counting of waits and switches off.
-        all.push(("TASK_RUN_DELAY", btf.field("task_struct", &["sched_info", "run_delay"]).unwrap_or(0)));
-        let state = btf.field("task_struct", &["__state"]).or_else(|_| btf.field("task_struct", &["state"]));
-        all.push(("TASK_STATE", state?));
-        // Zero switches the v1 lookup off: a kernel without the cpu controller has no v1 cpu cgroups either.
-        let v1 = match btf.enumerator("cgroup_subsys_id", "cpu_cgrp_id") {
-            Some(index) => btf.field("css_set", &["subsys"])? + u64::from(index) * size_of::<usize>() as u64,
-            None => 0,
-        };
-        all.push(("CSS_SET_CPU", v1));
-        Ok(Self(all))
-    }
-}
-
-/// Before 5.11 maps are charged to RLIMIT_MEMLOCK, whose default is far too small; a failure shows when a map is made.
-fn raise_memlock() {
-    let limit = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
-    // SAFETY: `limit` is a valid rlimit that outlives the call.
-    unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const limit) };
-}
-
-/// The state behind an error of aya, with the whole chain of causes on one line.
-fn refused(what: &str, error: &(dyn std::error::Error + 'static)) -> Unavailable {
-    let mut chain = Vec::new();
-    let mut denied = false;
-    let mut next = Some(error);
-    while let Some(cause) = next {
-        if let Some(io) = cause.downcast_ref::<io::Error>() {
-            denied |= io.kind() == io::ErrorKind::PermissionDenied;
-        }
-        // The verifier's log is pages long; its first line names the complaint.
-        let text = cause.to_string();
-        let line = text.lines().next().unwrap_or_default().to_owned();
-        if chain.last() != Some(&line) {
-            chain.push(line);
-        }
-        next = cause.source();
-    }
-    let chain = chain.join(": ");
-    if denied {
-        Unavailable::new(
-            Reason::Denied,
-            format!("may not {what} ({chain}). Run as root, or with CAP_BPF and CAP_PERFMON"),
-        )
-    } else {
-        Unavailable::new(Reason::Broken, format!("cannot {what}: {chain}"))
+    Queue {
+        wait_ns: now.wait_ns.wrapping_sub(last.wait_ns),
+        waits,
+        voluntary: u64::from(now.voluntary.wrapping_sub(last.voluntary)),
+        involuntary: u64::from(now.involuntary.wrapping_sub(last.involuntary)),
     }
 }

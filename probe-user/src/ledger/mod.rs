@@ -12,6 +12,26 @@ pub mod uncertainty;
 pub use account::{Closed, close, share_idle};
 pub use book::{Account, AccountId, Book, Holder};
 
+use crate::cpu::Weights;
+
+/// What the user decides of the arithmetic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rules {
+    /// Whose idle energy is.
+    pub idle: IdlePolicy,
+    /// What CPU time is worth.
+    pub weights: Weights,
+}
+
+/// A second beside a busy sibling is worth 575 thousandths of one alone: two busy threads of a core do 15 % more than one.
+pub const SHARED_MILLI: u64 = 575;
+
+impl From<IdlePolicy> for Rules {
+    fn from(idle: IdlePolicy) -> Self {
+        Self { idle, weights: Weights { shared_milli: SHARED_MILLI } }
+    }
+}
+
 /// Whose idle energy is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum IdlePolicy {

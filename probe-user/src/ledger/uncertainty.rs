@@ -2,10 +2,11 @@
 //!
 //! What is bounded: the counter's step, its update up to a millisecond before or after the reading at both ends of a tick, the time
 //! between reading energy and reading CPU time, how far the kernel's figure of a running task is behind, the interval of
-//! the idle power, and what a second beside a busy hyperthread is worth. What is not: the hardware's own bias (RAPL is partly
+//! the idle power, what a second beside a busy hyperthread is worth, and, where a tier cannot tell, which seconds those were or on
+//! which package somebody ran. What is not: the hardware's own bias (RAPL is partly
 //! a model itself), and that a second of one program may cost more than a second of another.
 
-use crate::units::Microjoules;
+use crate::{cpu::Share, units::Microjoules};
 
 /// What a second beside a busy sibling is worth lies between half a second alone and a whole one.
 const SHARED_LEAST: f64 = 0.5;
@@ -48,8 +49,10 @@ pub struct Conditions {
     pub idle_off_uw: u64,
     /// CPUs of the root.
     pub cpus: u64,
-    /// True when they share cores.
-    pub smt: bool,
+    /// CPUs that somebody may have run on instead, because nobody knows who ran where; 0 where that is known.
+    pub cpus_elsewhere: u64,
+    /// True when they share cores, and nobody knows who ran beside whom.
+    pub siblings_untold: bool,
 }
 
 impl Conditions {
@@ -59,31 +62,48 @@ impl Conditions {
         float(Microjoules::of(self.peak_uw, self.update_ns.saturating_mul(2)).0) + 2.0 * float(self.step_uj)
     }
 
-    /// By how much the share of somebody may be off who ran `own_ns` of the `all_ns` that everybody ran.
+    /// By how much the share of somebody may be off who ran `own` of what everybody ran.
     #[must_use]
-    pub fn share_bound(&self, own_ns: u64, all_ns: u64) -> Bound {
-        if all_ns == 0 || own_ns == 0 {
+    pub fn share_bound(&self, own: &Share, all: &Share) -> Bound {
+        let (own_ns, all_ns) = (own.ns(), all.ns());
+        if all_ns == 0 || own_ns == 0 || all.weight == 0 {
             return Bound::default();
         }
-        let (own, all) = (float(own_ns), float(all_ns));
-        let share = own / all;
+        let total = float(all_ns);
+        let share = float(own.weight) / float(all.weight);
         let dynamic = float((self.measured - self.idle).0);
         // At either end, each CPU that was busy for somebody may have its running slice counted in the other tick.
         let slices = |ns: u64| float((ns / self.length_ns.max(1) + 1).min(self.cpus.max(1)));
         let late = 2.0 * float(self.skew_ns);
         let (own_off, rest_off) = (late * slices(own_ns), late * slices(all_ns - own_ns));
-        let share_off = ((own_off * (1.0 - share) + rest_off * share) / all).min(1.0);
+        let share_off = ((own_off * (1.0 - share) + rest_off * share) / total).min(1.0);
         let random = share * self.measured_bound() + dynamic * share_off;
 
         let idle_off = float(Microjoules::of(self.idle_off_uw, self.length_ns).0);
         let mut systematic = share * idle_off;
-        if self.smt && own_ns < all_ns {
-            let rest = all - own;
-            let least = SHARED_LEAST * own / (SHARED_LEAST * own + rest);
-            let most = own / (own + SHARED_LEAST * rest);
-            systematic += dynamic * (share - least).max(most - share);
+        if own_ns < all_ns {
+            let (own_least, own_most) = self.worth(own.time.alone_ns, own.time.shared_ns);
+            let (rest_least, rest_most) = self.worth(
+                all.time.alone_ns.saturating_sub(own.time.alone_ns),
+                all.time.shared_ns.saturating_sub(own.time.shared_ns),
+            );
+            let part = |own: f64, rest: f64| if own + rest > 0.0 { own / (own + rest) } else { share };
+            let (least, most) = (part(own_least, rest_most), part(own_most, rest_least));
+            systematic += dynamic * (share - least).max(most - share).max(0.0);
         }
         Bound { random, systematic }
+    }
+
+    /// What time can be worth here, at least and at most, in nanoseconds alone.
+    fn worth(&self, alone_ns: u64, shared_ns: u64) -> (f64, f64) {
+        let most = float(alone_ns) + float(shared_ns);
+        let least =
+            if self.siblings_untold { SHARED_LEAST * most } else { float(alone_ns) + SHARED_LEAST * float(shared_ns) };
+        if self.cpus_elsewhere == 0 {
+            return (least, most);
+        }
+        let fits = |cpus: u64| float(cpus.saturating_mul(self.length_ns));
+        ((least - fits(self.cpus_elsewhere)).max(0.0), most.min(fits(self.cpus)))
     }
 }
 
@@ -121,6 +141,7 @@ fn float(count: u64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cpu::RunTime;
 
     const QUIET: Conditions = Conditions {
         measured: Microjoules(100_000_000),
@@ -132,33 +153,70 @@ mod tests {
         skew_ns: 0,
         idle_off_uw: 0,
         cpus: 4,
-        smt: false,
+        cpus_elsewhere: 0,
+        siblings_untold: false,
     };
+
+    fn alone(ns: u64) -> Share {
+        Share { time: RunTime { alone_ns: ns, shared_ns: 0 }, weight: ns * 1000, counted: [0; 3] }
+    }
 
     #[test]
     fn who_has_everything_bears_the_whole_uncertainty_of_the_counter() {
-        let bound = QUIET.share_bound(5, 5);
+        let bound = QUIET.share_bound(&alone(5), &alone(5));
         // Two milliseconds of 100 W, and two steps.
         assert_eq!(bound, Bound { random: 200_122.0, systematic: 0.0 });
-        assert_eq!(QUIET.share_bound(0, 5), Bound::default());
+        assert_eq!(QUIET.share_bound(&alone(0), &alone(5)), Bound::default());
     }
 
     #[test]
     fn an_unsure_idle_power_and_a_shared_core_do_not_average_out() {
         let unsure = Conditions { idle_off_uw: 5_000_000, ..QUIET };
-        assert_eq!(unsure.share_bound(1, 2).systematic, 2_500_000.0);
-        let shared = Conditions { smt: true, ..QUIET };
+        assert_eq!(unsure.share_bound(&alone(1), &alone(2)).systematic, 2_500_000.0);
+        let untold = Conditions { siblings_untold: true, ..QUIET };
         // Half of everything: between a third and two thirds.
-        assert!((shared.share_bound(1, 2).systematic - 80_000_000.0 / 6.0).abs() < 1.0);
-        assert_eq!(shared.share_bound(2, 2).systematic, 0.0, "alone there is nobody to share with");
+        assert!((untold.share_bound(&alone(1), &alone(2)).systematic - 80_000_000.0 / 6.0).abs() < 1.0);
+        assert_eq!(untold.share_bound(&alone(2), &alone(2)).systematic, 0.0, "alone there is nobody to share with");
+    }
+
+    #[test]
+    fn only_the_time_that_was_beside_a_busy_sibling_is_unsure() {
+        let half = |shared_ns| Share {
+            time: RunTime { alone_ns: 1000 - shared_ns, shared_ns },
+            weight: (1000 - shared_ns) * 1000 + shared_ns * 575,
+            counted: [0; 3],
+        };
+        let bound = |shared: u64| {
+            let (own, mut all) = (half(shared), half(shared));
+            all.add(&half(shared));
+            QUIET.share_bound(&own, &all).systematic
+        };
+        assert_eq!(bound(0), 0.0);
+        assert!(bound(100) > 0.0 && bound(100) < bound(500) && bound(500) < bound(1000));
+    }
+
+    #[test]
+    fn who_may_have_run_on_another_package_is_unsure_of_this_one() {
+        let second = 1_000_000_000;
+        let (own, all) = (alone(second), alone(4 * second));
+        let here = Conditions { cpus: 4, cpus_elsewhere: 4, ..QUIET };
+        // Nothing of it here, or all of it and the others' three on the other package.
+        assert_eq!(here.share_bound(&own, &all).systematic, 0.75 * 80_000_000.0);
+        assert_eq!(QUIET.share_bound(&own, &all).systematic, 0.0);
+        // Who ran more than the other package can hold was here for the rest of it.
+        let much = Conditions { cpus: 4, cpus_elsewhere: 1, ..QUIET };
+        assert!(much.share_bound(&alone(3 * second), &all).systematic < 0.75 * 80_000_000.0);
     }
 
     #[test]
     fn later_readings_blur_shares_not_sums() {
         let late = Conditions { skew_ns: 5_000_000, ..QUIET };
-        assert!(late.share_bound(1_000_000_000, 2_000_000_000).random > QUIET.share_bound(1, 2).random);
-        let alone = late.share_bound(1_000_000_000, 1_000_000_000).random;
-        assert!(alone < 2.0 * QUIET.share_bound(1, 1).random + 1e6, "{alone}");
+        assert!(
+            late.share_bound(&alone(1_000_000_000), &alone(2_000_000_000)).random
+                > QUIET.share_bound(&alone(1), &alone(2)).random
+        );
+        let whole = late.share_bound(&alone(1_000_000_000), &alone(1_000_000_000)).random;
+        assert!(whole < 2.0 * QUIET.share_bound(&alone(1), &alone(1)).random + 1e6, "{whole}");
     }
 
     #[test]

@@ -47,7 +47,7 @@ fn tick(sequence: u64, unix_s: f64, monotonic_s: f64) -> Tick {
             idle: Microjoules::ZERO,
             bound: Some(Bound { random: 100_000.0, systematic: 10_000.0 }),
         }]),
-        cpu: Box::new([(container(1), PackageId::whole(0), 500_000_000)]),
+        cpu: Box::new([(container(1), Some(PackageId::whole(0)), 500_000_000)]),
     }
 }
 

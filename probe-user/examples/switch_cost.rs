@@ -1,0 +1,247 @@
+//! What each way to CPU time costs the kernel at a switch, and what reading it costs. Run by `cargo xtask bench cpu`; prints lines.
+//!
+//! `switch NAME NANOSECONDS` is the kernel's own average of a run, `kernel.bpf_stats_enabled` on; `pipe NAME MICROSECONDS` is one
+//! turn of a ping-pong through two pipes on one CPU, two switches, with statistics off; `read NAME ROWS MICROSECONDS` is one
+//! reading. What is compared was measured in turns, and the median is given.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a measurement that cannot go on has failed")]
+
+use std::{fs, process::Command, time::Instant};
+
+use probe_user::{
+    cpu::{Empty, Events, Kernel, Places, Reader, Reading, Switch},
+    snapshot::ProgramRow,
+    topology::Topology,
+};
+
+const TURNS: u32 = 200_000;
+const ROUNDS: usize = 9;
+const STATISTICS: &str = "/proc/sys/kernel/bpf_stats_enabled";
+
+/// What is attached while a measurement runs.
+enum Attached {
+    Nothing,
+    Empty(Empty),
+    Tier(Box<dyn Reader>),
+}
+
+impl Attached {
+    fn program(&self, name: &str) -> Option<ProgramRow> {
+        let costs = match self {
+            Self::Nothing => Vec::new(),
+            Self::Empty(empty) => empty.costs(),
+            Self::Tier(reader) => reader.costs(),
+        };
+        costs.into_iter().find(|cost| cost.name == name)
+    }
+}
+
+fn attach(name: &str) -> Attached {
+    let cpus = std::thread::available_parallelism().unwrap().get();
+    let alone = || Ok(vec![None; cpus]);
+    let places = Places { cgroupfs: "/sys/fs/cgroup".into(), procfs: "/proc".into() };
+    let topology = Topology::read("/sys".as_ref());
+    match name {
+        "nothing" => Attached::Nothing,
+        "empty" => Attached::Empty(Empty::load().unwrap()),
+        "kernel" => Attached::Tier(Box::new(Kernel::load(&places).unwrap())),
+        "switch" => Attached::Tier(Box::new(Switch::load_with(alone(), None, true).unwrap())),
+        "switch-untyped" => Attached::Tier(Box::new(Switch::load_with(alone(), None, false).unwrap())),
+        // As on a core of two threads: CPUs 0 and 1 are taken for one.
+        "switch-siblings" => {
+            Attached::Tier(Box::new(Switch::load_with(Ok(vec![Some(1), Some(0)]), None, true).unwrap()))
+        }
+        "counters" => {
+            // Where there is no hardware, software counters stand in: the same helper, another PMU.
+            let events = Events::hardware(&topology).unwrap_or_else(|_| {
+                let cpus: Vec<usize> = (0..cpus).collect();
+                Events::open(&cpus, [(1, 0), (1, 2), (1, 4)]).unwrap()
+            });
+            Attached::Tier(Box::new(Switch::load_with(alone(), Some(events), true).unwrap()))
+        }
+        other => panic!("{other}"),
+    }
+}
+
+/// Microseconds of one turn: a byte there and a byte back, both ends on the last CPU.
+fn ping_pong(turns: u32) -> f64 {
+    let pipe = || {
+        let mut ends = [0; 2];
+        // SAFETY: room for two descriptors.
+        assert_eq!(unsafe { libc::pipe(ends.as_mut_ptr()) }, 0);
+        ends
+    };
+    let (there, back) = (pipe(), pipe());
+    let pin = || {
+        // SAFETY: plain data; an empty set is a valid one.
+        let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+        let last = std::thread::available_parallelism().unwrap().get() - 1;
+        // SAFETY: the set is ours and of the size that is said.
+        unsafe {
+            libc::CPU_SET(last, &mut set);
+            assert_eq!(libc::sched_setaffinity(0, size_of_val(&set), &raw const set), 0);
+        }
+    };
+    let turn = move |read: i32, write: i32, first: bool| {
+        let mut byte = 0u8;
+        for _ in 0..turns {
+            // SAFETY: one byte of ours; the descriptors are open.
+            unsafe {
+                if first {
+                    assert_eq!(libc::write(write, (&raw const byte).cast(), 1), 1);
+                }
+                assert_eq!(libc::read(read, (&raw mut byte).cast(), 1), 1);
+                if !first {
+                    assert_eq!(libc::write(write, (&raw const byte).cast(), 1), 1);
+                }
+            }
+        }
+    };
+    let elapsed = std::thread::scope(|scope| {
+        let other = scope.spawn(move || {
+            pin();
+            turn(there[0], back[1], false);
+        });
+        let one = scope.spawn(move || {
+            pin();
+            let start = Instant::now();
+            turn(back[0], there[1], true);
+            start.elapsed()
+        });
+        other.join().unwrap();
+        one.join().unwrap()
+    });
+    for end in there.into_iter().chain(back) {
+        // SAFETY: ours, and nobody uses it any more.
+        unsafe { libc::close(end) };
+    }
+    elapsed.as_secs_f64() * 1e6 / f64::from(turns)
+}
+
+/// The same by perf's own benchmark, where it is installed.
+fn perf_pipe() -> Option<f64> {
+    let last = std::thread::available_parallelism().unwrap().get() - 1;
+    let mut command = Command::new("taskset");
+    command.args(["-c", &last.to_string(), "perf", "bench", "sched", "pipe", "-l", "200000"]);
+    let text = String::from_utf8(command.output().ok()?.stdout).ok()?;
+    text.lines().find(|line| line.contains("usecs/op"))?.split_whitespace().next()?.parse().ok()
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_unstable_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+struct Statistics(String);
+
+impl Statistics {
+    fn on() -> Self {
+        let before = fs::read_to_string(STATISTICS).unwrap();
+        fs::write(STATISTICS, "1").unwrap();
+        Self(before)
+    }
+}
+
+impl Drop for Statistics {
+    fn drop(&mut self) {
+        let _ = fs::write(STATISTICS, self.0.trim());
+    }
+}
+
+fn switches() {
+    let names = ["empty", "switch", "switch-siblings", "switch-untyped", "counters"];
+    let statistics = Statistics::on();
+    let mut all: Vec<Vec<f64>> = vec![Vec::new(); names.len()];
+    for _ in 0..ROUNDS {
+        for (name, values) in names.iter().zip(&mut all) {
+            let attached = attach(name);
+            let program = if *name == "empty" { "empty" } else { "sched_switch" };
+            ping_pong(TURNS / 10);
+            let before = attached.program(program).unwrap();
+            ping_pong(TURNS);
+            let after = attached.program(program).unwrap();
+            let runs = u32::try_from(after.runs - before.runs).unwrap();
+            let ns = u32::try_from(after.run_ns - before.run_ns).unwrap();
+            values.push(f64::from(ns) / f64::from(runs));
+        }
+    }
+    drop(statistics);
+    for (name, values) in names.iter().zip(all) {
+        println!("switch {name} {:.1}", median(values));
+    }
+}
+
+fn pipes() {
+    let names = ["nothing", "empty", "kernel", "switch", "switch-siblings", "switch-untyped", "counters"];
+    let mut all: Vec<(Vec<f64>, Vec<f64>)> = vec![Default::default(); names.len()];
+    for _ in 0..ROUNDS {
+        for (name, (ours, perfs)) in names.iter().zip(&mut all) {
+            let _attached = attach(name);
+            ping_pong(TURNS / 10);
+            ours.push(ping_pong(TURNS));
+            perfs.extend(perf_pipe());
+        }
+    }
+    for (name, (ours, perfs)) in names.iter().zip(all) {
+        println!("pipe {name} {:.4}", median(ours));
+        if !perfs.is_empty() {
+            println!("perf-pipe {name} {:.4}", median(perfs));
+        }
+    }
+}
+
+/// Cgroups that each ran once, so that they have rows.
+fn readings() {
+    let root = xtask::cgroup::v2().unwrap();
+    for rows in [16, 512, 4096 - 64] {
+        let mut switch = Switch::load(&Topology::read("/sys".as_ref()), None).unwrap();
+        let places = Places { cgroupfs: "/sys/fs/cgroup".into(), procfs: "/proc".into() };
+        let cgroups: Vec<_> = (0..rows)
+            .map(|number| {
+                let cgroup = xtask::cgroup::Cgroup::create(&root, &format!("wattcast-read-{number}")).unwrap();
+                let mut command = Command::new("/bin/true");
+                cgroup.enter(&mut command).unwrap();
+                command.status().unwrap();
+                cgroup
+            })
+            .collect();
+        let mut reading = Reading::default();
+        let mut time = |job: &mut dyn FnMut(&mut Reading)| {
+            let times = (0..51).map(|_| {
+                let start = Instant::now();
+                job(&mut reading);
+                start.elapsed().as_secs_f64() * 1e6
+            });
+            let cost = median(times.collect());
+            (reading.rows.len(), cost)
+        };
+        let (found, banks) = time(&mut |reading| switch.read_banks(reading));
+        let (_, whole) = time(&mut |reading| switch.read(reading).unwrap());
+        println!("read switch-banks {found} {banks:.1}");
+        println!("read switch-with-closing {found} {whole:.1}");
+        let mut kernel = Kernel::load(&places).unwrap();
+        let (_, walk) = time(&mut |reading| kernel.read(reading).unwrap());
+        println!("read kernel {rows} {walk:.1}");
+        drop(cgroups);
+    }
+}
+
+fn main() {
+    let wanted: Vec<String> = std::env::args().skip(1).collect();
+    let wants = |name: &str| wanted.is_empty() || wanted.iter().any(|one| one == name);
+    // As a container's tasks are: in a leaf of their own.
+    let leaf = xtask::cgroup::Cgroup::create(&xtask::cgroup::v2().unwrap(), "wattcast-switch-cost").unwrap();
+    fs::write(leaf.dir.join("cgroup.procs"), "0").unwrap();
+    if wants("switch") {
+        switches();
+    }
+    if wants("pipe") {
+        pipes();
+    }
+    if wants("read") {
+        readings();
+    }
+    // It empties itself of whoever is in it.
+    fs::write(xtask::cgroup::v2().unwrap().join("cgroup.procs"), "0").unwrap();
+    drop(leaf);
+}

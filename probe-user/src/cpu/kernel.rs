@@ -1,0 +1,256 @@
+//! The tier without a hook: the kernel's own figures of every cgroup and CPU, copied by an iterator once a tick.
+//!
+//! Nothing runs at a switch. A running task is in the figures up to the last tick of its CPU's scheduler. Waits, switches and
+//! siblings are not in them.
+
+use std::{
+    collections::HashMap,
+    fs::File,
+    io::{self, Read as _},
+    os::fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
+};
+
+use aya::programs::Iter;
+use probe_ebpf::{CgroupKey, MAX_CGROUPS, RunTime, Tag};
+
+use super::{
+    Knows, Places, Reader, Reading, Tier,
+    files::{V1, root_key},
+    mapped::Mapped,
+    object::{Object, possible_cpus, refused},
+    offsets,
+    totals::{Columns, Totals},
+};
+use crate::{
+    containers::tree::Trees,
+    snapshot::ProgramRow,
+    state::{Reason, Unavailable},
+};
+
+const WALK: &str = "read_cgroups";
+const BASES: &str = "find_bases";
+
+/// The loaded iterator and its maps.
+pub struct Kernel {
+    times: Mapped<RunTime>,
+    owners: Mapped<Tag>,
+    walked: Mapped<u64>,
+    link: OwnedFd,
+    possible: usize,
+    /// The figures of the last walk, by cgroup, and the number of that walk.
+    last: HashMap<CgroupKey, (Columns, u64)>,
+    walks: u64,
+    /// What all tasks ran.
+    last_all: Columns,
+    /// How often a cgroup found no row in a walk; what it ran is in system.
+    missed: u64,
+    v1: Option<(Trees, V1)>,
+    totals: Totals,
+    object: Object,
+}
+
+impl Kernel {
+    /// Loads the iterator, and takes its first walk as the starting point.
+    ///
+    /// # Errors
+    /// `absent` when the kernel lacks BTF, a field or the iterator (6.1); `denied` when this process may not load programs;
+    /// `broken` when the kernel refuses them for another reason.
+    pub fn load(places: &Places) -> Result<Self, Unavailable> {
+        let possible = possible_cpus();
+        let word = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
+        let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        let (mut object, known) = Object::open(
+            offsets::kernel,
+            &[("SLOTS_PER_CPU", word(MAX_CGROUPS)), ("POSSIBLE_CPUS", word(possible))],
+            &[
+                ("CPUS", 1),
+                ("TIMES", number(MAX_CGROUPS.saturating_mul(possible))),
+                ("BASES", number(possible)),
+                ("SLOTS", 1),
+                ("FREE", 1),
+            ],
+        )?;
+        if known.setting("HAS_CPUACCT") == 0 {
+            let what = "this kernel does not say what all tasks ran (CONFIG_CGROUP_CPUACCT)";
+            return Err(Unavailable::new(Reason::Absent, what));
+        }
+        let (times, owners, walked) = (object.mapped("TIMES")?, object.mapped("OWNERS")?, object.mapped("WALKED")?);
+        object.load_runnable(BASES)?;
+        object.run(BASES, None).map_err(|error| refused("run find_bases", &error))?;
+        let Object { ebpf, btf } = &mut object;
+        let walk: &mut Iter = ebpf
+            .program_mut(WALK)
+            .ok_or_else(|| Unavailable::new(Reason::Broken, "the eBPF object lacks read_cgroups"))?
+            .try_into()
+            .map_err(|error: aya::programs::ProgramError| refused("use its programs", &error))?;
+        walk.load("cgroup", btf)
+            .map_err(|error| refused("load read_cgroups (iterators over cgroups came with 6.1)", &error))?;
+        let program = walk.fd().map_err(|error| refused("load read_cgroups", &error))?.as_fd().as_raw_fd();
+        let link = link_walk(program)
+            .map_err(|error| Unavailable::new(Reason::of(&error), format!("cannot attach read_cgroups: {error}")))?;
+        let v1 = Trees::find(&places.cgroupfs).ok();
+        let root = v1.as_ref().map_or_else(|| CgroupKey { id: 1, hierarchy: 0 }, |trees| root_key(&trees.scan()));
+        let mut this = Self {
+            times,
+            owners,
+            walked,
+            link,
+            possible,
+            last: HashMap::new(),
+            walks: 0,
+            last_all: Vec::new(),
+            missed: 0,
+            v1: v1.and_then(|trees| V1::find(&trees, places).map(|v1| (trees, v1))),
+            totals: Totals::new(root),
+            object,
+        };
+        this.look().map_err(|error| {
+            Unavailable::new(Reason::of(&error), format!("cannot walk the cgroups with read_cgroups: {error}"))
+        })?;
+        if this.last_all.iter().all(|ns| *ns == 0) {
+            return Err(Unavailable::new(Reason::Broken, "the walk over the cgroups found nothing that ran"));
+        }
+        Ok(this)
+    }
+
+    /// One walk.
+    fn walk(&self) -> io::Result<usize> {
+        self.walked.set(0, 0);
+        let mut walk = create_walk(self.link.as_raw_fd())?;
+        let mut nothing = [0; 64];
+        while walk.read(&mut nothing)? > 0 {}
+        usize::try_from(self.walked.get(0)).map_err(io::Error::other)
+    }
+
+    fn look(&mut self) -> io::Result<()> {
+        let walked = self.walk()?;
+        let rows = walked.min(MAX_CGROUPS);
+        self.missed = self.missed.saturating_add(u64::try_from(walked - rows).unwrap_or(u64::MAX));
+        let first = self.walks == 0;
+        self.walks += 1;
+        let mut grown = Vec::with_capacity(rows);
+        for row in 1..rows {
+            let tag = self.owners.get(row);
+            if tag == 0 {
+                continue;
+            }
+            let key = CgroupKey::of(tag);
+            let last = self.last.entry(key).or_default();
+            last.0.resize(self.possible, 0);
+            last.1 = self.walks;
+            let columns: Columns = (0..self.possible)
+                .map(|cpu| {
+                    let now = self.times.get(cpu * MAX_CGROUPS + row).alone_ns;
+                    // What there was before the start is nobody's; who came since is counted whole.
+                    let grown = if first { 0 } else { now.saturating_sub(last.0[cpu]) };
+                    last.0[cpu] = now;
+                    grown
+                })
+                .collect();
+            grown.push((key, columns));
+        }
+        let now: Columns = (0..self.possible).map(|cpu| self.times.get(cpu * MAX_CGROUPS).alone_ns).collect();
+        self.last_all.resize(now.len(), 0);
+        let all: Columns = now.iter().zip(&self.last_all).map(|(now, last)| now.saturating_sub(*last)).collect();
+        self.last_all = now;
+        if let Some((trees, v1)) = &mut self.v1 {
+            grown.extend(v1.grown(&trees.scan())?);
+        }
+        if !first {
+            self.totals.add(&all, &grown);
+        }
+        let walks = self.walks;
+        self.last.retain(|_, (_, walk)| *walk == walks);
+        Ok(())
+    }
+}
+
+impl Reader for Kernel {
+    fn tier(&self) -> Tier {
+        Tier::Kernel
+    }
+
+    fn knows(&self) -> Knows {
+        Knows { cpus: true, siblings: false }
+    }
+
+    fn read(&mut self, out: &mut Reading) -> io::Result<()> {
+        self.look()?;
+        self.totals.fill(out);
+        out.missed = self.missed;
+        Ok(())
+    }
+
+    fn forget(&mut self, key: &CgroupKey) {
+        self.totals.forget(key);
+    }
+
+    fn costs(&self) -> Vec<ProgramRow> {
+        self.object.costs(&[WALK])
+    }
+
+    fn detail(&self) -> String {
+        "the kernel's own figures by an eBPF iterator, no program at the switch".to_owned()
+    }
+}
+
+/// `BPF_LINK_CREATE` of an iterator over all cgroups below the v2 root, parents first. aya links iterators without saying over
+/// what, which this one refuses.
+fn link_walk(program: RawFd) -> io::Result<OwnedFd> {
+    /// `struct bpf_iter_link_info`, `cgroup` (include/uapi/linux/bpf.h, 6.1): without a cgroup, all of them.
+    #[repr(C)]
+    struct Over {
+        order: u32,
+        descriptor: u32,
+        id: u64,
+    }
+    /// `union bpf_attr`, `link_create`.
+    #[repr(C)]
+    struct Create {
+        program: u32,
+        target: u32,
+        kind: u32,
+        flags: u32,
+        over: u64,
+        over_size: u32,
+        unused: u32,
+    }
+    const BPF_LINK_CREATE: libc::c_long = 28;
+    const BPF_TRACE_ITER: u32 = 28;
+    const BPF_CGROUP_ITER_DESCENDANTS_PRE: u32 = 2;
+    let over = Over { order: BPF_CGROUP_ITER_DESCENDANTS_PRE, descriptor: 0, id: 0 };
+    let create = Create {
+        program: u32::try_from(program).map_err(io::Error::other)?,
+        target: 0,
+        kind: BPF_TRACE_ITER,
+        flags: 0,
+        over: (&raw const over).expose_provenance() as u64,
+        over_size: 16,
+        unused: 0,
+    };
+    // SAFETY: the structure is of the size that is said, and it and what it points to outlive the call.
+    descriptor(unsafe { libc::syscall(libc::SYS_bpf, BPF_LINK_CREATE, &raw const create, size_of::<Create>()) })
+}
+
+/// `BPF_ITER_CREATE`: a file whose reading is the walk.
+fn create_walk(link: RawFd) -> io::Result<File> {
+    #[repr(C)]
+    struct Create {
+        link: u32,
+        flags: u32,
+    }
+    const BPF_ITER_CREATE: libc::c_long = 33;
+    let create = Create { link: u32::try_from(link).map_err(io::Error::other)?, flags: 0 };
+    // SAFETY: the structure is of the size that is said and outlives the call.
+    descriptor(unsafe { libc::syscall(libc::SYS_bpf, BPF_ITER_CREATE, &raw const create, size_of::<Create>()) })
+        .map(File::from)
+}
+
+fn descriptor(number: libc::c_long) -> io::Result<OwnedFd> {
+    if number < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let number = RawFd::try_from(number).map_err(io::Error::other)?;
+    // SAFETY: the kernel just gave it to us, and nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
