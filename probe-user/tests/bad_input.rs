@@ -62,7 +62,7 @@ fn without_root_it_models_energy_and_says_what_it_may_not() {
     fs::copy(env!("CARGO_BIN_EXE_wattcast-probe"), &copy).unwrap();
     let mut command = Command::new(&copy);
     command.uid(65_534).gid(65_534);
-    let probe = Probe::start_command(&mut command, &[]);
+    let probe = Probe::start_command(&mut command, &["--cpu.tier=switch"]);
     let (state, detail) = probe.source("cpu");
     assert!(matches!(&*state, "denied" | "absent"), "{state}: {detail}");
     assert!(detail.contains("root") || detail.contains("BTF") || detail.contains("build-ebpf"), "{detail}");
@@ -88,9 +88,23 @@ fn a_kernel_without_btf_or_that_refuses_ebpf_is_said_so_and_the_rest_works() {
         (&without_btf[..], "absent", ["/sys/kernel/btf/vmlinux", "CONFIG_DEBUG_INFO_BTF"]),
         (&without_capabilities[..], "denied", ["root", "CAP_BPF"]),
     ] {
-        let mut command = Command::new(wrapper[0]);
-        command.args(&wrapper[1..]).arg(env!("CARGO_BIN_EXE_wattcast-probe"));
-        let probe = Probe::start_command(&mut command, &["--energy.source=model"]);
+        let wrapped = || {
+            let mut command = Command::new(wrapper[0]);
+            command.args(&wrapper[1..]).arg(env!("CARGO_BIN_EXE_wattcast-probe"));
+            command
+        };
+        // Without a wish, the files serve, and the reason is said.
+        let probe = Probe::start_command(&mut wrapped(), &["--energy.source=model"]);
+        let (is, detail) = probe.source("cpu");
+        assert!(is == "usable" && detail.starts_with("tier files: "), "{is}: {detail}");
+        let page = probe.fresh();
+        let info = page.all("wattcast_cpu_source_info").next().unwrap();
+        assert_eq!(info.label("tier"), "files");
+        assert!(info.label("reason").contains(&format!("switch {state}: ")), "{}", info.label("reason"));
+        assert_eq!(page.get("wattcast_source_up", &[("source", "cpu")]), 1.0);
+        page.assert_closed();
+
+        let probe = Probe::start_command(&mut wrapped(), &["--energy.source=model", "--cpu.tier=switch"]);
         let (is, detail) = probe.source("cpu");
         assert_eq!(is, state, "{detail}");
         assert!(words.iter().all(|word| detail.contains(word)), "{detail}");

@@ -162,7 +162,7 @@ pub(crate) fn no_ebpf() -> Option<String> {
     if cgroup::v2().is_none() {
         return Some("no cgroup v2 tree is mounted".to_owned());
     }
-    let probe = Probe::start(&["--energy.source=model"]);
+    let probe = Probe::start(&["--energy.source=model", "--cpu.tier=switch"]);
     match probe.source("cpu") {
         (state, _) if state == "usable" => None,
         (state, detail) if state == "absent" || state == "denied" => Some(format!("eBPF is {state}: {detail}")),

@@ -1,0 +1,452 @@
+//! The tiers of CPU time against the kernel's own figures: what one does to the truth, the others must do too.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed")]
+
+mod support;
+
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use probe_user::{
+    cpu::{self, CgroupKey, Events, Places, Reader, Reading, RunTime, Switch, Tier, hierarchy},
+    topology::Topology,
+};
+use support::{Page, Probe, eventually, fixture, kernel_and_engine, machine, no_ebpf, skip, sleep, unique};
+use xtask::{
+    cgroup::{self, Cgroup, usage_us},
+    program::{Burner, die_with_us, pin},
+};
+
+fn places() -> Places {
+    Places { cgroupfs: "/sys/fs/cgroup".into(), procfs: "/proc".into() }
+}
+
+fn key(cgroup: &Cgroup) -> CgroupKey {
+    use std::os::unix::fs::MetadataExt as _;
+    CgroupKey { id: fs::metadata(&cgroup.dir).unwrap().ino(), hierarchy: hierarchy::V2 }
+}
+
+fn cpus() -> usize {
+    std::thread::available_parallelism().unwrap().get()
+}
+
+/// Every tier that this kernel has without hardware counters, and the untyped twin, each loaded.
+fn readers() -> Vec<(&'static str, Box<dyn Reader>)> {
+    let topology = Topology::read("/sys".as_ref());
+    let twin = Switch::load_with(Ok(vec![None; cpus()]), None, false).unwrap();
+    let mut all: Vec<(&str, Box<dyn Reader>)> = vec![("the untyped twin", Box::new(twin))];
+    for tier in [Tier::Switch, Tier::Kernel, Tier::Files] {
+        match cpu::open(tier, &places(), &topology) {
+            Ok(reader) => all.push((tier.as_str(), reader)),
+            // 6.1 brought the iterator.
+            Err(why) if tier == Tier::Kernel => println!("skipped: tier kernel: {}", why.detail),
+            Err(why) => panic!("{tier}: {}", why.detail),
+        }
+    }
+    all
+}
+
+fn row(reading: &Reading, key: &CgroupKey) -> Vec<RunTime> {
+    reading.rows.iter().find(|(known, _)| known == key).map(|(_, row)| row.clone()).unwrap_or_default()
+}
+
+fn ns(reading: &Reading, key: &CgroupKey) -> u64 {
+    row(reading, key).iter().map(RunTime::ns).sum()
+}
+
+/// CPU time of a process up to this very moment, the running slice included.
+fn process_ns(pid: u32) -> u64 {
+    let mut clock = 0;
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: both are valid and outlive the calls.
+    unsafe {
+        assert_eq!(libc::clock_getcpuclockid(pid.cast_signed(), &raw mut clock), 0);
+        assert_eq!(libc::clock_gettime(clock, &raw mut time), 0);
+    }
+    u64::try_from(time.tv_sec).unwrap() * 1_000_000_000 + u64::try_from(time.tv_nsec).unwrap()
+}
+
+/// One period of the scheduler's tick.
+fn scheduler_tick_ns() -> u64 {
+    let mut resolution = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: valid and outlives the call.
+    assert_eq!(unsafe { libc::clock_getres(libc::CLOCK_MONOTONIC_COARSE, &raw mut resolution) }, 0);
+    u64::try_from(resolution.tv_nsec).unwrap()
+}
+
+/// Two hogs that never leave their CPUs, read ten times while they run: no tier is further behind than the kernel's own tick.
+#[test]
+fn hogs_are_counted_while_they_run_up_to_a_tick_of_their_scheduler() {
+    let _machine = machine();
+    if let Some(reason) = no_ebpf() {
+        skip!("{reason}");
+    }
+    let cgroup = Cgroup::create(&cgroup::v2().unwrap(), &unique("hogs")).unwrap();
+    let mut readers = readers();
+    let hogs: Vec<Burner> = (0..2).map(|cpu| Burner::start(cpu % cpus(), &[&cgroup]).unwrap()).collect();
+    let truth = || hogs.iter().map(|hog| process_ns(hog.pid())).sum::<u64>();
+    // A slice on each CPU, and what they ran before they were in the cgroup.
+    let may = 2 * scheduler_tick_ns() + 1_000_000;
+    let mut worst = vec![0; readers.len()];
+    for _ in 0..10 {
+        sleep(1.0);
+        for ((name, reader), worst) in readers.iter_mut().zip(&mut worst) {
+            let mut reading = Reading::default();
+            let before = truth();
+            reader.read(&mut reading).unwrap();
+            let after = truth();
+            let read = ns(&reading, &key(&cgroup));
+            assert!(read <= after, "{name}: {read} ns of {after}");
+            *worst = before.saturating_sub(read).max(*worst);
+        }
+    }
+    for ((name, _), worst) in readers.iter().zip(worst) {
+        println!("{name}: at most {:.3} ms behind, may be {:.3} ms", worst as f64 / 1e6, may as f64 / 1e6);
+        assert!(worst <= may, "{name}");
+    }
+}
+
+/// Held against `cpu.stat`, within a thousandth.
+fn assert_within_a_thousandth(what: &str, ours_ns: u64, cgroup: &Path) {
+    let kernel = usage_us(cgroup).unwrap() * 1000;
+    println!("{what}: {ours_ns} ns, cpu.stat {kernel} ns, {:+.4} %", 100.0 * (ours_ns as f64 / kernel as f64 - 1.0));
+    assert!(ours_ns.abs_diff(kernel) <= kernel / 1000, "{what}");
+}
+
+/// In a process of its own: two threads that pass a byte to and fro, a million switches.
+#[test]
+fn ping_pong_helper() {
+    if std::env::var_os("WATTCAST_PING_PONG").is_none() {
+        return;
+    }
+    let pipe = || {
+        let mut ends = [0; 2];
+        // SAFETY: room for two descriptors.
+        assert_eq!(unsafe { libc::pipe(ends.as_mut_ptr()) }, 0);
+        ends
+    };
+    let (there, back) = (pipe(), pipe());
+    let play = |read: i32, write: i32, first: bool| {
+        let mut byte = 0u8;
+        for _ in 0..500_000 {
+            // SAFETY: one byte of ours; the descriptors are open.
+            unsafe {
+                if first {
+                    assert_eq!(libc::write(write, (&raw const byte).cast(), 1), 1);
+                }
+                assert_eq!(libc::read(read, (&raw mut byte).cast(), 1), 1);
+                if !first {
+                    assert_eq!(libc::write(write, (&raw const byte).cast(), 1), 1);
+                }
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| play(there[0], back[1], false));
+        play(back[0], there[1], true);
+    });
+}
+
+/// This test binary once more, to run one of its helpers.
+fn helper(name: &str, variable: &str, value: &str) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", name, "--nocapture"]).env(variable, value);
+    command.stdin(Stdio::null()).stdout(Stdio::null());
+    die_with_us(&mut command);
+    command
+}
+
+#[test]
+fn a_million_switches_are_counted_within_a_thousandth() {
+    let _machine = machine();
+    if let Some(reason) = no_ebpf() {
+        skip!("{reason}");
+    }
+    let cgroup = Cgroup::create(&cgroup::v2().unwrap(), &unique("pipe")).unwrap();
+    let mut readers = readers();
+    let mut command = helper("ping_pong_helper", "WATTCAST_PING_PONG", "1");
+    cgroup.enter(&mut command).unwrap();
+    pin(&mut command, 0);
+    assert!(command.status().unwrap().success());
+    for (name, reader) in &mut readers {
+        let mut reading = Reading::default();
+        reader.read(&mut reading).unwrap();
+        let queue = reading.queues.iter().find(|(known, _)| *known == key(&cgroup)).map(|(_, queue)| *queue);
+        if let Some(queue) = queue {
+            println!("{name}: {} voluntary and {} involuntary switches", queue.voluntary, queue.involuntary);
+            // Who is woken may take the CPU from who wakes him: then that one leaves involuntarily.
+            assert!(queue.voluntary + queue.involuntary >= 999_000, "{queue:?}");
+        }
+        assert_within_a_thousandth(name, ns(&reading, &key(&cgroup)), &cgroup.dir);
+    }
+}
+
+/// A thousand programs that each burn 50 ms, two at a time, in a real container: three probes, one for each way to its CPU time.
+#[test]
+fn a_thousand_children_of_a_container_are_all_counted() {
+    let _machine = machine();
+    let engine = match kernel_and_engine() {
+        Ok(engine) => engine,
+        Err(reason) => skip!("{reason}"),
+    };
+    // How often a shell must turn for 50 ms.
+    let turns = 200_000;
+    let spin = |turns: u64| format!("i=0; while [ $i -lt {turns} ]; do i=$((i+1)); done");
+    let start = Instant::now();
+    assert!(Command::new("sh").args(["-c", &spin(turns)]).status().unwrap().success());
+    let turns = turns * 50 / u64::try_from(start.elapsed().as_millis()).unwrap().max(1);
+
+    let tiers = ["switch", "kernel", "files"];
+    let probes = tiers.map(|tier| Probe::start(&["--energy.source=model", &format!("--cpu.tier={tier}")]));
+    let name = unique("children");
+    let loops = format!(
+        "run() {{ n=0; while [ $n -lt 500 ]; do /bin/sh -c '{}'; n=$((n+1)); done; }}; run & run; wait; read -r _",
+        spin(turns)
+    );
+    let container = engine.start(&name, &["--interactive"], Path::new("/bin/sh"), &["-c", &loops]).unwrap();
+    let dir = container.cgroup().unwrap();
+    let usage = || usage_us(&dir).unwrap();
+    eventually(240.0, "all children have ended", || {
+        let before = usage();
+        sleep(1.0);
+        before > 20_000_000 && usage() == before
+    });
+    for (tier, probe) in tiers.iter().zip(&probes) {
+        let page = probe.fresh();
+        page.assert_closed();
+        let info = page.all("wattcast_cpu_source_info").next().unwrap().label("tier").to_owned();
+        if *tier == "kernel" && info != "kernel" {
+            println!("skipped: tier kernel: {}", probe.source("cpu").1);
+            continue;
+        }
+        assert_eq!(info, *tier);
+        let seconds = page.cpu(&name);
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "seconds of a test")]
+        assert_within_a_thousandth(&format!("tier {tier}, 1000 children"), (seconds * 1e9) as u64, &dir);
+    }
+}
+
+/// Time beside a busy sibling is the same seen from either side, and with all other time it is what the kernel counts.
+#[test]
+fn time_beside_a_busy_sibling_is_told_apart() {
+    let _machine = machine();
+    if let Some(reason) = no_ebpf() {
+        skip!("{reason}");
+    }
+    if cpus() < 2 {
+        skip!("one CPU has no sibling");
+    }
+    let tree = cgroup::v2().unwrap();
+    let [always, half] = ["always", "half"].map(|name| Cgroup::create(&tree, &unique(name)).unwrap());
+    // Two CPUs are taken for a core: what counts is who was busy when, not whether they share anything.
+    let mut siblings = vec![None; cpus()];
+    (siblings[0], siblings[1]) = (Some(1), Some(0));
+    let mut reader = Switch::load_with(Ok(siblings), None, true).unwrap();
+    assert!(reader.knows().siblings);
+    let mut reading = Reading::default();
+    // Read as often as the probe at its shortest tick: a thread that leaves a CPU unseen keeps it busy to the next look.
+    let mut look = |seconds: u32| {
+        for _ in 0..10 * seconds {
+            sleep(0.1);
+            reader.read(&mut reading).unwrap();
+        }
+    };
+    let hog = Burner::start(0, &[&always]).unwrap();
+    look(2);
+    let other = Burner::start(1, &[&half]).unwrap();
+    look(2);
+    drop(other);
+    reader.read(&mut reading).unwrap();
+    let side = |cpu: usize| reading.rows.iter().map(|(_, row)| row[cpu].shared_ns).sum::<u64>() as f64 / 1e9;
+    println!(
+        "beside each other: {:.4} s seen from CPU 0, {:.4} s from CPU 1, {} switches not seen",
+        side(0),
+        side(1),
+        reading.missed
+    );
+    // Who leaves a CPU unseen leaves it busy up to the next look.
+    let unseen = 0.1 * f64::from(u32::try_from(reading.missed).unwrap());
+    assert!((side(0) - side(1)).abs() <= 0.01 * side(0) + 0.005 + unseen, "both saw the same");
+    let (a, b) = (row(&reading, &key(&always)), row(&reading, &key(&half)));
+    let (alone, shared) = (a[0].alone_ns as f64 / 1e9, a[0].shared_ns as f64 / 1e9);
+    println!("the hog: {alone:.3} s alone, {shared:.3} s beside the other, which ran {:.3} s", b[1].ns() as f64 / 1e9);
+    assert!(shared >= 0.8 * b[1].ns() as f64 / 1e9 && alone >= 0.5, "{a:?} {b:?}");
+    assert!(b[1].shared_ns >= 8 * b[1].alone_ns, "the hog was always there: {b:?}");
+    // Sum and parts: the bracket of the kernel's figure.
+    drop(hog);
+    reader.read(&mut reading).unwrap();
+    assert_within_a_thousandth("both kinds together", ns(&reading, &key(&always)), &always.dir);
+}
+
+/// The counters' way into the account, with the kernel's own clocks where the processor's are not shown.
+#[test]
+fn counters_are_charged_to_whom_they_ran_for() {
+    let _machine = machine();
+    if let Some(reason) = no_ebpf() {
+        skip!("{reason}");
+    }
+    let tree = cgroup::v2().unwrap();
+    let [one, two] = ["one", "two"].map(|name| Cgroup::create(&tree, &unique(name)).unwrap());
+    // PERF_TYPE_SOFTWARE: the CPU's clock counts nanoseconds, whoever runs; faults and migrations stand for the other two.
+    let all: Vec<usize> = (0..cpus()).collect();
+    let events = Events::open(&all, [(1, 0), (1, 2), (1, 4)]).unwrap();
+    let mut reader = Switch::load_with(Ok(vec![None; cpus()]), Some(events), true).unwrap();
+    assert_eq!(reader.tier(), Tier::Counters);
+    // Two on one CPU in turns, so that the counters pass from one to the other and back.
+    let burners = [Burner::start(0, &[&one]).unwrap(), Burner::start(0, &[&two]).unwrap()];
+    sleep(4.0);
+    let mut reading = Reading::default();
+    reader.read(&mut reading).unwrap();
+    drop(burners);
+    assert_eq!(reading.counter_time[0], reading.counter_time[1], "software counters always have a place");
+    for cgroup in [&one, &two] {
+        let at = reading.rows.iter().position(|(known, _)| *known == key(cgroup)).unwrap();
+        let (ran, clock) = (reading.rows[at].1[0].ns(), reading.counted[at][0][0]);
+        println!("ran {ran} ns, counted {clock} ns of the clock");
+        assert!(ran > 1_000_000_000 && clock.abs_diff(ran) <= ran / 50, "{ran} {clock}");
+    }
+}
+
+/// Without eBPF the machine is shared as a whole: the labels say so, the account closes, and the bound is wider.
+#[test]
+fn the_files_tell_no_package_and_say_so() {
+    let _machine = machine();
+    if let Some(reason) = no_ebpf() {
+        skip!("{reason}");
+    }
+    let sysfs = format!("--path.sysfs={}", fixture("perf-two-sockets").join("sys").display());
+    let name = unique("files");
+    let cgroup = Cgroup::create(&cgroup::v2().unwrap(), &name).unwrap();
+    let [files, switch] = ["files", "switch"].map(|tier| Probe::start(&[&sysfs, &format!("--cpu.tier={tier}")]));
+    if files.source("perf").0 != "usable" {
+        skip!("perf is not usable: {}", files.source("perf").1);
+    }
+    let _burner = Burner::start(0, &[&cgroup]).unwrap();
+    sleep(4.0);
+    let labels = |page: &Page| -> Vec<(String, String)> {
+        let rows = page.all("wattcast_container_cpu_seconds_total").filter(|row| row.label("container") == name);
+        rows.map(|row| (row.label("package").to_owned(), row.label("mode").to_owned())).collect()
+    };
+    let joules = |page: &Page, package: &str| {
+        let labels = [("container", &*name), ("package", package), ("zone", "package")];
+        page.find("wattcast_container_energy_joules_total", &labels).unwrap_or(0.0)
+    };
+    let bound = |page: &Page| page.get("wattcast_energy_uncertainty_ratio", &[("container", &*name)]);
+    let (blunt, sharp) = (files.fresh(), switch.fresh());
+    blunt.assert_closed();
+    sharp.assert_closed();
+    assert_eq!(labels(&blunt), [("all".to_owned(), "all".to_owned())]);
+    assert_eq!(labels(&sharp).len(), 2, "{:?}", labels(&sharp));
+    assert!(labels(&sharp).iter().all(|(_, mode)| mode == "alone"), "{:?}", labels(&sharp));
+    println!(
+        "joules on the two packages: {:?} without knowing where, {:?} with",
+        ["0", "1"].map(|p| joules(&blunt, p)),
+        ["0", "1"].map(|p| joules(&sharp, p))
+    );
+    assert!(joules(&sharp, "0") > 5.0 * joules(&sharp, "1"), "it is pinned to the first");
+    assert!(joules(&blunt, "1") > 0.2 * joules(&blunt, "0"), "nobody knows that");
+    println!("bounds: {:.3} without, {:.3} with", bound(&blunt), bound(&sharp));
+    assert!(bound(&blunt) > 2.0 * bound(&sharp));
+}
+
+/// In a process of its own: cgroups that are born, run a moment and die, so many a second.
+#[test]
+fn churn_helper() {
+    let Ok(dir) = std::env::var("WATTCAST_CHURN") else { return };
+    let (start, mut made) = (Instant::now(), 0u32);
+    while start.elapsed() < Duration::from_secs(30) {
+        // A thousand a second, and no more.
+        if f64::from(made) > 1000.0 * start.elapsed().as_secs_f64() {
+            std::thread::sleep(Duration::from_micros(200));
+            continue;
+        }
+        let cgroup = format!("{dir}/{made}");
+        fs::create_dir(&cgroup).unwrap();
+        let open = fs::File::open(&cgroup).unwrap();
+        // SAFETY: the child touches no memory but its own stack and ends at once.
+        let child = unsafe { born_in(std::os::fd::AsRawFd::as_raw_fd(&open)) };
+        if child == 0 {
+            // SAFETY: ends this process without running anything of the parent's.
+            unsafe { libc::_exit(0) };
+        }
+        assert!(child > 0, "{}", std::io::Error::last_os_error());
+        // SAFETY: our own child.
+        assert_eq!(unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) }, child);
+        fs::remove_dir(&cgroup).unwrap();
+        made += 1;
+    }
+    fs::write(format!("{}/churned", std::env::var("WATTCAST_CHURN_LOG").unwrap()), made.to_string()).unwrap();
+}
+
+/// `clone3` with `CLONE_INTO_CGROUP` (5.7): a child that never was anywhere else.
+///
+/// # Safety
+/// As after fork in a program with threads.
+unsafe fn born_in(cgroup: i32) -> libc::pid_t {
+    const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+    let mut arguments = [0u64; 11];
+    arguments[0] = CLONE_INTO_CGROUP;
+    arguments[4] = u64::try_from(libc::SIGCHLD).unwrap();
+    arguments[10] = u64::try_from(cgroup).unwrap();
+    // SAFETY: the arguments are of the size that is said.
+    let child = unsafe { libc::syscall(libc::SYS_clone3, arguments.as_ptr(), size_of_val(&arguments)) };
+    libc::pid_t::try_from(child).unwrap()
+}
+
+/// A thousand cgroups a second for half a minute: memory stays, no series is left, the account closes.
+#[test]
+fn cgroups_that_come_and_go_a_thousand_a_second_leave_nothing_behind() {
+    let _machine = machine();
+    if let Some(reason) = no_ebpf() {
+        skip!("{reason}");
+    }
+    let parent = Cgroup::create(&cgroup::v2().unwrap(), &unique("churn")).unwrap();
+    let logs = tempfile::tempdir().unwrap();
+    let probe = Probe::start(&["--energy.source=model", "--retain.dead=2s", "--limit.containers=64"]);
+    sleep(2.0);
+    let quiet = probe.fresh();
+    let mut command = helper("churn_helper", "WATTCAST_CHURN", parent.dir.to_str().unwrap());
+    command.env("WATTCAST_CHURN_LOG", logs.path());
+    let mut churn = command.spawn().unwrap();
+    let resident = |page: &Page| page.get("process_resident_memory_bytes", &[]);
+    let mut memory = Vec::new();
+    for _ in 0..30 {
+        sleep(1.0);
+        let page = probe.fresh();
+        page.assert_closed();
+        memory.push(resident(&page));
+    }
+    assert!(churn.wait().unwrap().success());
+    let made: u32 = fs::read_to_string(logs.path().join("churned")).unwrap().parse().unwrap();
+    sleep(15.0);
+    let page = probe.fresh();
+    page.assert_closed();
+    let counter = |name: &str| page.get(name, &[]);
+    let (warm, last) = (memory[9], memory[29]);
+    println!(
+        "{made} cgroups in 30 s; resident {:.1} MB quiet, {:.1} MB after 10 s, {:.1} MB after 30 s, {:.1} MB at the end; \
+         overflow {:.6} s, unnamed {}, without series {}",
+        resident(&quiet) / 1e6,
+        warm / 1e6,
+        last / 1e6,
+        resident(&page) / 1e6,
+        counter("wattcast_cpu_overflow_seconds_total"),
+        counter("wattcast_cgroups_unnamed_total"),
+        counter("wattcast_series_dropped_total"),
+    );
+    assert!(made >= 15_000, "only {made} cgroups in 30 s");
+    assert!(last <= 1.1 * warm + 1e6, "memory grew from {warm} to {last} bytes");
+    let series = |page: &Page| page.all("wattcast_container_cpu_seconds_total").count();
+    assert!(series(&page) <= series(&quiet) + 1, "{} series, {} before", series(&page), series(&quiet));
+    assert!(counter("wattcast_cgroups_unnamed_total") > 0.0, "who came and went is counted");
+
+    // There is room for newcomers, and what the short lives ran is somewhere.
+    let name = unique("after");
+    let after = Cgroup::create(&cgroup::v2().unwrap(), &name).unwrap();
+    let _burner = Burner::start(0, &[&after]).unwrap();
+    eventually(10.0, "a newcomer is named", || probe.fresh().cpu(&name) > 0.5);
+}
