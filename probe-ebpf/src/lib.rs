@@ -166,10 +166,8 @@ pub struct Waits {
     pub wait_ns: u64,
     /// Stints by how long they had waited for the CPU, in the classes of [`WAIT_NS`].
     pub classes: [u32; WAIT_CLASSES],
-    /// Stints that ended because the task waits for something.
-    pub voluntary: u32,
-    /// Stints that ended although the task could have gone on.
-    pub involuntary: u32,
+    /// Stints that ended because the task waits for something, and those that ended although it could have gone on.
+    pub ends: [u32; 2],
 }
 
 /// Hardware counters, in this order, of a CPU.

@@ -25,9 +25,23 @@ const MEASURE: Duration = Duration::from_secs(30);
 /// Flags of `bench`.
 #[derive(Debug, clap::Args)]
 pub struct Bench {
+    /// What to measure
+    #[arg(value_enum, default_value_t)]
+    what: What,
+
     /// Seconds over which CPU and jitter are measured
     #[arg(long, value_name = "SECONDS", default_value_t = MEASURE.as_secs())]
     seconds: u64,
+}
+
+/// What `bench` measures.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+enum What {
+    /// The probe as a whole, and the readings of energy
+    #[default]
+    Probe,
+    /// The ways to CPU time: what they cost at a switch and to read
+    Cpu,
 }
 
 /// Builds the shipped binaries, measures them and prints a table.
@@ -39,6 +53,9 @@ pub fn bench(args: &Bench) -> Result<()> {
         bail!("this needs root: the probe's kernel side is part of what is measured");
     }
     build_ebpf::build_ebpf()?;
+    if args.what == What::Cpu {
+        return cpu();
+    }
     let done = Command::new("cargo")
         .args(["build", "--release", "--quiet", "--package", "probe-user", "--package", "analysis"])
         .current_dir(root())
@@ -112,6 +129,62 @@ pub fn bench(args: &Bench) -> Result<()> {
         row(&format!("  {name}"), format!("{} µs", costs.join(" / ")), goal);
     }
     println!("  powercap, msr and hwmon: of plain files here; hardware adds a call to another CPU for each package.");
+    Ok(())
+}
+
+/// What CPU time costs: the lines of the example `switch_cost`, as tables.
+fn cpu() -> Result<()> {
+    step("what each way to CPU time costs (about three minutes)");
+    let mut command = Command::new("cargo");
+    command.args(["run", "--release", "--quiet", "--package", "probe-user", "--example", "switch_cost"]);
+    let text = output(command.current_dir(root()))?;
+    let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split(' ').collect()).collect();
+    let of = |kind: &str| -> Vec<(&str, f64)> {
+        let rows = lines.iter().filter(|line| line[0] == kind);
+        rows.filter_map(|line| Some((line[1], line.last()?.parse().ok()?))).collect()
+    };
+    let names = [
+        ("nothing", "nothing attached"),
+        ("empty", "an empty program"),
+        ("kernel", "tier kernel: no program at the switch"),
+        ("switch", "tier switch"),
+        ("switch-siblings", "  with hyperthread siblings told apart"),
+        ("switch-untyped", "  its untyped twin"),
+        ("counters", "tier counters (software counters where there is no hardware)"),
+    ];
+    let find =
+        |rows: &[(&str, f64)], name: &str| rows.iter().find(|(known, _)| *known == name).map(|(_, value)| *value);
+    let (runs, pipes, perfs) = (of("switch"), of("pipe"), of("perf-pipe"));
+    let empty = find(&runs, "empty").context("the empty program was not measured")?;
+    println!("\n{:<62} {:>12} {:>12} {:>13} {:>15}", "", "ns a run", "over empty", "our pipe", "perf's pipe");
+    for (name, what) in names {
+        let cell = |value: Option<String>| value.unwrap_or_else(|| "–".to_owned());
+        let run = find(&runs, name);
+        let ratio = |rows: &[(&str, f64)]| find(rows, name).map(|ratio| format!("x {ratio:.3}"));
+        println!(
+            "{what:<62} {:>12} {:>12} {:>13} {:>15}",
+            cell(run.map(|ns| format!("{ns:.1}"))),
+            cell(run.map(|ns| format!("{:+.1}", ns - empty))),
+            cell(ratio(&pipes)),
+            cell(ratio(&perfs))
+        );
+    }
+    println!(
+        "  A run includes what the kernel's statistics of programs cost; pipes: time beside nothing attached, statistics off."
+    );
+    println!("\n{:<62} {:>12} {:>12}", "reading, by cgroups, banks of 64 CPUs", "µs", "system calls");
+    let online = std::thread::available_parallelism()?.get();
+    for line in lines.iter().filter(|line| line[0] == "read") {
+        let [_, name, rows, us] = line[..] else { continue };
+        let (what, calls) = match name {
+            "switch-banks" => ("tier switch: the banks", "0".to_owned()),
+            "switch-with-closing" => {
+                ("tier switch: and closing the open slice of each CPU", format!("64, {online} online"))
+            }
+            _ => ("tier kernel: the walk, on the CPUs of this machine", "3, more for v1".to_owned()),
+        };
+        println!("{:<62} {us:>12} {calls:>12}", format!("{what}, {rows}"));
+    }
     Ok(())
 }
 

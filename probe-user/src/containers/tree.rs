@@ -64,6 +64,12 @@ impl Trees {
         self.roots.iter().find(|(_, of)| *of == hierarchy).map(|(root, _)| &**root)
     }
 
+    /// One of them alone.
+    #[must_use]
+    pub fn only(&self, hierarchy: u64) -> Self {
+        Self { roots: self.roots.iter().filter(|(_, of)| *of == hierarchy).cloned().collect() }
+    }
+
     /// `v2`, `v1`, or `hybrid`.
     #[must_use]
     pub fn layout(&self) -> &'static str {

@@ -340,6 +340,7 @@ mod tests {
             if let Ok(btf) = Btf::parse(&good) {
                 let _ = btf.field("task", &["se", "sum"]);
                 let _ = btf.enumerator("cgroup_subsys_id", "cpu_cgrp_id");
+                let _ = btf.arguments("task");
             }
         }
     }

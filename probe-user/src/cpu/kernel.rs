@@ -11,7 +11,7 @@ use std::{
 };
 
 use aya::programs::Iter;
-use probe_ebpf::{CgroupKey, MAX_CGROUPS, RunTime, Tag};
+use probe_ebpf::{CgroupKey, MAX_CGROUPS, RunTime, Tag, hierarchy};
 
 use super::{
     Knows, Places, Reader, Reading, Tier,
@@ -44,6 +44,7 @@ pub struct Kernel {
     last_all: Columns,
     /// How often a cgroup found no row in a walk; what it ran is in system.
     missed: u64,
+    /// What the iterator does not see: the v1 tree, walked alone, and its files.
     v1: Option<(Trees, V1)>,
     totals: Totals,
     object: Object,
@@ -88,8 +89,10 @@ impl Kernel {
         let program = walk.fd().map_err(|error| refused("load read_cgroups", &error))?.as_fd().as_raw_fd();
         let link = link_walk(program)
             .map_err(|error| Unavailable::new(Reason::of(&error), format!("cannot attach read_cgroups: {error}")))?;
-        let v1 = Trees::find(&places.cgroupfs).ok();
-        let root = v1.as_ref().map_or_else(|| CgroupKey { id: 1, hierarchy: 0 }, |trees| root_key(&trees.scan()));
+        let trees = Trees::find(&places.cgroupfs).ok();
+        let root = trees
+            .as_ref()
+            .map_or_else(|| CgroupKey { id: 1, hierarchy: hierarchy::V2 }, |trees| root_key(&trees.scan()));
         let mut this = Self {
             times,
             owners,
@@ -100,7 +103,7 @@ impl Kernel {
             walks: 0,
             last_all: Vec::new(),
             missed: 0,
-            v1: v1.and_then(|trees| V1::find(&trees, places).map(|v1| (trees, v1))),
+            v1: trees.and_then(|trees| V1::find(&trees, places).map(|v1| (trees.only(hierarchy::V1_CPU), v1))),
             totals: Totals::new(root),
             object,
         };

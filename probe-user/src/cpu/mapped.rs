@@ -60,6 +60,16 @@ impl<T: Pod> Mapped<T> {
         unsafe { self.first.as_ptr().add(index) }
     }
 
+    /// Elements in a row.
+    ///
+    /// # Panics
+    /// When there are not so many.
+    pub(super) fn part(&self, first: usize, elements: usize) -> Part<'_, T> {
+        assert!(first.checked_add(elements).is_some_and(|end| end <= self.elements), "{elements} from {first}");
+        // SAFETY: inside of the mapping, which the part does not outlive.
+        Part { first: unsafe { self.first.add(first) }, elements, of: PhantomData }
+    }
+
     /// An element.
     ///
     /// # Panics
@@ -76,6 +86,25 @@ impl<T: Pod> Mapped<T> {
     pub(super) fn set(&self, index: usize, value: T) {
         // SAFETY: in bounds; volatile because programs of the kernel read it.
         unsafe { self.at(index).write_volatile(value) }
+    }
+}
+
+/// Elements in a row, whose bounds are known to lie in the mapping.
+pub(super) struct Part<'a, T> {
+    first: NonNull<T>,
+    elements: usize,
+    of: PhantomData<&'a T>,
+}
+
+impl<T: Pod> Part<'_, T> {
+    /// An element.
+    ///
+    /// # Panics
+    /// When there is no such element.
+    pub(super) fn get(&self, index: usize) -> T {
+        assert!(index < self.elements);
+        // SAFETY: in bounds; every bit pattern is a `T`; volatile because a program of the kernel writes it meanwhile.
+        unsafe { self.first.add(index).read_volatile() }
     }
 }
 

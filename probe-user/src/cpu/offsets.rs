@@ -111,3 +111,91 @@ pub fn kernel(btf: &Btf<'_>) -> Result<Known, BtfError> {
     }
     Ok(known)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The types that are asked for, with the members that are asked for at their places, cut out of `/sys/kernel/btf/vmlinux` of
+    /// Debian's 6.1.0-56 and 6.12.117, and of a 6.18.44: two names of the state, two places of the base figures.
+    const KERNELS: [(&str, &[u8]); 3] = [
+        ("6.1", include_bytes!("../../tests/btf/6.1.btf")),
+        ("6.12", include_bytes!("../../tests/btf/6.12.btf")),
+        ("6.18", include_bytes!("../../tests/btf/6.18.btf")),
+    ];
+
+    fn at(known: &Known, field: Field) -> u64 {
+        known.fields.iter().find(|(name, _)| *name == field).map(|(_, at)| *at).unwrap()
+    }
+
+    #[test]
+    fn kernels_that_were_seen_are_known() {
+        // What `pahole` shows of each: struct task_struct's pid, se.sum_exec_runtime, sched_info.run_delay, cgroups; struct cgroup's
+        // pointer to its per-CPU figures, and where the sum lies in those.
+        let expected = [
+            ([2416, 200, 2168, 3600], [920, 16]),
+            ([2432, 224, 2200, 3584], [984, 16]),
+            ([1264, 232, 1016, 2376], [928, 16]),
+        ];
+        for ((name, bytes), expected) in KERNELS.into_iter().zip(expected) {
+            let btf = Btf::parse(bytes).unwrap();
+            let (switch, kernel) = (switch(&btf).unwrap(), kernel(&btf).unwrap());
+            let fields = [Field::TaskPid, Field::TaskSumExec, Field::TaskRunDelay, Field::TaskCgroups];
+            let found = fields.map(|field| at(&switch, field));
+            let walk = [Field::CgroupRstat, Field::RstatSumExec].map(|field| at(&kernel, field));
+            assert_eq!((found, walk), expected, "{name}");
+            assert_eq!((switch.setting("COUNTS_WAITS"), switch.setting("SWITCH_SHIFTED")), (1, 0), "{name}");
+            assert_eq!((switch.setting("HAS_CPU"), kernel.setting("HAS_CPUACCT")), (1, 1), "{name}");
+        }
+    }
+
+    /// A kernel like 6.18, with one name changed in its types.
+    fn renamed(from: &str, to: &str) -> Vec<u8> {
+        assert_eq!(from.len(), to.len());
+        let mut bytes = KERNELS[2].1.to_vec();
+        let whole = format!("\0{from}\0");
+        let place = bytes.windows(whole.len()).position(|window| window == whole.as_bytes()).unwrap();
+        bytes[place + 1..=place + to.len()].copy_from_slice(to.as_bytes());
+        bytes
+    }
+
+    #[test]
+    fn what_a_kernel_lacks_is_left_out_or_said() {
+        let look = |bytes: &[u8]| switch(&Btf::parse(bytes).unwrap());
+        assert_eq!(look(&renamed("run_delay", "xun_delay")).unwrap().setting("COUNTS_WAITS"), 0);
+        assert_eq!(look(&renamed("cpu_cgrp_id", "xpu_cgrp_id")).unwrap().setting("HAS_CPU"), 0);
+        let said = |bytes: &[u8]| look(bytes).unwrap_err().to_string();
+        assert!(said(&renamed("dfl_cgrp", "xfl_cgrp")).contains("css_set has no field dfl_cgrp"));
+        assert!(said(&renamed("btf_trace_sched_switch", "xtf_trace_sched_switch")).contains("two tasks"));
+        let bytes = renamed("rstat_base_cpu", "xstat_base_cpu");
+        assert!(kernel(&Btf::parse(&bytes).unwrap()).unwrap_err().to_string().contains("rstat_cpu"));
+    }
+
+    #[test]
+    fn both_signatures_of_the_switch_are_told_apart_and_a_third_is_refused() {
+        // The types of the arguments as they stand: data, preempt, prev, next, prev_state.
+        let mut bytes = KERNELS[2].1.to_vec();
+        let head = (13u32 << 24 | 5).to_ne_bytes();
+        let function = bytes.windows(4).position(|window| window == head).unwrap() + 8;
+        let argument = |index: usize| function + index * 8 + 4;
+        let task: Vec<u8> = bytes[argument(2)..argument(2) + 4].to_vec();
+        let mut set = |index: usize, ty: &[u8]| bytes[argument(index)..argument(index) + 4].copy_from_slice(ty);
+        // As in 5.18-rc1: prev_state before the tasks.
+        set(2, &[0; 4]);
+        set(4, &task);
+        assert_eq!(switch(&Btf::parse(&bytes).unwrap()).unwrap().setting("SWITCH_SHIFTED"), 1);
+        bytes[argument(3)..argument(3) + 4].copy_from_slice(&[0; 4]);
+        assert!(switch(&Btf::parse(&bytes).unwrap()).unwrap_err().to_string().contains("two tasks"));
+    }
+
+    #[test]
+    fn the_running_kernel_is_known() {
+        let Ok(bytes) = std::fs::read("/sys/kernel/btf/vmlinux") else {
+            println!("skipped: this kernel publishes no BTF");
+            return;
+        };
+        let btf = Btf::parse(&bytes).unwrap();
+        let known = switch(&btf).unwrap();
+        assert!(at(&known, Field::TaskSumExec) > 0 && at(&known, Field::TaskCgroups) > 0);
+    }
+}

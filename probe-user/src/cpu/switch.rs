@@ -13,7 +13,7 @@ use aya::{
     maps::{HashMap as BpfMap, Map, MapData, Queue as BpfQueue},
     programs::{BtfTracePoint, RawTracePoint},
 };
-use probe_ebpf::{CgroupKey, Counted, CpuState, MAX_CGROUPS, RunTime, Tag, WAIT_CLASSES, Waits};
+use probe_ebpf::{CgroupKey, Counted, CpuState, MAX_CGROUPS, MAX_CPUS, RunTime, Tag, WAIT_CLASSES, Waits};
 
 use super::{
     Events, Knows, Queue, Reader, Reading, Tier,
@@ -38,15 +38,16 @@ const RAW: &str = "sched_switch_raw";
 const BANKS_BYTES: usize = 192 << 20;
 /// Slots of even the largest machine.
 const LEAST_SLOTS: usize = 256;
-/// Rows that are read CPU by CPU in one go: so many of a bank lie in a row in memory, and so many rows fit the cache.
-const BLOCK: usize = 64;
+/// Rows that are read CPU by CPU in one go: so many of a bank lie in one page of memory, and so many rows fit the cache.
+const BLOCK: usize = 256;
 
 /// A cgroup that has a slot.
 struct Live {
     key: CgroupKey,
     slot: usize,
-    /// What it had run when its waits were read.
+    /// What it had run, on all CPUs, when its waits were read, and now.
     ran_ns: u64,
+    now_ns: u64,
     /// The kernel's 32-bit counts, and what they add up to.
     counts: Waits,
     queue: Queue,
@@ -93,7 +94,8 @@ impl Switch {
         events: Option<Events>,
         typed: bool,
     ) -> Result<Self, Unavailable> {
-        let possible = possible_cpus();
+        // A machine may be taken for a larger one, whose other CPUs are offline.
+        let possible = possible_cpus().max(siblings.as_ref().map_or(0, Vec::len)).min(MAX_CPUS);
         let slots = slots_for(possible, events.is_some());
         let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
         let word = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
@@ -156,6 +158,7 @@ impl Switch {
     }
 
     fn attach(&mut self) -> Result<(), Unavailable> {
+        let mut before = String::new();
         if self.typed {
             let attached = (|| {
                 let Object { ebpf, btf } = &mut self.object;
@@ -167,15 +170,18 @@ impl Switch {
             match attached {
                 Ok(_) => return Ok(()),
                 Err(error) => {
-                    tracing::debug!("{}; trying the untyped program", refused("attach sched_switch", &error).detail);
+                    before = format!("; before, with types: {}", refused("attach sched_switch", &error).detail);
+                    tracing::debug!("trying the untyped program{before}");
                     self.typed = false;
                 }
             }
         }
         let program: &mut RawTracePoint = self.object.program(RAW)?;
-        program.load().map_err(|error| refused("load sched_switch", &error))?;
-        program.attach("sched_switch").map_err(|error| refused("attach sched_switch", &error))?;
-        Ok(())
+        let attached = program.load().and_then(|()| program.attach("sched_switch"));
+        attached.map(|_| ()).map_err(|error| {
+            let Unavailable { reason, detail } = refused("attach sched_switch", &error);
+            Unavailable::new(reason, detail + &before)
+        })
     }
 
     /// Tells each CPU who shares its core.
@@ -215,7 +221,14 @@ impl Switch {
             let key = CgroupKey::of(tag);
             if let std::collections::hash_map::Entry::Vacant(place) = self.index.entry(key) {
                 place.insert(self.live.len());
-                self.live.push(Live { key, slot, ran_ns: 0, counts: Waits::default(), queue: Queue::default() });
+                self.live.push(Live {
+                    key,
+                    slot,
+                    ran_ns: 0,
+                    now_ns: 0,
+                    counts: Waits::default(),
+                    queue: Queue::default(),
+                });
                 self.found = self.found.wrapping_add(1);
             }
         }
@@ -229,16 +242,25 @@ impl Switch {
     pub fn read_banks(&mut self, out: &mut Reading) {
         self.welcome();
         out.rows.resize_with(self.live.len(), || (CgroupKey { id: 0, hierarchy: 0 }, Vec::new()));
-        for (block, rows) in self.live.chunks(BLOCK).zip(out.rows.chunks_mut(BLOCK)) {
-            for (live, (key, row)) in block.iter().zip(rows.iter_mut()) {
-                *key = live.key;
+        for (block, rows) in self.live.chunks_mut(BLOCK).zip(out.rows.chunks_mut(BLOCK)) {
+            // Apart from the rest of what is known of a cgroup, so that the walk through the banks stays in the cache.
+            let (mut slots, mut sums) = ([0; BLOCK], [0u64; BLOCK]);
+            for ((live, slot), (key, row)) in block.iter().zip(&mut slots).zip(rows.iter_mut()) {
+                (*key, *slot) = (live.key, live.slot);
                 row.resize(self.possible, RunTime::default());
             }
             for cpu in 0..self.possible {
-                for (live, (_, row)) in block.iter().zip(rows.iter_mut()) {
-                    row[cpu] = self.times.get(self.bank(cpu, live.slot));
+                let bank = self.times.part(cpu * self.slots_per_cpu, self.slots_per_cpu);
+                for (((_, row), slot), sum) in rows.iter_mut().zip(&slots).zip(&mut sums) {
+                    let time: RunTime = bank.get(*slot);
+                    *sum = sum.wrapping_add(time.alone_ns).wrapping_add(time.shared_ns);
+                    // The buffer holds the reading before, and most of it still stands: what is not written need not be carried.
+                    if row[cpu] != time {
+                        row[cpu] = time;
+                    }
                 }
             }
+            block.iter_mut().zip(sums).for_each(|(live, sum)| live.now_ns = sum);
         }
         self.read_queues(out);
         self.read_counters(out);
@@ -257,16 +279,14 @@ impl Switch {
             return;
         }
         for (at, (_, row)) in out.rows.iter().enumerate() {
-            let ran_ns =
-                row.iter().fold(0, |sum: u64, time| sum.wrapping_add(time.alone_ns).wrapping_add(time.shared_ns));
-            let (slot, before) = (self.live[at].slot, self.live[at].ran_ns);
+            let Live { slot, ran_ns, now_ns, .. } = self.live[at];
             // Who did not run did not end a stint.
-            if ran_ns != before {
+            if now_ns != ran_ns {
                 let banks = (0..self.possible).filter(|cpu| row[*cpu] != RunTime::default());
                 let now = sum(banks.map(|cpu| self.waits.get(self.bank(cpu, slot))));
                 let live = &mut self.live[at];
                 live.queue.add(&since(&now, &live.counts));
-                (live.counts, live.ran_ns) = (now, ran_ns);
+                (live.counts, live.ran_ns) = (now, now_ns);
             }
             out.queues.push((self.live[at].key, self.live[at].queue));
         }
@@ -369,8 +389,7 @@ fn sum(banks: impl Iterator<Item = Waits>) -> Waits {
     banks.fold(Waits::default(), |mut sum, one| {
         sum.wait_ns = sum.wait_ns.wrapping_add(one.wait_ns);
         sum.classes.iter_mut().zip(one.classes).for_each(|(sum, count)| *sum = sum.wrapping_add(count));
-        sum.voluntary = sum.voluntary.wrapping_add(one.voluntary);
-        sum.involuntary = sum.involuntary.wrapping_add(one.involuntary);
+        sum.ends.iter_mut().zip(one.ends).for_each(|(sum, count)| *sum = sum.wrapping_add(count));
         sum
     })
 }
@@ -384,7 +403,7 @@ fn since(now: &Waits, last: &Waits) -> Queue {
     Queue {
         wait_ns: now.wait_ns.wrapping_sub(last.wait_ns),
         waits,
-        voluntary: u64::from(now.voluntary.wrapping_sub(last.voluntary)),
-        involuntary: u64::from(now.involuntary.wrapping_sub(last.involuntary)),
+        voluntary: u64::from(now.ends[0].wrapping_sub(last.ends[0])),
+        involuntary: u64::from(now.ends[1].wrapping_sub(last.ends[1])),
     }
 }
