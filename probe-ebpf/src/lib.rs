@@ -199,8 +199,8 @@ pub struct Known {
 /// Places in that memory; a power of two.
 pub const KNOWN: usize = 64;
 
-/// What a CPU remembers between two switches. Written by that CPU, but for `sibling`. What every switch needs lies in the first
-/// line of the cache.
+/// What a CPU remembers between two switches. Written by that CPU, but for `sibling` and `forget`. What every switch needs lies in
+/// the first line of the cache.
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CpuState {
@@ -235,8 +235,10 @@ pub struct CpuState {
     pub counted: [u64; COUNTERS],
     /// For how long the first of them was wanted, and for how long the hardware had a place for it, in nanoseconds.
     pub counter_time: [u64; 2],
+    /// Set by user space when a slot is to be given back: `charge_running` then forgets who has which, and clears it.
+    pub forget: u64,
     /// Fills the line.
-    pub unused: [u64; 4],
+    pub unused: [u64; 3],
     /// Who was charged before that.
     pub known: [Known; KNOWN],
 }

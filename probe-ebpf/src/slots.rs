@@ -1,7 +1,8 @@
 //! Which cgroup has which slot, and the banks that the slots lie in.
 //!
-//! A slot is taken by the first CPU that meets a cgroup, and given back by user space after the cgroup has gone and its last
-//! figures were read. Until then it is nobody else's, and a cgroup's id is never used twice, so nothing can be mixed up.
+//! A slot is taken by the first CPU that meets a cgroup, and given back by user space after the cgroup has gone, its last figures
+//! were read and every CPU has forgotten whose it was. Until then it is nobody else's, and a cgroup's id is never used twice, so
+//! nothing can be mixed up.
 
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_NOEXIST},
@@ -123,4 +124,22 @@ unsafe fn find(state: *mut CpuState, tag: Tag) -> u64 {
     // SAFETY: the caller's contract. After the owner, so that who sees the count finds him.
     unsafe { (&raw mut (*state).newcomers).write_volatile((*state).newcomers + 1) }
     slot
+}
+
+/// Forgets what this CPU remembers of slots.
+///
+/// # Safety
+/// `state` is this CPU's own.
+#[inline(always)]
+pub unsafe fn forget(state: *mut CpuState) {
+    // SAFETY: the caller's contract; places below their number.
+    unsafe {
+        let mut place = 0;
+        while place < KNOWN {
+            (&raw mut (*state).known).cast::<Known>().add(place).cast::<u64>().write_volatile(0);
+            place += 1;
+        }
+        (*state).last.set = 0;
+        (*state).forget = 0;
+    }
 }

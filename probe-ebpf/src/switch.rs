@@ -18,7 +18,7 @@ use crate::{
     counters,
     kernel::{Object, Probed, Read, Task, Typed},
     offsets::{COUNTING, COUNTS_WAITS, SIBLINGS, SWITCH_SHIFTED, field},
-    slots::{CPUS, TIMES, WAITS, element},
+    slots::{self, CPUS, TIMES, WAITS, element},
 };
 
 /// `sched_switch(preempt, prev, next)`: charges `prev`, remembers `next`.
@@ -59,6 +59,9 @@ pub fn charge_running(_ctx: RawTracePointContext) -> i32 {
         account::<Probed>(cpu, state, now, now, Stint::NONE);
         if COUNTING.load() != 0 {
             counters::charge(cpu, state, counted_for::<Probed>(cpu, state, now));
+        }
+        if (*state).forget != 0 {
+            slots::forget(state);
         }
         (*state).swept_at_ns = bpf_ktime_get_ns();
     }

@@ -109,7 +109,6 @@ impl Instruments {
             lag_ns: scheduler_tick_ns(),
             cpu: self.cpu.as_ref().map(|cpu| Collected {
                 tier: cpu.reader.tier(),
-                // On one package there is nothing to tell apart.
                 knows: cpu.reader.knows(),
                 reason: cpu.reason(),
             }),

@@ -83,16 +83,21 @@ impl Setup {
         if self.knows_cpus() { (self.places.clone(), self.packages.len()) } else { (vec![Some(0)], 1) }
     }
 
-    /// True when it is known on which package somebody ran: always where there is only one.
+    /// True when it is known on which CPU somebody ran.
     #[must_use]
     pub fn knows_cpus(&self) -> bool {
         self.cpu.as_ref().is_none_or(|cpu| cpu.knows.cpus)
     }
 
-    /// The packages that CPU time is told by; `None` for all of them together.
+    /// The packages that CPU time is told by, one for each column's worth of a reading; `None` for all of them together. Where there
+    /// is only one, it is known.
     #[must_use]
     pub fn told_packages(&self) -> Vec<Option<PackageId>> {
-        if self.knows_cpus() { self.packages.iter().copied().map(Some).collect() } else { vec![None] }
+        if self.knows_cpus() || self.packages.len() == 1 {
+            self.packages.iter().copied().map(Some).collect()
+        } else {
+            vec![None]
+        }
     }
 
     /// How many CPUs each package has.

@@ -13,7 +13,9 @@ use aya::{
     maps::{HashMap as BpfMap, Map, MapData, Queue as BpfQueue},
     programs::{BtfTracePoint, RawTracePoint},
 };
-use probe_ebpf::{CgroupKey, Counted, CpuState, MAX_CGROUPS, MAX_CPUS, RunTime, Tag, WAIT_CLASSES, Waits};
+use probe_ebpf::{
+    CgroupKey, Counted, CpuState, KNOWN, Known, MAX_CGROUPS, MAX_CPUS, RunTime, Tag, WAIT_CLASSES, Waits,
+};
 
 use super::{
     Events, Knows, Queue, Reader, Reading, Tier,
@@ -66,6 +68,10 @@ pub struct Switch {
     live: Vec<Live>,
     index: HashMap<CgroupKey, usize>,
     found: u64,
+    /// Slots whose cgroups are gone, that a CPU may still remember, with what was read of them; and what was charged to such slots
+    /// after that, on one of the CPUs that did.
+    leaving: Vec<(usize, u64)>,
+    late: Vec<RunTime>,
     possible: usize,
     slots_per_cpu: usize,
     counts_waits: bool,
@@ -128,6 +134,8 @@ impl Switch {
             live: Vec::new(),
             index: HashMap::new(),
             found: 0,
+            leaving: Vec::new(),
+            late: vec![RunTime::default(); possible],
             possible,
             slots_per_cpu: slots,
             counts_waits: known.setting("COUNTS_WAITS") != 0,
@@ -197,11 +205,51 @@ impl Switch {
     }
 
     /// Charges what runs on each CPU at this moment, so that a task that never switches is in the reading too.
-    fn close_open_slices(&self) -> Result<(), aya::programs::ProgramError> {
+    fn close_open_slices(&mut self) -> Result<(), aya::programs::ProgramError> {
+        let forget = !self.leaving.is_empty();
         for cpu in 0..self.possible {
-            self.object.run(KICK, u32::try_from(cpu).ok())?;
+            if forget {
+                // SAFETY: an element of the mapping; the field is one word, which the program on that CPU clears.
+                unsafe { (&raw mut (*self.cpus.at(cpu)).forget).write_volatile(1) };
+            }
+            let online = self.object.run(KICK, u32::try_from(cpu).ok())?;
+            if forget && !online {
+                // Nothing runs there that could remember.
+                self.cpus.set(
+                    cpu,
+                    CpuState {
+                        running: 0,
+                        last: Known::default(),
+                        known: [Known::default(); KNOWN],
+                        ..self.cpus.get(cpu)
+                    },
+                );
+            }
         }
+        self.give_back();
         Ok(())
+    }
+
+    /// Makes slots free that no CPU remembers any more.
+    fn give_back(&mut self) {
+        for (slot, read_ns) in std::mem::take(&mut self.leaving) {
+            let (mut ran_ns, mut last) = (0u64, 0);
+            for cpu in 0..self.possible {
+                let bank = self.bank(cpu, slot);
+                let time = self.times.get(bank);
+                if time != RunTime::default() {
+                    (ran_ns, last) = (ran_ns.wrapping_add(time.alone_ns).wrapping_add(time.shared_ns), cpu);
+                }
+                self.times.set(bank, RunTime::default());
+                self.waits.set(bank, Waits::default());
+                if self.events.is_some() {
+                    self.counts.set(bank, Counted::default());
+                }
+            }
+            // A cgroup that is gone ran no more; one that only looked so may have.
+            self.late[last].alone_ns = self.late[last].alone_ns.wrapping_add(ran_ns.wrapping_sub(read_ns));
+            let _ = self.free.push(u64::try_from(slot).unwrap_or(u64::MAX), 0);
+        }
     }
 
     /// Finds the owners of slots that were taken since the last look.
@@ -268,7 +316,11 @@ impl Switch {
         out.missed = 0;
         for cpu in 0..self.possible {
             let state = self.cpus.get(cpu);
-            out.overflow.push(state.overflow);
+            let (overflow, late) = (state.overflow, self.late[cpu]);
+            out.overflow.push(RunTime {
+                alone_ns: overflow.alone_ns.wrapping_add(late.alone_ns),
+                shared_ns: overflow.shared_ns.wrapping_add(late.shared_ns),
+            });
             out.missed = out.missed.wrapping_add(state.missed);
         }
     }
@@ -337,22 +389,14 @@ impl Reader for Switch {
 
     fn forget(&mut self, key: &CgroupKey) {
         let Some(at) = self.index.remove(key) else { return };
-        let Live { slot, .. } = self.live.swap_remove(at);
+        let Live { slot, now_ns, .. } = self.live.swap_remove(at);
         if let Some(moved) = self.live.get(at) {
             self.index.insert(moved.key, at);
         }
-        // First the name, then the figures, then the slot: who takes it finds it empty.
+        // Who runs in it all the same gets another slot, once every CPU has forgotten this one.
         let _ = self.slots.remove(&key.tag());
         self.owners.set(slot, 0);
-        for cpu in 0..self.possible {
-            let bank = self.bank(cpu, slot);
-            self.times.set(bank, RunTime::default());
-            self.waits.set(bank, Waits::default());
-            if self.events.is_some() {
-                self.counts.set(bank, Counted::default());
-            }
-        }
-        let _ = self.free.push(u64::try_from(slot).unwrap_or(u64::MAX), 0);
+        self.leaving.push((slot, now_ns));
     }
 
     fn replace(&mut self, topology: &Topology) {
