@@ -21,6 +21,8 @@ pub enum Field {
     TaskSumExec,
     /// `task_struct.se.prev_sum_exec_runtime`
     TaskPrevSumExec,
+    /// `task_struct.se.exec_start`
+    TaskExecStart,
     /// `task_struct.policy`
     TaskPolicy,
     /// `task_struct.prio`

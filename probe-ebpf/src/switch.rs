@@ -117,16 +117,16 @@ unsafe fn account<R: Read>(cpu: u32, state: *mut CpuState, task: Task, next: Tas
         (*state).running_pid = next.pid;
         (*state).charged_ns = next.ran_ns;
         let seen = running == task.object as u64 && pid == task.pid;
+        let left = Task { object: running as Object, pid, ran_ns: charged };
         if !seen && running != 0 && pid != 0 {
-            // Whoever was switched in last left unseen, and nobody knows when.
-            (*state).missed += 1;
+            leave_unseen(cpu, state, left);
         }
         if running == 0 || task.pid == 0 {
             return;
         }
         let (mut ran, mut ended) = (task.ran_ns.wrapping_sub(charged), stint);
         if !seen {
-            (ran, ended) = (since_unseen_switch::<R>(state, task), Stint::NONE);
+            (ran, ended) = (since_unseen_switch::<R>(state, left, task), Stint::NONE);
         } else if (ran as i64) < 0 {
             // The figure of a task only grows: this is another task at the same address.
             (*state).missed += 1;
@@ -200,32 +200,90 @@ unsafe fn beside(state: *mut CpuState, busy: bool) -> u64 {
 /// What a task ran since it was switched in, when that switch was not seen.
 ///
 /// Some switches reach no tracing program (seen on 6.18: two threads of a VM's agent are switched in and never out; the
-/// kernel counts no recursion miss). Whoever runs after such a thread would lose its whole interval, up to a tick. The
-/// fair class keeps the figure itself: `set_next_entity` copies `sum_exec_runtime` to `prev_sum_exec_runtime` (kernel/
-/// sched/fair.c). Other classes do not (real time, deadline, and sched_ext's policy 7), so their stale copy must not be
-/// used; nor must one that claims more time than has passed since this CPU was last charged by the clock.
+/// kernel counts no recursion miss). Whoever runs after such a thread would lose its whole interval, up to a tick. The scheduler keeps
+/// two figures of it, and the longer is the true one that does not claim more than has passed since this CPU was last charged by the
+/// clock:
+/// - `exec_start` is this CPU's own clock when a task was last charged: for `left`, when it left, if it was not switched in again; for
+///   `task`, now.
+/// - `set_next_entity` copies `sum_exec_runtime` to `prev_sum_exec_runtime` (kernel/sched/fair.c) when a task of the fair class is
+///   switched in, and sometimes later: measured to be short by up to one period of the scheduler's tick.
 ///
 /// # Safety
-/// As [`account`].
+/// As [`account`]; `left` as in [`leave_unseen`].
 #[inline(always)]
-unsafe fn since_unseen_switch<R: Read>(state: *mut CpuState, task: Task) -> u64 {
+unsafe fn since_unseen_switch<R: Read>(state: *mut CpuState, left: Task, task: Task) -> u64 {
+    // SAFETY: the caller's contract.
+    unsafe {
+        let elapsed = elapsed(state);
+        let copied = task.ran_ns.wrapping_sub(R::read(field!(task.object, TaskPrevSumExec)));
+        let copied = if is_fair::<R>(task.object) && copied <= elapsed { copied } else { 0 };
+        if left.pid != 0
+            && Probed::read::<u32>(field!(left.object, TaskPid)) == left.pid
+            && Probed::read::<u64>(field!(left.object, TaskPrevSumExec)) <= left.ran_ns
+        {
+            let start: u64 = Probed::read(field!(left.object, TaskExecStart));
+            let span = R::read::<u64>(field!(task.object, TaskExecStart)).wrapping_sub(start);
+            if start != 0 && span >= copied && span <= elapsed && span <= task.ran_ns {
+                return span;
+            }
+        }
+        if copied == 0 {
+            (*state).missed += 1;
+        }
+        copied
+    }
+}
+
+/// Charges what `left` ran up to a switch that was not seen, from the last moment that it was charged, `left.ran_ns`.
+///
+/// What it ran altogether is in its own figures. Where it has been switched in again since, on whatever CPU, that stint is charged
+/// there: then only what it ran up to the beginning of that stint is taken here.
+///
+/// # Safety
+/// As [`account`]; `left` may be gone: its memory is only read by the helper, and only believed while the pid is the same.
+#[inline(always)]
+unsafe fn leave_unseen(cpu: u32, state: *mut CpuState, left: Task) {
+    // SAFETY: the caller's contract.
+    unsafe {
+        let now = Task::read::<Probed>(left.object);
+        let began: u64 = Probed::read(field!(left.object, TaskPrevSumExec));
+        let end = if began > left.ran_ns { began } else { now.ran_ns };
+        let ran = end.wrapping_sub(left.ran_ns);
+        if now.pid == left.pid && is_fair::<Probed>(left.object) && ran <= elapsed(state) {
+            charge::<Probed>(cpu, state, now, ran, 0, Stint::NONE);
+        } else {
+            // Nobody knows when it left.
+            (*state).missed += 1;
+        }
+    }
+}
+
+/// True where `prev_sum_exec_runtime` is kept.
+///
+/// # Safety
+/// As [`Read::read`].
+#[inline(always)]
+unsafe fn is_fair<R: Read>(task: Object) -> bool {
     const SCHED_NORMAL: u32 = 0;
     const SCHED_BATCH: u32 = 3;
     const SCHED_IDLE: u32 = 5;
     const MAX_RT_PRIO: u32 = 100;
-    // SAFETY: the caller's contract; a helper without arguments.
+    // SAFETY: the caller's contract.
     unsafe {
-        let policy: u32 = R::read(field!(task.object, TaskPolicy));
-        let fair = (policy == SCHED_NORMAL || policy == SCHED_BATCH || policy == SCHED_IDLE)
-            && R::read::<u32>(field!(task.object, TaskPrio)) >= MAX_RT_PRIO;
-        let ran = task.ran_ns.wrapping_sub(R::read(field!(task.object, TaskPrevSumExec)));
-        let elapsed = bpf_ktime_get_ns().wrapping_sub((*state).swept_at_ns);
-        if fair && ran <= elapsed {
-            return ran;
-        }
-        (*state).missed += 1;
+        let policy: u32 = R::read(field!(task, TaskPolicy));
+        (policy == SCHED_NORMAL || policy == SCHED_BATCH || policy == SCHED_IDLE)
+            && R::read::<u32>(field!(task, TaskPrio)) >= MAX_RT_PRIO
     }
-    0
+}
+
+/// Nanoseconds since this CPU was last charged by the clock.
+///
+/// # Safety
+/// `state` is this CPU's own.
+#[inline(always)]
+unsafe fn elapsed(state: *mut CpuState) -> u64 {
+    // SAFETY: a helper without arguments; the caller's contract.
+    unsafe { bpf_ktime_get_ns().wrapping_sub((*state).swept_at_ns) }
 }
 
 /// In [`CpuState::delay_ns`]: the switch that began this stint was not seen.

@@ -225,6 +225,7 @@ fn a_thousand_children_of_a_container_are_all_counted() {
         }
         assert_eq!(info, *tier);
         let seconds = page.cpu(&name);
+        println!("{} switches not seen", page.get("wattcast_cpu_intervals_missed_total", &[]));
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "seconds of a test")]
         assert_within_a_thousandth(&format!("tier {tier}, 1000 children"), (seconds * 1e9) as u64, &dir);
     }

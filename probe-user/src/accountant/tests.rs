@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    cpu::{Reading, RunTime, hierarchy},
+    cpu::{Knows, Reading, RunTime, Tier, Weights, hierarchy},
     energy::zone::{Ceiling, Origin, Range, Zone},
     tick::Collected,
     topology::PackageId,
@@ -51,14 +51,18 @@ struct Machine {
 
 impl Machine {
     fn new(setup: Setup, policy: IdlePolicy, containers: u32) -> Self {
-        let cpus = setup.places.len();
+        Self::with(setup, policy.into(), containers)
+    }
+
+    fn with(setup: Setup, rules: Rules, containers: u32) -> Self {
+        let cpus = setup.columns().0.len();
         let mut raw = RawTick { zones: vec![Ok(0); setup.zones.len()], ..RawTick::default() };
         raw.news.shown = (0..containers).map(container).collect();
         let ids = (0..containers).map(|number| (key(u64::from(number) + 10), Holder::Container(number)));
         raw.news.holders = std::iter::once((key(1), Holder::System)).chain(ids).collect();
         let rows = raw.news.holders.iter().map(|(key, _)| (*key, vec![RunTime::default(); cpus])).collect();
         raw.cpu = Some(Ok(Reading { rows, overflow: vec![RunTime::default(); cpus], ..Reading::default() }));
-        let mut this = Self { accountant: Accountant::new(setup, policy, 1 << 20), raw };
+        let mut this = Self { accountant: Accountant::new(setup, rules, 1 << 20), raw };
         this.tick(0);
         this.raw.news = News::default();
         this
@@ -121,6 +125,58 @@ fn two_packages_at_three_to_one_give_three_to_one() {
         last = machine.tick(SECOND);
     }
     assert_eq!((given(&last, 0), given(&last, 1)), (60 * 30_000_000, 60 * 10_000_000));
+}
+
+#[test]
+fn a_second_beside_a_busy_sibling_is_worth_what_the_rules_say() {
+    let machine = |rules: Rules| {
+        let mut smt = setup(&[package(0)], 1);
+        smt.smt = true;
+        let mut machine = Machine::with(smt, rules, 2);
+        // One alone for a second, the other beside somebody for a second.
+        machine.uses(0, 1_575_000).runs(10, 0, SECOND);
+        let Some(Ok(reading)) = &mut machine.raw.cpu else { panic!("no CPU time") };
+        reading.rows.iter_mut().find(|(known, _)| *known == key(11)).unwrap().1[0].shared_ns += SECOND;
+        machine.tick(SECOND)
+    };
+    let default = machine(IdlePolicy::Separate.into());
+    assert_eq!((given(&default, 0), given(&default, 1)), (1_000_000, 575_000));
+    assert_eq!(default.containers[1].cpu[0].time, RunTime { alone_ns: 0, shared_ns: SECOND });
+    assert_eq!((default.smt, default.shared_milli), (true, 575));
+    let whole = machine(Rules { idle: IdlePolicy::Separate, weights: Weights { shared_milli: 1000 } });
+    assert_eq!(given(&whole, 0).abs_diff(given(&whole, 1)), 0);
+}
+
+#[test]
+fn where_nobody_knows_who_ran_where_each_package_is_shared_as_the_machine_is() {
+    let mut blunt = setup(&[package(0), package(1)], 2);
+    let knows = Knows { cpus: false, siblings: false };
+    blunt.cpu = Some(Collected { tier: Tier::Files, knows, reason: String::new() });
+    blunt.places = vec![Some(0), Some(1)];
+    let mut machine = Machine::with(blunt.clone(), IdlePolicy::Separate.into(), 2);
+    machine.uses(0, 30_000_000).uses(1, 10_000_000).runs(10, 0, 3 * SECOND / 2).runs(11, 0, SECOND / 2);
+    let snapshot = machine.tick(SECOND);
+    assert_eq!((given(&snapshot, 0), given(&snapshot, 1)), (30_000_000, 10_000_000), "three quarters of both");
+    assert_eq!(snapshot.packages, [None]);
+    assert_eq!(snapshot.containers[0].cpu[0].ns(), 3 * SECOND / 2);
+    // All of it may have been on the other package, as far as there was room.
+    let sure = {
+        let mut machine = Machine::new(setup(&[package(0), package(1)], 2), IdlePolicy::Separate, 2);
+        machine.uses(0, 30_000_000).uses(1, 10_000_000).runs(10, 0, SECOND).runs(10, 1, SECOND / 2).runs(
+            11,
+            1,
+            SECOND / 2,
+        );
+        machine.tick(SECOND)
+    };
+    let bound = |snapshot: &Snapshot, at: usize| snapshot.containers[at].uncertainty.unwrap();
+    assert!(bound(&snapshot, 1) > bound(&sure, 1), "{} {}", bound(&snapshot, 1), bound(&sure, 1));
+    // On a machine with one package it is known all the same.
+    let mut one = setup(&[package(0)], 1);
+    one.cpu = blunt.cpu;
+    let mut machine = Machine::with(one, IdlePolicy::Separate.into(), 1);
+    machine.uses(0, 1000).runs(10, 0, SECOND);
+    assert_eq!(machine.tick(SECOND).packages, [Some(PackageId::whole(0))]);
 }
 
 #[test]

@@ -58,6 +58,7 @@ pub fn switch(btf: &Btf<'_>) -> Result<Known, BtfError> {
         (Field::TaskPid, task(&["pid"])?),
         (Field::TaskSumExec, task(&["se", "sum_exec_runtime"])?),
         (Field::TaskPrevSumExec, task(&["se", "prev_sum_exec_runtime"])?),
+        (Field::TaskExecStart, task(&["se", "exec_start"])?),
         (Field::TaskPolicy, task(&["policy"])?),
         (Field::TaskPrio, task(&["prio"])?),
         // Renamed in 5.14 (commit 2f064a59a11f).
