@@ -32,9 +32,11 @@ pub unsafe fn charge(cpu: u32, state: *mut CpuState, next: u64) {
         let current = (*state).counting;
         (*state).counting = next;
         let mut grown = Counted::default();
-        grown.events[0] = read(&CYCLES, cpu, state, 0);
-        grown.events[1] = read(&INSTRUCTIONS, cpu, state, 1);
-        grown.events[2] = read(&CACHE_MISSES, cpu, state, 2);
+        let mut time = [0, 0];
+        grown.events[0] = read(&CYCLES, cpu, state, 0, &mut time);
+        grown.events[1] = read(&INSTRUCTIONS, cpu, state, 1, &mut time);
+        grown.events[2] = read(&CACHE_MISSES, cpu, state, 2, &mut time);
+        (*state).counter_time = time;
         if current == 0 {
             return;
         }
@@ -46,12 +48,18 @@ pub unsafe fn charge(cpu: u32, state: *mut CpuState, next: u64) {
     }
 }
 
-/// What a counter of this CPU counted since it was read last; nothing where it cannot be read.
+/// What a counter of this CPU counted since it was read last, nothing where it cannot be read; adds its times.
 ///
 /// # Safety
 /// `state` is this CPU's own; `counter` is below [`COUNTERS`].
 #[inline(always)]
-unsafe fn read(map: &'static PerfEventArray, cpu: u32, state: *mut CpuState, counter: usize) -> u64 {
+unsafe fn read(
+    map: &'static PerfEventArray,
+    cpu: u32,
+    state: *mut CpuState,
+    counter: usize,
+    time: &mut [u64; 2],
+) -> u64 {
     let mut value = bpf_perf_event_value { counter: 0, enabled: 0, running: 0 };
     let size = size_of::<bpf_perf_event_value>() as u32;
     // SAFETY: the helper writes no more than `size`; the caller's contract.
@@ -62,9 +70,8 @@ unsafe fn read(map: &'static PerfEventArray, cpu: u32, state: *mut CpuState, cou
         }
         let grown = value.counter.wrapping_sub((*state).counted[counter]);
         (*state).counted[counter] = value.counter;
-        if counter == 0 {
-            (*state).counter_time = [value.enabled, value.running];
-        }
+        time[0] += value.enabled;
+        time[1] += value.running;
         grown
     }
 }

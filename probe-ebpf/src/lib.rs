@@ -235,7 +235,7 @@ pub struct CpuState {
     pub counting: u64,
     /// The hardware counters when they were last charged.
     pub counted: [u64; COUNTERS],
-    /// For how long the first of them was wanted, and for how long the hardware had a place for it, in nanoseconds.
+    /// For how long they were wanted, and for how long the hardware had a place for them, in nanoseconds, all of them together.
     pub counter_time: [u64; 2],
     /// Set by user space when a slot is to be given back: `charge_running` then forgets who has which, and clears it.
     pub forget: u64,

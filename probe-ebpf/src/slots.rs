@@ -109,7 +109,8 @@ unsafe fn recall<R: Read>(cpu: u32, state: *mut CpuState, pid: u32, set: Object,
 /// `state` is this CPU's own.
 #[inline(always)]
 unsafe fn find(state: *mut CpuState, tag: Tag) -> u64 {
-    // SAFETY: the value is a number that nobody changes.
+    // SAFETY: the value is one word; its element is taken for another cgroup only after user space removed this one, whose tasks are
+    // gone then.
     if let Some(slot) = unsafe { SLOTS.get(tag) } {
         return *slot;
     }

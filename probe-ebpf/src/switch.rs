@@ -57,11 +57,12 @@ pub fn charge_running(_ctx: RawTracePointContext) -> i32 {
             (*state).delay_ns = UNSEEN;
         }
         account::<Probed>(cpu, state, now, now, Stint::NONE);
-        if COUNTING.load() != 0 {
-            counters::charge(cpu, state, counted_for::<Probed>(cpu, state, now));
-        }
+        // Before the counters are told whom they run for.
         if (*state).forget != 0 {
             slots::forget(state);
+        }
+        if COUNTING.load() != 0 {
+            counters::charge(cpu, state, counted_for::<Probed>(cpu, state, now));
         }
         (*state).swept_at_ns = bpf_ktime_get_ns();
     }
@@ -105,8 +106,9 @@ unsafe fn counted_for<R: Read>(cpu: u32, state: *mut CpuState, task: Task) -> u6
 /// Charges `task` up to now, with the stint that ends if one does, and remembers `next` as running.
 ///
 /// # Safety
-/// `state` is this CPU's own: nothing else writes there meanwhile, for interrupts are off in sched_switch and in the call that
-/// runs `charge_running`. `task` is one that `R` can read.
+/// `state` is this CPU's own: nothing else of ours writes there meanwhile, for interrupts are off in sched_switch, and what runs
+/// `charge_running` keeps the CPU (net/bpf/test_run.c: an interrupt on another CPU, get_cpu on this one), so no switch comes
+/// between. `task` is one that `R` can read.
 #[inline(always)]
 unsafe fn account<R: Read>(cpu: u32, state: *mut CpuState, task: Task, next: Task, stint: Stint) {
     // SAFETY: the caller's contract.
@@ -236,8 +238,7 @@ unsafe fn since_unseen_switch<R: Read>(state: *mut CpuState, left: Task, task: T
 
 /// Charges what `left` ran up to a switch that was not seen, from the last moment that it was charged, `left.ran_ns`.
 ///
-/// What it ran altogether is in its own figures. Where it has been switched in again since, on whatever CPU, that stint is charged
-/// there: then only what it ran up to the beginning of that stint is taken here.
+/// What it ran altogether is in its own figures; they say what it ran here as long as it was not switched in again.
 ///
 /// # Safety
 /// As [`account`]; `left` may be gone: its memory is only read by the helper, and only believed while the pid is the same.
@@ -247,12 +248,12 @@ unsafe fn leave_unseen(cpu: u32, state: *mut CpuState, left: Task) {
     unsafe {
         let now = Task::read::<Probed>(left.object);
         let began: u64 = Probed::read(field!(left.object, TaskPrevSumExec));
-        let end = if began > left.ran_ns { began } else { now.ran_ns };
-        let ran = end.wrapping_sub(left.ran_ns);
-        if now.pid == left.pid && is_fair::<Probed>(left.object) && ran <= elapsed(state) {
+        let ran = now.ran_ns.wrapping_sub(left.ran_ns);
+        let here = began <= left.ran_ns && is_fair::<Probed>(left.object);
+        if now.pid == left.pid && here && ran <= elapsed(state) {
             charge::<Probed>(cpu, state, now, ran, 0, Stint::NONE);
         } else {
-            // Nobody knows when it left.
+            // Nobody knows what it ran before it left.
             (*state).missed += 1;
         }
     }

@@ -102,7 +102,7 @@ impl Config {
         }
     }
 
-    /// Whose the idle energy is.
+    /// What the user decides of the arithmetic.
     #[must_use]
     pub fn rules(&self) -> Rules {
         Rules { idle: self.energy.idle_policy, weights: self.cpu.weights() }

@@ -224,13 +224,19 @@ fn parts(config: &Config, tiers: &[Finding]) -> Vec<Finding> {
     let trees = trees.map_err(|error| {
         Unavailable::new(crate::state::Reason::of(&error), format!("{error}. Name the mount with --path.cgroupfs"))
     });
-    // As the probe chooses: the first that works.
-    let cpu = match tiers.iter().find(|tier| tier.state == "usable") {
-        Some(best) => Ok(format!("by tier {}: {}", best.name, best.detail)),
-        None => {
-            let why = "no tier works; joules are measured and given to nobody";
-            Err(Unavailable::new(crate::state::Reason::Absent, why))
+    // As the probe chooses: the first that works of those that may serve; where none does, the last says why.
+    let may = |tier: &&Finding| config.cpu.tier.tiers().iter().any(|may| may.as_str() == tier.name);
+    let chosen = tiers.iter().filter(may).find(|tier| tier.state == "usable");
+    let cpu = match chosen.or_else(|| tiers.iter().rfind(may)) {
+        Some(Finding { name, state: "usable", detail }) => {
+            Finding { name: "cpu".to_owned(), state: "usable", detail: format!("by tier {name}: {detail}") }
         }
+        Some(Finding { name, state, detail }) => Finding {
+            name: "cpu".to_owned(),
+            state,
+            detail: format!("tier {name}: {detail}; joules are given to nobody"),
+        },
+        None => Finding { name: "cpu".to_owned(), state: "absent", detail: "no tier may serve".to_owned() },
     };
     let docker = std::os::unix::net::UnixStream::connect(&config.paths.docker_socket)
         .map(|_| format!("{} answers", config.paths.docker_socket.display()));
@@ -243,7 +249,7 @@ fn parts(config: &Config, tiers: &[Finding]) -> Vec<Finding> {
             ),
         )
     });
-    vec![Finding::of("cgroups", &trees), Finding::of("cpu", &cpu), Finding::of("docker", &docker)]
+    vec![Finding::of("cgroups", &trees), cpu, Finding::of("docker", &docker)]
 }
 
 impl Report {

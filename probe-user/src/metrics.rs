@@ -97,7 +97,7 @@ pub(crate) static CONTAINER_COUNTERS: Def = Def::counter(
 pub(crate) static COUNTER_RATIO: Def = Def::gauge(
     "wattcast_hardware_counters_running_ratio",
     &[],
-    "For which part of the time the hardware had a place for our counters since they were opened; below 1 the counts are too small \
+    "For which part of the time the hardware had a place for our counters, all three together, since they were opened; below 1 the counts are too small \
      by as much, and joules are shared by time alone.",
 );
 pub(crate) static SMT_WEIGHT: Def = Def::gauge(
@@ -124,7 +124,7 @@ pub(crate) static CPU_INFO: Def = Def::gauge(
 pub(crate) static CPU_OVERFLOW: Def = Def::counter(
     "wattcast_cpu_overflow_seconds_total",
     &[],
-    "CPU seconds of cgroups that found no slot in the kernel side (4096, fewer on machines of very many CPUs); accounted as system.",
+    "CPU seconds of cgroups that found no slot in the kernel side (4096, fewer on machines of very many CPUs); accounted as system. Also what a cgroup ran that had seemed gone, up to the next tick.",
 );
 pub(crate) static CPU_MISSED: Def = Def::counter(
     "wattcast_cpu_intervals_missed_total",

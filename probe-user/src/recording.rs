@@ -25,16 +25,18 @@ use crate::{
 const FORMAT: &str = "wattcast-recording";
 /// Raised when an older reader would take a newer file wrong. 2: time beside a busy sibling, and hardware counters.
 const VERSION: u32 = 2;
-/// Longest line: a tick of 4096 cgroups that all ran on 64 CPUs has under 8 MB.
+/// Longest line: a figure has up to 100 bytes, so a tick of 4096 cgroups that all ran on 64 CPUs has under 27 MB.
 const MAX_LINE: u64 = 32 << 20;
 /// Most counters and packages of a machine.
 const MAX_ZONES: usize = 1024;
 /// Most cgroups, and containers, that are believed to live at once.
 const MAX_ITEMS: usize = 65_536;
-/// Most figures of CPU time, by cgroup and CPU, that are held at once.
-const MAX_FIGURES: usize = 4 << 20;
+/// Most figures of CPU time, by cgroup and CPU, or by cgroup and package, that are held at once.
+const MAX_FIGURES: usize = 1 << 20;
 /// Longest text in a line that becomes a label.
 const MAX_TEXT: usize = 1024;
+/// Longest reason why a tier does not serve.
+const MAX_REASON: usize = 4096;
 /// Ticks between two points up to which a torn file can be read.
 const FLUSH_EVERY: u32 = 10;
 
@@ -475,6 +477,9 @@ impl<R: Read> Reader<R> {
                     if self.totals.len() >= MAX_ITEMS {
                         return Err("more cgroups than a kernel counts".to_owned());
                     }
+                    if self.totals.len().saturating_mul(self.setup.packages.len()) > MAX_FIGURES {
+                        return Err("more cgroups and packages than a kernel counts".to_owned());
+                    }
                     let totals = self.totals.entry(key).or_default();
                     for grown in grown {
                         let cpu = grown.0;
@@ -525,6 +530,9 @@ impl<R: Read> Reader<R> {
 
 /// What a setup must be for the arithmetic to hold.
 fn sound(setup: &Setup) -> Result<(), String> {
+    if setup.cpu.as_ref().is_some_and(|cpu| cpu.reason.len() > MAX_REASON) {
+        return Err("a reason that is too long".to_owned());
+    }
     if setup.zones.len() > MAX_ZONES || setup.packages.len() > MAX_ZONES || setup.packages.is_empty() {
         return Err("more counters or packages than a machine has, or no package".to_owned());
     }

@@ -48,6 +48,9 @@ struct Place {
 pub struct Topology {
     places: Vec<Place>,
     known: bool,
+    /// True when the machine has threads that may be switched on while we run.
+    #[serde(default)]
+    threads: bool,
 }
 
 impl Topology {
@@ -89,7 +92,9 @@ impl Topology {
             places.push(Place { cpu: 0, package: 0, die: 0, core: 0 });
         }
         places.sort_unstable_by_key(|place| place.cpu);
-        Self { places, known }
+        // Documentation/ABI/testing/sysfs-devices-system-cpu: the other states cannot change any more.
+        let control = fs::read_to_string(dir.join("smt/control")).unwrap_or_default();
+        Self { places, known, threads: matches!(control.trim(), "on" | "off") }
     }
 
     /// False when nothing was read, and one package is assumed.
@@ -114,9 +119,12 @@ impl Topology {
         self.places.iter().find(|place| place.cpu == cpu).map(|place| place.domain(per_die))
     }
 
-    /// True when two CPUs share a core.
+    /// True when two CPUs share a core, or may come to.
     #[must_use]
     pub fn has_smt(&self) -> bool {
+        if self.threads {
+            return true;
+        }
         let mut cores: Vec<_> = self.places.iter().map(|place| (place.package, place.die, place.core)).collect();
         cores.sort_unstable();
         cores.windows(2).any(|pair| pair[0] == pair[1])
@@ -206,6 +214,14 @@ mod tests {
             fs::write(dir.path().join(format!("devices/system/cpu/cpu{cpu}/topology/core_id")), "7\n").unwrap();
         }
         assert!(Topology::read(dir.path()).has_smt());
+        // Two cores, whose other threads are off and may be switched on.
+        fs::write(dir.path().join("devices/system/cpu/cpu0/topology/core_id"), "6\n").unwrap();
+        fs::create_dir_all(dir.path().join("devices/system/cpu/smt")).unwrap();
+        for (control, may) in [("off\n", true), ("notsupported\n", false), ("forceoff\n", false)] {
+            fs::write(dir.path().join("devices/system/cpu/smt/control"), control).unwrap();
+            assert_eq!(Topology::read(dir.path()).has_smt(), may, "{control}");
+        }
+        fs::write(dir.path().join("devices/system/cpu/cpu0/topology/core_id"), "7\n").unwrap();
         assert_eq!(Topology::read(dir.path()).siblings(), Ok(vec![Some(1), Some(0)]));
         assert_eq!(Topology::read(dir.path()).dies(0), 1);
     }

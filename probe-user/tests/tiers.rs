@@ -13,6 +13,7 @@ use std::{
 
 use probe_user::{
     cpu::{self, CgroupKey, Events, Places, Reader, Reading, RunTime, Switch, Tier, hierarchy},
+    state::Reason,
     topology::Topology,
 };
 use support::{Page, Probe, eventually, fixture, kernel_and_engine, machine, no_ebpf, skip, sleep, unique};
@@ -43,7 +44,9 @@ fn readers() -> Vec<(&'static str, Box<dyn Reader>)> {
         match cpu::open(tier, &places(), &topology) {
             Ok(reader) => all.push((tier.as_str(), reader)),
             // 6.1 brought the iterator.
-            Err(why) if tier == Tier::Kernel => println!("skipped: tier kernel: {}", why.detail),
+            Err(why) if tier == Tier::Kernel && why.reason == Reason::Absent => {
+                println!("skipped: tier kernel: {}", why.detail);
+            }
             Err(why) => panic!("{tier}: {}", why.detail),
         }
     }
@@ -218,12 +221,11 @@ fn a_thousand_children_of_a_container_are_all_counted() {
     for (tier, probe) in tiers.iter().zip(&probes) {
         let page = probe.fresh();
         page.assert_closed();
-        let info = page.all("wattcast_cpu_source_info").next().unwrap().label("tier").to_owned();
-        if *tier == "kernel" && info != "kernel" {
+        if *tier == "kernel" && probe.source("cpu").0 == "absent" {
             println!("skipped: tier kernel: {}", probe.source("cpu").1);
             continue;
         }
-        assert_eq!(info, *tier);
+        assert_eq!(page.all("wattcast_cpu_source_info").next().unwrap().label("tier"), *tier);
         let seconds = page.cpu(&name);
         println!("{} switches not seen", page.get("wattcast_cpu_intervals_missed_total", &[]));
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "seconds of a test")]
@@ -269,9 +271,8 @@ fn time_beside_a_busy_sibling_is_told_apart() {
         side(1),
         reading.missed
     );
-    // Who leaves a CPU unseen leaves it busy up to the next look.
-    let unseen = 0.1 * f64::from(u32::try_from(reading.missed).unwrap());
-    assert!((side(0) - side(1)).abs() <= 0.01 * side(0) + 0.005 + unseen, "both saw the same");
+    // Who leaves a CPU unseen, as some threads do here, leaves it busy up to the next look.
+    assert!((side(0) - side(1)).abs() <= 0.05 * side(0), "both saw the same");
     let (a, b) = (row(&reading, &key(&always)), row(&reading, &key(&half)));
     let (alone, shared) = (a[0].alone_ns as f64 / 1e9, a[0].shared_ns as f64 / 1e9);
     println!("the hog: {alone:.3} s alone, {shared:.3} s beside the other, which ran {:.3} s", b[1].ns() as f64 / 1e9);
@@ -396,6 +397,25 @@ fn the_files_tell_no_package_and_say_so() {
     assert!(joules(&blunt, "1") > 0.2 * joules(&blunt, "0"), "nobody knows that");
     println!("bounds: {:.3} without, {:.3} with", bound(&blunt), bound(&sharp));
     assert!(bound(&blunt) > 2.0 * bound(&sharp));
+}
+
+/// In a cgroup namespace of its own the root of the tree is the probe's own cgroup: what others run is not seen, and that is said.
+#[test]
+fn a_tier_that_would_see_only_a_part_of_the_tree_is_absent() {
+    if let Some(reason) = no_ebpf() {
+        skip!("{reason}");
+    }
+    let cgroup = Cgroup::create(&cgroup::v2().unwrap(), &unique("namespace")).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let script = format!("mount -t cgroup2 none {0} && exec \"$0\" --path.cgroupfs={0} \"$@\"", dir.path().display());
+    for (tier, word) in [("kernel", "read_cgroups"), ("files", "private cgroup namespace")] {
+        let mut command = Command::new("unshare");
+        command.args(["--cgroup", "--mount", "sh", "-c", &script]).arg(env!("CARGO_BIN_EXE_wattcast-probe"));
+        cgroup.enter(&mut command).unwrap();
+        let probe = Probe::start_command(&mut command, &["--energy.source=model", &format!("--cpu.tier={tier}")]);
+        let (state, detail) = probe.source("cpu");
+        assert!(state == "absent" && detail.contains(word), "{tier} is {state}: {detail}");
+    }
 }
 
 /// In a process of its own: cgroups that are born, run a moment and die, so many a second.

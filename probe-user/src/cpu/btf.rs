@@ -17,6 +17,7 @@ const KIND_STRUCT: u32 = 4;
 const KIND_UNION: u32 = 5;
 const KIND_ENUM: u32 = 6;
 const KIND_TYPEDEF: u32 = 8;
+const KIND_FUNC: u32 = 12;
 const KIND_FUNC_PROTO: u32 = 13;
 const KIND_VAR: u32 = 14;
 const KIND_DATASEC: u32 = 15;
@@ -35,6 +36,9 @@ pub enum BtfError {
     /// The kernel has no such structure.
     #[error("the kernel's BTF has no struct {0}")]
     NoStruct(String),
+    /// The kernel has no such function.
+    #[error("this kernel has no {0}")]
+    NoFunction(String),
     /// The structure has no such field.
     #[error("struct {0} has no field {1} in this kernel")]
     NoField(String, String),
@@ -209,6 +213,12 @@ impl<'a> Btf<'a> {
         (0..function.count).map(|index| pointee(index).unwrap_or_default()).collect()
     }
 
+    /// True when the kernel has a function of that name.
+    #[must_use]
+    pub fn has_function(&self, name: &str) -> bool {
+        self.named(&[KIND_FUNC], name).next().is_some()
+    }
+
     /// The value of `name` in `enum enumeration`; absent when the kernel was built without it.
     #[must_use]
     pub fn enumerator(&self, enumeration: &str, name: &str) -> Option<u32> {
@@ -340,7 +350,7 @@ mod tests {
             if let Ok(btf) = Btf::parse(&good) {
                 let _ = btf.field("task", &["se", "sum"]);
                 let _ = btf.enumerator("cgroup_subsys_id", "cpu_cgrp_id");
-                let _ = btf.arguments("task");
+                let _ = (btf.arguments("task"), btf.has_function("task"));
             }
         }
     }

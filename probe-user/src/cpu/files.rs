@@ -81,11 +81,14 @@ struct Usage {
     form: Form,
     nodes: HashMap<String, Node>,
     looks: u64,
+    /// False when the last look may have passed somebody over.
+    complete: bool,
 }
 
 /// One cgroup at the last look.
-#[derive(Default)]
 struct Node {
+    /// Who: another may come by the same path.
+    key: CgroupKey,
     /// The file's figures: itself and below.
     usage: Columns,
     /// What the cgroups below were seen to run beyond what it said itself, because they were read a moment later.
@@ -95,12 +98,16 @@ struct Node {
 
 impl Usage {
     fn new(root: PathBuf, form: Form) -> Self {
-        Self { root, form, nodes: HashMap::new(), looks: 0 }
+        Self { root, form, nodes: HashMap::new(), looks: 0, complete: false }
     }
 
-    /// What the own tasks of each cgroup but the root ran since the last look; at the first, nothing.
-    fn grown<'a>(&mut self, live: &[(CgroupKey, &'a str)]) -> io::Result<Vec<(CgroupKey, &'a str, Columns)>> {
+    /// What the own tasks of each cgroup but the root ran since the last look; at the first, nothing. One whose file cannot be read
+    /// now is counted when it can.
+    fn grown<'a>(&mut self, scan: &'a Scan, hierarchy: u64) -> Vec<(CgroupKey, &'a str, Columns)> {
+        let live = of(scan, hierarchy);
         self.looks += 1;
+        // Who comes after a look that passed nobody over is new, and counted whole; who else comes was there, for who knows how long.
+        let newcomers = std::mem::replace(&mut self.complete, scan.complete);
         let mut all = Vec::with_capacity(live.len());
         let mut below: HashMap<&str, Columns> = HashMap::new();
         for (key, path) in live.iter().filter(|(_, path)| *path != "/") {
@@ -108,17 +115,26 @@ impl Usage {
                 Ok(now) => now,
                 // It went while we looked, or the two trees of v1 differ.
                 Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)) => continue,
-                Err(error) => return Err(error),
+                Err(_) => {
+                    self.complete = false;
+                    if let Some(node) = self.nodes.get_mut(*path) {
+                        node.look = self.looks;
+                    }
+                    continue;
+                }
             };
-            let node = self.nodes.entry((*path).to_owned()).or_default();
+            let fresh = || Node {
+                key: *key,
+                usage: if newcomers { vec![0; now.len()] } else { now.clone() },
+                ahead: Columns::new(),
+                look: 0,
+            };
+            let node = self.nodes.entry((*path).to_owned()).or_insert_with(fresh);
+            if node.key != *key {
+                *node = fresh();
+            }
             node.usage.resize(now.len(), 0);
-            let first = self.looks == 1;
-            // What there was before the start is nobody's; who came since is counted whole.
-            let grown: Columns = now
-                .iter()
-                .zip(&node.usage)
-                .map(|(now, last)| if first { 0 } else { now.saturating_sub(*last) })
-                .collect();
+            let grown: Columns = now.iter().zip(&node.usage).map(|(now, last)| now.saturating_sub(*last)).collect();
             (node.usage, node.look) = (now, self.looks);
             if let Some((parent, _)) = path.rsplit_once('/').filter(|(parent, _)| !parent.is_empty()) {
                 let sums = below.entry(parent).or_insert_with(|| vec![0; grown.len()]);
@@ -137,8 +153,10 @@ impl Usage {
             }
         }
         let looks = self.looks;
-        self.nodes.retain(|_, node| node.look == looks);
-        Ok(all)
+        if scan.complete {
+            self.nodes.retain(|_, node| node.look == looks);
+        }
+        all
     }
 }
 
@@ -150,6 +168,8 @@ pub(super) struct V1 {
     procfs: PathBuf,
     /// What was last seen of members: true where they have a v2 leaf, by which they go.
     covered: HashMap<String, bool>,
+    /// True where no v2 tree is mounted, by which anybody could go.
+    alone: bool,
 }
 
 impl V1 {
@@ -158,16 +178,18 @@ impl V1 {
         let cpu = trees.root(hierarchy::V1_CPU)?.to_owned();
         let usage = cpuacct(&places.cgroupfs)?;
         let usage = Usage::new(usage, Form::UsagePercpu);
-        Some(Self { usage, cpu, procfs: places.procfs.clone(), covered: HashMap::new() })
+        Some(Self {
+            usage,
+            cpu,
+            procfs: places.procfs.clone(),
+            covered: HashMap::new(),
+            alone: trees.root(hierarchy::V2).is_none(),
+        })
     }
 
     /// What their tasks ran since the last look, CPU by CPU.
-    ///
-    /// # Errors
-    /// When a file cannot be read.
-    pub(super) fn grown(&mut self, scan: &Scan) -> io::Result<Vec<(CgroupKey, Columns)>> {
-        let live = of(scan, hierarchy::V1_CPU);
-        let grown = self.usage.grown(&live)?;
+    pub(super) fn grown(&mut self, scan: &Scan) -> Vec<(CgroupKey, Columns)> {
+        let grown = self.usage.grown(scan, hierarchy::V1_CPU);
         let mut own = Vec::new();
         let mut covered = HashMap::with_capacity(grown.len());
         for (key, path, grown) in grown {
@@ -178,12 +200,13 @@ impl V1 {
             if let Some(now) = now {
                 covered.insert(path.to_owned(), now);
             }
-            if !now.unwrap_or(false) {
+            // Where nobody was ever seen in it, as in a parent, its time may be somebody's by another name: it is the root's.
+            if now == Some(false) || (now.is_none() && self.alone) {
                 own.push((key, grown));
             }
         }
         self.covered = covered;
-        Ok(own)
+        own
     }
 
     /// Whether the first member has a v2 leaf; unknown where there is none.
@@ -222,6 +245,17 @@ impl Files {
     pub fn open(places: &Places) -> Result<Self, Unavailable> {
         let failed = |error: io::Error| Unavailable::new(Reason::of(&error), format!("{error}"));
         let trees = Trees::find(&places.cgroupfs).map_err(failed)?;
+        // Every v2 cgroup but the root has a type (Documentation/admin-guide/cgroup-v2.rst).
+        if let Some(root) = trees.root(hierarchy::V2)
+            && root.join("cgroup.type").exists()
+        {
+            let what = format!(
+                "{} is a cgroup of its own (a private cgroup namespace): what others run is not seen. Mount the host's tree and name it \
+                 with --path.cgroupfs, or run in the host's cgroup namespace",
+                root.display()
+            );
+            return Err(Unavailable::new(Reason::Absent, what));
+        }
         let v2 = trees.root(hierarchy::V2).map(|root| Usage::new(root.to_owned(), Form::CpuStat));
         let v1 = V1::find(&trees, places);
         let all = match (cpuacct(&places.cgroupfs), trees.root(hierarchy::V2)) {
@@ -247,10 +281,10 @@ impl Files {
         self.last_all = now;
         let mut rows = Vec::new();
         if let Some(v2) = &mut self.v2 {
-            rows.extend(v2.grown(&of(&scan, hierarchy::V2))?.into_iter().map(|(key, _, grown)| (key, grown)));
+            rows.extend(v2.grown(&scan, hierarchy::V2).into_iter().map(|(key, _, grown)| (key, grown)));
         }
         if let Some(v1) = &mut self.v1 {
-            let grown = v1.grown(&scan)?;
+            let grown = v1.grown(&scan);
             rows.extend(grown.into_iter().map(|(key, grown)| (key, self.columns(grown))));
         }
         if !first {

@@ -11,13 +11,14 @@ use std::{
 };
 
 use aya::programs::Iter;
-use probe_ebpf::{CgroupKey, MAX_CGROUPS, RunTime, Tag, hierarchy};
+use probe_ebpf::{CgroupKey, RunTime, Tag, hierarchy};
 
 use super::{
     Knows, Places, Reader, Reading, Tier,
+    btf::BtfError,
     files::{V1, root_key},
     mapped::Mapped,
-    object::{Object, possible_cpus, refused},
+    object::{Object, possible_cpus, refused, slots_for},
     offsets,
     totals::{Columns, Totals},
 };
@@ -29,6 +30,8 @@ use crate::{
 
 const WALK: &str = "read_cgroups";
 const BASES: &str = "find_bases";
+/// What the kernel calls an iterator over cgroups (kernel/bpf/cgroup_iter.c, 6.1).
+const ITERATOR: &str = "bpf_iter_cgroup";
 
 /// The loaded iterator and its maps.
 pub struct Kernel {
@@ -37,6 +40,10 @@ pub struct Kernel {
     walked: Mapped<u64>,
     link: OwnedFd,
     possible: usize,
+    /// Cgroups that a walk has room for.
+    rows: usize,
+    /// False when the last walk passed somebody over.
+    complete: bool,
     /// The figures of the last walk, by cgroup, and the number of that walk.
     last: HashMap<CgroupKey, (Columns, u64)>,
     walks: u64,
@@ -58,14 +65,22 @@ impl Kernel {
     /// `broken` when the kernel refuses them for another reason.
     pub fn load(places: &Places) -> Result<Self, Unavailable> {
         let possible = possible_cpus();
+        let rows = slots_for(possible, size_of::<RunTime>());
         let word = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
         let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
         let (mut object, known) = Object::open(
-            offsets::kernel,
-            &[("SLOTS_PER_CPU", word(MAX_CGROUPS)), ("POSSIBLE_CPUS", word(possible))],
+            |btf| {
+                if btf.has_function(ITERATOR) {
+                    offsets::kernel(btf)
+                } else {
+                    Err(BtfError::NoFunction(ITERATOR.to_owned()))
+                }
+            },
+            &[("SLOTS_PER_CPU", word(rows)), ("POSSIBLE_CPUS", word(possible))],
             &[
                 ("CPUS", 1),
-                ("TIMES", number(MAX_CGROUPS.saturating_mul(possible))),
+                ("TIMES", number(rows.saturating_mul(possible))),
+                ("OWNERS", number(rows)),
                 ("BASES", number(possible)),
                 ("SLOTS", 1),
                 ("FREE", 1),
@@ -84,8 +99,7 @@ impl Kernel {
             .ok_or_else(|| Unavailable::new(Reason::Broken, "the eBPF object lacks read_cgroups"))?
             .try_into()
             .map_err(|error: aya::programs::ProgramError| refused("use its programs", &error))?;
-        walk.load("cgroup", btf)
-            .map_err(|error| refused("load read_cgroups (iterators over cgroups came with 6.1)", &error))?;
+        walk.load("cgroup", btf).map_err(|error| refused("load read_cgroups", &error))?;
         let program = walk.fd().map_err(|error| refused("load read_cgroups", &error))?.as_fd().as_raw_fd();
         let link = link_walk(program)
             .map_err(|error| Unavailable::new(Reason::of(&error), format!("cannot attach read_cgroups: {error}")))?;
@@ -99,6 +113,8 @@ impl Kernel {
             walked,
             link,
             possible,
+            rows,
+            complete: false,
             last: HashMap::new(),
             walks: 0,
             last_all: Vec::new(),
@@ -127,9 +143,11 @@ impl Kernel {
 
     fn look(&mut self) -> io::Result<()> {
         let walked = self.walk()?;
-        let rows = walked.min(MAX_CGROUPS);
+        let rows = walked.min(self.rows);
         self.missed = self.missed.saturating_add(u64::try_from(walked - rows).unwrap_or(u64::MAX));
         let first = self.walks == 0;
+        // Who comes after a walk that passed nobody over is new, and counted whole; who else comes was there, for who knows how long.
+        let newcomers = std::mem::replace(&mut self.complete, walked == rows) && !first;
         self.walks += 1;
         let mut grown = Vec::with_capacity(rows);
         for row in 1..rows {
@@ -138,26 +156,21 @@ impl Kernel {
                 continue;
             }
             let key = CgroupKey::of(tag);
-            let last = self.last.entry(key).or_default();
-            last.0.resize(self.possible, 0);
+            let now = |cpu: usize| self.times.get(cpu * self.rows + row).alone_ns;
+            let fresh = || ((0..self.possible).map(|cpu| if newcomers { 0 } else { now(cpu) }).collect(), 0);
+            let last = self.last.entry(key).or_insert_with(fresh);
             last.1 = self.walks;
             let columns: Columns = (0..self.possible)
-                .map(|cpu| {
-                    let now = self.times.get(cpu * MAX_CGROUPS + row).alone_ns;
-                    // What there was before the start is nobody's; who came since is counted whole.
-                    let grown = if first { 0 } else { now.saturating_sub(last.0[cpu]) };
-                    last.0[cpu] = now;
-                    grown
-                })
+                .map(|cpu| now(cpu).saturating_sub(std::mem::replace(&mut last.0[cpu], now(cpu))))
                 .collect();
             grown.push((key, columns));
         }
-        let now: Columns = (0..self.possible).map(|cpu| self.times.get(cpu * MAX_CGROUPS).alone_ns).collect();
+        let now: Columns = (0..self.possible).map(|cpu| self.times.get(cpu * self.rows).alone_ns).collect();
         self.last_all.resize(now.len(), 0);
         let all: Columns = now.iter().zip(&self.last_all).map(|(now, last)| now.saturating_sub(*last)).collect();
         self.last_all = now;
         if let Some((trees, v1)) = &mut self.v1 {
-            grown.extend(v1.grown(&trees.scan())?);
+            grown.extend(v1.grown(&trees.scan()));
         }
         if !first {
             self.totals.add(&all, &grown);
@@ -200,7 +213,8 @@ impl Reader for Kernel {
 /// `BPF_LINK_CREATE` of an iterator over all cgroups below the v2 root, parents first. aya links iterators without saying over
 /// what, which this one refuses.
 fn link_walk(program: RawFd) -> io::Result<OwnedFd> {
-    /// `struct bpf_iter_link_info`, `cgroup` (include/uapi/linux/bpf.h, 6.1): without a cgroup, all of them.
+    /// `struct bpf_iter_link_info`, `cgroup` (include/uapi/linux/bpf.h, 6.1). By its id, the root of all, and not that of our own
+    /// namespace, in which the kernel then says that there is none.
     #[repr(C)]
     struct Over {
         order: u32,
@@ -221,7 +235,9 @@ fn link_walk(program: RawFd) -> io::Result<OwnedFd> {
     const BPF_LINK_CREATE: libc::c_long = 28;
     const BPF_TRACE_ITER: u32 = 28;
     const BPF_CGROUP_ITER_DESCENDANTS_PRE: u32 = 2;
-    let over = Over { order: BPF_CGROUP_ITER_DESCENDANTS_PRE, descriptor: 0, id: 0 };
+    // kernfs numbers a tree from its root on (fs/kernfs/dir.c, kernfs_create_root).
+    const ROOT: u64 = 1;
+    let over = Over { order: BPF_CGROUP_ITER_DESCENDANTS_PRE, descriptor: 0, id: ROOT };
     let create = Create {
         program: u32::try_from(program).map_err(io::Error::other)?,
         target: 0,

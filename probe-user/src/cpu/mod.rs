@@ -82,12 +82,26 @@ pub enum Choice {
     Files,
 }
 
+impl Choice {
+    /// The tiers that may serve, the best first.
+    #[must_use]
+    pub fn tiers(self) -> &'static [Tier] {
+        match self {
+            Self::Auto => &[Tier::Counters, Tier::Switch, Tier::Kernel, Tier::Files],
+            Self::Counters => &[Tier::Counters],
+            Self::Switch => &[Tier::Switch],
+            Self::Kernel => &[Tier::Kernel],
+            Self::Files => &[Tier::Files],
+        }
+    }
+}
+
 /// What a tier tells apart on this machine. Where it cannot tell, a label says `all`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Knows {
     /// On which CPU somebody ran: each row has one figure for each CPU, else it has a single one.
     pub cpus: bool,
-    /// Whether the CPU's sibling was busy at the time. True where no CPU has one.
+    /// Whether the CPU's sibling was busy at the time. A tier that looks knows it of CPUs without one too: it never was.
     pub siblings: bool,
 }
 
@@ -139,7 +153,7 @@ pub struct Reading {
     pub counter_time: [u64; 2],
     /// Waits and switches by cgroup; empty where the tier or the kernel does not count them.
     pub queues: Vec<(CgroupKey, Queue)>,
-    /// What cgroups ran that found no place among [`probe_ebpf::MAX_CGROUPS`], as a row.
+    /// What cgroups ran that found no place among [`probe_ebpf::MAX_CGROUPS`], or after their place was given back, as a row.
     pub overflow: Vec<RunTime>,
     /// Intervals whose start was not seen; their time is in no row.
     pub missed: u64,
@@ -197,8 +211,10 @@ impl Chosen {
     /// Why not a better tier, for a label; empty when there is none better.
     #[must_use]
     pub fn reason(&self) -> String {
+        const LONGEST: usize = 1000;
         let why = |(tier, why): &(Tier, Unavailable)| format!("{tier} {}: {}", why.reason.as_str(), why.detail);
-        self.refused.iter().map(why).collect::<Vec<_>>().join("; ")
+        let all = self.refused.iter().map(why).collect::<Vec<_>>().join("; ");
+        all.chars().take(LONGEST).collect()
     }
 }
 
@@ -207,15 +223,8 @@ impl Chosen {
 /// # Errors
 /// Why the one that was asked for does not work; of `auto`, why the last does not.
 pub fn choose(choice: Choice, places: &Places, topology: &Topology) -> Result<Chosen, Unavailable> {
-    let tiers: &[Tier] = match choice {
-        Choice::Auto => &[Tier::Counters, Tier::Switch, Tier::Kernel, Tier::Files],
-        Choice::Counters => &[Tier::Counters],
-        Choice::Switch => &[Tier::Switch],
-        Choice::Kernel => &[Tier::Kernel],
-        Choice::Files => &[Tier::Files],
-    };
     let mut refused = Vec::new();
-    for tier in tiers {
+    for tier in choice.tiers() {
         match open(*tier, places, topology) {
             Ok(reader) => return Ok(Chosen { reader, refused }),
             Err(why) => refused.push((*tier, why)),

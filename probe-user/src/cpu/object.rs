@@ -34,6 +34,20 @@ pub(super) fn possible_cpus() -> usize {
     last.map_or(1, |last| last.saturating_add(1)).min(probe_ebpf::MAX_CPUS)
 }
 
+/// The kernel's memory that banks may take. 4,096 slots of 600 CPUs fit, counters left out; more CPUs have fewer slots.
+const BANKS_BYTES: usize = 192 << 20;
+/// Slots of even the largest machine.
+const LEAST_SLOTS: usize = 256;
+
+/// Slots of each bank on a machine of so many CPUs, where a slot takes so many bytes on each.
+pub(super) fn slots_for(possible: usize, bytes: usize) -> usize {
+    let mut slots = probe_ebpf::MAX_CGROUPS;
+    while slots > LEAST_SLOTS && slots.saturating_mul(possible).saturating_mul(bytes) > BANKS_BYTES {
+        slots /= 2;
+    }
+    slots
+}
+
 /// The object, its maps made, no program loaded yet.
 pub(super) struct Object {
     /// Owns the programs; the kernel detaches them when this goes.
@@ -66,7 +80,8 @@ impl Object {
             )
         })?;
         let mut known = Btf::parse(&bytes).and_then(|btf| resolve(&btf)).map_err(|error| {
-            Unavailable::new(Reason::Broken, format!("{error}. This kernel is not one that Wattcast knows"))
+            let reason = if matches!(error, BtfError::Malformed(_)) { Reason::Broken } else { Reason::Absent };
+            Unavailable::new(reason, format!("{error}. This kernel is not one that Wattcast knows"))
         })?;
         known.settings.extend_from_slice(more);
         let mut object = Words::of(OBJECT);

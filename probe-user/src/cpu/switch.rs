@@ -13,15 +13,13 @@ use aya::{
     maps::{HashMap as BpfMap, Map, MapData, Queue as BpfQueue},
     programs::{BtfTracePoint, RawTracePoint},
 };
-use probe_ebpf::{
-    CgroupKey, Counted, CpuState, KNOWN, Known, MAX_CGROUPS, MAX_CPUS, RunTime, Tag, WAIT_CLASSES, Waits,
-};
+use probe_ebpf::{CgroupKey, Counted, CpuState, KNOWN, MAX_CGROUPS, MAX_CPUS, RunTime, Tag, WAIT_CLASSES, Waits};
 
 use super::{
     Events, Knows, Queue, Reader, Reading, Tier,
     counters::MAPS,
     mapped::Mapped,
-    object::{Object, possible_cpus, refused},
+    object::{Object, possible_cpus, refused, slots_for},
     offsets,
 };
 use crate::{
@@ -36,10 +34,6 @@ const KICK: &str = "charge_running";
 const TYPED: &str = "sched_switch";
 const RAW: &str = "sched_switch_raw";
 
-/// The kernel's memory that the banks may take. 4,096 slots of 600 CPUs fit, counters left out; more CPUs have fewer slots.
-const BANKS_BYTES: usize = 192 << 20;
-/// Slots of even the largest machine.
-const LEAST_SLOTS: usize = 256;
 /// Rows that are read CPU by CPU in one go: so many of a bank lie in one page of memory, and so many rows fit the cache.
 const BLOCK: usize = 256;
 
@@ -88,7 +82,7 @@ impl Switch {
     /// `absent` when the kernel lacks BTF, a field or BPF; `denied` when this process may not load programs;
     /// `broken` when the kernel refuses them for another reason.
     pub fn load(topology: &Topology, events: Option<Events>) -> Result<Self, Unavailable> {
-        Self::load_with(topology.siblings(), events, true)
+        Self::start(topology.siblings(), topology.has_smt(), events, true)
     }
 
     /// The same for siblings that are said, and with the untyped program only where `typed` is false.
@@ -100,19 +94,31 @@ impl Switch {
         events: Option<Events>,
         typed: bool,
     ) -> Result<Self, Unavailable> {
+        let any = siblings.as_ref().is_ok_and(|siblings| siblings.iter().any(Option::is_some));
+        Self::start(siblings, any, events, typed)
+    }
+
+    /// `smt`: there are siblings, or may come to be.
+    fn start(
+        siblings: Result<Vec<Option<usize>>, String>,
+        smt: bool,
+        events: Option<Events>,
+        typed: bool,
+    ) -> Result<Self, Unavailable> {
+        let smt = smt && siblings.is_ok();
         // A machine may be taken for a larger one, whose other CPUs are offline.
         let possible = possible_cpus().max(siblings.as_ref().map_or(0, Vec::len)).min(MAX_CPUS);
-        let slots = slots_for(possible, events.is_some());
+        let counted = if events.is_some() { size_of::<Counted>() } else { 0 };
+        let slots = slots_for(possible, size_of::<RunTime>() + size_of::<Waits>() + counted);
         let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
         let word = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
-        let has_siblings = siblings.as_ref().is_ok_and(|siblings| siblings.iter().any(Option::is_some));
         let bank = number(slots.saturating_mul(possible));
         let (mut object, known) = Object::open(
             offsets::switch,
             &[
                 ("SLOTS_PER_CPU", word(slots)),
                 ("POSSIBLE_CPUS", word(possible)),
-                ("SIBLINGS", u64::from(has_siblings)),
+                ("SIBLINGS", u64::from(smt)),
                 ("COUNTING", u64::from(events.is_some())),
             ],
             &[
@@ -215,15 +221,14 @@ impl Switch {
             let online = self.object.run(KICK, u32::try_from(cpu).ok())?;
             if forget && !online {
                 // Nothing runs there that could remember.
-                self.cpus.set(
-                    cpu,
-                    CpuState {
-                        running: 0,
-                        last: Known::default(),
-                        known: [Known::default(); KNOWN],
-                        ..self.cpus.get(cpu)
-                    },
-                );
+                let state = self.cpus.at(cpu);
+                // SAFETY: an element of the mapping; single words, which the programs read whole.
+                unsafe {
+                    (&raw mut (*state).last.set).write_volatile(0);
+                    for place in 0..KNOWN {
+                        (&raw mut (*state).known[place].set).write_volatile(0);
+                    }
+                }
             }
         }
         self.give_back();
@@ -362,16 +367,6 @@ impl Switch {
     }
 }
 
-/// Slots of each bank on a machine of so many CPUs.
-fn slots_for(possible: usize, counters: bool) -> usize {
-    let one = size_of::<RunTime>() + size_of::<Waits>() + if counters { size_of::<Counted>() } else { 0 };
-    let mut slots = MAX_CGROUPS;
-    while slots > LEAST_SLOTS && slots.saturating_mul(possible).saturating_mul(one) > BANKS_BYTES {
-        slots /= 2;
-    }
-    slots
-}
-
 impl Reader for Switch {
     fn tier(&self) -> Tier {
         if self.events.is_some() { Tier::Counters } else { Tier::Switch }
@@ -400,8 +395,7 @@ impl Reader for Switch {
     }
 
     fn replace(&mut self, topology: &Topology) {
-        // The programs were told at the start whether there are siblings at all.
-        if self.siblings.as_ref().is_ok_and(|siblings| siblings.iter().any(Option::is_some)) {
+        if self.siblings.is_ok() {
             self.pair(topology.siblings());
         }
     }

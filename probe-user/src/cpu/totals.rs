@@ -19,6 +19,10 @@ pub(super) struct Totals {
     ahead: Columns,
 }
 
+/// More than others can be ahead by the order of reading. Where it comes to more, the two figures are kept by different clocks (the v2
+/// root's `cpu.stat` is sampled at the scheduler's tick, the others' are not), and the difference must not grow into a debt.
+const AHEAD_NS: u64 = 100_000_000;
+
 impl Totals {
     /// Nobody ran yet.
     pub(super) fn new(root: CgroupKey) -> Self {
@@ -38,7 +42,7 @@ impl Totals {
             }
         }
         let rest: Columns = all.iter().zip(&sum).map(|(all, sum)| all.saturating_sub(*sum)).collect();
-        self.ahead = all.iter().zip(&sum).map(|(all, sum)| sum.saturating_sub(*all)).collect();
+        self.ahead = all.iter().zip(&sum).map(|(all, sum)| sum.saturating_sub(*all).min(AHEAD_NS)).collect();
         add(self.rows.entry(self.root).or_default(), &rest);
     }
 
