@@ -63,59 +63,10 @@ fn attach(name: &str) -> Attached {
     }
 }
 
-/// Microseconds of one turn: a byte there and a byte back, both ends on the last CPU.
+/// Microseconds of one turn on the last CPU.
 fn ping_pong(turns: u32) -> f64 {
-    let pipe = || {
-        let mut ends = [0; 2];
-        // SAFETY: room for two descriptors.
-        assert_eq!(unsafe { libc::pipe(ends.as_mut_ptr()) }, 0);
-        ends
-    };
-    let (there, back) = (pipe(), pipe());
-    let pin = || {
-        // SAFETY: plain data; an empty set is a valid one.
-        let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
-        let last = std::thread::available_parallelism().unwrap().get() - 1;
-        // SAFETY: the set is ours and of the size that is said.
-        unsafe {
-            libc::CPU_SET(last, &mut set);
-            assert_eq!(libc::sched_setaffinity(0, size_of_val(&set), &raw const set), 0);
-        }
-    };
-    let turn = move |read: i32, write: i32, first: bool| {
-        let mut byte = 0u8;
-        for _ in 0..turns {
-            // SAFETY: one byte of ours; the descriptors are open.
-            unsafe {
-                if first {
-                    assert_eq!(libc::write(write, (&raw const byte).cast(), 1), 1);
-                }
-                assert_eq!(libc::read(read, (&raw mut byte).cast(), 1), 1);
-                if !first {
-                    assert_eq!(libc::write(write, (&raw const byte).cast(), 1), 1);
-                }
-            }
-        }
-    };
-    let elapsed = std::thread::scope(|scope| {
-        let other = scope.spawn(move || {
-            pin();
-            turn(there[0], back[1], false);
-        });
-        let one = scope.spawn(move || {
-            pin();
-            let start = Instant::now();
-            turn(back[0], there[1], true);
-            start.elapsed()
-        });
-        other.join().unwrap();
-        one.join().unwrap()
-    });
-    for end in there.into_iter().chain(back) {
-        // SAFETY: ours, and nobody uses it any more.
-        unsafe { libc::close(end) };
-    }
-    elapsed.as_secs_f64() * 1e6 / f64::from(turns)
+    let last = std::thread::available_parallelism().unwrap().get() - 1;
+    xtask::ping_pong::ping_pong(turns, last).unwrap().as_secs_f64() * 1e6 / f64::from(turns)
 }
 
 /// The same by perf's own benchmark, where it is installed.

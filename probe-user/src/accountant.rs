@@ -210,10 +210,7 @@ impl Accountant {
     fn who_ran(&mut self, raw: &RawTick) -> RanBy {
         self.ran.clear();
         let Some(Ok(reading)) = &raw.cpu else { return RanBy::new() };
-        self.cpu_overflow_ns = reading
-            .overflow
-            .iter()
-            .fold(0, |sum, time| sum.saturating_add(time.alone_ns).saturating_add(time.shared_ns));
+        self.cpu_overflow_ns = reading.overflow.iter().fold(0, |sum: u64, time| sum.saturating_add(time.ns()));
         self.counter_time = reading.counter_time;
         self.cpu_missed = reading.missed;
         let Some(window) = &mut self.window else {

@@ -168,7 +168,7 @@ impl Instruments {
         if !strangers.is_empty() {
             let ns = |row: &[RunTime]| {
                 let of_strangers = strangers.iter().filter_map(|cpu| row.get(*cpu));
-                of_strangers.fold(0, |sum: u64, time| sum.saturating_add(time.alone_ns).saturating_add(time.shared_ns))
+                of_strangers.fold(0, |sum: u64, time| sum.saturating_add(time.ns()))
             };
             let ran = reading.rows.iter().map(|(_, row)| ns(row)).sum::<u64>();
             if ran > self.strangers_ns {

@@ -19,7 +19,7 @@ use probe_user::{
 use support::{Page, Probe, eventually, fixture, kernel_and_engine, machine, no_ebpf, skip, sleep, unique};
 use xtask::{
     cgroup::{self, Cgroup, usage_us},
-    program::{Burner, die_with_us, pin},
+    program::{Burner, die_with_us},
 };
 
 fn places() -> Places {
@@ -126,32 +126,7 @@ fn ping_pong_helper() {
     if std::env::var_os("WATTCAST_PING_PONG").is_none() {
         return;
     }
-    let pipe = || {
-        let mut ends = [0; 2];
-        // SAFETY: room for two descriptors.
-        assert_eq!(unsafe { libc::pipe(ends.as_mut_ptr()) }, 0);
-        ends
-    };
-    let (there, back) = (pipe(), pipe());
-    let play = |read: i32, write: i32, first: bool| {
-        let mut byte = 0u8;
-        for _ in 0..500_000 {
-            // SAFETY: one byte of ours; the descriptors are open.
-            unsafe {
-                if first {
-                    assert_eq!(libc::write(write, (&raw const byte).cast(), 1), 1);
-                }
-                assert_eq!(libc::read(read, (&raw mut byte).cast(), 1), 1);
-                if !first {
-                    assert_eq!(libc::write(write, (&raw const byte).cast(), 1), 1);
-                }
-            }
-        }
-    };
-    std::thread::scope(|scope| {
-        scope.spawn(|| play(there[0], back[1], false));
-        play(back[0], there[1], true);
-    });
+    xtask::ping_pong::ping_pong(500_000, 0).unwrap();
 }
 
 /// This test binary once more, to run one of its helpers.
@@ -173,7 +148,6 @@ fn a_million_switches_are_counted_within_a_thousandth() {
     let mut readers = readers();
     let mut command = helper("ping_pong_helper", "WATTCAST_PING_PONG", "1");
     cgroup.enter(&mut command).unwrap();
-    pin(&mut command, 0);
     assert!(command.status().unwrap().success());
     for (name, reader) in &mut readers {
         let mut reading = Reading::default();

@@ -200,6 +200,20 @@ fn linker(llvm: u32) -> Result<PathBuf> {
     Ok(path)
 }
 
+/// The object without what only a debugger reads: four fifths of it, which the probe would carry about. The kernel's own type information
+/// stays. As it is where no LLVM tool is at hand.
+fn stripped(built: PathBuf) -> PathBuf {
+    let tools = LLVM_VERSIONS.iter().filter_map(|version| Some(llvm_prefix(*version)?.join("bin/llvm-objcopy")));
+    let Some(tool) = tools.into_iter().find(|tool| tool.is_file()).or_else(|| which("llvm-objcopy")) else {
+        return built;
+    };
+    let to = built.with_extension("stripped.o");
+    match output(Command::new(tool).arg("--strip-debug").arg(&built).arg(&to)) {
+        Ok(_) => to,
+        Err(_) => built,
+    }
+}
+
 fn installed_llvm(at_least: u32) -> Option<u32> {
     LLVM_VERSIONS.into_iter().filter(|version| *version >= at_least).find(|version| llvm_prefix(*version).is_some())
 }
@@ -251,6 +265,7 @@ fn build(compiler: &Compiler, linker: &Path) -> Result<PathBuf> {
     run("building probe-ebpf", &mut cargo)?;
     let built = dir.join(&triple).join("release/wattcast-bpf");
     let object = object();
+    let built = stripped(built);
     let bytes = std::fs::read(&built).with_context(|| format!("no object at {}", built.display()))?;
     // An unchanged object keeps its time stamp, so the probe is not built again for nothing.
     if std::fs::read(&object).ok().as_deref() != Some(&*bytes) {

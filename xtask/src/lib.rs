@@ -6,6 +6,7 @@ pub mod build_ebpf;
 pub mod cgroup;
 mod demo;
 pub mod docker;
+pub mod ping_pong;
 pub mod program;
 pub mod shell;
 pub mod sim;

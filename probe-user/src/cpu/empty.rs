@@ -23,8 +23,8 @@ impl Empty {
     pub fn load() -> Result<Self, Unavailable> {
         let small = ["CPUS", "TIMES", "WAITS", "COUNTS", "OWNERS", "SLOTS", "FREE", "BASES"];
         let (mut object, _) = Object::open(offsets::switch, &[], &small.map(|name| (name, 1)))?;
-        let Object { ebpf, btf } = &mut object;
         let attached = (|| {
+            let (ebpf, btf) = object.types().ok_or(aya::programs::ProgramError::NotLoaded)?;
             let program = ebpf.program_mut(NAME).ok_or(aya::programs::ProgramError::NotLoaded)?;
             let program: &mut BtfTracePoint = program.try_into()?;
             program.load("sched_switch", btf)?;

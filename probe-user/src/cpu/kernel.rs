@@ -10,7 +10,7 @@ use std::{
     os::fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
 };
 
-use aya::programs::Iter;
+use aya::programs::{Iter, ProgramError};
 use probe_ebpf::{CgroupKey, RunTime, Tag, hierarchy};
 
 use super::{
@@ -93,14 +93,14 @@ impl Kernel {
         let (times, owners, walked) = (object.mapped("TIMES")?, object.mapped("OWNERS")?, object.mapped("WALKED")?);
         object.load_runnable(BASES)?;
         object.run(BASES, None).map_err(|error| refused("run find_bases", &error))?;
-        let Object { ebpf, btf } = &mut object;
-        let walk: &mut Iter = ebpf
-            .program_mut(WALK)
-            .ok_or_else(|| Unavailable::new(Reason::Broken, "the eBPF object lacks read_cgroups"))?
-            .try_into()
-            .map_err(|error: aya::programs::ProgramError| refused("use its programs", &error))?;
-        walk.load("cgroup", btf).map_err(|error| refused("load read_cgroups", &error))?;
-        let program = walk.fd().map_err(|error| refused("load read_cgroups", &error))?.as_fd().as_raw_fd();
+        let loaded = (|| {
+            let (ebpf, btf) = object.types().ok_or(ProgramError::NotLoaded)?;
+            let walk: &mut Iter = ebpf.program_mut(WALK).ok_or(ProgramError::NotLoaded)?.try_into()?;
+            walk.load("cgroup", btf)?;
+            Ok(walk.fd()?.as_fd().as_raw_fd())
+        })();
+        let program = loaded.map_err(|error: ProgramError| refused("load read_cgroups", &error))?;
+        object.loaded();
         let link = link_walk(program)
             .map_err(|error| Unavailable::new(Reason::of(&error), format!("cannot attach read_cgroups: {error}")))?;
         let trees = Trees::find(&places.cgroupfs).ok();

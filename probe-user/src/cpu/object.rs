@@ -52,8 +52,8 @@ pub(super) fn slots_for(possible: usize, bytes: usize) -> usize {
 pub(super) struct Object {
     /// Owns the programs; the kernel detaches them when this goes.
     pub(super) ebpf: Ebpf,
-    /// The kernel's types, for loading typed programs.
-    pub(super) btf: AyaBtf,
+    /// The kernel's types, for loading typed programs; a dozen megabytes, to be dropped when all are loaded.
+    pub(super) btf: Option<AyaBtf>,
 }
 
 impl Object {
@@ -99,7 +99,17 @@ impl Object {
         }
         let ebpf = loader.load(object.bytes()).map_err(|error| refused("load the maps", &error))?;
         drop(loader);
-        Ok((Self { ebpf, btf }, known))
+        Ok((Self { ebpf, btf: Some(btf) }, known))
+    }
+
+    /// The programs, and the kernel's types to load them with; neither after [`Self::loaded`].
+    pub(super) fn types(&mut self) -> Option<(&mut Ebpf, &AyaBtf)> {
+        Some((&mut self.ebpf, self.btf.as_ref()?))
+    }
+
+    /// Says that nothing more is to be loaded.
+    pub(super) fn loaded(&mut self) {
+        self.btf = None;
     }
 
     /// A map by its name. It stays ours: a program finds its maps by our descriptors when it is loaded.

@@ -167,6 +167,7 @@ impl Switch {
         this.pair(siblings);
         this.object.load_runnable(KICK)?;
         this.attach()?;
+        this.object.loaded();
         this.close_open_slices().map_err(|error| refused("run charge_running", &error))?;
         Ok(this)
     }
@@ -175,7 +176,7 @@ impl Switch {
         let mut before = String::new();
         if self.typed {
             let attached = (|| {
-                let Object { ebpf, btf } = &mut self.object;
+                let (ebpf, btf) = self.object.types().ok_or(aya::programs::ProgramError::NotLoaded)?;
                 let program = ebpf.program_mut(TYPED).ok_or(aya::programs::ProgramError::NotLoaded)?;
                 let program: &mut BtfTracePoint = program.try_into()?;
                 program.load("sched_switch", btf)?;

@@ -19,7 +19,7 @@ impl Share {
     /// Nanoseconds, alone or not.
     #[must_use]
     pub fn ns(&self) -> u64 {
-        self.time.alone_ns.saturating_add(self.time.shared_ns)
+        self.time.ns()
     }
 
     /// Adds another's.
@@ -139,7 +139,7 @@ impl Window {
         }
         let (mut ns, mut cycles) = (0u64, 0u64);
         for cell in all.iter().flat_map(|(_, cells)| cells) {
-            let cell_ns = cell.time.alone_ns.saturating_add(cell.time.shared_ns);
+            let cell_ns = cell.time.ns();
             if cell_ns > SHORT_NS && cell.counted[0] == 0 {
                 return None;
             }
@@ -165,7 +165,7 @@ impl Window {
     fn weight(&self, cell: &Cell, pace: Option<(u64, u64)>) -> u64 {
         let RunTime { alone_ns, shared_ns } = cell.time;
         let time = alone_ns.saturating_mul(1000).saturating_add(shared_ns.saturating_mul(self.weights.shared_milli));
-        let ns = alone_ns.saturating_add(shared_ns);
+        let ns = cell.time.ns();
         match pace {
             // Too short to say what it cost.
             Some((all_ns, all_cycles)) if ns > SHORT_NS => {
