@@ -26,10 +26,12 @@ use crate::{
 pub fn sched_switch(ctx: BtfTracePointContext) -> i32 {
     let preempted: u64 = ctx.arg(0);
     // SAFETY: tasks of a typed tracepoint.
-    if SWITCH_SHIFTED.load() == 0 {
-        unsafe { switch::<Typed>(preempted, ctx.arg(1), ctx.arg(2)) }
-    } else {
-        unsafe { switch::<Typed>(preempted, ctx.arg(2), ctx.arg(3)) }
+    unsafe {
+        if SWITCH_SHIFTED.load() == 0 {
+            switch::<Typed>(preempted, ctx.arg(1), ctx.arg(2))
+        } else {
+            switch::<Typed>(preempted, ctx.arg(2), ctx.arg(3))
+        }
     }
 }
 
@@ -38,10 +40,12 @@ pub fn sched_switch(ctx: BtfTracePointContext) -> i32 {
 pub fn sched_switch_raw(ctx: RawTracePointContext) -> i32 {
     let preempted: u64 = ctx.arg(0);
     // SAFETY: `Probed` takes any address.
-    if SWITCH_SHIFTED.load() == 0 {
-        unsafe { switch::<Probed>(preempted, ctx.arg(1), ctx.arg(2)) }
-    } else {
-        unsafe { switch::<Probed>(preempted, ctx.arg(2), ctx.arg(3)) }
+    unsafe {
+        if SWITCH_SHIFTED.load() == 0 {
+            switch::<Probed>(preempted, ctx.arg(1), ctx.arg(2))
+        } else {
+            switch::<Probed>(preempted, ctx.arg(2), ctx.arg(3))
+        }
     }
 }
 
