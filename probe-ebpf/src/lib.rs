@@ -239,8 +239,10 @@ pub struct CpuState {
     pub counter_time: [u64; 2],
     /// Set by user space when a slot is to be given back: `charge_running` then forgets who has which, and clears it.
     pub forget: u64,
+    /// `CLOCK_MONOTONIC` when `busy` was last brought up to date.
+    pub beside_at_ns: u64,
     /// Fills the line.
-    pub unused: [u64; 3],
+    pub unused: [u64; 2],
     /// Who was charged before that.
     pub known: [Known; KNOWN],
 }

@@ -117,6 +117,7 @@ unsafe fn counted_for<R: Read>(cpu: u32, state: *mut CpuState, task: Task) -> u6
 unsafe fn account<R: Read>(cpu: u32, state: *mut CpuState, task: Task, next: Task, stint: Stint) {
     // SAFETY: the caller's contract.
     unsafe {
+        let (was_busy, since) = ((*state).busy & 1, (*state).beside_at_ns);
         let overlap = if SIBLINGS.load() == 0 { 0 } else { beside(state, next.pid != 0) };
         let (running, pid, charged) = ((*state).running, (*state).running_pid, (*state).charged_ns);
         (*state).running = next.object as u64;
@@ -124,21 +125,53 @@ unsafe fn account<R: Read>(cpu: u32, state: *mut CpuState, task: Task, next: Tas
         (*state).charged_ns = next.ran_ns;
         let seen = running == task.object as u64 && pid == task.pid;
         let left = Task { object: running as Object, pid, ran_ns: charged };
-        if !seen && running != 0 && pid != 0 {
-            leave_unseen(cpu, state, left);
-        }
-        if running == 0 || task.pid == 0 {
+        if running == 0 {
             return;
         }
-        let (mut ran, mut ended) = (task.ran_ns.wrapping_sub(charged), stint);
         if !seen {
-            (ran, ended) = (since_unseen_switch::<R>(state, left, task), Stint::NONE);
-        } else if (ran as i64) < 0 {
+            let left_ran = if pid == 0 { 0 } else { leave_unseen(cpu, state, left) };
+            let ran = if task.pid == 0 { 0 } else { since_unseen_switch::<R>(state, left, task) };
+            if SIBLINGS.load() != 0 && left_ran != UNKNOWN && ran != UNKNOWN {
+                let span = (*state).beside_at_ns.wrapping_sub(since);
+                let counted = if was_busy == 0 { 0 } else { span };
+                let ran = left_ran.wrapping_add(ran);
+                correct_busy(state, (if ran < span { ran } else { span }).wrapping_sub(counted));
+            }
+            if task.pid != 0 && ran != UNKNOWN {
+                charge::<R>(cpu, state, task, ran, overlap, Stint::NONE);
+            }
+            return;
+        }
+        if task.pid == 0 {
+            return;
+        }
+        let ran = task.ran_ns.wrapping_sub(charged);
+        if (ran as i64) < 0 {
             // The figure of a task only grows: this is another task at the same address.
             (*state).missed += 1;
             return;
         }
-        charge::<R>(cpu, state, task, ran, overlap, ended);
+        charge::<R>(cpu, state, task, ran, overlap, stint);
+    }
+}
+
+/// What no figure of the kernel tells.
+const UNKNOWN: u64 = u64::MAX;
+
+/// Adds `by`, which may be below zero, to the time that this CPU was busy: between two switches of which one was not seen, it was busy
+/// for as long as its tasks ran, and not for as long as the switches that were seen lay apart. The sibling, which may have counted
+/// that already, counts so much less, or more, from now on.
+///
+/// # Safety
+/// `state` is this CPU's own.
+#[inline(always)]
+unsafe fn correct_busy(state: *mut CpuState, by: u64) {
+    // SAFETY: the caller's contract.
+    unsafe {
+        let word = (*state).busy;
+        // While busy the word holds a beginning, which is the earlier the longer it lasts.
+        let corrected = if word & 1 == 0 { word.wrapping_add(by << 1) } else { word.wrapping_sub(by << 1) };
+        (&raw mut (*state).busy).write_volatile(corrected);
     }
 }
 
@@ -181,6 +214,7 @@ unsafe fn beside(state: *mut CpuState, busy: bool) -> u64 {
     // SAFETY: a helper without arguments; the caller's contract; of the sibling's element one word is read, which it writes whole.
     unsafe {
         let now = bpf_ktime_get_ns();
+        (*state).beside_at_ns = now;
         let word = (*state).busy;
         if word & 1 != u64::from(busy) {
             // From the time that it would have begun to the time that it was, or back.
@@ -203,7 +237,7 @@ unsafe fn beside(state: *mut CpuState, busy: bool) -> u64 {
     }
 }
 
-/// What a task ran since it was switched in, when that switch was not seen.
+/// What a task ran since it was switched in, when that switch was not seen, or [`UNKNOWN`].
 ///
 /// Some switches reach no tracing program (seen on 6.18: two threads of a VM's agent are switched in and never out; the
 /// kernel counts no recursion miss). Whoever runs after such a thread would lose its whole interval, up to a tick. The scheduler keeps
@@ -235,19 +269,21 @@ unsafe fn since_unseen_switch<R: Read>(state: *mut CpuState, left: Task, task: T
         }
         if copied == 0 {
             (*state).missed += 1;
+            return UNKNOWN;
         }
         copied
     }
 }
 
-/// Charges what `left` ran up to a switch that was not seen, from the last moment that it was charged, `left.ran_ns`.
+/// Charges what `left` ran up to a switch that was not seen, from the last moment that it was charged, `left.ran_ns`, and returns it,
+/// or [`UNKNOWN`].
 ///
 /// What it ran altogether is in its own figures; they say what it ran here as long as it was not switched in again.
 ///
 /// # Safety
 /// As [`account`]; `left` may be gone: its memory is only read by the helper, and only believed while the pid is the same.
 #[inline(always)]
-unsafe fn leave_unseen(cpu: u32, state: *mut CpuState, left: Task) {
+unsafe fn leave_unseen(cpu: u32, state: *mut CpuState, left: Task) -> u64 {
     // SAFETY: the caller's contract.
     unsafe {
         let now = Task::read::<Probed>(left.object);
@@ -256,9 +292,11 @@ unsafe fn leave_unseen(cpu: u32, state: *mut CpuState, left: Task) {
         let here = began <= left.ran_ns && is_fair::<Probed>(left.object);
         if now.pid == left.pid && here && ran <= elapsed(state) {
             charge::<Probed>(cpu, state, now, ran, 0, Stint::NONE);
+            ran
         } else {
             // Nobody knows what it ran before it left.
             (*state).missed += 1;
+            UNKNOWN
         }
     }
 }

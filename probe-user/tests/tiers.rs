@@ -225,11 +225,15 @@ fn time_beside_a_busy_sibling_is_told_apart() {
     let mut reader = Switch::load_with(Ok(siblings), None, true).unwrap();
     assert!(reader.knows().siblings);
     let mut reading = Reading::default();
-    // Read as often as the probe at its shortest tick: a thread that leaves a CPU unseen keeps it busy to the next look.
+    // Read as often as the probe at its shortest tick: what no figure tells of a thread that left unseen is told by the next look. Two hogs on
+    // two CPUs let the reader wait, so how far apart the looks were is measured.
+    let (mut longest, mut last) = (0f64, Instant::now());
     let mut look = |seconds: u32| {
         for _ in 0..10 * seconds {
             sleep(0.1);
             reader.read(&mut reading).unwrap();
+            longest = longest.max(last.elapsed().as_secs_f64());
+            last = Instant::now();
         }
     };
     let hog = Burner::start(0, &[&always]).unwrap();
@@ -240,17 +244,24 @@ fn time_beside_a_busy_sibling_is_told_apart() {
     reader.read(&mut reading).unwrap();
     let side = |cpu: usize| reading.rows.iter().map(|(_, row)| row[cpu].shared_ns).sum::<u64>() as f64 / 1e9;
     println!(
-        "beside each other: {:.4} s seen from CPU 0, {:.4} s from CPU 1, {} switches not seen",
+        "beside each other: {:.4} s seen from CPU 0, {:.4} s from CPU 1, {} switches not seen, looks {longest:.4} s apart at most",
         side(0),
         side(1),
         reading.missed
     );
-    // Who leaves a CPU unseen, as some threads do here, leaves it busy up to the next look.
-    assert!((side(0) - side(1)).abs() <= 0.05 * side(0), "both saw the same");
+    // Who leaves a CPU unseen, as some threads do here, and of whom no figure says for how long he ran, leaves it busy up to the next
+    // look and no longer: so much may each of them set the two sides apart, and nothing else may.
+    #[expect(clippy::cast_precision_loss, reason = "a handful")]
+    let unseen = reading.missed as f64 * longest;
+    assert!((side(0) - side(1)).abs() <= 0.05 * side(0) + unseen, "both saw the same");
     let (a, b) = (row(&reading, &key(&always)), row(&reading, &key(&half)));
     let (alone, shared) = (a[0].alone_ns as f64 / 1e9, a[0].shared_ns as f64 / 1e9);
     println!("the hog: {alone:.3} s alone, {shared:.3} s beside the other, which ran {:.3} s", b[1].ns() as f64 / 1e9);
-    assert!(shared >= 0.8 * b[1].ns() as f64 / 1e9 && alone >= 0.5, "{a:?} {b:?}");
+    // Others may run here too: what ran on a CPU, whoever it was, is all that the hog can have been beside, or been kept off by.
+    let ran = |cpu: usize| reading.rows.iter().map(|(_, row)| row[cpu].ns()).sum::<u64>() as f64 / 1e9;
+    let others = ran(0) - a[0].ns() as f64 / 1e9;
+    assert!(shared <= 1.02 * ran(1) + unseen, "{shared} beside {}", ran(1));
+    assert!(shared >= 0.8 * b[1].ns() as f64 / 1e9 - others, "{a:?} {b:?}");
     assert!(b[1].shared_ns >= 8 * b[1].alone_ns, "the hog was always there: {b:?}");
     // Sum and parts: the bracket of the kernel's figure.
     drop(hog);
