@@ -61,6 +61,22 @@ pub enum Field {
     KernfsId,
     /// `bpf_array.pptrs`
     BpfArrayPptrs,
+    /// `task_struct.tgid`
+    TaskTgid,
+    /// `task_struct.comm`
+    TaskComm,
+    /// `task_struct.mm`
+    TaskMm,
+    /// `task_struct.signal`
+    TaskSignal,
+    /// `mm_struct.arg_start`
+    MmArgStart,
+    /// `mm_struct.arg_end`
+    MmArgEnd,
+    /// `signal_struct.live`
+    SignalLive,
+    /// `signal_struct.sum_sched_runtime`
+    SignalSumSched,
 }
 
 /// In the immediate of an addition: the low byte is a [`Field`]. `WCF`, and far beyond any offset.
@@ -247,7 +263,67 @@ pub struct CpuState {
     pub known: [Known; KNOWN],
 }
 
+/// Names of programs that are jobs, at most.
+pub const JOB_NAMES: usize = 4;
+
+/// Jobs that are followed at once, at most.
+pub const MAX_JOBS: usize = 4096;
+
+/// Bytes of a command line that an event holds; a power of two.
+pub const JOB_ARGS: usize = 4096;
+
+/// Bytes of the ring of events: 120 beginnings with their command lines between two ticks.
+pub const JOB_EVENTS_BYTES: usize = 512 << 10;
+
+/// A name to look for, as the kernel keeps names: 16 bytes, zeros at the end.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct JobName {
+    /// The name.
+    pub name: [u64; 2],
+    /// Which of its bits must be the same; all zero for no name.
+    pub mask: [u64; 2],
+}
+
+/// A job began or ended.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct JobEvent {
+    /// [`Self::STARTED`] or [`Self::ENDED`].
+    pub kind: u32,
+    /// Its thread group.
+    pub tgid: u32,
+    /// Where it ran.
+    pub cgroup: Tag,
+    /// What it had run when it began, in nanoseconds: as whoever executed it.
+    pub ran_ns: u64,
+    /// `CLOCK_MONOTONIC`.
+    pub at_ns: u64,
+    /// Bytes of its command line that follow.
+    pub args: u32,
+    /// 1 when that is all of it.
+    pub whole: u32,
+}
+
+impl JobEvent {
+    /// A program was executed.
+    pub const STARTED: u32 = 1;
+    /// The last thread ended.
+    pub const ENDED: u32 = 2;
+}
+
+/// A job began.
+#[repr(C)]
+pub struct JobStarted {
+    /// What every event says.
+    pub head: JobEvent,
+    /// The command line, its words ended by zeros.
+    pub args: [u8; JOB_ARGS],
+}
+
 const _: () = {
+    assert!(size_of::<JobEvent>() == 40);
+    assert!(size_of::<JobStarted>() == 40 + JOB_ARGS);
     assert!(size_of::<CgroupKey>() == 16);
     assert!(size_of::<RunTime>() == 16);
     assert!(size_of::<Waits>() == 64);
@@ -268,6 +344,8 @@ mod pod {
     unsafe impl aya::Pod for super::Counted {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::CpuState {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::JobName {}
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@
 mod cgroups;
 mod counters;
 mod empty;
+mod jobs;
 mod kernel;
 mod offsets;
 mod slots;

@@ -19,9 +19,10 @@ use crate::{
         AccountId, Book, Closed, Holder, IdlePolicy, Rules, close,
         idle::{Baseline, Estimate, Sample},
         share_idle,
+        streams::Streams,
         uncertainty::{Bound, Conditions},
     },
-    snapshot::{AccountRow, ContainerRow, IdleRow, Snapshot, ZoneRow},
+    snapshot::{AccountRow, ContainerRow, IdleRow, Snapshot, StreamRow, ZoneRow},
     tick::{News, RawTick, Setup},
     units::Microjoules,
     window::{AccountDelta, ContainerDelta, Ring, Tick},
@@ -33,6 +34,9 @@ const STILL_NS: u64 = 5_000_000_000;
 
 /// Ticks in a row that a root may go without joules, or the joules without CPU time, before that is a state and not a slip.
 const PATIENCE: u32 = 5;
+
+/// Most streams with series of their own.
+const MAX_STREAMS: usize = 1024;
 
 /// What was run, by package index, by who ran.
 type RanBy = BTreeMap<Holder, Vec<Share>>;
@@ -77,6 +81,7 @@ pub struct Accountant {
     counter_time: [u64; 2],
     cpu_missed: u64,
     book: Book,
+    streams: Streams,
     ring: Ring,
     last_energy_ns: Option<u64>,
     /// CPU time of the probe at the last tick that was divided, and what it used since the start.
@@ -113,6 +118,7 @@ impl Accountant {
             counter_time: [0, 0],
             cpu_missed: 0,
             book: Book::default(),
+            streams: Streams::new(MAX_STREAMS),
             ring: Ring::new(window_bytes),
             last_energy_ns: None,
             last_own_ns: None,
@@ -164,6 +170,12 @@ impl Accountant {
         let (zones, deltas, given) = self.post(raw, length_ns, &ran);
         self.count_own(raw, &given, &ran);
         self.keep(raw, deltas, &given, &ran);
+        for number in &raw.news.jobs_ended {
+            self.streams.end(*number, raw.unix_ns);
+        }
+        for number in &raw.news.jobs_gone {
+            self.streams.forget(*number);
+        }
         for number in &raw.news.ended {
             self.end(*number);
         }
@@ -191,10 +203,14 @@ impl Accountant {
             self.containers.insert(container.number, Arc::new(container.clone()));
         }
         self.reserved.extend(news.reserved.iter().copied());
+        for job in &news.jobs {
+            self.streams.begin(job, self.roots.len());
+        }
     }
 
     fn end(&mut self, number: u32) {
         self.book.retire(number);
+        self.streams.release(number);
         self.cpu.remove(&number);
         self.queues.remove(&number);
         self.reserved.remove(&number);
@@ -231,6 +247,12 @@ impl Accountant {
             let holder = cgroup.and_then(|key| self.holders.get(&key)).copied().unwrap_or(Holder::System);
             let sums = all.entry(holder).or_insert_with(|| vec![Share::default(); by_package.len()]);
             sums.iter_mut().zip(&by_package).for_each(|(sum, share)| sum.add(share));
+        }
+        for (from, container, ns) in self.streams.ran(&raw.jobs) {
+            give_own_row(&mut all, from, container, ns);
+        }
+        for (holder, shares) in &all {
+            self.streams.hold(*holder, total(shares).ns());
         }
         all
     }
@@ -374,6 +396,7 @@ impl Accountant {
                         delta.off_uj = single(conditions.measured_bound());
                     }
                     self.book.post(id, joules, &given_now.closed);
+                    self.streams.divide(index, id, &given_now.closed);
                     given.push(given_now);
                 }
                 Step::Doubted(_) | Step::Lost => {
@@ -582,9 +605,24 @@ impl Accountant {
             cpu_overflow_ns: self.cpu_overflow_ns,
             cpu_intervals_missed: self.cpu_missed,
             own: self.setup.origin.filter(|_| self.setup.cpu.is_some()).map(|origin| (origin, self.own)),
+            streams: self.stream_rows(),
+            jobs: self.streams.jobs().cloned().collect(),
+            jobs_dropped: raw.news.jobs_dropped.saturating_add(self.streams.dropped()),
             ring: self.ring.clone(),
             ..Snapshot::default()
         }
+    }
+
+    fn stream_rows(&self) -> Vec<StreamRow> {
+        self.streams
+            .totals()
+            .map(|(id, origin, joules)| StreamRow {
+                id: id.clone(),
+                container: id.container.and_then(|number| self.containers.get(&number)).cloned(),
+                origin,
+                joules,
+            })
+            .collect()
     }
 
     fn container_rows(&self, given: &[Given]) -> Vec<ContainerRow> {
@@ -634,6 +672,19 @@ impl Accountant {
 // A recording may hold any number: sums of what a real machine ran never come near the end.
 fn sum<'a>(all: impl Iterator<Item = &'a u64>) -> u64 {
     all.fold(0, |sum, one| sum.saturating_add(*one))
+}
+
+/// Takes `ns` off what `from` ran and gives it to a container, each package's part as `from`'s whole is divided among the packages: a process's
+/// clock does not say where it ran.
+fn give_own_row(all: &mut RanBy, from: Holder, container: u32, ns: u64) {
+    let Some(shares) = all.get_mut(&from) else { return };
+    let whole = total(&*shares).ns();
+    let mut own = vec![Share::default(); shares.len()];
+    for (share, own) in shares.iter_mut().zip(&mut own) {
+        *own = share.take(ns.min(whole), whole);
+    }
+    let sums = all.entry(Holder::Container(container)).or_insert_with(|| vec![Share::default(); own.len()]);
+    sums.iter_mut().zip(&own).for_each(|(sum, share)| sum.add(share));
 }
 
 /// What several ran together.

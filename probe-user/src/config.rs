@@ -4,10 +4,12 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 use exporter::{listen::Listen, program};
+use probe_ebpf::JOB_NAMES;
 
 use crate::{
     cpu::{self, Weights},
     energy::{Choice, Places, model::PowerLine},
+    jobs,
     ledger::{IdlePolicy, Rules, SHARED_MILLI},
 };
 
@@ -55,6 +57,9 @@ pub struct Config {
     pub(crate) cpu: Cpu,
 
     #[command(flatten)]
+    pub(crate) ffmpeg: Ffmpeg,
+
+    #[command(flatten)]
     pub(crate) collectors: Collectors,
 
     #[command(flatten)]
@@ -94,6 +99,11 @@ impl Config {
     /// # Errors
     /// A line that says what does not fit.
     pub fn check(&self) -> Result<(), String> {
+        if self.ffmpeg.matches.len() > JOB_NAMES {
+            return Err(format!(
+                "--ffmpeg.match takes at most {JOB_NAMES} names; a * at the end of one stands for any rest"
+            ));
+        }
         match self.energy.line() {
             Some(line) if line.idle_uw > line.busy_uw => {
                 Err("--energy.model.idle-watts is above --energy.model.busy-watts: load never saves power".to_owned())
@@ -269,6 +279,21 @@ impl Energy {
 }
 
 #[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Jobs")]
+pub(crate) struct Ffmpeg {
+    /// Programs whose processes are jobs, by name, up to four; a * at the end stands for any rest
+    #[arg(long = "ffmpeg.match", value_name = "NAME", value_delimiter = ',', default_value = "ffmpeg", num_args = 1)]
+    matches: Vec<String>,
+}
+
+impl Ffmpeg {
+    /// The names.
+    pub(crate) fn names(&self) -> jobs::Names {
+        jobs::Names(self.matches.clone())
+    }
+}
+
+#[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Collectors")]
 pub(crate) struct Collectors {
     /// Energy counters or the model (default: on)
@@ -282,6 +307,12 @@ pub(crate) struct Collectors {
     with_cpu: bool,
     #[arg(long = "no-collector.cpu", overrides_with = "with_cpu", hide = true)]
     without_cpu: bool,
+
+    /// Jobs: which processes encode, and what for (default: on)
+    #[arg(long = "collector.ffmpeg", overrides_with = "without_ffmpeg")]
+    with_ffmpeg: bool,
+    #[arg(long = "no-collector.ffmpeg", overrides_with = "with_ffmpeg", hide = true)]
+    without_ffmpeg: bool,
 
     /// Names of containers from the Docker socket (default: on). Each has its --no-collector.NAME
     #[arg(long = "collector.docker", overrides_with = "without_docker")]
@@ -297,6 +328,10 @@ impl Collectors {
 
     pub(crate) fn cpu(&self) -> bool {
         !self.without_cpu
+    }
+
+    pub(crate) fn ffmpeg(&self) -> bool {
+        !self.without_ffmpeg
     }
 
     pub(crate) fn docker(&self) -> bool {

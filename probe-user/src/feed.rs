@@ -96,6 +96,15 @@ impl Feed {
         }
     }
 
+    /// The processes of jobs that run: number of the job, and pid.
+    #[must_use]
+    pub fn processes(&self) -> Vec<(u32, u32)> {
+        match self {
+            Self::Live(instruments) => instruments.processes(),
+            Self::Replay(_) => Vec::new(),
+        }
+    }
+
     /// How the sources stand now. `trouble` is what the accountant says of the energy.
     #[must_use]
     pub fn states(&self, trouble: Option<&str>) -> Vec<(&'static str, Result<(), Unavailable>)> {

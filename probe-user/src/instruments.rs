@@ -11,6 +11,7 @@ use crate::{
     containers::{Container, Directory},
     cpu::{self, CgroupKey, Reader, Reading, RunTime},
     energy::{self, Source, zone::Zone},
+    jobs::Jobs,
     ledger::Holder,
     snapshot::{CollectorRow, ProgramRow},
     state::{Reason, Unavailable},
@@ -23,6 +24,7 @@ pub struct Instruments {
     source: Option<Box<dyn Source>>,
     cpu: Option<cpu::Chosen>,
     directory: Option<Directory>,
+    jobs: Option<Jobs>,
     topology: Topology,
     sysfs: PathBuf,
     /// What was usable at the start and how it stands now.
@@ -53,6 +55,7 @@ impl Instruments {
         source: Option<Box<dyn Source>>,
         cpu: Option<cpu::Chosen>,
         directory: Option<Directory>,
+        jobs: Option<Jobs>,
         topology: Topology,
         sysfs: PathBuf,
     ) -> Self {
@@ -64,6 +67,7 @@ impl Instruments {
             source,
             cpu,
             directory,
+            jobs,
             topology,
             sysfs,
             start: Instant::now(),
@@ -187,6 +191,11 @@ impl Instruments {
         let Some(directory) = &mut self.directory else { return };
         let news = &mut self.raw.news;
         news.ended = directory.observe(reading.rows.iter().map(|(key, _)| *key), now);
+        if let Some(jobs) = &mut self.jobs {
+            let began = Instant::now();
+            self.raw.jobs = jobs.observe(now, self.raw.unix_ns, directory, news);
+            collectors.push(collector("jobs", began, true));
+        }
         for (key, _) in &reading.rows {
             let holder = directory.holder(key);
             if self.told.holders.insert(*key, holder) != Some(holder) {
@@ -213,6 +222,13 @@ impl Instruments {
         news.unnamed = directory.unnamed();
         news.scans_incomplete = directory.incomplete_scans();
         collectors.push(collector("containers", now, true));
+    }
+
+    /// The processes of jobs that run: number of the job, and pid.
+    pub fn processes(&self) -> Vec<(u32, u32)> {
+        let numbers = self.raw.jobs.iter().map(|(number, _)| *number);
+        let process = |number| Some((number, self.jobs.as_ref()?.process(number)?));
+        numbers.filter_map(process).collect()
     }
 
     /// Frees what belongs to cgroups whose last reading was accounted.
@@ -254,6 +270,9 @@ impl Instruments {
         }
         if let Some(names) = self.directory.as_ref().and_then(Directory::names) {
             all.push(("docker", names.state()));
+        }
+        if let Some(jobs) = &self.jobs {
+            all.push(("jobs", jobs.state()));
         }
         all
     }

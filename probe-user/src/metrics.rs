@@ -116,6 +116,28 @@ pub(crate) static SWITCHES: Def = Def::counter(
     &["container", "id", "kind"],
     "Stints on a CPU that ended: voluntary when the task waits for something, involuntary when it could have gone on.",
 );
+pub(crate) static STREAM_ENERGY: Def = Def::counter(
+    "wattcast_stream_energy_joules_total",
+    &["stream", "container", "codec", "source", "share"],
+    "Dynamic energy of one ffmpeg job in joules: its part of its container's, all packages. share: process, by its CPU time; pixels, one output of \
+     a job of several, by the pixels that each delivers; outputs, the same, evenly, where the command line does not tell pixels. Frames and media \
+     seconds come from wattcast_stream_frames_total of wattcast-analysis with the same stream.",
+);
+pub(crate) static STREAM_INFO: Def = Def::gauge(
+    "wattcast_stream_info",
+    &["stream", "container", "input", "output", "codec", "encoder", "preset", "resolution", "fps", "bitrate"],
+    "1; what the command line of the newest job of this name says. Addresses, keys and tokens are never in it.",
+);
+pub(crate) static STREAM_RUNNING: Def = Def::gauge(
+    "wattcast_stream_jobs",
+    &["stream", "container"],
+    "ffmpeg processes that run under this name; 0 for one that has ended and is shown for the time of --retain.dead.",
+);
+pub(crate) static JOBS_DROPPED: Def = Def::counter(
+    "wattcast_jobs_dropped_total",
+    &[],
+    "ffmpeg processes that have no series of their own, because a ceiling was reached; their joules are in their containers' rows.",
+);
 pub(crate) static CPU_INFO: Def = Def::gauge(
     "wattcast_cpu_source_info",
     &["tier", "reason"],
@@ -233,6 +255,10 @@ pub static DEFS: &[&Def] = &[
     &CONTAINER_COUNTERS,
     &COUNTER_RATIO,
     &SMT_WEIGHT,
+    &STREAM_ENERGY,
+    &STREAM_INFO,
+    &STREAM_RUNNING,
+    &JOBS_DROPPED,
     &CPU_INFO,
     &CPU_OVERFLOW,
     &CPU_MISSED,

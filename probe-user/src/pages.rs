@@ -11,6 +11,7 @@ use exporter::{
 };
 
 use crate::{
+    containers::Container,
     cpu::{Queue, Tier, WAIT_NS},
     energy::zone::ZoneKind,
     metrics as m,
@@ -24,6 +25,7 @@ use crate::{
 pub fn families(snapshot: &Snapshot, compat: bool) -> Vec<Family> {
     let mut all = energy(snapshot);
     all.extend(cpu(snapshot));
+    all.extend(streams(snapshot));
     all.extend(own(snapshot));
     if compat {
         all.extend(seed(snapshot));
@@ -38,6 +40,7 @@ pub fn families(snapshot: &Snapshot, compat: bool) -> Vec<Family> {
 pub fn account(snapshot: &Snapshot) -> Vec<Family> {
     let mut all = energy(snapshot);
     all.extend(cpu(snapshot));
+    all.extend(streams(snapshot));
     all
 }
 
@@ -213,6 +216,53 @@ fn cpu(snapshot: &Snapshot) -> Vec<Family> {
     ]
 }
 
+fn streams(snapshot: &Snapshot) -> Vec<Family> {
+    let name = |container: Option<&Container>| container.map_or("", |container| &*container.name).to_owned();
+    // Two containers may have one name, and a stream's series then are one.
+    let mut joules: BTreeMap<[String; 5], Microjoules> = BTreeMap::new();
+    for row in &snapshot.streams {
+        let container = name(row.container.as_deref());
+        let labels =
+            [&row.id.name, &container, &row.id.codec, row.origin.as_str(), row.id.by.as_str()].map(str::to_owned);
+        *joules.entry(labels).or_default() += row.joules;
+    }
+    let mut energy = Family::new(&m::STREAM_ENERGY);
+    for (labels, joules) in &joules {
+        energy.push(&labels.each_ref().map(String::as_str), joules.joules());
+    }
+    let known: BTreeMap<u32, &Container> =
+        snapshot.containers.iter().map(|row| (row.container.number, &*row.container)).collect();
+    let mut told: BTreeMap<(String, String), (Vec<String>, u64)> = BTreeMap::new();
+    for running in &snapshot.jobs {
+        let command = &running.job.command;
+        for (at, (id, _)) in running.streams.iter().enumerate() {
+            let container = name(id.container.and_then(|number| known.get(&number)).copied());
+            let output = command.outputs.get(at).cloned().unwrap_or_default();
+            let fps = |milli: u32| format!("{}", f64::from(milli) / 1000.0);
+            let row = told.entry((id.name.clone(), container)).or_default();
+            row.0 = vec![
+                command.input.clone(),
+                output.kind,
+                id.codec.clone(),
+                output.encoder,
+                output.preset,
+                output.size.map(|(width, height)| format!("{width}x{height}")).unwrap_or_default(),
+                output.millifps.map(fps).unwrap_or_default(),
+                output.bitrate.map(|bits| bits.to_string()).unwrap_or_default(),
+            ];
+            row.1 += u64::from(running.ended.is_none());
+        }
+    }
+    let (mut info, mut running) = (Family::new(&m::STREAM_INFO), Family::new(&m::STREAM_RUNNING));
+    for ((stream, container), (labels, jobs)) in &told {
+        let labels: Vec<&str> = [&**stream, container].into_iter().chain(labels.iter().map(String::as_str)).collect();
+        info.push(&labels, 1.0);
+        running.push(&labels[..2], float(*jobs));
+    }
+    let dropped = Family::new(&m::JOBS_DROPPED).with(&[], float(snapshot.jobs_dropped));
+    vec![energy, info, running, dropped]
+}
+
 fn buckets(queue: &Queue) -> Buckets {
     let mut below = 0u64;
     let cumulative = WAIT_NS
@@ -317,15 +367,14 @@ mod tests {
 
     use super::*;
     use crate::{
-        containers::Container,
+        cpu::{Knows, RunTime, Share},
+        tick::Collected,
+    };
+    use crate::{
         energy::zone::{Origin, ZoneId, ZoneKind},
         ledger::{AccountId, idle::Estimate},
         snapshot::{AccountRow, ContainerRow, IdleRow, ZoneRow},
         topology::PackageId,
-    };
-    use crate::{
-        cpu::{Knows, RunTime, Share},
-        tick::Collected,
     };
 
     fn container(number: u32) -> Arc<Container> {

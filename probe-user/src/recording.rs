@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize, Serializer, ser::SerializeSeq as _};
 use crate::{
     cpu::{COUNTERS, CgroupKey, Queue, Reading, RunTime, Tier},
     energy::zone::Origin,
+    jobs::Job,
     tick::{News, RawTick, Setup},
     topology::MAX_CPUS,
 };
@@ -37,6 +38,8 @@ const MAX_FIGURES: usize = 1 << 20;
 const MAX_TEXT: usize = 1024;
 /// Longest reason why a tier does not serve.
 const MAX_REASON: usize = 4096;
+/// Most outputs of a job.
+const MAX_OUTPUTS: usize = 64;
 /// Ticks between two points up to which a torn file can be read.
 const FLUSH_EVERY: u32 = 10;
 
@@ -152,6 +155,9 @@ struct Line {
     /// Why there is no CPU time in this tick.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     failed: Option<String>,
+    /// CPU nanoseconds of each job since it began.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    jobs: Vec<(u32, u64)>,
     #[serde(default)]
     news: News,
 }
@@ -281,6 +287,7 @@ impl Writer {
             counter_time,
             missed,
             failed,
+            jobs: tick.jobs.clone(),
             news: tick.news.clone(),
         };
         self.ticks += 1;
@@ -318,6 +325,7 @@ pub struct Reader<R = Box<dyn Read + Send>> {
     cpus: usize,
     known: BTreeSet<CgroupKey>,
     containers: BTreeSet<u32>,
+    jobs: BTreeSet<u32>,
     last_energy_ns: Option<u64>,
 }
 
@@ -364,6 +372,7 @@ impl<R: Read> Reader<R> {
             cpus: 0,
             known: BTreeSet::new(),
             containers: BTreeSet::new(),
+            jobs: BTreeSet::new(),
             last_energy_ns: None,
         };
         let Some(first) = this.next_line()? else { return Err(this.wrong("the file is empty")) };
@@ -469,6 +478,7 @@ impl<R: Read> Reader<R> {
         for number in &line.news.ended {
             self.containers.remove(number);
         }
+        self.jobs(&line.news)?;
         let cpu = match (line.ran, line.failed) {
             (_, Some(error)) => Some(Err(error)),
             (None, None) => None,
@@ -523,8 +533,33 @@ impl<R: Read> Reader<R> {
             own_ns: line.own,
             zones: line.zones.into_iter().map(value).collect(),
             cpu,
+            jobs: line.jobs,
             news: line.news,
         })
+    }
+
+    /// What a line says of jobs: not more of them than are followed, in texts of a length that labels have.
+    fn jobs(&mut self, news: &News) -> Result<(), String> {
+        self.jobs.extend(news.jobs.iter().map(|job| job.number));
+        if self.jobs.len() > MAX_ITEMS {
+            return Err("more jobs than a machine has".to_owned());
+        }
+        for number in &news.jobs_gone {
+            self.jobs.remove(number);
+        }
+        let texts = news.jobs.iter().flat_map(|Job { command, .. }| {
+            let outputs = command.outputs.iter();
+            let of_outputs = outputs.flat_map(|out| [&out.name, &out.kind, &out.codec, &out.encoder, &out.preset]);
+            let of_progress = command.progress.iter().flat_map(|progress| [&progress.kind, &progress.stream]);
+            of_outputs.chain(of_progress).chain([&command.input])
+        });
+        if texts.into_iter().any(|text| text.len() > MAX_TEXT) {
+            return Err("a job's name is too long".to_owned());
+        }
+        if news.jobs.iter().any(|job| job.command.outputs.len() > MAX_OUTPUTS) {
+            return Err("a job of too many outputs".to_owned());
+        }
+        Ok(())
     }
 }
 
@@ -616,6 +651,7 @@ mod tests {
                 queues: queues(second),
                 ..Reading::default()
             })),
+            jobs: vec![(0, second * 1000)],
             news,
         };
         let row = |ns: [u64; 2]| ns.map(RunTime::alone).to_vec();

@@ -1,8 +1,9 @@
-//! The feed: `/api/v1/window`, `/api/v1/mark` and `/api/v1/sources`, and what the shared server asks of us.
+//! The feed: `/api/v1/window`, `/api/v1/mark`, `/api/v1/sources` and `/api/v1/streams`, and what the shared server asks of us.
 
 use std::{
+    collections::HashMap,
     sync::{Arc, mpsc},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use arc_swap::ArcSwapOption;
@@ -20,10 +21,13 @@ use tokio::sync::{Semaphore, oneshot};
 use tracing::error;
 
 use crate::{
+    containers::Container,
+    jobs::command::Command,
+    ledger::Holder,
     pages,
     sampler::{Marked, Request},
     snapshot::Snapshot,
-    window::Refusal,
+    window::{Refusal, seconds},
 };
 
 /// Marks that may wait at once; they share ticks, so this bounds memory, not service.
@@ -43,13 +47,16 @@ pub struct Board {
     compat: bool,
     marks: Semaphore,
     sampler: mpsc::Sender<Request>,
+    /// Unix seconds.
+    started: f64,
 }
 
 impl Board {
     /// An empty board. `tick` tells when data is stale; `compat` adds the names of the exporters we replace.
     #[must_use]
     pub fn new(tick: Duration, compat: bool, sampler: mpsc::Sender<Request>) -> Self {
-        Self { published: ArcSwapOption::empty(), tick, compat, marks: Semaphore::new(MAX_MARKS), sampler }
+        let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+        Self { published: ArcSwapOption::empty(), tick, compat, marks: Semaphore::new(MAX_MARKS), sampler, started }
     }
 
     /// Renders a snapshot, once, and shows it from now on.
@@ -112,6 +119,7 @@ impl Pages for Board {
                 link("/health", "alive?"),
                 link("/ready", "is every wanted source there?"),
                 link("/api/v1/sources", "how every source stands, and what to do about it"),
+                link("/api/v1/streams", "ffmpeg jobs that run or ended lately: what they are and what they cost"),
                 link("/api/v1/window", "joules and CPU seconds between two moments: ?start=UNIX&end=UNIX"),
             ],
             tables: Vec::new(),
@@ -161,6 +169,7 @@ pub fn routes(board: Arc<Board>) -> Router {
         .route("/api/v1/window", get(window))
         .route("/api/v1/mark", post(mark))
         .route("/api/v1/sources", get(sources))
+        .route("/api/v1/streams", get(streams))
         .with_state(board)
 }
 
@@ -198,6 +207,74 @@ async fn sources(State(board): State<Arc<Board>>) -> Json<Vec<SourceAnswer>> {
             })
             .collect(),
     )
+}
+
+/// One job, with what it cost since it began.
+#[derive(Serialize)]
+struct JobAnswer<'a> {
+    /// The probe's own number for it; never reused while the probe runs.
+    job: u32,
+    /// The names of its streams, as in the label `stream`.
+    streams: Vec<&'a str>,
+    /// How its streams' parts of it are found: process, pixels, outputs.
+    share: &'static str,
+    container: &'a str,
+    id: &'a str,
+    image: &'a str,
+    /// Its process on this host, while it runs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pid: Option<u32>,
+    /// Unix seconds.
+    started: f64,
+    ended: Option<f64>,
+    cpu_seconds: f64,
+    joules: f64,
+    source: &'static str,
+    #[serde(flatten)]
+    command: &'a Command,
+}
+
+#[derive(Serialize)]
+struct StreamsAnswer<'a> {
+    /// When the probe was started; numbers of jobs begin anew with it.
+    probe_started: f64,
+    jobs: Vec<JobAnswer<'a>>,
+}
+
+async fn streams(State(board): State<Arc<Board>>) -> Response {
+    let published = board.published.load_full();
+    let Some(published) = published else {
+        return problem(StatusCode::SERVICE_UNAVAILABLE, "starting", "nothing was measured yet; try again in a second");
+    };
+    let snapshot = &published.snapshot;
+    let containers: HashMap<u32, &Container> =
+        snapshot.containers.iter().map(|row| (row.container.number, &*row.container)).collect();
+    let pids: HashMap<u32, u32> = snapshot.processes.iter().copied().collect();
+    let source = snapshot.zones.first().map_or("", |zone| zone.origin.as_str());
+    let jobs = snapshot.jobs.iter().map(|running| {
+        let job = &running.job;
+        let number = job.own.or(match job.holder {
+            Holder::Container(number) => Some(number),
+            _ => None,
+        });
+        let container = number.and_then(|number| containers.get(&number)).copied();
+        JobAnswer {
+            job: job.number,
+            streams: running.streams.iter().map(|(id, _)| &*id.name).collect(),
+            share: running.streams.first().map_or("", |(id, _)| id.by.as_str()),
+            container: container.map_or("", |container| &container.name),
+            id: container.map_or("", |container| &container.id),
+            image: container.map_or("", |container| &container.image),
+            pid: pids.get(&job.number).copied().filter(|_| running.ended.is_none()),
+            started: seconds(job.unix_ns),
+            ended: running.ended.map(seconds),
+            cpu_seconds: seconds(i64::try_from(running.ran_ns).unwrap_or(i64::MAX)),
+            joules: running.joules.joules(),
+            source,
+            command: &job.command,
+        }
+    });
+    Json(StreamsAnswer { probe_started: board.started, jobs: jobs.collect() }).into_response()
 }
 
 #[derive(Deserialize)]

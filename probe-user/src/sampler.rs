@@ -193,6 +193,7 @@ impl Sampler {
         snapshot.jitter.clone_from(&self.jitter);
         snapshot.ticks_missed = self.ticks_missed;
         snapshot.programs = self.parts.feed.programs();
+        snapshot.processes = self.parts.feed.processes();
         if let Some(distribution) = &self.parts.distribution {
             snapshot.power = distribution.snapshot();
         }

@@ -11,7 +11,11 @@ use crate::{
         counter::Reject,
         zone::{Origin, ZoneId},
     },
-    ledger::{AccountId, idle::Estimate},
+    ledger::{
+        AccountId,
+        idle::Estimate,
+        streams::{Running, StreamId},
+    },
     state::SourceState,
     tick::Collected,
     topology::PackageId,
@@ -74,8 +78,29 @@ pub struct Snapshot {
     pub cpu_overflow_ns: u64,
     /// Intervals of CPU time that the kernel side could not see whole, since the start.
     pub cpu_intervals_missed: u64,
+    /// Every stream with series.
+    pub streams: Vec<StreamRow>,
+    /// Every job that runs, or ended lately.
+    pub jobs: Vec<Running>,
+    /// The processes of those that run, by the number of the job.
+    pub processes: Vec<(u32, u32)>,
+    /// Jobs that found no room, or whose streams have no series, since the start.
+    pub jobs_dropped: u64,
     /// The past.
     pub ring: Ring,
+}
+
+/// One stream.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StreamRow {
+    /// Which.
+    pub id: StreamId,
+    /// Where it runs; `None` outside of all containers.
+    pub container: Option<Arc<Container>>,
+    /// How its joules were obtained.
+    pub origin: Origin,
+    /// Since the start.
+    pub joules: Microjoules,
 }
 
 /// One energy counter.

@@ -15,6 +15,7 @@ use crate::{
     energy::{self, Choice, Chosen, Source, processor::Processor},
     feed::{Feed, Replay},
     instruments::Instruments,
+    jobs::Jobs,
     ledger::IdlePolicy,
     recording::Reader,
     sampler::Parts,
@@ -154,7 +155,8 @@ pub fn instruments(config: &Config) -> (Instruments, Vec<SourceState>) {
         }
         None => None,
     };
-    (Instruments::new(source, cpu, directory, topology, config.paths.sysfs.clone()), sources)
+    let jobs = directory.is_some().then(|| jobs(config, &mut sources)).flatten();
+    (Instruments::new(source, cpu, directory, jobs, topology, config.paths.sysfs.clone()), sources)
 }
 
 fn directory(config: &Config, sources: &mut Vec<SourceState>) -> Option<Directory> {
@@ -190,6 +192,21 @@ fn directory(config: &Config, sources: &mut Vec<SourceState>) -> Option<Director
         reservations: config.energy.idle_policy == IdlePolicy::Reserved || config.job().is_some(),
     };
     Some(Directory::new(trees, names, limits))
+}
+
+/// Who encodes. Without the kernel side jobs are found by looking at `/proc`, and what is shorter than that is not seen.
+fn jobs(config: &Config, sources: &mut Vec<SourceState>) -> Option<Jobs> {
+    if !config.collectors.ffmpeg() {
+        return None;
+    }
+    let jobs = Jobs::new(config.ffmpeg.names(), &config.paths.procfs, config.limits.retain);
+    sources.push(SourceState {
+        source: "jobs",
+        state: jobs.state(),
+        detail: format!("eBPF at exec and exit of {}", config.ffmpeg.names().0.join(", ")),
+        wanted: false,
+    });
+    Some(jobs)
 }
 
 /// A second handle to the packages, for the thread of sub-second power.

@@ -9,6 +9,7 @@ use crate::{
     containers::Container,
     cpu::{CgroupKey, Knows, Reading, Tier},
     energy::zone::{Origin, Zone},
+    jobs::Job,
     ledger::Holder,
     topology::PackageId,
 };
@@ -141,6 +142,18 @@ pub struct News {
     /// Cgroups that ran and could not be named since the start.
     #[serde(skip_serializing_if = "is_zero")]
     pub unnamed: u64,
+    /// Jobs that began.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub jobs: Vec<Job>,
+    /// Jobs that ended: what they ran is final now.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub jobs_ended: Vec<u32>,
+    /// Jobs that are shown no more after this tick.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub jobs_gone: Vec<u32>,
+    /// Jobs that found no room since the start.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub jobs_dropped: u64,
     /// Scans that could not see every cgroup since the start.
     #[serde(skip_serializing_if = "is_zero")]
     pub scans_incomplete: u64,
@@ -168,6 +181,8 @@ pub struct RawTick {
     pub zones: Vec<Result<u64, String>>,
     /// CPU time, or why there is none; `None` when it is not collected.
     pub cpu: Option<Result<Reading, String>>,
+    /// CPU nanoseconds of each job since it began.
+    pub jobs: Vec<(u32, u64)>,
     /// What changed.
     pub news: News,
 }

@@ -96,6 +96,7 @@ fn three_to_one(path: &Path) {
             own_ns: second * 500_000,
             zones: vec![raw(joules[0]), raw(joules[1])],
             cpu: Some(Ok(Reading { rows, overflow: vec![RunTime::default(); 2], ..Reading::default() })),
+            jobs: Vec::new(),
             news,
         };
         writer.write(&tick).unwrap();

@@ -9,6 +9,7 @@ pub mod tree;
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
+    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -54,7 +55,7 @@ pub type Runtime = &'static str;
 /// A runtime out of a recording: one that we know, for the label's values are bounded.
 fn runtime<'de, D: Deserializer<'de>>(from: D) -> Result<&'static str, D::Error> {
     let text = String::deserialize(from)?;
-    let known = ["docker", "containerd", "crio", "podman", "cgroup"];
+    let known = ["docker", "containerd", "crio", "podman", "cgroup", "systemd", "process"];
     Ok(known.into_iter().find(|known| *known == text).unwrap_or("unknown"))
 }
 
@@ -63,6 +64,10 @@ fn runtime<'de, D: Deserializer<'de>>(from: D) -> Result<&'static str, D::Error>
 enum Identity {
     Container(String),
     Cgroup(CgroupKey),
+    /// A systemd unit in which a job runs, by the path of its cgroup.
+    Unit(String),
+    /// A job in a cgroup that it shares with others, by its number.
+    Process(u32),
 }
 
 #[derive(Debug)]
@@ -304,6 +309,8 @@ impl Directory {
         self.shut_out.retain(|identity| match identity {
             Identity::Cgroup(key) => live.contains_key(key),
             Identity::Container(id) => live.values().any(|path| path.contains(id.as_str())),
+            Identity::Unit(unit) => live.values().any(|path| path == unit),
+            Identity::Process(_) => false,
         });
         let noted: HashSet<CgroupKey> = self.leaving.iter().flatten().copied().collect();
         for (key, holder) in &self.holders {
@@ -350,6 +357,55 @@ impl Directory {
                 Said::Nothing => {}
             }
         }
+    }
+
+    /// Finds the row for a job of this number in the cgroup `key`: whose time its own is a part of, and the row of its own where it has one.
+    ///
+    /// In a container, or a cgroup made by hand, it is a part of that. A systemd unit that runs a job becomes a workload as a whole. In
+    /// what is left, a login's session or the root, a job has a row of its own: merged with the shell beside it it would be nobody's.
+    pub fn adopt(&mut self, key: &CgroupKey, job: u32, stream: Option<&str>) -> (Holder, Option<u32>) {
+        match self.holder(key) {
+            Holder::System => {}
+            holder => return (holder, None),
+        }
+        let path = self.trees.scan().live.remove(key);
+        if let Some(path) = path
+            && let Some(unit) = path::unit(&path)
+        {
+            let (name, id) = (unit.to_owned(), format!("unit:{}", key.id));
+            let holder = self.admit(*key, Identity::Unit(path.clone()), true, "systemd", &name, &id, None);
+            self.holders.insert(*key, holder);
+            return (holder, None);
+        }
+        if self.records.len() >= self.limits.containers && !self.make_room(true) {
+            self.dropped += 1;
+            return (Holder::System, None);
+        }
+        let number = self.next;
+        self.next += 1;
+        let (name, id) = (cut(stream.unwrap_or("ffmpeg")), format!("job:{job}"));
+        let shown = Arc::new(Container { number, name, id, image: String::new(), runtime: "process" });
+        let identity = Identity::Process(job);
+        self.numbers.insert(identity.clone(), number);
+        let cgroups = HashSet::new();
+        self.records.insert(
+            number,
+            Record { shown, identity, cgroups, ran: true, gone_at: None, reserved: None, ask_at: None },
+        );
+        (Holder::System, Some(number))
+    }
+
+    /// Notes that the job whose row this is has ended.
+    pub fn bereave(&mut self, number: u32, now: Instant) {
+        if let Some(record) = self.records.get_mut(&number) {
+            record.gone_at = Some(now);
+        }
+    }
+
+    /// The workload's cgroup of a process, by its directory in procfs.
+    #[must_use]
+    pub fn cgroup_of(&self, process: &Path) -> Option<CgroupKey> {
+        self.trees.of_process(process)
     }
 
     fn retire(&mut self, now: Instant) -> Vec<u32> {

@@ -44,6 +44,15 @@ pub fn classify(path: &str) -> Workload<'_> {
     }
 }
 
+/// The systemd service or transient scope that a cgroup is; none for slices, and for what holds logins and their shells.
+#[must_use]
+pub fn unit(path: &str) -> Option<&str> {
+    let last = path.rsplit('/').next()?;
+    let login = last.starts_with("session-") || last.starts_with("user@") || last == "init.scope";
+    let unit = last.ends_with(".service") || last.ends_with(".scope");
+    (unit && !login && !last.contains("conmon") && container_id(last).is_none()).then_some(last)
+}
+
 /// The id in `docker-<id>.scope`, `cri-containerd:<id>`, `<id>`, and what stands before it.
 fn container_id(segment: &str) -> Option<(&str, &str)> {
     let bare = segment.strip_suffix(".scope").unwrap_or(segment);
@@ -120,6 +129,21 @@ mod tests {
             format!("/machine.slice/libpod-conmon-{A}.scope"),
         ] {
             assert_eq!(classify(&path), Workload::System, "{path}");
+        }
+    }
+
+    #[test]
+    fn units_that_can_be_workloads_are_told_from_logins() {
+        assert_eq!(unit("/system.slice/encode@cam1.service"), Some("encode@cam1.service"));
+        assert_eq!(unit("/user.slice/user-1000.slice/user@1000.service/app.slice/run-u7.scope"), Some("run-u7.scope"));
+        for path in [
+            "/",
+            "/system.slice",
+            "/user.slice/user-0.slice/session-1.scope",
+            "/user.slice/user-0.slice/user@0.service",
+            "/init.scope",
+        ] {
+            assert_eq!(unit(path), None, "{path}");
         }
     }
 

@@ -98,6 +98,30 @@ impl Trees {
         quota.checked_mul(1000)?.checked_div(period)
     }
 
+    /// The workload's cgroup of a process, by its directory in procfs: its v2 leaf, or its v1 `cpu` cgroup when it sits in the v2 root.
+    #[must_use]
+    pub fn of_process(&self, process: &Path) -> Option<CgroupKey> {
+        let text = fs::read_to_string(process.join("cgroup")).ok()?;
+        let path = |of: u64| {
+            text.lines().find_map(|line| {
+                let mut parts = line.splitn(3, ':').skip(1);
+                let (controllers, path) = (parts.next()?, parts.next()?);
+                let named = controllers.split(',').any(|name| name == "cpu");
+                (if of == hierarchy::V2 { controllers.is_empty() } else { named }).then_some(path)
+            })
+        };
+        let mut keys = [hierarchy::V2, hierarchy::V1_CPU].into_iter().filter_map(|hierarchy| {
+            let (root, path) = (self.root(hierarchy)?, path(hierarchy)?);
+            let meta = fs::metadata(root.join(path.trim_start_matches('/'))).ok()?;
+            Some((path != "/", CgroupKey { id: meta.ino(), hierarchy }))
+        });
+        let first = keys.next()?;
+        if first.0 {
+            return Some(first.1);
+        }
+        Some(keys.find(|(leaf, _)| *leaf).map_or(first.1, |(_, key)| key))
+    }
+
     /// Every cgroup that lives now.
     #[must_use]
     pub fn scan(&self) -> Scan {

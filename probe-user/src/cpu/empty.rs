@@ -3,7 +3,7 @@
 use aya::programs::BtfTracePoint;
 
 use super::{
-    object::{Object, refused},
+    object::{Object, PAGE, refused},
     offsets,
 };
 use crate::{snapshot::ProgramRow, state::Unavailable};
@@ -21,8 +21,10 @@ impl Empty {
     /// # Errors
     /// As for a tier.
     pub fn load() -> Result<Self, Unavailable> {
-        let small = ["CPUS", "TIMES", "WAITS", "COUNTS", "OWNERS", "SLOTS", "FREE", "BASES"];
-        let (mut object, _) = Object::open(offsets::switch, &[], &small.map(|name| (name, 1)))?;
+        let small = ["CPUS", "TIMES", "WAITS", "COUNTS", "OWNERS", "SLOTS", "FREE", "BASES", "JOBS"];
+        let mut sizes = small.map(|name| (name, 1)).to_vec();
+        sizes.push(("JOB_EVENTS", PAGE));
+        let (mut object, _) = Object::open(offsets::switch, &[], &sizes)?;
         let attached = (|| {
             let (ebpf, btf) = object.types().ok_or(aya::programs::ProgramError::NotLoaded)?;
             let program = ebpf.program_mut(NAME).ok_or(aya::programs::ProgramError::NotLoaded)?;

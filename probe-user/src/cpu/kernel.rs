@@ -18,7 +18,7 @@ use super::{
     btf::BtfError,
     files::{V1, root_key},
     mapped::Mapped,
-    object::{Object, possible_cpus, refused, slots_for},
+    object::{Object, PAGE, possible_cpus, refused, slots_for},
     offsets,
     totals::{Columns, Totals},
 };
@@ -84,6 +84,8 @@ impl Kernel {
                 ("BASES", number(possible)),
                 ("SLOTS", 1),
                 ("FREE", 1),
+                ("JOBS", 1),
+                ("JOB_EVENTS", PAGE),
             ],
         )?;
         if known.setting("HAS_CPUACCT") == 0 {

@@ -6,6 +6,7 @@
 pub mod btf;
 mod counters;
 mod empty;
+mod execs;
 mod fields;
 mod files;
 mod kernel;
@@ -20,6 +21,7 @@ use std::{fmt, io, path::PathBuf};
 
 pub use counters::Events;
 pub use empty::Empty;
+pub use execs::{Exec, Execs, name as exec_name};
 pub use files::Files;
 pub use kernel::Kernel;
 pub use probe_ebpf::{COUNTERS, CgroupKey, RunTime, WAIT_CLASSES, WAIT_NS, hierarchy};

@@ -34,6 +34,9 @@ pub(super) fn possible_cpus() -> usize {
     last.map_or(1, |last| last.saturating_add(1)).min(probe_ebpf::MAX_CPUS)
 }
 
+/// The smallest ring, for who does not use it.
+pub(super) const PAGE: u32 = 4096;
+
 /// The kernel's memory that banks may take. 4,096 slots of 600 CPUs fit, counters left out; more CPUs have fewer slots.
 const BANKS_BYTES: usize = 192 << 20;
 /// Slots of even the largest machine.

@@ -113,6 +113,27 @@ pub fn kernel(btf: &Btf<'_>) -> Result<Known, BtfError> {
     Ok(known)
 }
 
+/// What following jobs needs.
+///
+/// # Errors
+/// When the kernel has a field by no name that we know.
+pub fn jobs(btf: &Btf<'_>) -> Result<Known, BtfError> {
+    let mut known = identity(btf)?;
+    let task = |path: &[&str]| btf.field("task_struct", path);
+    known.fields.extend([
+        (Field::TaskSumExec, task(&["se", "sum_exec_runtime"])?),
+        (Field::TaskTgid, task(&["tgid"])?),
+        (Field::TaskComm, task(&["comm"])?),
+        (Field::TaskMm, task(&["mm"])?),
+        (Field::TaskSignal, task(&["signal"])?),
+        (Field::MmArgStart, btf.field("mm_struct", &["arg_start"])?),
+        (Field::MmArgEnd, btf.field("mm_struct", &["arg_end"])?),
+        (Field::SignalLive, btf.field("signal_struct", &["live"])?),
+        (Field::SignalSumSched, btf.field("signal_struct", &["sum_sched_runtime"])?),
+    ]);
+    Ok(known)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -198,5 +219,6 @@ mod tests {
         let btf = Btf::parse(&bytes).unwrap();
         let known = switch(&btf).unwrap();
         assert!(at(&known, Field::TaskSumExec) > 0 && at(&known, Field::TaskCgroups) > 0);
+        assert!(at(&jobs(&btf).unwrap(), Field::MmArgEnd) > 0);
     }
 }

@@ -19,7 +19,7 @@ use super::{
     Events, Knows, Queue, Reader, Reading, Tier,
     counters::MAPS,
     mapped::Mapped,
-    object::{Object, possible_cpus, refused, slots_for},
+    object::{Object, PAGE, possible_cpus, refused, slots_for},
     offsets,
 };
 use crate::{
@@ -127,6 +127,8 @@ impl Switch {
                 ("WAITS", bank),
                 ("COUNTS", if events.is_some() { bank } else { 1 }),
                 ("BASES", 1),
+                ("JOBS", 1),
+                ("JOB_EVENTS", PAGE),
             ],
         )?;
         let mut this = Self {

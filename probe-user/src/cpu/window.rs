@@ -22,6 +22,22 @@ impl Share {
         self.time.ns()
     }
 
+    /// Takes `part` of `whole` of everything off this, rounded down, and gives it.
+    pub fn take(&mut self, part: u64, whole: u64) -> Self {
+        let mut taken = Self::default();
+        let cut = |from: &mut u64| {
+            let off = u128::from(*from) * u128::from(part.min(whole)) / u128::from(whole.max(1));
+            let off = u64::try_from(off).unwrap_or(0);
+            *from -= off;
+            off
+        };
+        taken.time.alone_ns = cut(&mut self.time.alone_ns);
+        taken.time.shared_ns = cut(&mut self.time.shared_ns);
+        taken.weight = cut(&mut self.weight);
+        taken.counted = self.counted.each_mut().map(cut);
+        taken
+    }
+
     /// Adds another's.
     pub fn add(&mut self, other: &Self) {
         self.time.alone_ns = self.time.alone_ns.saturating_add(other.time.alone_ns);

@@ -7,6 +7,7 @@
 mod account;
 mod book;
 pub mod idle;
+pub mod streams;
 pub mod uncertainty;
 
 pub use account::{Closed, close, share_idle};

@@ -1,0 +1,513 @@
+//! What an ffmpeg command line says of its job: from where to where, with which encoder, at what size. Pure text.
+//!
+//! Words of a command line hold secrets: user info and tokens in URLs, and in RTMP the stream's name is its key. So nothing of a URL goes
+//! outward but its kind and, of an output that needs a name, a digest.
+
+use serde::{Deserialize, Serialize};
+
+/// Longest text that is taken from a command line.
+const MAX_TEXT: usize = 64;
+/// Most outputs of one job that are told apart; more are one.
+const MAX_OUTPUTS: usize = 16;
+/// Most words that are looked at.
+const MAX_WORDS: usize = 4096;
+
+/// One job's command line.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Command {
+    /// Kind of the first input: `file`, `lavfi`, `pipe`, `device`, or a protocol.
+    pub input: String,
+    /// True when the input comes no faster than it is played: `-re`, or a live protocol.
+    pub paced: bool,
+    /// Where `-progress` goes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub progress: Option<Progress>,
+    /// What it delivers.
+    pub outputs: Vec<Output>,
+}
+
+/// Where a job reports.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Progress {
+    /// `udp`, `http`, `unix`, `pipe`, `file`.
+    pub kind: String,
+    /// The name that its address gives the stream; empty when it gives none.
+    pub stream: String,
+    /// The port that its datagrams come from, where the address says so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+}
+
+/// One output.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Output {
+    /// A name for it: of a file its stem, else its kind and a digest of the address.
+    pub name: String,
+    /// `file`, `null`, `pipe`, or a protocol.
+    pub kind: String,
+    /// The codec: `h264`, `hevc`, `av1`, …, `copy`; empty when the command line does not say.
+    pub codec: String,
+    /// The encoder as it was asked for; empty likewise.
+    pub encoder: String,
+    /// As it was asked for; empty likewise.
+    pub preset: String,
+    /// Pixels, where the command line says so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub size: Option<(u32, u32)>,
+    /// Frames a thousand seconds, likewise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub millifps: Option<u32>,
+    /// Bits a second, likewise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bitrate: Option<u64>,
+}
+
+impl Output {
+    /// Pixels a thousand seconds, where both are known; what outputs of one job are weighed by.
+    #[must_use]
+    pub fn pixels(&self, millifps: Option<u32>) -> Option<u64> {
+        let (width, height) = self.size?;
+        u64::from(width).checked_mul(u64::from(height))?.checked_mul(u64::from(self.millifps.or(millifps)?))
+    }
+}
+
+/// Options without a value. Every other takes one (ffmpeg's fftools/ffmpeg_opt.c, OPT_TYPE_BOOL and functions without HAS_ARG; -no… turns
+/// a switch off).
+const SWITCHES: [&str; 43] = [
+    "y",
+    "n",
+    "re",
+    "stdin",
+    "nostdin",
+    "stats",
+    "nostats",
+    "hide_banner",
+    "an",
+    "vn",
+    "sn",
+    "dn",
+    "shortest",
+    "copyts",
+    "start_at_zero",
+    "dump",
+    "hex",
+    "autorotate",
+    "noautorotate",
+    "autoscale",
+    "noautoscale",
+    "accurate_seek",
+    "noaccurate_seek",
+    "seek_timestamp",
+    "bitexact",
+    "xerror",
+    "benchmark",
+    "benchmark_all",
+    "psnr",
+    "qphist",
+    "ignore_unknown",
+    "copy_unknown",
+    "report",
+    "deinterlace",
+    "vstats",
+    "find_stream_info",
+    "fix_sub_duration",
+    "debug_ts",
+    "intra",
+    "recast_media",
+    "L",
+    "version",
+    "copyinkf",
+];
+
+impl Command {
+    /// Reads the words of a command line, each ended by a zero. The first is the program.
+    #[must_use]
+    pub fn parse(line: &[u8]) -> Self {
+        let words: Vec<String> = line
+            .strip_suffix(&[0])
+            .unwrap_or(line)
+            .split(|byte| *byte == 0)
+            .skip(1)
+            .take(MAX_WORDS)
+            .map(|word| String::from_utf8_lossy(word).into_owned())
+            .collect();
+        let mut this = Self::default();
+        let (mut words, mut given) = (words.into_iter().peekable(), Given::default());
+        while let Some(word) = words.next() {
+            match word.strip_prefix('-').filter(|name| !name.is_empty()) {
+                None => this.deliver(&word, std::mem::take(&mut given)),
+                Some(name) if SWITCHES.contains(&base(name)) => {
+                    this.paced |= name == "re";
+                }
+                Some("i") => {
+                    if let Some(address) = words.next() {
+                        let (format, paced) = (std::mem::take(&mut given).format, this.paced);
+                        let kind = input_kind(&address, &format);
+                        this.paced = paced || matches!(kind, "rtmp" | "rtsp" | "srt" | "udp" | "rtp" | "device");
+                        if this.input.is_empty() {
+                            kind.clone_into(&mut this.input);
+                        }
+                    }
+                }
+                Some("progress") => this.progress = words.next().map(|address| Progress::parse(&address)),
+                Some("readrate") => this.paced |= words.next().is_some(),
+                Some(name) => {
+                    if let Some(value) = words.next() {
+                        given.take(name, &value);
+                    }
+                }
+            }
+        }
+        this
+    }
+
+    fn deliver(&mut self, address: &str, given: Given) {
+        if self.outputs.len() >= MAX_OUTPUTS {
+            return;
+        }
+        let (kind, name) = output(address, &given.format);
+        let codec = if given.encoder == "copy" { "copy" } else { codec(&given.encoder) };
+        self.outputs.push(Output {
+            name,
+            kind: cut(&kind),
+            codec: codec.to_owned(),
+            encoder: cut(&given.encoder),
+            preset: cut(&given.preset),
+            size: given.size,
+            millifps: given.millifps,
+            bitrate: given.bitrate,
+        });
+    }
+
+    /// The name of the whole job: what its progress goes by, else its only output.
+    #[must_use]
+    pub fn stream(&self) -> Option<&str> {
+        let of_progress = self.progress.as_ref().map(|progress| &*progress.stream).filter(|name| !name.is_empty());
+        of_progress.or(match &*self.outputs {
+            [only] => Some(&only.name),
+            _ => None,
+        })
+    }
+}
+
+/// Options that stand before an input or output.
+#[derive(Default)]
+struct Given {
+    format: String,
+    encoder: String,
+    preset: String,
+    size: Option<(u32, u32)>,
+    millifps: Option<u32>,
+    bitrate: Option<u64>,
+}
+
+/// An option's name without the streams that it is for.
+fn base(name: &str) -> &str {
+    name.split(':').next().unwrap_or(name)
+}
+
+/// True when the option is for video, or for all streams.
+fn for_video(name: &str) -> bool {
+    name.split(':').nth(1).is_none_or(|stream| stream.starts_with(['v', 'V']) || stream.parse::<u32>().is_ok())
+}
+
+impl Given {
+    fn take(&mut self, name: &str, value: &str) {
+        if !for_video(name) {
+            return;
+        }
+        match base(name) {
+            "f" => self.format = cut(value),
+            "c" | "codec" | "vcodec" => self.encoder = cut(value),
+            "preset" | "cpu-used" | "speed" => self.preset = cut(value),
+            "s" => self.size = size(value).or(self.size),
+            "r" => self.millifps = rate(value).or(self.millifps),
+            "b" | "vb" => self.bitrate = bits(value).or(self.bitrate),
+            "vf" | "filter" => {
+                for filter in value.split([',', ';']) {
+                    self.filter(filter);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn filter(&mut self, filter: &str) {
+        let Some((name, arguments)) = filter.split_once('=') else { return };
+        match name.rsplit(']').next().unwrap_or(name) {
+            "scale" => self.size = scaled(arguments).or(self.size),
+            "fps" => self.millifps = rate(arguments.trim_start_matches("fps=")).or(self.millifps),
+            _ => {}
+        }
+    }
+}
+
+/// `1280x720`, `hd720` and the like.
+fn size(text: &str) -> Option<(u32, u32)> {
+    let named = |text: &str| {
+        Some(match text {
+            "vga" => (640, 480),
+            "hd480" => (852, 480),
+            "hd720" => (1280, 720),
+            "hd1080" => (1920, 1080),
+            "uhd2160" => (3840, 2160),
+            _ => return None,
+        })
+    };
+    named(text).or_else(|| {
+        let (width, height) = text.split_once('x')?;
+        sane(width.parse().ok()?, height.parse().ok()?)
+    })
+}
+
+/// `1280:720`, `w=1280:h=720`. A side that follows from the other is not known here.
+fn scaled(text: &str) -> Option<(u32, u32)> {
+    let mut sides = text.split(':').map(|side| side.rsplit('=').next().unwrap_or(side));
+    let first = sides.next()?;
+    if first.contains('x') {
+        return size(first);
+    }
+    sane(first.parse().ok()?, sides.next()?.parse().ok()?)
+}
+
+fn sane(width: u32, height: u32) -> Option<(u32, u32)> {
+    let side = 1..=65_536;
+    (side.contains(&width) && side.contains(&height)).then_some((width, height))
+}
+
+/// `25`, `29.97`, `30000/1001`, `ntsc`.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "bounded before the cast")]
+fn rate(text: &str) -> Option<u32> {
+    let number = match text {
+        "ntsc" => 30_000.0 / 1001.0,
+        "pal" => 25.0,
+        "film" => 24.0,
+        _ => match text.split_once(['/', ':']) {
+            Some((numerator, denominator)) => numerator.parse::<f64>().ok()? / denominator.parse::<f64>().ok()?,
+            None => text.parse().ok()?,
+        },
+    };
+    (number > 0.0 && number <= 1000.0).then(|| (number * 1000.0).round() as u32)
+}
+
+/// `2500k`, `5M`, `800000`.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "bounded before the cast")]
+fn bits(text: &str) -> Option<u64> {
+    let text = text.strip_suffix('B').map_or((text, 1.0), |bytes| (bytes, 8.0));
+    let (digits, unit) = match text.0.char_indices().last()? {
+        (at, 'k' | 'K') => (&text.0[..at], 1e3),
+        (at, 'M') => (&text.0[..at], 1e6),
+        (at, 'G') => (&text.0[..at], 1e9),
+        _ => (text.0, 1.0),
+    };
+    let number = digits.parse::<f64>().ok()? * unit * text.1;
+    (number > 0.0 && number < 1e12).then(|| number.round() as u64)
+}
+
+/// The codec that an encoder makes.
+fn codec(encoder: &str) -> &'static str {
+    let known: [(&str, &[&str]); 10] = [
+        ("h264", &["264", "avc"]),
+        ("hevc", &["265", "hevc"]),
+        ("av1", &["av1", "rav1e"]),
+        ("vp9", &["vp9"]),
+        ("vp8", &["vpx", "vp8"]),
+        ("vvc", &["vvc", "266"]),
+        ("mpeg2video", &["mpeg2"]),
+        ("prores", &["prores"]),
+        ("mjpeg", &["mjpeg"]),
+        ("ffv1", &["ffv1"]),
+    ];
+    let encoder = if encoder == "libvpx-vp9" { "vp9" } else { encoder };
+    let found = known.into_iter().find(|(_, parts)| parts.iter().any(|part| encoder.contains(part)));
+    found.map_or(if encoder.is_empty() { "" } else { "other" }, |(codec, _)| codec)
+}
+
+/// The scheme of an address, where it is one of those that we know; a label's values are bounded.
+fn scheme(address: &str) -> Option<&'static str> {
+    let (scheme, _) = address.split_once(':')?;
+    let known = [
+        ("rtmp", &["rtmp", "rtmps", "rtmpt", "rtmpe"][..]),
+        ("rtsp", &["rtsp", "rtsps"]),
+        ("http", &["http", "https", "hls"]),
+        ("srt", &["srt"]),
+        ("udp", &["udp", "udplite"]),
+        ("rtp", &["rtp", "srtp"]),
+        ("tcp", &["tcp", "tls"]),
+        ("unix", &["unix"]),
+        ("pipe", &["pipe", "fd"]),
+        ("file", &["file"]),
+        ("rist", &["rist"]),
+        ("ftp", &["ftp", "sftp"]),
+        ("icecast", &["icecast"]),
+        ("concat", &["concat"]),
+    ];
+    let scheme = scheme.to_ascii_lowercase();
+    known.into_iter().find(|(_, names)| names.contains(&&*scheme)).map(|(kind, _)| kind)
+}
+
+fn input_kind(address: &str, format: &str) -> &'static str {
+    match format {
+        "lavfi" => return "lavfi",
+        "v4l2" | "x11grab" | "alsa" | "pulse" | "decklink" | "kmsgrab" | "fbdev" => return "device",
+        _ => {}
+    }
+    match address {
+        "-" => "pipe",
+        _ if address.starts_with("/dev/") => "device",
+        _ => scheme(address).unwrap_or("file"),
+    }
+}
+
+/// Kind and name of an output.
+fn output(address: &str, format: &str) -> (String, String) {
+    let kind = match (format, address) {
+        ("null", _) => "null",
+        ("tee", _) => "tee",
+        (_, "-") => "pipe",
+        _ => scheme(address).unwrap_or("file"),
+    };
+    let name = match kind {
+        "null" => "null".to_owned(),
+        "pipe" => "pipe".to_owned(),
+        "file" => {
+            let path = address.strip_prefix("file:").unwrap_or(address);
+            let last = path.rsplit('/').find(|part| !part.is_empty()).unwrap_or("file");
+            let stem = last.rsplit_once('.').map_or(last, |(stem, _)| if stem.is_empty() { last } else { stem });
+            cut(stem)
+        }
+        _ => format!("{kind}-{}", digest(address)),
+    };
+    (kind.to_owned(), name)
+}
+
+/// Eight hexadecimal digits that tell secrets apart and do not tell them.
+#[must_use]
+pub fn digest(secret: &str) -> String {
+    exporter::label::digest(secret)
+}
+
+impl Progress {
+    fn parse(address: &str) -> Self {
+        let kind = match address {
+            "-" => "pipe",
+            _ => scheme(address).unwrap_or("file"),
+        };
+        // What stands behind the host, without the query: the last part of the path is the name.
+        let (bare, query) = address.split_once('?').unwrap_or((address, ""));
+        let path = match bare.split_once("://") {
+            Some((_, rest)) => rest.split_once('/').map_or("", |(_, path)| path),
+            None => "",
+        };
+        let stream = match kind {
+            "udp" | "http" | "tcp" => path.rsplit('/').find(|part| !part.is_empty()).unwrap_or_default(),
+            _ => "",
+        };
+        let port = query.split('&').find_map(|pair| pair.strip_prefix("localport=")?.parse().ok());
+        Self { kind: kind.to_owned(), stream: exporter::label::clean(stream), port }
+    }
+}
+
+/// A text of bounded length without control characters.
+fn cut(text: &str) -> String {
+    text.chars().filter(|character| !character.is_control()).take(MAX_TEXT).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn parse(line: &str) -> Command {
+        Command::parse(format!("{}\0", line.replace(' ', "\0")).as_bytes())
+    }
+
+    #[test]
+    fn a_plain_encode_is_told_whole() {
+        let command = parse(
+            "ffmpeg -y -hide_banner -f lavfi -i testsrc=size=320x240 -c:v libx264 -preset veryfast -b:v 2500k -s 1280x720 -r 30000/1001 \
+             -c:a aac -b:a 128k /out/cam.one.mp4",
+        );
+        assert_eq!((&*command.input, command.paced), ("lavfi", false));
+        let [output] = &*command.outputs else { panic!("{command:?}") };
+        assert_eq!((&*output.name, &*output.kind), ("cam.one", "file"));
+        assert_eq!((&*output.codec, &*output.encoder, &*output.preset), ("h264", "libx264", "veryfast"));
+        assert_eq!((output.size, output.millifps, output.bitrate), (Some((1280, 720)), Some(29_970), Some(2_500_000)));
+        assert_eq!(command.stream(), Some("cam.one"));
+    }
+
+    #[test]
+    fn a_ladder_has_an_output_for_each_rung_and_no_name_of_its_own() {
+        let command = parse(
+            "ffmpeg -re -i in.mkv -vf scale=1920:1080 -c:v libx265 hi.mkv -filter:v scale=w=640:h=360,fps=25 -c:v h264_nvenc lo.mkv",
+        );
+        assert!(command.paced);
+        let told: Vec<_> = command.outputs.iter().map(|output| (&*output.name, &*output.codec, output.size)).collect();
+        assert_eq!(told, [("hi", "hevc", Some((1920, 1080))), ("lo", "h264", Some((640, 360)))]);
+        assert_eq!(command.stream(), None);
+        assert_eq!(command.outputs[1].pixels(None), Some(640 * 360 * 25_000));
+        assert_eq!(command.outputs[0].pixels(Some(30_000)), Some(1920 * 1080 * 30_000));
+    }
+
+    #[test]
+    fn a_ladder_that_reports_goes_by_the_name_of_its_report() {
+        for (address, kind, stream, port) in [
+            ("udp://127.0.0.1:9506/cam1", "udp", "cam1", None),
+            ("udp://127.0.0.1:9506/cam1?localport=4000&pkt_size=1", "udp", "cam1", Some(4000)),
+            ("http://user:secret@127.0.0.1:9506/progress/cam1?token=secret", "http", "cam1", None),
+            ("unix:/run/wattcast/progress.sock", "unix", "", None),
+            ("pipe:1", "pipe", "", None),
+            ("-", "pipe", "", None),
+            ("/tmp/progress.txt", "file", "", None),
+        ] {
+            let command = parse(&format!("ffmpeg -progress {address} -i a a.mp4 b.mp4"));
+            let expected = Progress { kind: kind.into(), stream: stream.into(), port };
+            assert_eq!(command.progress, Some(expected), "{address}");
+        }
+    }
+
+    #[test]
+    fn no_secret_of_an_address_is_told() {
+        let command = parse(
+            "ffmpeg -progress http://u:hunter2@h/progress/a?token=hunter2 -i rtmp://u:hunter2@h/app/hunter2 -c copy -f flv \
+             rtmp://live/app/hunter2 -f mpegts srt://h:1?streamid=hunter2&passphrase=hunter2 -c:v libx264 https://h/hunter2/up.mp4?k=hunter2",
+        );
+        let told = serde_json::to_string(&command).unwrap();
+        assert!(!told.contains("hunter2"), "{told}");
+        assert_eq!(command.outputs.len(), 3);
+        assert!(command.outputs[0].name.starts_with("rtmp-") && command.outputs[0].codec == "copy");
+        assert_ne!(command.outputs[0].name, parse("ffmpeg -i a -f flv rtmp://live/app/other").outputs[0].name);
+    }
+
+    #[test]
+    fn numbers_are_read_as_ffmpeg_reads_them_or_not_at_all() {
+        assert_eq!(
+            [bits("2500k"), bits("5M"), bits("800000"), bits("1kB")],
+            [Some(2_500_000), Some(5_000_000), Some(800_000), Some(8000)]
+        );
+        assert_eq!([bits(""), bits("k"), bits("-1"), bits("1e99")], [None; 4]);
+        assert_eq!(
+            [rate("25"), rate("ntsc"), rate("0"), rate("1/0"), rate("x")],
+            [Some(25_000), Some(29_970), None, None, None]
+        );
+        assert_eq!(
+            [size("hd720"), size("0x1"), size("axb"), scaled("-2:720"), scaled("1280x720")],
+            [Some((1280, 720)), None, None, None, Some((1280, 720))]
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn no_line_makes_it_panic_or_grow(line in prop::collection::vec(any::<u8>(), 0..2000)) {
+            let command = Command::parse(&line);
+            prop_assert!(command.outputs.len() <= MAX_OUTPUTS);
+            for output in &command.outputs {
+                prop_assert!([&output.name, &output.kind, &output.encoder, &output.preset].iter().all(|text| text.chars().count() <= MAX_TEXT + 16));
+            }
+        }
+    }
+}
