@@ -44,7 +44,7 @@ fn serve(config: &Serve) -> Result<()> {
             let _ended = ended;
             loader.run(&publish, &stopped);
         })?;
-        let outcome = server::serve(listeners, server::routes(board), "loader", loader_ended).await;
+        let outcome = server::serve(vec![(listeners, server::routes(board))], "loader", loader_ended).await;
         drop(stop_loader);
         Ok(outcome?)
     })

@@ -15,6 +15,15 @@ pub struct Listen(pub SocketAddr);
 #[error("{0:?} is not a listen address: give HOST:PORT, [IPV6]:PORT or :PORT, for example 127.0.0.1:9500")]
 pub struct NotAnAddress(String);
 
+impl Listen {
+    /// Another port of the same host; any, where this one is any.
+    #[must_use]
+    pub fn beside(&self, port: u16) -> Self {
+        let port = if self.0.port() == 0 { 0 } else { port };
+        Self(SocketAddr::new(self.0.ip(), port))
+    }
+}
+
 impl FromStr for Listen {
     type Err = NotAnAddress;
 

@@ -144,17 +144,18 @@ pub enum ServeError {
 /// # Errors
 /// When a listener fails, or the worker ended first.
 pub async fn serve(
-    listeners: Vec<TcpListener>,
-    router: Router,
+    ports: Vec<(Vec<TcpListener>, Router)>,
     worker: &'static str,
     ended: impl Future,
 ) -> Result<(), ServeError> {
-    for address in addresses(&listeners) {
+    for address in ports.iter().flat_map(|(listeners, _)| addresses(listeners)) {
         info!("listening on http://{address}/");
     }
     let (stop, stopped) = tokio::sync::watch::channel(false);
     let mut servers = JoinSet::new();
-    for listener in listeners {
+    let each =
+        ports.into_iter().flat_map(|(listeners, router)| listeners.into_iter().map(move |one| (one, router.clone())));
+    for (listener, router) in each {
         let (router, mut stopped) = (router.clone(), stopped.clone());
         servers.spawn(async move {
             let stopped = async move {

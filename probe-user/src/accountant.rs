@@ -179,7 +179,7 @@ impl Accountant {
         for number in &raw.news.ended {
             self.end(*number);
         }
-        let snapshot = self.snapshot(raw, length_ns, zones, &given);
+        let snapshot = self.snapshot(raw, length_ns, zones, &given, &ran);
         self.sequence += 1;
         snapshot
     }
@@ -558,7 +558,14 @@ impl Accountant {
         });
     }
 
-    fn snapshot(&self, raw: &RawTick, length_ns: Option<u64>, zones: Vec<ZoneRow>, given: &[Given]) -> Snapshot {
+    fn snapshot(
+        &self,
+        raw: &RawTick,
+        length_ns: Option<u64>,
+        zones: Vec<ZoneRow>,
+        given: &[Given],
+        ran: &RanBy,
+    ) -> Snapshot {
         let shown = |shares: &BTreeMap<u32, Microjoules>| -> Vec<(Arc<Container>, Microjoules)> {
             shares.iter().filter_map(|(number, uj)| Some((self.containers.get(number)?.clone(), *uj))).collect()
         };
@@ -588,7 +595,7 @@ impl Accountant {
             zones,
             accounts,
             idle: idle.collect(),
-            containers: self.container_rows(given),
+            containers: self.container_rows(given, ran, length_ns),
             packages: self.setup.told_packages(),
             rejects: self
                 .rejects
@@ -625,7 +632,11 @@ impl Accountant {
             .collect()
     }
 
-    fn container_rows(&self, given: &[Given]) -> Vec<ContainerRow> {
+    fn container_rows(&self, given: &[Given], ran: &RanBy, length_ns: Option<u64>) -> Vec<ContainerRow> {
+        let busy = |number: u32| {
+            let ns = ran.get(&Holder::Container(number)).map_or(0, |shares| total(shares).ns());
+            length_ns.filter(|length| *length > 0).map(|length| ratio(ns, length))
+        };
         // A container that did not run used no watts: that is known, and not the same as no figure.
         let mut watts: BTreeMap<u32, BTreeMap<_, f64>> = BTreeMap::new();
         let mut bounds: BTreeMap<u32, (f64, f64)> = BTreeMap::new();
@@ -651,6 +662,7 @@ impl Accountant {
             .values()
             .map(|container| ContainerRow {
                 container: container.clone(),
+                cpu_ratio: busy(container.number),
                 cpu: self
                     .cpu
                     .get(&container.number)
@@ -701,6 +713,11 @@ fn add(claims: &mut BTreeMap<Holder, Share>, holder: Holder, share: &Share) {
 
 fn microwatts(energy: Microjoules, ns: u64) -> u64 {
     u64::try_from(u128::from(energy.0) * 1_000_000_000 / u128::from(ns.max(1))).unwrap_or(u64::MAX)
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a ratio of two lengths of time, for output")]
+fn ratio(ns: u64, of: u64) -> f64 {
+    ns as f64 / of as f64
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "a bound; seven digits are more than it has")]

@@ -82,6 +82,15 @@ impl Config {
         self.web.addresses()
     }
 
+    /// Where to listen with what containers use; nowhere without that collector.
+    #[must_use]
+    pub fn stats_addresses(&self) -> Vec<Listen> {
+        if !self.collectors.stats() || !self.collectors.cpu() {
+            return Vec::new();
+        }
+        self.web.addresses().into_iter().map(|address| address.beside(self.web.stats_port)).collect()
+    }
+
     /// Time between two ticks.
     #[must_use]
     pub fn tick(&self) -> Duration {
@@ -165,6 +174,10 @@ pub(crate) struct Web {
     /// Port on 127.0.0.1, where no --web.listen-address is given
     #[arg(long, value_name = "PORT", env = "CPU_EXPORTER_PORT", default_value_t = 9500)]
     port: u16,
+
+    /// Port for what containers use (docker_*), on the same hosts
+    #[arg(long = "stats.port", value_name = "PORT", env = "DOCKER_STATS_PORT", default_value_t = 9501)]
+    stats_port: u16,
 }
 
 impl Web {
@@ -314,6 +327,12 @@ pub(crate) struct Collectors {
     #[arg(long = "no-collector.ffmpeg", overrides_with = "with_ffmpeg", hide = true)]
     without_ffmpeg: bool,
 
+    /// Memory, network and block I/O of containers, on a port of their own (default: on)
+    #[arg(long = "collector.stats", overrides_with = "without_stats")]
+    with_stats: bool,
+    #[arg(long = "no-collector.stats", overrides_with = "with_stats", hide = true)]
+    without_stats: bool,
+
     /// Names of containers from the Docker socket (default: on). Each has its --no-collector.NAME
     #[arg(long = "collector.docker", overrides_with = "without_docker")]
     with_docker: bool,
@@ -332,6 +351,10 @@ impl Collectors {
 
     pub(crate) fn ffmpeg(&self) -> bool {
         !self.without_ffmpeg
+    }
+
+    pub(crate) fn stats(&self) -> bool {
+        !self.without_stats
     }
 
     pub(crate) fn docker(&self) -> bool {

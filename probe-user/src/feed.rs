@@ -3,6 +3,7 @@
 use std::{collections::HashSet, time::Duration};
 
 use crate::{
+    containers::stats::{EngineRow, UsageRow},
     cpu::CgroupKey,
     energy::zone::Origin,
     instruments::Instruments,
@@ -102,6 +103,15 @@ impl Feed {
         match self {
             Self::Live(instruments) => instruments.processes(),
             Self::Replay(_) => Vec::new(),
+        }
+    }
+
+    /// What containers and engines use besides CPU time, and what memory the machine has.
+    #[must_use]
+    pub fn usage(&self) -> (&[UsageRow], &[EngineRow], u64) {
+        match self {
+            Self::Live(instruments) => instruments.usage(),
+            Self::Replay(_) => (&[], &[], 0),
         }
     }
 

@@ -8,7 +8,10 @@ use std::{
 };
 
 use crate::{
-    containers::{Container, Directory},
+    containers::{
+        Container, Directory,
+        stats::{EngineRow, Stats, UsageRow},
+    },
     cpu::{self, CgroupKey, Reader, Reading, RunTime},
     energy::{self, Source, zone::Zone},
     jobs::Jobs,
@@ -25,6 +28,9 @@ pub struct Instruments {
     cpu: Option<cpu::Chosen>,
     directory: Option<Directory>,
     jobs: Option<Jobs>,
+    stats: Option<Stats>,
+    usage: Vec<UsageRow>,
+    engines: Vec<EngineRow>,
     topology: Topology,
     sysfs: PathBuf,
     /// What was usable at the start and how it stands now.
@@ -56,6 +62,7 @@ impl Instruments {
         cpu: Option<cpu::Chosen>,
         directory: Option<Directory>,
         jobs: Option<Jobs>,
+        stats: Option<Stats>,
         topology: Topology,
         sysfs: PathBuf,
     ) -> Self {
@@ -68,6 +75,9 @@ impl Instruments {
             cpu,
             directory,
             jobs,
+            stats,
+            usage: Vec::new(),
+            engines: Vec::new(),
             topology,
             sysfs,
             start: Instant::now(),
@@ -222,6 +232,17 @@ impl Instruments {
         news.unnamed = directory.unnamed();
         news.scans_incomplete = directory.incomplete_scans();
         collectors.push(collector("containers", now, true));
+        if let Some(stats) = &mut self.stats {
+            let began = Instant::now();
+            self.usage = stats.read(directory.homes());
+            self.engines = stats.engines();
+            collectors.push(collector("stats", began, true));
+        }
+    }
+
+    /// What containers and engines use besides CPU time, and what memory the machine has.
+    pub fn usage(&self) -> (&[UsageRow], &[EngineRow], u64) {
+        (&self.usage, &self.engines, self.stats.as_ref().map_or(0, Stats::machine_memory))
     }
 
     /// The processes of jobs that run: number of the job, and pid.

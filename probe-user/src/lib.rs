@@ -33,6 +33,8 @@ pub mod sampler;
 pub mod snapshot;
 pub mod start;
 pub mod state;
+mod stats_page;
+pub use stats_page::DEFS as STATS_DEFS;
 pub mod tick;
 pub mod topology;
 pub mod units;

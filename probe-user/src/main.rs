@@ -18,7 +18,7 @@ use probe_user::{
     ledger::IdlePolicy,
     pages, privileges,
     recording::{Reader, Writer},
-    routes::{self, Board},
+    routes::{self, Board, Usage},
     sampler::{Parts, Request, Sampler},
     start,
     state::SourceState,
@@ -64,6 +64,7 @@ fn serve(config: &Config) -> Result<()> {
     runtime.block_on(async {
         info!("wattcast-probe {}", program::version());
         let listeners = server::bind(&config.addresses()).await?;
+        let stats = server::bind(&config.stats_addresses()).await?;
         let parts = open(config)?;
 
         let (requests, asked) = mpsc::channel();
@@ -76,8 +77,9 @@ fn serve(config: &Config) -> Result<()> {
             Sampler::new(parts).run(&asked, |snapshot| publish.publish(snapshot));
         })?;
 
-        let router = server::routes(board.clone()).merge(routes::routes(board));
-        let outcome = server::serve(listeners, router, "sampler", sampler_ended).await;
+        let usage = (stats, server::routes(Arc::new(Usage(board.clone()))));
+        let ports = vec![(listeners, server::routes(board.clone()).merge(routes::routes(board))), usage];
+        let outcome = server::serve(ports, "sampler", sampler_ended).await;
         let _ = requests.send(Request::Stop);
         outcome?;
         if sampler.join().is_err() {

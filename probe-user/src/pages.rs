@@ -404,6 +404,7 @@ mod tests {
                         weight: 0,
                         counted: [3, 2, 1],
                     }],
+                    cpu_ratio: Some(0.5),
                     watts: vec![("package", origin, 3.25)],
                     queue: Some(Queue { wait_ns: 1_500_000, waits: [1; 12], voluntary: 7, involuntary: 5 }),
                     uncertainty: Some(0.25),

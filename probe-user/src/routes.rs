@@ -27,6 +27,7 @@ use crate::{
     pages,
     sampler::{Marked, Request},
     snapshot::Snapshot,
+    stats_page,
     window::{Refusal, seconds},
 };
 
@@ -37,6 +38,7 @@ const MAX_MARKS: usize = 64;
 struct Published {
     snapshot: Arc<Snapshot>,
     metrics: Bytes,
+    usage: Bytes,
     at: Instant,
 }
 
@@ -61,9 +63,10 @@ impl Board {
 
     /// Renders a snapshot, once, and shows it from now on.
     pub fn publish(&self, snapshot: Arc<Snapshot>) {
-        match page::render(pages::families(&snapshot, self.compat)) {
-            Ok(metrics) => {
-                self.published.store(Some(Arc::new(Published { snapshot, metrics, at: Instant::now() })));
+        let usage = page::render(stats_page::families(&snapshot, self.compat));
+        match page::render(pages::families(&snapshot, self.compat)).and_then(|metrics| Ok((metrics, usage?))) {
+            Ok((metrics, usage)) => {
+                self.published.store(Some(Arc::new(Published { snapshot, metrics, usage, at: Instant::now() })));
             }
             // The page before stays, grows stale and is reported so.
             Err(error) => error!("cannot render the page: {error}"),
@@ -159,6 +162,51 @@ impl Pages for Board {
                 })
                 .collect(),
         ));
+        landing
+    }
+}
+
+/// The same board as port 9501 shows it: what containers use.
+pub struct Usage(pub Arc<Board>);
+
+impl Pages for Usage {
+    fn metrics(&self) -> Option<Bytes> {
+        self.0.published.load().as_ref().map(|published| published.usage.clone())
+    }
+
+    fn unhealthy(&self) -> Option<String> {
+        self.0.unhealthy()
+    }
+
+    fn unready(&self) -> Vec<String> {
+        self.0.stale().into_iter().collect()
+    }
+
+    fn landing(&self) -> Landing {
+        let mut landing = Landing {
+            name: "wattcast-probe: containers".into(),
+            about: "What the containers of this host use besides energy: memory, network, block I/O.".into(),
+            version: program::version().into(),
+            links: vec![("/metrics".into(), "for Prometheus".into()), ("/health".into(), "alive?".into())],
+            tables: Vec::new(),
+        };
+        let published = self.0.published.load();
+        let Some(published) = &*published else { return landing };
+        let bytes = |bytes: Option<u64>| bytes.map_or_else(|| "–".to_owned(), |bytes| format!("{} KiB", bytes / 1024));
+        let rows = published.snapshot.usage.iter().map(|row| {
+            let (network, block) = (row.usage.network, row.usage.block);
+            vec![
+                row.container.name.clone(),
+                row.container.image.clone(),
+                bytes(row.usage.working),
+                bytes(network.map(|bytes| bytes.inward)),
+                bytes(network.map(|bytes| bytes.outward)),
+                bytes(block.map(|bytes| bytes.inward)),
+                bytes(block.map(|bytes| bytes.outward)),
+            ]
+        });
+        let heads = ["container", "image", "memory", "received", "sent", "read", "written"].map(str::to_owned).to_vec();
+        landing.tables.push(("Containers".into(), heads, rows.collect()));
         landing
     }
 }

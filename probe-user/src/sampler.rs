@@ -76,6 +76,8 @@ pub struct Sampler {
     collectors: Vec<CollectorRow>,
     saved: Instant,
     saving: Option<JoinHandle<()>>,
+    /// CPU time of the Docker engine at the last tick.
+    engine_ns: Option<u64>,
 }
 
 impl Sampler {
@@ -92,6 +94,7 @@ impl Sampler {
             collectors: Vec::new(),
             saved: Instant::now(),
             saving: None,
+            engine_ns: None,
             parts,
         }
     }
@@ -194,9 +197,22 @@ impl Sampler {
         snapshot.ticks_missed = self.ticks_missed;
         snapshot.programs = self.parts.feed.programs();
         snapshot.processes = self.parts.feed.processes();
+        self.dress_usage(snapshot);
         if let Some(distribution) = &self.parts.distribution {
             snapshot.power = distribution.snapshot();
         }
+    }
+
+    fn dress_usage(&mut self, snapshot: &mut Snapshot) {
+        let (usage, engines, memory) = self.parts.feed.usage();
+        (snapshot.usage, snapshot.engines, snapshot.machine_memory) = (usage.to_vec(), engines.to_vec(), memory);
+        let engine = engines.iter().find(|engine| engine.name == "dockerd").map(|engine| engine.cpu_ns);
+        let grown = engine.zip(self.engine_ns).and_then(|(now, before)| now.checked_sub(before));
+        self.engine_ns = engine;
+        let length = snapshot.length_ns.filter(|length| *length > 0);
+        #[expect(clippy::cast_precision_loss, reason = "a ratio of two lengths of time, for output")]
+        let ratio = |(ns, of): (u64, u64)| ns as f64 / of as f64;
+        snapshot.engine_cpu_ratio = grown.zip(length).map(ratio);
     }
 
     /// Saves on a thread of its own: a slow disk must not delay a tick.

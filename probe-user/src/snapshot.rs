@@ -5,7 +5,10 @@ use std::sync::Arc;
 use exporter::family::Buckets;
 
 use crate::{
-    containers::Container,
+    containers::{
+        Container,
+        stats::{EngineRow, UsageRow},
+    },
     cpu::{Queue, Share},
     energy::{
         counter::Reject,
@@ -78,6 +81,14 @@ pub struct Snapshot {
     pub cpu_overflow_ns: u64,
     /// Intervals of CPU time that the kernel side could not see whole, since the start.
     pub cpu_intervals_missed: u64,
+    /// What containers use besides CPU time.
+    pub usage: Vec<UsageRow>,
+    /// What their engines use.
+    pub engines: Vec<EngineRow>,
+    /// CPUs that the Docker engine kept busy over the last tick.
+    pub engine_cpu_ratio: Option<f64>,
+    /// Bytes; 0 where nobody says.
+    pub machine_memory: u64,
     /// Every stream with series.
     pub streams: Vec<StreamRow>,
     /// Every job that runs, or ended lately.
@@ -153,6 +164,8 @@ pub struct ContainerRow {
     pub container: Arc<Container>,
     /// What it ran since the probe's start, by package.
     pub cpu: Vec<Share>,
+    /// How many CPUs it kept busy over the tick; absent in the first.
+    pub cpu_ratio: Option<f64>,
     /// Mean power over the tick, by zone, all packages.
     pub watts: Vec<(&'static str, Origin, f64)>,
     /// Waits and switches since the start, where they are counted.

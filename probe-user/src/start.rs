@@ -9,7 +9,7 @@ use crate::{
     accountant::Accountant,
     baselines::StateFile,
     config::Config,
-    containers::{Directory, Limits, docker::Names, tree::Trees},
+    containers::{Directory, Limits, docker::Names, stats::Stats, tree::Trees},
     cpu,
     distribution::Distribution,
     energy::{self, Choice, Chosen, Source, processor::Processor},
@@ -156,7 +156,9 @@ pub fn instruments(config: &Config) -> (Instruments, Vec<SourceState>) {
         None => None,
     };
     let jobs = directory.is_some().then(|| jobs(config, &mut sources)).flatten();
-    (Instruments::new(source, cpu, directory, jobs, topology, config.paths.sysfs.clone()), sources)
+    let stats = (directory.is_some() && config.collectors.stats())
+        .then(|| Stats::new(&config.paths.cgroupfs, &config.paths.procfs));
+    (Instruments::new(source, cpu, directory, jobs, stats, topology, config.paths.sysfs.clone()), sources)
 }
 
 fn directory(config: &Config, sources: &mut Vec<SourceState>) -> Option<Directory> {

@@ -5,6 +5,7 @@
 
 pub mod docker;
 pub mod path;
+pub mod stats;
 pub mod tree;
 
 use std::{
@@ -17,6 +18,7 @@ use std::{
 use docker::{Names, Said};
 use path::Workload;
 use serde::{Deserialize, Deserializer, Serialize};
+use stats::Home;
 use tree::{Scan, Trees};
 
 use crate::{
@@ -82,6 +84,8 @@ struct Record {
     reserved: Option<u64>,
     /// When its name is to be asked for again; `None` when there is nothing to ask.
     ask_at: Option<Instant>,
+    /// Where its files are, one of each tree; only of containers.
+    homes: Vec<Home>,
 }
 
 /// Limits of what is held.
@@ -220,6 +224,13 @@ impl Directory {
                     let identity = Identity::Container(id.to_owned());
                     let ran = running.contains(key);
                     let holder = self.admit(*key, identity, ran, runtime, short(id), short(id), ask_at);
+                    if let Holder::Container(number) = holder
+                        && let Some(record) = self.records.get_mut(&number)
+                        && !record.homes.iter().any(|home| home.hierarchy == key.hierarchy)
+                    {
+                        let path = path::topmost(path, id).to_owned();
+                        record.homes.push(Home { hierarchy: key.hierarchy, path });
+                    }
                     self.holders.insert(*key, holder);
                 }
                 Workload::Plain if running.contains(key) || self.holders.contains_key(key) => {
@@ -272,7 +283,16 @@ impl Directory {
         let cgroups = HashSet::from([key]);
         self.records.insert(
             number,
-            Record { shown: Arc::new(shown), identity, cgroups, ran, gone_at: None, reserved: None, ask_at },
+            Record {
+                shown: Arc::new(shown),
+                identity,
+                cgroups,
+                ran,
+                gone_at: None,
+                reserved: None,
+                ask_at,
+                homes: Vec::new(),
+            },
         );
         Holder::Container(number)
     }
@@ -390,7 +410,16 @@ impl Directory {
         let cgroups = HashSet::new();
         self.records.insert(
             number,
-            Record { shown, identity, cgroups, ran: true, gone_at: None, reserved: None, ask_at: None },
+            Record {
+                shown,
+                identity,
+                cgroups,
+                ran: true,
+                gone_at: None,
+                reserved: None,
+                ask_at: None,
+                homes: Vec::new(),
+            },
         );
         (Holder::System, Some(number))
     }
@@ -426,6 +455,12 @@ impl Directory {
     /// Every container with series, by number.
     pub fn containers(&self) -> impl Iterator<Item = &Arc<Container>> {
         self.records.values().map(|record| &record.shown)
+    }
+
+    /// Every container of a runtime, with where its files are.
+    pub fn homes(&self) -> impl Iterator<Item = (&Arc<Container>, &[Home])> {
+        let containers = self.records.values().filter(|record| matches!(record.identity, Identity::Container(_)));
+        containers.map(|record| (&record.shown, &*record.homes))
     }
 
     /// Thousandths of CPUs that containers have reserved; those without a limit have reserved none.

@@ -44,6 +44,14 @@ pub fn classify(path: &str) -> Workload<'_> {
     }
 }
 
+/// The path of the topmost cgroup of a container whose id stands in `path`: what lies below it is its own.
+#[must_use]
+pub fn topmost<'a>(path: &'a str, id: &str) -> &'a str {
+    let Some(at) = path.rfind(id) else { return path };
+    let rest = &path[at + id.len()..];
+    &path[..path.len() - rest.len() + rest.find('/').unwrap_or(rest.len())]
+}
+
 /// The systemd service or transient scope that a cgroup is; none for slices, and for what holds logins and their shells.
 #[must_use]
 pub fn unit(path: &str) -> Option<&str> {
@@ -129,6 +137,17 @@ mod tests {
             format!("/machine.slice/libpod-conmon-{A}.scope"),
         ] {
             assert_eq!(classify(&path), Workload::System, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_containers_topmost_cgroup_is_the_one_with_its_id() {
+        for (path, top) in [
+            (format!("/docker/{A}"), format!("/docker/{A}")),
+            (format!("/docker/{A}/init/x"), format!("/docker/{A}")),
+            (format!("/machine.slice/libpod-{A}.scope/container"), format!("/machine.slice/libpod-{A}.scope")),
+        ] {
+            assert_eq!(topmost(&path, A), top);
         }
     }
 

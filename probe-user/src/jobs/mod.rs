@@ -263,7 +263,7 @@ fn since(at_ns: u64) -> i64 {
 
 /// CPU time of a whole process, exited threads included; `None` when there is none of that number. Up to a tick of the scheduler behind
 /// for each thread that runs.
-fn process_clock_ns(tgid: u32) -> Option<u64> {
+pub fn process_clock_ns(tgid: u32) -> Option<u64> {
     // include/linux/posix-timers.h, make_process_cpuclock: the pid's complement above three bits, CPUCLOCK_SCHED.
     const CPUCLOCK_SCHED: libc::clockid_t = 2;
     let pid = libc::clockid_t::try_from(tgid).ok()?;
