@@ -1,6 +1,6 @@
 //! The command line: flags over environment over defaults.
 
-use std::{path::PathBuf, time::Duration};
+use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 use exporter::{listen::Listen, program};
@@ -25,10 +25,16 @@ Examples:
   wattcast-probe --energy.source=powercap          RAPL or nothing; never a model
   wattcast-probe --path.sysfs=/host/sys            from inside a container, with the host's /sys mounted there
   wattcast-probe doctor                            what can be measured here, and what to do about the rest
+  wattcast-probe exec -- ffmpeg -i a.mp4 b.mp4     what one command costs
   wattcast-probe record day.rec                    keep the raw ticks, until Ctrl-C
   wattcast-probe account day.rec                   the account of a recording, the same every time
 
 Run it as root. It opens the energy counters, loads its eBPF programs and drops its privileges.";
+
+const EXEC_EXAMPLES: &str = "\
+Examples:
+  wattcast-probe exec -- ffmpeg -i in.mp4 -c:v libx264 out.mp4     joules, watts, frames and joules a frame
+  wattcast-probe exec --json --output=cost.json -- make            for a script; the output of make stays as it is";
 
 /// Measures the energy and CPU time of this host and divides them among its containers.
 #[derive(Clone, Debug, Parser)]
@@ -133,10 +139,21 @@ impl Config {
         self.command.as_ref()
     }
 
-    /// What to log.
+    /// What to log. A command that is run has the terminal to itself, unless it was asked for more.
     #[must_use]
     pub fn log_level(&self) -> &str {
-        &self.log_level
+        match (&*self.log_level, &self.command) {
+            ("info", Some(Job::Exec { .. })) => "error",
+            (level, _) => level,
+        }
+    }
+
+    /// The same for one command: nobody is asked for names, and nothing but energy, CPU time and cgroups is read.
+    #[must_use]
+    pub fn for_one_command(&self) -> Self {
+        let mut this = self.clone();
+        this.collectors.only_energy_and_cpu();
+        this
     }
 }
 
@@ -156,6 +173,25 @@ pub enum Job {
         /// How long
         #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
         time: Option<Duration>,
+    },
+    /// Run a command in a cgroup of its own, and say at its end what it cost; ends with the command's exit code
+    #[command(after_help = EXEC_EXAMPLES)]
+    Exec {
+        /// For programs: one line of JSON
+        #[arg(long)]
+        json: bool,
+        /// Where the report goes instead of standard error
+        #[arg(long, value_name = "FILE")]
+        output: Option<PathBuf>,
+        /// Money for a kilowatt hour
+        #[arg(long, value_name = "PRICE", env = "ENERGY_COST_PER_KWH", default_value_t = 0.12, value_parser = price)]
+        price: f64,
+        /// In which currency
+        #[arg(long, value_name = "ISO4217", env = "CURRENCY", default_value = "USD")]
+        currency: String,
+        /// The command and its arguments, after --
+        #[arg(required = true, last = true, value_name = "COMMAND")]
+        command: Vec<OsString>,
     },
     /// Print the account of a recording as metrics; the same every time
     Account {
@@ -341,6 +377,10 @@ pub(crate) struct Collectors {
 }
 
 impl Collectors {
+    fn only_energy_and_cpu(&mut self) {
+        (self.without_docker, self.without_ffmpeg, self.without_stats) = (true, true, true);
+    }
+
     pub(crate) fn energy(&self) -> bool {
         !self.without_energy
     }
@@ -381,6 +421,11 @@ pub(crate) struct Limits {
     /// Most memory for the past that /api/v1/window answers from
     #[arg(long = "window.bytes", value_name = "BYTES", default_value_t = 16 << 20)]
     pub(crate) window_bytes: usize,
+}
+
+fn price(text: &str) -> Result<f64, String> {
+    let price: f64 = text.parse().map_err(|_| "give a number, for example 0.12".to_owned())?;
+    if (0.0..=1e6).contains(&price) { Ok(price) } else { Err("0 to 1000000".into()) }
 }
 
 fn tick(text: &str) -> Result<Duration, String> {

@@ -19,6 +19,7 @@ pub mod cpu;
 pub mod distribution;
 pub mod doctor;
 pub mod energy;
+pub mod exec;
 pub mod feed;
 pub mod instruments;
 pub mod jobs;

@@ -14,7 +14,7 @@ use exporter::{page, program, server};
 use probe_user::{
     accountant::Accountant,
     config::{Config, Job},
-    doctor,
+    doctor, exec,
     ledger::IdlePolicy,
     pages, privileges,
     recording::{Reader, Writer},
@@ -42,6 +42,17 @@ fn main() -> ExitCode {
         None => serve(&config),
         Some(Job::Record { file, time }) => record(&config, file, *time),
         Some(Job::Account { file }) => account(&config, file),
+        Some(Job::Exec { json, output, price, currency, command }) => {
+            let asked = exec::Asked { command, price: *price, currency };
+            return match cost(&config, &asked, *json, output.as_deref()) {
+                Ok(code) => code,
+                Err(error) => {
+                    eprintln!("wattcast-probe: {error:#}");
+                    // As shells say it of a command that could not be started.
+                    ExitCode::from(127)
+                }
+            };
+        }
         Some(Job::Doctor { json }) => {
             let report = doctor::examine(&config);
             let text = if *json { report.json() } else { report.text() };
@@ -57,6 +68,18 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn cost(config: &Config, asked: &exec::Asked<'_>, json: bool, output: Option<&Path>) -> Result<ExitCode> {
+    let mut file =
+        output.map(|path| std::fs::File::create(path).with_context(|| path.display().to_string())).transpose()?;
+    let cost = exec::run(&config.for_one_command(), asked)?;
+    let text = if json { cost.json() } else { cost.text() };
+    match &mut file {
+        Some(file) => file.write_all(text.as_bytes())?,
+        None => eprint!("{text}"),
+    }
+    Ok(ExitCode::from(u8::try_from(cost.exit_code).unwrap_or(1)))
 }
 
 fn serve(config: &Config) -> Result<()> {

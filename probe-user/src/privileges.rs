@@ -25,6 +25,17 @@ pub fn drop_all(cpu: Option<&mut dyn Reader>) -> anyhow::Result<Vec<(Capability,
         kept.push((Capability::CAP_BPF, "this kernel asks for it to read a map (before 5.19)"));
     }
     let keep: CapsHashSet = kept.iter().map(|(capability, _)| *capability).collect();
+    keep_only(&keep)?;
+    Ok(kept)
+}
+
+/// Drops all capabilities of this thread, and of what it starts later, but `keep`.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn keep_only(keep: &CapsHashSet) -> anyhow::Result<()> {
+    let held = caps::read(None, CapSet::Permitted)?;
+    let keep: CapsHashSet = held.intersection(keep).copied().collect();
     // Nothing that the probe might start can win anything back.
     // SAFETY: prctl with these arguments takes no pointers.
     if unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) } != 0 {
@@ -39,7 +50,7 @@ pub fn drop_all(cpu: Option<&mut dyn Reader>) -> anyhow::Result<Vec<(Capability,
     }
     caps::set(None, CapSet::Effective, &keep)?;
     caps::set(None, CapSet::Permitted, &keep)?;
-    Ok(kept)
+    Ok(())
 }
 
 /// Tries a reading on a thread of its own that has dropped everything: capabilities are a thread's, so this one loses

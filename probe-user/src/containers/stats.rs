@@ -143,7 +143,7 @@ impl Stats {
             let files = match open.files.take() {
                 Some(files) => Some(files),
                 // A container without a file that can be opened is looked at again now and then: its files come with it, a moment later.
-                None if open.seen % STAT_EVERY == 0 => self.find(homes),
+                None if open.seen.is_multiple_of(STAT_EVERY) => self.find(homes),
                 None => None,
             };
             open.seen += 1;
