@@ -5,6 +5,8 @@ use std::{path::PathBuf, time::Duration};
 use clap::{Args, Parser, Subcommand};
 use exporter::{listen::Listen, program};
 
+use crate::streams::{nginx::StreamLabel, receive::Pipe};
+
 /// Turns the runs of a results directory into metrics, with the joules that the probe measured.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "wattcast-analysis", version = program::version(), max_term_width = 110)]
@@ -17,7 +19,7 @@ pub struct Config {
 /// The sub-commands.
 #[derive(Clone, Debug, Subcommand)]
 pub enum Command {
-    /// Serve the newest run of a results directory on port 9502. Needs no privileges
+    /// Serve the newest run of a results directory on port 9502, ffmpeg's progress on 9506, nginx-rtmp on 9728. Needs no privileges
     Serve(Serve),
 }
 
@@ -44,6 +46,58 @@ pub struct Serve {
     #[arg(long, value_name = "PORT", env = "RESULTS_EXPORTER_PORT", default_value_t = 9502)]
     port: u16,
 
+    /// Port for ffmpeg's progress and what it says, on the same hosts: HTTP posts, datagrams and the metrics
+    #[arg(long = "ffmpeg.port", value_name = "PORT", env = "FFMPEG_EXPORTER_PORT", default_value_t = 9506)]
+    ffmpeg_port: u16,
+
+    /// What a post of progress must carry, as ?token=… or Authorization: Bearer …; then no datagrams are taken, for they carry none
+    #[arg(long = "ffmpeg.token", value_name = "TOKEN", env = "FFMPEG_PROGRESS_TOKEN", hide_env_values = true)]
+    pub token: Option<String>,
+
+    /// Unix socket for -progress unix:PATH; who may write to its directory decides who may report
+    #[arg(long = "ffmpeg.socket", value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+
+    /// Named pipe for -progress PATH of one stream, made where nothing stands; may be given several times
+    #[arg(long = "ffmpeg.pipe", value_name = "STREAM=PATH")]
+    pub pipes: Vec<Pipe>,
+
+    /// Most streams with series of their own
+    #[arg(long = "limit.streams", value_name = "COUNT", default_value_t = 256)]
+    pub streams: usize,
+
+    /// How long the series of a stream stay after its last report
+    #[arg(long = "retain.dead", value_name = "DURATION", default_value = "5m", value_parser = humantime::parse_duration)]
+    pub retain: Duration,
+
+    /// File that gets a line of JSON for each job that ended [default: streams.ndjson in the results directory, where that exists]
+    #[arg(long = "streams.record", value_name = "FILE", env = "STREAMS_RECORD")]
+    record: Option<PathBuf>,
+
+    /// Money for a kilowatt hour
+    #[arg(long = "energy.price", value_name = "PRICE", env = "ENERGY_COST_PER_KWH", default_value_t = 0.12, value_parser = price)]
+    pub price: f64,
+
+    /// In which currency
+    #[arg(long, value_name = "ISO4217", env = "CURRENCY", default_value = "USD")]
+    pub currency: String,
+
+    /// Port for what nginx's RTMP module says, on the same hosts
+    #[arg(long = "nginx.port", value_name = "PORT", env = "NGINX_EXPORTER_PORT", default_value_t = 9728)]
+    nginx_port: u16,
+
+    /// The RTMP module's page
+    #[arg(long = "nginx.url", value_name = "URL", env = "NGINX_STAT_URL", default_value = "http://127.0.0.1/stat")]
+    pub nginx: String,
+
+    /// What stands for the name of an RTMP stream, which is usually its key
+    #[arg(long = "nginx.stream-label", value_name = "WHAT", value_enum, default_value_t)]
+    pub stream_label: StreamLabel,
+
+    /// How often nginx is asked
+    #[arg(long = "nginx.interval", value_name = "DURATION", default_value = "5s", value_parser = refresh)]
+    pub nginx_interval: Duration,
+
     /// What to log: error, warn, info, debug, trace
     #[arg(long = "log.level", value_name = "LEVEL", default_value = "info",
           value_parser = ["error", "warn", "info", "debug", "trace"])]
@@ -56,6 +110,29 @@ impl Serve {
     pub fn addresses(&self) -> Vec<Listen> {
         if self.listen.is_empty() { vec![Listen(([127, 0, 0, 1], self.port).into())] } else { self.listen.clone() }
     }
+
+    /// Where to listen for ffmpeg's progress.
+    #[must_use]
+    pub fn ffmpeg_addresses(&self) -> Vec<Listen> {
+        self.addresses().iter().map(|address| address.beside(self.ffmpeg_port)).collect()
+    }
+
+    /// Where to listen with what nginx says.
+    #[must_use]
+    pub fn nginx_addresses(&self) -> Vec<Listen> {
+        self.addresses().iter().map(|address| address.beside(self.nginx_port)).collect()
+    }
+
+    /// Where ended jobs are kept; `None` where there is no place for them.
+    #[must_use]
+    pub fn record(&self) -> Option<PathBuf> {
+        self.record.clone().or_else(|| self.results_dir.is_dir().then(|| self.results_dir.join("streams.ndjson")))
+    }
+}
+
+fn price(text: &str) -> Result<f64, String> {
+    let price: f64 = text.parse().map_err(|_| "give a number, for example 0.12".to_owned())?;
+    if (0.0..=1e6).contains(&price) { Ok(price) } else { Err("0 to 1000000".into()) }
 }
 
 fn refresh(text: &str) -> Result<Duration, String> {

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use crate::streams::names::Jobs;
+
 /// Longest that the probe may take to answer.
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// Largest answer taken; a host with 512 containers on 8 packages gives under 2 MB.
@@ -123,6 +125,22 @@ impl Probe {
     pub fn new(url: &str) -> Self {
         let agent = ureq::Agent::config_builder().timeout_global(Some(TIMEOUT)).http_status_as_error(false).build();
         Self { url: url.trim_end_matches('/').to_owned(), agent: agent.into() }
+    }
+
+    /// Asks for the jobs that run or ended lately.
+    ///
+    /// # Errors
+    /// When the probe cannot be asked, or says something else.
+    pub fn jobs(&self) -> Result<Jobs, Refused> {
+        let url = format!("{}/api/v1/streams", self.url);
+        let unreachable = |error: ureq::Error| Refused::Unreachable(format!("{}: {error}", self.url));
+        let mut response = self.agent.get(&url).call().map_err(unreachable)?;
+        let status = response.status().as_u16();
+        let body = response.body_mut().with_config().limit(MAX_ANSWER).read_to_vec().map_err(unreachable)?;
+        if status != 200 {
+            return Err(Refused::NotYet(format!("{url}: status {status}")));
+        }
+        serde_json::from_slice(&body).map_err(|error| Refused::Never("alien".to_owned(), format!("{url}: {error}")))
     }
 
     /// Asks for the joules of a window, of the host and of `container` if there is one.

@@ -19,7 +19,7 @@ use tokio::{
 use tracing::warn;
 
 /// Prometheus, a dashboard and a few people need ten; the usual limit of open files is 1024.
-const MOST: usize = 128;
+pub(crate) const MOST: usize = 128;
 /// Longest from the start of a connection, or the end of a request on it, to the end of the next header. Longer than
 /// the usual scrape intervals, so that a scraper's connection lives from scrape to scrape.
 const PATIENCE: Duration = Duration::from_secs(65);
@@ -39,6 +39,11 @@ impl Default for Connections {
 }
 
 impl Connections {
+    /// At most so many at once.
+    pub(crate) fn most(most: usize) -> Self {
+        Self { most, ..Self::default() }
+    }
+
     /// Serves until `stopped`, then lets requests in flight end.
     pub(crate) async fn serve(self, listener: TcpListener, router: Router, stopped: impl Future<Output = ()>) {
         let slots = Arc::new(Semaphore::new(self.most));

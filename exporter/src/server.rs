@@ -25,7 +25,12 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-use crate::{connections::Connections, landing::Landing, listen::Listen, page};
+use crate::{
+    connections::{self, Connections},
+    landing::Landing,
+    listen::Listen,
+    page,
+};
 
 /// What a program shows to the outside.
 pub trait Pages: Send + Sync + 'static {
@@ -138,31 +143,46 @@ pub enum ServeError {
     WorkerEnded(&'static str),
 }
 
+/// A port: where it listens, what it answers, and how many connections it holds at once.
+pub struct Port {
+    /// Its listeners.
+    pub listeners: Vec<TcpListener>,
+    /// Its routes.
+    pub router: Router,
+    /// Connections of each listener; more wait.
+    pub most: usize,
+}
+
+impl Port {
+    /// With room for scrapers, a dashboard and a few people.
+    #[must_use]
+    pub fn new(listeners: Vec<TcpListener>, router: Router) -> Self {
+        Self { listeners, router, most: connections::MOST }
+    }
+}
+
 /// Serves until SIGINT or SIGTERM, or until the worker whose pages are shown ends: `worker` names it, `ended` is done
 /// then. Requests in flight are given a moment to end.
 ///
 /// # Errors
 /// When a listener fails, or the worker ended first.
-pub async fn serve(
-    ports: Vec<(Vec<TcpListener>, Router)>,
-    worker: &'static str,
-    ended: impl Future,
-) -> Result<(), ServeError> {
-    for address in ports.iter().flat_map(|(listeners, _)| addresses(listeners)) {
+pub async fn serve(ports: Vec<Port>, worker: &'static str, ended: impl Future) -> Result<(), ServeError> {
+    for address in ports.iter().flat_map(|port| addresses(&port.listeners)) {
         info!("listening on http://{address}/");
     }
     let (stop, stopped) = tokio::sync::watch::channel(false);
     let mut servers = JoinSet::new();
-    let each =
-        ports.into_iter().flat_map(|(listeners, router)| listeners.into_iter().map(move |one| (one, router.clone())));
-    for (listener, router) in each {
+    let each = ports.into_iter().flat_map(|Port { listeners, router, most }| {
+        listeners.into_iter().map(move |listener| (listener, router.clone(), most))
+    });
+    for (listener, router, most) in each {
         let (router, mut stopped) = (router.clone(), stopped.clone());
         servers.spawn(async move {
             let stopped = async move {
                 // An error means that the sender is gone, which is as good a reason to stop.
                 let _ = stopped.wait_for(|stopped| *stopped).await;
             };
-            Connections::default().serve(listener, router, stopped).await;
+            Connections::most(most).serve(listener, router, stopped).await;
         });
     }
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);

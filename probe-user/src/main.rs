@@ -10,7 +10,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use exporter::{page, program, server};
+use exporter::{
+    page, program,
+    server::{self, Port},
+};
 use probe_user::{
     accountant::Accountant,
     config::{Config, Job},
@@ -100,8 +103,8 @@ fn serve(config: &Config) -> Result<()> {
             Sampler::new(parts).run(&asked, |snapshot| publish.publish(snapshot));
         })?;
 
-        let usage = (stats, server::routes(Arc::new(Usage(board.clone()))));
-        let ports = vec![(listeners, server::routes(board.clone()).merge(routes::routes(board))), usage];
+        let usage = Port::new(stats, server::routes(Arc::new(Usage(board.clone()))));
+        let ports = vec![Port::new(listeners, server::routes(board.clone()).merge(routes::routes(board))), usage];
         let outcome = server::serve(ports, "sampler", sampler_ended).await;
         let _ = requests.send(Request::Stop);
         outcome?;
