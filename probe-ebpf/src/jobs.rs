@@ -14,7 +14,7 @@ use aya_ebpf::{
     macros::{btf_map, btf_tracepoint, raw_tracepoint},
     programs::{BtfTracePointContext, RawTracePointContext},
 };
-use probe_ebpf::{JOB_ARGS, JOB_EVENTS_BYTES, JOB_NAMES, JobEvent, JobName, JobStarted, MAX_JOBS};
+use probe_ebpf::{JOB_ARGS, JOB_EVENTS_BYTES, JOB_NAMES, JOB_PORTS, JobEvent, JobName, JobStarted, MAX_JOBS};
 
 use crate::{
     kernel::{Object, Probed, Read, follow, tag},
@@ -63,6 +63,71 @@ pub fn job_ended(_ctx: BtfTracePointContext) -> i32 {
 pub fn job_ended_raw(_ctx: RawTracePointContext) -> i32 {
     // SAFETY: as above.
     unsafe { ended(bpf_get_current_task() as Object) }
+}
+
+/// The ports that jobs send datagrams from, by thread group. A walk adds to it; user space takes out.
+#[btf_map]
+static JOB_UDP: HashMap<u32, [u16; JOB_PORTS], MAX_JOBS> = HashMap::new();
+
+/// What an iterator over the files of tasks is called with (kernel/bpf/task_iter.c).
+#[repr(C)]
+pub struct OpenFile {
+    meta: *const u8,
+    task: Object,
+    descriptor: u32,
+    file: Object,
+}
+
+/// Notes the local port of a UDP socket that a job has open: what its reports come from, which its command line does not say. A walk is made
+/// when such a job is new, and needs no right to look into other processes.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/task_file")]
+pub extern "C" fn find_ports(visit: *const OpenFile) -> i32 {
+    const S_IFMT: u16 = 0o170_000;
+    const S_IFSOCK: u16 = 0o140_000;
+    const IPPROTO_UDP: u16 = 17;
+    // SAFETY: the kernel calls with such a context; `Probed` takes any address.
+    unsafe {
+        let (task, file) = ((*visit).task, (*visit).file);
+        if task.is_null() || file.is_null() {
+            return 0;
+        }
+        let tgid: u32 = Probed::read(field!(task, TaskTgid));
+        if JOBS.get_ptr(tgid).is_none() {
+            return 0;
+        }
+        let inode = follow::<Probed>(field!(file, FileInode));
+        if Probed::read::<u16>(field!(inode, InodeMode)) & S_IFMT != S_IFSOCK {
+            return 0;
+        }
+        let socket = follow::<Probed>(field!(file, FilePrivate));
+        let sock = follow::<Probed>(field!(socket, SocketSock));
+        let port: u16 = Probed::read(field!(sock, SockPort));
+        if Probed::read::<u16>(field!(sock, SockProtocol)) != IPPROTO_UDP || port == 0 {
+            return 0;
+        }
+        match JOB_UDP.get_ptr_mut(tgid) {
+            Some(ports) => {
+                let ports = ports.cast::<u16>();
+                let mut at = 0;
+                while at < JOB_PORTS {
+                    let place = ports.add(at);
+                    if *place == port {
+                        break;
+                    }
+                    if *place == 0 {
+                        *place = port;
+                        break;
+                    }
+                    at += 1;
+                }
+            }
+            None => {
+                let _ = JOB_UDP.insert(tgid, [port, 0, 0, 0], 0);
+            }
+        }
+    }
+    0
 }
 
 /// True for a name that the probe looks for.

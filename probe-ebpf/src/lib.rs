@@ -77,6 +77,18 @@ pub enum Field {
     SignalLive,
     /// `signal_struct.sum_sched_runtime`
     SignalSumSched,
+    /// `file.f_inode`
+    FileInode,
+    /// `file.private_data`
+    FilePrivate,
+    /// `inode.i_mode`
+    InodeMode,
+    /// `socket.sk`
+    SocketSock,
+    /// `sock.sk_protocol`
+    SockProtocol,
+    /// `sock.__sk_common.skc_num`
+    SockPort,
 }
 
 /// In the immediate of an addition: the low byte is a [`Field`]. `WCF`, and far beyond any offset.
@@ -274,6 +286,9 @@ pub const JOB_ARGS: usize = 4096;
 
 /// Bytes of the ring of events: 120 beginnings with their command lines between two ticks.
 pub const JOB_EVENTS_BYTES: usize = 512 << 10;
+
+/// Ports of datagrams that are kept of each job.
+pub const JOB_PORTS: usize = 4;
 
 /// A name to look for, as the kernel keeps names: 16 bytes, zeros at the end.
 #[repr(C)]

@@ -7,6 +7,7 @@ use crate::{
     cpu::CgroupKey,
     energy::zone::Origin,
     instruments::Instruments,
+    jobs::Process,
     recording::Reader,
     snapshot::{CollectorRow, ProgramRow},
     state::{Reason, Unavailable},
@@ -97,9 +98,9 @@ impl Feed {
         }
     }
 
-    /// The processes of jobs that run: number of the job, and pid.
+    /// The processes of jobs that run.
     #[must_use]
-    pub fn processes(&self) -> Vec<(u32, u32)> {
+    pub fn processes(&self) -> Vec<Process> {
         match self {
             Self::Live(instruments) => instruments.processes(),
             Self::Replay(_) => Vec::new(),

@@ -14,7 +14,7 @@ use crate::{
     },
     cpu::{self, CgroupKey, Reader, Reading, RunTime},
     energy::{self, Source, zone::Zone},
-    jobs::Jobs,
+    jobs::{Jobs, Process},
     ledger::Holder,
     snapshot::{CollectorRow, ProgramRow},
     state::{Reason, Unavailable},
@@ -245,10 +245,10 @@ impl Instruments {
         (&self.usage, &self.engines, self.stats.as_ref().map_or(0, Stats::machine_memory))
     }
 
-    /// The processes of jobs that run: number of the job, and pid.
-    pub fn processes(&self) -> Vec<(u32, u32)> {
+    /// The processes of jobs that run.
+    pub fn processes(&self) -> Vec<Process> {
         let numbers = self.raw.jobs.iter().map(|(number, _)| *number);
-        let process = |number| Some((number, self.jobs.as_ref()?.process(number)?));
+        let process = |number| self.jobs.as_ref()?.process(number);
         numbers.filter_map(process).collect()
     }
 

@@ -22,7 +22,7 @@ use tracing::error;
 
 use crate::{
     containers::Container,
-    jobs::command::Command,
+    jobs::{Process, command::Command},
     ledger::Holder,
     pages,
     sampler::{Marked, Request},
@@ -272,6 +272,9 @@ struct JobAnswer<'a> {
     /// Its process on this host, while it runs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pid: Option<u32>,
+    /// What its datagrams may come from.
+    #[serde(skip_serializing_if = "<[u16]>::is_empty")]
+    udp_ports: &'a [u16],
     /// Unix seconds.
     started: f64,
     ended: Option<f64>,
@@ -297,7 +300,7 @@ async fn streams(State(board): State<Arc<Board>>) -> Response {
     let snapshot = &published.snapshot;
     let containers: HashMap<u32, &Container> =
         snapshot.containers.iter().map(|row| (row.container.number, &*row.container)).collect();
-    let pids: HashMap<u32, u32> = snapshot.processes.iter().copied().collect();
+    let processes: HashMap<u32, &Process> = snapshot.processes.iter().map(|process| (process.job, process)).collect();
     let source = snapshot.zones.first().map_or("", |zone| zone.origin.as_str());
     let jobs = snapshot.jobs.iter().map(|running| {
         let job = &running.job;
@@ -306,6 +309,7 @@ async fn streams(State(board): State<Arc<Board>>) -> Response {
             _ => None,
         });
         let container = number.and_then(|number| containers.get(&number)).copied();
+        let process = processes.get(&job.number).filter(|_| running.ended.is_none());
         JobAnswer {
             job: job.number,
             streams: running.streams.iter().map(|(id, _)| &*id.name).collect(),
@@ -313,7 +317,8 @@ async fn streams(State(board): State<Arc<Board>>) -> Response {
             container: container.map_or("", |container| &container.name),
             id: container.map_or("", |container| &container.id),
             image: container.map_or("", |container| &container.image),
-            pid: pids.get(&job.number).copied().filter(|_| running.ended.is_none()),
+            pid: process.map(|process| process.pid),
+            udp_ports: process.map(|process| &*process.ports).unwrap_or_default(),
             started: seconds(job.unix_ns),
             ended: running.ended.map(seconds),
             cpu_seconds: seconds(i64::try_from(running.ran_ns).unwrap_or(i64::MAX)),

@@ -14,6 +14,7 @@ use crate::{
         counter::Reject,
         zone::{Origin, ZoneId},
     },
+    jobs::Process,
     ledger::{
         AccountId,
         idle::Estimate,
@@ -93,8 +94,8 @@ pub struct Snapshot {
     pub streams: Vec<StreamRow>,
     /// Every job that runs, or ended lately.
     pub jobs: Vec<Running>,
-    /// The processes of those that run, by the number of the job.
-    pub processes: Vec<(u32, u32)>,
+    /// The processes of those that run.
+    pub processes: Vec<Process>,
     /// Jobs that found no room, or whose streams have no series, since the start.
     pub jobs_dropped: u64,
     /// The past.

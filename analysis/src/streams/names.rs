@@ -23,6 +23,8 @@ pub struct Job {
     pub image: String,
     /// Its process, while it runs.
     pub pid: Option<u32>,
+    /// What its datagrams may come from.
+    pub udp_ports: Vec<u16>,
     /// Unix seconds.
     pub started: f64,
     /// Unix seconds; absent while it runs.
@@ -104,8 +106,8 @@ impl Known {
     pub fn by_port(&self, port: u16) -> Option<String> {
         let jobs = self.jobs();
         let mut of = jobs.jobs.iter().filter(|job| {
-            job.ended.is_none()
-                && job.progress.as_ref().is_some_and(|progress| progress.kind == "udp" && progress.port == Some(port))
+            let said = |job: &Job| job.progress.as_ref().is_some_and(|progress| progress.port == Some(port));
+            job.ended.is_none() && (job.udp_ports.contains(&port) || said(job))
         });
         let only = of.next().filter(|_| of.next().is_none())?;
         only.streams.first().cloned()

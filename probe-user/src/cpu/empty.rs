@@ -21,7 +21,7 @@ impl Empty {
     /// # Errors
     /// As for a tier.
     pub fn load() -> Result<Self, Unavailable> {
-        let small = ["CPUS", "TIMES", "WAITS", "COUNTS", "OWNERS", "SLOTS", "FREE", "BASES", "JOBS"];
+        let small = ["CPUS", "TIMES", "WAITS", "COUNTS", "OWNERS", "SLOTS", "FREE", "BASES", "JOBS", "JOB_UDP"];
         let mut sizes = small.map(|name| (name, 1)).to_vec();
         sizes.push(("JOB_EVENTS", PAGE));
         let (mut object, _) = Object::open(offsets::switch, &[], &sizes)?;

@@ -1,21 +1,29 @@
 //! Programs of some names as they begin and end, from the kernel side: with their command lines, and with what they ran altogether.
 
+use std::{
+    io::Read as _,
+    os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
+};
+
 use aya::{
     maps::{Array, HashMap as BpfMap, MapData, RingBuf},
-    programs::{BtfTracePoint, ProgramError, RawTracePoint},
+    programs::{BtfTracePoint, Iter, ProgramError, RawTracePoint},
 };
-use probe_ebpf::{CgroupKey, JOB_ARGS, JOB_EVENTS_BYTES, JOB_NAMES, JobEvent, JobName, MAX_JOBS};
+use probe_ebpf::{CgroupKey, JOB_ARGS, JOB_EVENTS_BYTES, JOB_NAMES, JOB_PORTS, JobEvent, JobName, MAX_JOBS};
 
 use super::{
     mapped::Mapped,
     object::{Object, refused},
-    offsets,
+    offsets, walk,
 };
 use crate::state::Unavailable;
 
 /// Hook, typed program, and its twin for kernels that refuse it.
 const PROGRAMS: [(&str, &str, &str); 2] =
     [("sched_process_exec", "job_started", "job_started_raw"), ("sched_process_exit", "job_ended", "job_ended_raw")];
+
+/// The iterator that finds ports.
+const PORTS: &str = "find_ports";
 
 /// What happened to a program.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,6 +58,9 @@ pub enum Exec {
 pub struct Execs {
     events: RingBuf<MapData>,
     jobs: BpfMap<MapData, u32, u64>,
+    ports: BpfMap<MapData, u32, [u16; JOB_PORTS]>,
+    /// Where the kernel has no such iterator, ports are what command lines say.
+    walk: Option<OwnedFd>,
     lost: Mapped<u64>,
     _object: Object,
 }
@@ -81,7 +92,11 @@ impl Execs {
         let unused = ["CPUS", "TIMES", "WAITS", "COUNTS", "OWNERS", "SLOTS", "FREE", "BASES"];
         let mut sizes = unused.map(|name| (name, 1)).to_vec();
         let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
-        sizes.extend([("JOBS", number(MAX_JOBS)), ("JOB_EVENTS", number(JOB_EVENTS_BYTES))]);
+        sizes.extend([
+            ("JOBS", number(MAX_JOBS)),
+            ("JOB_UDP", number(MAX_JOBS)),
+            ("JOB_EVENTS", number(JOB_EVENTS_BYTES)),
+        ]);
         let (mut object, _) = Object::open(offsets::jobs, &[], &sizes)?;
         let mut table: Array<MapData, JobName> =
             Array::try_from(object.take("NAMES")?).map_err(|error| refused("open the map NAMES", &error))?;
@@ -99,12 +114,18 @@ impl Execs {
                 })?;
             }
         }
+        let walk = link_ports(&mut object);
+        if let Err(error) = &walk {
+            tracing::debug!("ports of jobs are only known from their command lines: {error}");
+        }
         object.loaded();
+        let ports =
+            BpfMap::try_from(object.take("JOB_UDP")?).map_err(|error| refused("open the map JOB_UDP", &error))?;
         let events = RingBuf::try_from(object.take("JOB_EVENTS")?).map_err(|error| refused("open the ring", &error))?;
         let jobs = BpfMap::try_from(object.take("JOBS")?).map_err(|error| refused("open the map JOBS", &error))?;
         // The table must live as long as the programs; they hold it.
         drop(table);
-        Ok(Self { events, jobs, lost, _object: object })
+        Ok(Self { events, jobs, ports, walk: walk.ok(), lost, _object: object })
     }
 
     /// What happened since the last look, in order.
@@ -127,11 +148,37 @@ impl Execs {
         let _ = self.jobs.insert(tgid, ended_ns, 0);
     }
 
+    /// The ports that jobs of these thread groups send datagrams from, of those that have such a socket by now.
+    pub fn ports(&mut self, tgids: &[u32]) -> Vec<(u32, Vec<u16>)> {
+        let Some(Ok(mut walk)) = self.walk.as_ref().map(walk::begin) else { return Vec::new() };
+        let mut nothing = [0; 64];
+        while matches!(walk.read(&mut nothing), Ok(1..)) {}
+        let mut all = Vec::new();
+        for tgid in tgids {
+            if let Ok(ports) = self.ports.get(tgid, 0) {
+                all.push((*tgid, ports.into_iter().filter(|port| *port != 0).collect()));
+            }
+        }
+        // What the walk found of others is theirs to ask for.
+        let found: Vec<u32> = self.ports.keys().flatten().collect();
+        for tgid in found {
+            let _ = self.ports.remove(&tgid);
+        }
+        all
+    }
+
     /// Events that found no room, since the start.
     #[must_use]
     pub fn lost(&self) -> u64 {
         self.lost.get(0)
     }
+}
+
+fn link_ports(object: &mut Object) -> Result<OwnedFd, Box<dyn std::error::Error>> {
+    let (ebpf, btf) = object.types().ok_or(ProgramError::NotLoaded)?;
+    let program: &mut Iter = ebpf.program_mut(PORTS).ok_or(ProgramError::NotLoaded)?.try_into()?;
+    program.load("task_file", btf)?;
+    Ok(walk::link_all(program.fd()?.as_fd().as_raw_fd())?)
 }
 
 fn attach(object: &mut Object, hook: &str, name: &str) -> Result<(), ProgramError> {

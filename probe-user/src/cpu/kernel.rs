@@ -5,9 +5,8 @@
 
 use std::{
     collections::HashMap,
-    fs::File,
     io::{self, Read as _},
-    os::fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
+    os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
 };
 
 use aya::programs::{Iter, ProgramError};
@@ -21,6 +20,7 @@ use super::{
     object::{Object, PAGE, possible_cpus, refused, slots_for},
     offsets,
     totals::{Columns, Totals},
+    walk,
 };
 use crate::{
     containers::tree::Trees,
@@ -85,6 +85,7 @@ impl Kernel {
                 ("SLOTS", 1),
                 ("FREE", 1),
                 ("JOBS", 1),
+                ("JOB_UDP", 1),
                 ("JOB_EVENTS", PAGE),
             ],
         )?;
@@ -103,7 +104,7 @@ impl Kernel {
         })();
         let program = loaded.map_err(|error: ProgramError| refused("load read_cgroups", &error))?;
         object.loaded();
-        let link = link_walk(program)
+        let link = walk::link_cgroups(program)
             .map_err(|error| Unavailable::new(Reason::of(&error), format!("cannot attach read_cgroups: {error}")))?;
         let trees = Trees::find(&places.cgroupfs).ok();
         let root = trees
@@ -137,7 +138,7 @@ impl Kernel {
     /// One walk.
     fn walk(&self) -> io::Result<usize> {
         self.walked.set(0, 0);
-        let mut walk = create_walk(self.link.as_raw_fd())?;
+        let mut walk = walk::begin(&self.link)?;
         let mut nothing = [0; 64];
         while walk.read(&mut nothing)? > 0 {}
         usize::try_from(self.walked.get(0)).map_err(io::Error::other)
@@ -210,68 +211,4 @@ impl Reader for Kernel {
     fn detail(&self) -> String {
         "the kernel's own figures by an eBPF iterator, no program at the switch".to_owned()
     }
-}
-
-/// `BPF_LINK_CREATE` of an iterator over all cgroups below the v2 root, parents first. aya links iterators without saying over
-/// what, which this one refuses.
-fn link_walk(program: RawFd) -> io::Result<OwnedFd> {
-    /// `struct bpf_iter_link_info`, `cgroup` (include/uapi/linux/bpf.h, 6.1). By its id, the root of all, and not that of our own
-    /// namespace, in which the kernel then says that there is none.
-    #[repr(C)]
-    struct Over {
-        order: u32,
-        descriptor: u32,
-        id: u64,
-    }
-    /// `union bpf_attr`, `link_create`.
-    #[repr(C)]
-    struct Create {
-        program: u32,
-        target: u32,
-        kind: u32,
-        flags: u32,
-        over: u64,
-        over_size: u32,
-        unused: u32,
-    }
-    const BPF_LINK_CREATE: libc::c_long = 28;
-    const BPF_TRACE_ITER: u32 = 28;
-    const BPF_CGROUP_ITER_DESCENDANTS_PRE: u32 = 2;
-    // kernfs numbers a tree from its root on (fs/kernfs/dir.c, kernfs_create_root).
-    const ROOT: u64 = 1;
-    let over = Over { order: BPF_CGROUP_ITER_DESCENDANTS_PRE, descriptor: 0, id: ROOT };
-    let create = Create {
-        program: u32::try_from(program).map_err(io::Error::other)?,
-        target: 0,
-        kind: BPF_TRACE_ITER,
-        flags: 0,
-        over: (&raw const over).expose_provenance() as u64,
-        over_size: 16,
-        unused: 0,
-    };
-    // SAFETY: the structure is of the size that is said, and it and what it points to outlive the call.
-    descriptor(unsafe { libc::syscall(libc::SYS_bpf, BPF_LINK_CREATE, &raw const create, size_of::<Create>()) })
-}
-
-/// `BPF_ITER_CREATE`: a file whose reading is the walk.
-fn create_walk(link: RawFd) -> io::Result<File> {
-    #[repr(C)]
-    struct Create {
-        link: u32,
-        flags: u32,
-    }
-    const BPF_ITER_CREATE: libc::c_long = 33;
-    let create = Create { link: u32::try_from(link).map_err(io::Error::other)?, flags: 0 };
-    // SAFETY: the structure is of the size that is said and outlives the call.
-    descriptor(unsafe { libc::syscall(libc::SYS_bpf, BPF_ITER_CREATE, &raw const create, size_of::<Create>()) })
-        .map(File::from)
-}
-
-fn descriptor(number: libc::c_long) -> io::Result<OwnedFd> {
-    if number < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    let number = RawFd::try_from(number).map_err(io::Error::other)?;
-    // SAFETY: the kernel just gave it to us, and nobody else has it.
-    Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }

@@ -15,6 +15,7 @@ mod object;
 pub mod offsets;
 mod switch;
 mod totals;
+mod walk;
 mod window;
 
 use std::{fmt, io, path::PathBuf};

@@ -130,6 +130,12 @@ pub fn jobs(btf: &Btf<'_>) -> Result<Known, BtfError> {
         (Field::MmArgEnd, btf.field("mm_struct", &["arg_end"])?),
         (Field::SignalLive, btf.field("signal_struct", &["live"])?),
         (Field::SignalSumSched, btf.field("signal_struct", &["sum_sched_runtime"])?),
+        (Field::FileInode, btf.field("file", &["f_inode"])?),
+        (Field::FilePrivate, btf.field("file", &["private_data"])?),
+        (Field::InodeMode, btf.field("inode", &["i_mode"])?),
+        (Field::SocketSock, btf.field("socket", &["sk"])?),
+        (Field::SockProtocol, btf.field("sock", &["sk_protocol"])?),
+        (Field::SockPort, btf.field("sock", &["__sk_common", "skc_num"])?),
     ]);
     Ok(known)
 }

@@ -128,6 +128,7 @@ impl Switch {
                 ("COUNTS", if events.is_some() { bank } else { 1 }),
                 ("BASES", 1),
                 ("JOBS", 1),
+                ("JOB_UDP", 1),
                 ("JOB_EVENTS", PAGE),
             ],
         )?;

@@ -373,15 +373,17 @@ fn output(address: &str, format: &str) -> (String, String) {
     let name = match kind {
         "null" => "null".to_owned(),
         "pipe" => "pipe".to_owned(),
-        "file" => {
-            let path = address.strip_prefix("file:").unwrap_or(address);
-            let last = path.rsplit('/').find(|part| !part.is_empty()).unwrap_or("file");
-            let stem = last.rsplit_once('.').map_or(last, |(stem, _)| if stem.is_empty() { last } else { stem });
-            cut(stem)
-        }
+        "file" => cut(stem(address)),
         _ => format!("{kind}-{}", digest(address)),
     };
     (kind.to_owned(), name)
+}
+
+/// The name of a file without directories and the last ending.
+fn stem(address: &str) -> &str {
+    let path = address.strip_prefix("file:").unwrap_or(address);
+    let last = path.rsplit('/').find(|part| !part.is_empty()).unwrap_or("file");
+    last.rsplit_once('.').map_or(last, |(stem, _)| if stem.is_empty() { last } else { stem })
 }
 
 /// Eight hexadecimal digits that tell secrets apart and do not tell them.
@@ -404,6 +406,8 @@ impl Progress {
         };
         let stream = match kind {
             "udp" | "http" | "tcp" => path.rsplit('/').find(|part| !part.is_empty()).unwrap_or_default(),
+            // A named pipe, which goes by its own name.
+            "file" => stem(address),
             _ => "",
         };
         let port = query.split('&').find_map(|pair| pair.strip_prefix("localport=")?.parse().ok());
@@ -462,7 +466,7 @@ mod tests {
             ("unix:/run/wattcast/progress.sock", "unix", "", None),
             ("pipe:1", "pipe", "", None),
             ("-", "pipe", "", None),
-            ("/tmp/progress.txt", "file", "", None),
+            ("/run/wattcast/cam1.fifo", "file", "cam1", None),
         ] {
             let command = parse(&format!("ffmpeg -progress {address} -i a a.mp4 b.mp4"));
             let expected = Progress { kind: kind.into(), stream: stream.into(), port };

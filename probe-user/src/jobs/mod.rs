@@ -28,6 +28,8 @@ use crate::{
 const MAX_JOBS: usize = 1024;
 /// How often `/proc` is looked at where no kernel side tells of beginnings.
 const SCAN_EVERY: Duration = Duration::from_secs(5);
+/// For how long a new job's port is looked for; ffmpeg opens it while it reads its command line.
+const LOOK_FOR_PORTS: Duration = Duration::from_secs(30);
 /// Longest command line that is read.
 const MAX_LINE: u64 = 64 << 10;
 
@@ -55,6 +57,21 @@ struct Live {
     ran_ns: u64,
     own: Option<u32>,
     ended: Option<Instant>,
+    /// Ports that its datagrams may come from; empty until they are known.
+    ports: Vec<u16>,
+    /// Until when they are looked for.
+    look_until: Option<Instant>,
+}
+
+/// A job's process, for whoever must tell its reports from others'.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Process {
+    /// The number of the job.
+    pub job: u32,
+    /// On this host.
+    pub pid: u32,
+    /// Local ports of its UDP sockets.
+    pub ports: Vec<u16>,
 }
 
 /// How to know programs by their names.
@@ -151,12 +168,31 @@ impl Jobs {
         for tgid in gone {
             self.end(tgid, None, now, directory, news);
         }
+        self.find_ports(now);
         let retain = self.retain;
         let over = |live: &Live| live.ended.is_some_and(|at| now.duration_since(at) >= retain);
         news.jobs_gone.extend(self.live.iter().filter(|(_, live)| over(live)).map(|(number, _)| *number));
         self.live.retain(|_, live| !over(live));
         news.jobs_dropped = self.dropped;
         self.live.iter().map(|(number, live)| (*number, live.ran_ns)).collect()
+    }
+
+    /// Asks for the ports of new jobs that report by datagrams.
+    fn find_ports(&mut self, now: Instant) {
+        let wants = |live: &&mut Live| {
+            live.ended.is_none() && live.ports.is_empty() && live.look_until.is_some_and(|until| now < until)
+        };
+        let mut seekers: Vec<&mut Live> = self.live.values_mut().filter(wants).collect();
+        if seekers.is_empty() {
+            return;
+        }
+        let Ok(execs) = &mut self.execs else { return };
+        let tgids: Vec<u32> = seekers.iter().map(|live| live.tgid).collect();
+        for (tgid, ports) in execs.ports(&tgids) {
+            if let Some(live) = seekers.iter_mut().find(|live| live.tgid == tgid) {
+                live.ports = ports;
+            }
+        }
     }
 
     #[expect(clippy::too_many_arguments, reason = "what is known of a newcomer; there are two callers")]
@@ -183,7 +219,11 @@ impl Jobs {
         let command = Command::parse(line);
         let (holder, own) = directory.adopt(&cgroup, number, command.stream());
         self.by_tgid.insert(tgid, number);
-        self.live.insert(number, Live { tgid, base_ns, ran_ns: 0, own, ended: None });
+        // Who reports by datagrams has a socket for it soon after its beginning.
+        let progress = command.progress.as_ref().filter(|progress| progress.kind == "udp");
+        let look_until = progress.map(|_| Instant::now() + LOOK_FOR_PORTS);
+        let ports = progress.and_then(|progress| progress.port).into_iter().collect();
+        self.live.insert(number, Live { tgid, base_ns, ran_ns: 0, own, ended: None, ports, look_until });
         news.jobs.push(Job { number, holder, own, unix_ns, command });
     }
 
@@ -242,10 +282,11 @@ impl Jobs {
         (!line.is_empty()).then_some(line)
     }
 
-    /// The process of a job that lives.
+    /// The process of a job that lives, and the ports that its datagrams may come from.
     #[must_use]
-    pub fn process(&self, number: u32) -> Option<u32> {
-        self.live.get(&number).filter(|live| live.ended.is_none()).map(|live| live.tgid)
+    pub fn process(&self, number: u32) -> Option<Process> {
+        let live = self.live.get(&number).filter(|live| live.ended.is_none())?;
+        Some(Process { job: number, pid: live.tgid, ports: live.ports.clone() })
     }
 
     /// Beginnings and ends that were not told, because too many came between two looks.
