@@ -114,7 +114,19 @@ impl Family {
 
     /// Adds a row. `labels` are values in the order of the definition.
     pub fn push(&mut self, labels: &[&str], value: f64) {
-        let mut row = proto::Metric::from_label(self.pairs(labels));
+        self.push_more(labels, &[], value);
+    }
+
+    /// Adds a row that has more labels than its family: what only some have would be empty in most.
+    pub fn push_more(&mut self, labels: &[&str], more: &[(&'static str, &str)], value: f64) {
+        let mut pairs = self.pairs(labels);
+        pairs.extend(more.iter().map(|(name, value)| {
+            let mut pair = LabelPair::default();
+            pair.set_name((*name).to_owned());
+            pair.set_value((*value).to_owned());
+            pair
+        }));
+        let mut row = proto::Metric::from_label(pairs);
         match self.def.kind {
             Kind::Counter => {
                 let mut counter = proto::Counter::default();
@@ -169,10 +181,10 @@ impl Family {
             .collect()
     }
 
-    /// The rows as they will be rendered: label values and the value. Histograms have none.
+    /// The rows as they will be rendered: values of the family's labels, and the value. Histograms have none.
     pub fn rows(&self) -> impl Iterator<Item = (Vec<&str>, f64)> {
         self.rows.iter().filter(|_| self.def.kind != Kind::Histogram).map(|row| {
-            let labels = row.get_label().iter().map(LabelPair::value).collect();
+            let labels = row.get_label().iter().take(self.def.labels.len()).map(LabelPair::value).collect();
             let value = match self.def.kind {
                 Kind::Counter => row.get_counter().get_value(),
                 Kind::Gauge | Kind::Histogram => row.get_gauge().get_value(),

@@ -242,6 +242,10 @@ pub(crate) struct Paths {
     #[arg(long = "path.cgroupfs", value_name = "DIR", default_value = "/sys/fs/cgroup")]
     pub(crate) cgroupfs: PathBuf,
 
+    /// Where the host's root is: the files that container runtimes keep of their containers
+    #[arg(long = "path.rootfs", value_name = "DIR", default_value = "/")]
+    pub(crate) rootfs: PathBuf,
+
     /// Docker's socket, for the names of containers
     #[arg(long = "docker.socket", value_name = "PATH", default_value = "/var/run/docker.sock")]
     pub(crate) docker_socket: PathBuf,
@@ -369,11 +373,15 @@ pub(crate) struct Collectors {
     #[arg(long = "no-collector.stats", overrides_with = "with_stats", hide = true)]
     without_stats: bool,
 
-    /// Names of containers from the Docker socket (default: on). Each has its --no-collector.NAME
+    /// Names of containers from the Docker socket and other runtimes' files (default: on). Each has its --no-collector.NAME
     #[arg(long = "collector.docker", overrides_with = "without_docker")]
     with_docker: bool,
     #[arg(long = "no-collector.docker", overrides_with = "with_docker", hide = true)]
     without_docker: bool,
+
+    /// Labels of containers to show, in wattcast_container_label_info
+    #[arg(long = "container.labels", value_name = "NAME", value_delimiter = ',')]
+    labels: Vec<String>,
 }
 
 impl Collectors {
@@ -387,6 +395,10 @@ impl Collectors {
 
     pub(crate) fn cpu(&self) -> bool {
         !self.without_cpu
+    }
+
+    pub(crate) fn container_labels(&self) -> Vec<String> {
+        self.labels.clone()
     }
 
     pub(crate) fn ffmpeg(&self) -> bool {

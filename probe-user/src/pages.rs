@@ -64,7 +64,7 @@ fn energy(snapshot: &Snapshot) -> Vec<Family> {
         for (family, shares) in [(&mut containers, &account.containers), (&mut idle_shares, &account.idle_shares)] {
             for (who, joules) in shares {
                 let labels = [&*who.name, &who.id, &who.image, who.runtime, labels[0], labels[1], labels[2]];
-                family.push(&labels, joules.joules());
+                family.push_more(&labels, &who.of_pod(), joules.joules());
             }
         }
         system.push(&labels, account.system.joules());
@@ -91,7 +91,8 @@ fn energy(snapshot: &Snapshot) -> Vec<Family> {
     for row in &snapshot.containers {
         let who = &row.container;
         for (zone, origin, watts) in &row.watts {
-            container_power.push(&[&who.name, &who.id, &who.image, who.runtime, zone, origin.as_str()], *watts);
+            let labels = [&*who.name, &who.id, &who.image, who.runtime, zone, origin.as_str()];
+            container_power.push_more(&labels, &who.of_pod(), *watts);
         }
         if let Some(ratio) = row.uncertainty {
             uncertainty.push(&[&who.name, &who.id], ratio);
@@ -184,15 +185,22 @@ fn cpu(snapshot: &Snapshot) -> Vec<Family> {
             let package = package_label(*package);
             let labels = |last| [&*row.container.name, &*row.container.id, &*package, last];
             let alone = if cpu.knows.siblings { "alone" } else { "all" };
-            seconds.push(&labels(alone), cpu_seconds(share.time.alone_ns));
+            let pod = row.container.of_pod();
+            seconds.push_more(&labels(alone), &pod, cpu_seconds(share.time.alone_ns));
             if cpu.knows.siblings && snapshot.smt {
-                seconds.push(&labels("shared"), cpu_seconds(share.time.shared_ns));
+                seconds.push_more(&labels("shared"), &pod, cpu_seconds(share.time.shared_ns));
             }
             if counts {
                 for (event, count) in ["cycles", "instructions", "llc_misses"].into_iter().zip(share.counted) {
                     events.push(&labels(event), float(count));
                 }
             }
+        }
+    }
+    let mut chosen = Family::new(&m::CONTAINER_LABEL);
+    for who in snapshot.containers.iter().map(|row| &row.container) {
+        for (label, value) in &who.labels {
+            chosen.push(&[&who.name, &who.id, label, value], 1.0);
         }
     }
     let [wanted, ran] = snapshot.counter_time;
@@ -204,6 +212,7 @@ fn cpu(snapshot: &Snapshot) -> Vec<Family> {
         seconds,
         events,
         ratio,
+        chosen,
         Family::new(&m::SMT_WEIGHT).with(&[], float(snapshot.shared_milli) / 1000.0),
         waits,
         switches,
@@ -384,6 +393,7 @@ mod tests {
             id: format!("{number:012}"),
             image: "a \"quoted\"\nimage".into(),
             runtime: "docker",
+            ..Container::plain(0, String::new(), String::new(), "docker")
         })
     }
 

@@ -633,7 +633,7 @@ mod tests {
     }
 
     fn container() -> Container {
-        Container { number: 0, name: "a \"name\"".into(), id: "0123".into(), image: String::new(), runtime: "docker" }
+        Container::plain(0, "a \"name\"".into(), "0123".into(), "docker")
     }
 
     fn ticks() -> Vec<RawTick> {

@@ -9,7 +9,7 @@ use crate::{
     accountant::Accountant,
     baselines::StateFile,
     config::Config,
-    containers::{Directory, Limits, docker::Names, stats::Stats, tree::Trees},
+    containers::{Directory, Limits, docker::Names, files::Files, stats::Stats, tree::Trees},
     cpu,
     distribution::Distribution,
     energy::{self, Choice, Chosen, Source, processor::Processor},
@@ -177,8 +177,9 @@ fn directory(config: &Config, sources: &mut Vec<SourceState>) -> Option<Director
             return None;
         }
     };
+    let files = Files::new(&config.paths.rootfs);
     let names = config.collectors.docker().then(|| {
-        let names = Names::start(&tokio::runtime::Handle::current(), &config.paths.docker_socket);
+        let names = Names::start(&tokio::runtime::Handle::current(), &config.paths.docker_socket, files.clone());
         sources.push(SourceState {
             source: "docker",
             state: names.state(),
@@ -191,9 +192,10 @@ fn directory(config: &Config, sources: &mut Vec<SourceState>) -> Option<Director
         containers: config.limits.containers,
         retain: config.limits.retain,
         // A recording may be accounted under any policy.
+        labels: config.collectors.container_labels(),
         reservations: config.energy.idle_policy == IdlePolicy::Reserved || config.job().is_some(),
     };
-    Some(Directory::new(trees, names, limits))
+    Some(Directory::new(trees, names, files, limits))
 }
 
 /// Who encodes. Without the kernel side jobs are found by looking at `/proc`, and what is shorter than that is not seen.

@@ -58,7 +58,7 @@ fn a_full_ring_takes_what_it_says() {
         let containers: Vec<Arc<Container>> = (0..streams)
             .map(|number| {
                 let (name, image) = (format!("stream-{number}"), "registry.example/encoder:1.2.3".to_owned());
-                Arc::new(Container { number, name, id: format!("{number:012}"), image, runtime: "docker" })
+                Arc::new(Container { image, ..Container::plain(number, name, format!("{number:012}"), "docker") })
             })
             .collect();
         let limit = 1 << 20;

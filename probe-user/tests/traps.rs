@@ -90,7 +90,7 @@ impl<'a> Ledger<'a> {
         let setup = setup(source.zones(), topology);
         let cpus = setup.places.len();
         let key = CgroupKey { id: 7, hierarchy: hierarchy::V2 };
-        let shown = Container { number: 0, name: "c".into(), id: "c".into(), image: String::new(), runtime: "docker" };
+        let shown = Container::plain(0, "c".into(), "c".into(), "docker");
         let news = News { holders: vec![(key, Holder::Container(0))], shown: vec![shown], ..News::default() };
         let cpu = Reading {
             rows: vec![(key, vec![RunTime::default(); cpus])],
@@ -310,7 +310,7 @@ fn trap_08_and_09_what_ended_keeps_its_joules_and_an_id_that_comes_again_is_some
     set(10);
     assert_eq!(ledger.tick(SECOND, &[(0, 500)]).accounts[0].containers[0].1, Microjoules(10_000_000));
     // It ends; its cgroup's number is used again at once, from zero, by another container.
-    let other = Container { number: 1, name: "d".into(), id: "d".into(), image: String::new(), runtime: "docker" };
+    let other = Container::plain(1, "d".into(), "d".into(), "docker");
     ledger.raw.news =
         News { departed: vec![key], holders: vec![(key, Holder::Container(1))], shown: vec![other], ..News::default() };
     if let Some(Ok(reading)) = &mut ledger.raw.cpu {

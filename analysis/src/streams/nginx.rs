@@ -224,7 +224,7 @@ fn close(name: &str, path: &[String], text: &str, stat: &mut Stat, application: 
         ("video", "width") => stream.width = number(),
         ("video", "height") => stream.height = number(),
         ("video", "frame_rate") => {
-            stream.fps = text.parse().ok().filter(|fps: &f64| fps.is_finite() && *fps >= 0.0).unwrap_or(0.0)
+            stream.fps = text.parse().ok().filter(|fps: &f64| fps.is_finite() && *fps >= 0.0).unwrap_or(0.0);
         }
         ("video", "codec") => text.clone_into(&mut stream.video),
         ("audio", "codec") => text.clone_into(&mut stream.audio),

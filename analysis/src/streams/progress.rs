@@ -70,7 +70,7 @@ impl Parser {
             "fps" => report.fps = amount(value),
             "speed" => report.speed = amount(value.trim_end_matches('x').trim()),
             "bitrate" => {
-                report.bitrate = amount(value.trim_end_matches("kbits/s").trim()).map(|kilobits| kilobits * 1000.0)
+                report.bitrate = amount(value.trim_end_matches("kbits/s").trim()).map(|kilobits| kilobits * 1000.0);
             }
             "total_size" => report.bytes = value.parse().ok(),
             "out_time_us" => report.out_time_us = value.parse().ok(),

@@ -103,7 +103,7 @@ async fn progress(
     UrlPath(stream): UrlPath<String>,
     Query(given): Query<Token>,
     headers: HeaderMap,
-    body: Body,
+    mut body: Body,
 ) -> Response {
     if let Some(token) = &inlet.token {
         let bearer = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
@@ -114,21 +114,14 @@ async fn progress(
                 .into_response();
         }
     }
-    let (source, mut parser) = (inlet.source(), Parser::default());
-    let mut body = body;
-    let mut taken = 0u64;
-    loop {
-        match body.frame().await {
-            Some(Ok(frame)) => {
-                if let Ok(piece) = frame.into_data() {
-                    parser.feed(&piece, |report| {
-                        taken += 1;
-                        inlet.report(source, &stream, report);
-                    });
-                }
-            }
-            // An encoder that was killed ends its request in the middle.
-            Some(Err(_)) | None => break,
+    let (source, mut parser, mut taken) = (inlet.source(), Parser::default(), 0u64);
+    // An encoder that was killed ends its request in the middle.
+    while let Some(Ok(frame)) = body.frame().await {
+        if let Ok(piece) = frame.into_data() {
+            parser.feed(&piece, |report| {
+                taken += 1;
+                inlet.report(source, &stream, report);
+            });
         }
     }
     if taken == 0 {

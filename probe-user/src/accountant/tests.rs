@@ -23,7 +23,7 @@ fn key(id: u64) -> CgroupKey {
 
 fn container(number: u32) -> Container {
     let id = format!("{number:012}");
-    Container { number, name: format!("c{number}"), id, image: String::new(), runtime: "docker" }
+    Container::plain(number, format!("c{number}"), id, "docker")
 }
 
 /// Zones of a machine with one CPU on each of `packages` packages.

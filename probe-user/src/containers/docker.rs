@@ -1,4 +1,4 @@
-//! Names and images from the Docker socket, asked once per container, when it appears.
+//! Names and images from the Docker socket, or from the files of other runtimes, asked once per container, when it appears.
 //!
 //! Asking happens on the service's runtime; the sampler only hands over ids and collects answers, with a bound on how
 //! long it waits. A socket that hangs costs one wait, then the container goes by its id until an answer comes.
@@ -12,6 +12,7 @@ use std::{
 use bollard::{Docker, errors::Error as DockerError};
 use tokio::sync::{Semaphore, mpsc};
 
+use super::files::{Files, Told};
 use crate::state::{Reason, Unavailable};
 
 /// Longest a single call may take.
@@ -23,16 +24,18 @@ const LOOK: Duration = Duration::from_secs(10);
 /// Most ids that wait to be asked; beyond it a container keeps its id for a name.
 const MAX_WAITING: usize = 1024;
 
-/// What Docker says of a container.
+/// Who is asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Ask {
+    id: String,
+    runtime: &'static str,
+}
+
+/// What is said of a container.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Said {
-    /// Its name without the leading slash, and its image as it was asked for.
-    Named {
-        /// The name.
-        name: String,
-        /// The image.
-        image: String,
-    },
+    /// Its name without the leading slash, its image as it was asked for, and more.
+    Named(Told),
     /// No such container: it is another runtime's, or went meanwhile.
     Unknown,
     /// Docker could not be asked; try again later.
@@ -43,7 +46,7 @@ type State = Arc<Mutex<Result<(), Unavailable>>>;
 
 /// The sampler's side.
 pub struct Names {
-    ask: mpsc::Sender<String>,
+    ask: mpsc::Sender<Ask>,
     answers: std_mpsc::Receiver<(String, Said)>,
     waiting: usize,
     state: State,
@@ -52,17 +55,17 @@ pub struct Names {
 impl Names {
     /// Starts asking on `runtime`.
     #[must_use]
-    pub fn start(runtime: &tokio::runtime::Handle, socket: &Path) -> Self {
+    pub fn start(runtime: &tokio::runtime::Handle, socket: &Path, files: Files) -> Self {
         let (ask, asked) = mpsc::channel(MAX_WAITING);
         let (answer, answers) = std_mpsc::channel();
         let state: State = Arc::new(Mutex::new(reach(socket).map(|_| ())));
-        runtime.spawn(work(socket.to_owned(), asked, answer, state.clone()));
+        runtime.spawn(work(socket.to_owned(), files, asked, answer, state.clone()));
         Self { ask, answers, waiting: 0, state }
     }
 
     /// Asks for a container by its full id. The answer comes through [`Names::collect`].
-    pub fn request(&mut self, id: &str) {
-        if self.ask.try_send(id.to_owned()).is_ok() {
+    pub fn request(&mut self, id: &str, runtime: &'static str) {
+        if self.ask.try_send(Ask { id: id.to_owned(), runtime }).is_ok() {
             self.waiting += 1;
         }
     }
@@ -108,7 +111,8 @@ fn reach(socket: &Path) -> Result<Docker, Unavailable> {
 
 async fn work(
     socket: PathBuf,
-    mut asked: mpsc::Receiver<String>,
+    files: Files,
+    mut asked: mpsc::Receiver<Ask>,
     answer: std_mpsc::Sender<(String, Said)>,
     state: State,
 ) {
@@ -118,9 +122,9 @@ async fn work(
     let mut look = tokio::time::interval(LOOK);
     look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
-        let id = tokio::select! {
-            id = asked.recv() => match id {
-                Some(id) => id,
+        let Ask { id, runtime } = tokio::select! {
+            ask = asked.recv() => match ask {
+                Some(ask) => ask,
                 None => return,
             },
             _ = look.tick() => {
@@ -131,11 +135,23 @@ async fn work(
                 continue;
             }
         };
+        // The files of a runtime that has no socket of Docker's kind; of one that is not known, before Docker is troubled.
+        if runtime != "docker" {
+            let told = files.told(runtime, &id);
+            if told.is_some() || runtime != "unknown" {
+                let said = told.map_or(Said::Unknown, Said::Named);
+                if answer.send((id, said)).is_err() {
+                    return;
+                }
+                continue;
+            }
+        }
         if docker.is_none() {
             docker = connect(&socket, &set).await;
         }
         let Some(client) = docker.clone() else {
-            if answer.send((id, Said::Nothing)).is_err() {
+            let said = files.told("docker", &id).map_or(Said::Nothing, Said::Named);
+            if answer.send((id, said)).is_err() {
                 return;
             }
             continue;
@@ -148,10 +164,14 @@ async fn work(
             let said = match tokio::time::timeout(CALL_TIMEOUT, client.inspect_container(&id, None)).await {
                 Ok(Ok(reply)) => {
                     set(Ok(()));
-                    Said::Named {
+                    let config = reply.config.unwrap_or_default();
+                    let told = Told {
                         name: reply.name.unwrap_or_default().trim_start_matches('/').to_owned(),
-                        image: reply.config.and_then(|config| config.image).unwrap_or_default(),
-                    }
+                        image: config.image.unwrap_or_default(),
+                        labels: config.labels.unwrap_or_default().into_iter().collect(),
+                        ..Told::default()
+                    };
+                    Said::Named(told.with_pod())
                 }
                 // An answer is an answer.
                 Ok(Err(DockerError::DockerResponseServerError { status_code: 404, .. })) => {

@@ -4,6 +4,7 @@
 //! by hand by its own id. Identities are numbered once and never reused, so the ledger can hold numbers.
 
 pub mod docker;
+pub mod files;
 pub mod path;
 pub mod stats;
 pub mod tree;
@@ -16,6 +17,8 @@ use std::{
 };
 
 use docker::{Names, Said};
+use exporter::label;
+use files::Files;
 use path::Workload;
 use serde::{Deserialize, Deserializer, Serialize};
 use stats::Home;
@@ -26,8 +29,6 @@ use crate::{
     ledger::Holder,
 };
 
-/// Longest label value; a path or name beyond it is cut.
-const MAX_LABEL: usize = 128;
 /// How long a tick may wait for the names of containers that it sees for the first time.
 const NAME_PATIENCE: Duration = Duration::from_millis(150);
 /// A name that could not be had is asked for again after this time.
@@ -49,6 +50,30 @@ pub struct Container {
     /// The label `runtime`: `docker`, `containerd`, …, `cgroup` for one made by hand.
     #[serde(deserialize_with = "runtime")]
     pub runtime: Runtime,
+    /// The pod that it is in; empty outside of Kubernetes.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub pod: String,
+    /// That pod's namespace.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub namespace: String,
+    /// Labels that the user wants to see, and their values.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub labels: Vec<(String, String)>,
+}
+
+impl Container {
+    /// Without a pod and labels.
+    #[must_use]
+    pub fn plain(number: u32, name: String, id: String, runtime: Runtime) -> Self {
+        let (image, pod, namespace) = (String::new(), String::new(), String::new());
+        Self { number, name, id, image, runtime, pod, namespace, labels: Vec::new() }
+    }
+
+    /// Labels that only containers of pods have.
+    #[must_use]
+    pub fn of_pod(&self) -> Vec<(&'static str, &str)> {
+        if self.pod.is_empty() { Vec::new() } else { vec![("pod", &self.pod), ("namespace", &self.namespace)] }
+    }
 }
 
 /// One of a few words. By a name of its own, because serde takes every visible `&str` for borrowed from its input.
@@ -66,6 +91,8 @@ fn runtime<'de, D: Deserializer<'de>>(from: D) -> Result<&'static str, D::Error>
 enum Identity {
     Container(String),
     Cgroup(CgroupKey),
+    /// A container of containerd that goes by a name of its own, and not by an id: namespace and name.
+    Task(String),
     /// A systemd unit in which a job runs, by the path of its cgroup.
     Unit(String),
     /// A job in a cgroup that it shares with others, by its number.
@@ -89,7 +116,7 @@ struct Record {
 }
 
 /// Limits of what is held.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Limits {
     /// Most containers with series of their own.
     pub containers: usize,
@@ -97,12 +124,15 @@ pub struct Limits {
     pub retain: Duration,
     /// Whether to read how many CPUs containers have reserved.
     pub reservations: bool,
+    /// Labels of containers to be shown.
+    pub labels: Vec<String>,
 }
 
 /// Everything known about cgroups.
 pub struct Directory {
     trees: Trees,
     names: Option<Names>,
+    files: Files,
     limits: Limits,
     holders: HashMap<CgroupKey, Holder>,
     records: BTreeMap<u32, Record>,
@@ -124,10 +154,11 @@ pub struct Directory {
 impl Directory {
     /// Knows nothing yet.
     #[must_use]
-    pub fn new(trees: Trees, names: Option<Names>, limits: Limits) -> Self {
+    pub fn new(trees: Trees, names: Option<Names>, files: Files, limits: Limits) -> Self {
         Self {
             trees,
             names,
+            files,
             limits,
             holders: HashMap::new(),
             records: BTreeMap::new(),
@@ -219,8 +250,7 @@ impl Directory {
                     self.holders.insert(*key, Holder::System);
                 }
                 Workload::Container { runtime, id } => {
-                    // A container whose runtime is not known may be Docker's.
-                    let ask_at = matches!(runtime, "docker" | "unknown").then_some(now);
+                    let ask_at = Some(now);
                     let identity = Identity::Container(id.to_owned());
                     let ran = running.contains(key);
                     let holder = self.admit(*key, identity, ran, runtime, short(id), short(id), ask_at);
@@ -229,6 +259,18 @@ impl Directory {
                         && !record.homes.iter().any(|home| home.hierarchy == key.hierarchy)
                     {
                         let path = path::topmost(path, id).to_owned();
+                        record.homes.push(Home { hierarchy: key.hierarchy, path });
+                    }
+                    self.holders.insert(*key, holder);
+                }
+                Workload::Plain if let Some((namespace, id)) = self.files.task(path) => {
+                    let identity = Identity::Task(format!("{namespace}/{id}"));
+                    let holder = self.admit(*key, identity, running.contains(key), "containerd", id, id, None);
+                    if let Holder::Container(number) = holder
+                        && let Some(record) = self.records.get_mut(&number)
+                        && !record.homes.iter().any(|home| home.hierarchy == key.hierarchy)
+                    {
+                        let path = format!("/{namespace}/{id}");
                         record.homes.push(Home { hierarchy: key.hierarchy, path });
                     }
                     self.holders.insert(*key, holder);
@@ -278,7 +320,7 @@ impl Directory {
         self.shut_out.remove(&identity);
         let number = self.next;
         self.next += 1;
-        let shown = Container { number, name: cut(name), id: cut(id), image: String::new(), runtime };
+        let shown = Container::plain(number, label::clean(name), label::clean(id), runtime);
         self.numbers.insert(identity.clone(), number);
         let cgroups = HashSet::from([key]);
         self.records.insert(
@@ -329,6 +371,7 @@ impl Directory {
         self.shut_out.retain(|identity| match identity {
             Identity::Cgroup(key) => live.contains_key(key),
             Identity::Container(id) => live.values().any(|path| path.contains(id.as_str())),
+            Identity::Task(task) => live.values().any(|path| path.contains(task.as_str())),
             Identity::Unit(unit) => live.values().any(|path| path == unit),
             Identity::Process(_) => false,
         });
@@ -359,7 +402,7 @@ impl Directory {
                 && at <= now
             {
                 newcomers |= at == now;
-                names.request(id);
+                names.request(id, record.shown.runtime);
                 record.ask_at = Some(now + ASK_AGAIN);
             }
         }
@@ -368,9 +411,18 @@ impl Directory {
             let number = self.numbers.get(&Identity::Container(id));
             let Some(record) = number.and_then(|number| self.records.get_mut(number)) else { continue };
             match said {
-                Said::Named { name, image } => {
-                    let shown = Container { name: cut(&name), image: cut(&image), ..(*record.shown).clone() };
-                    record.shown = Arc::new(shown);
+                Said::Named(told) => {
+                    // A file may know of a container and not its name.
+                    let name = if told.name.is_empty() { record.shown.name.clone() } else { label::clean(&told.name) };
+                    let chosen = |wanted: &String| Some((wanted.clone(), label::clean(told.labels.get(wanted)?)));
+                    record.shown = Arc::new(Container {
+                        name,
+                        image: label::clean(&told.image),
+                        pod: label::clean(&told.pod),
+                        namespace: label::clean(&told.namespace),
+                        labels: self.limits.labels.iter().filter_map(chosen).collect(),
+                        ..(*record.shown).clone()
+                    });
                     record.ask_at = None;
                 }
                 Said::Unknown => record.ask_at = None,
@@ -403,8 +455,8 @@ impl Directory {
         }
         let number = self.next;
         self.next += 1;
-        let (name, id) = (cut(stream.unwrap_or("ffmpeg")), format!("job:{job}"));
-        let shown = Arc::new(Container { number, name, id, image: String::new(), runtime: "process" });
+        let (name, id) = (label::clean(stream.unwrap_or("ffmpeg")), format!("job:{job}"));
+        let shown = Arc::new(Container::plain(number, name, id, "process"));
         let identity = Identity::Process(job);
         self.numbers.insert(identity.clone(), number);
         let cgroups = HashSet::new();
@@ -459,7 +511,10 @@ impl Directory {
 
     /// Every container of a runtime, with where its files are.
     pub fn homes(&self) -> impl Iterator<Item = (&Arc<Container>, &[Home])> {
-        let containers = self.records.values().filter(|record| matches!(record.identity, Identity::Container(_)));
+        let containers = self
+            .records
+            .values()
+            .filter(|record| matches!(record.identity, Identity::Container(_) | Identity::Task(_)));
         containers.map(|record| (&record.shown, &*record.homes))
     }
 
@@ -512,13 +567,6 @@ fn short(id: &str) -> &str {
     id.get(..12).unwrap_or(id)
 }
 
-fn cut(text: &str) -> String {
-    match text.char_indices().nth(MAX_LABEL) {
-        Some((at, _)) => format!("{}…", &text[..at]),
-        None => text.to_owned(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -543,8 +591,10 @@ mod tests {
             fs::write(dir.path().join("unified/cgroup.controllers"), "").unwrap();
             fs::write(dir.path().join("cpu/tasks"), "").unwrap();
             let trees = Trees::find(dir.path()).unwrap();
-            let limits = Limits { containers, retain: Duration::from_secs(300), reservations: true };
-            Self { directory: Directory::new(trees, None, limits), dir, now: Instant::now() }
+            let limits =
+                Limits { containers, retain: Duration::from_secs(300), reservations: true, labels: Vec::new() };
+            let files = Files::new(dir.path());
+            Self { directory: Directory::new(trees, None, files, limits), dir, now: Instant::now() }
         }
 
         fn path(&self, path: &str) -> std::path::PathBuf {
@@ -767,11 +817,5 @@ mod tests {
         assert_eq!(host.directory.unnamed(), 1);
         assert_eq!(host.tick(1, &[ghost]).0, [ghost]);
         assert_eq!(host.directory.unnamed(), 1);
-    }
-
-    #[test]
-    fn long_names_are_cut_at_a_character() {
-        assert_eq!(cut(&"ä".repeat(200)), format!("{}…", "ä".repeat(128)));
-        assert_eq!(cut("short"), "short");
     }
 }

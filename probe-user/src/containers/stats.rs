@@ -356,13 +356,7 @@ mod tests {
                 fs::write(path, text).unwrap();
             }
         };
-        let container = Arc::new(Container {
-            number: 0,
-            name: "a".into(),
-            id: "b".into(),
-            image: String::new(),
-            runtime: "docker",
-        });
+        let container = Arc::new(Container::plain(0, "a".into(), "b".into(), "docker"));
         let v2: &[(&str, &str)] = &[
             ("cgroup.controllers", "memory io"),
             ("docker/x/memory.current", "5000\n"),
@@ -397,13 +391,7 @@ mod tests {
     #[test]
     fn a_container_without_files_has_no_figures_and_no_zeros() {
         let dir = tempfile::tempdir().unwrap();
-        let container = Arc::new(Container {
-            number: 0,
-            name: "a".into(),
-            id: "b".into(),
-            image: String::new(),
-            runtime: "docker",
-        });
+        let container = Arc::new(Container::plain(0, "a".into(), "b".into(), "docker"));
         let rows = Stats::new(dir.path(), dir.path()).read([(&container, &[][..])].into_iter());
         assert_eq!(rows[0].usage, Usage::default());
     }

@@ -19,6 +19,7 @@ fn container(number: u32) -> Arc<Container> {
         id: format!("{number}"),
         image: "image".into(),
         runtime: "docker",
+        ..Container::plain(0, String::new(), String::new(), "docker")
     })
 }
 
