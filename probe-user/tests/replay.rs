@@ -63,7 +63,7 @@ fn three_to_one(path: &Path) {
         name: format!("encoder-{number}"),
         id: format!("00000000000{number}"),
         image: "encoder:1".into(),
-        runtime: "docker",
+        ..Container::plain(number, String::new(), String::new(), "docker")
     };
     let mut writer = Writer::create(path, &setup).unwrap();
     let (mut ran, mut joules) = ([0u64; 2], [0u64; 2]);

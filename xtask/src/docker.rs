@@ -17,7 +17,7 @@ use crate::shell::{output, which};
 pub const IMAGE: &str = "wattcast-demo:latest";
 
 /// What a dynamically linked program of the host needs.
-const MOUNTS: [&str; 6] = ["/usr", "/bin", "/sbin", "/lib", "/lib64", "/etc/alternatives"];
+pub const MOUNTS: [&str; 6] = ["/usr", "/bin", "/sbin", "/lib", "/lib64", "/etc/alternatives"];
 
 /// A Docker engine that answers.
 #[derive(Clone, Debug)]
@@ -61,7 +61,10 @@ impl Engine {
     #[must_use]
     pub fn run(&self, name: &str, flags: &[&str], program: &Path) -> Command {
         let mut command = Command::new(&self.docker);
-        command.args(["run", "--rm", "--name", name, "--network", "none", "--read-only"]);
+        command.args(["run", "--rm", "--name", name, "--read-only"]);
+        if !flags.iter().any(|flag| flag.starts_with("--network")) {
+            command.args(["--network", "none"]);
+        }
         for dir in MOUNTS {
             if Path::new(dir).exists() {
                 command.args(["--volume", &format!("{dir}:{dir}:ro")]);

@@ -61,15 +61,23 @@ impl Program {
         Ok(())
     }
 
-    /// A client for the address that it says it listens on.
+    /// A client for the first address that it says it listens on.
     ///
     /// # Errors
     /// When it ends first, or says nothing.
     pub fn client(&mut self) -> Result<Client> {
+        self.client_of(0)
+    }
+
+    /// A client for one of the addresses that it says it listens on, in their order.
+    ///
+    /// # Errors
+    /// When it ends first, or says nothing.
+    pub fn client_of(&mut self, port: usize) -> Result<Client> {
         let end = Instant::now() + Duration::from_secs(20);
         loop {
             let log = self.log();
-            if let Some(url) = log.lines().find_map(|line| Some(line.split_once("listening on ")?.1)) {
+            if let Some(url) = log.lines().filter_map(|line| Some(line.split_once("listening on ")?.1)).nth(port) {
                 let client = Client::new(url.trim_end_matches('/'));
                 client.wait(Duration::from_secs(20), || self.alive())?;
                 return Ok(client);

@@ -206,7 +206,9 @@ fn settle(peers: &mut HashMap<SocketAddr, Peer>, inlet: &Inlet) {
             let waited = peer.since.elapsed() >= NAMELESS;
             let fallback = || waited.then(|| format!("udp-{}-{}", address.ip(), address.port()));
             peer.name = inlet.known.by_port(address.port()).or_else(fallback);
-            if let (Some(name), Some(report)) = (&peer.name, peer.waiting.take()) {
+            if let Some(name) = &peer.name
+                && let Some(report) = peer.waiting.take()
+            {
                 inlet.report(peer.source, name, report);
                 if report.end {
                     return false;

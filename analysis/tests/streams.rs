@@ -1,0 +1,393 @@
+//! The ports for streams, as encoders, servers and whoever means no good meet them.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed")]
+
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    net::{TcpListener, TcpStream, UdpSocket},
+    path::Path,
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use xtask::{
+    api::{Client, Sample},
+    program::{Program, die_with_us},
+    shell::which,
+};
+
+struct Service {
+    program: Program,
+    ffmpeg: Client,
+    nginx: Client,
+    dir: tempfile::TempDir,
+}
+
+impl Service {
+    fn start(flags: &[&str]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_wattcast-analysis"));
+        command.args(["serve", "--web.listen-address=127.0.0.1:0", "--probe-url=http://127.0.0.1:1"]).args(flags);
+        command.arg("--results-dir").arg(dir.path());
+        let mut program = Program::start("analysis", &mut command, dir.path()).unwrap();
+        let (ffmpeg, nginx) = (program.client_of(1).unwrap(), program.client_of(2).unwrap());
+        Self { program, ffmpeg, nginx, dir }
+    }
+
+    fn address(&self) -> String {
+        self.ffmpeg.url("").trim_start_matches("http://").trim_end_matches('/').to_owned()
+    }
+
+    fn post(&self, path: &str, body: &[u8]) -> String {
+        let mut stream = TcpStream::connect(self.address()).unwrap();
+        let head =
+            format!("POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
+        // A server may refuse before it has read all.
+        let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body));
+        let mut answer = String::new();
+        let _ = stream.read_to_string(&mut answer);
+        answer.lines().next().unwrap_or_default().to_owned()
+    }
+
+    fn value(&self, name: &str, stream: &str) -> Option<f64> {
+        let page = self.ffmpeg.metrics().unwrap();
+        page.iter().find(|sample| sample.name == name && sample.label("stream") == stream).map(|sample| sample.value)
+    }
+
+    fn eventually(&self, what: &str, mut so: impl FnMut() -> bool) {
+        let end = Instant::now() + Duration::from_secs(20);
+        while !so() {
+            assert!(
+                Instant::now() < end,
+                "not within 20 s: {what}\n{}\n{}",
+                self.ffmpeg.text("/metrics").unwrap(),
+                self.program.log()
+            );
+            thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    fn resident(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.program.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+}
+
+fn report(frames: u64) -> String {
+    format!("frame={frames}\nfps=25.0\nout_time_us={}\nspeed=1.0x\nprogress=continue\n", frames * 40_000)
+}
+
+#[test]
+fn every_way_in_is_taken_and_every_stream_has_its_own_label() {
+    let dir = tempfile::tempdir().unwrap();
+    let (socket, fifo) = (dir.path().join("progress.sock"), dir.path().join("cam.fifo"));
+    let service = Service::start(&[
+        &format!("--ffmpeg.socket={}", socket.display()),
+        &format!("--ffmpeg.pipe=piped={}", fifo.display()),
+    ]);
+    assert!(service.post("/progress/posted", report(10).as_bytes()).contains("204"));
+    let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
+    udp.send_to(report(20).as_bytes(), service.address()).unwrap();
+    let mut unix = std::os::unix::net::UnixStream::connect(&socket).unwrap();
+    unix.write_all(report(30).as_bytes()).unwrap();
+    drop(unix);
+    fs::OpenOptions::new().write(true).open(&fifo).unwrap().write_all(report(40).as_bytes()).unwrap();
+    // Nobody knows whose datagrams these are: they go by their address, after a time in which the probe might have told.
+    let datagrams = format!("udp-127.0.0.1-{}", udp.local_addr().unwrap().port());
+    let own = format!("unix-{}", std::process::id());
+    for (stream, frames) in [("posted", 10.0), (&*datagrams, 20.0), (&*own, 30.0), ("piped", 40.0)] {
+        service.eventually(stream, || service.value("wattcast_stream_frames_total", stream) == Some(frames));
+    }
+    assert_eq!(service.value("ffmpeg_fps", "posted"), Some(25.0));
+    assert_eq!(service.ffmpeg.get("/health").unwrap(), (200, "OK".to_owned()));
+    assert!(service.ffmpeg.text("/").unwrap().contains("posted"));
+}
+
+#[test]
+fn with_a_token_only_who_has_it_may_post() {
+    let service = Service::start(&["--ffmpeg.token=s3cret"]);
+    assert!(service.post("/progress/a", report(1).as_bytes()).contains("401"));
+    assert!(service.post("/progress/a?token=wrong", report(1).as_bytes()).contains("401"));
+    assert!(service.post("/progress/a?token=s3cret", report(1).as_bytes()).contains("204"));
+    let _ = UdpSocket::bind("127.0.0.1:0").unwrap().send_to(report(9).as_bytes(), service.address());
+    service.eventually("the post was taken", || service.value("ffmpeg_frames_total", "a") == Some(1.0));
+    let page = service.ffmpeg.text("/metrics").unwrap();
+    assert!(page.contains("wattcast_progress_refused_total 2") && !page.contains("stream=\"udp"), "{page}");
+    assert!(!page.contains("s3cret") && !service.program.log().contains("s3cret"));
+}
+
+/// Endless lines, binary, a million names: clear answers, bounded memory, a page that can be read.
+#[test]
+fn bad_posts_cost_little_and_change_nothing() {
+    let service = Service::start(&["--limit.streams=50"]);
+    let before = service.resident();
+    assert!(service.post("/progress/huge", &vec![b'x'; 32 << 20]).contains("400"));
+    assert!(service.post("/progress/binary", &(0..=255u8).cycle().take(1 << 20).collect::<Vec<_>>()).contains("400"));
+    assert!(service.post("/progress/nothing", b"").contains("400"));
+    for number in 0..2000 {
+        let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
+        udp.send_to(report(number).as_bytes(), service.address()).unwrap();
+        if number % 10 == 0 {
+            service.post(&format!("/progress/name-{number}"), report(1).as_bytes());
+        }
+    }
+    let evil = "%22%0A%5C%F0%9F%8E%A5".repeat(100);
+    service.post(&format!("/progress/{evil}"), report(7).as_bytes());
+    service.eventually("what found no room is counted", || {
+        let page = service.ffmpeg.metrics().unwrap();
+        page.iter().any(|sample| sample.name == "wattcast_progress_dropped_total" && sample.value >= 100.0)
+    });
+    thread::sleep(Duration::from_secs(1));
+    let page = service.ffmpeg.metrics().unwrap();
+    let streams: Vec<&Sample> = page.iter().filter(|sample| sample.name == "ffmpeg_frames_total").collect();
+    assert!(streams.len() <= 50, "{}", streams.len());
+    assert!(page.iter().all(|sample| sample.label("stream").chars().count() <= 128));
+    let grown = service.resident().saturating_sub(before);
+    println!("{} streams, {grown} kB more resident", streams.len());
+    assert!(grown < 16 << 10, "{grown} kB");
+    assert_eq!(service.ffmpeg.get("/health").unwrap().0, 200);
+}
+
+/// An encoder never waits for us: neither a scraper that stalls nor a service that stands still stops its datagrams.
+#[test]
+fn a_service_that_stands_still_does_not_stop_an_encoder() {
+    let Some(ffmpeg) = which("ffmpeg") else {
+        println!("skipped: ffmpeg is not in PATH");
+        return;
+    };
+    let service = Service::start(&[]);
+    let pid = libc::pid_t::try_from(service.program.pid()).unwrap();
+    // SAFETY: a child of ours that was not waited for.
+    unsafe { libc::kill(pid, libc::SIGSTOP) };
+    let begun = Instant::now();
+    let status = Command::new(&ffmpeg)
+        .args([
+            "-nostdin",
+            "-loglevel",
+            "error",
+            "-stats_period",
+            "0.05",
+            "-f",
+            "lavfi",
+            "-i",
+            "testsrc2=size=320x180:rate=25:duration=20",
+        ])
+        .args([
+            "-c:v",
+            "libx264",
+            "-preset",
+            "ultrafast",
+            "-progress",
+            &format!("udp://{}/cam", service.address()),
+            "-f",
+            "null",
+            "-",
+        ])
+        .status()
+        .unwrap();
+    // SAFETY: as above.
+    unsafe { libc::kill(pid, libc::SIGCONT) };
+    println!("the encoder took {:.2} s", begun.elapsed().as_secs_f64());
+    assert!(status.success());
+    service.eventually("its last report was kept by the kernel", || {
+        service
+            .ffmpeg
+            .metrics()
+            .unwrap()
+            .iter()
+            .any(|sample| sample.name == "ffmpeg_frames_total" && sample.value == 500.0)
+    });
+}
+
+/// A server of our own on free ports, with the RTMP module; ends when it is dropped.
+struct Nginx {
+    child: Child,
+    rtmp: u16,
+    stat: String,
+    _dir: tempfile::TempDir,
+}
+
+impl Drop for Nginx {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Nginx {
+    fn start() -> Result<Self, String> {
+        let nginx =
+            which("nginx").or_else(|| Some("/usr/sbin/nginx".into()).filter(|path: &std::path::PathBuf| path.exists()));
+        let nginx = nginx.ok_or("nginx is not in PATH")?;
+        let module = Path::new("/usr/lib/nginx/modules/ngx_rtmp_module.so");
+        if !module.exists() {
+            return Err("nginx has no RTMP module (libnginx-mod-rtmp)".into());
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let (rtmp, http) = (free(), free());
+        let place = dir.path().display();
+        let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
+            .iter()
+            .map(|what| format!("{what}_temp_path {place}/{what};\n"))
+            .collect();
+        let config = format!(
+            "load_module {};\ndaemon off;\nmaster_process off;\npid {place}/pid;\nerror_log {place}/error.log;\nevents {{}}\n\
+             rtmp {{ server {{ listen 127.0.0.1:{rtmp}; application live {{ live on; }} }} }}\n\
+             http {{ access_log off;\n{temporary} server {{ listen 127.0.0.1:{http}; location /stat {{ rtmp_stat all; }} }} }}\n",
+            module.display()
+        );
+        let file = dir.path().join("nginx.conf");
+        fs::write(&file, config).unwrap();
+        let mut command = Command::new(nginx);
+        command
+            .arg("-c")
+            .arg(&file)
+            .arg("-p")
+            .arg(dir.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        die_with_us(&mut command);
+        let child = command.spawn().map_err(|error| error.to_string())?;
+        let stat = format!("http://127.0.0.1:{http}");
+        let this = Self { child, rtmp, stat, _dir: dir };
+        let end = Instant::now() + Duration::from_secs(10);
+        while Client::new(&this.stat).text("/stat").is_err() {
+            if Instant::now() > end {
+                return Err("nginx does not answer".into());
+            }
+            thread::sleep(Duration::from_millis(50));
+        }
+        Ok(this)
+    }
+}
+
+struct Kill(Child);
+
+impl Drop for Kill {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn two_publishers_and_three_players_are_what_nginx_says_they_are() {
+    let Some(ffmpeg) = which("ffmpeg") else {
+        println!("skipped: ffmpeg is not in PATH");
+        return;
+    };
+    let nginx = match Nginx::start() {
+        Ok(nginx) => nginx,
+        Err(reason) => {
+            println!("skipped: {reason}");
+            return;
+        }
+    };
+    let service = Service::start(&[&format!("--nginx.url={}/stat", nginx.stat), "--nginx.interval=500ms"]);
+    let run = |args: &[&str]| {
+        let mut command = Command::new(&ffmpeg);
+        command
+            .args(["-nostdin", "-loglevel", "quiet"])
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        die_with_us(&mut command);
+        Kill(command.spawn().unwrap())
+    };
+    let url = |key: &str| format!("rtmp://127.0.0.1:{}/live/{key}", nginx.rtmp);
+    let (one, two) = (url("secret-key-one"), url("secret-key-two"));
+    let source = "testsrc2=size=320x180:rate=25:duration=60";
+    let publish = |to: &str| {
+        run(&[
+            "-re",
+            "-f",
+            "lavfi",
+            "-i",
+            source,
+            "-c:v",
+            "libx264",
+            "-preset",
+            "ultrafast",
+            "-g",
+            "25",
+            "-f",
+            "flv",
+            to,
+        ])
+    };
+    let _publishers = [publish(&one), publish(&two)];
+    let page = || service.nginx.metrics().unwrap();
+    let whole = |name: &str| page().iter().filter(|sample| sample.name == name).map(|sample| sample.value).sum::<f64>();
+    service.eventually("two streams", || whole("nginx_rtmp_stream_publishers") == 2.0);
+    let _players = [&one, &one, &two].map(|url| run(&["-i", url, "-f", "null", "-"]));
+    service.eventually("five connections", || whole("nginx_rtmp_connections") == 5.0);
+    thread::sleep(Duration::from_millis(1500));
+
+    // Against the server's own page, taken between two of ours.
+    let stat = Client::new(&nginx.stat).text("/stat").unwrap();
+    thread::sleep(Duration::from_millis(1100));
+    let shown = page();
+    let tag = |name: &str| -> f64 {
+        stat.split(&format!("<{name}>")).nth(1).unwrap().split('<').next().unwrap().parse().unwrap()
+    };
+    let get = |name: &str| shown.iter().find(|sample| sample.name == name).unwrap().value;
+    assert_eq!(get("nginx_rtmp_streams"), 2.0);
+    assert_eq!(get("nginx_rtmp_accepted_connections_total"), tag("naccepted"));
+    assert!(
+        get("nginx_rtmp_received_bytes_total") >= tag("bytes_in")
+            && get("nginx_rtmp_sent_bytes_total") >= tag("bytes_out")
+    );
+    let mut clients: Vec<f64> =
+        shown.iter().filter(|sample| sample.name == "nginx_rtmp_stream_clients").map(|sample| sample.value).collect();
+    clients.sort_by(f64::total_cmp);
+    assert_eq!(clients, [2.0, 3.0], "each with its publisher");
+    let info: Vec<&Sample> = shown.iter().filter(|sample| sample.name == "nginx_rtmp_stream_info").collect();
+    println!("{info:?}");
+    assert!(info.iter().all(|sample| sample.label("video_codec") == "H264" && sample.label("resolution") == "320x180"));
+    for path in ["/metrics", "/"] {
+        assert!(!service.nginx.text(path).unwrap().contains("secret-key"), "a stream's name is its key");
+    }
+
+    // A server that goes away is said, and the page still comes at once.
+    drop(nginx);
+    service.eventually("nginx is gone", || whole("nginx_rtmp_up") == 0.0);
+    assert!(page().iter().any(|sample| sample.name == "nginx_rtmp_up" && sample.label("reason") == "absent"));
+    assert_eq!(service.nginx.get("/ready").unwrap().0, 503);
+    assert_eq!(service.nginx.get("/health").unwrap().0, 200);
+    assert!(service.dir.path().exists());
+}
+
+#[test]
+fn a_server_that_hangs_or_sends_rubbish_is_broken_and_delays_no_page() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/stat", listener.local_addr().unwrap());
+    thread::spawn(move || {
+        // The first is never answered; the others get what is no page.
+        let mut held = Vec::new();
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let _ = stream.read(&mut [0; 4096]);
+            if held.is_empty() {
+                held.push(stream);
+                continue;
+            }
+            let body = "<rtmp><server>".repeat(50);
+            let _ =
+                write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len());
+        }
+    });
+    let service = Service::start(&[&format!("--nginx.url={url}"), "--nginx.interval=200ms"]);
+    let begun = Instant::now();
+    let _ = service.nginx.get("/health").unwrap();
+    println!("a page in {:.3} s while nginx hangs", begun.elapsed().as_secs_f64());
+    service.eventually("rubbish is broken", || {
+        let page = service.nginx.metrics().unwrap_or_default();
+        page.iter().any(|sample| sample.name == "nginx_rtmp_up" && sample.label("reason") == "broken")
+    });
+}
