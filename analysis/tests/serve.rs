@@ -159,6 +159,8 @@ fn a_refusal_of_the_probe_is_on_the_page_with_its_reason() {
 fn the_documentation_lists_the_metrics_of_the_code() {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/metrics.md");
     exporter::docs::check(&file, "analysis 9502", analysis::results::DEFS).unwrap();
+    exporter::docs::check(&file, "analysis 9506", analysis::streams::page::DEFS).unwrap();
+    exporter::docs::check(&file, "analysis 9728", analysis::streams::nginx::DEFS).unwrap();
 }
 
 #[test]

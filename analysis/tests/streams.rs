@@ -347,6 +347,25 @@ fn two_publishers_and_three_players_are_what_nginx_says_they_are() {
         shown.iter().filter(|sample| sample.name == "nginx_rtmp_stream_clients").map(|sample| sample.value).collect();
     clients.sort_by(f64::total_cmp);
     assert_eq!(clients, [2.0, 3.0], "each with its publisher");
+    if let Some(promtool) = which("promtool") {
+        let seed = |name: &str| {
+            ["nginx_rtmp_connections", "nginx_rtmp_streams", "nginx_rtmp_bandwidth"]
+                .iter()
+                .any(|seed| name.starts_with(seed))
+        };
+        let text = service.nginx.text("/metrics").unwrap();
+        let of = |line: &str| line.strip_prefix("# HELP ").or(line.strip_prefix("# TYPE ")).unwrap_or(line).to_owned();
+        let primary: String = text.lines().filter(|line| !seed(&of(line))).map(|line| format!("{line}\n")).collect();
+        let mut check = Command::new(promtool)
+            .args(["check", "metrics"])
+            .stdin(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        check.stdin.take().unwrap().write_all(primary.as_bytes()).unwrap();
+        let said = check.wait_with_output().unwrap();
+        assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
+    }
     let info: Vec<&Sample> = shown.iter().filter(|sample| sample.name == "nginx_rtmp_stream_info").collect();
     println!("{info:?}");
     assert!(info.iter().all(|sample| sample.label("video_codec") == "H264" && sample.label("resolution") == "320x180"));

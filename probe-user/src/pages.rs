@@ -268,8 +268,7 @@ fn streams(snapshot: &Snapshot) -> Vec<Family> {
         info.push(&labels, 1.0);
         running.push(&labels[..2], float(*jobs));
     }
-    let dropped = Family::new(&m::JOBS_DROPPED).with(&[], float(snapshot.jobs_dropped));
-    vec![energy, info, running, dropped]
+    vec![energy, info, running]
 }
 
 fn buckets(queue: &Queue) -> Buckets {
@@ -328,6 +327,7 @@ fn own(snapshot: &Snapshot) -> Vec<Family> {
         Family::new(&m::MISSED).with(&[], float(snapshot.ticks_missed)),
         Family::new(&m::WINDOW_REACH).with(&[], reach),
         Family::new(&m::WINDOW_BYTES).with(&[], float(snapshot.ring.bytes() as u64)),
+        Family::new(&m::JOBS_DROPPED).with(&[], float(snapshot.jobs_dropped)),
         Family::new(&m::DROPPED).with(&[m::CONTAINER_ENERGY.name], float(snapshot.containers_dropped)),
     ]
 }

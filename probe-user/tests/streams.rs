@@ -118,6 +118,11 @@ fn three_containers_and_five_streams_each_have_name_image_codec_frames_and_joule
 
     thread::sleep(Duration::from_secs(6));
     let (page, usage, progress) = (probe.fresh(), Page(stats.metrics().unwrap()), analysis.page());
+    for client in [&stats, &analysis.ffmpeg] {
+        let text = client.text("/metrics").unwrap();
+        assert_eq!(exporter::page::faults(&text), Vec::<String>::new());
+        assert_lints(&text);
+    }
     let mut number = 0;
     for (container, jobs) in containers.iter().zip(&jobs) {
         let who = [("container", &*container.name), ("id", &container.id[..12]), ("image", IMAGE)];
@@ -187,6 +192,18 @@ fn three_containers_and_five_streams_each_have_name_image_codec_frames_and_joule
     }
 }
 
+/// Holds a page without the names of the exporters that we replace against Prometheus' own rules.
+fn assert_lints(page: &str) {
+    let Some(promtool) = which("promtool") else { return };
+    let seed = ["docker_", "ffmpeg_"];
+    let ours = |line: &&str| {
+        !seed.iter().any(|name| line.starts_with(name) || line.split(' ').nth(2).is_some_and(|of| of.starts_with(name)))
+    };
+    let primary: String = page.lines().filter(ours).map(|line| format!("{line}\n")).collect();
+    let said = support::feed(Command::new(promtool).args(["check", "metrics"]), &primary);
+    assert_eq!(said, (true, String::new()));
+}
+
 /// Memory of a container's cgroup, wherever the kernel keeps it.
 fn kernel_memory(container: &xtask::docker::Container) -> f64 {
     let v2 = container.cgroup().unwrap().join("memory.current");
@@ -246,6 +263,77 @@ fn a_job_shorter_than_a_tick_is_known_whole_and_its_outputs_are_divided() {
     // Not in a container: a row of its own, out of the system's, so that it is not merged with the shell that started it.
     let row = page.get("wattcast_container_energy_joules_total", &[("runtime", "process"), ("container", "ffmpeg")]);
     assert!((row - hi - lo).abs() < 1e-5, "{row}");
+}
+
+/// Jobs that were there before the probe are found, in a systemd unit and beside a shell, and their ends are seen.
+#[test]
+fn jobs_that_were_there_before_are_met_in_units_and_beside_shells() {
+    let _machine = machine();
+    if let Some(reason) = no_ebpf() {
+        skip!("{reason}");
+    }
+    let Some(ffmpeg) = ffmpeg() else { skip!("ffmpeg is not in PATH") };
+    let tree = xtask::cgroup::v2().unwrap();
+    let unit = format!("{}.service", unique("encode"));
+    let cgroup = xtask::cgroup::Cgroup::create(&tree, &unit).unwrap();
+    let tag = unique("m");
+    let start = |stream: &str, inside: bool| {
+        let mut command = Command::new(&ffmpeg);
+        command
+            .args([
+                "-nostdin",
+                "-loglevel",
+                "quiet",
+                "-re",
+                "-f",
+                "lavfi",
+                "-i",
+                "testsrc2=size=640x360:rate=25:duration=60",
+                "-c:v",
+                "libx264",
+            ])
+            .arg("-progress")
+            .arg(format!("udp://127.0.0.1:9/{stream}"))
+            .args(["-f", "null", "-"])
+            .stdin(Stdio::null());
+        if inside {
+            cgroup.enter(&mut command).unwrap();
+        }
+        xtask::program::die_with_us(&mut command);
+        command.spawn().unwrap()
+    };
+    let (in_unit, plain) = (format!("{tag}-unit"), format!("{tag}-plain"));
+    let mut jobs = [start(&in_unit, true), start(&plain, false)];
+    thread::sleep(Duration::from_secs(2));
+    let probe = Probe::start(&["--tick=500ms"]);
+    thread::sleep(Duration::from_secs(3));
+    let page = probe.fresh();
+    page.assert_closed();
+    let joules = |page: &Page, stream: &str, container: &str| {
+        page.get(
+            "wattcast_stream_energy_joules_total",
+            &[("stream", stream), ("container", container), ("share", "process")],
+        )
+    };
+    assert!(joules(&page, &in_unit, &unit) > 0.0 && joules(&page, &plain, &plain) > 0.0);
+    let row = |runtime: &str, container: &str| {
+        page.get("wattcast_container_energy_joules_total", &[("runtime", runtime), ("container", container)])
+    };
+    assert!(row("systemd", &unit) > 0.0 && row("process", &plain) > 0.0);
+    for job in &mut jobs {
+        job.kill().unwrap();
+        job.wait().unwrap();
+    }
+    let page = probe.fresh();
+    for (stream, container) in [(&in_unit, &unit), (&plain, &plain)] {
+        assert_eq!(page.get("wattcast_stream_jobs", &[("stream", stream), ("container", container)]), 0.0);
+    }
+    // What a job ran to its end is in its row: the process is gone, and its clock with it.
+    let jobs = probe.client.json("/api/v1/streams").unwrap();
+    let job = jobs["jobs"].as_array().unwrap().iter().find(|job| job["streams"][0] == plain.as_str()).unwrap().clone();
+    let seconds = page.cpu(&plain);
+    println!("{seconds} s in its row, {} s of its own", job["cpu_seconds"]);
+    assert!((job["cpu_seconds"].as_f64().unwrap() - seconds).abs() <= 0.05 * seconds + 0.01);
 }
 
 /// What ffmpeg's words hold of secrets is on no page.

@@ -56,7 +56,7 @@ echo "VM kernel $(uname -r)"
 probes=
 port=9500
 for tier in switch kernel files; do
-    /probe --energy.source=model --docker.socket=/none --no-collector.stats --log.level=warn --cpu.tier=$tier --web.listen-address=127.0.0.1:$port &
+    /probe --energy.source=model --docker.socket=/none --no-collector.stats --ffmpeg.match=yes --log.level=warn --cpu.tier=$tier --web.listen-address=127.0.0.1:$port &
     probes="$probes $!"
     for try in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
         wget -qO /dev/null http://127.0.0.1:$port/ready && break
@@ -67,7 +67,9 @@ done
 mkdir /sys/fs/cgroup/one /sys/fs/cgroup/two
 (echo 0 > /sys/fs/cgroup/one/cgroup.procs; taskset 1 sh -c 'while :; do :; done') & one=$!
 (echo 0 > /sys/fs/cgroup/two/cgroup.procs; taskset 2 sh -c 'while :; do :; done') & two=$!
-sleep 8
+# A job that is over before the first look, and no longer than two of its ticks.
+timeout 1 yes > /dev/null
+sleep 7
 look() {
     port=9500
     for tier in switch kernel files; do
@@ -79,7 +81,7 @@ look() {
             echo "VM $1 $tier $name after $(grep usage_usec /sys/fs/cgroup/$name/cpu.stat | cut -d' ' -f2)"
         done
         wget -qO /tmp/page http://127.0.0.1:$port/metrics
-        grep -E '^wattcast_(container_cpu_seconds|conservation|cpu_source_info|cpu_intervals|container_context|container_runqueue_wait_seconds_(sum|count))' /tmp/page |
+        grep -E '^wattcast_(source_up.source="jobs"|stream_energy|container_cpu_seconds|conservation|cpu_source_info|cpu_intervals|container_context|container_runqueue_wait_seconds_(sum|count))' /tmp/page |
             while read -r line; do echo "VM $1 $tier page $line"; done
         port=$((port+1))
     done
@@ -319,6 +321,15 @@ fn judge(said: &str, packages: usize, siblings: bool) -> Result<Vec<String>> {
                 let Figure { ours, before, after, .. } = figure;
                 findings.push(format!("{tier}, {when}: {name} {ours:.3} s, kernel {before:.3} to {after:.3} s"));
             }
+            let job = said
+                .iter()
+                .find(|line| line.starts_with("page wattcast_stream_energy_joules_total{stream=\"unnamed\""));
+            let joules = job.and_then(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).unwrap_or(0.0);
+            let up = said.iter().find(|line| line.starts_with("page wattcast_source_up{source=\"jobs\""));
+            ensure!(
+                up.is_some_and(|line| line.ends_with(" 1")) && joules > 0.0,
+                "{tier}, {when}: jobs: {up:?}, {job:?}"
+            );
             let errors: Vec<&&str> =
                 said.iter().filter(|line| line.starts_with("page wattcast_conservation_error_joules")).collect();
             ensure!(!errors.is_empty() && errors.iter().all(|line| line.ends_with(" 0")), "{tier}, {when}: {errors:?}");
