@@ -64,6 +64,8 @@ pub fn bench(args: &Bench) -> Result<()> {
         bail!("the build failed");
     }
     let reading = readings()?;
+    step("what memory, network and block I/O of containers cost");
+    let usage = costs("stats_cost")?;
     let bin = target().join("release");
     let logs = target().join("bench");
     fs::create_dir_all(&logs)?;
@@ -129,6 +131,12 @@ pub fn bench(args: &Bench) -> Result<()> {
         row(&format!("  {name}"), format!("{} µs", costs.join(" / ")), goal);
     }
     println!("  powercap, msr and hwmon: of plain files here; hardware adds a call to another CPU for each package.");
+    println!();
+    row("CPU time of one tick, by containers", "50 / 500".into(), "goal");
+    for (_, costs) in usage {
+        let costs: Vec<String> = costs.iter().map(|ms| format!("{ms:.2}")).collect();
+        row("  memory, network, block I/O", format!("{} ms", costs.join(" / ")), "15 ms for 500");
+    }
     Ok(())
 }
 
@@ -191,9 +199,14 @@ fn cpu() -> Result<()> {
 /// What one reading of each source costs, in microseconds of CPU, in the order of its numbers of zones.
 fn readings() -> Result<Vec<(String, Vec<f64>)>> {
     step("what one reading of each source costs");
+    costs("tick_cost")
+}
+
+/// What an example prints: name, number, cost.
+fn costs(example: &str) -> Result<Vec<(String, Vec<f64>)>> {
     let text = output(
         Command::new("cargo")
-            .args(["run", "--release", "--quiet", "--package", "probe-user", "--example", "tick_cost"])
+            .args(["run", "--release", "--quiet", "--package", "probe-user", "--example", example])
             .current_dir(root()),
     )?;
     let mut all: Vec<(String, Vec<f64>)> = Vec::new();

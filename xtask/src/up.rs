@@ -81,7 +81,7 @@ pub fn up(args: &Up) -> Result<()> {
 
     let mut analysis_command = Command::new(bin.join("wattcast-analysis"));
     analysis_command.arg("serve").arg("--results-dir").arg(&results).args(["--probe-url", &probe_client.url("")]);
-    unprivileged(&mut analysis_command, &[&bin, &results]);
+    unprivileged(&mut analysis_command, &results, &[&bin, &results]);
     let mut analysis = Program::start("wattcast-analysis", &mut analysis_command, &logs)?;
     let analysis_client = analysis.client()?;
 
@@ -90,6 +90,11 @@ pub fn up(args: &Up) -> Result<()> {
     let log = logs.join("wattcast-probe.log");
     println!("  probe     {}          metrics on /metrics, log in {}", probe_client.url("/"), log.display());
     println!("  analysis  {}          results of {}", analysis_client.url("/"), results.display());
+    let (usage, streams, rtmp) = (probe.client_of(1)?, analysis.client_of(1)?, analysis.client_of(2)?);
+    println!("  usage     {}          memory, network and block I/O of containers", usage.url("/"));
+    let port = streams.url("").rsplit(':').next().unwrap_or_default().to_owned();
+    println!("  streams   {}          ffmpeg -progress udp://127.0.0.1:{port}/NAME …", streams.url("/"));
+    println!("  RTMP      {}          nginx's /stat", rtmp.url("/"));
     println!();
 
     if args.demo {
@@ -126,7 +131,7 @@ fn build() -> Result<PathBuf> {
 }
 
 /// Lets the service run as whoever called sudo, else as nobody, if that user can reach what it needs.
-fn unprivileged(command: &mut Command, paths: &[&Path]) {
+fn unprivileged(command: &mut Command, results: &Path, paths: &[&Path]) {
     let (uid, gid) = sudo_caller().unwrap_or((NOBODY, NOBODY));
     let reaches = |path: &&Path| {
         path.ancestors()
@@ -134,6 +139,12 @@ fn unprivileged(command: &mut Command, paths: &[&Path]) {
     };
     if paths.iter().all(reaches) {
         command.uid(uid).gid(gid);
+        // The record of ended jobs is that user's to write, in a directory that need not be.
+        let record = results.join("streams.ndjson");
+        let made = fs::OpenOptions::new().append(true).create(true).open(&record);
+        if made.and_then(|_| std::os::unix::fs::lchown(&record, Some(uid), Some(gid))).is_err() {
+            step(format!("{} cannot be made; ended jobs are not recorded", record.display()));
+        }
     } else {
         step("wattcast-analysis runs as root: no other user can reach this directory. It needs no privileges");
     }

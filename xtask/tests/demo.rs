@@ -45,7 +45,7 @@ fn the_demo_ends_with_joules_on_screen_in_metrics_and_on_9502() {
         println!("skipped: ffmpeg is not in PATH");
         return;
     }
-    for port in [9500, 9502] {
+    for port in [9500, 9501, 9502, 9506, 9728] {
         if TcpListener::bind(("127.0.0.1", port)).is_err() {
             println!("skipped: port {port} is taken");
             return;

@@ -7,7 +7,9 @@ use std::{
 
 use aya::{
     maps::{Array, HashMap as BpfMap, MapData, RingBuf},
-    programs::{BtfTracePoint, Iter, ProgramError, RawTracePoint},
+    programs::{
+        BtfTracePoint, Iter, ProgramError, RawTracePoint, raw_trace_point::RawTracePointLink, tp_btf::BtfTracePointLink,
+    },
 };
 use probe_ebpf::{CgroupKey, JOB_ARGS, JOB_EVENTS_BYTES, JOB_NAMES, JOB_PORTS, JobEvent, JobName, MAX_JOBS};
 
@@ -62,7 +64,14 @@ pub struct Execs {
     /// Where the kernel has no such iterator, ports are what command lines say.
     walk: Option<OwnedFd>,
     lost: Mapped<u64>,
-    _object: Object,
+    /// What keeps the programs attached.
+    _links: Vec<Attached>,
+}
+
+/// A program that is attached for as long as this lives, whatever becomes of the object that it was loaded from.
+enum Attached {
+    Typed(#[expect(dead_code, reason = "held, not used")] BtfTracePointLink),
+    Raw(#[expect(dead_code, reason = "held, not used")] RawTracePointLink),
 }
 
 /// A name as the programs compare it: a `*` at the end stands for any rest. The kernel keeps 15 bytes of a name.
@@ -104,28 +113,36 @@ impl Execs {
             table.set(at, *name, 0).map_err(|error| refused("fill the map NAMES", &error))?;
         }
         let lost = object.mapped("JOBS_LOST")?;
+        let mut links = Vec::new();
         for (hook, typed, raw) in PROGRAMS {
-            if let Err(typed) = attach(&mut object, hook, typed) {
-                let program: &mut RawTracePoint = object.program(raw)?;
-                program.load().and_then(|()| program.attach(hook)).map_err(|error| {
-                    let why = refused(&format!("attach {hook}"), &error);
-                    let before = refused("do it with types", &typed).detail;
-                    Unavailable::new(why.reason, format!("{}; before: {before}", why.detail))
-                })?;
-            }
+            links.push(match attach(&mut object, hook, typed) {
+                Ok(link) => Attached::Typed(link),
+                Err(typed) => {
+                    let program: &mut RawTracePoint = object.program(raw)?;
+                    let attached = (|| {
+                        program.load()?;
+                        let link = program.attach(hook)?;
+                        program.take_link(link)
+                    })();
+                    Attached::Raw(attached.map_err(|error: ProgramError| {
+                        let why = refused(&format!("attach {hook}"), &error);
+                        let before = refused("do it with types", &typed).detail;
+                        Unavailable::new(why.reason, format!("{}; before: {before}", why.detail))
+                    })?)
+                }
+            });
         }
         let walk = link_ports(&mut object);
         if let Err(error) = &walk {
             tracing::debug!("ports of jobs are only known from their command lines: {error}");
         }
-        object.loaded();
         let ports =
             BpfMap::try_from(object.take("JOB_UDP")?).map_err(|error| refused("open the map JOB_UDP", &error))?;
         let events = RingBuf::try_from(object.take("JOB_EVENTS")?).map_err(|error| refused("open the ring", &error))?;
         let jobs = BpfMap::try_from(object.take("JOBS")?).map_err(|error| refused("open the map JOBS", &error))?;
-        // The table must live as long as the programs; they hold it.
-        drop(table);
-        Ok(Self { events, jobs, ports, walk: walk.ok(), lost, _object: object })
+        // Maps and programs are the kernel's now: what is open keeps them, and the object's own copy can go.
+        drop((table, object));
+        Ok(Self { events, jobs, ports, walk: walk.ok(), lost, _links: links })
     }
 
     /// What happened since the last look, in order.
@@ -181,11 +198,12 @@ fn link_ports(object: &mut Object) -> Result<OwnedFd, Box<dyn std::error::Error>
     Ok(walk::link_all(program.fd()?.as_fd().as_raw_fd())?)
 }
 
-fn attach(object: &mut Object, hook: &str, name: &str) -> Result<(), ProgramError> {
+fn attach(object: &mut Object, hook: &str, name: &str) -> Result<BtfTracePointLink, ProgramError> {
     let (ebpf, btf) = object.types().ok_or(ProgramError::NotLoaded)?;
     let program: &mut BtfTracePoint = ebpf.program_mut(name).ok_or(ProgramError::NotLoaded)?.try_into()?;
     program.load(hook, btf)?;
-    program.attach().map(|_| ())
+    let link = program.attach()?;
+    program.take_link(link)
 }
 
 /// One record of the ring. Its writer is our own program; a length that is not one of its two is not believed.
