@@ -3,7 +3,10 @@
 use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
-use exporter::{listen::Listen, program};
+use exporter::{
+    listen::{Listen, all_beside},
+    program,
+};
 
 use crate::streams::{nginx::StreamLabel, receive::Pipe};
 
@@ -54,7 +57,7 @@ pub struct Serve {
     #[arg(long = "ffmpeg.token", value_name = "TOKEN", env = "FFMPEG_PROGRESS_TOKEN", hide_env_values = true)]
     pub token: Option<String>,
 
-    /// Unix socket for -progress unix:PATH; who may write to its directory decides who may report
+    /// Unix socket for -progress unix:PATH; it is made for its owner and group
     #[arg(long = "ffmpeg.socket", value_name = "PATH")]
     pub socket: Option<PathBuf>,
 
@@ -114,13 +117,13 @@ impl Serve {
     /// Where to listen for ffmpeg's progress.
     #[must_use]
     pub fn ffmpeg_addresses(&self) -> Vec<Listen> {
-        self.addresses().iter().map(|address| address.beside(self.ffmpeg_port)).collect()
+        all_beside(&self.addresses(), self.ffmpeg_port)
     }
 
     /// Where to listen with what nginx says.
     #[must_use]
     pub fn nginx_addresses(&self) -> Vec<Listen> {
-        self.addresses().iter().map(|address| address.beside(self.nginx_port)).collect()
+        all_beside(&self.addresses(), self.nginx_port)
     }
 
     /// Where ended jobs are kept; `None` where there is no place for them.

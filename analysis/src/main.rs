@@ -65,7 +65,7 @@ fn serve(config: &Serve) -> Result<()> {
 
 /// Opens every way in for streams, and starts the threads that show them; those end when what is given with the ports is dropped.
 async fn streams(config: &Serve) -> Result<(Vec<Port>, Vec<mpsc::Sender<()>>)> {
-    let [ffmpeg, nginx] = watch::sheets();
+    let [ffmpeg, nginx] = watch::sheets(config.nginx_interval);
     let taken = server::bind(&config.ffmpeg_addresses()).await?;
     let book = Arc::new(Mutex::new(Book::new(config.streams, config.retain)));
     let inlet = Inlet::new(book, Known::default(), config.token.as_deref());

@@ -24,6 +24,27 @@ impl Listen {
     }
 }
 
+/// Where to listen with another port, beside these addresses: each host once, and none that another covers.
+#[must_use]
+pub fn all_beside(addresses: &[Listen], port: u16) -> Vec<Listen> {
+    let mut all: Vec<Listen> = Vec::new();
+    for address in addresses.iter().map(|address| address.beside(port)) {
+        let covered = |by: &Listen| {
+            let (by, address) = (by.0, address.0);
+            let wild = by.ip().is_unspecified() && (by.is_ipv6() || address.is_ipv4());
+            by == address && by.port() != 0 || by.port() == address.port() && by.port() != 0 && wild
+        };
+        if !all.iter().any(covered) {
+            all.retain(|other| {
+                let wild = address.0.ip().is_unspecified() && (address.0.is_ipv6() || other.0.is_ipv4());
+                !(wild && address.0.port() == other.0.port() && address.0.port() != 0)
+            });
+            all.push(address);
+        }
+    }
+    all
+}
+
 impl FromStr for Listen {
     type Err = NotAnAddress;
 
@@ -47,6 +68,19 @@ impl fmt::Display for Listen {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_port_beside_several_addresses_is_taken_once_of_each_host() {
+        let beside = |addresses: &[&str]| -> Vec<String> {
+            let addresses: Vec<Listen> = addresses.iter().map(|address| address.parse().unwrap()).collect();
+            all_beside(&addresses, 9501).iter().map(ToString::to_string).collect()
+        };
+        assert_eq!(beside(&["127.0.0.1:9500", "127.0.0.1:9600"]), ["127.0.0.1:9501"]);
+        assert_eq!(beside(&["127.0.0.1:9500", "10.0.0.1:9500"]), ["127.0.0.1:9501", "10.0.0.1:9501"]);
+        assert_eq!(beside(&["127.0.0.1:9500", ":9500"]), ["[::]:9501"]);
+        assert_eq!(beside(&[":9500", "127.0.0.1:9500"]), ["[::]:9501"]);
+        assert_eq!(beside(&["127.0.0.1:0", "127.0.0.1:0"]), ["127.0.0.1:0", "127.0.0.1:0"]);
+    }
 
     #[test]
     fn the_forms_of_exporter_toolkit_are_taken() {

@@ -165,6 +165,7 @@ unsafe fn started(task: Object) -> i32 {
         let signal = follow::<Probed>(field!(task, TaskSignal));
         let ended_ns: u64 = Probed::read(field!(signal, SignalSumSched));
         if JOBS.insert(tgid, ended_ns, 0).is_err() {
+            lose();
             return 0;
         }
         let Some(mut record) = JOB_EVENTS.reserve_untyped::<JobStarted>(0) else {

@@ -19,7 +19,7 @@ use crate::{
         AccountId, Book, Closed, Holder, IdlePolicy, Rules, close,
         idle::{Baseline, Estimate, Sample},
         share_idle,
-        streams::Streams,
+        streams::{Place, Streams},
         uncertainty::{Bound, Conditions},
     },
     snapshot::{AccountRow, ContainerRow, IdleRow, Snapshot, StreamRow, ZoneRow},
@@ -173,9 +173,6 @@ impl Accountant {
         for number in &raw.news.jobs_ended {
             self.streams.end(*number, raw.unix_ns);
         }
-        for number in &raw.news.jobs_gone {
-            self.streams.forget(*number);
-        }
         for number in &raw.news.ended {
             self.end(*number);
         }
@@ -203,9 +200,13 @@ impl Accountant {
             self.containers.insert(container.number, Arc::new(container.clone()));
         }
         self.reserved.extend(news.reserved.iter().copied());
+        // Before those that begin, which may want their places; again after, for one that came and went in one tick.
+        let forget = |streams: &mut Streams| news.jobs_gone.iter().for_each(|number| streams.forget(*number));
+        forget(&mut self.streams);
         for job in &news.jobs {
             self.streams.begin(job, self.roots.len());
         }
+        forget(&mut self.streams);
     }
 
     fn end(&mut self, number: u32) {
@@ -625,7 +626,10 @@ impl Accountant {
             .totals()
             .map(|(id, origin, joules)| StreamRow {
                 id: id.clone(),
-                container: id.container.and_then(|number| self.containers.get(&number)).cloned(),
+                container: match id.place {
+                    Place::Container(number) => self.containers.get(&number).cloned(),
+                    Place::Own | Place::Nowhere => None,
+                },
                 origin,
                 joules,
             })

@@ -3,7 +3,10 @@
 use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
-use exporter::{listen::Listen, program};
+use exporter::{
+    listen::{Listen, all_beside},
+    program,
+};
 use probe_ebpf::JOB_NAMES;
 
 use crate::{
@@ -94,7 +97,7 @@ impl Config {
         if !self.collectors.stats() || !self.collectors.cpu() {
             return Vec::new();
         }
-        self.web.addresses().into_iter().map(|address| address.beside(self.web.stats_port)).collect()
+        all_beside(&self.web.addresses(), self.web.stats_port)
     }
 
     /// Time between two ticks.
@@ -398,7 +401,10 @@ impl Collectors {
     }
 
     pub(crate) fn container_labels(&self) -> Vec<String> {
-        self.labels.clone()
+        let mut labels = self.labels.clone();
+        labels.sort_unstable();
+        labels.dedup();
+        labels
     }
 
     pub(crate) fn ffmpeg(&self) -> bool {

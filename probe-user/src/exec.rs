@@ -13,7 +13,10 @@ use std::{
     },
     path::{Path, PathBuf},
     process::{Command, ExitStatus},
-    sync::mpsc,
+    sync::{
+        atomic::{AtomicI32, Ordering},
+        mpsc,
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -121,7 +124,7 @@ pub fn run(config: &Config, asked: &Asked<'_>) -> Result<Cost> {
     let mut opened = start::open(config)?;
     let home = Home::create(&config.paths.cgroupfs)?;
 
-    let ffmpeg = Path::new(program).file_name().is_some_and(|name| name.to_string_lossy().starts_with("ffmpeg"));
+    let ffmpeg = Path::new(program).file_name().is_some_and(|name| is_ffmpeg(&name.to_string_lossy()));
     let reports = arguments.iter().any(|word| word == "-progress");
     let pipe = if ffmpeg && !reports { Some(pipe()?) } else { None };
     let mut command = Command::new(program);
@@ -163,7 +166,8 @@ pub fn run(config: &Config, asked: &Asked<'_>) -> Result<Cost> {
         let _ = told.recv();
         drop(home);
     })?;
-    privileges::drop_all(opened.cpu()).context("cannot drop the privileges of the start")?;
+    let (cpu, jobs) = opened.kernel_side();
+    privileges::drop_all(cpu, jobs).context("cannot drop the privileges of the start")?;
     let mut sampler = Sampler::new(opened.start());
     // The point that everything counts from: the cgroup is there, and empty.
     let first = sampler.tick().unwrap_or_default();
@@ -174,15 +178,26 @@ pub fn run(config: &Config, asked: &Asked<'_>) -> Result<Cost> {
     pass_on_termination(libc::pid_t::try_from(pid)?);
     let frames = pipe.map(|(read, write)| {
         drop(write);
-        thread::spawn(move || progress(read))
+        let (tell, told) = mpsc::channel();
+        thread::spawn(move || progress(read, &tell));
+        told
     });
     let status = watch(&waits, config.tick(), &mut sampler)?;
+    // The number is nobody's of ours from now on.
+    pass_no_more();
     let wall = clock.elapsed();
     let last = sampler.tick().unwrap_or_default();
     let left = processes(&left);
     drop(start);
     let _ = waiter.join();
-    let frames = frames.and_then(|thread| thread.join().ok().flatten());
+    // Whoever has inherited the pipe may hold it for ever: what was said up to now is what ffmpeg said at its end.
+    let frames = frames.and_then(|told| {
+        let mut last = None;
+        while let Ok(frames) = told.recv_timeout(Duration::from_millis(200)) {
+            last = Some(frames);
+        }
+        last
+    });
     let mut cost = cost(asked, program, status, wall, &first, &last, &name);
     if left > 0 {
         cost.notes.push(format!("{left} of its processes still run; what they use from now on is not in here"));
@@ -226,18 +241,39 @@ fn watch(waits: &mpsc::Receiver<io::Result<ExitStatus>>, tick: Duration, sampler
     }
 }
 
+/// `ffmpeg`, `ffmpeg7`, `ffmpeg-7.1`; not `ffmpegthumbnailer`, which knows no `-progress`.
+fn is_ffmpeg(name: &str) -> bool {
+    let rest = name.strip_prefix("ffmpeg").map(|rest| rest.strip_prefix('-').unwrap_or(rest));
+    rest.is_some_and(|rest| {
+        rest.is_empty() && !name.ends_with('-')
+            || !rest.is_empty() && rest.chars().all(|character| character.is_ascii_digit() || character == '.')
+    })
+}
+
+static COMMAND: AtomicI32 = AtomicI32::new(0);
+
 /// SIGTERM and SIGHUP go to the command; we end when it does.
 fn pass_on_termination(pid: libc::pid_t) {
-    use std::sync::atomic::{AtomicI32, Ordering};
-    static COMMAND: AtomicI32 = AtomicI32::new(0);
     extern "C" fn pass(signal: libc::c_int) {
-        // SAFETY: kill may be called in a handler; the command is our child, and not waited for while we run.
-        unsafe { libc::kill(COMMAND.load(Ordering::Relaxed), signal) };
+        let command = COMMAND.load(Ordering::Relaxed);
+        if command > 0 {
+            // SAFETY: kill may be called in a handler; the command is our child, and not waited for while it stands there.
+            unsafe { libc::kill(command, signal) };
+        }
     }
     COMMAND.store(pid, Ordering::Relaxed);
     for signal in [libc::SIGTERM, libc::SIGHUP] {
         // SAFETY: the handler only calls what may be called in one.
         unsafe { libc::signal(signal, pass as extern "C" fn(libc::c_int) as libc::sighandler_t) };
+    }
+}
+
+/// The command has ended: signals are for us again.
+fn pass_no_more() {
+    COMMAND.store(0, Ordering::Relaxed);
+    for signal in [libc::SIGTERM, libc::SIGHUP, libc::SIGINT, libc::SIGQUIT] {
+        // SAFETY: the default is no handler of ours.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
     }
 }
 
@@ -438,16 +474,16 @@ fn pipe() -> Result<(OwnedFd, OwnedFd)> {
     Ok(unsafe { (OwnedFd::from_raw_fd(ends[0]), OwnedFd::from_raw_fd(ends[1])) })
 }
 
-/// Reads ffmpeg's reports to their end; gives the last of them. Reading never waits for anything, so ffmpeg never waits for us.
-fn progress(read: OwnedFd) -> Option<Frames> {
+/// Reads ffmpeg's reports to their end, and tells each. Reading never waits for anything, so ffmpeg never waits for us.
+fn progress(read: OwnedFd, tell: &mpsc::Sender<Frames>) {
     /// Longest line of a report that is looked at.
     const MAX_LINE: u64 = 4096;
     let mut lines = BufReader::new(File::from(read));
-    let (mut frames, mut seen) = (Frames::default(), false);
+    let mut frames = Frames::default();
     loop {
         let mut line = Vec::new();
         match (&mut lines).take(MAX_LINE).read_until(b'\n', &mut line) {
-            Ok(0) | Err(_) => return seen.then_some(frames),
+            Ok(0) | Err(_) => return,
             Ok(_) => {}
         }
         let line = String::from_utf8_lossy(&line);
@@ -464,8 +500,24 @@ fn progress(read: OwnedFd) -> Option<Frames> {
                     frames.media_seconds = seconds(us.saturating_mul(1000));
                 }
             }
-            "progress" => seen = true,
+            // Nobody to tell means that the report is out.
+            "progress" => drop(tell.send(frames.clone())),
             _ => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_ffmpeg_is_asked_to_report() {
+        assert!(["ffmpeg", "ffmpeg7", "ffmpeg-7.1"].into_iter().all(is_ffmpeg));
+        assert!(
+            !["ffmpegthumbnailer", "ffmpeg-normalize", "ffmpeg-", "ffmpeg2theora", "ffprobe", ""]
+                .into_iter()
+                .any(is_ffmpeg)
+        );
     }
 }

@@ -90,9 +90,9 @@ impl Instruments {
         }
     }
 
-    /// The reader of CPU time, to try what it may do without privileges.
-    pub fn cpu(&mut self) -> Option<&mut dyn Reader> {
-        self.cpu.as_mut().map(|cpu| &mut *cpu.reader as &mut dyn Reader)
+    /// What reads the kernel side, to try what it may do without privileges: CPU time, and jobs.
+    pub fn kernel_side(&mut self) -> (Option<&mut dyn Reader>, Option<&mut Jobs>) {
+        (self.cpu.as_mut().map(|cpu| &mut *cpu.reader as &mut dyn Reader), self.jobs.as_mut())
     }
 
     /// What the kernel side costs; empty while the kernel keeps no statistics.

@@ -78,8 +78,11 @@ fn cost(config: &Config, asked: &exec::Asked<'_>, json: bool, output: Option<&Pa
         output.map(|path| std::fs::File::create(path).with_context(|| path.display().to_string())).transpose()?;
     let cost = exec::run(&config.for_one_command(), asked)?;
     let text = if json { cost.json() } else { cost.text() };
-    match &mut file {
-        Some(file) => file.write_all(text.as_bytes())?,
+    // The command has run, and its code is what counts; a report that cannot be written where it should is shown.
+    let written = file.as_mut().map(|file| file.write_all(text.as_bytes()));
+    match written {
+        Some(Ok(())) => {}
+        Some(Err(error)) => eprintln!("wattcast-probe: the report cannot be written: {error}\n{text}"),
         None => eprint!("{text}"),
     }
     Ok(ExitCode::from(u8::try_from(cost.exit_code).unwrap_or(1)))
@@ -118,7 +121,8 @@ fn serve(config: &Config) -> Result<()> {
 /// Opens everything, drops the privileges, and says how the sources stand.
 fn open(config: &Config) -> Result<Parts> {
     let mut opened = start::open(config)?;
-    let kept = privileges::drop_all(opened.cpu()).context("cannot drop the privileges of the start")?;
+    let (cpu, jobs) = opened.kernel_side();
+    let kept = privileges::drop_all(cpu, jobs).context("cannot drop the privileges of the start")?;
     for (capability, reason) in kept {
         info!("keeping {capability}: {reason}");
     }
@@ -145,7 +149,8 @@ fn record(config: &Config, file: &Path, time: Option<Duration>) -> Result<()> {
         let (mut instruments, sources) = start::instruments(config);
         // The file belongs to whoever starts us, so it is made before the privileges go.
         let mut writer = Writer::create(file, &instruments.setup())?;
-        privileges::drop_all(instruments.cpu()).context("cannot drop the privileges of the start")?;
+        let (cpu, jobs) = instruments.kernel_side();
+        privileges::drop_all(cpu, jobs).context("cannot drop the privileges of the start")?;
         say(&sources);
         let mut accountant = Accountant::new(instruments.setup(), IdlePolicy::Separate, 0);
         let (tick, start) = (config.tick(), Instant::now());

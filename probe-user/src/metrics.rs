@@ -123,19 +123,19 @@ pub(crate) static CONTAINER_LABEL: Def = Def::gauge(
 );
 pub(crate) static STREAM_ENERGY: Def = Def::counter(
     "wattcast_stream_energy_joules_total",
-    &["stream", "container", "codec", "source", "share"],
+    &["stream", "container", "id", "codec", "source", "share"],
     "Dynamic energy of one ffmpeg job in joules: its part of its container's, all packages. share: process, by its CPU time; pixels, one output of \
      a job of several, by the pixels that each delivers; outputs, the same, evenly, where the command line does not tell pixels. Frames and media \
      seconds come from wattcast_stream_frames_total of wattcast-analysis with the same stream.",
 );
 pub(crate) static STREAM_INFO: Def = Def::gauge(
     "wattcast_stream_info",
-    &["stream", "container", "input", "output", "codec", "encoder", "preset", "resolution", "fps", "bitrate"],
+    &["stream", "container", "id", "input", "output", "codec", "encoder", "preset", "resolution", "fps", "bitrate"],
     "1; what the command line of the newest job of this name says. Addresses, keys and tokens are never in it.",
 );
 pub(crate) static STREAM_RUNNING: Def = Def::gauge(
     "wattcast_stream_jobs",
-    &["stream", "container"],
+    &["stream", "container", "id"],
     "ffmpeg processes that run under this name; 0 for one that has ended and is shown for the time of --retain.dead.",
 );
 pub(crate) static JOBS_DROPPED: Def = Def::counter(

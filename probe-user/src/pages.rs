@@ -14,6 +14,7 @@ use crate::{
     containers::Container,
     cpu::{Queue, Tier, WAIT_NS},
     energy::zone::ZoneKind,
+    ledger::streams::{Place, StreamId},
     metrics as m,
     snapshot::Snapshot,
     units::Microjoules,
@@ -226,29 +227,39 @@ fn cpu(snapshot: &Snapshot) -> Vec<Family> {
 }
 
 fn streams(snapshot: &Snapshot) -> Vec<Family> {
-    let name = |container: Option<&Container>| container.map_or("", |container| &*container.name).to_owned();
-    // Two containers may have one name, and a stream's series then are one.
-    let mut joules: BTreeMap<[String; 5], Microjoules> = BTreeMap::new();
+    let known: BTreeMap<u32, &Container> =
+        snapshot.containers.iter().map(|row| (row.container.number, &*row.container)).collect();
+    // A row of its own goes by the stream's name.
+    let place = |id: &StreamId| -> [String; 2] {
+        match id.place {
+            Place::Container(number) => known
+                .get(&number)
+                .map_or_else(Default::default, |container| [container.name.clone(), container.id.clone()]),
+            Place::Own => [id.name.clone(), String::new()],
+            Place::Nowhere => Default::default(),
+        }
+    };
+    let mut joules: BTreeMap<[String; 6], Microjoules> = BTreeMap::new();
     for row in &snapshot.streams {
-        let container = name(row.container.as_deref());
-        let labels =
-            [&row.id.name, &container, &row.id.codec, row.origin.as_str(), row.id.by.as_str()].map(str::to_owned);
+        let [container, who] = place(&row.id);
+        let (source, by) = (row.origin.as_str().to_owned(), row.id.by.as_str().to_owned());
+        let labels = [row.id.name.clone(), container, who, row.id.codec.clone(), source, by];
         *joules.entry(labels).or_default() += row.joules;
     }
     let mut energy = Family::new(&m::STREAM_ENERGY);
     for (labels, joules) in &joules {
         energy.push(&labels.each_ref().map(String::as_str), joules.joules());
     }
-    let known: BTreeMap<u32, &Container> =
-        snapshot.containers.iter().map(|row| (row.container.number, &*row.container)).collect();
-    let mut told: BTreeMap<(String, String), (Vec<String>, u64)> = BTreeMap::new();
+    let mut told: BTreeMap<[String; 3], (Vec<String>, u64)> = BTreeMap::new();
     for running in &snapshot.jobs {
         let command = &running.job.command;
-        for (at, (id, _)) in running.streams.iter().enumerate() {
-            let container = name(id.container.and_then(|number| known.get(&number)).copied());
-            let output = command.outputs.get(at).cloned().unwrap_or_default();
+        let mut counted: Vec<[String; 3]> = Vec::new();
+        for (id, _, at) in &running.streams {
+            let [container, who] = place(id);
+            let key = [id.name.clone(), container, who];
+            let output = command.outputs.get(*at).cloned().unwrap_or_default();
             let fps = |milli: u32| format!("{}", f64::from(milli) / 1000.0);
-            let row = told.entry((id.name.clone(), container)).or_default();
+            let row = told.entry(key.clone()).or_default();
             row.0 = vec![
                 command.input.clone(),
                 output.kind,
@@ -259,14 +270,18 @@ fn streams(snapshot: &Snapshot) -> Vec<Family> {
                 output.millifps.map(fps).unwrap_or_default(),
                 output.bitrate.map(|bits| bits.to_string()).unwrap_or_default(),
             ];
-            row.1 += u64::from(running.ended.is_none());
+            // Two codecs under one name are one job.
+            if !counted.contains(&key) {
+                row.1 += u64::from(running.ended.is_none());
+                counted.push(key);
+            }
         }
     }
     let (mut info, mut running) = (Family::new(&m::STREAM_INFO), Family::new(&m::STREAM_RUNNING));
-    for ((stream, container), (labels, jobs)) in &told {
-        let labels: Vec<&str> = [&**stream, container].into_iter().chain(labels.iter().map(String::as_str)).collect();
+    for (who, (labels, jobs)) in &told {
+        let labels: Vec<&str> = who.iter().chain(labels).map(String::as_str).collect();
         info.push(&labels, 1.0);
-        running.push(&labels[..2], float(*jobs));
+        running.push(&labels[..3], float(*jobs));
     }
     vec![energy, info, running]
 }

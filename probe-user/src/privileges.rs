@@ -5,22 +5,28 @@
 
 use caps::{CapSet, Capability, CapsHashSet};
 
-use crate::cpu::{Reader, Reading};
+use crate::{
+    cpu::{Reader, Reading},
+    jobs::Jobs,
+};
 
 /// Drops every capability that the running probe does not need, for this thread and all that it starts later.
 /// Returns what was kept, with its reason.
 ///
 /// # Errors
 /// When the kernel refuses to drop; the probe must not go on then.
-pub fn drop_all(cpu: Option<&mut dyn Reader>) -> anyhow::Result<Vec<(Capability, &'static str)>> {
+pub fn drop_all(
+    cpu: Option<&mut dyn Reader>,
+    jobs: Option<&mut Jobs>,
+) -> anyhow::Result<Vec<(Capability, &'static str)>> {
     let held = caps::read(None, CapSet::Permitted)?;
     if held.is_empty() {
         return Ok(Vec::new());
     }
     let mut kept = Vec::new();
-    if let Some(cpu) = cpu
+    if (cpu.is_some() || jobs.is_some())
         && held.contains(&Capability::CAP_BPF)
-        && !reads_without_capabilities(cpu)
+        && !reads_without_capabilities(cpu, jobs)
     {
         kept.push((Capability::CAP_BPF, "this kernel asks for it to read a map (before 5.19)"));
     }
@@ -55,13 +61,14 @@ pub fn keep_only(keep: &CapsHashSet) -> anyhow::Result<()> {
 
 /// Tries a reading on a thread of its own that has dropped everything: capabilities are a thread's, so this one loses
 /// nothing.
-fn reads_without_capabilities(cpu: &mut dyn Reader) -> bool {
+fn reads_without_capabilities(cpu: Option<&mut dyn Reader>, jobs: Option<&mut Jobs>) -> bool {
     std::thread::scope(|scope| {
         scope
             .spawn(|| {
                 caps::clear(None, CapSet::Effective).is_ok()
                     && caps::clear(None, CapSet::Permitted).is_ok()
-                    && cpu.read(&mut Reading::default()).is_ok()
+                    && cpu.is_none_or(|cpu| cpu.read(&mut Reading::default()).is_ok())
+                    && jobs.is_none_or(|jobs| jobs.reads())
             })
             .join()
             .unwrap_or(false)

@@ -309,15 +309,15 @@ async fn streams(State(board): State<Arc<Board>>) -> Response {
             _ => None,
         });
         let container = number.and_then(|number| containers.get(&number)).copied();
-        let process = processes.get(&job.number).filter(|_| running.ended.is_none());
+        let process = processes.get(&job.number);
         JobAnswer {
             job: job.number,
-            streams: running.streams.iter().map(|(id, _)| &*id.name).collect(),
-            share: running.streams.first().map_or("", |(id, _)| id.by.as_str()),
+            streams: running.streams.iter().map(|(id, ..)| &*id.name).collect(),
+            share: running.streams.first().map_or("", |(id, ..)| id.by.as_str()),
             container: container.map_or("", |container| &container.name),
             id: container.map_or("", |container| &container.id),
             image: container.map_or("", |container| &container.image),
-            pid: process.map(|process| process.pid),
+            pid: process.and_then(|process| process.pid),
             udp_ports: process.map(|process| &*process.ports).unwrap_or_default(),
             started: seconds(job.unix_ns),
             ended: running.ended.map(seconds),

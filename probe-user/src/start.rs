@@ -70,11 +70,11 @@ pub struct Opened {
 }
 
 impl Opened {
-    /// The kernel side, to try what it may do without privileges.
-    pub fn cpu(&mut self) -> Option<&mut dyn cpu::Reader> {
+    /// What reads the kernel side, to try what it may do without privileges: CPU time, and jobs.
+    pub fn kernel_side(&mut self) -> (Option<&mut dyn cpu::Reader>, Option<&mut Jobs>) {
         match &mut self.parts.feed {
-            Feed::Live(instruments) => instruments.cpu(),
-            Feed::Replay(_) => None,
+            Feed::Live(instruments) => instruments.kernel_side(),
+            Feed::Replay(_) => (None, None),
         }
     }
 

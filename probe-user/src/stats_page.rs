@@ -40,7 +40,7 @@ static BLOCK: Def = Def::counter(
 static ENGINE_CPU: Def = Def::counter(
     "wattcast_engine_cpu_seconds_total",
     &["engine"],
-    "CPU seconds of an engine's own processes that live now: dockerd, containerd, podman, crio.",
+    "CPU seconds of an engine's own processes since the probe's start: dockerd, containerd, podman, crio; looked for every ten ticks.",
 );
 static ENGINE_MEMORY: Def =
     Def::gauge("wattcast_engine_memory_bytes", &["engine"], "Resident memory of an engine's own processes.");

@@ -92,6 +92,8 @@ struct Source {
     frames: u64,
     bytes: u64,
     stalls: bool,
+    /// What it delivered was taken for a record.
+    recorded: bool,
 }
 
 /// All streams.
@@ -131,7 +133,8 @@ impl Book {
             stream.jobs += 1;
             stream.since = now;
             (stream.fps_now, stream.bitrate_now) = (None, None);
-            (source.frames, source.bytes, source.moved, source.began) = (0, 0, now, SystemTime::now());
+            (source.frames, source.bytes) = (stream.frames, stream.bytes);
+            (source.moved, source.began, source.recorded) = (now, SystemTime::now(), false);
         }
         let grown = |of: fn(&Report) -> Option<u64>| {
             // A figure that one report leaves out has not gone back.
@@ -191,6 +194,7 @@ impl Book {
             frames: 0,
             bytes: 0,
             stalls: false,
+            recorded: false,
         };
         self.sources.insert(source, fresh);
         self.streams.entry(name.to_owned()).or_insert(Stream {
@@ -238,14 +242,18 @@ impl Book {
         self.streams.iter().map(|(name, stream)| (&**name, stream))
     }
 
-    /// What the newest job of a stream delivered that began to report within `started..=ended`, a breath later included.
-    #[must_use]
-    pub fn delivered(&self, stream: &str, started: SystemTime, ended: SystemTime) -> Option<Delivered> {
+    /// What the job of a stream delivered that began to report within `started..=ended`, a breath more on both sides. Jobs follow each other
+    /// under one name, and the next may report already: it is the first of them, and none is taken twice.
+    pub fn take_delivered(&mut self, stream: &str, started: SystemTime, ended: SystemTime) -> Option<Delivered> {
         let breath = Duration::from_secs(2);
-        let within = |source: &&Source| {
-            source.name == stream && source.began + breath >= started && source.began <= ended + breath
+        let within = |source: &&mut Source| {
+            !source.recorded
+                && source.name == stream
+                && source.began + breath >= started
+                && source.began <= ended + breath
         };
-        let source = self.sources.values().filter(within).max_by_key(|source| source.began)?;
+        let source = self.sources.values_mut().filter(within).min_by_key(|source| source.began)?;
+        source.recorded = true;
         Some(Delivered {
             stream: stream.to_owned(),
             frames: source.last.frames.unwrap_or(0),
@@ -325,15 +333,28 @@ mod tests {
     }
 
     #[test]
-    fn what_a_job_delivered_is_found_by_its_time() {
+    fn what_a_job_delivered_is_found_by_its_time_and_once() {
         let (mut book, start) = book();
         let before = SystemTime::now();
         book.report(1, "cam", frames(7), start);
+        // The next job reports before the record of the first is written.
+        std::thread::sleep(Duration::from_millis(2));
+        book.report(2, "cam", frames(3), start);
         let after = SystemTime::now();
-        assert_eq!(book.delivered("cam", before, after).map(|delivered| delivered.frames), Some(7));
         let hour = Duration::from_secs(3600);
-        assert_eq!(book.delivered("cam", before - hour, before - hour), None);
-        assert_eq!(book.delivered("other", before, after), None);
+        assert_eq!(book.take_delivered("cam", before - hour, before - hour), None);
+        assert_eq!(book.take_delivered("other", before, after), None);
+        let mut next = || book.take_delivered("cam", before, after).map(|delivered| delivered.frames);
+        assert_eq!([next(), next(), next()], [Some(7), Some(3), None]);
+    }
+
+    #[test]
+    fn a_job_that_begins_with_no_frame_shows_no_rate_of_those_before() {
+        let (mut book, start) = book();
+        for (source, count, at) in [(1, 100_000, 0), (2, 0, 1), (2, 25, 2)] {
+            book.report(source, "cam", frames(count), start + Duration::from_secs(at));
+        }
+        assert_eq!(stream(&book, "cam").fps_now, Some(25.0));
     }
 
     proptest! {

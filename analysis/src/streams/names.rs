@@ -105,11 +105,17 @@ impl Known {
     #[must_use]
     pub fn by_port(&self, port: u16) -> Option<String> {
         let jobs = self.jobs();
-        let mut of = jobs.jobs.iter().filter(|job| {
-            let said = |job: &Job| job.progress.as_ref().is_some_and(|progress| progress.port == Some(port));
-            job.ended.is_none() && (job.udp_ports.contains(&port) || said(job))
-        });
-        let only = of.next().filter(|_| of.next().is_none())?;
+        let said = |job: &Job| job.progress.as_ref().is_some_and(|progress| progress.port == Some(port));
+        let of = |ended: bool| {
+            let mut of = jobs
+                .jobs
+                .iter()
+                .filter(|job| job.ended.is_some() == ended && (job.udp_ports.contains(&port) || said(job)));
+            // Of those that ended the newest; of those that run there must be one.
+            if ended { of.next_back() } else { of.next().filter(|_| of.next().is_none()) }
+        };
+        let running = jobs.jobs.iter().any(|job| job.ended.is_none() && (job.udp_ports.contains(&port) || said(job)));
+        let only = if running { of(false) } else { of(true) }?;
         only.streams.first().cloned()
     }
 

@@ -109,6 +109,8 @@ impl NoStat {
 /// A server by the address of its page.
 pub struct Nginx {
     url: String,
+    /// The same without users, passwords and queries.
+    shown: String,
     agent: ureq::Agent,
 }
 
@@ -117,7 +119,15 @@ impl Nginx {
     #[must_use]
     pub fn new(url: &str) -> Self {
         let agent = ureq::Agent::config_builder().timeout_global(Some(TIMEOUT)).build();
-        Self { url: url.to_owned(), agent: agent.into() }
+        let bare = url.split(['?', '#']).next().unwrap_or_default();
+        let shown = match bare.split_once("://") {
+            Some((scheme, rest)) => {
+                let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
+                format!("{scheme}://{}/{path}", host.rsplit('@').next().unwrap_or_default())
+            }
+            None => bare.to_owned(),
+        };
+        Self { url: url.to_owned(), shown, agent: agent.into() }
     }
 
     /// Asks for the page.
@@ -125,10 +135,10 @@ impl Nginx {
     /// # Errors
     /// When it does not come in time, is too long, or is not the module's.
     pub fn stat(&self) -> Result<Stat, NoStat> {
-        let unreachable = |error: ureq::Error| NoStat::Unreachable(format!("{}: {error}", self.url));
+        let unreachable = |error: ureq::Error| NoStat::Unreachable(format!("{}: {error}", self.shown));
         let mut response = self.agent.get(&self.url).call().map_err(unreachable)?;
         let page = response.body_mut().with_config().limit(MAX_PAGE).read_to_vec().map_err(unreachable)?;
-        parse(&page).map_err(|what| NoStat::NotStat(format!("{}: {what}", self.url)))
+        parse(&page).map_err(|what| NoStat::NotStat(format!("{}: {what}", self.shown)))
     }
 }
 
@@ -465,6 +475,12 @@ mod tests {
         );
         assert!(text(StreamLabel::Name).contains("stream=\"key&1\""));
         assert!(!text(StreamLabel::Off).contains("nginx_rtmp_stream_clients{"));
+    }
+
+    #[test]
+    fn what_is_said_of_a_server_holds_no_password() {
+        let why = Nginx::new("http://u:hunter2@127.0.0.1:1/stat?token=hunter2").stat().unwrap_err().to_string();
+        assert!(why.contains("http://127.0.0.1:1/stat") && !why.contains("hunter2"), "{why}");
     }
 
     #[test]

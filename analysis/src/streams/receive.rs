@@ -5,7 +5,7 @@ use std::{
     collections::HashMap,
     io,
     net::SocketAddr,
-    os::unix::fs::FileTypeExt as _,
+    os::unix::fs::{FileTypeExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -42,6 +42,8 @@ const MAX_DATAGRAM: usize = 64 << 10;
 const MAX_PEERS: usize = 1024;
 /// For how long a sender without a name is waited for to get one from the probe.
 const NAMELESS: Duration = Duration::from_secs(6);
+/// A post that brings nothing for so long is over; ffmpeg reports twice a second unless `-stats_period` says otherwise.
+const SILENT: Duration = Duration::from_secs(600);
 /// Connections of the Unix socket at once.
 const MAX_CONNECTIONS: usize = 256;
 
@@ -115,8 +117,8 @@ async fn progress(
         }
     }
     let (source, mut parser, mut taken) = (inlet.source(), Parser::default(), 0u64);
-    // An encoder that was killed ends its request in the middle.
-    while let Some(Ok(frame)) = body.frame().await {
+    // An encoder that was killed ends its request in the middle; one whose host vanished says nothing more.
+    while let Ok(Some(Ok(frame))) = tokio::time::timeout(SILENT, body.frame()).await {
         if let Ok(piece) = frame.into_data() {
             parser.feed(&piece, |report| {
                 taken += 1;
@@ -233,6 +235,8 @@ pub fn unix(path: &Path, inlet: Inlet) -> io::Result<()> {
         std::fs::remove_file(path)?;
     }
     let listener = UnixListener::bind(path)?;
+    // To connect is to write: the group may, and whoever the directory lets in is decided by the directory.
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;
     let slots = Arc::new(tokio::sync::Semaphore::new(MAX_CONNECTIONS));
     tokio::spawn(async move {
         loop {
@@ -332,6 +336,8 @@ pub fn fifo(pipe: &Pipe, inlet: Inlet) -> io::Result<()> {
         if unsafe { libc::mkfifo(path.as_ptr(), 0o620) } != 0 {
             return Err(io::Error::last_os_error());
         }
+        // Whatever the mask of this process: the group may report.
+        std::fs::set_permissions(&pipe.path, std::fs::Permissions::from_mode(0o620))?;
     }
     let mut reader = pipe::OpenOptions::new().read_write(true).open_receiver(&pipe.path)?;
     let stream = pipe.stream.clone();

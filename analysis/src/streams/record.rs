@@ -74,6 +74,14 @@ struct Key {
     job: u64,
 }
 
+/// Lines that are to be written.
+#[derive(Default)]
+pub struct Due {
+    text: Vec<u8>,
+    keys: Vec<Key>,
+    told: HashSet<Key>,
+}
+
 /// The file.
 pub struct Record {
     path: PathBuf,
@@ -95,47 +103,54 @@ impl Record {
         Self { path: path.to_owned(), price, written }
     }
 
-    /// Appends the jobs that have ended and are not in the file.
-    ///
-    /// # Errors
-    /// When the file cannot be written; the jobs are tried again.
-    pub fn append(&mut self, jobs: &Jobs, book: &Book, now: SystemTime) -> io::Result<()> {
+    /// The lines of jobs that have ended and are not in the file; what they delivered is taken from the book.
+    #[must_use]
+    pub fn due(&self, jobs: &Jobs, book: &mut Book, now: SystemTime) -> Due {
         let now = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
         #[expect(clippy::cast_possible_truncation, reason = "unix milliseconds")]
         let probe_started_ms = (jobs.probe_started * 1000.0).round() as i64;
-        let mut text = Vec::new();
-        let mut keys = Vec::new();
+        let mut due = Due::default();
         for job in &jobs.jobs {
             let key = Key { probe_started_ms, job: job.job };
             let Some(ended) = job.ended.filter(|ended| now - ended >= GRACE.as_secs_f64()) else { continue };
-            if !self.written.contains(&key) {
-                serde_json::to_writer(&mut text, &self.line(job, ended, key, book))?;
-                text.push(b'\n');
-                keys.push(key);
+            if !self.written.contains(&key)
+                && let Ok(line) = serde_json::to_vec(&self.line(job, ended, key, book))
+            {
+                due.text.extend(line);
+                due.text.push(b'\n');
+                due.keys.push(key);
             }
         }
-        if text.is_empty() {
+        // What the probe forgot it will not tell of again.
+        due.told = jobs.jobs.iter().map(|job| Key { probe_started_ms, job: job.job }).collect();
+        due
+    }
+
+    /// Appends lines. Not while the book is held: a disk may take its time, and encoders must not wait for it.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn write(&mut self, due: Due) -> io::Result<()> {
+        if due.text.is_empty() {
             return Ok(());
+        }
+        // Tried once: what was delivered is out of the book.
+        self.written.extend(due.keys);
+        if self.written.len() > 65_536 {
+            self.written.retain(|key| due.told.contains(key));
         }
         let mut file = OpenOptions::new().append(true).create(true).mode(0o640).open(&self.path)?;
         // One write for all lines: whoever reads meanwhile sees whole lines.
-        file.write_all(&text)?;
-        self.written.extend(keys);
-        // What the probe forgot it will not tell of again.
-        let told: HashSet<Key> = jobs.jobs.iter().map(|job| Key { probe_started_ms, job: job.job }).collect();
-        if self.written.len() > 65_536 {
-            self.written.retain(|key| told.contains(key));
-        }
-        Ok(())
+        file.write_all(&due.text)
     }
 
-    fn line<'a>(&'a self, job: &'a Job, ended: f64, key: Key, book: &Book) -> Line<'a> {
+    fn line<'a>(&'a self, job: &'a Job, ended: f64, key: Key, book: &mut Book) -> Line<'a> {
         static NO_OUTPUT: Output =
             Output { codec: String::new(), encoder: String::new(), preset: String::new(), size: None };
         let output = job.outputs.first().unwrap_or(&NO_OUTPUT);
         let stream = job.streams.first().map(String::as_str).unwrap_or_default();
         let at = |seconds: f64| UNIX_EPOCH + Duration::try_from_secs_f64(seconds).unwrap_or_default();
-        let delivered = book.delivered(stream, at(job.started), at(ended));
+        let delivered = book.take_delivered(stream, at(job.started), at(ended));
         let frames = delivered.as_ref().map(|delivered| delivered.frames);
         #[expect(clippy::cast_precision_loss, reason = "counts, for output")]
         let (media_seconds, per_frame) = (
@@ -206,13 +221,17 @@ mod tests {
         };
         let jobs = Jobs { probe_started: unix - 100.0, jobs: vec![job] };
         let mut record = Record::open(&path, price.clone());
-        record.append(&jobs, &book, now).unwrap();
+        let due = record.due(&jobs, &mut book, now);
+        record.write(due).unwrap();
         assert!(!path.exists(), "its last report may still come");
         let later = now + Duration::from_secs(4);
         for _ in 0..2 {
-            record.append(&jobs, &book, later).unwrap();
+            let due = record.due(&jobs, &mut book, later);
+            record.write(due).unwrap();
         }
-        Record::open(&path, price).append(&jobs, &book, later).unwrap();
+        let mut again = Record::open(&path, price);
+        let due = again.due(&jobs, &mut book, later);
+        again.write(due).unwrap();
         let text = std::fs::read_to_string(&path).unwrap();
         let lines: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         assert_eq!(lines.len(), 1);

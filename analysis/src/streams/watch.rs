@@ -65,7 +65,8 @@ impl Watch {
         };
         self.say(0, None);
         if let Some(record) = &mut self.record {
-            let failed = record.append(&jobs, &self.inlet.book(), SystemTime::now()).err();
+            let due = record.due(&jobs, &mut self.inlet.book(), SystemTime::now());
+            let failed = record.write(due).err();
             let failed = failed.map(|error| {
                 format!("cannot keep the record of ended jobs: {error}. Name another with --streams.record")
             });
@@ -147,7 +148,7 @@ pub fn nginx(server: &Nginx, shown: StreamLabel, every: Duration, sheet: &Sheet,
 
 /// A sheet for each of the two ports.
 #[must_use]
-pub fn sheets() -> [Arc<Sheet>; 2] {
+pub fn sheets(nginx_every: Duration) -> [Arc<Sheet>; 2] {
     [
         Arc::new(Sheet::new(
             "wattcast-analysis: ffmpeg",
@@ -157,7 +158,7 @@ pub fn sheets() -> [Arc<Sheet>; 2] {
         Arc::new(Sheet::new(
             "wattcast-analysis: nginx-rtmp",
             "What nginx's RTMP module says of its streams.",
-            Duration::from_secs(120),
+            (nginx_every * 3).max(Duration::from_secs(120)),
         )),
     ]
 }

@@ -554,3 +554,29 @@ proptest! {
         }
     }
 }
+
+/// A job beside a shell: what it ran is taken off the system and given to its row, and the account stays closed.
+#[test]
+fn a_job_of_its_own_row_takes_its_time_off_the_systems() {
+    use crate::jobs::{Job, command::Command};
+    let mut machine = Machine::new(setup(&[package(0), package(1)], 2), IdlePolicy::Separate, 1);
+    let command = Command::parse(b"ffmpeg\0-i\0a\0cam.mp4\0");
+    let job = Job { number: 5, holder: Holder::System, own: Some(7), unix_ns: 0, command };
+    machine.raw.news.shown = vec![Container { runtime: "process", ..container(7) }];
+    machine.raw.news.jobs = vec![job];
+    // The system ran three seconds in all, one of them on the other package; the job two thirds of that.
+    machine.raw.jobs = vec![(5, 2 * SECOND)];
+    machine.uses(0, 4_000_000).uses(1, 4_000_000).runs(1, 0, 2 * SECOND).runs(1, 1, SECOND).runs(10, 1, SECOND);
+    let first = machine.tick(2 * SECOND);
+    // Of the first package two thirds, of the other two thirds of the system's half.
+    assert_eq!(given(&first, 7), 2_666_667 + 1_333_333);
+    let [stream] = &*first.streams else { panic!("{:?}", first.streams) };
+    assert_eq!((&*stream.id.name, stream.joules.0), ("cam", given(&first, 7)));
+    // Its clock may be ahead of what the system ran: then it takes all, and no more.
+    machine.raw.news = News::default();
+    machine.raw.jobs = vec![(5, 10 * SECOND)];
+    machine.uses(0, 1_000_000).runs(1, 0, SECOND);
+    let second = machine.tick(SECOND);
+    assert_eq!(given(&second, 7) - given(&first, 7), 1_000_000);
+    assert_eq!(second.streams[0].joules.0, given(&second, 7));
+}

@@ -137,14 +137,16 @@ async fn work(
         };
         // The files of a runtime that has no socket of Docker's kind; of one that is not known, before Docker is troubled.
         if runtime != "docker" {
-            let told = files.told(runtime, &id);
-            if told.is_some() || runtime != "unknown" {
-                let said = told.map_or(Said::Unknown, Said::Named);
-                if answer.send((id, said)).is_err() {
+            // A list of many containers takes milliseconds to read, in which this thread serves nobody.
+            let (looked, wanted) = (files.clone(), id.clone());
+            let told = tokio::task::spawn_blocking(move || looked.told(runtime, &wanted)).await.ok().flatten();
+            if let Some(told) = told {
+                if answer.send((id, Said::Named(told))).is_err() {
                     return;
                 }
                 continue;
             }
+            // The socket may be Podman's, which speaks Docker's language.
         }
         if docker.is_none() {
             docker = connect(&socket, &set).await;

@@ -139,6 +139,8 @@ pub struct Directory {
     numbers: HashMap<Identity, u32>,
     next: u32,
     last_scan: Option<Instant>,
+    /// What the last look at the trees saw.
+    seen: HashMap<CgroupKey, String>,
     /// Cgroups seen gone in this tick, and in the one before. What they ran up to their end is only in the reading
     /// that follows, so they are let go one tick later.
     leaving: [Vec<CgroupKey>; 2],
@@ -165,6 +167,7 @@ impl Directory {
             numbers: HashMap::new(),
             next: 0,
             last_scan: None,
+            seen: HashMap::new(),
             leaving: [Vec::new(), Vec::new()],
             ended: Vec::new(),
             shut_out: HashSet::new(),
@@ -211,6 +214,7 @@ impl Directory {
             } else {
                 self.incomplete_scans += 1;
             }
+            self.seen = live;
         }
         self.christen(now);
         self.retire(now)
@@ -264,8 +268,9 @@ impl Directory {
                     self.holders.insert(*key, holder);
                 }
                 Workload::Plain if let Some((namespace, id)) = self.files.task(path) => {
-                    let identity = Identity::Task(format!("{namespace}/{id}"));
-                    let holder = self.admit(*key, identity, running.contains(key), "containerd", id, id, None);
+                    let whole = format!("{namespace}/{id}");
+                    let identity = Identity::Task(whole.clone());
+                    let holder = self.admit(*key, identity, running.contains(key), "containerd", id, &whole, None);
                     if let Holder::Container(number) = holder
                         && let Some(record) = self.records.get_mut(&number)
                         && !record.homes.iter().any(|home| home.hierarchy == key.hierarchy)
@@ -435,13 +440,22 @@ impl Directory {
     ///
     /// In a container, or a cgroup made by hand, it is a part of that. A systemd unit that runs a job becomes a workload as a whole. In
     /// what is left, a login's session or the root, a job has a row of its own: merged with the shell beside it it would be nobody's.
-    pub fn adopt(&mut self, key: &CgroupKey, job: u32, stream: Option<&str>) -> (Holder, Option<u32>) {
+    pub fn adopt(&mut self, key: &CgroupKey, job: u32, stream: Option<&str>, now: Instant) -> (Holder, Option<u32>) {
+        // A cgroup that was made since the last look is looked at now: a job that were given a row of its own in a container would be
+        // billed in both.
+        if !self.seen.contains_key(key) {
+            self.seen = self.trees.scan().live;
+        }
+        if !self.holders.contains_key(key) {
+            let live = std::mem::take(&mut self.seen);
+            self.meet(&live, &HashSet::from([*key]), now);
+            self.seen = live;
+        }
         match self.holder(key) {
             Holder::System => {}
             holder => return (holder, None),
         }
-        let path = self.trees.scan().live.remove(key);
-        if let Some(path) = path
+        if let Some(path) = self.seen.get(key).cloned()
             && let Some(unit) = path::unit(&path)
         {
             let (name, id) = (unit.to_owned(), format!("unit:{}", key.id));
@@ -622,6 +636,29 @@ mod tests {
         fn shown(&self) -> Vec<(&str, &str, &str)> {
             self.directory.containers().map(|c| (&*c.name, &*c.id, c.runtime)).collect()
         }
+    }
+
+    /// A job is met as soon as it is executed, which may be before anybody looked at its cgroup.
+    #[test]
+    fn a_job_in_a_container_that_nobody_has_met_is_a_part_of_it_and_has_no_row_of_its_own() {
+        let mut host = Host::new(10);
+        host.tick(1, &[]);
+        let keys = [
+            host.make(&format!("unified/docker-{A}.scope")),
+            host.make("unified/encode"),
+            host.make("unified/system.slice/encode@1.service"),
+            host.make("unified/user.slice/user-0.slice/session-1.scope"),
+        ];
+        let now = host.now;
+        let adopted: Vec<_> =
+            (0..).zip(&keys).map(|(job, key)| host.directory.adopt(key, job, Some("cam"), now)).collect();
+        assert!(adopted[..3].iter().all(|(holder, own)| matches!(holder, Holder::Container(_)) && own.is_none()));
+        let (Holder::System, Some(own)) = adopted[3] else { panic!("{adopted:?}") };
+        let runtimes: Vec<&str> = host.shown().iter().map(|shown| shown.2).collect();
+        assert_eq!(runtimes, ["docker", "cgroup", "systemd", "process"]);
+        // Its row goes with it, once its time is over.
+        host.directory.bereave(own, host.now);
+        assert_eq!(host.tick(301, &keys).1, [own]);
     }
 
     #[test]

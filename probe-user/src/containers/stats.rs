@@ -71,7 +71,7 @@ pub struct UsageRow {
 pub struct EngineRow {
     /// Its program.
     pub name: &'static str,
-    /// CPU nanoseconds of its processes that live.
+    /// CPU nanoseconds of its processes since the start.
     pub cpu_ns: u64,
     /// Resident bytes.
     pub resident: u64,
@@ -104,6 +104,11 @@ pub struct Stats {
     host_network: Option<u64>,
     open: HashMap<u32, Open>,
     engines: Vec<(u32, &'static str)>,
+    /// CPU time of each of their processes at the last look, and what all of them ever ran since the start.
+    clocks: HashMap<u32, u64>,
+    ran: BTreeMap<&'static str, u64>,
+    /// Containers whose files may stay open; of others they are opened for each tick.
+    most_open: usize,
     ticks: u64,
     buffer: Vec<u8>,
 }
@@ -123,6 +128,9 @@ impl Stats {
             host_network: fs::metadata(procfs.join("1/net/dev")).ok().map(|meta| meta.ino()),
             open: HashMap::new(),
             engines: Vec::new(),
+            clocks: HashMap::new(),
+            ran: BTreeMap::new(),
+            most_open: most_open(),
             ticks: 0,
             buffer: vec![0; MAX_FILE],
         }
@@ -150,7 +158,10 @@ impl Stats {
             let due = (u64::from(container.number) + self.ticks).is_multiple_of(STAT_EVERY) || open.inactive == 0;
             let usage = files.as_ref().map(|files| self.usage(files, &mut open.inactive, due)).unwrap_or_default();
             // A cgroup that has gone gives ENODEV; its files are closed, and with them its network.
-            open.files = files.filter(|_| usage.memory.is_some() || usage.block.is_some());
+            let keep = rows.len() < self.most_open && (usage.memory.is_some() || usage.block.is_some());
+            // Without its files kept it is looked for again at once, and not only now and then.
+            open.seen = if keep || usage == Usage::default() { open.seen } else { 0 };
+            open.files = files.filter(|_| keep);
             self.open.insert(container.number, Open { seen: open.seen, ..open });
             rows.push(UsageRow { container: container.clone(), usage });
         }
@@ -230,16 +241,40 @@ impl Stats {
             self.engines = engines(&self.procfs);
         }
         let mut rows: BTreeMap<&'static str, EngineRow> = BTreeMap::new();
+        let mut clocks = HashMap::new();
         for (pid, name) in &self.engines {
-            let Some(cpu_ns) = crate::jobs::process_clock_ns(*pid) else { continue };
+            let Some(clock) = crate::jobs::process_clock_ns(*pid) else { continue };
+            // A process that is met counts from then on; one whose clock went back is another.
+            let before = self.clocks.get(pid).copied().unwrap_or(clock);
+            *self.ran.entry(name).or_default() += clock.saturating_sub(before);
+            clocks.insert(*pid, clock);
             let statm = fs::read_to_string(self.procfs.join(pid.to_string()).join("statm")).unwrap_or_default();
             let pages = statm.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).unwrap_or(0);
             let row = rows.entry(name).or_insert(EngineRow { name, ..EngineRow::default() });
-            row.cpu_ns = row.cpu_ns.saturating_add(cpu_ns);
             row.resident = row.resident.saturating_add(pages.saturating_mul(page_size()));
+        }
+        self.clocks = clocks;
+        for (name, ran) in &self.ran {
+            rows.entry(name).or_insert(EngineRow { name, ..EngineRow::default() }).cpu_ns = *ran;
         }
         rows.into_values().collect()
     }
+}
+
+/// How many containers' files fit beside all else that has descriptors, five for each.
+fn most_open() -> usize {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` is a valid rlimit that outlives the calls.
+    unsafe {
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) != 0 {
+            return 0;
+        }
+        // The soft limit is low for the sake of programs that select(2), which we do not.
+        limit.rlim_cur = limit.rlim_max;
+        libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
+        libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit);
+    }
+    usize::try_from(limit.rlim_cur).unwrap_or(usize::MAX).saturating_sub(512) / 5
 }
 
 fn page_size() -> u64 {

@@ -6,7 +6,7 @@ use std::{
 };
 
 use aya::{
-    maps::{Array, HashMap as BpfMap, MapData, RingBuf},
+    maps::{Array, HashMap as BpfMap, MapData, MapError, RingBuf},
     programs::{
         BtfTracePoint, Iter, ProgramError, RawTracePoint, raw_trace_point::RawTracePointLink, tp_btf::BtfTracePointLink,
     },
@@ -151,8 +151,12 @@ impl Execs {
         while let Some(record) = self.events.next() {
             all.extend(parse(&record));
         }
-        for event in &mut all {
-            if let Exec::Ended { tgid, ran_ns, .. } = event {
+        for at in 0..all.len() {
+            let (before, after) = all.split_at_mut(at + 1);
+            if let Some(Exec::Ended { tgid, ran_ns, .. }) = before.last_mut()
+                // The number may be another's by now, whose sum stands there.
+                && !after.iter().any(|event| matches!(event, Exec::Started { tgid: later, .. } if later == tgid))
+            {
                 *ran_ns = self.jobs.get(tgid, 0).ok();
                 let _ = self.jobs.remove(tgid);
             }
@@ -163,6 +167,18 @@ impl Execs {
     /// Follows a process that had begun before; its threads that have ended ran `ended_ns`.
     pub fn follow(&mut self, tgid: u32, ended_ns: u64) {
         let _ = self.jobs.insert(tgid, ended_ns, 0);
+    }
+
+    /// Follows a process no more.
+    pub fn unfollow(&mut self, tgid: u32) {
+        let _ = self.jobs.remove(&tgid);
+    }
+
+    /// True when the maps can be read with the rights that this thread has.
+    #[must_use]
+    pub fn reads(&self) -> bool {
+        // No process has this number.
+        !matches!(self.jobs.get(&0, 0), Err(MapError::SyscallError(_)))
     }
 
     /// The ports that jobs of these thread groups send datagrams from, of those that have such a socket by now.

@@ -346,7 +346,11 @@ fn scheme(address: &str) -> Option<&'static str> {
         ("concat", &["concat"]),
     ];
     let scheme = scheme.to_ascii_lowercase();
-    known.into_iter().find(|(_, names)| names.contains(&&*scheme)).map(|(kind, _)| kind)
+    let looks = scheme.starts_with(|first: char| first.is_ascii_alphabetic())
+        && scheme.chars().all(|character| character.is_ascii_alphanumeric() || "+.-".contains(character));
+    // What ffmpeg would take for a protocol is one, whether we know it or not: behind it may stand anything.
+    let found = known.into_iter().find(|(_, names)| names.contains(&&*scheme)).map(|(kind, _)| kind);
+    found.or(looks.then_some("other"))
 }
 
 fn input_kind(address: &str, format: &str) -> &'static str {
@@ -478,11 +482,13 @@ mod tests {
     fn no_secret_of_an_address_is_told() {
         let command = parse(
             "ffmpeg -progress http://u:hunter2@h/progress/a?token=hunter2 -i rtmp://u:hunter2@h/app/hunter2 -c copy -f flv \
-             rtmp://live/app/hunter2 -f mpegts srt://h:1?streamid=hunter2&passphrase=hunter2 -c:v libx264 https://h/hunter2/up.mp4?k=hunter2",
+             rtmp://live/app/hunter2 -f flv rtmpts://h/app/hunter2 amqp://u:hunter2@h -f mpegts srt://h:1?streamid=hunter2&passphrase=hunter2 -c:v libx264 https://h/hunter2/up.mp4?k=hunter2",
         );
         let told = serde_json::to_string(&command).unwrap();
         assert!(!told.contains("hunter2"), "{told}");
-        assert_eq!(command.outputs.len(), 3);
+        assert_eq!(command.outputs.len(), 5);
+        let progress = parse("ffmpeg -progress async:http://h/p/hunter2?token=hunter2 -i a b.mp4").progress.unwrap();
+        assert_eq!((&*progress.kind, &*progress.stream), ("other", ""));
         assert!(command.outputs[0].name.starts_with("rtmp-") && command.outputs[0].codec == "copy");
         assert_ne!(command.outputs[0].name, parse("ffmpeg -i a -f flv rtmp://live/app/other").outputs[0].name);
     }

@@ -9,6 +9,7 @@ pub mod command;
 use std::{
     collections::{BTreeMap, HashMap},
     fs, io,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -20,7 +21,7 @@ use crate::{
     containers::Directory,
     cpu::{CgroupKey, Exec, Execs},
     ledger::Holder,
-    state::Unavailable,
+    state::{Reason, Unavailable},
     tick::News,
 };
 
@@ -30,6 +31,12 @@ const MAX_JOBS: usize = 1024;
 const SCAN_EVERY: Duration = Duration::from_secs(5);
 /// For how long a new job's port is looked for; ffmpeg opens it while it reads its command line.
 const LOOK_FOR_PORTS: Duration = Duration::from_secs(30);
+/// A job stays known for so long after its end, however short its series are shown: whoever keeps records must hear of it.
+const SHOWN_AT_LEAST: Duration = Duration::from_secs(20);
+/// How far a process's clock may seem to go back: what a running thread ran since the scheduler last looked.
+const REUSED_NS: u64 = 100_000_000;
+/// The inode of the first pid namespace (include/linux/proc_ns.h, PROC_PID_INIT_INO).
+const FIRST_PIDS: u64 = 0xEFFF_FFFC;
 /// Longest command line that is read.
 const MAX_LINE: u64 = 64 << 10;
 
@@ -61,6 +68,8 @@ struct Live {
     ports: Vec<u16>,
     /// Until when they are looked for.
     look_until: Option<Instant>,
+    /// Looks in a row that found no such process, although no end was told.
+    absent: u32,
 }
 
 /// A job's process, for whoever must tell its reports from others'.
@@ -68,8 +77,8 @@ struct Live {
 pub struct Process {
     /// The number of the job.
     pub job: u32,
-    /// On this host.
-    pub pid: u32,
+    /// On this host, while it lives.
+    pub pid: Option<u32>,
     /// Local ports of its UDP sockets.
     pub ports: Vec<u16>,
 }
@@ -79,11 +88,27 @@ pub struct Process {
 pub struct Names(pub Vec<String>);
 
 impl Names {
+    /// As the kernel side compares: it keeps 15 bytes of a name.
     fn matches(&self, comm: &str) -> bool {
+        let kept = |text: &str| text.as_bytes()[..text.len().min(15)].to_vec();
         self.0.iter().any(|pattern| match pattern.strip_suffix('*') {
-            Some(start) => comm.starts_with(&start[..start.len().min(15)]),
-            None => comm == pattern.get(..15).unwrap_or(pattern),
+            Some(start) => !start.is_empty() && comm.as_bytes().starts_with(&kept(start)),
+            None => kept(comm) == kept(pattern),
         })
+    }
+
+    /// A command line without the interpreter of a script that has one of these names.
+    fn without_interpreter<'a>(&self, line: &'a [u8]) -> &'a [u8] {
+        let mut words = line.split(|byte| *byte == 0);
+        let job = |word: Option<&[u8]>| {
+            let name = word.and_then(|word| word.rsplit(|byte| *byte == b'/').next());
+            name.is_some_and(|name| self.matches(&String::from_utf8_lossy(name)))
+        };
+        let first = words.next();
+        if job(first) || !job(words.next()) {
+            return line;
+        }
+        first.and_then(|first| line.get(first.len() + 1..)).unwrap_or(line)
     }
 }
 
@@ -99,6 +124,8 @@ pub struct Jobs {
     last_scan: Option<Instant>,
     lost: u64,
     dropped: u64,
+    /// Other pids than the host's: nothing can be followed.
+    elsewhere: bool,
 }
 
 impl Jobs {
@@ -106,8 +133,19 @@ impl Jobs {
     #[must_use]
     pub fn new(names: Names, procfs: &Path, retain: Duration) -> Self {
         let patterns: Vec<_> = names.0.iter().map(|name| crate::cpu::exec_name(name)).collect();
+        let elsewhere = fs::metadata("/proc/self/ns/pid").is_ok_and(|meta| meta.ino() != FIRST_PIDS);
+        let execs = if elsewhere {
+            // The kernel side tells the numbers that processes have there; here they are others'.
+            Err(Unavailable::new(
+                Reason::Absent,
+                "this probe has pids of its own, and jobs are known by the host's: run it with the host's (docker: --pid=host; Kubernetes: hostPID)",
+            ))
+        } else {
+            Execs::load(&patterns)
+        };
         Self {
-            execs: Execs::load(&patterns),
+            elsewhere,
+            execs,
             names,
             procfs: procfs.to_owned(),
             retain,
@@ -137,6 +175,9 @@ impl Jobs {
         directory: &mut Directory,
         news: &mut News,
     ) -> Vec<(u32, u64)> {
+        if self.elsewhere {
+            return Vec::new();
+        }
         let (events, lost) = match &mut self.execs {
             Ok(execs) => (execs.drain(), execs.lost()),
             Err(_) => (Vec::new(), 0),
@@ -158,23 +199,34 @@ impl Jobs {
         }
         let mut gone = Vec::new();
         for live in self.live.values_mut().filter(|live| live.ended.is_none()) {
-            match process_clock_ns(live.tgid) {
-                Some(clock) => live.ran_ns = live.ran_ns.max(clock.saturating_sub(live.base_ns)),
-                // Its end is in the ring, and will be read at the next look; or there is no ring.
-                None if self.execs.is_err() => gone.push(live.tgid),
-                None => {}
+            let clock = process_clock_ns(live.tgid);
+            // A process that ran less than its job did is another, which has the number now.
+            let own = clock.filter(|clock| clock.saturating_add(REUSED_NS) >= live.base_ns.saturating_add(live.ran_ns));
+            match own {
+                Some(clock) => {
+                    live.ran_ns = live.ran_ns.max(clock.saturating_sub(live.base_ns));
+                    live.absent = 0;
+                }
+                // Its end is in the ring, and will be read at the next look; or the ring was full, or there is none.
+                None => {
+                    live.absent += 1;
+                    if self.execs.is_err() || live.absent > 1 || clock.is_some() {
+                        gone.push(live.tgid);
+                    }
+                }
             }
         }
         for tgid in gone {
             self.end(tgid, None, now, directory, news);
         }
         self.find_ports(now);
-        let retain = self.retain;
+        let clocks = self.live.iter().map(|(number, live)| (*number, live.ran_ns)).collect();
+        let retain = self.retain.max(SHOWN_AT_LEAST);
         let over = |live: &Live| live.ended.is_some_and(|at| now.duration_since(at) >= retain);
         news.jobs_gone.extend(self.live.iter().filter(|(_, live)| over(live)).map(|(number, _)| *number));
         self.live.retain(|_, live| !over(live));
         news.jobs_dropped = self.dropped;
-        self.live.iter().map(|(number, live)| (*number, live.ran_ns)).collect()
+        clocks
     }
 
     /// Asks for the ports of new jobs that report by datagrams.
@@ -206,9 +258,9 @@ impl Jobs {
         directory: &mut Directory,
         news: &mut News,
     ) {
-        // The same process, executed again: it goes on as what it was.
+        // The same process, executed again, is another job: a wrapper of the same name became what it wraps.
         if self.by_tgid.contains_key(&tgid) {
-            return;
+            self.end(tgid, Some(base_ns), Instant::now(), directory, news);
         }
         if self.live.len() >= MAX_JOBS && !self.make_room(news) {
             self.dropped += 1;
@@ -216,14 +268,14 @@ impl Jobs {
         }
         let number = self.next;
         self.next += 1;
-        let command = Command::parse(line);
-        let (holder, own) = directory.adopt(&cgroup, number, command.stream());
+        let command = Command::parse(self.names.without_interpreter(line));
+        let (holder, own) = directory.adopt(&cgroup, number, command.stream(), Instant::now());
         self.by_tgid.insert(tgid, number);
         // Who reports by datagrams has a socket for it soon after its beginning.
         let progress = command.progress.as_ref().filter(|progress| progress.kind == "udp");
         let look_until = progress.map(|_| Instant::now() + LOOK_FOR_PORTS);
         let ports = progress.and_then(|progress| progress.port).into_iter().collect();
-        self.live.insert(number, Live { tgid, base_ns, ran_ns: 0, own, ended: None, ports, look_until });
+        self.live.insert(number, Live { tgid, base_ns, ran_ns: 0, own, ended: None, ports, look_until, absent: 0 });
         news.jobs.push(Job { number, holder, own, unix_ns, command });
     }
 
@@ -269,6 +321,11 @@ impl Jobs {
             if let Ok(execs) = &mut self.execs {
                 // What its threads ran that have ended is what the process ran and its threads did not.
                 execs.follow(tgid, clock.saturating_sub(threads_ns(&self.procfs, tgid)));
+                // Gone meanwhile: nobody would tell of its end.
+                if process_clock_ns(tgid).is_none() {
+                    execs.unfollow(tgid);
+                    continue;
+                }
             }
             self.meet(tgid, cgroup, clock, unix_ns, &line, directory, news);
         }
@@ -282,11 +339,17 @@ impl Jobs {
         (!line.is_empty()).then_some(line)
     }
 
-    /// The process of a job that lives, and the ports that its datagrams may come from.
+    /// The process of a job, while it lives, and the ports that its datagrams come from, or came.
     #[must_use]
     pub fn process(&self, number: u32) -> Option<Process> {
-        let live = self.live.get(&number).filter(|live| live.ended.is_none())?;
-        Some(Process { job: number, pid: live.tgid, ports: live.ports.clone() })
+        let live = self.live.get(&number)?;
+        let pid = live.ended.is_none().then_some(live.tgid);
+        Some(Process { job: number, pid, ports: live.ports.clone() })
+    }
+
+    /// True when what the kernel side tells can be read with the rights that this thread has.
+    pub fn reads(&self) -> bool {
+        self.execs.as_ref().map_or(true, Execs::reads)
     }
 
     /// Beginnings and ends that were not told, because too many came between two looks.
@@ -340,6 +403,12 @@ mod tests {
         let names = Names(vec!["ffmpeg".into(), "gst-*".into(), "a-very-long-program".into()]);
         assert!(names.matches("ffmpeg") && names.matches("gst-launch-1.0") && names.matches("a-very-long-pro"));
         assert!(!names.matches("ffmpeg2") && !names.matches("gst") && !names.matches(""));
+        assert!(!Names(vec!["*".into(), "üüüüüüüüüüüü*".into()]).matches("sh"));
+        let line = |words: &str| words.replace(' ', "\0").into_bytes();
+        assert_eq!(names.without_interpreter(&line("/bin/bash /usr/bin/ffmpeg -y")), line("/usr/bin/ffmpeg -y"));
+        for whole in ["/usr/bin/ffmpeg ffmpeg", "ffmpeg", "bash -c x", ""] {
+            assert_eq!(names.without_interpreter(&line(whole)), line(whole));
+        }
     }
 
     #[test]

@@ -35,13 +35,24 @@ impl By {
     }
 }
 
+/// Where a stream runs.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Place {
+    /// In a container, by the probe's number for it.
+    Container(u32),
+    /// In a row of its own, by that row's name: the next job of the name has another row, and carries the same series on.
+    Own,
+    /// In none that has series.
+    Nowhere,
+}
+
 /// A stream: one series, however many jobs follow each other under its name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct StreamId {
     /// Its name.
     pub name: String,
-    /// The container that it runs in; `None` outside of all.
-    pub container: Option<u32>,
+    /// Where it runs.
+    pub place: Place,
     /// What it is encoded with, as far as known.
     pub codec: String,
     /// How its part was found.
@@ -53,8 +64,8 @@ pub struct StreamId {
 pub struct Running {
     /// Who.
     pub job: Arc<Job>,
-    /// Its streams, with what each weighs.
-    pub streams: Vec<(StreamId, u64)>,
+    /// Its streams, with what each weighs and which output it is, the first where it is several.
+    pub streams: Vec<(StreamId, u64, usize)>,
     /// What it ran since it began.
     pub ran_ns: u64,
     /// What it was given since then.
@@ -89,8 +100,8 @@ impl Streams {
         let held = self.held_ns.get(&holder).copied().unwrap_or(0);
         let mut streams = streams(job);
         // A series more for each stream that has none; over the ceiling a job keeps its own figures and has no series.
-        let new = streams.iter().filter(|(id, _)| !self.known(id)).count();
-        if self.jobs.values().map(|running| running.streams.len()).sum::<usize>() + new > self.limit {
+        let new = streams.iter().filter(|(id, ..)| !self.known(id)).count();
+        if new > 0 && self.distinct() + new > self.limit {
             self.dropped += 1;
             streams.clear();
         }
@@ -106,7 +117,13 @@ impl Streams {
     }
 
     fn known(&self, id: &StreamId) -> bool {
-        self.jobs.values().any(|running| running.streams.iter().any(|(known, _)| known == id))
+        self.jobs.values().any(|running| running.streams.iter().any(|(known, ..)| known == id))
+    }
+
+    /// Streams that have series, or will.
+    fn distinct(&self) -> usize {
+        let all = self.jobs.values().flat_map(|running| running.streams.iter().map(|(id, ..)| id));
+        all.collect::<std::collections::BTreeSet<_>>().len()
     }
 
     /// A job ended at this moment.
@@ -119,7 +136,7 @@ impl Streams {
     /// A job is shown no more; neither are streams that no other job carries on.
     pub fn forget(&mut self, number: u32) {
         let Some(gone) = self.jobs.remove(&number) else { return };
-        for (id, _) in gone.streams {
+        for (id, ..) in gone.streams {
             if !self.known(&id) {
                 self.totals.retain(|(known, _), _| *known != id);
             }
@@ -180,7 +197,7 @@ impl Streams {
                 if let Some(running) = self.jobs.get_mut(&number) {
                     running.joules += joules;
                     let weights: Vec<_> =
-                        running.streams.iter().enumerate().map(|(at, (_, weight))| (at, *weight)).collect();
+                        running.streams.iter().enumerate().map(|(at, (_, weight, _))| (at, *weight)).collect();
                     for (at, joules) in close(joules, Microjoules::ZERO, &weights).shares {
                         *self.totals.entry((running.streams[at].0.clone(), id.origin)).or_default() += joules;
                     }
@@ -207,20 +224,25 @@ impl Streams {
 }
 
 /// The streams of a job, with what each weighs.
-fn streams(job: &Job) -> Vec<(StreamId, u64)> {
-    let container = match (job.own, job.holder) {
-        (Some(own), _) => Some(own),
-        (None, Holder::Container(number)) => Some(number),
-        (None, _) => None,
+fn streams(job: &Job) -> Vec<(StreamId, u64, usize)> {
+    let place = match (job.own, job.holder) {
+        (Some(_), _) => Place::Own,
+        (None, Holder::Container(number)) => Place::Container(number),
+        (None, _) => Place::Nowhere,
     };
     let outputs = &job.command.outputs;
     let codec = || outputs.iter().map(|output| &*output.codec).find(|codec| !codec.is_empty()).unwrap_or_default();
+    let id = |name: &str, codec: &str, by| StreamId {
+        name: name.to_owned(),
+        place: place.clone(),
+        codec: codec.to_owned(),
+        by,
+    };
     if let Some(name) = job.command.stream() {
-        let id = StreamId { name: name.to_owned(), container, codec: codec().to_owned(), by: By::Process };
-        return vec![(id, 1)];
+        return vec![(id(name, codec(), By::Process), 1, 0)];
     }
     if outputs.is_empty() {
-        return vec![(StreamId { name: "unnamed".to_owned(), container, codec: String::new(), by: By::Process }, 1)];
+        return vec![(id("unnamed", "", By::Process), 1, 0)];
     }
     // An output without a rate of its own has that of another: the source's.
     let rate = outputs.iter().find_map(|output| output.millifps).unwrap_or(25_000);
@@ -229,12 +251,12 @@ fn streams(job: &Job) -> Vec<(StreamId, u64)> {
         Some(pixels) => (By::Pixels, pixels),
         None => (By::Outputs, vec![1; outputs.len()]),
     };
-    let mut all: Vec<(StreamId, u64)> = Vec::new();
-    for (output, weight) in outputs.iter().zip(weights) {
-        let id = StreamId { name: output.name.clone(), container, codec: output.codec.clone(), by };
-        match all.iter_mut().find(|(known, _)| *known == id) {
-            Some((_, sum)) => *sum = sum.saturating_add(weight),
-            None => all.push((id, weight)),
+    let mut all: Vec<(StreamId, u64, usize)> = Vec::new();
+    for (at, (output, weight)) in outputs.iter().zip(weights).enumerate() {
+        let id = id(&output.name, &output.codec, by);
+        match all.iter_mut().find(|(known, ..)| *known == id) {
+            Some((_, sum, _)) => *sum = sum.saturating_add(weight),
+            None => all.push((id, weight, at)),
         }
     }
     all
