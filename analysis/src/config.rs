@@ -78,7 +78,7 @@ pub struct Serve {
     record: Option<PathBuf>,
 
     /// Money for a kilowatt hour
-    #[arg(long = "energy.price", value_name = "PRICE", env = "ENERGY_COST_PER_KWH", default_value_t = 0.12, value_parser = price)]
+    #[arg(long = "energy.price", value_name = "PRICE", env = "ENERGY_COST_PER_KWH", default_value_t = 0.12, value_parser = program::price)]
     pub price: f64,
 
     /// In which currency
@@ -131,11 +131,6 @@ impl Serve {
     pub fn record(&self) -> Option<PathBuf> {
         self.record.clone().or_else(|| self.results_dir.is_dir().then(|| self.results_dir.join("streams.ndjson")))
     }
-}
-
-fn price(text: &str) -> Result<f64, String> {
-    let price: f64 = text.parse().map_err(|_| "give a number, for example 0.12".to_owned())?;
-    if (0.0..=1e6).contains(&price) { Ok(price) } else { Err("0 to 1000000".into()) }
 }
 
 fn refresh(text: &str) -> Result<Duration, String> {

@@ -3,7 +3,8 @@
 //! [`family`] defines a metric once: name, type, labels, help; pages and documentation come from that definition.
 //! [`label`] bounds what comes from outside,
 //! [`page`] renders families to bytes, [`server`] hands the bytes out, [`landing`] is the page for people, [`process`]
-//! measures ourselves, [`docs`] makes the tables of the documentation, [`program`] holds the habits of the command line.
+//! measures ourselves, [`docs`] makes the tables of the documentation, [`program`] holds the habits of the command line, [`progress`] reads what ffmpeg
+//! says of itself.
 
 mod connections;
 pub mod docs;
@@ -14,4 +15,5 @@ pub mod listen;
 pub mod page;
 pub mod process;
 pub mod program;
+pub mod progress;
 pub mod server;

@@ -38,6 +38,15 @@ pub fn version() -> &'static str {
     concat!(env!("CARGO_PKG_VERSION"), " (", env!("WATTCAST_REVISION"), ")")
 }
 
+/// A price on the command line.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn price(text: &str) -> Result<f64, String> {
+    let price: f64 = text.parse().map_err(|_| "give a number, for example 0.12".to_owned())?;
+    if (0.0..=1e6).contains(&price) { Ok(price) } else { Err("0 to 1000000".into()) }
+}
+
 /// Parses the command line. An unknown flag or value names the nearest right one and ends with [`EX_USAGE`].
 ///
 /// # Errors

@@ -4,7 +4,7 @@
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|pieces: Vec<Vec<u8>>| {
-    let mut parser = analysis::streams::progress::Parser::default();
+    let mut parser = exporter::progress::Parser::default();
     for piece in &pieces {
         parser.feed(piece, |report| assert!(report.fps.is_none_or(f64::is_finite)));
     }

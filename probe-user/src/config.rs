@@ -187,7 +187,7 @@ pub enum Job {
         #[arg(long, value_name = "FILE")]
         output: Option<PathBuf>,
         /// Money for a kilowatt hour
-        #[arg(long, value_name = "PRICE", env = "ENERGY_COST_PER_KWH", default_value_t = 0.12, value_parser = price)]
+        #[arg(long, value_name = "PRICE", env = "ENERGY_COST_PER_KWH", default_value_t = 0.12, value_parser = program::price)]
         price: f64,
         /// In which currency
         #[arg(long, value_name = "ISO4217", env = "CURRENCY", default_value = "USD")]
@@ -439,11 +439,6 @@ pub(crate) struct Limits {
     /// Most memory for the past that /api/v1/window answers from
     #[arg(long = "window.bytes", value_name = "BYTES", default_value_t = 16 << 20)]
     pub(crate) window_bytes: usize,
-}
-
-fn price(text: &str) -> Result<f64, String> {
-    let price: f64 = text.parse().map_err(|_| "give a number, for example 0.12".to_owned())?;
-    if (0.0..=1e6).contains(&price) { Ok(price) } else { Err("0 to 1000000".into()) }
 }
 
 fn tick(text: &str) -> Result<Duration, String> {

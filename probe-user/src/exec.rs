@@ -6,7 +6,7 @@
 use std::{
     ffi::OsString,
     fs::{self, File, OpenOptions},
-    io::{self, BufRead as _, BufReader, Read as _, Write as _},
+    io::{self, Read as _, Write as _},
     os::{
         fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
         unix::process::{CommandExt as _, ExitStatusExt as _},
@@ -22,6 +22,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
+use exporter::progress::Parser;
 use serde::Serialize;
 
 use crate::{
@@ -476,34 +477,20 @@ fn pipe() -> Result<(OwnedFd, OwnedFd)> {
 
 /// Reads ffmpeg's reports to their end, and tells each. Reading never waits for anything, so ffmpeg never waits for us.
 fn progress(read: OwnedFd, tell: &mpsc::Sender<Frames>) {
-    /// Longest line of a report that is looked at.
-    const MAX_LINE: u64 = 4096;
-    let mut lines = BufReader::new(File::from(read));
-    let mut frames = Frames::default();
-    loop {
-        let mut line = Vec::new();
-        match (&mut lines).take(MAX_LINE).read_until(b'\n', &mut line) {
-            Ok(0) | Err(_) => return,
-            Ok(_) => {}
-        }
-        let line = String::from_utf8_lossy(&line);
-        let Some((key, value)) = line.trim().split_once('=') else { continue };
-        let number = || value.trim().parse::<i64>().ok();
-        match key {
-            "frame" => frames.frames = number().and_then(|n| u64::try_from(n).ok()).unwrap_or(frames.frames),
-            "drop_frames" => frames.dropped = number().and_then(|n| u64::try_from(n).ok()).unwrap_or(frames.dropped),
-            "dup_frames" => {
-                frames.duplicated = number().and_then(|n| u64::try_from(n).ok()).unwrap_or(frames.duplicated);
+    let (mut pipe, mut parser, mut frames) = (File::from(read), Parser::default(), Frames::default());
+    let mut buffer = [0; 4096];
+    while let Ok(length @ 1..) = pipe.read(&mut buffer) {
+        parser.feed(&buffer[..length], |report| {
+            // What one report leaves out has not gone back.
+            frames.frames = report.frames.unwrap_or(frames.frames);
+            frames.dropped = report.dropped.unwrap_or(frames.dropped);
+            frames.duplicated = report.duplicated.unwrap_or(frames.duplicated);
+            if let Some(us) = report.out_time_us {
+                frames.media_seconds = seconds(i64::try_from(us.saturating_mul(1000)).unwrap_or(i64::MAX));
             }
-            "out_time_us" => {
-                if let Some(us) = number().filter(|us| *us >= 0) {
-                    frames.media_seconds = seconds(us.saturating_mul(1000));
-                }
-            }
-            // Nobody to tell means that the report is out.
-            "progress" => drop(tell.send(frames.clone())),
-            _ => {}
-        }
+            // Nobody to tell means that our report is out.
+            let _ = tell.send(frames.clone());
+        });
     }
 }
 

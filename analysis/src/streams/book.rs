@@ -7,9 +7,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use exporter::label;
-
-use super::progress::Report;
+use exporter::{label, progress::Report};
 
 /// A job that says nothing for this long is no more active; ffmpeg reports twice a second.
 const QUIET: Duration = Duration::from_secs(5);

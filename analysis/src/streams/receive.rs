@@ -22,6 +22,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::post,
 };
+use exporter::progress::{Parser, Report};
 use http_body_util::BodyExt as _;
 use serde::Deserialize;
 use tokio::{
@@ -33,7 +34,6 @@ use tracing::{info, warn};
 use super::{
     book::{Book, SourceId},
     names::Known,
-    progress::{Parser, Report},
 };
 
 /// Largest datagram that is looked at.

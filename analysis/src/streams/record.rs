@@ -193,8 +193,9 @@ impl Record {
 mod tests {
     use std::time::Instant;
 
+    use exporter::progress::Report;
+
     use super::*;
-    use crate::streams::progress::Report;
 
     #[test]
     fn a_job_is_written_once_whoever_starts_again() {
