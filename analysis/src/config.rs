@@ -1,6 +1,6 @@
 //! The command line: flags over environment over defaults.
 
-use std::{path::PathBuf, time::Duration};
+use std::{fs, io, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 use exporter::{
@@ -53,9 +53,10 @@ pub struct Serve {
     #[arg(long = "ffmpeg.port", value_name = "PORT", env = "FFMPEG_EXPORTER_PORT", default_value_t = 9506)]
     ffmpeg_port: u16,
 
-    /// What a post of progress must carry, as ?token=… or Authorization: Bearer …; then no datagrams are taken, for they carry none
-    #[arg(long = "ffmpeg.token", value_name = "TOKEN", env = "FFMPEG_PROGRESS_TOKEN", hide_env_values = true)]
-    pub token: Option<String>,
+    /// File that holds what a post of progress must carry, as ?token=… or Authorization: Bearer …; then no datagrams are taken, for they
+    /// carry none. Or the token itself in the environment: FFMPEG_PROGRESS_TOKEN
+    #[arg(long = "ffmpeg.token-file", value_name = "FILE", env = "FFMPEG_PROGRESS_TOKEN_FILE")]
+    token_file: Option<PathBuf>,
 
     /// Unix socket for -progress unix:PATH; it is made for its owner and group
     #[arg(long = "ffmpeg.socket", value_name = "PATH")]
@@ -124,6 +125,22 @@ impl Serve {
     #[must_use]
     pub fn nginx_addresses(&self) -> Vec<Listen> {
         all_beside(&self.addresses(), self.nginx_port)
+    }
+
+    /// What a post of progress must carry; never from the command line, which everybody can read.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or is empty: nobody is let in by an accident.
+    pub fn token(&self) -> io::Result<Option<String>> {
+        let text = match &self.token_file {
+            Some(file) => fs::read_to_string(file)?,
+            None => match std::env::var("FFMPEG_PROGRESS_TOKEN") {
+                Ok(text) => text,
+                Err(_) => return Ok(None),
+            },
+        };
+        let token = text.trim();
+        if token.is_empty() { Err(io::Error::other("an empty token")) } else { Ok(Some(token.to_owned())) }
     }
 
     /// Where ended jobs are kept; `None` where there is no place for them.

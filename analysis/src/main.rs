@@ -8,7 +8,7 @@ use std::{
 
 use analysis::{
     config::{Command, Config, Serve},
-    serve::{Board, Loader},
+    serve::{self, Loader},
     streams::{
         book::Book,
         names::Known,
@@ -32,7 +32,7 @@ fn main() -> ExitCode {
         Err(code) => return code,
     };
     program::log(&config.log_level);
-    match serve(&config) {
+    match run(&config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("wattcast-analysis: {error:#}");
@@ -41,22 +41,22 @@ fn main() -> ExitCode {
     }
 }
 
-fn serve(config: &Serve) -> Result<()> {
+fn run(config: &Serve) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         info!("wattcast-analysis {}", program::version());
         let listeners = server::bind(&config.addresses()).await?;
         let (mut ports, stops) = streams(config).await?;
-        let board = Arc::new(Board::new(config.refresh));
+        let sheet = Arc::new(serve::sheet(config.refresh));
         let (stop_loader, stopped) = mpsc::channel();
         let (ended, loader_ended) = tokio::sync::oneshot::channel::<()>();
-        let loader = Loader::new(&config.results_dir, Probe::new(&config.probe_url));
-        let publish = board.clone();
+        let loader = Loader::new(&config.results_dir, Probe::new(&config.probe_url), config.refresh);
+        let publish = sheet.clone();
         thread::Builder::new().name("loader".into()).spawn(move || {
             let _ended = ended;
             loader.run(&publish, &stopped);
         })?;
-        ports.insert(0, Port::new(listeners, server::routes(board)));
+        ports.insert(0, Port::new(listeners, server::routes(sheet)));
         let outcome = server::serve(ports, "loader", loader_ended).await;
         drop((stop_loader, stops));
         Ok(outcome?)
@@ -68,8 +68,10 @@ async fn streams(config: &Serve) -> Result<(Vec<Port>, Vec<mpsc::Sender<()>>)> {
     let [ffmpeg, nginx] = watch::sheets(config.nginx_interval);
     let taken = server::bind(&config.ffmpeg_addresses()).await?;
     let book = Arc::new(Mutex::new(Book::new(config.streams, config.retain)));
-    let inlet = Inlet::new(book, Known::default(), config.token.as_deref());
-    if config.token.is_none() {
+    let token =
+        config.token().context("the token for posts of progress (--ffmpeg.token-file, FFMPEG_PROGRESS_TOKEN)")?;
+    let inlet = Inlet::new(book, Known::default(), token.as_deref());
+    if token.is_none() {
         for address in server::addresses(&taken) {
             let socket = tokio::net::UdpSocket::bind(address).await.with_context(|| {
                 format!("cannot take datagrams on {address}; choose another port with --ffmpeg.port")

@@ -2,18 +2,16 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::{Arc, mpsc},
+    sync::mpsc,
     time::{Duration, Instant},
 };
 
-use arc_swap::ArcSwapOption;
-use bytes::Bytes;
-use exporter::{landing::Landing, page, program, server::Pages};
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use crate::{
     results::{self, Row},
     run::Run,
+    sheet::Sheet,
     store::{self, Candidate},
     window::{Probe, Refused},
 };
@@ -21,84 +19,11 @@ use crate::{
 /// A probe that did not answer is asked again after this long, doubled each time up to the second figure.
 const ASK_AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
-struct Published {
-    metrics: Bytes,
-    run: Option<(Run, Vec<Row>)>,
-    /// Why nothing is served, or what is wrong with what is.
-    problems: Vec<String>,
-    at: Instant,
-}
-
-/// Where the loader puts its newest pages, and where requests find them.
-pub struct Board {
-    published: ArcSwapOption<Published>,
-    refresh: Duration,
-}
-
-impl Board {
-    /// An empty board; `refresh` tells when its data is stale.
-    #[must_use]
-    pub fn new(refresh: Duration) -> Self {
-        Self { published: ArcSwapOption::empty(), refresh }
-    }
-
-    fn stale(&self) -> Option<String> {
-        match &*self.published.load() {
-            None => Some("nothing was read yet".to_owned()),
-            // A probe that does not answer holds the loader up for one time-out per scenario.
-            Some(published) if published.at.elapsed() > self.refresh * 5 + Duration::from_secs(60) => {
-                Some(format!("the results were last looked at {:.0} s ago", published.at.elapsed().as_secs_f64()))
-            }
-            Some(_) => None,
-        }
-    }
-}
-
-impl Pages for Board {
-    fn metrics(&self) -> Option<Bytes> {
-        self.published.load().as_ref().map(|published| published.metrics.clone())
-    }
-
-    fn unhealthy(&self) -> Option<String> {
-        self.published.load().as_ref().and_then(|_| self.stale())
-    }
-
-    fn unready(&self) -> Vec<String> {
-        let mut missing: Vec<String> = self.stale().into_iter().collect();
-        if let Some(published) = &*self.published.load()
-            && published.run.is_none()
-        {
-            missing.extend(published.problems.iter().cloned());
-        }
-        missing
-    }
-
-    fn landing(&self) -> Landing {
-        let link = |path: &str, what: &str| (path.to_owned(), what.to_owned());
-        let mut landing = Landing {
-            name: "wattcast-analysis".into(),
-            about: "Turns runs into results, with the joules that the probe measured.".into(),
-            version: program::version().into(),
-            links: vec![
-                link("/metrics", "for Prometheus"),
-                link("/health", "alive?"),
-                link("/ready", "is there a run to serve?"),
-            ],
-            tables: Vec::new(),
-        };
-        let published = self.published.load();
-        let Some(published) = &*published else { return landing };
-        if let Some((run, rows)) = &published.run {
-            let heads = ["scenario", "seconds", "frames", "energy", ""].map(str::to_owned).to_vec();
-            let rows = rows.iter().map(shown).collect();
-            landing.tables.push((format!("Run {}", run.id), heads, rows));
-        }
-        if !published.problems.is_empty() {
-            let rows = published.problems.iter().map(|problem| vec![problem.clone()]).collect();
-            landing.tables.push(("Problems".into(), vec![String::new()], rows));
-        }
-        landing
-    }
+/// The page of port 9502. A probe that does not answer holds the loader up for one time-out per scenario.
+#[must_use]
+pub fn sheet(refresh: Duration) -> Sheet {
+    let stale = refresh * 5 + Duration::from_secs(60);
+    Sheet::new("wattcast-analysis", "Turns runs into results, with the joules that the probe measured.", stale)
 }
 
 fn shown(row: &Row) -> Vec<String> {
@@ -125,6 +50,8 @@ fn shown(row: &Row) -> Vec<String> {
 /// Keeps the newest run of a directory.
 pub struct Loader {
     dir: PathBuf,
+    /// How often it is looked at.
+    refresh: Duration,
     probe: Probe,
     /// The file that is served.
     served: Option<Candidate>,
@@ -141,9 +68,10 @@ pub struct Loader {
 impl Loader {
     /// Has read nothing yet.
     #[must_use]
-    pub fn new(dir: &Path, probe: Probe) -> Self {
+    pub fn new(dir: &Path, probe: Probe, refresh: Duration) -> Self {
         Self {
             dir: dir.to_owned(),
+            refresh,
             probe,
             served: None,
             spoilt: Vec::new(),
@@ -156,14 +84,14 @@ impl Loader {
     }
 
     /// Looks at the directory and publishes, until `stop` says so.
-    pub fn run(mut self, board: &Board, stop: &mpsc::Receiver<()>) {
+    pub fn run(mut self, sheet: &Sheet, stop: &mpsc::Receiver<()>) {
         loop {
             self.look();
-            self.publish(board);
+            self.publish(sheet);
             if self.ask() {
-                self.publish(board);
+                self.publish(sheet);
             }
-            if !matches!(stop.recv_timeout(board.refresh), Err(mpsc::RecvTimeoutError::Timeout)) {
+            if !matches!(stop.recv_timeout(self.refresh), Err(mpsc::RecvTimeoutError::Timeout)) {
                 return;
             }
         }
@@ -269,16 +197,20 @@ impl Loader {
         learnt
     }
 
-    fn publish(&self, board: &Board) {
-        let run = self.run.as_ref().map(|(run, rows)| (run, &**rows));
-        match page::render(results::families(run, self.problems.len(), &self.sources)) {
-            Ok(metrics) => board.published.store(Some(Arc::new(Published {
-                metrics,
-                run: self.run.clone(),
-                problems: self.problems.clone(),
-                at: Instant::now(),
-            }))),
-            Err(error) => error!("cannot render the page: {error}"),
+    fn publish(&self, sheet: &Sheet) {
+        let heads = |heads: &[&str]| heads.iter().map(|head| (*head).to_owned()).collect::<Vec<_>>();
+        let mut tables = Vec::new();
+        if let Some((run, rows)) = &self.run {
+            let heads = heads(&["scenario", "seconds", "frames", "energy", ""]);
+            tables.push((format!("Run {}", run.id), heads, rows.iter().map(shown).collect()));
         }
+        if !self.problems.is_empty() {
+            let rows = self.problems.iter().map(|problem| vec![problem.clone()]).collect();
+            tables.push(("Problems".to_owned(), heads(&[""]), rows));
+        }
+        // With a run to serve, problems are those of others.
+        let missing = if self.run.is_none() { self.problems.clone() } else { Vec::new() };
+        let run = self.run.as_ref().map(|(run, rows)| (run, &**rows));
+        sheet.write(results::families(run, self.problems.len(), &self.sources), tables, missing);
     }
 }

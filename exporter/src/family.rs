@@ -86,6 +86,35 @@ pub struct Buckets {
     pub sum: f64,
 }
 
+/// The families of a page whose rows come one source at a time, and not one family at a time.
+pub struct Families {
+    defs: &'static [&'static Def],
+    all: Vec<Family>,
+}
+
+impl Families {
+    /// Without rows, in the order of the definitions.
+    #[must_use]
+    pub fn new(defs: &'static [&'static Def]) -> Self {
+        Self { defs, all: defs.iter().map(|def| Family::new(def)).collect() }
+    }
+
+    /// Adds a row to the family of one of the definitions. `labels` are values in the order of the definition.
+    pub fn push(&mut self, def: &'static Def, labels: &[&str], value: f64) {
+        let at = self.defs.iter().position(|known| known.name == def.name);
+        debug_assert!(at.is_some(), "{} is not of this page", def.name);
+        if let Some(family) = at.and_then(|at| self.all.get_mut(at)) {
+            family.push(labels, value);
+        }
+    }
+
+    /// In the order of the definitions.
+    #[must_use]
+    pub fn into_vec(self) -> Vec<Family> {
+        self.all
+    }
+}
+
 /// A definition with its rows.
 pub struct Family {
     def: &'static Def,

@@ -21,7 +21,7 @@ use probe_user::{
     ledger::IdlePolicy,
     pages, privileges,
     recording::{Reader, Writer},
-    routes::{self, Board, Usage},
+    routes::{self, Board, StatsPages},
     sampler::{Parts, Request, Sampler},
     start,
     state::SourceState,
@@ -106,7 +106,7 @@ fn serve(config: &Config) -> Result<()> {
             Sampler::new(parts).run(&asked, |snapshot| publish.publish(snapshot));
         })?;
 
-        let usage = Port::new(stats, server::routes(Arc::new(Usage(board.clone()))));
+        let usage = Port::new(stats, server::routes(Arc::new(StatsPages(board.clone()))));
         let ports = vec![Port::new(listeners, server::routes(board.clone()).merge(routes::routes(board))), usage];
         let outcome = server::serve(ports, "sampler", sampler_ended).await;
         let _ = requests.send(Request::Stop);

@@ -167,9 +167,9 @@ impl Pages for Board {
 }
 
 /// The same board as port 9501 shows it: what containers use.
-pub struct Usage(pub Arc<Board>);
+pub struct StatsPages(pub Arc<Board>);
 
-impl Pages for Usage {
+impl Pages for StatsPages {
     fn metrics(&self) -> Option<Bytes> {
         self.0.published.load().as_ref().map(|published| published.usage.clone())
     }

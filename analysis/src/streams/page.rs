@@ -3,7 +3,7 @@
 use std::{collections::HashMap, time::Instant};
 
 use exporter::{
-    family::{Def, Family},
+    family::{Def, Families, Family},
     process, program,
 };
 
@@ -135,13 +135,11 @@ pub struct Context<'a> {
 /// The page's families, in order.
 #[must_use]
 pub fn families(inlet: &Inlet, context: &Context<'_>) -> Vec<Family> {
-    let mut all: Vec<Family> = DEFS.iter().map(|def| Family::new(def)).collect();
+    let mut all = Families::new(DEFS);
+    // What is not known, or no number, is absent.
     let mut push = |def: &'static Def, labels: &[&str], value: Option<f64>| {
-        let at = DEFS.iter().position(|known| std::ptr::eq(*known, def));
-        if let (Some(family), Some(value)) =
-            (at.and_then(|at| all.get_mut(at)), value.filter(|value| value.is_finite()))
-        {
-            family.push(labels, value);
+        if let Some(value) = value.filter(|value| value.is_finite()) {
+            all.push(def, labels, value);
         }
     };
     let book = inlet.book();
@@ -153,6 +151,7 @@ pub fn families(inlet: &Inlet, context: &Context<'_>) -> Vec<Family> {
     push(&NO_ROOM, &[], Some(float(book.dropped())));
     push(&UP, &[], Some(1.0));
     drop(book);
+    let mut all = all.into_vec();
     all.push(program::build_info());
     all.extend(process::families());
     all
