@@ -19,7 +19,7 @@ use crate::{
         AccountId, Book, Closed, Holder, IdlePolicy, Rules, close,
         idle::{Baseline, Estimate, Sample},
         share_idle,
-        streams::{Place, Streams},
+        streams::Streams,
         uncertainty::{Bound, Conditions},
     },
     snapshot::{AccountRow, ContainerRow, IdleRow, Snapshot, StreamRow, ZoneRow},
@@ -622,18 +622,7 @@ impl Accountant {
     }
 
     fn stream_rows(&self) -> Vec<StreamRow> {
-        self.streams
-            .totals()
-            .map(|(id, origin, joules)| StreamRow {
-                id: id.clone(),
-                container: match id.place {
-                    Place::Container(number) => self.containers.get(&number).cloned(),
-                    Place::Own | Place::Nowhere => None,
-                },
-                origin,
-                joules,
-            })
-            .collect()
+        self.streams.totals().map(|(id, origin, joules)| StreamRow { id: id.clone(), origin, joules }).collect()
     }
 
     fn container_rows(&self, given: &[Given], ran: &RanBy, length_ns: Option<u64>) -> Vec<ContainerRow> {

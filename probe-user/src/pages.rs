@@ -229,19 +229,19 @@ fn cpu(snapshot: &Snapshot) -> Vec<Family> {
 fn streams(snapshot: &Snapshot) -> Vec<Family> {
     let known: BTreeMap<u32, &Container> =
         snapshot.containers.iter().map(|row| (row.container.number, &*row.container)).collect();
-    // A row of its own goes by the stream's name.
-    let place = |id: &StreamId| -> [String; 2] {
-        match id.place {
-            Place::Container(number) => known
-                .get(&number)
-                .map_or_else(Default::default, |container| [container.name.clone(), container.id.clone()]),
+    // A row of its own goes by the stream's name. With a container's series end its streams', which would go by another name without it.
+    let place = |id: &StreamId| -> Option<[String; 2]> {
+        Some(match id.place {
+            Place::Container(number) => {
+                known.get(&number).map(|container| [container.name.clone(), container.id.clone()])?
+            }
             Place::Own => [id.name.clone(), String::new()],
             Place::Nowhere => Default::default(),
-        }
+        })
     };
     let mut joules: BTreeMap<[String; 6], Microjoules> = BTreeMap::new();
     for row in &snapshot.streams {
-        let [container, who] = place(&row.id);
+        let Some([container, who]) = place(&row.id) else { continue };
         let (source, by) = (row.origin.as_str().to_owned(), row.id.by.as_str().to_owned());
         let labels = [row.id.name.clone(), container, who, row.id.codec.clone(), source, by];
         *joules.entry(labels).or_default() += row.joules;
@@ -255,7 +255,7 @@ fn streams(snapshot: &Snapshot) -> Vec<Family> {
         let command = &running.job.command;
         let mut counted: Vec<[String; 3]> = Vec::new();
         for (id, _, at) in &running.streams {
-            let [container, who] = place(id);
+            let Some([container, who]) = place(id) else { continue };
             let key = [id.name.clone(), container, who];
             let output = command.outputs.get(*at).cloned().unwrap_or_default();
             let fps = |milli: u32| format!("{}", f64::from(milli) / 1000.0);

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize, Serializer, ser::SerializeSeq as _};
 use crate::{
     cpu::{COUNTERS, CgroupKey, Queue, Reading, RunTime, Tier},
     energy::zone::Origin,
-    jobs::Job,
+    jobs::{Job, command::MAX_OUTPUTS},
     tick::{News, RawTick, Setup},
     topology::MAX_CPUS,
 };
@@ -38,8 +38,6 @@ const MAX_FIGURES: usize = 1 << 20;
 const MAX_TEXT: usize = 1024;
 /// Longest reason why a tier does not serve.
 const MAX_REASON: usize = 4096;
-/// Most outputs of a job.
-const MAX_OUTPUTS: usize = 64;
 /// Ticks between two points up to which a torn file can be read.
 const FLUSH_EVERY: u32 = 10;
 

@@ -107,8 +107,6 @@ pub struct Snapshot {
 pub struct StreamRow {
     /// Which.
     pub id: StreamId,
-    /// Where it runs; `None` outside of all containers.
-    pub container: Option<Arc<Container>>,
     /// How its joules were obtained.
     pub origin: Origin,
     /// Since the start.

@@ -223,7 +223,7 @@ mod tests {
         (dir, files)
     }
 
-    /// As containerd 1.7 and CRI-O 1.28 write them, shortened.
+    /// By the names that containerd's CRI plugin and CRI-O give to annotations; no Kubernetes ran for this.
     #[test]
     fn pods_are_told_with_their_containers() {
         let cri = r#"{"ociVersion":"1.0.2","annotations":{"io.kubernetes.cri.container-name":"encoder","io.kubernetes.cri.sandbox-name":"live-0",

@@ -258,26 +258,14 @@ impl Directory {
                     let identity = Identity::Container(id.to_owned());
                     let ran = running.contains(key);
                     let holder = self.admit(*key, identity, ran, runtime, short(id), short(id), ask_at);
-                    if let Holder::Container(number) = holder
-                        && let Some(record) = self.records.get_mut(&number)
-                        && !record.homes.iter().any(|home| home.hierarchy == key.hierarchy)
-                    {
-                        let path = path::topmost(path, id).to_owned();
-                        record.homes.push(Home { hierarchy: key.hierarchy, path });
-                    }
+                    self.lives_at(holder, key.hierarchy, path::topmost(path, id));
                     self.holders.insert(*key, holder);
                 }
                 Workload::Plain if let Some((namespace, id)) = self.files.task(path) => {
                     let whole = format!("{namespace}/{id}");
                     let identity = Identity::Task(whole.clone());
                     let holder = self.admit(*key, identity, running.contains(key), "containerd", id, &whole, None);
-                    if let Holder::Container(number) = holder
-                        && let Some(record) = self.records.get_mut(&number)
-                        && !record.homes.iter().any(|home| home.hierarchy == key.hierarchy)
-                    {
-                        let path = format!("/{namespace}/{id}");
-                        record.homes.push(Home { hierarchy: key.hierarchy, path });
-                    }
+                    self.lives_at(holder, key.hierarchy, &format!("/{whole}"));
                     self.holders.insert(*key, holder);
                 }
                 Workload::Plain if running.contains(key) || self.holders.contains_key(key) => {
@@ -299,7 +287,17 @@ impl Directory {
         }
     }
 
-    #[expect(clippy::too_many_arguments, reason = "what is known of a newcomer; there are two callers")]
+    /// Notes where a container's files are: its topmost cgroup in each tree.
+    fn lives_at(&mut self, holder: Holder, hierarchy: u64, path: &str) {
+        if let Holder::Container(number) = holder
+            && let Some(record) = self.records.get_mut(&number)
+            && !record.homes.iter().any(|home| home.hierarchy == hierarchy)
+        {
+            record.homes.push(Home { hierarchy, path: path.to_owned() });
+        }
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "what is known of a newcomer; its callers are few")]
     fn admit(
         &mut self,
         key: CgroupKey,
@@ -441,8 +439,8 @@ impl Directory {
     /// In a container, or a cgroup made by hand, it is a part of that. A systemd unit that runs a job becomes a workload as a whole. In
     /// what is left, a login's session or the root, a job has a row of its own: merged with the shell beside it it would be nobody's.
     pub fn adopt(&mut self, key: &CgroupKey, job: u32, stream: Option<&str>, now: Instant) -> (Holder, Option<u32>) {
-        // A cgroup that was made since the last look is looked at now: a job that were given a row of its own in a container would be
-        // billed in both.
+        // A cgroup that was made since the last look is looked at now: with a row of its own, a job in a container would be billed
+        // in both.
         if !self.seen.contains_key(key) {
             self.seen = self.trees.scan().live;
         }

@@ -12,7 +12,7 @@ use std::{
     sync::Arc,
 };
 
-use super::Container;
+use super::{Container, tree::Trees};
 use crate::cpu::hierarchy;
 
 /// Largest file that is read: `memory.stat` has 3 kB, `io.stat` a line for each device.
@@ -81,7 +81,8 @@ pub struct EngineRow {
 #[derive(Default)]
 struct Open {
     files: Option<Files>,
-    inactive: u64,
+    /// Inactive file cache at the last reading of it.
+    inactive: Option<u64>,
     seen: u64,
 }
 
@@ -97,6 +98,8 @@ struct Files {
 /// Reads all of them.
 pub struct Stats {
     cgroupfs: PathBuf,
+    /// The trees that count CPU time; those of v1's other controllers stand beside them.
+    trees: Option<Trees>,
     procfs: PathBuf,
     /// Of the machine.
     memory: u64,
@@ -123,6 +126,7 @@ impl Stats {
             .find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
         Self {
             cgroupfs: cgroupfs.to_owned(),
+            trees: Trees::find(cgroupfs).ok(),
             procfs: procfs.to_owned(),
             memory: total.unwrap_or(0).saturating_mul(1024),
             host_network: fs::metadata(procfs.join("1/net/dev")).ok().map(|meta| meta.ino()),
@@ -155,7 +159,7 @@ impl Stats {
                 None => None,
             };
             open.seen += 1;
-            let due = (u64::from(container.number) + self.ticks).is_multiple_of(STAT_EVERY) || open.inactive == 0;
+            let due = (u64::from(container.number) + self.ticks).is_multiple_of(STAT_EVERY) || open.inactive.is_none();
             let usage = files.as_ref().map(|files| self.usage(files, &mut open.inactive, due)).unwrap_or_default();
             // A cgroup that has gone gives ENODEV; its files are closed, and with them its network.
             let keep = rows.len() < self.most_open && (usage.memory.is_some() || usage.block.is_some());
@@ -174,12 +178,10 @@ impl Stats {
         let at = |dir: &Path, path: &str| dir.join(path.trim_start_matches('/'));
         let v2 = homes.iter().find(|home| home.hierarchy == hierarchy::V2);
         let path = &homes.first()?.path;
-        let unified = [self.cgroupfs.clone(), self.cgroupfs.join("unified")]
-            .into_iter()
-            .find(|dir| dir.join("cgroup.controllers").exists());
-        let dirs: Vec<PathBuf> = v2.iter().filter_map(|home| Some(at(unified.as_ref()?, &home.path))).collect();
+        let v2_dir = v2.and_then(|home| Some(at(self.trees.as_ref()?.root(hierarchy::V2)?, &home.path)));
+        let v2_dir = v2_dir.as_ref();
+        let cpu_dir = self.trees.as_ref().and_then(|trees| trees.root(hierarchy::V1_CPU)).map(|root| at(root, path));
         let open = |dir: &Path, name: &str| File::open(dir.join(name)).ok();
-        let v2_dir = dirs.first();
         let v2_memory = v2_dir.and_then(|dir| open(dir, "memory.current"));
         let v1_memory = at(&self.cgroupfs.join("memory"), path);
         let is_v2 = v2_memory.is_some();
@@ -196,7 +198,7 @@ impl Stats {
             let names = ["blkio.throttle.io_service_bytes_recursive", "blkio.throttle.io_service_bytes"];
             names.iter().find_map(|name| open(&v1_block, name)).map(|file| (file, false))
         });
-        let trees = [v2_dir.cloned(), Some(at(&self.cgroupfs.join("cpu"), path)), Some(v1_memory)];
+        let trees = [v2_dir.cloned(), cpu_dir, Some(v1_memory)];
         let network = trees.iter().flatten().find_map(|dir| member(dir, 2)).and_then(|pid| self.network_of(pid));
         Some(Files { memory, memory_stat, limit, block, network, v2: is_v2 })
     }
@@ -208,17 +210,17 @@ impl Stats {
         (Some(own) != self.host_network).then(|| File::open(path).ok())?
     }
 
-    fn usage(&mut self, files: &Files, inactive: &mut u64, due: bool) -> Usage {
+    fn usage(&mut self, files: &Files, inactive: &mut Option<u64>, due: bool) -> Usage {
         let memory = files.memory.as_ref().and_then(|file| number(self.text(file)?));
         if due && let Some(text) = files.memory_stat.as_ref().and_then(|file| self.text(file)) {
             let key = if files.v2 { "inactive_file " } else { "total_inactive_file " };
-            *inactive = text.lines().find_map(|line| line.strip_prefix(key)?.parse().ok()).unwrap_or(0);
+            *inactive = Some(text.lines().find_map(|line| line.strip_prefix(key)?.parse().ok()).unwrap_or(0));
         }
         let machine = self.memory;
         let limit = files.limit.as_ref().and_then(|file| self.text(file)).map(|text| number(text).unwrap_or(u64::MAX));
         Usage {
             memory,
-            working: memory.map(|memory| memory.saturating_sub(*inactive)),
+            working: memory.map(|memory| memory.saturating_sub(inactive.unwrap_or(0))),
             limit: limit
                 .map(|limit| if machine == 0 { limit } else { limit.min(machine) })
                 .filter(|limit| *limit < u64::MAX),

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 /// Longest text that is taken from a command line.
 const MAX_TEXT: usize = 64;
 /// Most outputs of one job that are told apart; more are one.
-const MAX_OUTPUTS: usize = 16;
+pub const MAX_OUTPUTS: usize = 16;
 /// Most words that are looked at.
 const MAX_WORDS: usize = 4096;
 
@@ -74,8 +74,7 @@ impl Output {
     }
 }
 
-/// Options without a value. Every other takes one (ffmpeg's fftools/ffmpeg_opt.c, OPT_TYPE_BOOL and functions without HAS_ARG; -no… turns
-/// a switch off).
+/// Options without a value, as `ffmpeg -h full` of 5.1 shows them, with those that -no… turns off and two of older ones. Every other takes one.
 const SWITCHES: [&str; 43] = [
     "y",
     "n",

@@ -56,6 +56,18 @@ pub struct Job {
     pub command: Command,
 }
 
+/// A process that was met.
+struct Newcomer<'a> {
+    tgid: u32,
+    cgroup: CgroupKey,
+    /// What it had run before it was this job.
+    base_ns: u64,
+    /// When it began, or was met.
+    unix_ns: i64,
+    /// Its command line.
+    line: &'a [u8],
+}
+
 struct Live {
     tgid: u32,
     /// What the process had run when the job began.
@@ -187,7 +199,8 @@ impl Jobs {
                 Exec::Started { tgid, cgroup, before_ns, at_ns, args, whole } => {
                     let args = if whole { args } else { self.line(tgid).unwrap_or(args) };
                     let begun = unix_ns.saturating_sub(since(at_ns));
-                    self.meet(tgid, cgroup, before_ns, begun, &args, directory, news);
+                    let newcomer = Newcomer { tgid, cgroup, base_ns: before_ns, unix_ns: begun, line: &args };
+                    self.meet(&newcomer, now, directory, news);
                 }
                 Exec::Ended { tgid, ran_ns, .. } => self.end(tgid, ran_ns, now, directory, news),
             }
@@ -195,7 +208,7 @@ impl Jobs {
         let blind = self.execs.is_err() && self.last_scan.is_none_or(|last| now.duration_since(last) >= SCAN_EVERY);
         if blind || self.last_scan.is_none() || lost != self.lost {
             (self.last_scan, self.lost) = (Some(now), lost);
-            self.scan(unix_ns, directory, news);
+            self.scan(now, unix_ns, directory, news);
         }
         let mut gone = Vec::new();
         for live in self.live.values_mut().filter(|live| live.ended.is_none()) {
@@ -247,20 +260,11 @@ impl Jobs {
         }
     }
 
-    #[expect(clippy::too_many_arguments, reason = "what is known of a newcomer; there are two callers")]
-    fn meet(
-        &mut self,
-        tgid: u32,
-        cgroup: CgroupKey,
-        base_ns: u64,
-        unix_ns: i64,
-        line: &[u8],
-        directory: &mut Directory,
-        news: &mut News,
-    ) {
+    fn meet(&mut self, newcomer: &Newcomer<'_>, now: Instant, directory: &mut Directory, news: &mut News) {
+        let Newcomer { tgid, cgroup, base_ns, unix_ns, line } = *newcomer;
         // The same process, executed again, is another job: a wrapper of the same name became what it wraps.
         if self.by_tgid.contains_key(&tgid) {
-            self.end(tgid, Some(base_ns), Instant::now(), directory, news);
+            self.end(tgid, Some(base_ns), now, directory, news);
         }
         if self.live.len() >= MAX_JOBS && !self.make_room(news) {
             self.dropped += 1;
@@ -269,11 +273,11 @@ impl Jobs {
         let number = self.next;
         self.next += 1;
         let command = Command::parse(self.names.without_interpreter(line));
-        let (holder, own) = directory.adopt(&cgroup, number, command.stream(), Instant::now());
+        let (holder, own) = directory.adopt(&cgroup, number, command.stream(), now);
         self.by_tgid.insert(tgid, number);
         // Who reports by datagrams has a socket for it soon after its beginning.
         let progress = command.progress.as_ref().filter(|progress| progress.kind == "udp");
-        let look_until = progress.map(|_| Instant::now() + LOOK_FOR_PORTS);
+        let look_until = progress.map(|_| now + LOOK_FOR_PORTS);
         let ports = progress.and_then(|progress| progress.port).into_iter().collect();
         self.live.insert(number, Live { tgid, base_ns, ran_ns: 0, own, ended: None, ports, look_until, absent: 0 });
         news.jobs.push(Job { number, holder, own, unix_ns, command });
@@ -302,7 +306,7 @@ impl Jobs {
     }
 
     /// Meets everybody of a name that we look for whom we do not know.
-    fn scan(&mut self, unix_ns: i64, directory: &mut Directory, news: &mut News) {
+    fn scan(&mut self, now: Instant, unix_ns: i64, directory: &mut Directory, news: &mut News) {
         let Ok(entries) = fs::read_dir(&self.procfs) else { return };
         let mut strangers = Vec::new();
         for entry in entries.flatten() {
@@ -327,7 +331,8 @@ impl Jobs {
                     continue;
                 }
             }
-            self.meet(tgid, cgroup, clock, unix_ns, &line, directory, news);
+            let newcomer = Newcomer { tgid, cgroup, base_ns: clock, unix_ns, line: &line };
+            self.meet(&newcomer, now, directory, news);
         }
     }
 
