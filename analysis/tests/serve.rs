@@ -7,12 +7,16 @@ use std::{
     io::{Read as _, Write as _},
     net::TcpListener,
     path::Path,
-    process::{Command, Stdio},
+    process::Command,
     thread,
     time::{Duration, Instant},
 };
 
-use xtask::{api::Client, program::Program, shell::which};
+use xtask::{
+    api::Client,
+    program::Program,
+    shell::{feed, which},
+};
 
 const SAMPLE: &str = include_str!("data/test_results_20240115_103000.json");
 
@@ -179,9 +183,6 @@ fn promtool_finds_nothing_in_the_primary_layer() {
         .filter(|line| !line.contains("results_") || line.contains("wattcast_"))
         .map(|line| format!("{line}\n"))
         .collect();
-    let mut child =
-        Command::new(promtool).args(["check", "metrics"]).stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    child.stdin.take().unwrap().write_all(primary.as_bytes()).unwrap();
-    let output = child.wait_with_output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let said = feed(Command::new(promtool).args(["check", "metrics"]), &primary).unwrap();
+    assert_eq!(said, (true, String::new()));
 }

@@ -15,7 +15,7 @@ use std::{
 use xtask::{
     api::{Client, Sample},
     program::{Program, die_with_us},
-    shell::which,
+    shell::{feed, which},
 };
 
 struct Service {
@@ -108,7 +108,10 @@ fn every_way_in_is_taken_and_every_stream_has_its_own_label() {
 
 #[test]
 fn with_a_token_only_who_has_it_may_post() {
-    let service = Service::start(&["--ffmpeg.token=s3cret"]);
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("token");
+    fs::write(&file, "s3cret\n").unwrap();
+    let service = Service::start(&[&format!("--ffmpeg.token-file={}", file.display())]);
     assert!(service.post("/progress/a", report(1).as_bytes()).contains("401"));
     assert!(service.post("/progress/a?token=wrong", report(1).as_bytes()).contains("401"));
     assert!(service.post("/progress/a?token=s3cret", report(1).as_bytes()).contains("204"));
@@ -356,15 +359,8 @@ fn two_publishers_and_three_players_are_what_nginx_says_they_are() {
         let text = service.nginx.text("/metrics").unwrap();
         let of = |line: &str| line.strip_prefix("# HELP ").or(line.strip_prefix("# TYPE ")).unwrap_or(line).to_owned();
         let primary: String = text.lines().filter(|line| !seed(&of(line))).map(|line| format!("{line}\n")).collect();
-        let mut check = Command::new(promtool)
-            .args(["check", "metrics"])
-            .stdin(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        check.stdin.take().unwrap().write_all(primary.as_bytes()).unwrap();
-        let said = check.wait_with_output().unwrap();
-        assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
+        let said = feed(Command::new(promtool).args(["check", "metrics"]), &primary).unwrap();
+        assert_eq!(said, (true, String::new()));
     }
     let info: Vec<&Sample> = shown.iter().filter(|sample| sample.name == "nginx_rtmp_stream_info").collect();
     println!("{info:?}");

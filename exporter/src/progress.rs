@@ -1,6 +1,6 @@
 //! ffmpeg's `-progress` as it comes: lines of `key=value`, a report's last being `progress=continue` or `progress=end`. Pure.
 //!
-//! Checked against ffmpeg 5.1 and 7.x: `out_time_ms` is in microseconds too, so `out_time_us` is taken; a value that is not known is `N/A`;
+//! Of ffmpeg 5.1: `out_time_ms` is in microseconds too, so `out_time_us` is taken; a value that is not known is `N/A`;
 //! a report of a UDP target comes in one datagram, of a stream in pieces.
 
 /// Longest line that is looked at; ffmpeg's longest has some 30 bytes. What is longer is passed over up to its end.
@@ -99,7 +99,7 @@ mod tests {
 
     use super::*;
 
-    /// What ffmpeg 5.1.9 wrote for a report in the middle and its last.
+    /// As ffmpeg 5.1 writes a report in the middle and its last; analysis/tests/streams.rs takes real ones.
     const SAID: &str = "frame=76\nfps=25.30\nstream_0_0_q=28.0\nbitrate= 812.4kbits/s\ntotal_size=204800\nout_time_us=2016000\nout_time_ms=2016000\n\
                         out_time=00:00:02.016000\ndup_frames=1\ndrop_frames=2\nspeed=1.01x\nprogress=continue\n\
                         frame=100\nfps=25.00\nstream_0_0_q=-1.0\nbitrate=N/A\ntotal_size=N/A\nout_time_us=4000000\ndup_frames=1\ndrop_frames=2\nspeed=1x\nprogress=end\n";

@@ -2,6 +2,7 @@
 
 use std::{
     ffi::OsStr,
+    io::Write as _,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     time::Instant,
@@ -72,6 +73,17 @@ pub fn output(command: &mut Command) -> Result<String> {
         bail!("{shown}: {}\n{}", out.status, String::from_utf8_lossy(&out.stderr).trim_end());
     }
     Ok(String::from_utf8_lossy(&out.stdout).trim().to_owned())
+}
+
+/// Runs a program on an input; gives whether it succeeded, and all that it said.
+///
+/// # Errors
+/// When it cannot be started, or says what is no text.
+pub fn feed(command: &mut Command, input: &str) -> Result<(bool, String)> {
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    child.stdin.take().context("no pipe")?.write_all(input.as_bytes())?;
+    let output = child.wait_with_output()?;
+    Ok((output.status.success(), String::from_utf8([output.stdout, output.stderr].concat())?))
 }
 
 /// Runs a long command quietly: one line when it starts, its time when it ends, its whole output when it fails.

@@ -218,10 +218,5 @@ pub(crate) fn eventually(seconds: f64, what: &str, mut so: impl FnMut() -> bool)
 
 /// Runs a command on `input`; gives whether it succeeded, and all that it said.
 pub(crate) fn feed(command: &mut Command, input: &str) -> (bool, String) {
-    use std::{io::Write as _, process::Stdio};
-    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
-    let output = child.wait_with_output().unwrap();
-    let said = [output.stdout, output.stderr].concat();
-    (output.status.success(), String::from_utf8(said).unwrap())
+    xtask::shell::feed(command, input).unwrap()
 }
