@@ -3,18 +3,23 @@
 //! Pure: no file, no clock, no machine. The same ticks give the same snapshots, byte for byte, whether they come from the
 //! machine or from a recording.
 
+mod gpu;
+
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
 };
+
+use gpu::Engines;
 
 use crate::{
     containers::Container,
     cpu::{CgroupKey, Queue, Ran, Share, Window},
     energy::{
         counter::{Counter, Reject, Step},
-        zone::{ZoneId, ZoneKind, accounting_roots},
+        zone::{Origin, ZoneId, ZoneKind, accounting_roots},
     },
+    gpu::engines::{EngineTimes, GpuId},
     ledger::{
         AccountId, Book, Closed, Holder, IdlePolicy, Rules, close,
         idle::{Baseline, Estimate, Sample},
@@ -65,6 +70,12 @@ pub struct Accountant {
     setup: Setup,
     rules: Rules,
     roots: Vec<Option<Root>>,
+    /// By zone; empty for zones that are no GPU's.
+    engines: Vec<Engines>,
+    /// How long containers used the engines of each GPU.
+    engine_times: BTreeMap<(u32, GpuId), EngineTimes>,
+    /// What an earlier life learnt of zones that are not there yet.
+    remembered: BTreeMap<String, Vec<Sample>>,
     counters: Vec<Counter>,
     /// The last value of each counter, and when it came.
     moved: Vec<Option<(u64, u64)>>,
@@ -91,6 +102,7 @@ pub struct Accountant {
     ran_since_ns: u64,
     sequence: u64,
     trouble: Option<String>,
+    gpu_trouble: Option<String>,
     /// Ticks in a row without CPU time.
     blind: u32,
     ran: HashSet<CgroupKey>,
@@ -104,6 +116,9 @@ impl Accountant {
         Self {
             rules: rules.into(),
             roots,
+            engines: setup.zones.iter().map(|_| Engines::default()).collect(),
+            engine_times: BTreeMap::new(),
+            remembered: BTreeMap::new(),
             counters: setup.zones.iter().map(Counter::new).collect(),
             moved: vec![None; setup.zones.len()],
             rejects: BTreeMap::new(),
@@ -126,6 +141,7 @@ impl Accountant {
             ran_since_ns: 0,
             sequence: 0,
             trouble: None,
+            gpu_trouble: None,
             blind: 0,
             ran: HashSet::new(),
             setup,
@@ -139,13 +155,21 @@ impl Accountant {
                 root.baseline = Baseline::remember(samples);
             }
         }
+        self.remembered.clone_from(baselines);
     }
 
     /// What this life learnt of idle power, by zone.
     #[must_use]
     pub fn baselines(&self) -> BTreeMap<String, Vec<Sample>> {
-        let zones = self.setup.zones.iter().zip(&self.roots);
-        let learnt = zones.filter_map(|(zone, root)| Some((zone.id.to_string(), root.as_ref()?.baseline.samples())));
+        let zones = self.setup.zones.iter().zip(&self.roots).zip(&self.engines);
+        let real = zones.filter(|((zone, _), _)| self.setup.origin_of(zone).is_some_and(Origin::is_measured));
+        let learnt = real.filter_map(|((zone, root), engines)| {
+            let samples = match zone.id.kind {
+                ZoneKind::Gpu(_) => engines.rest.samples(),
+                _ => root.as_ref()?.baseline.samples(),
+            };
+            Some((zone.id.to_string(), samples))
+        });
         learnt.filter(|(_, samples)| !samples.is_empty()).collect()
     }
 
@@ -153,6 +177,12 @@ impl Accountant {
     #[must_use]
     pub fn trouble(&self) -> Option<&str> {
         self.trouble.as_deref()
+    }
+
+    /// What is wrong with the energy of a GPU: its counter stands still.
+    #[must_use]
+    pub fn gpu_trouble(&self) -> Option<&str> {
+        self.gpu_trouble.as_deref()
     }
 
     /// The cgroups that ran in the last tick.
@@ -200,6 +230,9 @@ impl Accountant {
             self.containers.insert(container.number, Arc::new(container.clone()));
         }
         self.reserved.extend(news.reserved.iter().copied());
+        if !news.zones.is_empty() {
+            self.add_zones(news);
+        }
         // Before those that begin, which may want their places; again after, for one that came and went in one tick.
         let forget = |streams: &mut Streams| news.jobs_gone.iter().for_each(|number| streams.forget(*number));
         forget(&mut self.streams);
@@ -216,6 +249,7 @@ impl Accountant {
         self.queues.remove(&number);
         self.reserved.remove(&number);
         self.containers.remove(&number);
+        self.end_engines(number);
         for root in self.roots.iter_mut().flatten() {
             if let Some(share) = root.pending.remove(&Holder::Container(number)) {
                 add(&mut root.pending, Holder::Retired, &share);
@@ -281,7 +315,7 @@ impl Accountant {
         let own = raw.own_ns.saturating_sub(last).min(self.ran_since_ns);
         let dynamic: Microjoules = given
             .iter()
-            .filter(|given| given.id.zone.kind != ZoneKind::Dram)
+            .filter(|given| matches!(given.id.zone.kind, ZoneKind::Package | ZoneKind::Psys))
             .flat_map(|given| given.closed.shares.iter().map(|(_, joules)| *joules))
             .sum();
         if self.ran_since_ns > 0 {
@@ -320,6 +354,31 @@ impl Accountant {
         }
     }
 
+    /// One counter's reading of this tick.
+    fn step(&mut self, index: usize, raw: &RawTick, waits: bool) -> Step {
+        let Some(gpu) = self.setup.zones.get(index).map(|zone| matches!(zone.id.kind, ZoneKind::Gpu(_))) else {
+            return Step::Lost;
+        };
+        let at_ns = if gpu { raw.gpu_ns } else { raw.energy_ns };
+        let reading = match raw.zones.get(index) {
+            Some(Ok(value)) => self.still_moves(index, *value, at_ns),
+            // Its source says how a GPU stands, and only that it stands still is not to be seen there.
+            Some(Err(_)) | None if gpu => return self.counters[index].advance(None, at_ns),
+            Some(Err(error)) => Err(error.clone()),
+            None => Err("was not read".to_owned()),
+        };
+        if let (Err(error), true) = (&reading, gpu || self.roots[index].is_some()) {
+            let place = &self.setup.zones[index].place;
+            let trouble = if gpu { &mut self.gpu_trouble } else { &mut self.trouble };
+            trouble.get_or_insert_with(|| format!("{place}: {error}"));
+        }
+        let step = if waits && !gpu { Step::Lost } else { self.counters[index].advance(reading.ok(), at_ns) };
+        if let Step::Rebased(reason) | Step::Doubted(reason) = step {
+            *self.rejects.entry((index, reason)).or_default() += 1;
+        }
+        step
+    }
+
     /// Unwraps every counter, closes the account of every root, and adds it to the book.
     fn post(
         &mut self,
@@ -328,28 +387,23 @@ impl Accountant {
         ran: &RanBy,
     ) -> (Vec<ZoneRow>, Vec<AccountDelta>, Vec<Given>) {
         let (mut rows, mut deltas, mut given) = (Vec::new(), Vec::new(), Vec::new());
-        self.trouble = None;
-        let Some(origin) = self.setup.origin else { return (rows, deltas, given) };
+        (self.trouble, self.gpu_trouble) = (None, None);
+        self.count_engines(raw);
         // Joules without the CPU time that goes with them wait for it, but not for ever: then nobody can be given them.
         let blind = self.setup.cpu.is_some() && !matches!(raw.cpu, Some(Ok(_)));
         self.blind = if blind { self.blind.saturating_add(1) } else { 0 };
         let waits = (1..=PATIENCE).contains(&self.blind);
-        for index in 0..self.counters.len() {
+        let steps: Vec<Step> = (0..self.counters.len()).map(|index| self.step(index, raw, waits)).collect();
+        // What lies inside a root first: the root divides it.
+        for (index, step) in steps.iter().enumerate() {
+            if self.is_inside(index) {
+                self.hold_inside(index, *step);
+            }
+        }
+        for (index, step) in steps.into_iter().enumerate() {
             let Some(zone) = self.setup.zones.get(index) else { continue };
-            let zone_id = zone.id;
-            let reading = match raw.zones.get(index) {
-                Some(Ok(value)) => self.still_moves(index, *value, raw.energy_ns),
-                Some(Err(error)) => Err(error.clone()),
-                None => Err("was not read".to_owned()),
-            };
-            if let (Err(error), true) = (&reading, self.roots[index].is_some()) {
-                let place = &self.setup.zones[index].place;
-                self.trouble.get_or_insert_with(|| format!("{place}: {error}"));
-            }
-            let step = if waits { Step::Lost } else { self.counters[index].advance(reading.ok(), raw.energy_ns) };
-            if let Step::Rebased(reason) | Step::Doubted(reason) = step {
-                *self.rejects.entry((index, reason)).or_default() += 1;
-            }
+            let (zone_id, origin) = (zone.id, self.setup.origin_of(zone));
+            let Some(origin) = origin else { continue };
             let total = self.counters[index].total();
             let watts = match step {
                 Step::Grew(joules, ns) => joules.watts_over(ns),
@@ -375,6 +429,7 @@ impl Accountant {
                 Step::Grew(joules, covers_ns) => {
                     let mut claims = claims;
                     if length_ns.is_none_or(|length| covers_ns > length) {
+                        // Empty for a GPU: who used it is kept with its engines.
                         for (holder, share) in std::mem::take(&mut root.pending) {
                             add(&mut claims, holder, &share);
                         }
@@ -382,7 +437,11 @@ impl Accountant {
                     }
                     (root.pending, root.ticks) = (BTreeMap::new(), 0);
                     let conditions = self.conditions(index, &root, raw, joules, covers_ns);
-                    let given_now = self.divide(id, &mut root, &conditions, &claims);
+                    let given_now = if matches!(zone_id.kind, ZoneKind::Gpu(_)) {
+                        self.divide_gpu(index, id, &mut root, &conditions)
+                    } else {
+                        self.divide(index, id, &mut root, &conditions, &claims)
+                    };
                     delta.measured = Some(joules);
                     delta.idle = given_now.closed.idle;
                     delta.unattributed = given_now.closed.unattributed;
@@ -393,11 +452,10 @@ impl Accountant {
                             Holder::Container(_) => {}
                         }
                     }
-                    if !self.setup.modelled() {
+                    if origin != Origin::Model {
                         delta.off_uj = single(conditions.measured_bound());
                     }
                     self.book.post(id, joules, &given_now.closed);
-                    self.streams.divide(index, id, &given_now.closed);
                     given.push(given_now);
                 }
                 Step::Doubted(_) | Step::Lost => {
@@ -406,13 +464,14 @@ impl Accountant {
                     }
                     root.ticks = root.ticks.saturating_add(1);
                     root.baseline.interrupt();
-                    if root.ticks > PATIENCE && !waits {
+                    if root.ticks > PATIENCE && !waits && !matches!(zone_id.kind, ZoneKind::Gpu(_)) {
                         let (place, what) = (&self.setup.zones[index].place, "readings that cannot be believed");
                         self.trouble.get_or_insert_with(|| format!("{place}: {} {what} in a row", root.ticks));
                     }
                 }
                 Step::Start | Step::Rebased(_) => {
                     (root.pending, root.ticks) = (BTreeMap::new(), 0);
+                    self.engines[index].claims.clear();
                     root.baseline.interrupt();
                 }
             }
@@ -427,7 +486,9 @@ impl Accountant {
         match &mut self.moved[index] {
             Some((last, since)) if *last == value => {
                 let still = at_ns.saturating_sub(*since);
-                if still >= STILL_NS && self.roots[index].is_some() {
+                let gpu = matches!(self.setup.zones[index].id.kind, ZoneKind::Gpu(_));
+                let counts = self.roots[index].is_some() || gpu;
+                if still >= STILL_NS && counts {
                     return Err(format!("stands at {value} for {} s", still / 1_000_000_000));
                 }
             }
@@ -437,6 +498,9 @@ impl Accountant {
     }
 
     fn idle(&self, index: usize, root: &Root) -> Option<Estimate> {
+        if matches!(self.setup.zones[index].id.kind, ZoneKind::Gpu(_)) {
+            return self.engines[index].rest.estimate();
+        }
         let known = self.setup.idle_uw.get(index).copied().flatten().map(Estimate::exact);
         known.or_else(|| root.baseline.estimate())
     }
@@ -477,10 +541,21 @@ impl Accountant {
         }
     }
 
-    /// Closes the account of one root for one tick, and learns from it.
-    fn divide(&self, id: AccountId, root: &mut Root, now: &Conditions, claims: &BTreeMap<Holder, Share>) -> Given {
+    /// Closes the account of one root for one tick, and learns from it. What a GPU inside it used goes to those who used its engines, or
+    /// stays unattributed; by CPU time it would be billed to whoever computes beside it.
+    fn divide(
+        &mut self,
+        index: usize,
+        id: AccountId,
+        root: &mut Root,
+        now: &Conditions,
+        claims: &BTreeMap<Holder, Share>,
+    ) -> Given {
         let weights: Vec<(Holder, u64)> = claims.iter().map(|(holder, share)| (*holder, share.weight)).collect();
-        let mut closed = close(now.measured, now.idle, &weights);
+        let mut rest = now.measured;
+        let of_gpus = self.divide_inside(id, &mut rest, now.idle);
+        let mut closed = close(rest, now.idle, &weights);
+        self.streams.divide(index, id, &closed);
         match self.rules.idle {
             IdlePolicy::Separate => {}
             IdlePolicy::Proportional => share_idle(&mut closed, &weights),
@@ -498,7 +573,11 @@ impl Accountant {
             }
         }
         if id.zone.kind != ZoneKind::Dram && self.setup.cpu.is_some() {
-            root.baseline.observe(now.length_ns, all.ns(), now.cpus + now.cpus_elsewhere, now.measured.0);
+            root.baseline.observe(now.length_ns, all.ns(), now.cpus + now.cpus_elsewhere, rest.0);
+        }
+        for (part, claims) in of_gpus {
+            self.streams.divide_by_use(id.origin, &part, &claims);
+            closed.merge(&part);
         }
         root.power_uw = microwatts(now.measured, now.length_ns);
         Given { id, closed, bounds, length_ns: now.length_ns }
@@ -535,7 +614,9 @@ impl Accountant {
                         id: *id,
                         joules,
                         idle: idle.get(&number).copied().unwrap_or_default(),
-                        bound: (!self.setup.modelled()).then(|| bounds.get(&number).copied().unwrap_or_default()),
+                        // By how much the shares of engines may be off nobody can say.
+                        bound: (!matches!(id.zone.kind, ZoneKind::Gpu(_)) && id.origin != Origin::Model)
+                            .then(|| bounds.get(&number).copied().unwrap_or_default()),
                     });
                 }
             }
@@ -614,6 +695,12 @@ impl Accountant {
             cpu_intervals_missed: self.cpu_missed,
             own: self.setup.origin.filter(|_| self.setup.cpu.is_some()).map(|origin| (origin, self.own)),
             streams: self.stream_rows(),
+            engine_times: self
+                .engine_times
+                .iter()
+                .filter_map(|((number, gpu), times)| Some((self.containers.get(number)?.clone(), *gpu, *times)))
+                .collect(),
+            engine_weights: self.rules.engines,
             jobs: self.streams.jobs().cloned().collect(),
             jobs_dropped: raw.news.jobs_dropped.saturating_add(self.streams.dropped()),
             ring: self.ring.clone(),
@@ -633,7 +720,7 @@ impl Accountant {
         // A container that did not run used no watts: that is known, and not the same as no figure.
         let mut watts: BTreeMap<u32, BTreeMap<_, f64>> = BTreeMap::new();
         let mut bounds: BTreeMap<u32, (f64, f64)> = BTreeMap::new();
-        let whole = |zone: &ZoneId| matches!(zone.kind, ZoneKind::Package | ZoneKind::Psys);
+        let whole = |zone: &ZoneId| matches!(zone.kind, ZoneKind::Package | ZoneKind::Psys | ZoneKind::Gpu(_));
         for Given { id, closed, bounds: off, length_ns } in given.iter().filter(|given| whole(&given.id.zone)) {
             let key = (id.zone.kind.as_str(), id.origin);
             for number in self.containers.keys() {

@@ -12,6 +12,7 @@ use probe_ebpf::JOB_NAMES;
 use crate::{
     cpu::{self, Weights},
     energy::{Choice, Places, model::PowerLine},
+    gpu::{self, engines::EngineWeights},
     jobs,
     ledger::{IdlePolicy, Rules, SHARED_MILLI},
 };
@@ -66,6 +67,9 @@ pub struct Config {
     pub(crate) cpu: Cpu,
 
     #[command(flatten)]
+    pub(crate) gpu: Gpu,
+
+    #[command(flatten)]
     pub(crate) ffmpeg: Ffmpeg,
 
     #[command(flatten)]
@@ -98,6 +102,25 @@ impl Config {
             return Vec::new();
         }
         all_beside(&self.web.addresses(), self.web.stats_port)
+    }
+
+    /// Where GPUs are listened for; nowhere when they are not read.
+    #[must_use]
+    pub fn gpu_addresses(&self) -> Vec<Listen> {
+        if !self.collectors.gpu() {
+            return Vec::new();
+        }
+        all_beside(&self.web.addresses(), self.web.gpu_port)
+    }
+
+    /// Where GPUs are looked for.
+    #[must_use]
+    pub fn gpu_places(&self) -> gpu::Places {
+        gpu::Places {
+            library: self.gpu.library.clone(),
+            sysfs: self.paths.sysfs.clone(),
+            procfs: self.paths.procfs.clone(),
+        }
     }
 
     /// Time between two ticks.
@@ -133,7 +156,7 @@ impl Config {
     /// What the user decides of the arithmetic.
     #[must_use]
     pub fn rules(&self) -> Rules {
-        Rules { idle: self.energy.idle_policy, weights: self.cpu.weights() }
+        Rules { idle: self.energy.idle_policy, weights: self.cpu.weights(), engines: self.gpu.weights }
     }
 
     /// What to do instead of serving.
@@ -217,6 +240,10 @@ pub(crate) struct Web {
     /// Port for what containers use (docker_*), on the same hosts
     #[arg(long = "stats.port", value_name = "PORT", env = "DOCKER_STATS_PORT", default_value_t = 9501)]
     stats_port: u16,
+
+    /// Port for GPUs (gpu_*), on the same hosts
+    #[arg(long = "gpu.port", value_name = "PORT", env = "GPU_EXPORTER_PORT", default_value_t = 9505)]
+    gpu_port: u16,
 }
 
 impl Web {
@@ -335,6 +362,19 @@ impl Energy {
 }
 
 #[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "GPUs")]
+pub(crate) struct Gpu {
+    /// NVIDIA's management library [default: libnvidia-ml.so.1, as the loader finds it]
+    #[arg(long = "nvml.library", value_name = "FILE", env = "NVML_LIBRARY")]
+    pub(crate) library: Option<PathBuf>,
+
+    /// What a second of a GPU's engine is worth of one of its shaders when joules are shared, ENGINE=WEIGHT,… [default:
+    /// sm=1,memory=0.5,encoder=0.3,decoder=0.3,jpeg=0.1,ofa=0.1,video=0.3,video_enhance=0.1,copy=0.1]
+    #[arg(long = "gpu.engine-weights", value_name = "WEIGHTS", default_value = "", hide_default_value = true)]
+    weights: EngineWeights,
+}
+
+#[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Jobs")]
 pub(crate) struct Ffmpeg {
     /// Programs whose processes are jobs, by name, up to four; a * at the end stands for any rest
@@ -376,6 +416,12 @@ pub(crate) struct Collectors {
     #[arg(long = "no-collector.stats", overrides_with = "with_stats", hide = true)]
     without_stats: bool,
 
+    /// GPUs: energy, engines, who uses them, on a port of their own (default: on)
+    #[arg(long = "collector.gpu", overrides_with = "without_gpu")]
+    with_gpu: bool,
+    #[arg(long = "no-collector.gpu", overrides_with = "with_gpu", hide = true)]
+    without_gpu: bool,
+
     /// Names of containers from the Docker socket and other runtimes' files (default: on). Each has its --no-collector.NAME
     #[arg(long = "collector.docker", overrides_with = "without_docker")]
     with_docker: bool,
@@ -388,6 +434,7 @@ pub(crate) struct Collectors {
 }
 
 impl Collectors {
+    /// GPUs are energy too.
     fn only_energy_and_cpu(&mut self) {
         (self.without_docker, self.without_ffmpeg, self.without_stats) = (true, true, true);
     }
@@ -409,6 +456,15 @@ impl Collectors {
 
     pub(crate) fn ffmpeg(&self) -> bool {
         !self.without_ffmpeg
+    }
+
+    pub(crate) fn gpu(&self) -> bool {
+        !self.without_gpu
+    }
+
+    /// True when the user asked for GPUs by name, so that their absence is a fault.
+    pub(crate) fn wants_gpu(&self) -> bool {
+        self.with_gpu
     }
 
     pub(crate) fn stats(&self) -> bool {
@@ -514,6 +570,7 @@ mod tests {
             (&["--energy.model.busy-watts=4"][..], "--energy.model.idle-watts"),
             (&["--power.distribution=1000"][..], "10..=50"),
             (&["--idle.policy=proportion"][..], "proportional"),
+            (&["--gpu.engine-weights=nvenc=1"][..], "encoder"),
             (&["docter"][..], "doctor"),
         ] {
             let error = parse(args).unwrap_err();

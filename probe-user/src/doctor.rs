@@ -13,6 +13,7 @@ use crate::{
         processor::Processor,
         zone::{Ceiling, Origin, Range, ZoneKind},
     },
+    gpu,
     state::Unavailable,
     topology::Topology,
 };
@@ -26,6 +27,8 @@ pub struct Report {
     sources: Vec<SourceReport>,
     /// Each way to CPU time, the best first.
     tiers: Vec<Finding>,
+    /// GPUs: NVIDIA's library, the kernel's drivers, and each device.
+    gpus: Vec<Finding>,
     /// Everything else that the account needs.
     parts: Vec<Finding>,
     /// What `auto` would take; absent when nothing works.
@@ -109,6 +112,7 @@ pub fn examine(config: &Config) -> Report {
         machine: machine(&topology, &processor),
         measures,
         sources,
+        gpus: gpus(config),
         parts: parts(config, &tiers),
         tiers,
         chosen: match (whole, partial) {
@@ -175,7 +179,7 @@ fn remedy(origin: Origin, why: &Unavailable) -> String {
         }
         (Origin::Hwmon, Absent) => "modprobe acpi_power_meter, or the driver of your board's sensors; many boards have none",
         (Origin::Hwmon, Denied) => "run as root",
-        (Origin::Model | Origin::Replay, _) => "mount /proc, or name it with --path.procfs",
+        (Origin::Model | Origin::Replay | Origin::Nvml | Origin::NvmlPower | Origin::Fake | Origin::Drm, _) => "mount /proc, or name it with --path.procfs",
         (_, Broken) => "a guest shows counters that its hypervisor does not count; on bare metal look at dmesg and the firmware's RAPL setting",
     }
     .to_owned()
@@ -217,6 +221,27 @@ fn tiers(config: &Config, topology: &Topology) -> Vec<Finding> {
     };
     let all = [Tier::Counters, Tier::Switch, Tier::Kernel, Tier::Files];
     all.into_iter().map(|tier| Finding::of(tier.as_str(), &look(tier))).collect()
+}
+
+/// Each way to GPUs, and what each device gives and refuses.
+fn gpus(config: &Config) -> Vec<Finding> {
+    if !config.collectors.gpu() {
+        return Vec::new();
+    }
+    let mut reader = gpu::Reader::open(&config.gpu_places());
+    let gpus = reader.look(&[]);
+    let states = reader.states().into_iter();
+    let mut all: Vec<Finding> =
+        states.map(|(name, state, detail)| Finding::of(name, &state.map(|()| detail))).collect();
+    for gpu in gpus {
+        let energy = gpu.zone.as_ref().map_or_else(|| "no joules of its own".to_owned(), |zone| zone.place.clone());
+        let mut detail = format!("{}, {energy}", gpu.name);
+        for (reading, reason) in &gpu.refused {
+            detail += &format!("; {reading} {reason}");
+        }
+        all.push(Finding::of(gpu.id.to_string(), &gpu.state.map(|()| detail)));
+    }
+    all
 }
 
 fn parts(config: &Config, tiers: &[Finding]) -> Vec<Finding> {
@@ -296,6 +321,10 @@ impl Report {
         }
         writeln!(out, "\nCPU time")?;
         for Finding { name, state, detail } in &self.tiers {
+            writeln!(out, "  {name:<10} {state:<7} {detail}")?;
+        }
+        writeln!(out, "\nGPUs")?;
+        for Finding { name, state, detail } in &self.gpus {
             writeln!(out, "  {name:<10} {state:<7} {detail}")?;
         }
         writeln!(out, "\nThe rest of the account")?;

@@ -30,6 +30,9 @@ use crate::{
     window::seconds,
 };
 
+/// Without a daemon that keeps it awake, a GPU's driver takes a second or two to open.
+const DRIVERS_OPEN: Duration = Duration::from_secs(5);
+
 /// What a command is asked for.
 #[derive(Clone, Debug)]
 pub struct Asked<'a> {
@@ -170,6 +173,7 @@ pub fn run(config: &Config, asked: &Asked<'_>) -> Result<Cost> {
     let (cpu, jobs) = opened.kernel_side();
     privileges::drop_all(cpu, jobs).context("cannot drop the privileges of the start")?;
     let mut sampler = Sampler::new(opened.start());
+    sampler.settle(DRIVERS_OPEN);
     // The point that everything counts from: the cgroup is there, and empty.
     let first = sampler.tick().unwrap_or_default();
     stay();
@@ -344,9 +348,22 @@ fn cost(
     cost.watts = cost.joules.map(|joules| joules / cost.seconds.max(1e-9));
     cost.watt_hours = cost.joules.map(|joules| joules / 3600.0);
     cost.money = cost.watt_hours.map(|hours| hours / 1000.0 * asked.price);
+    let of_gpus = |zone: &&ZoneCost| zone.zone == "gpu";
+    let of_machine = cost.zones.iter().filter(|zone| !of_gpus(zone));
+    if cost.zones.iter().any(|zone| zone.source == "fake") {
+        cost.notes.push("the GPU is FAKE: nothing of its joules was measured".to_owned());
+    }
+    if cost.zones.iter().filter(of_gpus).any(|zone| zone.joules > 0.0 && zone.idle_joules == 0.0) {
+        cost.notes.push(
+            "what the GPU uses at rest is not known yet, so it is in the joules of who used it; a probe that runs for a while learns it"
+                .to_owned(),
+        );
+    }
     if cost.zones.iter().any(|zone| zone.source == "model") {
-        cost.notes.push("these joules are calculated from CPU use, not measured: see wattcast-probe doctor".to_owned());
-    } else if !cost.zones.is_empty() && cost.zones.iter().all(|zone| zone.idle_joules == 0.0) {
+        cost.notes.push(
+            "the package's joules are calculated from CPU use, not measured: see wattcast-probe doctor".to_owned(),
+        );
+    } else if of_machine.clone().next().is_some() && of_machine.clone().all(|zone| zone.idle_joules == 0.0) {
         cost.notes.push(
             "the idle power of this machine is not known yet, so idle is shared among all who ran; a probe that runs for a while learns it (--state.dir)"
                 .to_owned(),
@@ -365,15 +382,23 @@ impl Cost {
         let mut lines =
             vec![format!("\nwattcast: {} ended with {} after {:.3} s\n", self.program, self.exit_code, self.seconds)];
         let mut line = |head: &str, text: String| lines.push(format!("  {head:<8}{text}\n"));
-        for zone in &self.zones {
+        // A GPU that it did not use says nothing of it.
+        for zone in self.zones.iter().filter(|zone| zone.zone != "gpu" || zone.joules > 0.0) {
             let off = zone.uncertainty_joules.map_or_else(String::new, |off| format!(" ± {off:.3}"));
-            let how = if zone.source == "model" { "modelled".to_owned() } else { format!("by {}", zone.source) };
+            let how = match zone.source {
+                "model" => "modelled".to_owned(),
+                "fake" => "FAKE".to_owned(),
+                source => format!("by {source}"),
+            };
             let (all, idle) = (zone.machine_joules, zone.idle_joules);
             line(
                 "energy",
                 format!(
-                    "{:.3} J{off}  {} {}, {how}; the machine {all:.3} J, of which idle {idle:.3} J",
-                    zone.joules, zone.zone, zone.package
+                    "{:.3} J{off}  {} {}, {how}; {} {all:.3} J, of which idle {idle:.3} J",
+                    zone.joules,
+                    zone.zone,
+                    zone.package,
+                    if zone.zone == "gpu" { "all of it" } else { "the machine" },
                 ),
             );
         }

@@ -6,6 +6,7 @@ use crate::{
     containers::stats::{EngineRow, UsageRow},
     cpu::CgroupKey,
     energy::zone::Origin,
+    gpu,
     instruments::Instruments,
     jobs::Process,
     recording::Reader,
@@ -113,6 +114,31 @@ impl Feed {
         match self {
             Self::Live(instruments) => instruments.usage(),
             Self::Replay(_) => (&[], &[], 0),
+        }
+    }
+
+    /// What GPUs say.
+    #[must_use]
+    pub fn gpus(&self) -> &[gpu::Shown] {
+        match self {
+            Self::Live(instruments) => instruments.gpus(),
+            Self::Replay(_) => &[],
+        }
+    }
+
+    /// How the drivers of GPUs stand, with what was found. `trouble` is what the accountant says of their energy.
+    #[must_use]
+    pub fn gpu_states(&self, trouble: Option<&str>) -> Vec<(&'static str, Result<(), Unavailable>, String)> {
+        match self {
+            Self::Live(instruments) => instruments.gpu_states(trouble),
+            Self::Replay(_) => Vec::new(),
+        }
+    }
+
+    /// Waits until drivers of GPUs have opened, for at most so long.
+    pub fn settle(&mut self, most: Duration) {
+        if let Self::Live(instruments) = self {
+            instruments.settle(most);
         }
     }
 

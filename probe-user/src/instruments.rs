@@ -14,6 +14,7 @@ use crate::{
     },
     cpu::{self, CgroupKey, Reader, Reading, RunTime},
     energy::{self, Source, zone::Zone},
+    gpu::{self, Gpus, engines::GpuId},
     jobs::{Jobs, Process},
     ledger::Holder,
     snapshot::{CollectorRow, ProgramRow},
@@ -29,6 +30,9 @@ pub struct Instruments {
     directory: Option<Directory>,
     jobs: Option<Jobs>,
     stats: Option<Stats>,
+    gpus: Option<Gpus>,
+    /// Those with a counter, in the order of their readings, which follow those of the energy source.
+    gpu_zones: Vec<GpuId>,
     usage: Vec<UsageRow>,
     engines: Vec<EngineRow>,
     topology: Topology,
@@ -47,6 +51,23 @@ pub struct Instruments {
     told: Told,
 }
 
+/// What there is to be read; each part may be missing.
+#[derive(Default)]
+pub struct Opened {
+    /// Energy of packages and the platform.
+    pub source: Option<Box<dyn Source>>,
+    /// CPU time.
+    pub cpu: Option<cpu::Chosen>,
+    /// Who is who.
+    pub directory: Option<Directory>,
+    /// Who encodes.
+    pub jobs: Option<Jobs>,
+    /// What containers use besides.
+    pub stats: Option<Stats>,
+    /// GPUs.
+    pub gpus: Option<Gpus>,
+}
+
 #[derive(Default)]
 struct Told {
     holders: HashMap<CgroupKey, Holder>,
@@ -57,15 +78,8 @@ struct Told {
 impl Instruments {
     /// Takes what was opened at the start.
     #[must_use]
-    pub fn new(
-        source: Option<Box<dyn Source>>,
-        cpu: Option<cpu::Chosen>,
-        directory: Option<Directory>,
-        jobs: Option<Jobs>,
-        stats: Option<Stats>,
-        topology: Topology,
-        sysfs: PathBuf,
-    ) -> Self {
+    pub fn new(opened: Opened, topology: Topology, sysfs: PathBuf) -> Self {
+        let Opened { source, cpu, directory, jobs, stats, gpus } = opened;
         let zones = source.as_deref().map_or(&[][..], Source::zones);
         let per_die = zones.iter().any(|zone| zone.id.package.is_some_and(|package| package.die.is_some()));
         Self {
@@ -76,6 +90,8 @@ impl Instruments {
             directory,
             jobs,
             stats,
+            gpus,
+            gpu_zones: Vec::new(),
             usage: Vec::new(),
             engines: Vec::new(),
             topology,
@@ -133,6 +149,10 @@ impl Instruments {
     pub fn read(&mut self, ran: &HashSet<CgroupKey>, collectors: &mut Vec<CollectorRow>) -> &RawTick {
         collectors.clear();
         self.raw.news = News { departed: self.let_go(ran), ..News::default() };
+        if let Some(gpus) = &mut self.gpus {
+            let now = Instant::now();
+            gpus.ask(self.jobs.iter().flat_map(|jobs| jobs.recent(now)).collect());
+        }
 
         let began = Instant::now();
         self.raw.zones.clear();
@@ -149,10 +169,64 @@ impl Instruments {
         let cpu_at = Instant::now();
 
         self.observe(cpu_at, collectors);
+        self.read_gpus(collectors);
         self.raw.own_ns = own_cpu_ns();
         let since = |at: Instant| u64::try_from((at - self.start).as_nanos()).unwrap_or(u64::MAX);
         (self.raw.began_ns, self.raw.energy_ns, self.raw.cpu_ns) = (since(began), since(energy_at), since(cpu_at));
         &self.raw
+    }
+
+    /// Takes what the thread of GPUs has read meanwhile; what is late comes with the next tick.
+    fn read_gpus(&mut self, collectors: &mut Vec<CollectorRow>) {
+        self.raw.gpus.clear();
+        let Some(gpus) = &mut self.gpus else { return };
+        let began = Instant::now();
+        let look = gpus.answer();
+        let late = look.is_none() && gpus.is_awaited();
+        let mut read: HashMap<GpuId, Result<u64, String>> = HashMap::new();
+        if let Some(look) = look {
+            let at = look.at.saturating_duration_since(self.start);
+            self.raw.gpu_ns = u64::try_from(at.as_nanos()).unwrap_or(u64::MAX);
+            for gpu in &look.gpus {
+                if let (Some(zone), Some(raw)) = (&gpu.zone, &gpu.raw) {
+                    if !self.gpu_zones.contains(&gpu.id) {
+                        self.gpu_zones.push(gpu.id);
+                        self.raw.news.zones.push(zone.clone());
+                    }
+                    read.insert(gpu.id, raw.clone());
+                }
+            }
+            self.raw.gpus = gpus.resolve(look, self.directory.as_ref(), self.jobs.as_ref());
+        }
+        for gpu in &self.gpu_zones {
+            self.raw.zones.push(read.remove(gpu).unwrap_or_else(|| Err("its driver has not answered yet".to_owned())));
+        }
+        if !gpus.shown().is_empty() || late {
+            collectors.push(collector("gpu", began, !late));
+        }
+    }
+
+    /// What GPUs say.
+    pub fn gpus(&self) -> &[gpu::Shown] {
+        self.gpus.as_ref().map_or(&[], Gpus::shown)
+    }
+
+    /// How the drivers of GPUs stand, with what was found. `trouble` is what the accountant says of their energy.
+    pub fn gpu_states(&self, trouble: Option<&str>) -> Vec<(&'static str, Result<(), Unavailable>, String)> {
+        let mut states = self.gpus.as_ref().map(Gpus::states).unwrap_or_default();
+        if let Some(trouble) = trouble {
+            for (_, state, _) in states.iter_mut().filter(|(name, state, _)| *name == "nvml" && state.is_ok()) {
+                *state = Err(Unavailable::new(Reason::Broken, format!("{trouble}. Its joules stand where they stood")));
+            }
+        }
+        states
+    }
+
+    /// Waits until drivers of GPUs have opened, for at most so long.
+    pub fn settle(&mut self, most: std::time::Duration) {
+        if let Some(gpus) = &mut self.gpus {
+            gpus.settle(most);
+        }
     }
 
     fn read_cpu(&mut self, began: Instant, collectors: &mut Vec<CollectorRow>) -> Result<Reading, String> {

@@ -1,6 +1,6 @@
 //! The privileged probe, as a library; `main.rs` tells its story.
 //!
-//! Data moves one way. The [`instruments`] read [`energy`], [`cpu`], [`containers`] and [`jobs`] once a [`tick`], when the [`sampler`] says
+//! Data moves one way. The [`instruments`] read [`energy`], [`cpu`], [`gpu`], [`containers`] and [`jobs`] once a [`tick`], when the [`sampler`] says
 //! so; the [`accountant`], which is pure arithmetic, closes the [`ledger`] and makes a [`snapshot`], from which [`pages`], the
 //! [`window`] and the [`routes`] are made. A [`recording`] keeps the raw ticks, and can stand for the machine as a [`feed`].
 // Energy arithmetic has no lossy casts; where output needs one, it says why it is safe.
@@ -21,6 +21,9 @@ pub mod doctor;
 pub mod energy;
 pub mod exec;
 pub mod feed;
+pub mod gpu;
+mod gpu_page;
+pub use gpu_page::DEFS as GPU_DEFS;
 pub mod instruments;
 pub mod jobs;
 pub mod ledger;

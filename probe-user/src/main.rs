@@ -21,7 +21,7 @@ use probe_user::{
     ledger::IdlePolicy,
     pages, privileges,
     recording::{Reader, Writer},
-    routes::{self, Board, StatsPages},
+    routes::{self, Board, GpuPages, StatsPages},
     sampler::{Parts, Request, Sampler},
     start,
     state::SourceState,
@@ -94,6 +94,7 @@ fn serve(config: &Config) -> Result<()> {
         info!("wattcast-probe {}", program::version());
         let listeners = server::bind(&config.addresses()).await?;
         let stats = server::bind(&config.stats_addresses()).await?;
+        let gpus = server::bind(&config.gpu_addresses()).await?;
         let parts = open(config)?;
 
         let (requests, asked) = mpsc::channel();
@@ -107,7 +108,9 @@ fn serve(config: &Config) -> Result<()> {
         })?;
 
         let usage = Port::new(stats, server::routes(Arc::new(StatsPages(board.clone()))));
-        let ports = vec![Port::new(listeners, server::routes(board.clone()).merge(routes::routes(board))), usage];
+        let gpus = Port::new(gpus, server::routes(Arc::new(GpuPages(board.clone()))));
+        let all = Port::new(listeners, server::routes(board.clone()).merge(routes::routes(board)));
+        let ports = vec![all, usage, gpus];
         let outcome = server::serve(ports, "sampler", sampler_ended).await;
         let _ = requests.send(Request::Stop);
         outcome?;

@@ -10,19 +10,29 @@ pub(crate) static ENERGY: Def = Def::counter(
     "wattcast_energy_joules_total",
     ZONE,
     "Energy of a zone in joules since the probe's start, wraps undone; source says whether it was measured. Zones overlap: package contains core and \
-     uncore, dram stands beside it, psys contains all; sum package and dram only.",
+     uncore, dram and gpu (package is the GPU's uuid there) stand beside it, psys contains all; sum package, dram and gpu only.",
 );
 pub(crate) static POWER: Def = Def::gauge("wattcast_power_watts", ZONE, "Mean power of a zone over the last tick.");
 pub(crate) static CONTAINER_ENERGY: Def = Def::counter(
     "wattcast_container_energy_joules_total",
     CONTAINER_ZONE,
-    "Dynamic energy given to a container in joules: the zone's energy less idle, divided by CPU time on that package. \
-     Attributed, not measured. Interrupts and kernel threads that work for a container count as system.",
+    "Dynamic energy given to a container in joules: the zone's energy less idle, divided by CPU time on that package; zone gpu by use of the \
+     GPU's engines, and so is what an integrated GPU used of a package. Attributed, not measured. Interrupts and kernel threads that work for a container count as system.",
 );
 pub(crate) static CONTAINER_IDLE: Def = Def::counter(
     "wattcast_container_idle_energy_joules_total",
     CONTAINER_ZONE,
     "A container's part of the idle energy in joules, only under an idle policy that shares it (--idle.policy); never in the row above.",
+);
+pub(crate) static ENGINE_SECONDS: Def = Def::counter(
+    "wattcast_container_gpu_engine_seconds_total",
+    &["container", "id", "gpu", "engine"],
+    "For how long a container kept a GPU's engines busy, as the driver tells it by process; only engines that it used.",
+);
+pub(crate) static ENGINE_WEIGHT: Def = Def::gauge(
+    "wattcast_gpu_engine_weight",
+    &["engine"],
+    "What a second of an engine is worth of a second of all shaders when a GPU's joules are shared: an assumption, and an option      (--gpu.engine-weights).",
 );
 pub(crate) static CONTAINER_POWER: Def = Def::gauge(
     "wattcast_container_power_watts",
@@ -70,7 +80,7 @@ pub(crate) static UNCERTAINTY: Def = Def::gauge(
     "wattcast_energy_uncertainty_ratio",
     &["container", "id"],
     "By what part of themselves a container's joules of the last tick may be off: counter steps and updates, reading skew, idle \
-     interval, shared cores. The hardware's own bias is not in it. Absent where nobody can say, as for a model.",
+     interval, shared cores. Joules of GPUs and the hardware's own bias are not in it. Absent where nobody can say, as for a model.",
 );
 pub(crate) static DISTRIBUTION: Def = Def::histogram(
     "wattcast_power_distribution_watts",
@@ -243,6 +253,8 @@ pub static DEFS: &[&Def] = &[
     &POWER,
     &CONTAINER_ENERGY,
     &CONTAINER_IDLE,
+    &ENGINE_SECONDS,
+    &ENGINE_WEIGHT,
     &CONTAINER_POWER,
     &SYSTEM,
     &IDLE,

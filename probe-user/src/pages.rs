@@ -14,6 +14,7 @@ use crate::{
     containers::Container,
     cpu::{Queue, Tier, WAIT_NS},
     energy::zone::ZoneKind,
+    gpu::engines::Engine,
     ledger::streams::{Place, StreamId},
     metrics as m,
     snapshot::Snapshot,
@@ -103,6 +104,18 @@ fn energy(snapshot: &Snapshot) -> Vec<Family> {
     for (zone, reason, count) in &snapshot.rejects {
         rejects.push(&[&zone.package_label(), zone.kind.as_str(), reason.as_str()], float(*count));
     }
+    let (mut engine_seconds, mut engine_weight) = (Family::new(&m::ENGINE_SECONDS), Family::new(&m::ENGINE_WEIGHT));
+    for (who, gpu, times) in &snapshot.engine_times {
+        for (engine, ns) in Engine::ALL.into_iter().zip(times).filter(|(_, ns)| **ns > 0) {
+            engine_seconds.push(&[&who.name, &who.id, &gpu.to_string(), engine.as_str()], cpu_seconds(*ns));
+        }
+    }
+    let gpus = snapshot.zones.iter().any(|zone| matches!(zone.id.kind, ZoneKind::Gpu(_)));
+    if gpus || !snapshot.engine_times.is_empty() {
+        for (engine, milli) in Engine::ALL.into_iter().zip(snapshot.engine_weights.0) {
+            engine_weight.push(&[engine.as_str()], float(milli) / 1000.0);
+        }
+    }
     let parts = [&containers, &idle_shares, &system, &idle, &unattributed, &retired];
     let conservation = conservation(&energy, &parts);
     vec![
@@ -110,6 +123,8 @@ fn energy(snapshot: &Snapshot) -> Vec<Family> {
         power,
         containers,
         idle_shares,
+        engine_seconds,
+        engine_weight,
         container_power,
         system,
         idle,

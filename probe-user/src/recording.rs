@@ -17,7 +17,8 @@ use serde::{Deserialize, Serialize, Serializer, ser::SerializeSeq as _};
 
 use crate::{
     cpu::{COUNTERS, CgroupKey, Queue, Reading, RunTime, Tier},
-    energy::zone::Origin,
+    energy::zone::{Origin, Zone},
+    gpu::{Worked, engines::GpuId},
     jobs::{Job, command::MAX_OUTPUTS},
     tick::{News, RawTick, Setup},
     topology::MAX_CPUS,
@@ -156,8 +157,18 @@ struct Line {
     /// CPU nanoseconds of each job since it began.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     jobs: Vec<(u32, u64)>,
+    /// When GPUs were read, and who used them.
+    #[serde(default, skip_serializing_if = "is_nought")]
+    gpu: u64,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    gpus: Vec<(GpuId, Worked)>,
     #[serde(default)]
     news: News,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+fn is_nought(ns: &u64) -> bool {
+    *ns == 0
 }
 
 fn is_never(time: &[u64; 2]) -> bool {
@@ -286,6 +297,8 @@ impl Writer {
             missed,
             failed,
             jobs: tick.jobs.clone(),
+            gpu: tick.gpu_ns,
+            gpus: tick.gpus.clone(),
             news: tick.news.clone(),
         };
         self.ticks += 1;
@@ -325,6 +338,9 @@ pub struct Reader<R = Box<dyn Read + Send>> {
     containers: BTreeSet<u32>,
     jobs: BTreeSet<u32>,
     last_energy_ns: Option<u64>,
+    last_gpu_ns: u64,
+    /// Counters that came after the first line.
+    later: Vec<Zone>,
 }
 
 impl Reader {
@@ -372,6 +388,8 @@ impl<R: Read> Reader<R> {
             containers: BTreeSet::new(),
             jobs: BTreeSet::new(),
             last_energy_ns: None,
+            last_gpu_ns: 0,
+            later: Vec::new(),
         };
         let Some(first) = this.next_line()? else { return Err(this.wrong("the file is empty")) };
         let header: Header =
@@ -388,8 +406,9 @@ impl<R: Read> Reader<R> {
         this.cpus = header.setup.columns().0.len();
         this.origin = header.setup.origin;
         this.probe = header.probe.chars().take(80).collect();
-        let origin = header.setup.origin.map(|origin| if origin == Origin::Model { origin } else { Origin::Replay });
-        this.setup = Setup { origin, ..header.setup };
+        this.setup = header.setup;
+        this.setup.origin = this.setup.origin.map(replayed);
+        this.setup.zones.iter_mut().for_each(|zone| zone.origin = zone.origin.map(replayed));
         Ok(this)
     }
 
@@ -435,9 +454,24 @@ impl<R: Read> Reader<R> {
         self.tick(line).map(Some).map_err(|what| self.wrong(what))
     }
 
-    fn tick(&mut self, line: Line) -> Result<RawTick, String> {
-        if line.zones.len() != self.setup.zones.len() {
-            return Err(format!("{} readings of {} counters", line.zones.len(), self.setup.zones.len()));
+    fn tick(&mut self, mut line: Line) -> Result<RawTick, String> {
+        if !line.news.zones.is_empty() {
+            // A counter that comes later is another kind than the machine's, and says how it is read.
+            line.news.zones.iter_mut().for_each(|zone| zone.origin = zone.origin.map(replayed));
+            self.later.extend(line.news.zones.iter().cloned());
+            sound_zones(self.setup.zones.iter().chain(&self.later))?;
+        }
+        let zones = self.setup.zones.len() + self.later.len();
+        if line.zones.len() != zones {
+            return Err(format!("{} readings of {zones} counters", line.zones.len()));
+        }
+        if line.gpu < self.last_gpu_ns {
+            return Err("time goes backwards".to_owned());
+        }
+        self.last_gpu_ns = line.gpu;
+        let uses = line.gpus.iter().map(|(_, worked)| worked.uses.len());
+        if line.gpus.len() > MAX_ZONES || uses.sum::<usize>() > MAX_ITEMS {
+            return Err("more GPUs or users of them than a machine has".to_owned());
         }
         if line.energy < line.began
             || line.cpu < line.energy
@@ -532,6 +566,8 @@ impl<R: Read> Reader<R> {
             zones: line.zones.into_iter().map(value).collect(),
             cpu,
             jobs: line.jobs,
+            gpu_ns: line.gpu,
+            gpus: line.gpus,
             news: line.news,
         })
     }
@@ -566,21 +602,34 @@ fn sound(setup: &Setup) -> Result<(), String> {
     if setup.cpu.as_ref().is_some_and(|cpu| cpu.reason.len() > MAX_REASON) {
         return Err("a reason that is too long".to_owned());
     }
-    if setup.zones.len() > MAX_ZONES || setup.packages.len() > MAX_ZONES || setup.packages.is_empty() {
-        return Err("more counters or packages than a machine has, or no package".to_owned());
+    if setup.packages.len() > MAX_ZONES || setup.packages.is_empty() {
+        return Err("more packages than a machine has, or none".to_owned());
     }
     if setup.idle_uw.len() != setup.zones.len() {
         return Err("idle powers that do not fit the counters".to_owned());
     }
-    let mut ids: Vec<_> = setup.zones.iter().map(|zone| zone.id).collect();
+    sound_zones(setup.zones.iter())?;
+    check_places(&setup.places, setup.packages.len())
+}
+
+fn sound_zones<'a>(zones: impl Iterator<Item = &'a Zone> + Clone) -> Result<(), String> {
+    let mut ids: Vec<_> = zones.clone().take(MAX_ZONES + 1).map(|zone| zone.id).collect();
+    if ids.len() > MAX_ZONES {
+        return Err("more counters than a machine has".to_owned());
+    }
     ids.sort_unstable();
     if ids.windows(2).any(|pair| pair[0] == pair[1]) {
         return Err("two counters of one zone".to_owned());
     }
-    if setup.zones.iter().any(|zone| !zone.unit.is_sound() || zone.place.len() > MAX_TEXT) {
+    if zones.clone().any(|zone| !zone.unit.is_sound() || zone.place.len() > MAX_TEXT) {
         return Err("a counter whose unit is nothing".to_owned());
     }
-    check_places(&setup.places, setup.packages.len())
+    Ok(())
+}
+
+/// What was measured when it was recorded is a replay's now; what was modelled is modelled still.
+fn replayed(origin: Origin) -> Origin {
+    if origin == Origin::Model { origin } else { Origin::Replay }
 }
 
 fn check_places(places: &[Option<usize>], packages: usize) -> Result<(), String> {
@@ -650,6 +699,8 @@ mod tests {
                 ..Reading::default()
             })),
             jobs: vec![(0, second * 1000)],
+            gpu_ns: second * 1_000_000_000 + 70_000,
+            gpus: Vec::new(),
             news,
         };
         let row = |ns: [u64; 2]| ns.map(RunTime::alone).to_vec();

@@ -22,12 +22,17 @@ use tracing::error;
 
 use crate::{
     containers::Container,
+    energy::zone::{Origin, ZoneKind},
+    gpu::engines::Engine,
+    gpu_page,
     jobs::{Process, command::Command},
-    ledger::Holder,
+    ledger::{Holder, streams::Running},
     pages,
     sampler::{Marked, Request},
     snapshot::Snapshot,
+    state::SourceState,
     stats_page,
+    units::Microjoules,
     window::{Refusal, seconds},
 };
 
@@ -39,6 +44,7 @@ struct Published {
     snapshot: Arc<Snapshot>,
     metrics: Bytes,
     usage: Bytes,
+    gpus: Bytes,
     at: Instant,
 }
 
@@ -63,10 +69,16 @@ impl Board {
 
     /// Renders a snapshot, once, and shows it from now on.
     pub fn publish(&self, snapshot: Arc<Snapshot>) {
-        let usage = page::render(stats_page::families(&snapshot, self.compat));
-        match page::render(pages::families(&snapshot, self.compat)).and_then(|metrics| Ok((metrics, usage?))) {
-            Ok((metrics, usage)) => {
-                self.published.store(Some(Arc::new(Published { snapshot, metrics, usage, at: Instant::now() })));
+        let render = |snapshot: &Snapshot| -> anyhow::Result<(Bytes, Bytes, Bytes)> {
+            Ok((
+                page::render(pages::families(snapshot, self.compat))?,
+                page::render(stats_page::families(snapshot, self.compat))?,
+                page::render(gpu_page::families(snapshot, self.compat))?,
+            ))
+        };
+        match render(&snapshot) {
+            Ok((metrics, usage, gpus)) => {
+                self.published.store(Some(Arc::new(Published { snapshot, metrics, usage, gpus, at: Instant::now() })));
             }
             // The page before stays, grows stale and is reported so.
             Err(error) => error!("cannot render the page: {error}"),
@@ -104,9 +116,7 @@ impl Pages for Board {
         let mut missing: Vec<String> = self.stale().into_iter().collect();
         if let Some(published) = &*self.published.load() {
             let sources = published.snapshot.sources.iter().filter(|source| source.wanted);
-            missing.extend(
-                sources.filter_map(|source| source.state.as_ref().err().map(|why| format!("{}: {why}", source.source))),
-            );
+            missing.extend(sources.filter_map(SourceState::why_not));
         }
         missing
     }
@@ -211,6 +221,72 @@ impl Pages for StatsPages {
     }
 }
 
+/// The same board as port 9505 shows it: GPUs.
+pub struct GpuPages(pub Arc<Board>);
+
+impl Pages for GpuPages {
+    fn metrics(&self) -> Option<Bytes> {
+        self.0.published.load().as_ref().map(|published| published.gpus.clone())
+    }
+
+    fn unhealthy(&self) -> Option<String> {
+        self.0.unhealthy()
+    }
+
+    fn unready(&self) -> Vec<String> {
+        let mut missing: Vec<String> = self.0.stale().into_iter().collect();
+        if let Some(published) = &*self.0.published.load() {
+            let ours = published.snapshot.sources.iter().filter(|source| matches!(source.source, "nvml" | "drm"));
+            missing.extend(ours.filter(|source| source.wanted).filter_map(SourceState::why_not));
+        }
+        missing
+    }
+
+    fn landing(&self) -> Landing {
+        let mut landing = Landing {
+            name: "wattcast-probe: GPUs".into(),
+            about: "What the GPUs of this host use, which of their engines work, and who encodes on them.".into(),
+            version: program::version().into(),
+            links: vec![
+                ("/metrics".into(), "for Prometheus".into()),
+                ("/health".into(), "alive?".into()),
+                ("/ready".into(), "do the GPUs that were found answer?".into()),
+            ],
+            tables: Vec::new(),
+        };
+        let published = self.0.published.load();
+        let Some(published) = &*published else { return landing };
+        let heads = |heads: &[&str]| heads.iter().map(|head| (*head).to_owned()).collect::<Vec<_>>();
+        let sources = published.snapshot.sources.iter().filter(|source| matches!(source.source, "nvml" | "drm"));
+        let sources = sources.map(|source| match &source.state {
+            Ok(()) => vec![source.source.into(), "usable".into(), source.detail.clone()],
+            Err(why) => vec![source.source.into(), why.reason.to_string(), why.detail.clone()],
+        });
+        landing.tables.push(("Sources".into(), heads(&["source", "state", ""]), sources.collect()));
+        let rows = published.snapshot.gpus.iter().map(|shown| {
+            let facts = &shown.gpu.facts;
+            let zone = published.snapshot.zones.iter().find(|zone| zone.id.kind == ZoneKind::Gpu(shown.gpu.id));
+            let percent = |engine: Engine| {
+                facts.engines[engine.index()].map_or_else(|| "–".to_owned(), |ratio| format!("{:.0} %", ratio * 100.0))
+            };
+            let watts = zone.and_then(|zone| zone.watts);
+            vec![
+                shown.gpu.id.to_string(),
+                shown.gpu.name.clone(),
+                zone.map_or(shown.gpu.origin, |zone| zone.origin).as_str().to_owned(),
+                watts.map_or_else(|| "–".to_owned(), |watts| format!("{watts:.2}")),
+                percent(Engine::Sm),
+                percent(if shown.gpu.index.is_some() { Engine::Encoder } else { Engine::Video }),
+                percent(Engine::Decoder),
+                shown.encoding.len().to_string(),
+            ]
+        });
+        let columns = ["GPU", "model", "source", "watts", "shaders", "encoder", "decoder", "sessions"];
+        landing.tables.push(("GPUs".into(), heads(&columns), rows.collect()));
+        landing
+    }
+}
+
 /// The routes that only the probe has.
 pub fn routes(board: Arc<Board>) -> Router {
     Router::new()
@@ -280,7 +356,8 @@ struct JobAnswer<'a> {
     ended: Option<f64>,
     cpu_seconds: f64,
     joules: f64,
-    source: &'static str,
+    /// How its joules were obtained; `perf+nvml` where a part is a GPU's.
+    source: String,
     #[serde(flatten)]
     command: &'a Command,
 }
@@ -292,6 +369,15 @@ struct StreamsAnswer<'a> {
     jobs: Vec<JobAnswer<'a>>,
 }
 
+/// How a job's joules were obtained.
+fn origins(running: &Running, snapshot: &Snapshot) -> String {
+    let of_packages = snapshot.zones.first().map(|zone| zone.origin);
+    let mut all: Vec<_> = of_packages.into_iter().chain(running.joules.keys().copied()).map(Origin::as_str).collect();
+    let mut seen = std::collections::BTreeSet::new();
+    all.retain(|source| seen.insert(*source));
+    all.join("+")
+}
+
 async fn streams(State(board): State<Arc<Board>>) -> Response {
     let published = board.published.load_full();
     let Some(published) = published else {
@@ -301,7 +387,6 @@ async fn streams(State(board): State<Arc<Board>>) -> Response {
     let containers: HashMap<u32, &Container> =
         snapshot.containers.iter().map(|row| (row.container.number, &*row.container)).collect();
     let processes: HashMap<u32, &Process> = snapshot.processes.iter().map(|process| (process.job, process)).collect();
-    let source = snapshot.zones.first().map_or("", |zone| zone.origin.as_str());
     let jobs = snapshot.jobs.iter().map(|running| {
         let job = &running.job;
         let number = job.own.or(match job.holder {
@@ -322,8 +407,8 @@ async fn streams(State(board): State<Arc<Board>>) -> Response {
             started: seconds(job.unix_ns),
             ended: running.ended.map(seconds),
             cpu_seconds: seconds(i64::try_from(running.ran_ns).unwrap_or(i64::MAX)),
-            joules: running.joules.joules(),
-            source,
+            joules: running.joules.values().copied().sum::<Microjoules>().joules(),
+            source: origins(running, snapshot),
             command: &job.command,
         }
     });

@@ -19,7 +19,7 @@ use crate::{
     distribution::Distribution,
     feed::Feed,
     snapshot::{CollectorRow, Snapshot},
-    state::{SourceState, set_state},
+    state::{SourceState, set_found, set_state},
     window::seconds,
 };
 
@@ -164,6 +164,11 @@ impl Sampler {
         self.parts.feed.interval(self.parts.tick)
     }
 
+    /// Waits until drivers of GPUs have opened, for at most so long.
+    pub fn settle(&mut self, most: Duration) {
+        self.parts.feed.settle(most);
+    }
+
     /// One tick; `None` when there are no more.
     pub fn tick(&mut self) -> Option<Snapshot> {
         let Parts { feed, accountant, .. } = &mut self.parts;
@@ -188,6 +193,9 @@ impl Sampler {
         for (name, state) in self.parts.feed.states(self.parts.accountant.trouble()) {
             set_state(&mut self.parts.sources, name, state);
         }
+        for (name, state, detail) in self.parts.feed.gpu_states(self.parts.accountant.gpu_trouble()) {
+            set_found(&mut self.parts.sources, name, state, detail);
+        }
         if *self.sources != *self.parts.sources {
             self.sources = self.parts.sources.clone().into();
         }
@@ -197,6 +205,7 @@ impl Sampler {
         snapshot.ticks_missed = self.ticks_missed;
         snapshot.programs = self.parts.feed.programs();
         snapshot.processes = self.parts.feed.processes();
+        snapshot.gpus = self.parts.feed.gpus().to_vec();
         self.dress_usage(snapshot);
         if let Some(distribution) = &self.parts.distribution {
             snapshot.power = distribution.snapshot();

@@ -14,6 +14,10 @@ use crate::{
         counter::Reject,
         zone::{Origin, ZoneId},
     },
+    gpu::{
+        Shown,
+        engines::{EngineTimes, EngineWeights, GpuId},
+    },
     jobs::Process,
     ledger::{
         AccountId,
@@ -92,6 +96,12 @@ pub struct Snapshot {
     pub machine_memory: u64,
     /// Every stream with series.
     pub streams: Vec<StreamRow>,
+    /// How long containers used the engines of each GPU, since the start.
+    pub engine_times: Vec<(Arc<Container>, GpuId, EngineTimes)>,
+    /// What time of each engine is worth.
+    pub engine_weights: EngineWeights,
+    /// What GPUs say.
+    pub gpus: Vec<Shown>,
     /// Every job that runs, or ended lately.
     pub jobs: Vec<Running>,
     /// The processes of those that run.

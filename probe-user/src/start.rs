@@ -14,7 +14,8 @@ use crate::{
     distribution::Distribution,
     energy::{self, Choice, Chosen, Source, processor::Processor},
     feed::{Feed, Replay},
-    instruments::Instruments,
+    gpu::Gpus,
+    instruments::{self, Instruments},
     jobs::Jobs,
     ledger::IdlePolicy,
     recording::Reader,
@@ -158,7 +159,9 @@ pub fn instruments(config: &Config) -> (Instruments, Vec<SourceState>) {
     let jobs = directory.is_some().then(|| jobs(config, &mut sources)).flatten();
     let stats = (directory.is_some() && config.collectors.stats())
         .then(|| Stats::new(&config.paths.cgroupfs, &config.paths.procfs));
-    (Instruments::new(source, cpu, directory, jobs, stats, topology, config.paths.sysfs.clone()), sources)
+    let gpus = config.collectors.gpu().then(|| gpus(config, &mut sources)).flatten();
+    let opened = instruments::Opened { source, cpu, directory, jobs, stats, gpus };
+    (Instruments::new(opened, topology, config.paths.sysfs.clone()), sources)
 }
 
 fn directory(config: &Config, sources: &mut Vec<SourceState>) -> Option<Directory> {
@@ -211,6 +214,23 @@ fn jobs(config: &Config, sources: &mut Vec<SourceState>) -> Option<Jobs> {
         wanted: false,
     });
     Some(jobs)
+}
+
+/// GPUs are opened on a thread of their own, and say how they stand when they have.
+fn gpus(config: &Config, sources: &mut Vec<SourceState>) -> Option<Gpus> {
+    match Gpus::start(config.gpu_places()) {
+        Ok(gpus) => {
+            if config.collectors.wants_gpu() {
+                let state = Err(Unavailable::new(Reason::Absent, "is being opened"));
+                sources.push(SourceState { source: "nvml", state, detail: String::new(), wanted: true });
+            }
+            Some(gpus)
+        }
+        Err(why) => {
+            sources.push(SourceState { source: "nvml", state: Err(why), detail: String::new(), wanted: true });
+            None
+        }
+    }
 }
 
 /// A second handle to the packages, for the thread of sub-second power.

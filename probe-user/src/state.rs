@@ -73,6 +73,14 @@ pub struct SourceState {
     pub wanted: bool,
 }
 
+impl SourceState {
+    /// Why it is not usable, with its name.
+    #[must_use]
+    pub fn why_not(&self) -> Option<String> {
+        self.state.as_ref().err().map(|why| format!("{}: {why}", self.source))
+    }
+}
+
 /// Puts a source into a state, and says so once when it changes.
 pub fn set_state(sources: &mut [SourceState], name: &str, state: Result<(), Unavailable>) {
     let Some(source) = sources.iter_mut().find(|source| source.source == name) else { return };
@@ -84,4 +92,21 @@ pub fn set_state(sources: &mut [SourceState], name: &str, state: Result<(), Unav
         Err(why) => tracing::warn!("{name}: {why}"),
     }
     source.state = state;
+}
+
+/// Brings a source up to date that is opened while the probe runs, and may be found at any time. One that was usable once is wanted.
+pub fn set_found(sources: &mut Vec<SourceState>, name: &'static str, state: Result<(), Unavailable>, detail: String) {
+    let at = sources.iter().position(|source| source.source == name);
+    let Some(source) = at.and_then(|at| sources.get_mut(at)) else {
+        match &state {
+            Ok(()) => tracing::info!("{name}: usable, {detail}"),
+            Err(why) => tracing::info!("{name}: {why}"),
+        }
+        let wanted = state.is_ok();
+        sources.push(SourceState { source: name, state, detail, wanted });
+        return;
+    };
+    source.wanted |= state.is_ok();
+    source.detail = detail;
+    set_state(sources, name, state);
 }

@@ -9,6 +9,7 @@ use crate::{
     containers::Container,
     cpu::{CgroupKey, Knows, Reading, Tier},
     energy::zone::{Origin, Zone},
+    gpu::{Worked, engines::GpuId},
     jobs::Job,
     ledger::Holder,
     topology::PackageId,
@@ -19,7 +20,7 @@ use crate::{
 pub struct Setup {
     /// Where the joules come from; `None` when nothing gives any.
     pub origin: Option<Origin>,
-    /// The counters, in the order of [`RawTick::zones`].
+    /// The counters, in the order of [`RawTick::zones`]; those of GPUs follow as [`News::zones`].
     pub zones: Vec<Zone>,
     /// Idle power of each counter in microwatts, where the source knows it by construction.
     pub idle_uw: Vec<Option<u64>>,
@@ -72,10 +73,16 @@ fn of_any_age<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Collected>, D
 }
 
 impl Setup {
-    /// True when the joules are calculated, here or where they were recorded.
+    /// True when the machine's joules are calculated, here or where they were recorded. Those of GPUs never are.
     #[must_use]
     pub fn modelled(&self) -> bool {
         self.origin == Some(Origin::Model)
+    }
+
+    /// How the joules of a zone are obtained.
+    #[must_use]
+    pub fn origin_of(&self, zone: &Zone) -> Option<Origin> {
+        zone.origin.or(self.origin)
     }
 
     /// Package index of each column of a reading, and how many there are: the machine's, or a single one where the tier knows no CPUs.
@@ -121,6 +128,9 @@ pub struct News {
     /// Cgroups whose slots in the kernel were freed before this reading.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub departed: Vec<CgroupKey>,
+    /// Counters that are there from now on: of GPUs, whose drivers open after the start, or are loaded later.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub zones: Vec<Zone>,
     /// Package index of each CPU, when a CPU came online.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub places: Option<Vec<Option<usize>>>,
@@ -175,6 +185,8 @@ pub struct RawTick {
     pub energy_ns: u64,
     /// When the reading of CPU time ended.
     pub cpu_ns: u64,
+    /// When the counters of GPUs were read.
+    pub gpu_ns: u64,
     /// CPU time of the probe's own process since it began.
     pub own_ns: u64,
     /// Every counter, or why it gave nothing.
@@ -183,6 +195,8 @@ pub struct RawTick {
     pub cpu: Option<Result<Reading, String>>,
     /// CPU nanoseconds of each job since it began.
     pub jobs: Vec<(u32, u64)>,
+    /// Who used which GPU, since the tick before.
+    pub gpus: Vec<(GpuId, Worked)>,
     /// What changed.
     pub news: News,
 }

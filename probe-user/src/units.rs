@@ -93,6 +93,9 @@ impl Unit {
     /// Counts that are microjoules already.
     pub const MICROJOULE: Self = Self { numerator: 1, denominator: 1 };
 
+    /// Counts that are millijoules, as GPUs have them.
+    pub const MILLIJOULE: Self = Self { numerator: 1000, denominator: 1 };
+
     /// Tenths of a microjoule.
     #[must_use]
     pub const fn tenths(tenths: u64) -> Self {

@@ -97,6 +97,8 @@ fn three_to_one(path: &Path) {
             zones: vec![raw(joules[0]), raw(joules[1])],
             cpu: Some(Ok(Reading { rows, overflow: vec![RunTime::default(); 2], ..Reading::default() })),
             jobs: Vec::new(),
+            gpu_ns: 0,
+            gpus: Vec::new(),
             news,
         };
         writer.write(&tick).unwrap();

@@ -64,6 +64,9 @@ pub fn bench(args: &Bench) -> Result<()> {
         bail!("the build failed");
     }
     let reading = readings()?;
+    step("what GPUs cost");
+    // A library that takes no time of its own to speak of stands in for NVIDIA's; what it takes is told apart.
+    let gpus = costs("gpu_cost")?;
     step("what memory, network and block I/O of containers cost");
     let usage = costs("stats_cost")?;
     let bin = target().join("release");
@@ -131,6 +134,16 @@ pub fn bench(args: &Bench) -> Result<()> {
         row(&format!("  {name}"), format!("{} µs", costs.join(" / ")), goal);
     }
     println!("  powercap, msr and hwmon: of plain files here; hardware adds a call to another CPU for each package.");
+    println!();
+    row("CPU time of one tick, by GPUs, 8 processes each", "1 / 8".into(), "goal");
+    for (name, costs) in gpus {
+        let costs: Vec<String> = costs.iter().map(|us| format!("{:.3}", us / 1000.0)).collect();
+        let (what, goal) = match &*name {
+            "probe" => ("  the probe", "2 ms for 8 with 64 processes"),
+            _ => ("  the library that stands in for NVIDIA's", ""),
+        };
+        row(what, format!("{} ms", costs.join(" / ")), goal);
+    }
     println!();
     row("CPU time of one tick, by containers", "50 / 500".into(), "goal");
     for (_, costs) in usage {

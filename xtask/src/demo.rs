@@ -285,11 +285,14 @@ fn show(probe: &Client, analysis: &Client, run: &str, job: &Job, start: f64, end
         }
         pause(Duration::from_millis(200));
     };
+    // By source: a GPU's joules stand beside the processor's.
+    let of = |name: &str, scope: &str, gpu: bool| {
+        let found = results.iter().filter(|sample| sample.name == name && sample.label("scope") == scope);
+        let of_gpu = |sample: &&Sample| matches!(sample.label("source"), "nvml" | "nvml_power" | "fake") == gpu;
+        found.filter(of_gpu).min_by(|a, b| a.label("source").cmp(b.label("source"))).cloned()
+    };
     let value = |name: &str, scope: &str| {
-        results
-            .iter()
-            .find(|sample| sample.name == name && sample.label("scope") == scope)
-            .with_context(|| format!("the result has no {name} of the {scope}"))
+        of(name, scope, false).with_context(|| format!("the result has no {name} of the {scope}"))
     };
     let joules = value("wattcast_run_energy_joules", "container")?;
     let source = joules.label("source");
@@ -306,6 +309,10 @@ fn show(probe: &Client, analysis: &Client, run: &str, job: &Job, start: f64, end
     println!("  container  {:>9.2} J dynamic", joules.value);
     println!("             {:>9.4} J per frame", value("wattcast_run_energy_per_frame_joules", "container")?.value);
     println!("             {:>9.2} W", value("wattcast_run_power_watts", "container")?.value);
+    if let Some(gpu) = of("wattcast_run_energy_joules", "container", true) {
+        let fake = if gpu.label("source") == "fake" { "; the GPU is FAKE, nothing of it was measured" } else { "" };
+        println!("             {:>9.2} J of the GPU, source: {}{fake}", gpu.value, gpu.label("source"));
+    }
     balance.show(host);
     println!("  on {}: wattcast_run_energy_joules{{run=\"{run}\"}}", analysis.url("/metrics"));
     println!("  on {}: wattcast_container_energy_joules_total{{container=\"{}\"}}", probe.url("/metrics"), job.name);

@@ -9,7 +9,7 @@ use std::{
     },
     path::{Path, PathBuf},
     process::Command,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
@@ -44,6 +44,11 @@ pub struct Up {
     #[arg(long, value_name = "DIR", default_value = "test_results")]
     results_dir: PathBuf,
 
+    /// Load a library that stands in for NVIDIA's, with one GPU on which every ffmpeg encodes. Nothing of it is measured, and
+    /// every page says so
+    #[arg(long)]
+    fake_gpu: bool,
+
     /// More flags for the probe, after --
     #[arg(last = true, value_name = "PROBE FLAGS")]
     probe: Vec<String>,
@@ -61,7 +66,7 @@ pub fn up(args: &Up) -> Result<()> {
         );
     }
     stop::catch_signals();
-    let bin = build()?;
+    let bin = build(args.fake_gpu)?;
     if stop::stopped() {
         return Ok(());
     }
@@ -76,6 +81,12 @@ pub fn up(args: &Up) -> Result<()> {
     eprintln!("Starting");
     let mut probe_command = Command::new(bin.join("wattcast-probe"));
     probe_command.args(&args.probe);
+    if args.fake_gpu {
+        let scenario = logs.join("fake-gpu.toml");
+        fs::write(&scenario, FAKE_GPU)?;
+        probe_command.env("FAKE_NVML_SCENARIO", &scenario);
+        probe_command.arg("--nvml.library").arg(bin.join("libfake_nvml.so"));
+    }
     let mut probe = Program::start("wattcast-probe", &mut probe_command, &logs)?;
     let probe_client = probe.client()?;
 
@@ -92,6 +103,12 @@ pub fn up(args: &Up) -> Result<()> {
     println!("  analysis  {}          results of {}", analysis_client.url("/"), results.display());
     let (usage, streams, rtmp) = (probe.client_of(1)?, analysis.client_of(1)?, analysis.client_of(2)?);
     println!("  usage     {}          memory, network and block I/O of containers", usage.url("/"));
+    let gpus = probe.client_of(2)?;
+    println!(
+        "  GPUs      {}          {}",
+        gpus.url("/"),
+        if args.fake_gpu { "FAKE: nothing of it is measured" } else { "energy, engines, encoder sessions" }
+    );
     let port = streams.url("").rsplit(':').next().unwrap_or_default().to_owned();
     println!("  streams   {}          ffmpeg -progress udp://127.0.0.1:{port}/NAME …", streams.url("/"));
     println!("  RTMP      {}          nginx's /stat", rtmp.url("/"));
@@ -115,15 +132,35 @@ pub fn up(args: &Up) -> Result<()> {
     Ok(())
 }
 
+/// A board like a small server card, on which every ffmpeg uses a third of the encoder.
+const FAKE_GPU: &str = "\
+# Read again whenever it changes; fake-nvml/src/scenario.rs says what can stand here.
+[[gpu]]
+name = \"T4\"
+idle_watts = 10.0
+
+[[gpu.process]]
+comm = \"ffmpeg\"
+memory = 314572800
+percent = { sm = 4.0, encoder = 35.0, decoder = 12.0 }
+
+[[gpu.process.session]]
+codec = \"h264\"
+width = 1280
+height = 720
+fps = 30
+";
+
 /// Builds both programs as they are shipped; gives their directory.
-fn build() -> Result<PathBuf> {
+fn build(fake_gpu: bool) -> Result<PathBuf> {
     build_ebpf::build_ebpf()?;
     eprintln!("Programs");
-    let done = Command::new("cargo")
-        .args(["build", "--release", "--package", "probe-user", "--package", "analysis"])
-        .current_dir(root())
-        .status()
-        .context("cannot run cargo")?;
+    let mut cargo = Command::new("cargo");
+    cargo.args(["build", "--release", "--package", "probe-user", "--package", "analysis"]).current_dir(root());
+    if fake_gpu {
+        cargo.args(["--package", "fake-nvml"]);
+    }
+    let done = cargo.status().context("cannot run cargo")?;
     if !done.success() {
         bail!("the build failed");
     }
@@ -153,7 +190,16 @@ fn unprivileged(command: &mut Command, results: &Path, paths: &[&Path]) {
 /// One line per source with its state.
 fn say_sources(probe: &Client) -> Result<()> {
     println!("Sources");
-    let sources = probe.json("/api/v1/sources")?;
+    // Drivers of GPUs are opened beside the rest.
+    let settled = Instant::now() + Duration::from_secs(5);
+    let sources = loop {
+        let sources = probe.json("/api/v1/sources")?;
+        let opened = sources.as_array().is_some_and(|all| all.iter().any(|source| source["source"] == "nvml"));
+        if opened || Instant::now() > settled || stop::stopped() {
+            break sources;
+        }
+        stop::pause(Duration::from_millis(50));
+    };
     for source in sources.as_array().into_iter().flatten() {
         let text = |key: &str| source[key].as_str().unwrap_or_default();
         println!("  {:<9} {:<7} {}", text("source"), text("state"), text("detail"));
@@ -165,10 +211,12 @@ fn say_sources(probe: &Client) -> Result<()> {
 fn table(samples: &[crate::api::Sample]) -> Vec<String> {
     let find = |name: &'static str| samples.iter().filter(move |sample| sample.name == name);
     let mut rows: Vec<(f64, String)> = find("wattcast_container_power_watts")
-        .filter(|sample| sample.label("zone") == "package")
         .map(|sample| {
-            let id = sample.label("id");
-            let sum = |name| find(name).filter(|row| row.label("id") == id).map(|row| row.value).sum::<f64>();
+            let (id, zone) = (sample.label("id"), sample.label("zone"));
+            let sum = |name| {
+                let of = |row: &&crate::api::Sample| row.label("id") == id && ["", zone].contains(&row.label("zone"));
+                find(name).filter(of).map(|row| row.value).sum::<f64>()
+            };
             let (name, image) = (printable(sample.label("container"), 28), printable(sample.label("image"), 24));
             let row = format!(
                 "  {name:<28} {image:<24} {:>8.2} W {:>10.1} J {:>9.2} CPU s  {}",
@@ -185,10 +233,15 @@ fn table(samples: &[crate::api::Sample]) -> Vec<String> {
     if all.is_empty() {
         all.push("  no container runs".to_owned());
     }
-    for sample in find("wattcast_power_watts").filter(|sample| sample.label("zone") == "package") {
-        let modelled = if sample.label("source") == "model" { ", modelled, not measured" } else { "" };
+    for sample in find("wattcast_power_watts").filter(|sample| matches!(sample.label("zone"), "package" | "gpu")) {
+        let modelled = match sample.label("source") {
+            "model" => ", modelled, not measured",
+            "fake" => ": FAKE, nothing of it is measured",
+            _ => "",
+        };
         all.push(format!(
-            "  package {}: {:.2} W (source: {}{modelled})",
+            "  {} {}: {:.2} W (source: {}{modelled})",
+            sample.label("zone"),
             sample.label("package"),
             sample.value,
             sample.label("source")

@@ -11,6 +11,8 @@ use crate::{
     units::Unit,
 };
 
+mod gpu;
+
 const SECOND: u64 = 1_000_000_000;
 
 fn package(number: u32) -> ZoneId {
@@ -143,7 +145,7 @@ fn a_second_beside_a_busy_sibling_is_worth_what_the_rules_say() {
     assert_eq!((given(&default, 0), given(&default, 1)), (1_000_000, 575_000));
     assert_eq!(default.containers[1].cpu[0].time, RunTime { alone_ns: 0, shared_ns: SECOND });
     assert_eq!((default.smt, default.shared_milli), (true, 575));
-    let whole = machine(Rules { idle: IdlePolicy::Separate, weights: Weights { shared_milli: 1000 } });
+    let whole = machine(Rules { weights: Weights { shared_milli: 1000 }, ..IdlePolicy::Separate.into() });
     assert_eq!(given(&whole, 0).abs_diff(given(&whole, 1)), 0);
 }
 

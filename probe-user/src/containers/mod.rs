@@ -241,6 +241,12 @@ impl Directory {
         self.holders.get(key).copied().unwrap_or(Holder::System)
     }
 
+    /// The same; `None` for a cgroup that was never met.
+    #[must_use]
+    pub fn known_holder(&self, key: &CgroupKey) -> Option<Holder> {
+        self.holders.get(key).copied()
+    }
+
     /// Gives every new cgroup its holder. Containers are met as soon as they exist; a plain cgroup when it runs, for a
     /// host has many empty ones. `running` holds those of the reading that have no series.
     fn meet(&mut self, live: &HashMap<CgroupKey, String>, running: &HashSet<CgroupKey>, now: Instant) {

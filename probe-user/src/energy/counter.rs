@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 
-use super::zone::{Ceiling, Range, Zone};
+use super::zone::{Ceiling, Range, Zone, ZoneKind};
 use crate::units::{Microjoules, Unit};
 
 /// Why a reading was refused; the label `reason` of `wattcast_energy_rejects_total`.
@@ -78,6 +78,8 @@ pub struct Counter {
     /// What is believed where the limit turns out to be none.
     unlimited: Ceiling,
     last: Option<Point>,
+    /// How much longer than the time between two readings their difference may stand for.
+    jitter_ns: u64,
     doubted: Option<Point>,
     doubts: u32,
     peak: Peak,
@@ -95,6 +97,11 @@ impl Counter {
             ceiling: zone.ceiling,
             unlimited: Ceiling::learned(zone.id.kind),
             last: None,
+            // An update may fall on either side of each of two readings.
+            jitter_ns: match zone.id.kind {
+                ZoneKind::Gpu(_) => zone.update_ns.saturating_mul(2),
+                _ => JITTER_NS,
+            },
             doubted: None,
             doubts: 0,
             peak: Peak::default(),
@@ -178,7 +185,7 @@ impl Counter {
             return Err(Reject::Gap);
         }
         match self.most_uw() {
-            Some(most) if self.unit.microjoules(counts) > Microjoules::of(most, dt.saturating_add(JITTER_NS)) => {
+            Some(most) if self.unit.microjoules(counts) > Microjoules::of(most, dt.saturating_add(self.jitter_ns)) => {
                 Err(Reject::Implausible)
             }
             _ => Ok(counts),

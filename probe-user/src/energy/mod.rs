@@ -204,6 +204,9 @@ pub fn open(
         Origin::Hwmon => Box::new(Hwmon::open(&places.sysfs, topology)?),
         Origin::Model => Box::new(Model::new(line, &processor, topology, places)),
         Origin::Replay => return Err(Unavailable::new(Reason::Absent, "a recording is opened by its file")),
+        Origin::Nvml | Origin::NvmlPower | Origin::Fake | Origin::Drm => {
+            return Err(Unavailable::new(Reason::Absent, "a GPU is read beside the machine's other counters"));
+        }
     })
 }
 

@@ -109,6 +109,7 @@ impl Perf {
                             update_ns: UPDATE_NS,
                             ceiling: Ceiling::learned(id.kind),
                             place: format!("{} on CPU {}", events.join(&name).display(), cpus[0]),
+                            origin: None,
                         });
                         self.files.push(files);
                     }

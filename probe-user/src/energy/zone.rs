@@ -1,13 +1,13 @@
 //! What an energy counter measures, and which counters may be summed.
 //!
-//! package contains core and uncore; DRAM stands beside package; psys contains all of it. So the accounting roots are
-//! the packages and their DRAM, each once: everything else is published and never summed.
+//! package contains core and uncore; DRAM and GPUs stand beside package; psys contains all of it. So the accounting roots are
+//! the packages, their DRAM and the GPUs, each once: everything else is published and never summed.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{topology::PackageId, units::Unit};
+use crate::{gpu::engines::GpuId, topology::PackageId, units::Unit};
 
 /// Where a joule's figure came from; the label `source`. A modelled joule is never shown as a measured one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -21,6 +21,14 @@ pub enum Origin {
     Msr,
     /// A sensor of the board or the processor under `/sys/class/hwmon`.
     Hwmon,
+    /// NVIDIA's counter of a board's energy.
+    Nvml,
+    /// NVIDIA's figure of a board's power, integrated here: the board has no counter.
+    NvmlPower,
+    /// A library that stands in for NVIDIA's in tests and demonstrations; no hardware was asked.
+    Fake,
+    /// What the kernel's graphics drivers say. They tell use of engines, and no joules.
+    Drm,
     /// A power curve; no hardware was asked.
     Model,
     /// A recording; whatever it was recorded from.
@@ -39,6 +47,10 @@ impl Origin {
             Self::Powercap => "powercap",
             Self::Msr => "msr",
             Self::Hwmon => "hwmon",
+            Self::Nvml => "nvml",
+            Self::NvmlPower => "nvml_power",
+            Self::Fake => "fake",
+            Self::Drm => "drm",
             Self::Model => Self::MODEL,
             Self::Replay => "replay",
         }
@@ -53,7 +65,7 @@ impl Origin {
     /// False where the joules are a calculation, or nobody's here and now.
     #[must_use]
     pub fn is_measured(self) -> bool {
-        !matches!(self, Self::Model | Self::Replay)
+        !matches!(self, Self::Model | Self::Replay | Self::Fake)
     }
 }
 
@@ -71,6 +83,8 @@ pub enum ZoneKind {
     Uncore,
     /// The whole platform.
     Psys,
+    /// A graphics board, memory and all.
+    Gpu(GpuId),
 }
 
 impl ZoneKind {
@@ -83,6 +97,7 @@ impl ZoneKind {
             Self::Core => "core",
             Self::Uncore => "uncore",
             Self::Psys => "psys",
+            Self::Gpu(_) => "gpu",
         }
     }
 }
@@ -90,22 +105,28 @@ impl ZoneKind {
 /// Which counter: a zone of a package, or of the whole platform.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ZoneId {
-    /// `None` for psys, which belongs to no package.
+    /// `None` for psys and GPUs, which belong to no package.
     pub package: Option<PackageId>,
     /// What it covers there.
     pub kind: ZoneKind,
 }
 
 impl ZoneId {
-    /// The label `package`: `0`, `0-die-1`, or `all` for the platform.
+    /// The label `package`: `0`, `0-die-1`, the name of a GPU, or `all` for the platform.
     #[must_use]
     pub fn package_label(&self) -> String {
+        if let ZoneKind::Gpu(gpu) = self.kind {
+            return gpu.to_string();
+        }
         self.package.map_or_else(|| "all".to_owned(), |package| package.to_string())
     }
 }
 
 impl fmt::Display for ZoneId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let ZoneKind::Gpu(gpu) = self.kind {
+            return gpu.fmt(f);
+        }
         write!(f, "{} of package {}", self.kind.as_str(), self.package_label())
     }
 }
@@ -141,6 +162,7 @@ impl Ceiling {
     pub fn learned(kind: ZoneKind) -> Self {
         Self::Learned(match kind {
             ZoneKind::Package | ZoneKind::Core | ZoneKind::Uncore => 1_000_000_000,
+            ZoneKind::Gpu(_) => 2_000_000_000,
             ZoneKind::Dram => 200_000_000,
             ZoneKind::Psys => 4_000_000_000,
         })
@@ -167,6 +189,9 @@ pub struct Zone {
     pub ceiling: Ceiling,
     /// Where it is read, for people.
     pub place: String,
+    /// How its joules are obtained, where that is another way than the machine's other zones have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Origin>,
 }
 
 impl Zone {
@@ -174,22 +199,35 @@ impl Zone {
     #[must_use]
     pub fn microjoules(id: ZoneId, range: Range, place: String) -> Self {
         let ceiling = Ceiling::learned(id.kind);
-        Self { id, unit: Unit::MICROJOULE, range, step_uj: 1, update_ns: UPDATE_NS, ceiling, place }
+        Self { id, unit: Unit::MICROJOULE, range, step_uj: 1, update_ns: UPDATE_NS, ceiling, place, origin: None }
     }
 }
 
-/// True for each zone whose joules are divided, and whose sum is the machine's measured energy: packages with their memory.
-/// A sensor of the whole platform is one only where there is nothing else, for it holds the others.
+/// True for each zone whose joules are divided, and whose sum is the machine's measured energy: packages with their memory, and GPUs.
+/// A sensor of the whole platform is one only where there are no packages; then it holds GPUs too.
 #[must_use]
 pub fn accounting_roots(zones: &[Zone]) -> Vec<bool> {
     let packages = zones.iter().any(|zone| zone.id.kind == ZoneKind::Package);
+    let platform = !packages && zones.iter().any(|zone| zone.id.kind == ZoneKind::Psys);
     zones
         .iter()
         .map(|zone| match zone.id.kind {
             ZoneKind::Package => true,
             ZoneKind::Dram => packages,
             ZoneKind::Psys => !packages,
+            ZoneKind::Gpu(_) => !platform,
             ZoneKind::Core | ZoneKind::Uncore => false,
         })
         .collect()
+}
+
+/// True where `outer`'s joules hold `inner`'s, and `inner`'s are those of GPUs: what of the root is shared by who used engines.
+#[must_use]
+pub fn holds_gpu(outer: ZoneId, inner: ZoneId) -> bool {
+    match (outer.kind, inner.kind) {
+        // On clients "uncore" is the plane of the graphics; servers have no such zone (Intel SDM 14.10.4).
+        (ZoneKind::Package, ZoneKind::Uncore) => outer.package == inner.package,
+        (ZoneKind::Psys, ZoneKind::Gpu(_)) => true,
+        _ => false,
+    }
 }

@@ -33,6 +33,8 @@ const SCAN_EVERY: Duration = Duration::from_secs(5);
 const LOOK_FOR_PORTS: Duration = Duration::from_secs(30);
 /// A job stays known for so long after its end, however short its series are shown: whoever keeps records must hear of it.
 const SHOWN_AT_LEAST: Duration = Duration::from_secs(20);
+/// For how long a job counts as new.
+const YOUNG: Duration = Duration::from_secs(12);
 /// How far a process's clock may seem to go back: what a running thread ran since the scheduler last looked.
 const REUSED_NS: u64 = 100_000_000;
 /// The inode of the first pid namespace (include/linux/proc_ns.h, PROC_PID_INIT_INO).
@@ -56,6 +58,19 @@ pub struct Job {
     pub command: Command,
 }
 
+impl Job {
+    /// Who is given the joules that it is a part of.
+    #[must_use]
+    pub fn charged(&self) -> Holder {
+        self.own.map_or(self.holder, Holder::Container)
+    }
+}
+
+/// True where process numbers here are not the host's.
+pub(crate) fn pids_are_elsewhere() -> bool {
+    fs::metadata("/proc/self/ns/pid").is_ok_and(|meta| meta.ino() != FIRST_PIDS)
+}
+
 /// A process that was met.
 struct Newcomer<'a> {
     tgid: u32,
@@ -75,6 +90,7 @@ struct Live {
     /// What the job ran, as far as known.
     ran_ns: u64,
     own: Option<u32>,
+    met: Instant,
     ended: Option<Instant>,
     /// Ports that its datagrams may come from; empty until they are known.
     ports: Vec<u16>,
@@ -145,7 +161,7 @@ impl Jobs {
     #[must_use]
     pub fn new(names: Names, procfs: &Path, retain: Duration) -> Self {
         let patterns: Vec<_> = names.0.iter().map(|name| crate::cpu::exec_name(name)).collect();
-        let elsewhere = fs::metadata("/proc/self/ns/pid").is_ok_and(|meta| meta.ino() != FIRST_PIDS);
+        let elsewhere = pids_are_elsewhere();
         let execs = if elsewhere {
             // The kernel side tells the numbers that processes have there; here they are others'.
             Err(Unavailable::new(
@@ -168,6 +184,19 @@ impl Jobs {
             lost: 0,
             dropped: 0,
         }
+    }
+
+    /// The job that a process is, and its row where it has one of its own.
+    #[must_use]
+    pub fn of_process(&self, tgid: u32) -> Option<(u32, Option<u32>)> {
+        let number = *self.by_tgid.get(&tgid)?;
+        Some((number, self.live.get(&number)?.own))
+    }
+
+    /// Processes of jobs that began lately.
+    pub fn recent(&self, now: Instant) -> impl Iterator<Item = u32> {
+        let young = move |live: &&Live| live.ended.is_none() && now.duration_since(live.met) < YOUNG;
+        self.live.values().filter(young).map(|live| live.tgid)
     }
 
     /// How beginnings are learnt.
@@ -279,7 +308,10 @@ impl Jobs {
         let progress = command.progress.as_ref().filter(|progress| progress.kind == "udp");
         let look_until = progress.map(|_| now + LOOK_FOR_PORTS);
         let ports = progress.and_then(|progress| progress.port).into_iter().collect();
-        self.live.insert(number, Live { tgid, base_ns, ran_ns: 0, own, ended: None, ports, look_until, absent: 0 });
+        self.live.insert(
+            number,
+            Live { tgid, base_ns, ran_ns: 0, own, met: now, ended: None, ports, look_until, absent: 0 },
+        );
         news.jobs.push(Job { number, holder, own, unix_ns, command });
     }
 

@@ -1,5 +1,7 @@
 //! One tick of one accounting root: the split.
 
+use std::collections::BTreeMap;
+
 use super::book::Holder;
 use crate::units::Microjoules;
 
@@ -72,6 +74,34 @@ pub fn share_idle(closed: &mut Closed<Holder>, weights: &[(Holder, u64)]) {
     }
 }
 
+/// Divides energy by the use of a GPU's engines. What was used by nobody who is known stays unattributed, and so does all of it where nothing
+/// is known: it is never split evenly.
+#[must_use]
+pub fn close_by_use(measured: Microjoules, idle: Microjoules, claims: &[(Option<Holder>, u64)]) -> Closed<Holder> {
+    let closed = close(measured, idle, claims);
+    let mut known =
+        Closed { shares: Vec::new(), idle: closed.idle, idle_shares: Vec::new(), unattributed: closed.unattributed };
+    for (who, share) in closed.shares {
+        match who {
+            Some(holder) => known.shares.push((holder, share)),
+            None => known.unattributed += share,
+        }
+    }
+    known
+}
+
+impl Closed<Holder> {
+    /// Adds another part of the same root, without idle energy of its own.
+    pub fn merge(&mut self, part: &Self) {
+        let mut sums: BTreeMap<Holder, Microjoules> = self.shares.drain(..).collect();
+        for (holder, share) in &part.shares {
+            *sums.entry(*holder).or_default() += *share;
+        }
+        self.shares.extend(sums);
+        self.unattributed += part.unattributed;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -105,6 +135,16 @@ mod tests {
     fn idle_is_never_more_than_was_measured() {
         let closed = close(Microjoules(10), Microjoules(40), &[(1, 5)]);
         assert_eq!((closed.idle, closed.shares), (Microjoules(10), vec![(1, Microjoules::ZERO)]));
+    }
+
+    #[test]
+    fn what_nobody_known_used_of_a_gpu_is_unattributed_and_so_is_all_where_nobody_is() {
+        let claims = [(None, 1), (Some(Holder::Container(1)), 2), (Some(Holder::Container(2)), 1)];
+        let closed = close_by_use(Microjoules(100), Microjoules(20), &claims);
+        let given = [(Holder::Container(1), Microjoules(40)), (Holder::Container(2), Microjoules(20))];
+        assert_eq!((&*closed.shares, closed.unattributed), (&given[..], Microjoules(20)));
+        let nobody = close_by_use(Microjoules(100), Microjoules(20), &[]);
+        assert_eq!((nobody.shares.len(), nobody.idle, nobody.unattributed), (0, Microjoules(20), Microjoules(80)));
     }
 
     #[test]

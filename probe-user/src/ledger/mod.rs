@@ -7,13 +7,14 @@
 mod account;
 mod book;
 pub mod idle;
+pub mod rest;
 pub mod streams;
 pub mod uncertainty;
 
-pub use account::{Closed, close, share_idle};
+pub use account::{Closed, close, close_by_use, share_idle};
 pub use book::{Account, AccountId, Book, Holder};
 
-use crate::cpu::Weights;
+use crate::{cpu::Weights, gpu::engines::EngineWeights};
 
 /// What the user decides of the arithmetic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +23,8 @@ pub struct Rules {
     pub idle: IdlePolicy,
     /// What CPU time is worth.
     pub weights: Weights,
+    /// What time of a GPU's engines is worth.
+    pub engines: EngineWeights,
 }
 
 /// A second beside a busy sibling is worth 575 thousandths of one alone: two busy threads of a core do 15 % more than one.
@@ -29,7 +32,7 @@ pub const SHARED_MILLI: u64 = 575;
 
 impl From<IdlePolicy> for Rules {
     fn from(idle: IdlePolicy) -> Self {
-        Self { idle, weights: Weights { shared_milli: SHARED_MILLI } }
+        Self { idle, weights: Weights { shared_milli: SHARED_MILLI }, engines: EngineWeights::default() }
     }
 }
 

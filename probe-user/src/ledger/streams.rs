@@ -35,6 +35,9 @@ impl By {
     }
 }
 
+/// Weights of who used a GPU: by who is given joules, `None` where nobody is known, and by job.
+pub type UseClaims = BTreeMap<(Option<Holder>, Option<u32>), u64>;
+
 /// Where a stream runs.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Place {
@@ -68,8 +71,8 @@ pub struct Running {
     pub streams: Vec<(StreamId, u64, usize)>,
     /// What it ran since it began.
     pub ran_ns: u64,
-    /// What it was given since then.
-    pub joules: Microjoules,
+    /// What it was given since then, by how that was obtained.
+    pub joules: BTreeMap<Origin, Microjoules>,
     /// When it was seen to have ended, unix nanoseconds.
     pub ended: Option<i64>,
     /// What it, and what its holder, had run when each root was last given out.
@@ -96,7 +99,7 @@ impl Streams {
 
     /// A job began.
     pub fn begin(&mut self, job: &Job, roots: usize) {
-        let holder = job.own.map_or(job.holder, Holder::Container);
+        let holder = job.charged();
         let held = self.held_ns.get(&holder).copied().unwrap_or(0);
         let mut streams = streams(job);
         // A series more for each stream that has none; over the ceiling a job keeps its own figures and has no series.
@@ -109,7 +112,7 @@ impl Streams {
             job: Arc::new(job.clone()),
             streams,
             ran_ns: 0,
-            joules: Microjoules::ZERO,
+            joules: BTreeMap::new(),
             ended: None,
             at_root: vec![(0, held); roots],
         };
@@ -124,6 +127,15 @@ impl Streams {
     fn distinct(&self) -> usize {
         let all = self.jobs.values().flat_map(|running| running.streams.iter().map(|(id, ..)| id));
         all.collect::<std::collections::BTreeSet<_>>().len()
+    }
+
+    /// There are more roots now, which have given nothing yet.
+    pub fn extend(&mut self, roots: usize) {
+        let held = &self.held_ns;
+        for running in self.jobs.values_mut().filter(|running| running.at_root.len() < roots) {
+            let now = (running.ran_ns, held.get(&running.job.charged()).copied().unwrap_or(0));
+            running.at_root.resize(roots, now);
+        }
     }
 
     /// A job ended at this moment.
@@ -177,7 +189,7 @@ impl Streams {
         let mut claims: BTreeMap<Holder, Vec<(u32, u64)>> = BTreeMap::new();
         let mut held: HashMap<Holder, u64> = HashMap::new();
         for (number, running) in &mut self.jobs {
-            let holder = running.job.own.map_or(running.job.holder, Holder::Container);
+            let holder = running.job.charged();
             let now = self.held_ns.get(&holder).copied().unwrap_or(0);
             let Some(at) = running.at_root.get_mut(root) else { continue };
             let (ran, held_ns) = (running.ran_ns.saturating_sub(at.0), now.saturating_sub(at.1));
@@ -193,15 +205,35 @@ impl Streams {
             // What of the holder ran that is no job: a shell, another program.
             let mut weights: Vec<(u32, u64)> = jobs;
             weights.push((u32::MAX, held.saturating_sub(ran)));
-            for (number, joules) in close(*all, Microjoules::ZERO, &weights).shares {
-                if let Some(running) = self.jobs.get_mut(&number) {
-                    running.joules += joules;
-                    let weights: Vec<_> =
-                        running.streams.iter().enumerate().map(|(at, (_, weight, _))| (at, *weight)).collect();
-                    for (at, joules) in close(joules, Microjoules::ZERO, &weights).shares {
-                        *self.totals.entry((running.streams[at].0.clone(), id.origin)).or_default() += joules;
-                    }
-                }
+            self.give(*all, &weights, id.origin);
+        }
+    }
+
+    /// Divides what one GPU gave among the jobs of those it gave it to, by what each used of its engines.
+    pub fn divide_by_use(&mut self, origin: Origin, closed: &Closed<Holder>, claims: &UseClaims) {
+        if self.jobs.is_empty() {
+            return;
+        }
+        for (holder, all) in &closed.shares {
+            let of_holder = claims.range((Some(*holder), None)..=(Some(*holder), Some(u32::MAX)));
+            // Who is no job keeps its part under a number that no job has.
+            let weights: Vec<(u32, u64)> =
+                of_holder.map(|((_, job), weight)| (job.unwrap_or(u32::MAX), *weight)).collect();
+            if weights.iter().any(|(job, _)| *job != u32::MAX) {
+                self.give(*all, &weights, origin);
+            }
+        }
+    }
+
+    /// Divides joules among jobs, and what each gets among its streams.
+    fn give(&mut self, all: Microjoules, weights: &[(u32, u64)], origin: Origin) {
+        for (number, joules) in close(all, Microjoules::ZERO, weights).shares {
+            let Some(running) = self.jobs.get_mut(&number) else { continue };
+            *running.joules.entry(origin).or_default() += joules;
+            let weights: Vec<_> =
+                running.streams.iter().enumerate().map(|(at, (_, weight, _))| (at, *weight)).collect();
+            for (at, joules) in close(joules, Microjoules::ZERO, &weights).shares {
+                *self.totals.entry((running.streams[at].0.clone(), origin)).or_default() += joules;
             }
         }
     }
@@ -332,6 +364,18 @@ mod tests {
         assert!(told(&streams).is_empty());
     }
 
+    #[test]
+    fn a_gpu_s_joules_go_to_the_jobs_that_used_it_whatever_they_ran() {
+        let mut streams = Streams::new(10);
+        streams.begin(&job(1, 7, "ffmpeg -i a a.mp4"), 1);
+        streams.begin(&job(2, 7, "ffmpeg -i b b.mp4"), 1);
+        streams.extend(2);
+        let container = Some(Holder::Container(7));
+        let claims = [((container, None), 1), ((container, Some(2)), 3), ((None, None), 9)].into();
+        streams.divide_by_use(Origin::Nvml, &closed(7, 4000), &claims);
+        assert_eq!(told(&streams), [("b".into(), "process", 3000)]);
+    }
+
     proptest! {
         /// Whatever the clocks say, streams never sum above what their container was given.
         #[test]
@@ -351,7 +395,7 @@ mod tests {
                 given += uj;
             }
             let sum: u64 = streams.totals().map(|(_, _, joules)| joules.0).sum();
-            let of_jobs: u64 = streams.jobs().map(|running| running.joules.0).sum();
+            let of_jobs: u64 = streams.jobs().flat_map(|running| running.joules.values()).map(|joules| joules.0).sum();
             prop_assert!(sum <= given && sum == of_jobs, "{} {} {}", sum, of_jobs, given);
         }
     }

@@ -116,7 +116,7 @@ impl Page {
             ("wattcast_unattributed_energy_joules_total", 1, 4),
             ("wattcast_energy_joules_total", -1, 5),
         ] {
-            for sample in self.all(name).filter(|sample| matches!(sample.label("zone"), "package" | "dram")) {
+            for sample in self.all(name).filter(|sample| matches!(sample.label("zone"), "package" | "dram" | "gpu")) {
                 let key = (sample.label("package").to_owned(), sample.label("zone").to_owned());
                 #[expect(clippy::cast_possible_truncation, reason = "joules of a test")]
                 let microjoules = (sample.value * 1e6).round() as i64;

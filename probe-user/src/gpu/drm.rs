@@ -1,0 +1,424 @@
+//! Use of engines by process on Intel's and AMD's GPUs, from what the kernel's drivers say of each open file.
+//!
+//! `/proc/PID/fdinfo/FD` of a file below `/dev/dri` has the time that its client kept each engine busy (Documentation/gpu/drm-usage-stats.rst;
+//! i915 from 5.19, amdgpu from 5.14, xe from 6.11). Reading it of another user's process needs CAP_SYS_PTRACE.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fs, io,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use super::{
+    Facts, Gpu, Use,
+    engines::{ENGINES, Engine, EngineTimes, GpuId, Pci},
+};
+use crate::{
+    energy::zone::Origin,
+    state::{Reason, Unavailable},
+};
+
+/// How often every process is looked at. New jobs are looked at in every tick until they have opened a GPU.
+const SCAN_EVERY: Duration = Duration::from_secs(10);
+/// Clients that are followed at once.
+const MAX_CLIENTS: usize = 1024;
+/// Longest text that is read of one file: a client has some forty lines.
+const MAX_INFO: u64 = 64 << 10;
+/// The integrated GPU of an Intel processor has been this device since there is one (Intel, datasheets, "Processor Graphics": bus 0,
+/// device 2, function 0).
+const INTEL_INTEGRATED: Pci = Pci { domain: 0, bus: 0, device: 2, function: 0 };
+
+/// What a driver says of one client.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Info {
+    /// `i915`, `xe`, `amdgpu`.
+    pub driver: String,
+    /// Which device.
+    pub pci: Pci,
+    /// Which client of it; the same for every copy of the file.
+    pub client: u64,
+    /// Nanoseconds that each engine was busy for it; all engines of a kind together.
+    pub busy_ns: EngineTimes,
+    /// Where the driver counts cycles: those for it, and all that passed.
+    pub cycles: [(u64, u64); ENGINES],
+    /// How many engines there are of each kind.
+    pub engines: [u32; ENGINES],
+}
+
+/// The kind of an engine, by the name that a driver has for it.
+fn engine(name: &str) -> Option<Engine> {
+    Some(match name {
+        // i915 and amdgpu; then xe.
+        "render" | "compute" | "gfx" | "rcs" | "ccs" => Engine::Sm,
+        "copy" | "dma" | "bcs" => Engine::Copy,
+        "video" | "vcs" => Engine::Video,
+        "video-enhance" | "vecs" => Engine::VideoEnhance,
+        "dec" | "vpe" => Engine::Decoder,
+        "enc" | "enc_1" => Engine::Encoder,
+        "jpeg" => Engine::Jpeg,
+        _ => return None,
+    })
+}
+
+/// Reads a client's text; `None` where it is no client of a GPU that tells its engines.
+#[must_use]
+pub fn parse(text: &str) -> Option<Info> {
+    let (mut driver, mut pci, mut client) = (None, None, None);
+    let (mut busy_ns, mut cycles, mut engines) = ([0u64; ENGINES], [(0u64, 0u64); ENGINES], [0u32; ENGINES]);
+    let mut told = false;
+    for line in text.lines() {
+        let Some((key, value)) = line.split_once(':') else { continue };
+        let Some(key) = key.strip_prefix("drm-") else { continue };
+        let value = value.trim();
+        let number = || value.split_ascii_whitespace().next()?.parse::<u64>().ok();
+        match key {
+            "driver" => driver = Some(value.chars().filter(char::is_ascii_graphic).take(32).collect::<String>()),
+            "pdev" => pci = value.parse().ok(),
+            "client-id" => client = number(),
+            _ => {
+                let of = |prefix: &str| engine(key.strip_prefix(prefix)?).map(Engine::index);
+                // Two engines of a driver may be one kind of ours: their times add up, their clocks are one.
+                if let (Some(at), Some(count)) = (of("engine-capacity-"), number()) {
+                    engines[at] = engines[at].saturating_add(u32::try_from(count).unwrap_or(0));
+                } else if let (Some(at), Some(ns)) = (of("engine-"), number()) {
+                    busy_ns[at] = busy_ns[at].saturating_add(ns);
+                    told = true;
+                } else if let (Some(at), Some(passed)) = (of("total-cycles-"), number()) {
+                    cycles[at].1 = cycles[at].1.max(passed);
+                } else if let (Some(at), Some(busy)) = (of("cycles-"), number()) {
+                    cycles[at].0 = cycles[at].0.saturating_add(busy);
+                    told = true;
+                }
+            }
+        }
+    }
+    told.then_some(())?;
+    Some(Info { driver: driver?, pci: pci?, client: client?, busy_ns, cycles, engines })
+}
+
+/// One client that is followed.
+struct Client {
+    pid: u32,
+    file: PathBuf,
+    last: Info,
+    at: Instant,
+}
+
+/// The GPUs of the kernel's own drivers.
+pub(super) struct Drm {
+    procfs: PathBuf,
+    /// Those that are there.
+    cards: BTreeMap<Pci, String>,
+    clients: HashMap<(Pci, u64), Client>,
+    /// Clients whose file was closed since the last scan: another copy of it may still be open.
+    past: HashMap<(Pci, u64), Info>,
+    scanned: Option<Instant>,
+    looked: Option<Instant>,
+    denied: bool,
+    /// Engines of each kind that were seen to be there.
+    kinds: BTreeMap<Pci, [u32; ENGINES]>,
+}
+
+impl Drm {
+    /// Finds the devices.
+    pub(super) fn open(sysfs: &Path, procfs: &Path) -> Self {
+        let mut cards = BTreeMap::new();
+        let nodes = fs::read_dir(sysfs.join("class/drm")).into_iter().flatten().flatten();
+        for node in nodes.filter(|node| node.file_name().to_string_lossy().starts_with("renderD")) {
+            let device = node.path().join("device");
+            let name = |path: io::Result<PathBuf>| Some(path.ok()?.file_name()?.to_str()?.to_owned());
+            let driver = name(fs::read_link(device.join("driver")));
+            let pci = name(fs::canonicalize(&device)).and_then(|name| name.parse().ok());
+            if let (Some(driver), Some(pci)) = (driver, pci)
+                && matches!(&*driver, "i915" | "xe" | "amdgpu")
+            {
+                cards.insert(pci, driver);
+            }
+        }
+        Self {
+            procfs: procfs.to_owned(),
+            cards,
+            clients: HashMap::new(),
+            past: HashMap::new(),
+            scanned: None,
+            looked: None,
+            denied: false,
+            kinds: BTreeMap::new(),
+        }
+    }
+
+    /// True where there is nothing to look at.
+    pub(super) fn is_empty(&self) -> bool {
+        self.cards.is_empty()
+    }
+
+    /// How it stands.
+    pub(super) fn state(&self) -> Result<(), Unavailable> {
+        if self.cards.is_empty() {
+            return Err(Unavailable::new(Reason::Absent, "no GPU of Intel or AMD with a render node"));
+        }
+        if self.denied {
+            return Err(Unavailable::new(
+                Reason::Denied,
+                "open files of other processes may not be looked at: grant CAP_SYS_PTRACE, or run without hidepid",
+            ));
+        }
+        Ok(())
+    }
+
+    /// What was found, for people.
+    pub(super) fn detail(&self) -> String {
+        let all: Vec<_> = self.cards.iter().map(|(pci, driver)| format!("{} ({driver})", id(*pci, driver))).collect();
+        format!("{}; engine time by process from the kernel", all.join(", "))
+    }
+
+    /// Looks at every client once. `jobs` are processes that may have opened a GPU since.
+    pub(super) fn look(&mut self, jobs: &[u32], gpus: &mut Vec<Gpu>) {
+        if self.cards.is_empty() {
+            return;
+        }
+        let now = Instant::now();
+        let first = self.looked.is_none();
+        if self.scanned.is_none_or(|at| now.duration_since(at) >= SCAN_EVERY) {
+            self.scanned = Some(now);
+            self.denied = false;
+            let entries = fs::read_dir(&self.procfs).into_iter().flatten().flatten();
+            let pids: Vec<u32> = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+            pids.into_iter().for_each(|pid| self.meet(pid, now, first));
+            self.past.clear();
+        } else {
+            let known: BTreeSet<u32> = self.clients.values().map(|client| client.pid).collect();
+            for pid in jobs.iter().filter(|pid| !known.contains(pid)) {
+                self.meet(*pid, now, false);
+            }
+        }
+
+        let mut uses: BTreeMap<Pci, BTreeMap<u32, EngineTimes>> = BTreeMap::new();
+        let past = &mut self.past;
+        self.clients.retain(|key, client| {
+            let Some(info) = read(&client.file).filter(|info| (info.pci, info.client) == *key) else {
+                past.insert(*key, client.last.clone());
+                return false;
+            };
+            let pci = &key.0;
+            let used = grown(&client.last, &info, now.saturating_duration_since(client.at));
+            let sums = uses.entry(*pci).or_default().entry(client.pid).or_insert([0; ENGINES]);
+            sums.iter_mut().zip(used).for_each(|(sum, ns)| *sum = sum.saturating_add(ns));
+            let kinds = self.kinds.entry(*pci).or_insert([0; ENGINES]);
+            for ((kind, count), busy) in kinds.iter_mut().zip(info.engines).zip(info.busy_ns.iter().zip(info.cycles)) {
+                // A driver that names no number has one of those that it speaks of.
+                let spoken = u32::from(*busy.0 > 0 || busy.1.1 > 0);
+                *kind = (*kind).max(count).max(spoken);
+            }
+            (client.last, client.at) = (info, now);
+            true
+        });
+        let span = self.looked.replace(now).map(|before| now - before);
+        for (pci, driver) in &self.cards {
+            let by_pid = uses.remove(pci).unwrap_or_default();
+            let mut facts = Facts::default();
+            if let (Some(span), Some(kinds)) = (span.filter(|span| !span.is_zero()), self.kinds.get(pci)) {
+                for engine in Engine::ALL {
+                    let busy: u64 = by_pid.values().map(|times| times[engine.index()]).sum();
+                    let count = kinds[engine.index()];
+                    if count > 0 {
+                        let most = span.as_secs_f64() * f64::from(count);
+                        facts.engines[engine.index()] =
+                            Some((Duration::from_nanos(busy).as_secs_f64() / most).min(1.0));
+                    }
+                }
+            }
+            let used = |(pid, times): (u32, EngineTimes)| Use { pid, times, at_us: 0 };
+            let uses: Vec<Use> =
+                by_pid.into_iter().map(used).filter(|used| used.times.iter().any(|ns| *ns > 0)).collect();
+            gpus.push(Gpu {
+                id: id(*pci, driver),
+                index: None,
+                name: driver.clone(),
+                origin: Origin::Drm,
+                state: self.state(),
+                zone: None,
+                raw: None,
+                mig: false,
+                facts,
+                sessions: Vec::new(),
+                residents: Vec::new(),
+                rest: uses.is_empty() && !self.denied,
+                uses,
+                refused: BTreeMap::new(),
+                dropped: [0; 2],
+            });
+        }
+    }
+
+    /// Looks for files of a process that are a GPU. What a client used before it was met is nobody's at the first look, for its joules
+    /// are not there either; later it began after the look before.
+    fn meet(&mut self, pid: u32, now: Instant, first: bool) {
+        let process = self.procfs.join(pid.to_string());
+        let files = match fs::read_dir(process.join("fd")) {
+            Ok(files) => files,
+            Err(error) => {
+                self.denied |= error.kind() == io::ErrorKind::PermissionDenied;
+                return;
+            }
+        };
+        for file in files.flatten() {
+            if self.clients.len() >= MAX_CLIENTS {
+                return;
+            }
+            match fs::read_link(file.path()) {
+                Ok(target) if target.starts_with("/dev/dri") => {}
+                Ok(_) => continue,
+                Err(error) => {
+                    self.denied |= error.kind() == io::ErrorKind::PermissionDenied;
+                    continue;
+                }
+            }
+            let file = process.join("fdinfo").join(file.file_name());
+            let Some(info) = read(&file).filter(|info| self.cards.contains_key(&info.pci)) else { continue };
+            let key = (info.pci, info.client);
+            let began = self.looked.unwrap_or(now);
+            let past = self.past.get(&key).cloned();
+            self.clients.entry(key).or_insert_with(|| {
+                let last = match past {
+                    Some(past) => past,
+                    None if first => info,
+                    None => Info { busy_ns: [0; ENGINES], ..info },
+                };
+                Client { pid, file, last, at: began }
+            });
+        }
+    }
+}
+
+fn id(pci: Pci, driver: &str) -> GpuId {
+    if pci == INTEL_INTEGRATED && matches!(driver, "i915" | "xe") { GpuId::Integrated(pci) } else { GpuId::Card(pci) }
+}
+
+fn read(file: &Path) -> Option<Info> {
+    use io::Read as _;
+    let mut text = String::new();
+    fs::File::open(file).ok()?.take(MAX_INFO).read_to_string(&mut text).ok()?;
+    parse(&text)
+}
+
+/// What a client used between two looks; not more than there was.
+fn grown(before: &Info, now: &Info, span: Duration) -> EngineTimes {
+    let span_ns = u64::try_from(span.as_nanos()).unwrap_or(u64::MAX);
+    let mut grown = [0; ENGINES];
+    for (at, grown) in grown.iter_mut().enumerate() {
+        let most = span_ns.saturating_mul(u64::from(now.engines[at].max(1)));
+        let ns = now.busy_ns[at].saturating_sub(before.busy_ns[at]);
+        let (busy, passed) = (
+            now.cycles[at].0.saturating_sub(before.cycles[at].0),
+            now.cycles[at].1.saturating_sub(before.cycles[at].1),
+        );
+        let by_cycles = u128::from(span_ns) * u128::from(busy) / u128::from(passed.max(1));
+        *grown = ns.saturating_add(u64::try_from(by_cycles).unwrap_or(u64::MAX)).min(most);
+    }
+    grown
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const I915: &str = "pos:\t0\nflags:\t02100002\nmnt_id:\t26\nino:\t685\ndrm-driver:\ti915\ndrm-client-id:\t7\ndrm-pdev:\t0000:00:02.0\n\
+        drm-total-system0:\t100 KiB\ndrm-engine-render:\t1000 ns\ndrm-engine-copy:\t0 ns\ndrm-engine-video:\t250000000 ns\n\
+        drm-engine-capacity-video:\t2\ndrm-engine-video-enhance:\t5 ns\n";
+    const XE: &str = "drm-driver: xe\ndrm-client-id: 3\ndrm-pdev: 0000:03:00.0\ndrm-cycles-vcs: 500\ndrm-total-cycles-vcs: 2000\n\
+        drm-engine-capacity-vcs: 2\ndrm-cycles-rcs: 0\ndrm-total-cycles-rcs: 2000\n";
+
+    #[test]
+    fn the_texts_of_the_drivers_are_read() {
+        let info = parse(I915).unwrap();
+        assert_eq!(
+            (&*info.driver, info.client, id(info.pci, &info.driver).to_string()),
+            ("i915", 7, "integrated-0000:00:02.0".into())
+        );
+        assert_eq!(info.busy_ns[Engine::Video.index()], 250_000_000);
+        assert_eq!((info.busy_ns[Engine::VideoEnhance.index()], info.engines[Engine::Video.index()]), (5, 2));
+        let info = parse(XE).unwrap();
+        assert_eq!(info.cycles[Engine::Video.index()], (500, 2000));
+        assert_eq!(id(info.pci, &info.driver).to_string(), "0000:03:00.0");
+        for nobody in [
+            "",
+            "pos:\t0\nflags:\t02\n",
+            "drm-driver: i915\ndrm-client-id: 7\n",
+            "drm-driver: simpledrm\ndrm-pdev: 0000:00:01.0\ndrm-client-id: 1",
+        ] {
+            assert_eq!(parse(nobody), None, "{nobody}");
+        }
+    }
+
+    #[test]
+    fn cycles_become_the_time_that_they_are_of_what_passed() {
+        let now = parse(XE).unwrap();
+        let before = Info { cycles: [(0, 0); ENGINES], ..now.clone() };
+        assert_eq!(grown(&before, &now, Duration::from_secs(1))[Engine::Video.index()], 250_000_000);
+    }
+
+    fn tree() -> (tempfile::TempDir, Drm) {
+        let dir = tempfile::tempdir().unwrap();
+        let device = dir.path().join("sys/devices/pci0000:00/0000:00:02.0");
+        fs::create_dir_all(&device).unwrap();
+        fs::create_dir_all(dir.path().join("sys/bus/pci/drivers/i915")).unwrap();
+        std::os::unix::fs::symlink(dir.path().join("sys/bus/pci/drivers/i915"), device.join("driver")).unwrap();
+        let node = dir.path().join("sys/class/drm/renderD128");
+        fs::create_dir_all(&node).unwrap();
+        std::os::unix::fs::symlink(&device, node.join("device")).unwrap();
+        fs::create_dir_all(dir.path().join("proc")).unwrap();
+        let drm = Drm::open(&dir.path().join("sys"), &dir.path().join("proc"));
+        (dir, drm)
+    }
+
+    fn client(dir: &Path, pid: u32, fd: u32, client: u32, video_ns: u64) {
+        let process = dir.join("proc").join(pid.to_string());
+        fs::create_dir_all(process.join("fd")).unwrap();
+        fs::create_dir_all(process.join("fdinfo")).unwrap();
+        let _ = std::os::unix::fs::symlink("/dev/dri/renderD128", process.join("fd").join(fd.to_string()));
+        let text = I915
+            .replace("drm-client-id:\t7", &format!("drm-client-id:\t{client}"))
+            .replace("250000000", &video_ns.to_string());
+        fs::write(process.join("fdinfo").join(fd.to_string()), text).unwrap();
+    }
+
+    fn look(drm: &mut Drm, jobs: &[u32]) -> Vec<(u32, u64)> {
+        let mut gpus = Vec::new();
+        drm.look(jobs, &mut gpus);
+        gpus[0].uses.iter().map(|used| (used.pid, used.times[Engine::Video.index()])).collect()
+    }
+
+    #[test]
+    fn a_client_counts_once_however_many_files_it_has_and_a_job_from_its_beginning() {
+        let (dir, mut drm) = tree();
+        client(dir.path(), 10, 3, 1, 5_000_000);
+        client(dir.path(), 10, 4, 1, 5_000_000);
+        assert_eq!(look(&mut drm, &[]), [], "what it used before is nobody's");
+        std::thread::sleep(Duration::from_millis(20));
+        client(dir.path(), 10, 3, 1, 8_000_000);
+        client(dir.path(), 10, 4, 1, 8_000_000);
+        client(dir.path(), 11, 3, 2, 2_000_000);
+        assert_eq!(look(&mut drm, &[11]), [(10, 3_000_000), (11, 2_000_000)]);
+        fs::remove_dir_all(dir.path().join("proc/10")).unwrap();
+        assert_eq!(look(&mut drm, &[11]), []);
+        assert!(drm.state().is_ok());
+    }
+
+    #[test]
+    fn without_such_a_gpu_it_is_absent() {
+        let empty = tempfile::tempdir().unwrap();
+        let drm = Drm::open(empty.path(), empty.path());
+        assert_eq!(drm.state().unwrap_err().reason, Reason::Absent);
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_borne(text in "(drm-[a-z-]{0,20}: ?[0-9a-z:. ]{0,30}\n|.{0,40}\n){0,20}") {
+            let _ = parse(&text);
+        }
+    }
+}
