@@ -27,7 +27,7 @@ pub struct Joules {
 /// Whose joules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
-    /// Everything measured: packages and their memory.
+    /// Everything measured: packages, their memory, and GPUs.
     Host,
     /// What the container of the run was given, idle not included.
     Container,

@@ -106,7 +106,7 @@ static REPLAYS: Def = Def::counter(
 static DROPPED: Def = Def::counter(
     "wattcast_gpu_samples_dropped_total",
     &["gpu", "name", "source", "reason"],
-    "Samples of processes' use that were not counted: stale (seen before), impossible (over 100 %, or of another time). With reason unknown they were: \
+    "Samples of processes' use that were not counted: stale (seen before), impossible (over 100 %, or of another time), limit (no room for the process). With reason unknown they were: \
      the process had ended or nobody knows its cgroup, and its joules are unattributed.",
 );
 static INFO: Def = Def::gauge(
@@ -269,8 +269,9 @@ fn device(all: &mut Families, shown: &Shown) {
             all.push(&REPLAYS, &with(&who, &[]), f64::from(replays));
         }
     }
-    let [stale, impossible] = gpu.dropped;
-    for (reason, count) in [("stale", stale), ("impossible", impossible), ("unknown", shown.unknown)] {
+    let [stale, impossible, limit] = gpu.dropped;
+    for (reason, count) in [("stale", stale), ("impossible", impossible), ("limit", limit), ("unknown", shown.unknown)]
+    {
         all.push(&DROPPED, &with(&who, &[reason]), float(count));
     }
 }

@@ -767,6 +767,47 @@ mod tests {
     }
 
     #[test]
+    fn gpus_come_out_as_they_went_in_and_two_counters_of_one_are_refused() {
+        use crate::{
+            energy::zone::{Ceiling, ZoneKind},
+            gpu::{Shared, engines::ENGINES},
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.rec");
+        let gpu = GpuId::Nvidia(0xfa4e);
+        let id = ZoneId { package: None, kind: ZoneKind::Gpu(gpu) };
+        let place = "GPU 0".to_owned();
+        let board = |origin| Zone {
+            ceiling: Ceiling::Limit(70_000_000),
+            origin: Some(origin),
+            ..Zone::microjoules(id, Range::Endless, place.clone())
+        };
+        let used = |holder, job| Shared { holder, job, times: [7; ENGINES] };
+        let uses = vec![used(Some(Holder::Container(0)), Some(3)), used(None, None)];
+        let came = |origin| News { zones: vec![board(origin)], ..News::default() };
+        let tick = |news: News| RawTick {
+            zones: vec![Ok(1), Ok(2)],
+            gpu_ns: 5,
+            gpus: vec![(gpu, Worked { rest: false, uses: uses.clone() })],
+            news,
+            ..RawTick::default()
+        };
+        let first = RawTick { zones: vec![Ok(1)], ..RawTick::default() };
+        let write = |ticks: &[RawTick]| {
+            let mut writer = Writer::create(&path, &setup()).unwrap();
+            ticks.iter().for_each(|tick| writer.write(tick).unwrap());
+            writer.finish().unwrap();
+        };
+        write(&[first.clone(), tick(came(Origin::Nvml)), tick(News::default())]);
+        let expected = [first.clone(), tick(came(Origin::Replay)), tick(News::default())];
+        assert_eq!(read(Reader::open(&path).unwrap()), expected);
+        write(&[first, tick(came(Origin::Nvml)), tick(came(Origin::Nvml))]);
+        let mut reader = Reader::open(&path).unwrap();
+        let refused = std::iter::from_fn(|| reader.next_tick().transpose()).find_map(Result::err).unwrap();
+        assert!(refused.to_string().contains("two counters of one zone"), "{refused}");
+    }
+
+    #[test]
     fn a_file_of_the_first_version_is_read() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.rec");

@@ -389,6 +389,18 @@ fn readings_that_a_gpu_does_not_give_are_absent_with_their_reason_and_not_zero()
 }
 
 #[test]
+fn more_gpus_than_there_is_room_for_are_said() {
+    let _machine = machine();
+    let bench = Bench::start(&Scenario { init: None, gpu: vec![Gpu::default(); 65] }, &["--no-collector.cpu"]);
+    bench.opened();
+    let (state, detail) = bench.probe.source("nvml");
+    assert!(state == "broken" && detail.contains("1 GPUs beyond the first 64"), "{state} {detail}");
+    bench.page().assert_closed();
+    let page = bench.gpu_page();
+    assert_eq!((page.get("gpu_count", &[]), page.all("wattcast_gpu_energy_joules_total").count()), (64.0, 64));
+}
+
+#[test]
 fn a_driver_that_hangs_holds_nothing_else_up() {
     let _machine = machine();
     let bench = Bench::start(&one(Gpu::default()), &["--tick=200ms", "--no-collector.cpu"]);

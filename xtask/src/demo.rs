@@ -337,6 +337,7 @@ impl Balance {
             .iter()
             .filter(|row| row["container"] == container)
             .flat_map(|row| rows(&row["energy"]))
+            .filter(|energy| energy["zone"] == "package")
             .filter_map(|energy| energy["package"].as_str().map(str::to_owned))
             .collect();
         let accounts = rows(&window["accounts"]);

@@ -116,6 +116,8 @@ pub(super) struct Drm {
     scanned: Option<Instant>,
     looked: Option<Instant>,
     denied: bool,
+    /// Clients that found no room, since the start.
+    over: u64,
     /// Engines of each kind that were seen to be there.
     kinds: BTreeMap<Pci, [u32; ENGINES]>,
 }
@@ -144,6 +146,7 @@ impl Drm {
             scanned: None,
             looked: None,
             denied: false,
+            over: 0,
             kinds: BTreeMap::new(),
         }
     }
@@ -247,7 +250,7 @@ impl Drm {
                 rest: uses.is_empty() && !self.denied,
                 uses,
                 refused: BTreeMap::new(),
-                dropped: [0; 2],
+                dropped: [0, 0, self.over],
             });
         }
     }
@@ -264,9 +267,6 @@ impl Drm {
             }
         };
         for file in files.flatten() {
-            if self.clients.len() >= MAX_CLIENTS {
-                return;
-            }
             match fs::read_link(file.path()) {
                 Ok(target) if target.starts_with("/dev/dri") => {}
                 Ok(_) => continue,
@@ -278,6 +278,10 @@ impl Drm {
             let file = process.join("fdinfo").join(file.file_name());
             let Some(info) = read(&file).filter(|info| self.cards.contains_key(&info.pci)) else { continue };
             let key = (info.pci, info.client);
+            if self.clients.len() >= MAX_CLIENTS && !self.clients.contains_key(&key) {
+                self.over += 1;
+                continue;
+            }
             let began = self.looked.unwrap_or(now);
             let past = self.past.get(&key).cloned();
             self.clients.entry(key).or_insert_with(|| {
@@ -406,6 +410,16 @@ mod tests {
         fs::remove_dir_all(dir.path().join("proc/10")).unwrap();
         assert_eq!(look(&mut drm, &[11]), []);
         assert!(drm.state().is_ok());
+    }
+
+    #[test]
+    fn a_client_that_finds_no_room_is_counted() {
+        let (dir, mut drm) = tree();
+        let most = u32::try_from(MAX_CLIENTS).unwrap();
+        (0..=most).for_each(|number| client(dir.path(), 10, number, number, 0));
+        let mut gpus = Vec::new();
+        drm.look(&[], &mut gpus);
+        assert_eq!((drm.clients.len(), gpus[0].dropped), (MAX_CLIENTS, [0, 0, 1]));
     }
 
     #[test]

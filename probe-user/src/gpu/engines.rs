@@ -72,8 +72,8 @@ impl Engine {
 
 /// What a second of each engine is worth, in thousandths of a second of all shaders.
 ///
-/// These are assumptions, published as `wattcast_gpu_engine_weight` and open to the user: no data sheet gives the power of an engine, and it
-/// differs by chip. They matter only where different engines are used at one time; where all use the same one, they cancel.
+/// These are assumptions, published as `wattcast_gpu_engine_weight` and open to the user: we know of no data sheet that gives the power of an
+/// engine, and it differs by chip. They matter only where different engines are used at one time; where all use the same one, they cancel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EngineWeights(pub [u64; ENGINES]);
 

@@ -71,8 +71,8 @@ pub struct Gpu {
     pub rest: bool,
     /// Readings that it does not give, and why.
     pub refused: BTreeMap<&'static str, Reason>,
-    /// Samples that were too old, and that could not be true, since the start.
-    pub dropped: [u64; 2],
+    /// Samples that were too old, that could not be true, and of users that found no room, since the start.
+    pub dropped: [u64; 3],
 }
 
 /// What a GPU says of itself. What is absent was not told.

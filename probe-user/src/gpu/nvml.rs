@@ -4,7 +4,7 @@
 //! never return when a GPU hangs: this runs on the thread of [`super::Gpus`], never on the sampler's.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, btree_map::Entry},
     ffi::OsStr,
     os::raw::c_uint,
     path::{Path, PathBuf},
@@ -82,7 +82,7 @@ struct Device {
     slow_at: Option<Instant>,
     facts: Facts,
     residents: Vec<Resident>,
-    dropped: [u64; 2],
+    dropped: [u64; 3],
 }
 
 /// Where a device's joules come from.
@@ -288,7 +288,11 @@ impl Nvidia {
     fn devices_of(&mut self, nvml: &Nvml) -> Result<(), NvmlError> {
         self.nameless.clear();
         let mut new = Vec::new();
-        for index in 0..nvml.device_count()?.min(MAX_GPUS) {
+        let count = nvml.device_count()?;
+        if count > MAX_GPUS {
+            self.nameless.push(format!("{} GPUs beyond the first {MAX_GPUS} are not read", count - MAX_GPUS));
+        }
+        for index in 0..count.min(MAX_GPUS) {
             let met = nvml.device_by_index(index).and_then(|handle| Ok((handle.uuid()?, handle)));
             let (uuid, handle) = match met {
                 Ok(met) => met,
@@ -331,7 +335,7 @@ impl Nvidia {
                 slow_at: None,
                 facts: Facts::default(),
                 residents: Vec::new(),
-                dropped: [0; 2],
+                dropped: [0; 3],
             });
         }
         let counts: Vec<bool> = counting(nvml, &new);
@@ -605,7 +609,7 @@ pub(super) fn fold(
     from_us: u64,
     now_us: u64,
     last_seen_us: &mut u64,
-    dropped: &mut [u64; 2],
+    dropped: &mut [u64; 3],
 ) -> Vec<Use> {
     let mut good = Vec::new();
     let seen = *last_seen_us;
@@ -630,7 +634,10 @@ pub(super) fn fold(
         let ns = sample.at_us.saturating_sub(begun).saturating_mul(1000);
         let new = uses.len() < MAX_PROCESSES;
         let used = match uses.entry(sample.pid) {
-            std::collections::btree_map::Entry::Vacant(_) if !new => continue,
+            Entry::Vacant(_) if !new => {
+                dropped[2] += 1;
+                continue;
+            }
             entry => entry.or_insert(Use { pid: sample.pid, times: [0; ENGINES], at_us: 0 }),
         };
         used.at_us = sample.at_us;
@@ -807,17 +814,17 @@ mod tests {
 
     #[test]
     fn a_sample_stands_for_the_time_since_the_one_before_it() {
-        let (mut seen, mut dropped) = (NOW - 1_000_000, [0; 2]);
+        let (mut seen, mut dropped) = (NOW - 1_000_000, [0; 3]);
         let samples = [sample(7, NOW - 400_000, 50), sample(7, NOW, 100), sample(8, NOW, 10)];
         let uses = fold(&samples, NOW - 1_000_000, NOW, &mut seen, &mut dropped);
         // 0.6 s at half, 0.4 s at full; 1 s at a tenth.
         assert_eq!((encoder_ns(&uses, 7), encoder_ns(&uses, 8)), (700_000_000, 100_000_000));
-        assert_eq!((seen, dropped), (NOW, [0, 0]));
+        assert_eq!((seen, dropped), (NOW, [0, 0, 0]));
     }
 
     #[test]
     fn what_is_old_is_dropped_and_so_is_what_cannot_be() {
-        let (mut seen, mut dropped) = (NOW - 500_000, [0; 2]);
+        let (mut seen, mut dropped) = (NOW - 500_000, [0; 3]);
         let samples = [
             sample(7, NOW - 500_000, 50),
             sample(7, NOW - 600_000, 50),
@@ -826,7 +833,17 @@ mod tests {
             sample(9, NOW + 2_000_000, 5),
         ];
         assert_eq!(fold(&samples, NOW - 500_000, NOW, &mut seen, &mut dropped), []);
-        assert_eq!((dropped, seen), ([2, 3], NOW - 500_000));
+        assert_eq!((dropped, seen), ([2, 3, 0], NOW - 500_000));
+    }
+
+    #[test]
+    fn who_finds_no_room_is_counted() {
+        let (mut seen, mut dropped) = (NOW - 1_000_000, [0; 3]);
+        let most = u32::try_from(MAX_PROCESSES).unwrap();
+        let samples: Vec<Sample> = (1..=most + 1).map(|pid| sample(pid, NOW, 1)).collect();
+        let from = seen;
+        assert_eq!(fold(&samples, from, NOW, &mut seen, &mut dropped).len(), MAX_PROCESSES);
+        assert_eq!(dropped, [0, 0, 1]);
     }
 
     #[test]
@@ -850,7 +867,7 @@ mod tests {
         ) {
             let samples: Vec<Sample> =
                 samples.into_iter().map(|(pid, back, percent)| Sample { pid, at_us: NOW + 500_000 - back, percent }).collect();
-            let (mut seen, mut dropped) = (NOW - 1_000_000, [0; 2]);
+            let (mut seen, mut dropped) = (NOW - 1_000_000, [0; 3]);
             let from = seen;
             let uses = fold(&samples, from, NOW, &mut seen, &mut dropped);
             for used in &uses {
