@@ -356,13 +356,14 @@ pub unsafe extern "C" fn nvmlDeviceGetClockInfo(device: nvmlDevice_t, clock: c_u
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn nvmlDeviceGetEncoderCapacity(
     device: nvmlDevice_t,
-    _codec: c_uint,
+    asked: c_uint,
     to: *mut c_uint,
 ) -> nvmlReturn_t {
     on("nvmlDeviceGetEncoderCapacity", device, |seen| {
         let left = 100.0 - world::percent(seen.processes)[2];
+        let has = seen.gpu.codecs.iter().any(|name| codec(name) == asked);
         // SAFETY: as NVML's.
-        if seen.gpu.mig { NOT_SUPPORTED } else { unsafe { give(to, whole(left)) } }
+        if seen.gpu.mig || !has { NOT_SUPPORTED } else { unsafe { give(to, whole(left)) } }
     })
 }
 
@@ -408,7 +409,6 @@ pub unsafe extern "C" fn nvmlDeviceGetEncoderSessions(
 
 /// What each process used since `last_seen`, in the fields of the newer structure.
 fn samples(seen: &Seen<'_>, last_seen: u64) -> Vec<nvmlProcessUtilizationInfo_v1_t> {
-    let at = world::sampled_us();
     let sample = |pid, at, percent: [f64; 6]| nvmlProcessUtilizationInfo_v1_t {
         timeStamp: at,
         pid,
@@ -420,13 +420,15 @@ fn samples(seen: &Seen<'_>, last_seen: u64) -> Vec<nvmlProcessUtilizationInfo_v1
         ofaUtil: whole(percent[5]),
     };
     let mut all = Vec::new();
-    if at > last_seen {
-        let used = |process: &&Found| process.what.percent.all().iter().any(|percent| *percent > 0.0);
-        all.extend(
-            seen.processes.iter().filter(used).map(|process| sample(process.pid, at, process.what.percent.all())),
-        );
+    for process in seen.processes {
+        let at = world::sampled_us(seen.gpu.period_ms, process.what.phase_ms);
+        let percent = process.what.percent.all();
+        if at > last_seen && percent.iter().any(|percent| *percent > 0.0) {
+            all.push(sample(process.pid, at, percent));
+        }
     }
     if seen.gpu.junk {
+        let at = world::unix_us();
         all.push(sample(1, last_seen.saturating_sub(5_000_000), [50.0; 6]));
         all.push(sample(1, at, [4_294_967_295.0, 0.0, 0.0, 0.0, 0.0, 0.0]));
         all.push(sample(0, at, [50.0; 6]));

@@ -45,6 +45,10 @@ pub struct Gpu {
     pub lost_after_calls: u64,
     /// Another number is another life of the driver: counters begin at zero.
     pub epoch: u64,
+    /// Milliseconds of the driver's sampling period; NVIDIA's is up to a second.
+    pub period_ms: u64,
+    /// Codecs that its encoder has.
+    pub codecs: Vec<String>,
     /// Samples of another time and of impossible use come with the true ones.
     pub junk: bool,
     /// Answers of single functions, by name: `NOT_SUPPORTED`, `NO_PERMISSION`, `UNKNOWN`, …
@@ -69,6 +73,8 @@ impl Default for Gpu {
             lost: false,
             lost_after_calls: 0,
             epoch: 0,
+            period_ms: 100,
+            codecs: ["h264", "hevc", "av1"].map(str::to_owned).into(),
             junk: false,
             errors: BTreeMap::new(),
             delays: BTreeMap::new(),
@@ -110,6 +116,8 @@ pub struct Process {
     pub comm: Option<String>,
     /// Percent of each engine.
     pub percent: Engines,
+    /// Milliseconds by which the end of its sampling periods is behind others': each process has a clock of its own.
+    pub phase_ms: u64,
     /// Bytes on the device.
     pub memory: u64,
     /// It stands among the graphics processes, and not among those that compute.

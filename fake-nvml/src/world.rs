@@ -12,8 +12,6 @@ use crate::scenario::{Gpu, Process, Scenario, VARIABLE};
 
 /// How often the file's time, and the processes of a name, are looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
-/// The driver's sampling period.
-const PERIOD_US: u64 = 100_000;
 
 /// All that there is between two calls.
 pub(crate) struct World {
@@ -65,9 +63,10 @@ pub(crate) fn unix_us() -> u64 {
     u64::try_from(now.as_micros()).unwrap_or(0)
 }
 
-/// The end of the sampling period that was whole last.
-pub(crate) fn sampled_us() -> u64 {
-    unix_us() / PERIOD_US * PERIOD_US
+/// The end of the sampling period that was whole last, of a process whose periods end so much later than others'.
+pub(crate) fn sampled_us(period_ms: u64, phase_ms: u64) -> u64 {
+    let (period, phase) = (period_ms.max(1) * 1000, phase_ms * 1000);
+    unix_us().saturating_sub(phase) / period * period + phase
 }
 
 impl World {

@@ -6,7 +6,7 @@
 mod gpu;
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::Arc,
 };
 
@@ -58,10 +58,13 @@ struct Root {
 }
 
 /// What one tick gave to the containers of one root.
+#[derive(Clone)]
 struct Given {
     id: AccountId,
     closed: Closed<Holder>,
     bounds: BTreeMap<u32, Bound>,
+    /// Of whose joules nobody can say how far off they are: a part of them was shared by use of engines.
+    unbounded: BTreeSet<u32>,
     length_ns: u64,
 }
 
@@ -76,6 +79,8 @@ pub struct Accountant {
     engine_times: BTreeMap<(u32, GpuId), EngineTimes>,
     /// What an earlier life learnt of zones that are not there yet.
     remembered: BTreeMap<String, Vec<Sample>>,
+    /// What boards gave last: it stands while the next joules wait.
+    of_gpus: Vec<Given>,
     counters: Vec<Counter>,
     /// The last value of each counter, and when it came.
     moved: Vec<Option<(u64, u64)>>,
@@ -119,6 +124,7 @@ impl Accountant {
             engines: setup.zones.iter().map(|_| Engines::default()).collect(),
             engine_times: BTreeMap::new(),
             remembered: BTreeMap::new(),
+            of_gpus: Vec::new(),
             counters: setup.zones.iter().map(Counter::new).collect(),
             moved: vec![None; setup.zones.len()],
             rejects: BTreeMap::new(),
@@ -163,14 +169,17 @@ impl Accountant {
     pub fn baselines(&self) -> BTreeMap<String, Vec<Sample>> {
         let zones = self.setup.zones.iter().zip(&self.roots).zip(&self.engines);
         let real = zones.filter(|((zone, _), _)| self.setup.origin_of(zone).is_some_and(Origin::is_measured));
-        let learnt = real.filter_map(|((zone, root), engines)| {
+        let now = real.filter_map(|((zone, root), engines)| {
             let samples = match zone.id.kind {
                 ZoneKind::Gpu(_) => engines.rest.samples(),
                 _ => root.as_ref()?.baseline.samples(),
             };
             Some((zone.id.to_string(), samples))
         });
-        learnt.filter(|(_, samples)| !samples.is_empty()).collect()
+        // What an earlier life learnt of a GPU that is not there today is not forgotten.
+        let mut learnt = self.remembered.clone();
+        learnt.extend(now.filter(|(_, samples)| !samples.is_empty()));
+        learnt
     }
 
     /// What is wrong with the energy of the last tick; an accounting root was not read, or stands still.
@@ -200,6 +209,9 @@ impl Accountant {
         let (zones, deltas, given) = self.post(raw, length_ns, &ran);
         self.count_own(raw, &given, &ran);
         self.keep(raw, deltas, &given, &ran);
+        for number in &raw.news.jobs_gone {
+            self.fold_job(*number);
+        }
         for number in &raw.news.jobs_ended {
             self.streams.end(*number, raw.unix_ns);
         }
@@ -356,27 +368,29 @@ impl Accountant {
 
     /// One counter's reading of this tick.
     fn step(&mut self, index: usize, raw: &RawTick, waits: bool) -> Step {
-        let Some(gpu) = self.setup.zones.get(index).map(|zone| matches!(zone.id.kind, ZoneKind::Gpu(_))) else {
-            return Step::Lost;
-        };
-        let at_ns = if gpu { raw.gpu_ns } else { raw.energy_ns };
+        match self.setup.zones.get(index) {
+            Some(zone) if matches!(zone.id.kind, ZoneKind::Gpu(_)) => return self.step_gpu(index, raw),
+            Some(_) => {}
+            None => return Step::Lost,
+        }
         let reading = match raw.zones.get(index) {
-            Some(Ok(value)) => self.still_moves(index, *value, at_ns),
-            // Its source says how a GPU stands, and only that it stands still is not to be seen there.
-            Some(Err(_)) | None if gpu => return self.counters[index].advance(None, at_ns),
+            Some(Ok(value)) => self.still_moves(index, *value, raw.energy_ns),
             Some(Err(error)) => Err(error.clone()),
             None => Err("was not read".to_owned()),
         };
-        if let (Err(error), true) = (&reading, gpu || self.roots[index].is_some()) {
+        if let (Err(error), true) = (&reading, self.roots[index].is_some()) {
             let place = &self.setup.zones[index].place;
-            let trouble = if gpu { &mut self.gpu_trouble } else { &mut self.trouble };
-            trouble.get_or_insert_with(|| format!("{place}: {error}"));
+            self.trouble.get_or_insert_with(|| format!("{place}: {error}"));
         }
-        let step = if waits && !gpu { Step::Lost } else { self.counters[index].advance(reading.ok(), at_ns) };
+        let step = if waits { Step::Lost } else { self.counters[index].advance(reading.ok(), raw.energy_ns) };
+        self.count_reject(index, step);
+        step
+    }
+
+    fn count_reject(&mut self, index: usize, step: Step) {
         if let Step::Rebased(reason) | Step::Doubted(reason) = step {
             *self.rejects.entry((index, reason)).or_default() += 1;
         }
-        step
     }
 
     /// Unwraps every counter, closes the account of every root, and adds it to the book.
@@ -400,6 +414,7 @@ impl Accountant {
                 self.hold_inside(index, *step);
             }
         }
+        let before = std::mem::take(&mut self.of_gpus);
         for (index, step) in steps.into_iter().enumerate() {
             let Some(zone) = self.setup.zones.get(index) else { continue };
             let (zone_id, origin) = (zone.id, self.setup.origin_of(zone));
@@ -407,9 +422,14 @@ impl Accountant {
             let total = self.counters[index].total();
             let watts = match step {
                 Step::Grew(joules, ns) => joules.watts_over(ns),
-                _ => None,
+                _ => self.engines[index].waits.flatten(),
             };
             rows.push(ZoneRow { id: zone_id, origin, total, watts });
+            if let (Some(_), Some(given)) =
+                (self.engines[index].waits, before.iter().find(|given| given.id.zone == zone_id))
+            {
+                self.of_gpus.push(given.clone());
+            }
 
             let claims = self.claims(zone_id, ran);
             let Some(mut root) = self.roots[index].take() else { continue };
@@ -456,6 +476,9 @@ impl Accountant {
                         delta.off_uj = single(conditions.measured_bound());
                     }
                     self.book.post(id, joules, &given_now.closed);
+                    if matches!(zone_id.kind, ZoneKind::Gpu(_)) {
+                        self.of_gpus.push(given_now.clone());
+                    }
                     given.push(given_now);
                 }
                 Step::Doubted(_) | Step::Lost => {
@@ -575,12 +598,19 @@ impl Accountant {
         if id.zone.kind != ZoneKind::Dram && self.setup.cpu.is_some() {
             root.baseline.observe(now.length_ns, all.ns(), now.cpus + now.cpus_elsewhere, rest.0);
         }
+        let mut unbounded = BTreeSet::new();
         for (part, claims) in of_gpus {
+            let containers = part.shares.iter().filter_map(|(holder, joules)| match holder {
+                Holder::Container(number) if *joules > Microjoules::ZERO => Some(*number),
+                _ => None,
+            });
+            unbounded.extend(containers);
             self.streams.divide_by_use(id.origin, &part, &claims);
             closed.merge(&part);
         }
         root.power_uw = microwatts(now.measured, now.length_ns);
-        Given { id, closed, bounds, length_ns: now.length_ns }
+        bounds.retain(|number, _| !unbounded.contains(number));
+        Given { id, closed, bounds, unbounded, length_ns: now.length_ns }
     }
 
     /// Thousandths of CPUs of a root that are reserved, and what is left for nobody.
@@ -598,7 +628,7 @@ impl Accountant {
     /// Adds the tick to the ring.
     fn keep(&mut self, raw: &RawTick, accounts: Vec<AccountDelta>, given: &[Given], ran: &RanBy) {
         let mut energy = Vec::new();
-        for Given { id, closed, bounds, .. } in given {
+        for Given { id, closed, bounds, unbounded, .. } in given {
             let idle: BTreeMap<u32, Microjoules> = closed.idle_shares.iter().copied().collect();
             let mut joules: BTreeMap<u32, Microjoules> =
                 idle.keys().map(|number| (*number, Microjoules::ZERO)).collect();
@@ -615,8 +645,10 @@ impl Accountant {
                         joules,
                         idle: idle.get(&number).copied().unwrap_or_default(),
                         // By how much the shares of engines may be off nobody can say.
-                        bound: (!matches!(id.zone.kind, ZoneKind::Gpu(_)) && id.origin != Origin::Model)
-                            .then(|| bounds.get(&number).copied().unwrap_or_default()),
+                        bound: (!matches!(id.zone.kind, ZoneKind::Gpu(_))
+                            && id.origin != Origin::Model
+                            && !unbounded.contains(&number))
+                        .then(|| bounds.get(&number).copied().unwrap_or_default()),
                     });
                 }
             }
@@ -721,7 +753,8 @@ impl Accountant {
         let mut watts: BTreeMap<u32, BTreeMap<_, f64>> = BTreeMap::new();
         let mut bounds: BTreeMap<u32, (f64, f64)> = BTreeMap::new();
         let whole = |zone: &ZoneId| matches!(zone.kind, ZoneKind::Package | ZoneKind::Psys | ZoneKind::Gpu(_));
-        for Given { id, closed, bounds: off, length_ns } in given.iter().filter(|given| whole(&given.id.zone)) {
+        let given = given.iter().filter(|given| !matches!(given.id.zone.kind, ZoneKind::Gpu(_))).chain(&self.of_gpus);
+        for Given { id, closed, bounds: off, length_ns, .. } in given.filter(|given| whole(&given.id.zone)) {
             let key = (id.zone.kind.as_str(), id.origin);
             for number in self.containers.keys() {
                 watts.entry(*number).or_default().entry(key).or_default();

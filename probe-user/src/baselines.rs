@@ -107,6 +107,9 @@ impl StateFile {
         machines.drain(..surplus);
         machines.push((self.machine.clone(), zones.clone()));
         let write = || -> io::Result<()> {
+            if let Some(dir) = self.path.parent() {
+                fs::create_dir_all(dir)?;
+            }
             let draft = self.path.with_extension("new");
             let mut file = File::create(&draft)?;
             file.write_all(&serde_json::to_vec(&Content { version: VERSION, machines })?)?;

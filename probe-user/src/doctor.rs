@@ -229,7 +229,7 @@ fn gpus(config: &Config) -> Vec<Finding> {
         return Vec::new();
     }
     let mut reader = gpu::Reader::open(&config.gpu_places());
-    let gpus = reader.look(&[]);
+    let (_, gpus) = reader.look(&[]);
     let states = reader.states().into_iter();
     let mut all: Vec<Finding> =
         states.map(|(name, state, detail)| Finding::of(name, &state.map(|()| detail))).collect();

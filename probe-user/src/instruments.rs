@@ -41,6 +41,8 @@ pub struct Instruments {
     lacks: Option<Unavailable>,
     packages: Vec<PackageId>,
     start: Instant,
+    /// When the tick under way began.
+    began: Instant,
     raw: RawTick,
     readings: Vec<std::io::Result<u64>>,
     spare: Reading,
@@ -97,6 +99,7 @@ impl Instruments {
             topology,
             sysfs,
             start: Instant::now(),
+            began: Instant::now(),
             raw: RawTick::default(),
             readings: Vec::new(),
             spare: Reading::default(),
@@ -155,6 +158,7 @@ impl Instruments {
         }
 
         let began = Instant::now();
+        self.began = began;
         self.raw.zones.clear();
         if let Some(source) = &mut self.source {
             self.readings.clear();
@@ -181,7 +185,13 @@ impl Instruments {
         self.raw.gpus.clear();
         let Some(gpus) = &mut self.gpus else { return };
         let began = Instant::now();
+        let asked = gpus.is_awaited();
         let look = gpus.answer();
+        // One that was late has the next on its way already: every tick gets a look, if an older one.
+        if look.as_ref().is_some_and(|look| asked && look.at < self.began) {
+            let now = Instant::now();
+            gpus.ask(self.jobs.iter().flat_map(|jobs| jobs.recent(now)).collect());
+        }
         let late = look.is_none() && gpus.is_awaited();
         let mut read: HashMap<GpuId, Result<u64, String>> = HashMap::new();
         if let Some(look) = look {

@@ -32,7 +32,7 @@ pub(crate) static ENGINE_SECONDS: Def = Def::counter(
 pub(crate) static ENGINE_WEIGHT: Def = Def::gauge(
     "wattcast_gpu_engine_weight",
     &["engine"],
-    "What a second of an engine is worth of a second of all shaders when a GPU's joules are shared: an assumption, and an option      (--gpu.engine-weights).",
+    "What a second of an engine is worth of a second of all shaders when a GPU's joules are shared: an assumption, and an option (--gpu.engine-weights).",
 );
 pub(crate) static CONTAINER_POWER: Def = Def::gauge(
     "wattcast_container_power_watts",

@@ -25,8 +25,8 @@ use crate::{
 };
 
 const FORMAT: &str = "wattcast-recording";
-/// Raised when an older reader would take a newer file wrong. 2: time beside a busy sibling, and hardware counters.
-const VERSION: u32 = 2;
+/// Raised when an older reader would take a newer file wrong. 2: time beside a busy sibling, and hardware counters. 3: GPUs.
+const VERSION: u32 = 3;
 /// Longest line: a figure has up to 100 bytes, so a tick of 4096 cgroups that all ran on 64 CPUs has under 27 MB.
 const MAX_LINE: u64 = 32 << 20;
 /// Most counters and packages of a machine.
@@ -788,7 +788,7 @@ mod tests {
         let tick = |news: News| RawTick {
             zones: vec![Ok(1), Ok(2)],
             gpu_ns: 5,
-            gpus: vec![(gpu, Worked { rest: false, uses: uses.clone() })],
+            gpus: vec![(gpu, Worked { waits: true, uses: uses.clone(), ..Worked::default() })],
             news,
             ..RawTick::default()
         };
@@ -933,7 +933,7 @@ mod tests {
             Reader::start(path, text.as_bytes()).err().map(|error| error.to_string()).unwrap_or_default()
         };
         assert_eq!(open(&|_| {}), "");
-        assert!(open(&|header| header["version"] = 3.into()).contains("version 3"));
+        assert!(open(&|header| header["version"] = 4.into()).contains("version 4"));
         assert!(open(&|header| header["setup"]["places"] = serde_json::json!([7])).contains("on no package"));
         assert!(
             open(&|header| header["setup"]["zones"][0]["unit"]["denominator"] = 0.into()).contains("unit is nothing")

@@ -242,11 +242,8 @@ fn packages_again(source: Option<&dyn Source>) -> Result<Box<dyn Source>, Unavai
         .ok_or_else(|| nothing(&format!("{} has nothing to show between two ticks", source.origin().as_str())))
 }
 
-/// The state file, where there is a place for it. A model learns nothing, and a tree of files is no machine.
+/// The state file, where there is a place for it. A tree of files is no machine.
 fn state_file(config: &Config, setup: &Setup) -> Option<StateFile> {
-    if setup.modelled() || setup.origin.is_none() {
-        return None;
-    }
     // SAFETY: geteuid takes nothing, touches nothing and cannot fail.
     let root = unsafe { libc::geteuid() } == 0;
     let dir: PathBuf = match &config.energy.state {
@@ -254,7 +251,9 @@ fn state_file(config: &Config, setup: &Setup) -> Option<StateFile> {
         None if root && config.paths.sysfs == Path::new("/sys") => STATE_DIR.into(),
         None => return None,
     };
-    if let Err(error) = std::fs::create_dir_all(&dir) {
+    // A model learns nothing, but a GPU may come: then the directory is made when there is something to keep.
+    let learns = !setup.modelled() && setup.origin.is_some();
+    if let (true, Err(error)) = (learns, std::fs::create_dir_all(&dir)) {
         warn!(
             "{}: {error}. Idle power is learnt anew at each start; name another directory with --state.dir",
             dir.display()

@@ -87,9 +87,12 @@ pub fn set_state(sources: &mut [SourceState], name: &str, state: Result<(), Unav
     if source.state == state {
         return;
     }
+    // The line may hold a figure that changes with every tick: it is said anew when the reason is another.
+    let reason = |state: &Result<(), Unavailable>| state.as_ref().err().map(|why| why.reason);
     match &state {
         Ok(()) => tracing::info!("{name}: usable again"),
-        Err(why) => tracing::warn!("{name}: {why}"),
+        Err(why) if reason(&source.state) != Some(why.reason) => tracing::warn!("{name}: {why}"),
+        Err(_) => {}
     }
     source.state = state;
 }

@@ -229,6 +229,49 @@ fn a_process_that_dies_leaves_its_last_joules_to_nobody() {
 }
 
 #[test]
+fn equal_users_whose_samples_come_at_different_moments_get_equal_joules() {
+    let _machine = machine();
+    if let Some(reason) = no_ebpf() {
+        skip!("{reason}");
+    }
+    let (one_user, other) = (Guest::start("one"), Guest::start("other"));
+    // A second's period, half a second apart, in ticks that are shorter and such as are not.
+    let late = |process: Process| Process { phase_ms: 500, ..process };
+    let process = vec![uses(one_user.child.id(), encoder(40.0)), late(uses(other.child.id(), encoder(40.0)))];
+    let gpu = Gpu { process, period_ms: 1000, ..Gpu::default() };
+    for tick in ["--tick=200ms", "--tick=1s"] {
+        let bench = Bench::start(&one(gpu.clone()), &[tick]);
+        eventually(15.0, "both are billed", || {
+            let page = bench.page();
+            joules(&page, one_user.name()) > 0.0 && joules(&page, other.name()) > 0.0
+        });
+        let before = bench.page();
+        // Whatever is asked meanwhile: each question is a tick of its own.
+        (0..16).for_each(|_| {
+            sleep(0.5);
+            bench.page();
+        });
+        let after = bench.page();
+        let grown = |of: &dyn Fn(&Page) -> f64| of(&after) - of(&before);
+        let (first, second) = (grown(&|page| joules(page, one_user.name())), grown(&|page| joules(page, other.name())));
+        let nobody = grown(&|page| rest_of(page, "wattcast_unattributed_energy_joules_total"));
+        println!("{tick}: {first:.2} J, {second:.2} J, nobody {nobody:.2} J");
+        // The joules of a second or two may be on either side of an edge.
+        assert!((first / second - 1.0).abs() < 0.2, "{tick}: {first} {second}");
+        assert!(nobody < 0.02 * (first + second), "{tick}: {nobody}");
+        let seconds = |page: &Page, who: &Guest| {
+            page.get("wattcast_container_gpu_engine_seconds_total", &[("container", who.name()), ("engine", "encoder")])
+        };
+        for who in [&one_user, &other] {
+            let busy = grown(&|page| seconds(page, who));
+            assert!((2.6..4.6).contains(&busy), "{tick}: {busy} s of about 8 at 40 %");
+        }
+        assert!(after.find("wattcast_power_watts", &BOARD).is_some(), "no gaps while joules wait");
+        after.assert_closed();
+    }
+}
+
+#[test]
 fn a_gpu_that_is_lost_is_a_state_and_counts_on_when_it_is_back() {
     let _machine = machine();
     if let Some(reason) = no_ebpf() {
@@ -274,8 +317,9 @@ fn a_gpu_that_is_lost_is_a_state_and_counts_on_when_it_is_back() {
 fn without_a_counter_that_counts_power_is_integrated_and_a_counter_that_stops_is_a_state() {
     let _machine = machine();
     let scenario = |gpus: [Gpu; 3]| Scenario { init: None, gpu: gpus.into() };
+    let without = Gpu { energy_counter: false, idle_watts: 20.0, ..Gpu::default() };
     let all = [
-        Gpu { energy_counter: false, idle_watts: 20.0, ..Gpu::default() },
+        without.clone(),
         Gpu { stands_still: true, idle_watts: 30.0, ..Gpu::default() },
         Gpu { idle_watts: 40.0, ..Gpu::default() },
     ];
@@ -303,6 +347,22 @@ fn without_a_counter_that_counts_power_is_integrated_and_a_counter_that_stops_is
     let (_, detail) = bench.probe.source("nvml");
     assert!(detail.contains("stands at") && detail.contains("GPU 2"), "{detail}");
     assert_eq!(bench.probe.source("model").0, "usable");
+
+    // No line is drawn over a gap: what a board used while it was lost is not known.
+    let bench = Bench::start(&one(without.clone()), &["--no-collector.cpu"]);
+    bench.opened();
+    let measured = |page: &Page| page.get("wattcast_energy_joules_total", &BOARD);
+    eventually(5.0, "it is measured", || {
+        bench.page().find("wattcast_energy_joules_total", &BOARD).is_some_and(|joules| joules > 5.0)
+    });
+    bench.change(&one(Gpu { lost_after_calls: 1, ..without.clone() }));
+    eventually(5.0, "it is lost", || bench.probe.source("nvml").0 == "broken");
+    let lost = measured(&bench.page());
+    bench.change(&one(without));
+    eventually(25.0, "it is back", || bench.probe.source("nvml").0 == "usable");
+    let back = measured(&bench.page());
+    // Ten seconds and more at 20 W.
+    assert!(back - lost < 60.0, "{back} after {lost}");
 }
 
 #[test]
@@ -354,11 +414,15 @@ fn readings_that_a_gpu_does_not_give_are_absent_with_their_reason_and_not_zero()
         ("nvmlDeviceGetEnforcedPowerLimit", "NO_PERMISSION"),
         ("nvmlDeviceGetUtilizationRates", "UNKNOWN"),
         ("nvmlDeviceGetProcessesUtilizationInfo", "NOT_SUPPORTED"),
+        ("nvmlDeviceGetCurrPcieLinkWidth", "NOT_SUPPORTED"),
     ];
     let errors = errors.map(|(function, code)| (function.to_owned(), code.to_owned())).into();
     let mig = Gpu { mig: true, process: vec![uses(std::process::id(), encoder(50.0))], ..Gpu::default() };
     let bench = Bench::start(
-        &Scenario { init: None, gpu: vec![Gpu { errors, ..Gpu::default() }, mig] },
+        &Scenario {
+            init: None,
+            gpu: vec![Gpu { errors, codecs: vec!["h264".into(), "hevc".into()], ..Gpu::default() }, mig],
+        },
         &["--no-collector.cpu"],
     );
     bench.opened();
@@ -374,6 +438,9 @@ fn readings_that_a_gpu_does_not_give_are_absent_with_their_reason_and_not_zero()
         assert_eq!(page.get("wattcast_gpu_reading_up", &labels), 0.0);
         assert!(page.find(family, &[("gpu_uuid", UUID)]).is_none(), "{family}");
     }
+    // A codec that a chip has not does not hide those that it has.
+    let headroom = |codec| page.find("wattcast_gpu_encoder_headroom_ratio", &[("gpu", UUID), ("codec", codec)]);
+    assert_eq!((headroom("h264"), headroom("hevc"), headroom("av1")), (Some(1.0), Some(1.0), None));
     // The older function stands in for the newer.
     assert!(page.find("wattcast_gpu_reading_up", &[("gpu", UUID), ("reading", "process_utilization")]).is_none());
     let mig = "GPU-fa4efa4e-fa4e-fa4e-fa4e-000000000001";
@@ -396,8 +463,26 @@ fn more_gpus_than_there_is_room_for_are_said() {
     let (state, detail) = bench.probe.source("nvml");
     assert!(state == "broken" && detail.contains("1 GPUs beyond the first 64"), "{state} {detail}");
     bench.page().assert_closed();
+    assert!(capabilities(bench.probe.program.pid()).iter().all(|(_, sets)| *sets == [0, 0]));
     let page = bench.gpu_page();
     assert_eq!((page.get("gpu_count", &[]), page.all("wattcast_gpu_energy_joules_total").count()), (64.0, 64));
+}
+
+#[test]
+fn an_energy_reading_that_goes_on_failing_is_a_state_although_the_gpu_answers() {
+    let _machine = machine();
+    let bench = Bench::start(&one(Gpu::default()), &["--no-collector.cpu", "--tick=500ms"]);
+    bench.opened();
+    bench.page();
+    let errors = [("nvmlDeviceGetTotalEnergyConsumption".to_owned(), "UNKNOWN".to_owned())].into();
+    bench.change(&one(Gpu { errors, ..Gpu::default() }));
+    eventually(15.0, "it is seen", || bench.probe.source("nvml").0 == "broken");
+    assert!(bench.probe.source("nvml").1.contains("GPU 0"), "{}", bench.probe.source("nvml").1);
+    let labels = [("gpu", UUID), ("reading", "energy"), ("reason", "broken")];
+    assert_eq!(bench.gpu_page().get("wattcast_gpu_reading_up", &labels), 0.0);
+    bench.change(&one(Gpu::default()));
+    eventually(10.0, "it reads again", || bench.probe.source("nvml").0 == "usable");
+    bench.page().assert_closed();
 }
 
 #[test]
@@ -409,7 +494,10 @@ fn a_driver_that_hangs_holds_nothing_else_up() {
     bench.change(&one(Gpu { delays, ..Gpu::default() }));
     eventually(12.0, "it is seen", || bench.probe.source("nvml").0 == "broken");
     let detail = bench.probe.source("nvml").1;
-    assert!(detail.contains("has not answered"), "{detail}");
+    assert!(detail.contains("does not answer"), "{detail}");
+    let gpus = bench.gpu_page();
+    assert_eq!(gpus.get("wattcast_gpu_up", &[("gpu", UUID), ("reason", "broken")]), 0.0);
+    assert!(gpus.find("gpu_power_draw_watts", &[("gpu_uuid", UUID)]).is_none(), "what it said before does not hold");
     let package = |page: &Page| page.get("wattcast_energy_joules_total", &[("zone", "package")]);
     let missed = |page: &Page| page.get("wattcast_ticks_missed_total", &[]);
     let before = bench.page();
@@ -653,6 +741,12 @@ fn an_integrated_gpu_s_joules_go_to_whoever_used_its_engines() {
         let labels = [("container", encodes.name()), ("gpu", "integrated-0000:00:02.0"), ("engine", "video")];
         assert!(after.get("wattcast_container_gpu_engine_seconds_total", &labels) > 1.0);
         assert_eq!(probe.source("drm").0, "usable");
+        // The right to look at others' files is on one thread alone, and in effect only while it does.
+        let ptrace = 1u64 << 19;
+        for (thread, [permitted, effective]) in capabilities(probe.program.pid()) {
+            assert_eq!(permitted, if thread == "gpu" { ptrace } else { 0 }, "{thread}");
+            assert!(effective & !permitted == 0, "{thread}");
+        }
         let page = Page(gpus.metrics().unwrap());
         let labels = [("source", "drm"), ("engine", "video")];
         let ratio = page.get("wattcast_gpu_engine_utilization_ratio", &labels);
@@ -660,6 +754,18 @@ fn an_integrated_gpu_s_joules_go_to_whoever_used_its_engines() {
         assert_eq!(page.get("gpu_count", &[]), 0.0, "the old names are NVIDIA's");
         stop.store(true, std::sync::atomic::Ordering::Relaxed);
     });
+}
+
+/// What each thread of a probe may do, by its name: permitted and effective.
+fn capabilities(pid: u32) -> Vec<(String, [u64; 2])> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+    let of = |dir: PathBuf| {
+        let status = std::fs::read_to_string(dir.join("status")).unwrap();
+        let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().to_owned();
+        let set = |name| u64::from_str_radix(&field(name), 16).unwrap();
+        (field("Name:"), [set("CapPrm:"), set("CapEff:")])
+    };
+    tasks.map(|task| of(task.path())).collect()
 }
 
 /// Adds an integrated GPU to a machine's tree; gives a procfs in which a process has it open, and all else is as it is.

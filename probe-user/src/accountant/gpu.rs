@@ -3,9 +3,9 @@
 //! A board is a root of its own. What lies inside another root (the graphics of a package, boards below a sensor of the whole platform) is
 //! taken out of that root's dynamic joules and divided by use, and only the rest by CPU time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Accountant, Given, Root, microwatts};
+use super::{Accountant, Given, Root, STILL_NS, microwatts};
 use crate::{
     energy::{
         counter::{Counter, Step},
@@ -33,6 +33,11 @@ pub(super) struct Engines {
     /// Of a zone inside a root: its dynamic joules that the root has not divided yet.
     joules: Microjoules,
     pub(super) rest: Rest,
+    /// Since when its counter has not been read.
+    failing: Option<u64>,
+    /// While its joules wait for word of who used it: the power that was shown last.
+    pub(super) waits: Option<Option<f64>>,
+    watts: Option<f64>,
 }
 
 impl Accountant {
@@ -80,9 +85,53 @@ impl Accountant {
                     claim(&mut engines.claims, (used.holder, used.job), self.rules.engines.weigh(&used.times));
                 }
             }
-            // Where nothing tells, it may have worked.
-            engines.worked |= !told;
+            // Where nothing tells, graphics may have worked. What is late of a board comes with its joules.
+            engines.worked |= !told && zone.id.kind == ZoneKind::Uncore;
         }
+    }
+
+    /// One reading of a board's counter. While somebody who used it has not been heard of it waits, and the next reading covers this tick too.
+    pub(super) fn step_gpu(&mut self, index: usize, raw: &RawTick) -> Step {
+        let kind = self.setup.zones[index].id.kind;
+        let worked = raw.gpus.iter().find(|(gpu, _)| ZoneKind::Gpu(*gpu) == kind).map(|(_, worked)| worked);
+        self.engines[index].waits = None;
+        if worked.is_some_and(|worked| worked.anew) {
+            self.counters[index].restart();
+        }
+        let step = match raw.zones.get(index) {
+            Some(Ok(value)) => {
+                self.engines[index].failing = None;
+                let read = self.still_moves(index, *value, raw.gpu_ns);
+                if let Err(error) = &read {
+                    self.trouble_of_gpu(index, error);
+                }
+                if read.is_ok() && worked.is_some_and(|worked| worked.waits) {
+                    self.engines[index].waits = Some(self.engines[index].watts);
+                    return Step::Lost;
+                }
+                self.counters[index].advance(read.ok(), raw.gpu_ns)
+            }
+            Some(Err(error)) => {
+                // That it is lost its source says at once; one reading that goes on failing is said here.
+                let since = *self.engines[index].failing.get_or_insert(raw.energy_ns);
+                if raw.energy_ns.saturating_sub(since) >= STILL_NS {
+                    self.trouble_of_gpu(index, error);
+                }
+                self.counters[index].advance(None, raw.gpu_ns)
+            }
+            None => Step::Lost,
+        };
+        self.engines[index].watts = match step {
+            Step::Grew(joules, ns) => joules.watts_over(ns),
+            _ => None,
+        };
+        self.count_reject(index, step);
+        step
+    }
+
+    fn trouble_of_gpu(&mut self, index: usize, error: &str) {
+        let place = &self.setup.zones[index].place;
+        self.gpu_trouble.get_or_insert_with(|| format!("{place}: {error}"));
     }
 
     /// Takes a zone that lies inside a root up to the moment at which the root divides it.
@@ -118,7 +167,7 @@ impl Accountant {
         engines.worked = false;
         root.power_uw = microwatts(now.measured, now.length_ns);
         self.streams.divide_by_use(id.origin, &closed, &claims);
-        Given { id, closed, bounds: BTreeMap::new(), length_ns: now.length_ns }
+        Given { id, closed, bounds: BTreeMap::new(), unbounded: BTreeSet::new(), length_ns: now.length_ns }
     }
 
     /// True for a zone of a GPU that lies inside a root, which divides its joules by who used engines.
@@ -140,6 +189,16 @@ impl Accountant {
         }
     }
 
+    /// A job is shown no more: what it used waits as its container's.
+    pub(super) fn fold_job(&mut self, number: u32) {
+        for engines in &mut self.engines {
+            let of_job: Vec<_> = engines.claims.extract_if(.., |(_, job), _| *job == Some(number)).collect();
+            for ((who, _), weight) in of_job {
+                claim(&mut engines.claims, (who, None), weight);
+            }
+        }
+    }
+
     /// Divides what GPUs inside a root used; takes it off `rest`, of which `idle` is not theirs.
     pub(super) fn divide_inside(
         &mut self,
@@ -151,7 +210,9 @@ impl Accountant {
         for (zone, engines) in self.setup.zones.iter().zip(&mut self.engines) {
             if holds_gpu(id.zone, zone.id) {
                 let claims = std::mem::take(&mut engines.claims);
-                let joules = std::mem::take(&mut engines.joules).min(*rest - idle);
+                // What does not fit, because a look was late and now covers two ticks, is taken from the next.
+                let joules = engines.joules.min(*rest - idle);
+                engines.joules = engines.joules - joules;
                 *rest = *rest - joules;
                 parts.push((close_by_use(joules, Microjoules::ZERO, &by_holder(&claims)), claims));
             }

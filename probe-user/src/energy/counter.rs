@@ -116,6 +116,11 @@ impl Counter {
         self.total
     }
 
+    /// Counts from the next reading on: what came before it may be of another life of the counter.
+    pub fn restart(&mut self) {
+        (self.last, self.doubted) = (None, None);
+    }
+
     /// Takes a raw reading of the moment `at_ns` (monotonic); `None` when it failed.
     pub fn advance(&mut self, raw: Option<u64>, at_ns: u64) -> Step {
         let Some(raw) = raw else {

@@ -4,7 +4,7 @@
 //! i915 from 5.19, amdgpu from 5.14, xe from 6.11). Reading it of another user's process needs CAP_SYS_PTRACE.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, HashMap},
     fs, io,
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -191,10 +191,7 @@ impl Drm {
             pids.into_iter().for_each(|pid| self.meet(pid, now, first));
             self.past.clear();
         } else {
-            let known: BTreeSet<u32> = self.clients.values().map(|client| client.pid).collect();
-            for pid in jobs.iter().filter(|pid| !known.contains(pid)) {
-                self.meet(*pid, now, false);
-            }
+            jobs.iter().for_each(|pid| self.meet(*pid, now, false));
         }
 
         let mut uses: BTreeMap<Pci, BTreeMap<u32, EngineTimes>> = BTreeMap::new();
@@ -248,6 +245,8 @@ impl Drm {
                 sessions: Vec::new(),
                 residents: Vec::new(),
                 rest: uses.is_empty() && !self.denied,
+                settled: true,
+                anew: false,
                 uses,
                 refused: BTreeMap::new(),
                 dropped: [0, 0, self.over],
@@ -256,7 +255,8 @@ impl Drm {
     }
 
     /// Looks for files of a process that are a GPU. What a client used before it was met is nobody's at the first look, for its joules
-    /// are not there either; later it began after the look before.
+    /// are not there either. Later it counts from its beginning, but for no longer than since the look before, and where the driver
+    /// counts cycles from the next look on.
     fn meet(&mut self, pid: u32, now: Instant, first: bool) {
         let process = self.procfs.join(pid.to_string());
         let files = match fs::read_dir(process.join("fd")) {

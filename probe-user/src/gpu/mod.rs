@@ -17,7 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use caps::{Capability, CapsHashSet};
+use caps::{CapSet, Capability, CapsHashSet};
 use drm::Drm;
 use engines::{ENGINES, EngineTimes, GpuId};
 use nvml::Nvidia;
@@ -35,6 +35,7 @@ use crate::{
 };
 pub(crate) use nvml::THROTTLES;
 
+const PTRACE: Capability = Capability::CAP_SYS_PTRACE;
 /// How long a tick waits for the thread. Longer answers come with the next tick.
 const PATIENCE: Duration = Duration::from_millis(100);
 /// An answer that takes longer than this is a driver that hangs.
@@ -69,6 +70,10 @@ pub struct Gpu {
     pub uses: Vec<Use>,
     /// True when nothing was used at all, as far as can be told.
     pub rest: bool,
+    /// True when all who used it lately have been heard of: joules can be shared.
+    pub settled: bool,
+    /// True when its counter may have begun anew since the look before.
+    pub anew: bool,
     /// Readings that it does not give, and why.
     pub refused: BTreeMap<&'static str, Reason>,
     /// Samples that were too old, that could not be true, and of users that found no room, since the start.
@@ -180,6 +185,12 @@ pub struct Worked {
     /// True when nothing was used, as far as can be told.
     #[serde(default)]
     pub rest: bool,
+    /// True when somebody who uses it has not been heard of yet: the joules wait.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub waits: bool,
+    /// True when the counter may have begun anew.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub anew: bool,
     /// Who used what.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub uses: Vec<Shared>,
@@ -251,15 +262,39 @@ impl Reader {
     /// Opens what there is.
     #[must_use]
     pub fn open(places: &Places) -> Self {
-        Self { nvidia: Nvidia::open(places.library.clone()), drm: Drm::open(&places.sysfs, &places.procfs) }
+        let drm = Drm::open(&places.sysfs, &places.procfs);
+        Self { nvidia: Nvidia::open(places.library.clone()), drm }
     }
 
-    /// Looks at every GPU once. `jobs` are processes that began lately.
-    pub fn look(&mut self, jobs: &[u32]) -> Vec<Gpu> {
+    /// Drops what this thread does not need, for good, and opens what there is: the drivers' libraries never run with more.
+    fn open_without_privileges(places: &Places) -> anyhow::Result<Self> {
+        let drm = Drm::open(&places.sysfs, &places.procfs);
+        // Files of other users' processes, where they tell of engines.
+        let needs: CapsHashSet = if drm.is_empty() { CapsHashSet::new() } else { [PTRACE].into() };
+        privileges::keep_only(&needs)?;
+        if caps::read(None, CapSet::Permitted)?.contains(&PTRACE) {
+            info!(
+                "keeping {PTRACE} on the thread of GPUs: the kernel asks for it to tell engine time of other users' processes"
+            );
+            caps::drop(None, CapSet::Effective, PTRACE)?;
+        }
+        Ok(Self { nvidia: Nvidia::open(places.library.clone()), drm })
+    }
+
+    /// Looks at every GPU once, and says when its energy was read. `jobs` are processes that began lately.
+    pub fn look(&mut self, jobs: &[u32]) -> (Instant, Vec<Gpu>) {
         let mut gpus = Vec::new();
-        self.nvidia.look(&mut gpus);
-        self.drm.look(jobs, &mut gpus);
-        gpus
+        let at = self.nvidia.look(&mut gpus);
+        if !self.drm.is_empty() {
+            // In effect only while files are read, and never in a driver's library. Without it others' files are refused, which is a state.
+            let raised = caps::read(None, CapSet::Permitted).is_ok_and(|held| held.contains(&PTRACE))
+                && caps::raise(None, CapSet::Effective, PTRACE).is_ok();
+            self.drm.look(jobs, &mut gpus);
+            if raised {
+                let _ = caps::drop(None, CapSet::Effective, PTRACE);
+            }
+        }
+        (at, gpus)
     }
 
     /// How NVIDIA's library and the kernel's drivers stand, with what was found.
@@ -273,11 +308,6 @@ impl Reader {
     /// Until when there is nothing to look at; `None` where there is something.
     fn sleeps_until(&self) -> Option<Instant> {
         self.nvidia.sleeps_until().filter(|_| self.drm.is_empty())
-    }
-
-    /// What it needs to go on reading: files of other users' processes, where they tell of engines.
-    fn needs(&self) -> CapsHashSet {
-        if self.drm.is_empty() { CapsHashSet::new() } else { [Capability::CAP_SYS_PTRACE].into() }
     }
 }
 
@@ -294,10 +324,12 @@ pub struct Gpus {
     sleep_until: Option<Instant>,
     /// True once the first look has come.
     opened: bool,
+    /// True when the thread is no more.
+    ended: bool,
 }
 
 impl Gpus {
-    /// Starts the thread, which opens everything as who it is born, and then drops what it does not need. The first look comes when the
+    /// Starts the thread, which drops what it does not need before it opens anything. The first look comes when the
     /// drivers have opened, which may take them seconds.
     ///
     /// # Errors
@@ -307,19 +339,17 @@ impl Gpus {
         let (ask, asked) = mpsc::channel::<Vec<u32>>();
         let (answer, answers) = mpsc::channel();
         let thread = std::thread::Builder::new().name("gpu".into()).spawn(move || {
-            let mut reader = Reader::open(&places);
-            let needs = reader.needs();
-            if let Err(error) = privileges::keep_only(&needs) {
-                // With rights that it should not have it does not go on.
-                tracing::error!("GPUs are not read: cannot drop privileges: {error}");
-                return;
-            }
-            for capability in needs {
-                info!("keeping {capability} on the thread of GPUs: the kernel asks for it to tell engine time of other users' processes");
-            }
+            let mut reader = match Reader::open_without_privileges(&places) {
+                Ok(reader) => reader,
+                Err(error) => {
+                    // With rights that it should not have it does not go on.
+                    tracing::error!("GPUs are not read: cannot drop privileges: {error}");
+                    return;
+                }
+            };
             let mut jobs = Vec::new();
             loop {
-                let (at, gpus) = (Instant::now(), reader.look(&jobs));
+                let (at, gpus) = reader.look(&jobs);
                 let look = Look { at, gpus, sleep_until: reader.sleeps_until(), states: reader.states() };
                 if answer.send(look).is_err() {
                     return;
@@ -342,6 +372,7 @@ impl Gpus {
             unknown: BTreeMap::new(),
             sleep_until: None,
             opened: false,
+            ended: false,
         })
     }
 
@@ -364,10 +395,30 @@ impl Gpus {
         }
     }
 
+    /// Why nothing comes from the thread any more; `None` while it answers.
+    fn silent(&self) -> Option<&'static str> {
+        if self.ended {
+            return Some("the thread of GPUs has ended; the log says why");
+        }
+        self.asked
+            .is_some_and(|since| since.elapsed() > HANGS)
+            .then_some("does not answer: a GPU or its driver hangs; see dmesg")
+    }
+
     /// The look that was asked for, if it is there soon.
     pub(crate) fn answer(&mut self) -> Option<Look> {
         // Drivers may take seconds to open, and the first page does not wait for them.
-        self.take(if self.opened { PATIENCE } else { Duration::ZERO })
+        let look = self.take(if self.opened { PATIENCE } else { Duration::ZERO });
+        if let (None, Some(why)) = (&look, self.silent()) {
+            // What was said before does not hold.
+            for shown in &mut self.shown {
+                shown.gpu.state = Err(Unavailable::new(Reason::Broken, why));
+                shown.gpu.facts = Facts::default();
+                shown.encoding.clear();
+                shown.memory.clear();
+            }
+        }
+        look
     }
 
     fn take(&mut self, most: Duration) -> Option<Look> {
@@ -383,8 +434,7 @@ impl Gpus {
             }
             Err(RecvTimeoutError::Timeout) => None,
             Err(RecvTimeoutError::Disconnected) => {
-                let ended = || Err(Unavailable::new(Reason::Broken, "the thread of GPUs has ended"));
-                self.states = [("nvml", ended(), String::new()), ("drm", ended(), String::new())];
+                self.ended = true;
                 None
             }
         }
@@ -413,7 +463,7 @@ impl Gpus {
                 sums.iter_mut().zip(used.times).for_each(|(sum, ns)| *sum = sum.saturating_add(ns));
             }
             let uses = uses.into_iter().map(|((holder, job), times)| Shared { holder, job, times }).collect();
-            all.push((gpu.id, Worked { rest: gpu.rest, uses }));
+            all.push((gpu.id, Worked { rest: gpu.rest, waits: !gpu.settled, anew: gpu.anew, uses }));
             let encoding = gpu.sessions.iter().map(|session| {
                 let who = owner(session.pid, 0);
                 Encoding {
@@ -444,19 +494,17 @@ impl Gpus {
     /// How the drivers stand, with what was found.
     #[must_use]
     pub fn states(&self) -> Vec<(&'static str, Result<(), Unavailable>, String)> {
-        if !self.opened && self.asked.is_some_and(|since| since.elapsed() <= HANGS) {
-            return Vec::new();
-        }
-        let hangs = self.asked.map(|since| since.elapsed()).filter(|since| *since > HANGS);
         let mut states = self.states.to_vec();
-        if let Some(since) = hangs {
-            let why = format!("has not answered for {} s: a GPU or its driver hangs; see dmesg", since.as_secs());
-            for (_, state, _) in states.iter_mut().filter(|(_, state, _)| {
-                // What is not there does not hang.
-                state.as_ref().err().is_none_or(|why| why.reason == Reason::Broken)
-            }) {
-                *state = Err(Unavailable::new(Reason::Broken, why.clone()));
+        if let Some(why) = self.silent() {
+            // What is not there does not hang.
+            let there = |state: &Result<(), Unavailable>| {
+                !self.opened || state.as_ref().err().is_none_or(|why| why.reason == Reason::Broken)
+            };
+            for (_, state, _) in states.iter_mut().filter(|(_, state, _)| there(state)) {
+                *state = Err(Unavailable::new(Reason::Broken, why));
             }
+        } else if !self.opened {
+            return Vec::new();
         }
         if self.processes.elsewhere() {
             for (_, state, _) in states.iter_mut().filter(|(_, state, _)| state.is_ok()) {

@@ -4,7 +4,7 @@
 //! never return when a GPU hangs: this runs on the thread of [`super::Gpus`], never on the sampler's.
 
 use std::{
-    collections::{BTreeMap, HashMap, btree_map::Entry},
+    collections::{BTreeMap, HashMap, HashSet, btree_map::Entry},
     ffi::OsStr,
     os::raw::c_uint,
     path::{Path, PathBuf},
@@ -46,6 +46,13 @@ const RETRY: (Duration, Duration) = (Duration::from_secs(10), Duration::from_sec
 const MOVES_WITHIN: Duration = Duration::from_millis(300);
 /// How old a reading may be, by the same source.
 const UPDATE_NS: u64 = 100_000_000;
+/// The longest sampling period of the driver's: "may be between 1 second and 1/6 second, depending on the product" (nvml.h,
+/// nvmlUtilization_t).
+const PERIOD_US: u64 = 1_000_000;
+/// How far back samples are asked for.
+const ASKED_US: u64 = 3 * PERIOD_US;
+/// A process of which nothing was heard for so long is met anew.
+const FORGOTTEN_US: u64 = 60 * PERIOD_US;
 /// A sample from further ahead than this is of another clock.
 const AHEAD_US: u64 = 1_000_000;
 
@@ -75,14 +82,14 @@ struct Device {
     state: Result<(), Unavailable>,
     /// Readings that it refuses, and why.
     refused: BTreeMap<&'static str, Reason>,
-    /// Timestamp of the newest sample that was seen, microseconds of the wall clock.
-    last_seen_us: u64,
-    /// When it was looked at last, on the same clock.
-    looked_us: u64,
+    samples: Samples,
+    /// When it was looked at last.
+    looked: Option<Instant>,
+    /// True when its driver may have counted from zero since the look before.
+    anew: bool,
     slow_at: Option<Instant>,
     facts: Facts,
     residents: Vec<Resident>,
-    dropped: [u64; 3],
 }
 
 /// Where a device's joules come from.
@@ -135,6 +142,10 @@ fn unusable(error: &NvmlError, library: &OsStr) -> Unavailable {
         ),
         NvmlError::DriverNotLoaded => {
             "the library is here and the driver is not loaded: modprobe nvidia, and look at dmesg".to_owned()
+        }
+        // Whoever uses a GPU first makes them, and the probe has dropped the right to.
+        _ if Path::new("/proc/driver/nvidia/version").exists() && !Path::new("/dev/nvidiactl").exists() => {
+            "the driver is loaded and /dev/nvidiactl is not there: nvidia-modprobe -u -c 0, or let nvidia-persistenced run".to_owned()
         }
         NvmlError::NoPermission | NvmlError::OperatingSystem => {
             "the driver may not be opened: run as root, and give a container /dev/nvidiactl and /dev/nvidiaN".to_owned()
@@ -312,7 +323,9 @@ impl Nvidia {
             if let Some(known) = self.devices.iter_mut().find(|known| known.id == id) {
                 (known.index, known.mig, known.state) = (index, mig, Ok(()));
                 known.refused.clear();
-                known.slow_at = None;
+                // Whether its driver was loaded anew in between cannot be told from a counter that is higher: a young one may be.
+                known.samples.restart();
+                (known.slow_at, known.looked, known.anew) = (None, None, true);
                 continue;
             }
             let milliwatts = handle
@@ -330,12 +343,12 @@ impl Nvidia {
                 mig,
                 state: Ok(()),
                 refused: BTreeMap::new(),
-                last_seen_us: unix_us(),
-                looked_us: unix_us(),
+                samples: Samples::start(),
+                looked: None,
+                anew: false,
                 slow_at: None,
                 facts: Facts::default(),
                 residents: Vec::new(),
-                dropped: [0; 3],
             });
         }
         let counts: Vec<bool> = counting(nvml, &new);
@@ -352,22 +365,24 @@ impl Nvidia {
     }
 
     /// Looks at every device once.
-    pub(super) fn look(&mut self, gpus: &mut Vec<Gpu>) {
-        let now = Instant::now();
-        if self.retry_at.is_some_and(|at| at <= now) {
+    /// Gives when their energy was read.
+    pub(super) fn look(&mut self, gpus: &mut Vec<Gpu>) -> Instant {
+        if self.retry_at.is_some_and(|at| at <= Instant::now()) {
             // Shut down first: a library that is open does not see what changed below it.
             self.nvml = None;
             self.load();
         }
         let nvml = self.nvml.as_ref();
-        // Energy of all first, so that they are of one moment.
+        // Energy of all first, so that they are of one moment: now, for the library may have taken seconds to open.
+        let at = Instant::now();
         let raw: Vec<Option<Result<u64, String>>> =
             self.devices.iter_mut().map(|device| device.read_energy(nvml)).collect();
         let origin = if self.fake { Origin::Fake } else { Origin::Nvml };
         for (device, raw) in self.devices.iter_mut().zip(raw) {
-            gpus.push(device.look(nvml, raw, origin, now));
+            gpus.push(device.look(nvml, raw, origin, at));
         }
         self.plan_retry();
+        at
     }
 }
 
@@ -416,6 +431,7 @@ impl Device {
 
     fn read_energy(&mut self, nvml: Option<&Nvml>) -> Option<Result<u64, String>> {
         if self.state.is_err() {
+            self.forget_power();
             return (!matches!(self.energy, Energy::Nothing)).then(|| Err("the GPU is lost".to_owned()));
         }
         let handle = self.handle(nvml);
@@ -433,23 +449,35 @@ impl Device {
                 *sum
             }),
         };
-        if let (Err(_), Energy::Power(_, last)) = (&read, &mut self.energy) {
-            // What was used meanwhile is not known, and a line over a gap would be a guess.
+        Some(match read {
+            Ok(value) => {
+                self.refused.remove("energy");
+                Ok(value)
+            }
+            Err(error) => {
+                self.forget_power();
+                if is_fatal(&error) {
+                    self.state = Err(lost(&error));
+                } else {
+                    self.refused.insert("energy", reason(&error));
+                }
+                Err(error.to_string())
+            }
+        })
+    }
+
+    /// What is used from now to the next reading is not known, and a line over a gap would be a guess.
+    fn forget_power(&mut self) {
+        if let Energy::Power(_, last) = &mut self.energy {
             *last = None;
         }
-        Some(read.map_err(|error| {
-            if is_fatal(&error) {
-                self.state = Err(lost(&error));
-            }
-            error.to_string()
-        }))
     }
 
     fn look(&mut self, nvml: Option<&Nvml>, raw: Option<Result<u64, String>>, origin: Origin, now: Instant) -> Gpu {
-        let (mut sessions, mut uses, mut rest) = (Vec::new(), Vec::new(), false);
+        let mut read = Read { settled: true, ..Read::default() };
         if self.state.is_ok() {
             match self.handle(nvml).and_then(|handle| self.read(&handle, now)) {
-                Ok(read) => (sessions, uses, rest) = read,
+                Ok(of_device) => read = of_device,
                 Err(error) if is_fatal(&error) => self.state = Err(lost(&error)),
                 Err(error) => self.state = Err(Unavailable::new(reason(&error), error.to_string())),
             }
@@ -469,16 +497,18 @@ impl Device {
             raw,
             mig: self.mig,
             facts: self.facts.clone(),
-            sessions,
+            sessions: read.sessions,
             residents: self.residents.clone(),
-            uses,
-            rest,
+            uses: read.uses,
+            rest: read.rest,
             refused: self.refused.clone(),
-            dropped: self.dropped,
+            dropped: self.samples.dropped,
+            anew: std::mem::take(&mut self.anew),
+            settled: read.settled,
         }
     }
 
-    fn read(&mut self, handle: &Handle<'_>, now: Instant) -> Result<(Vec<Session>, Vec<Use>, bool), NvmlError> {
+    fn read(&mut self, handle: &Handle<'_>, now: Instant) -> Result<Read, NvmlError> {
         let unix_us = unix_us();
         let refused = &mut self.refused;
         let facts = &mut self.facts;
@@ -503,7 +533,8 @@ impl Device {
                 percent.filter(|percent| *percent <= 100).map(|percent| f64::from(percent) / 100.0);
         }
         let sessions = ask(refused, "encoder_sessions", || listed(|| encoder_sessions(handle)))?;
-        let samples = ask(refused, "process_utilization", || listed(|| samples(handle, self.last_seen_us)))?;
+        let since_us = self.samples.since_us(unix_us);
+        let samples = ask(refused, "process_utilization", || listed(|| samples(handle, since_us)))?;
         if self.slow_at.is_none_or(|at| now.duration_since(at) >= SLOW_EVERY) {
             self.slow_at = Some(now);
             read_slow(handle, refused, facts)?;
@@ -511,24 +542,35 @@ impl Device {
         }
 
         let sessions = sessions.unwrap_or_default();
-        let mut uses = Vec::new();
-        if let Some(samples) = samples {
-            let from_us = self.last_seen_us.max(self.looked_us.saturating_sub(AHEAD_US));
-            uses = fold(&samples, from_us, unix_us, &mut self.last_seen_us, &mut self.dropped);
-        }
-        // A clock that was set back must not make every sample to come an old one.
-        if self.last_seen_us > unix_us + AHEAD_US {
-            self.last_seen_us = unix_us;
-        }
-        let span_us = unix_us.saturating_sub(self.looked_us);
-        self.looked_us = unix_us;
-        let encoding = self.facts.engines[Engine::Encoder.index()].unwrap_or(0.0);
-        by_sessions(&mut uses, &sessions, encoding, span_us, unix_us);
+        let span = self.looked.replace(now).map_or(Duration::ZERO, |before| now.duration_since(before));
         let told = self.facts.engines.iter().flatten();
         let quiet = told.clone().next().is_some() && told.into_iter().all(|ratio| *ratio == 0.0);
+        let (uses, settled) = match samples {
+            Some(samples) => {
+                let uses = self.samples.fold(&samples, unix_us, span);
+                let busy = !quiet || !sessions.is_empty() || !uses.is_empty();
+                let settled = self.samples.settled(busy, now, unix_us);
+                (uses, settled)
+            }
+            None => {
+                let mut uses = Vec::new();
+                let encoding = self.facts.engines[Engine::Encoder.index()].unwrap_or(0.0);
+                by_sessions(&mut uses, &sessions, encoding, span, unix_us);
+                (uses, true)
+            }
+        };
         let rest = quiet && sessions.is_empty() && uses.is_empty();
-        Ok((sessions, uses, rest))
+        Ok(Read { sessions, uses, rest, settled })
     }
+}
+
+/// What one look at a device says of who uses it.
+#[derive(Default)]
+struct Read {
+    sessions: Vec<Session>,
+    uses: Vec<Use>,
+    rest: bool,
+    settled: bool,
 }
 
 /// What changes slowly.
@@ -563,10 +605,8 @@ fn read_slow(
         })
     })?;
     facts.headroom = Vec::new();
-    for (codec, name) in CODECS {
-        if let Some(percent) =
-            ask(refused, "encoder_capacity", || capacity(handle, codec))?.filter(|percent| *percent <= 100)
-        {
+    for (codec, name, reading) in CODECS {
+        if let Some(percent) = ask(refused, reading, || capacity(handle, codec))?.filter(|percent| *percent <= 100) {
             facts.headroom.push((name, f64::from(percent) / 100.0));
         }
     }
@@ -600,64 +640,114 @@ pub(super) struct Sample {
     pub(super) percent: [u32; 6],
 }
 
-/// Adds up what each process used: percent of an engine times the time that the sample stands for, which begins at the sample before it.
-///
-/// The driver's buffer may hold old samples and absurd ones (Syllo/nvtop#91, #110): what is not after `last_seen_us`, and what is more
-/// than an engine has or later than now, is dropped and counted.
-pub(super) fn fold(
-    samples: &[Sample],
-    from_us: u64,
-    now_us: u64,
-    last_seen_us: &mut u64,
-    dropped: &mut [u64; 3],
-) -> Vec<Use> {
-    let mut good = Vec::new();
-    let seen = *last_seen_us;
-    for sample in samples {
-        if sample.at_us <= seen {
-            dropped[0] += 1;
-        } else if sample.pid == 0
-            || sample.at_us > now_us + AHEAD_US
-            || sample.percent.iter().any(|percent| *percent > 100)
-        {
-            dropped[1] += 1;
-        } else {
-            *last_seen_us = sample.at_us.max(*last_seen_us);
-            good.push(*sample);
-        }
-    }
-    good.sort_unstable_by_key(|sample| sample.at_us);
-    let mut uses: BTreeMap<u32, Use> = BTreeMap::new();
-    let mut at: HashMap<u32, u64> = HashMap::new();
-    for sample in good {
-        let begun = at.insert(sample.pid, sample.at_us).unwrap_or(from_us);
-        let ns = sample.at_us.saturating_sub(begun).saturating_mul(1000);
-        let new = uses.len() < MAX_PROCESSES;
-        let used = match uses.entry(sample.pid) {
-            Entry::Vacant(_) if !new => {
-                dropped[2] += 1;
-                continue;
-            }
-            entry => entry.or_insert(Use { pid: sample.pid, times: [0; ENGINES], at_us: 0 }),
-        };
-        used.at_us = sample.at_us;
-        for (engine, percent) in used.times.iter_mut().zip(sample.percent) {
-            *engine = engine.saturating_add(ns / 100 * u64::from(percent));
-        }
-    }
-    uses.into_values().filter(|used| used.times.iter().any(|ns| *ns > 0)).collect()
+/// The samples of one device, process by process: each has a clock of its own, a second or more from the others' in one answer of the driver
+/// (Syllo/nvtop#110).
+#[derive(Debug, Default)]
+pub(super) struct Samples {
+    /// What is not after this, in microseconds of the wall clock, was before we looked.
+    floor_us: u64,
+    /// The newest sample of each process that was counted.
+    last: HashMap<u32, u64>,
+    /// Who has been heard of since all that were active had been.
+    fresh: HashSet<u32>,
+    /// Since when somebody is waited for.
+    waits: Option<Instant>,
+    /// Samples that were too old, that could not be true, and of processes that found no room.
+    dropped: [u64; 3],
 }
 
-/// Where the encoder works and no process's sample says for whom, its owners by session share its time, by the pixels that each delivers.
-fn by_sessions(uses: &mut Vec<Use>, sessions: &[Session], encoding: f64, span_us: u64, at_us: u64) {
+impl Samples {
+    /// Counts from now.
+    fn start() -> Self {
+        Self { floor_us: unix_us(), ..Self::default() }
+    }
+
+    /// After a loss: what was used meanwhile is nobody's.
+    fn restart(&mut self) {
+        *self = Self { dropped: self.dropped, ..Self::start() };
+    }
+
+    /// From when on to ask the driver: some time before now, for a process's newest sample may be older than another's.
+    fn since_us(&self, now_us: u64) -> u64 {
+        now_us.saturating_sub(ASKED_US).max(self.floor_us)
+    }
+
+    /// Adds up what each process used: percent of an engine times the time that a sample stands for, which begins at the process's sample before
+    /// it, and for one that was silent a sampling period earlier. `span` is the time since the look before.
+    ///
+    /// The driver's buffer may hold old samples and absurd ones (Syllo/nvtop#91, #110): what is not after the process's last, and what
+    /// is more than an engine has or later than now, is dropped and counted.
+    fn fold(&mut self, samples: &[Sample], now_us: u64, span: Duration) -> Vec<Use> {
+        let span_us = u64::try_from(span.as_micros()).unwrap_or(u64::MAX);
+        // A clock that was set back must not make every sample to come an old one.
+        if self.floor_us > now_us.saturating_add(AHEAD_US) {
+            self.floor_us = now_us;
+        }
+        self.last.retain(|_, at| *at <= now_us.saturating_add(AHEAD_US) && at.saturating_add(FORGOTTEN_US) > now_us);
+        let mut good = Vec::new();
+        for sample in samples {
+            let last = self.last.get(&sample.pid).copied();
+            let impossible = sample.pid == 0
+                || sample.at_us > now_us.saturating_add(AHEAD_US)
+                || sample.percent.iter().any(|percent| *percent > 100);
+            if impossible {
+                self.dropped[1] += 1;
+            } else if sample.at_us <= self.floor_us || last.is_some_and(|last| sample.at_us < last) {
+                self.dropped[0] += 1;
+            } else if last != Some(sample.at_us) {
+                good.push(*sample);
+            }
+        }
+        good.sort_unstable_by_key(|sample| sample.at_us);
+        let mut uses: BTreeMap<u32, Use> = BTreeMap::new();
+        for sample in good {
+            let room = uses.len() < MAX_PROCESSES;
+            let used = match uses.entry(sample.pid) {
+                Entry::Vacant(_) if !room => {
+                    self.dropped[2] += 1;
+                    continue;
+                }
+                entry => entry.or_insert(Use { pid: sample.pid, times: [0; ENGINES], at_us: 0 }),
+            };
+            let (begun, longest) = match self.last.insert(sample.pid, sample.at_us) {
+                Some(last) => (last, span_us.saturating_add(2 * PERIOD_US)),
+                None => (self.floor_us, span_us.min(PERIOD_US)),
+            };
+            let ns = (sample.at_us - begun.min(sample.at_us)).min(longest).saturating_mul(1000);
+            used.at_us = sample.at_us;
+            for (engine, percent) in used.times.iter_mut().zip(sample.percent) {
+                *engine = engine.saturating_add(ns / 100 * u64::from(percent));
+            }
+            self.fresh.insert(sample.pid);
+        }
+        uses.into_values().filter(|used| used.times.iter().any(|ns| *ns > 0)).collect()
+    }
+
+    /// True when everybody who was active lately has been heard of, so that joules can be shared: else all of a tick's would go to whoever's
+    /// sample came first. Nobody is waited for longer than two periods.
+    fn settled(&mut self, busy: bool, now: Instant, now_us: u64) -> bool {
+        let active = |at: &u64| at.saturating_add(2 * PERIOD_US) > now_us;
+        let mut awaited = self.last.iter().filter(|(pid, at)| active(at) && !self.fresh.contains(pid));
+        let heard = !busy || !self.fresh.is_empty() && awaited.next().is_none();
+        let since = *self.waits.get_or_insert(now);
+        if !heard && now.duration_since(since) < Duration::from_micros(2 * PERIOD_US) {
+            return false;
+        }
+        (self.waits, self.fresh) = (None, HashSet::new());
+        true
+    }
+}
+
+/// Where the driver tells no use by process, the owners of encoder sessions share the time of the encoder, by the pixels that each delivers.
+fn by_sessions(uses: &mut Vec<Use>, sessions: &[Session], encoding: f64, span: Duration, at_us: u64) {
     let encoder = Engine::Encoder.index();
     let pixels: u64 = sessions.iter().map(Session::pixels).sum();
-    if encoding <= 0.0 || pixels == 0 || uses.iter().any(|used| used.times[encoder] > 0) {
+    if encoding <= 0.0 || pixels == 0 {
         return;
     }
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a percentage")]
     let percent = (encoding * 100.0).round() as u64;
-    let busy_ns = span_us.saturating_mul(10).saturating_mul(percent);
+    let busy_ns = u64::try_from(span.as_nanos() / 100).unwrap_or(u64::MAX).saturating_mul(percent);
     for session in sessions {
         let part = u128::from(busy_ns) * u128::from(session.pixels()) / u128::from(pixels);
         let ns = u64::try_from(part).unwrap_or(u64::MAX);
@@ -674,7 +764,8 @@ fn by_sessions(uses: &mut Vec<Use>, sessions: &[Session], encoding: f64, span_us
 }
 
 /// NVML's numbers of codecs (nvml.h, nvmlEncoderType_t). The wrapper does not know the third, and would refuse the whole list.
-const CODECS: [(c_uint, &str); 3] = [(0, "h264"), (1, "hevc"), (2, "av1")];
+const CODECS: [(c_uint, &str, &str); 3] =
+    [(0, "h264", "encoder_capacity_h264"), (1, "hevc", "encoder_capacity_hevc"), (2, "av1", "encoder_capacity_av1")];
 
 fn encoder_sessions(handle: &Handle<'_>) -> Result<Vec<Session>, NvmlError> {
     let call = nvml_sym(handle.nvml().lib().nvmlDeviceGetEncoderSessions.as_ref())?;
@@ -694,7 +785,10 @@ fn encoder_sessions(handle: &Handle<'_>) -> Result<Vec<Session>, NvmlError> {
         .into_iter()
         .map(|session| Session {
             pid: session.pid,
-            codec: CODECS.iter().find(|(number, _)| *number == session.codecType).map_or("other", |(_, name)| *name),
+            codec: CODECS
+                .iter()
+                .find(|(number, ..)| *number == session.codecType)
+                .map_or("other", |(_, name, _)| *name),
             width: session.hResolution,
             height: session.vResolution,
             fps: session.averageFps,
@@ -812,51 +906,113 @@ mod tests {
         uses.iter().find(|used| used.pid == pid).map_or(0, |used| used.times[Engine::Encoder.index()])
     }
 
+    fn samples(floor_us: u64) -> Samples {
+        Samples { floor_us, ..Samples::default() }
+    }
+
+    const SECOND: Duration = Duration::from_secs(1);
+
     #[test]
     fn a_sample_stands_for_the_time_since_the_one_before_it() {
-        let (mut seen, mut dropped) = (NOW - 1_000_000, [0; 3]);
-        let samples = [sample(7, NOW - 400_000, 50), sample(7, NOW, 100), sample(8, NOW, 10)];
-        let uses = fold(&samples, NOW - 1_000_000, NOW, &mut seen, &mut dropped);
+        let mut known = samples(NOW - 1_000_000);
+        let both = [sample(7, NOW - 400_000, 50), sample(7, NOW, 100), sample(8, NOW, 10)];
+        let uses = known.fold(&both, NOW, SECOND);
         // 0.6 s at half, 0.4 s at full; 1 s at a tenth.
         assert_eq!((encoder_ns(&uses, 7), encoder_ns(&uses, 8)), (700_000_000, 100_000_000));
-        assert_eq!((seen, dropped), (NOW, [0, 0, 0]));
+        // The driver gives them again, and they count once.
+        assert_eq!((known.fold(&both[1..], NOW, SECOND), known.dropped), (vec![], [0, 0, 0]));
+    }
+
+    #[test]
+    fn each_process_has_a_clock_of_its_own() {
+        // Two that use the same, whose samples come half a second apart, and one of them only in every other answer.
+        let mut known = samples(NOW);
+        let (mut sums, mut now) = ([0, 0], NOW);
+        for second in 1..=20 {
+            now = NOW + second * 1_000_000;
+            let mut answer = vec![sample(1, now - 100_000, 40)];
+            if second % 2 == 0 {
+                answer.push(sample(2, now - 600_000, 40));
+            }
+            let uses = known.fold(&answer, now, SECOND);
+            sums = [sums[0] + encoder_ns(&uses, 1), sums[1] + encoder_ns(&uses, 2)];
+        }
+        let expected = |at: u64| (at - NOW) * 1000 / 100 * 40;
+        assert_eq!(sums[0], expected(now - 100_000));
+        // What the slower one did before its first sample counts for one period.
+        assert_eq!(sums[1], expected(now - 600_000) - 160_000_000);
+        assert_eq!(known.dropped, [0, 0, 0]);
+    }
+
+    #[test]
+    fn joules_wait_until_all_who_are_active_were_heard_of_and_not_for_ever() {
+        let mut known = samples(NOW);
+        let start = Instant::now();
+        let tick = |number: u64| (NOW + number * 200_000, start + Duration::from_millis(200 * number));
+        let mut settled = Vec::new();
+        for number in 1..=20 {
+            let (now_us, now) = tick(number);
+            // Samples of a second's period, in ticks of a fifth.
+            let answer: Vec<Sample> = match number % 5 {
+                0 => vec![sample(1, now_us, 30)],
+                2 => vec![sample(2, now_us, 30)],
+                _ => vec![],
+            };
+            known.fold(&answer, now_us, Duration::from_millis(200));
+            if known.settled(true, now, now_us) {
+                settled.push(number);
+            }
+        }
+        assert_eq!(settled, [2, 7, 12, 17], "when the slower of both was heard of");
+        // One that is silent is not waited for longer than two periods; and at rest nobody is.
+        let (now_us, now) = tick(21);
+        assert!(!known.settled(true, now, now_us) && known.settled(true, now + 2 * SECOND, now_us + 2_000_000));
+        assert!(known.settled(false, now + 2 * SECOND, now_us + 2_000_000));
+    }
+
+    #[test]
+    fn neither_a_loss_nor_a_clock_that_is_set_makes_a_sample_stand_for_longer_than_there_was() {
+        let mut known = samples(NOW);
+        known.fold(&[sample(7, NOW + 1, 50)], NOW + 1, SECOND);
+        // An hour ahead.
+        let later = NOW + 3_600_000_000;
+        assert_eq!(encoder_ns(&known.fold(&[sample(7, later, 50)], later, SECOND), 7), 500_000_000);
+        // And back again.
+        let uses = known.fold(&[sample(7, NOW + 2_000_000, 50)], NOW + 2_000_000, SECOND);
+        assert_eq!(encoder_ns(&uses, 7), 500_000_000);
+        known.restart();
+        assert_eq!(known.fold(&[sample(7, NOW, 50)], unix_us(), SECOND), [], "before the loss");
     }
 
     #[test]
     fn what_is_old_is_dropped_and_so_is_what_cannot_be() {
-        let (mut seen, mut dropped) = (NOW - 500_000, [0; 3]);
-        let samples = [
+        let mut known = samples(NOW - 500_000);
+        let bad = [
             sample(7, NOW - 500_000, 50),
             sample(7, NOW - 600_000, 50),
             sample(8, NOW, 101),
             sample(0, NOW, 5),
             sample(9, NOW + 2_000_000, 5),
         ];
-        assert_eq!(fold(&samples, NOW - 500_000, NOW, &mut seen, &mut dropped), []);
-        assert_eq!((dropped, seen), ([2, 3, 0], NOW - 500_000));
+        assert_eq!((known.fold(&bad, NOW, SECOND), known.dropped), (vec![], [2, 3, 0]));
     }
 
     #[test]
     fn who_finds_no_room_is_counted() {
-        let (mut seen, mut dropped) = (NOW - 1_000_000, [0; 3]);
+        let mut known = samples(NOW - 1_000_000);
         let most = u32::try_from(MAX_PROCESSES).unwrap();
-        let samples: Vec<Sample> = (1..=most + 1).map(|pid| sample(pid, NOW, 1)).collect();
-        let from = seen;
-        assert_eq!(fold(&samples, from, NOW, &mut seen, &mut dropped).len(), MAX_PROCESSES);
-        assert_eq!(dropped, [0, 0, 1]);
+        let all: Vec<Sample> = (1..=most + 1).map(|pid| sample(pid, NOW, 1)).collect();
+        assert_eq!(known.fold(&all, NOW, SECOND).len(), MAX_PROCESSES);
+        assert_eq!(known.dropped, [0, 0, 1]);
     }
 
     #[test]
-    fn an_encoder_that_no_sample_explains_is_shared_by_the_pixels_of_its_sessions() {
+    fn where_no_samples_are_told_the_encoder_is_shared_by_the_pixels_of_its_sessions() {
         let session = |pid, width, fps| Session { pid, codec: "h264", width, height: 1000, fps, latency_us: 0 };
         let sessions = [session(1, 3000, 30), session(2, 1000, 30), session(1, 0, 30)];
         let mut uses = Vec::new();
-        by_sessions(&mut uses, &sessions, 0.4, 1_000_000, NOW);
+        by_sessions(&mut uses, &sessions, 0.4, SECOND, NOW);
         assert_eq!((encoder_ns(&uses, 1), encoder_ns(&uses, 2)), (300_000_000, 100_000_000));
-        // Nobody is guessed where the driver knows.
-        let mut told = vec![Use { pid: 9, times: uses[0].times, at_us: NOW }];
-        by_sessions(&mut told, &sessions, 0.4, 1_000_000, NOW);
-        assert_eq!(told.len(), 1);
     }
 
     proptest! {
@@ -867,13 +1023,14 @@ mod tests {
         ) {
             let samples: Vec<Sample> =
                 samples.into_iter().map(|(pid, back, percent)| Sample { pid, at_us: NOW + 500_000 - back, percent }).collect();
-            let (mut seen, mut dropped) = (NOW - 1_000_000, [0; 3]);
-            let from = seen;
-            let uses = fold(&samples, from, NOW, &mut seen, &mut dropped);
+            let floor = NOW - 1_000_000;
+            let mut known = self::samples(floor);
+            let count = samples.len();
+            let uses = known.fold(&samples, NOW, SECOND);
             for used in &uses {
-                prop_assert!(used.times.iter().all(|ns| *ns <= (seen - from) * 1000), "{used:?}");
+                prop_assert!(used.times.iter().all(|ns| *ns <= (used.at_us - floor) * 1000), "{used:?}");
             }
-            prop_assert!(usize::try_from(dropped[0] + dropped[1]).unwrap() <= samples.len());
+            prop_assert!(usize::try_from(known.dropped.iter().sum::<u64>()).unwrap() <= count);
         }
     }
 }

@@ -99,6 +99,10 @@ impl Processes {
             return None;
         }
         let cgroup = directory.cgroup_of(&process);
+        // It may have ended while its files were read, and another may have its number.
+        if fd.as_ref().is_some_and(|fd| poll(&mut [pollfd(fd)])) {
+            return None;
+        }
         if let Some(fd) = fd.filter(|_| self.held.len() < MAX_HELD) {
             self.held.insert(pid, Held { fd, cgroup, read: now, asked: true });
         }

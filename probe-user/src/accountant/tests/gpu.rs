@@ -45,7 +45,7 @@ impl Machine {
 
     /// Who used a GPU in the tick to come.
     fn works(&mut self, gpu: GpuId, uses: Vec<Shared>) -> &mut Self {
-        self.raw.gpus = vec![(gpu, Worked { rest: uses.is_empty(), uses })];
+        self.raw.gpus = vec![(gpu, Worked { rest: uses.is_empty(), uses, ..Worked::default() })];
         self
     }
 
@@ -110,7 +110,7 @@ fn the_power_at_rest_is_learnt_and_is_nobodys() {
         let known = snapshot.idle.iter().find(|row| matches!(row.id.kind, ZoneKind::Gpu(_))).unwrap();
         assert_eq!((known.estimate, known.calibrated), (Estimate::exact(10_000_000), true));
         let learnt = machine.accountant.baselines();
-        assert_eq!(learnt[&known.id.to_string()].len(), 7, "what settles is left out");
+        assert_eq!(learnt[&known.id.to_string()].len(), 8, "what settles is left out");
         let mut again = Machine::new(setup(&[package(0)], 1), policy, 0);
         again.accountant.remember(&learnt);
         again.comes(board(BOARD));
@@ -158,6 +158,47 @@ fn a_counter_of_a_gpu_that_stands_still_is_a_state_of_the_gpu_alone() {
     assert_eq!(of_board(&last).containers.iter().map(|(_, uj)| uj.0).sum::<u64>(), 0);
     machine.works(BOARD, vec![]).uses(1, WATT).second();
     assert_eq!(machine.accountant.gpu_trouble(), None);
+}
+
+#[test]
+fn joules_wait_for_word_of_who_used_it_and_what_is_shown_stands_meanwhile() {
+    let mut machine = with_board(IdlePolicy::Separate);
+    machine.works(BOARD, vec![used(Some(0), Engine::Sm, SECOND)]).uses(1, 40 * WATT).second();
+    // Container 1's sample comes a tick later than container 0's; each used it for both seconds.
+    machine.works(BOARD, vec![used(Some(0), Engine::Sm, 2 * SECOND)]);
+    machine.raw.gpus[0].1.waits = true;
+    let waits = machine.uses(1, 60 * WATT).second();
+    assert_eq!((of(&of_board(&waits), 0), of(&of_board(&waits), 1)), (40_000_000, 0));
+    let watts = |snapshot: &Snapshot| snapshot.zones[1].watts;
+    assert_eq!(watts(&waits), Some(40.0), "no gap, and no zero");
+    assert_eq!(waits.containers[0].watts.iter().find(|(zone, ..)| *zone == "gpu").unwrap().2, 40.0);
+    let heard = machine.works(BOARD, vec![used(Some(1), Engine::Sm, 2 * SECOND)]).uses(1, 60 * WATT).second();
+    assert_eq!((of(&of_board(&heard), 0), of(&of_board(&heard), 1)), (100_000_000, 60_000_000));
+    assert_eq!(watts(&heard), Some(60.0));
+}
+
+#[test]
+fn a_reading_of_a_board_that_goes_on_failing_is_said() {
+    let mut machine = with_board(IdlePolicy::Separate);
+    machine.raw.zones[1] = Err("an internal driver error".into());
+    for second in 0..8 {
+        machine.works(BOARD, vec![]).uses(0, 1000).second();
+        assert_eq!(machine.accountant.gpu_trouble().is_some(), second >= 5, "{second}");
+    }
+    machine.raw.zones[1] = Ok(7);
+    machine.works(BOARD, vec![]).second();
+    assert_eq!(machine.accountant.gpu_trouble(), None);
+}
+
+#[test]
+fn a_counter_that_may_have_begun_anew_counts_from_there_even_if_it_is_higher() {
+    let mut machine = with_board(IdlePolicy::Separate);
+    machine.works(BOARD, vec![]).uses(1, 5 * WATT).second();
+    machine.works(BOARD, vec![]);
+    machine.raw.gpus[0].1.anew = true;
+    let before = of_board(&machine.uses(1, 900 * WATT).second());
+    assert_eq!(parts(&before).0, 5_000_000);
+    assert_eq!(parts(&of_board(&machine.works(BOARD, vec![]).uses(1, 5 * WATT).second())).0, 10_000_000);
 }
 
 #[test]
