@@ -166,10 +166,26 @@ fn whole(value: f64) -> c_uint {
     value.round() as c_uint
 }
 
+/// Keeps this library loaded when it is closed: what a driver has counted outlives the library, and here the library is the driver.
+fn stay() {
+    let mut found = libc::Dl_info {
+        dli_fname: std::ptr::null(),
+        dli_fbase: std::ptr::null_mut(),
+        dli_sname: std::ptr::null(),
+        dli_saddr: std::ptr::null_mut(),
+    };
+    // SAFETY: the address is of a function in this library, and `found` outlives the call.
+    if unsafe { libc::dladdr(nvmlInit_v2 as *const libc::c_void, &raw mut found) } != 0 && !found.dli_fname.is_null() {
+        // SAFETY: the loader's own name of a library that is loaded; the handle is never closed.
+        unsafe { libc::dlopen(found.dli_fname, libc::RTLD_NOW | libc::RTLD_NODELETE) };
+    }
+}
+
 /// # Safety
 /// As NVML's.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn nvmlInit_v2() -> nvmlReturn_t {
+    stay();
     let world = world::now();
     match (&world.scenario.init, world.wrong) {
         (Some(init), _) => code(init),

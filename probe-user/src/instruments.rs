@@ -152,13 +152,12 @@ impl Instruments {
     pub fn read(&mut self, ran: &HashSet<CgroupKey>, collectors: &mut Vec<CollectorRow>) -> &RawTick {
         collectors.clear();
         self.raw.news = News { departed: self.let_go(ran), ..News::default() };
+        self.began = Instant::now();
         if let Some(gpus) = &mut self.gpus {
-            let now = Instant::now();
-            gpus.ask(self.jobs.iter().flat_map(|jobs| jobs.recent(now)).collect());
+            gpus.ask(self.jobs.iter().flat_map(|jobs| jobs.recent(self.began)).collect());
         }
 
         let began = Instant::now();
-        self.began = began;
         self.raw.zones.clear();
         if let Some(source) = &mut self.source {
             self.readings.clear();
@@ -185,12 +184,9 @@ impl Instruments {
         self.raw.gpus.clear();
         let Some(gpus) = &mut self.gpus else { return };
         let began = Instant::now();
-        let asked = gpus.is_awaited();
         let look = gpus.answer();
-        // One that was late has the next on its way already: every tick gets a look, if an older one.
-        if look.as_ref().is_some_and(|look| asked && look.at < self.began) {
-            let now = Instant::now();
-            gpus.ask(self.jobs.iter().flat_map(|jobs| jobs.recent(now)).collect());
+        if let Some(late) = look.as_ref().filter(|look| look.at < self.began) {
+            gpus.ask_early(late, self.jobs.iter().flat_map(|jobs| jobs.recent(began)).collect());
         }
         let late = look.is_none() && gpus.is_awaited();
         let mut read: HashMap<GpuId, Result<u64, String>> = HashMap::new();

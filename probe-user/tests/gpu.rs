@@ -279,19 +279,31 @@ fn a_gpu_that_is_lost_is_a_state_and_counts_on_when_it_is_back() {
     }
     let guest = Guest::start("lost");
     let working = Gpu { process: vec![uses(guest.child.id(), encoder(50.0))], ..Gpu::default() };
-    let bench = Bench::start(&one(working.clone()), &[]);
+    // Another board beside it, which is well all the time.
+    let two = |gpu: Gpu| Scenario { init: None, gpu: vec![gpu, Gpu { idle_watts: 40.0, ..Gpu::default() }] };
+    let bench = Bench::start(&two(working.clone()), &[]);
     eventually(10.0, "it is billed", || joules(&bench.page(), guest.name()) > 5.0);
     assert_eq!(bench.probe.client.get("/ready").unwrap().0, 200);
     // After so many calls, in the middle of a look.
-    bench.change(&one(Gpu { lost_after_calls: 1, ..working.clone() }));
+    let well = || {
+        let other = UUID.replace("000000000000", "000000000001");
+        let page = bench.page();
+        (std::time::Instant::now(), page.get("wattcast_energy_joules_total", &[("package", &other), ("zone", "gpu")]))
+    };
+    let begun = well();
+    bench.change(&two(Gpu { lost_after_calls: 1, ..working.clone() }));
     eventually(5.0, "the loss is seen", || bench.probe.source("nvml").0 == "broken");
     let (_, detail) = bench.probe.source("nvml");
     assert!(detail.contains("fallen off the bus") && detail.contains(UUID), "{detail}");
     let lost = bench.page();
     let gpus = bench.gpu_page();
     assert_eq!(gpus.get("wattcast_gpu_up", &[("gpu", UUID), ("reason", "broken")]), 0.0);
-    assert_eq!(gpus.all("wattcast_gpu_temperature_celsius").count(), 0, "what it said before does not hold");
-    assert_eq!(gpus.get("gpu_count", &[]), 1.0, "it is known, and lost");
+    let told = |of: &str| gpus.find("wattcast_gpu_temperature_celsius", &[("gpu", of)]).is_some();
+    assert!(
+        !told(UUID) && told(&UUID.replace("000000000000", "000000000001")),
+        "what the lost one said before does not hold"
+    );
+    assert_eq!(gpus.get("gpu_count", &[]), 2.0, "it is known, and lost");
     let (ready, why) = bench.gpus.get("/ready").unwrap();
     assert!(ready == 503 && why.contains("nvml"), "{ready} {why}");
     assert_eq!(bench.gpus.text("/health").unwrap(), "OK", "a liveness probe must not restart it over a lost GPU");
@@ -300,7 +312,7 @@ fn a_gpu_that_is_lost_is_a_state_and_counts_on_when_it_is_back() {
     assert!(bench.page().find("wattcast_power_watts", &BOARD).is_none(), "no figure, and not zero");
 
     // The driver is loaded again: it counts from zero.
-    bench.change(&one(Gpu { epoch: 1, ..working }));
+    bench.change(&two(Gpu { epoch: 1, ..working }));
     eventually(25.0, "it is tried again", || bench.probe.source("nvml").0 == "usable");
     let back = bench.page();
     sleep(2.0);
@@ -311,6 +323,10 @@ fn a_gpu_that_is_lost_is_a_state_and_counts_on_when_it_is_back() {
     assert!(measured(&back) - measured(&lost) < 40.0, "{}", measured(&back) - measured(&lost));
     assert!(joules(&later, guest.name()) > joules(&back, guest.name()));
     later.assert_closed();
+    // The library was opened anew meanwhile, and the board that was well lost nothing by it.
+    let (from, to) = (begun, well());
+    let watts = (to.1 - from.1) / (to.0 - from.0).as_secs_f64();
+    assert!((watts - 40.0).abs() < 1.0, "{watts}");
 }
 
 #[test]

@@ -135,7 +135,7 @@ pub fn bench(args: &Bench) -> Result<()> {
     }
     println!("  powercap, msr and hwmon: of plain files here; hardware adds a call to another CPU for each package.");
     println!();
-    row("CPU time of one tick, by GPUs, 8 processes each", "1 / 8".into(), "goal");
+    row("CPU time of one tick, by GPUs of 8 processes", "1 / 8".into(), "goal");
     for (name, costs) in gpus {
         let costs: Vec<String> = costs.iter().map(|us| format!("{:.3}", us / 1000.0)).collect();
         let (what, goal) = match &*name {

@@ -235,6 +235,8 @@ pub struct Shown {
 /// One answer of the thread.
 pub(crate) struct Look {
     pub(crate) at: Instant,
+    /// How long it took.
+    took: Duration,
     pub(crate) gpus: Vec<Gpu>,
     /// Until when there is nothing to look at.
     sleep_until: Option<Instant>,
@@ -349,8 +351,15 @@ impl Gpus {
             };
             let mut jobs = Vec::new();
             loop {
+                let began = Instant::now();
                 let (at, gpus) = reader.look(&jobs);
-                let look = Look { at, gpus, sleep_until: reader.sleeps_until(), states: reader.states() };
+                let look = Look {
+                    at,
+                    took: began.elapsed(),
+                    gpus,
+                    sleep_until: reader.sleeps_until(),
+                    states: reader.states(),
+                };
                 if answer.send(look).is_err() {
                     return;
                 }
@@ -392,6 +401,13 @@ impl Gpus {
         let sleeps = self.sleep_until.is_some_and(|until| Instant::now() < until);
         if !sleeps && self.asked.is_none() && self.ask.send(jobs).is_ok() {
             self.asked = Some(Instant::now());
+        }
+    }
+
+    /// Asks for the next look at once, where one takes longer than a tick waits: so every tick has a look, if one that is a tick old.
+    pub(crate) fn ask_early(&mut self, late: &Look, jobs: Vec<u32>) {
+        if late.took > PATIENCE {
+            self.ask(jobs);
         }
     }
 

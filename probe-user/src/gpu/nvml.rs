@@ -66,6 +66,8 @@ pub(super) struct Nvidia {
     devices: Vec<Device>,
     /// Devices that are there and gave no name.
     nameless: Vec<String>,
+    /// How many there are for which there is no room.
+    beyond: u32,
     state: Result<(), Unavailable>,
     retry_at: Option<Instant>,
     retry_after: Duration,
@@ -216,6 +218,7 @@ impl Nvidia {
             fake: false,
             devices: Vec::new(),
             nameless: Vec::new(),
+            beyond: 0,
             state: Ok(()),
             retry_at: None,
             retry_after: RETRY.0,
@@ -236,8 +239,12 @@ impl Nvidia {
             Some((device, why)) => {
                 Err(Unavailable::new(why.reason, format!("GPU {} ({}): {}", device.index, device.id, why.detail)))
             }
-            None if self.nameless.is_empty() => Ok(()),
-            None => Err(Unavailable::new(Reason::Broken, self.nameless.join("; "))),
+            None if !self.nameless.is_empty() => Err(Unavailable::new(Reason::Broken, self.nameless.join("; "))),
+            None if self.beyond > 0 => Err(Unavailable::new(
+                Reason::Broken,
+                format!("{} GPUs beyond the first {MAX_GPUS} are not read", self.beyond),
+            )),
+            None => Ok(()),
         }
     }
 
@@ -285,7 +292,9 @@ impl Nvidia {
 
     /// When to open the library again: while it, or one of its devices, cannot be used.
     fn plan_retry(&mut self) {
-        if self.state().is_ok() {
+        // Opening it again does not make room.
+        let well = self.devices.iter().all(|device| device.state.is_ok()) && self.nameless.is_empty();
+        if self.state.is_ok() && well {
             (self.retry_at, self.retry_after) = (None, RETRY.0);
         } else if self.retry_at.is_none_or(|at| at <= Instant::now()) {
             self.retry_at = Some(Instant::now() + self.retry_after);
@@ -300,9 +309,7 @@ impl Nvidia {
         self.nameless.clear();
         let mut new = Vec::new();
         let count = nvml.device_count()?;
-        if count > MAX_GPUS {
-            self.nameless.push(format!("{} GPUs beyond the first {MAX_GPUS} are not read", count - MAX_GPUS));
-        }
+        self.beyond = count.saturating_sub(MAX_GPUS);
         for index in 0..count.min(MAX_GPUS) {
             let met = nvml.device_by_index(index).and_then(|handle| Ok((handle.uuid()?, handle)));
             let (uuid, handle) = match met {
@@ -321,11 +328,14 @@ impl Nvidia {
             };
             let mig = handle.mig_mode().is_ok_and(|mode| mode.current == 1);
             if let Some(known) = self.devices.iter_mut().find(|known| known.id == id) {
-                (known.index, known.mig, known.state) = (index, mig, Ok(()));
+                if known.state.is_err() {
+                    // Whether its driver was loaded anew cannot be told from a counter that is higher: a young one may be. One that
+                    // was well all the time, while another was tried again, counts on.
+                    known.samples.restart();
+                    (known.looked, known.anew) = (None, true);
+                }
+                (known.index, known.mig, known.state, known.slow_at) = (index, mig, Ok(()), None);
                 known.refused.clear();
-                // Whether its driver was loaded anew in between cannot be told from a counter that is higher: a young one may be.
-                known.samples.restart();
-                (known.slow_at, known.looked, known.anew) = (None, None, true);
                 continue;
             }
             let milliwatts = handle
