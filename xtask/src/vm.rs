@@ -56,7 +56,7 @@ echo "VM kernel $(uname -r)"
 probes=
 port=9500
 for tier in switch kernel files; do
-    /probe --energy.source=model --docker.socket=/none --no-collector.stats --ffmpeg.match=yes --log.level=warn --cpu.tier=$tier --web.listen-address=127.0.0.1:$port &
+    /probe --energy.source=model --docker.socket=/none --no-collector.stats --ffmpeg.match=yes --log.level=warn --cpu.tier=$tier --web.listen-address=127.0.0.1:$port --gpu.port=$((port + 100)) &
     probes="$probes $!"
     for try in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
         wget -qO /dev/null http://127.0.0.1:$port/ready && break

@@ -105,6 +105,18 @@ enum Energy {
     Nothing,
 }
 
+impl Energy {
+    /// Unit and step in microjoules of what is counted, how its joules are obtained, and where, by a library of this origin.
+    fn counted(self, origin: Origin) -> Option<(Unit, u64, Origin, &'static str)> {
+        let integrated = if origin == Origin::Nvml { Origin::NvmlPower } else { origin };
+        match self {
+            Self::Counter => Some((Unit::MILLIJOULE, 1000, origin, "nvmlDeviceGetTotalEnergyConsumption")),
+            Self::Power(..) => Some((Unit::MICROJOULE, 1, integrated, "nvmlDeviceGetPowerUsage, integrated")),
+            Self::Nothing => None,
+        }
+    }
+}
+
 /// What ends a look at a device, and what only ends one reading.
 fn is_fatal(error: &NvmlError) -> bool {
     matches!(
@@ -419,14 +431,7 @@ impl Device {
 
     fn zone(&self, origin: Origin) -> Option<Zone> {
         let id = ZoneId { package: None, kind: ZoneKind::Gpu(self.id) };
-        let (unit, step_uj, origin, how) = match (self.energy, origin) {
-            (Energy::Counter, origin) => (Unit::MILLIJOULE, 1000, origin, "nvmlDeviceGetTotalEnergyConsumption"),
-            (Energy::Power(..), Origin::Nvml) => {
-                (Unit::MICROJOULE, 1, Origin::NvmlPower, "nvmlDeviceGetPowerUsage, integrated")
-            }
-            (Energy::Power(..), origin) => (Unit::MICROJOULE, 1, origin, "nvmlDeviceGetPowerUsage, integrated"),
-            (Energy::Nothing, _) => return None,
-        };
+        let (unit, step_uj, origin, how) = self.energy.counted(origin)?;
         Some(Zone {
             id,
             unit,
@@ -1014,6 +1019,18 @@ mod tests {
         let all: Vec<Sample> = (1..=most + 1).map(|pid| sample(pid, NOW, 1)).collect();
         assert_eq!(known.fold(&all, NOW, SECOND).len(), MAX_PROCESSES);
         assert_eq!(known.dropped, [0, 0, 1]);
+    }
+
+    #[test]
+    fn integrated_power_is_never_shown_as_a_counter_and_a_fake_never_as_either() {
+        let origin = |energy: Energy, library| energy.counted(library).map(|(_, _, origin, _)| origin);
+        assert_eq!(origin(Energy::Counter, Origin::Nvml), Some(Origin::Nvml));
+        assert_eq!(origin(Energy::Power(0, None), Origin::Nvml), Some(Origin::NvmlPower));
+        assert_eq!(origin(Energy::Nothing, Origin::Nvml), None);
+        for energy in [Energy::Counter, Energy::Power(0, None)] {
+            assert_eq!(origin(energy, Origin::Fake), Some(Origin::Fake));
+        }
+        assert!(Origin::Nvml.is_measured() && Origin::NvmlPower.is_measured() && !Origin::Fake.is_measured());
     }
 
     #[test]
