@@ -71,7 +71,7 @@ fn main() {
         std::fs::write(&scenario, gpus(count, &processes).text()).unwrap();
         std::thread::sleep(std::time::Duration::from_millis(100));
         let flags = ["--no-collector.docker", "--no-collector.stats", "--energy.source=model", "--cpu.tier=files"];
-        let library_flag = format!("--nvml.library={}", library.display());
+        let library_flag = format!("--path.nvml={}", library.display());
         let config =
             |more: &str| Config::parse_from([&["wattcast-probe"], &flags[..], &[&*library_flag, more]].concat());
         let mut all = Probe::start(&config("--collector.gpu"));

@@ -116,11 +116,7 @@ impl Config {
     /// Where GPUs are looked for.
     #[must_use]
     pub fn gpu_places(&self) -> gpu::Places {
-        gpu::Places {
-            library: self.gpu.library.clone(),
-            sysfs: self.paths.sysfs.clone(),
-            procfs: self.paths.procfs.clone(),
-        }
+        gpu::Places { nvml: self.gpu.nvml.clone(), sysfs: self.paths.sysfs.clone(), procfs: self.paths.procfs.clone() }
     }
 
     /// Time between two ticks.
@@ -365,8 +361,8 @@ impl Energy {
 #[command(next_help_heading = "GPUs")]
 pub(crate) struct Gpu {
     /// NVIDIA's management library [default: libnvidia-ml.so.1, as the loader finds it]
-    #[arg(long = "nvml.library", value_name = "FILE", env = "NVML_LIBRARY")]
-    pub(crate) library: Option<PathBuf>,
+    #[arg(long = "path.nvml", value_name = "FILE", env = "NVML_LIBRARY")]
+    pub(crate) nvml: Option<PathBuf>,
 
     /// What a second of a GPU's engine is worth of one of its shaders when joules are shared, ENGINE=WEIGHT,… [default:
     /// sm=1,memory=0.5,encoder=0.3,decoder=0.3,jpeg=0.1,ofa=0.1,video=0.3,video_enhance=0.1,copy=0.1]

@@ -228,9 +228,28 @@ fn gpus(config: &Config) -> Vec<Finding> {
     if !config.collectors.gpu() {
         return Vec::new();
     }
-    let mut reader = gpu::Reader::open(&config.gpu_places());
-    let (_, gpus) = reader.look(&[]);
-    let states = reader.states().into_iter();
+    // Capabilities are a thread's, and drivers' libraries run without: as the probe opens them, on one that may lose them.
+    let looked = std::thread::scope(|scope| {
+        let look = || {
+            let mut reader = gpu::Reader::open(&config.gpu_places())?;
+            let (_, gpus) = reader.look(&[]);
+            anyhow::Ok((reader.states(), gpus))
+        };
+        scope.spawn(look).join()
+    });
+    let (states, gpus) = match looked {
+        Ok(Ok(found)) => found,
+        Ok(Err(error)) => {
+            let why = Unavailable::new(crate::state::Reason::Broken, format!("cannot drop privileges: {error}"));
+            return vec![Finding::of("nvml", &Err(why))];
+        }
+        Err(_) => {
+            let why =
+                Unavailable::new(crate::state::Reason::Broken, "looking at GPUs has failed; the line above says where");
+            return vec![Finding::of("nvml", &Err(why))];
+        }
+    };
+    let states = states.into_iter();
     let mut all: Vec<Finding> =
         states.map(|(name, state, detail)| Finding::of(name, &state.map(|()| detail))).collect();
     for gpu in gpus {

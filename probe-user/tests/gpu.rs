@@ -41,7 +41,7 @@ impl Bench {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("scenario.toml");
         std::fs::write(&file, scenario.text()).unwrap();
-        let library = format!("--nvml.library={}", library().display());
+        let library = format!("--path.nvml={}", library().display());
         let all: Vec<&str> = [&*library, "--energy.source=model"].into_iter().chain(flags.iter().copied()).collect();
         let mut command = Command::new(env!("CARGO_BIN_EXE_wattcast-probe"));
         let mut probe = Probe::start_command(command.env(VARIABLE, &file), &all);
@@ -385,10 +385,10 @@ fn without_a_counter_that_counts_power_is_integrated_and_a_counter_that_stops_is
 fn no_library_no_driver_no_device_and_no_permission_are_four_states() {
     let _machine = machine();
     let dir = tempfile::tempdir().unwrap();
-    let missing = format!("--nvml.library={}", dir.path().join("libnvidia-ml.so.1").display());
+    let missing = format!("--path.nvml={}", dir.path().join("libnvidia-ml.so.1").display());
     let no_text = dir.path().join("text.so");
     std::fs::write(&no_text, "this is no library").unwrap();
-    let bad = format!("--nvml.library={}", no_text.display());
+    let bad = format!("--path.nvml={}", no_text.display());
     for (flag, state, says) in [(&*missing, "absent", "no NVIDIA driver"), (&*bad, "broken", "cannot be loaded")] {
         let mut probe = Probe::start(&["--energy.source=model", "--no-collector.cpu", flag]);
         let gpus = probe.program.client_of(1).unwrap();
@@ -638,7 +638,7 @@ fn a_recording_holds_gpus_and_gives_the_same_account_again() {
     let gpu = Gpu { process: vec![uses(guest.child.id(), encoder(50.0))], ..Gpu::default() };
     std::fs::write(&scenario, one(gpu).text()).unwrap();
     let probe = || Command::new(env!("CARGO_BIN_EXE_wattcast-probe"));
-    let library = format!("--nvml.library={}", library().display());
+    let library = format!("--path.nvml={}", library().display());
     let flags = ["--energy.source=model", &library, "--tick=200ms", "record", "--time=3s"];
     let done = probe().env(VARIABLE, &scenario).args(flags).arg(&file).output().unwrap();
     assert!(done.status.success(), "{done:?}");
@@ -671,11 +671,22 @@ fn what_a_command_used_of_a_gpu_is_in_its_cost() {
     std::fs::copy(which("sleep").unwrap(), &program).unwrap();
     let process = Process { comm: Some("gpu-job".into()), percent: encoder(100.0), ..Process::default() };
     std::fs::write(&scenario, one(Gpu { process: vec![process], ..Gpu::default() }).text()).unwrap();
+    let doctor = Command::new(env!("CARGO_BIN_EXE_wattcast-probe"))
+        .env(VARIABLE, &scenario)
+        .args(["doctor", "--json", "--log.level=error", &format!("--path.nvml={}", library().display())])
+        .output()
+        .unwrap();
+    let report: serde_json::Value = serde_json::from_slice(&doctor.stdout).unwrap();
+    let found = |name: &str| {
+        let gpus = report["gpus"].as_array().unwrap();
+        gpus.iter().find(|gpu| gpu["name"] == name).unwrap()["detail"].as_str().unwrap().to_owned()
+    };
+    assert!(found("nvml").contains("FAKE") && found(UUID).contains("nvmlDeviceGetTotalEnergyConsumption"));
     let done = Command::new(env!("CARGO_BIN_EXE_wattcast-probe"))
         .env(VARIABLE, &scenario)
         .args([
             "--energy.source=model",
-            &format!("--nvml.library={}", library().display()),
+            &format!("--path.nvml={}", library().display()),
             "--tick=500ms",
             "exec",
             "--json",

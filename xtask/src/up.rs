@@ -85,7 +85,7 @@ pub fn up(args: &Up) -> Result<()> {
         let scenario = logs.join("fake-gpu.toml");
         fs::write(&scenario, FAKE_GPU)?;
         probe_command.env("FAKE_NVML_SCENARIO", &scenario);
-        probe_command.arg("--nvml.library").arg(bin.join("libfake_nvml.so"));
+        probe_command.arg("--path.nvml").arg(bin.join("libfake_nvml.so"));
     }
     let mut probe = Program::start("wattcast-probe", &mut probe_command, &logs)?;
     let probe_client = probe.client()?;

@@ -3,9 +3,11 @@
 //! All of it is read on a thread of its own, which a driver may hold up for as long as it likes: the sampler asks at the beginning of a
 //! tick, waits a moment for the answer, and takes what is late with the next tick. A look has the time at which it was taken.
 
+mod calls;
 mod drm;
 pub mod engines;
 mod nvml;
+mod samples;
 mod who;
 
 pub use drm::{Info as DrmInfo, parse as parse_drm};
@@ -247,7 +249,7 @@ pub(crate) struct Look {
 #[derive(Clone, Debug, Default)]
 pub struct Places {
     /// NVIDIA's library, where it is not the loader's.
-    pub library: Option<PathBuf>,
+    pub nvml: Option<PathBuf>,
     /// `/sys`.
     pub sysfs: PathBuf,
     /// `/proc`.
@@ -261,15 +263,11 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// Opens what there is.
-    #[must_use]
-    pub fn open(places: &Places) -> Self {
-        let drm = Drm::open(&places.sysfs, &places.procfs);
-        Self { nvidia: Nvidia::open(places.library.clone()), drm }
-    }
-
     /// Drops what this thread does not need, for good, and opens what there is: the drivers' libraries never run with more.
-    fn open_without_privileges(places: &Places) -> anyhow::Result<Self> {
+    ///
+    /// # Errors
+    /// When the kernel refuses to drop; then nothing is opened.
+    pub fn open(places: &Places) -> anyhow::Result<Self> {
         let drm = Drm::open(&places.sysfs, &places.procfs);
         // Files of other users' processes, where they tell of engines.
         let needs: CapsHashSet = if drm.is_empty() { CapsHashSet::new() } else { [PTRACE].into() };
@@ -280,7 +278,7 @@ impl Reader {
             );
             caps::drop(None, CapSet::Effective, PTRACE)?;
         }
-        Ok(Self { nvidia: Nvidia::open(places.library.clone()), drm })
+        Ok(Self { nvidia: Nvidia::open(places.nvml.clone()), drm })
     }
 
     /// Looks at every GPU once, and says when its energy was read. `jobs` are processes that began lately.
@@ -341,7 +339,7 @@ impl Gpus {
         let (ask, asked) = mpsc::channel::<Vec<u32>>();
         let (answer, answers) = mpsc::channel();
         let thread = std::thread::Builder::new().name("gpu".into()).spawn(move || {
-            let mut reader = match Reader::open_without_privileges(&places) {
+            let mut reader = match Reader::open(&places) {
                 Ok(reader) => reader,
                 Err(error) => {
                     // With rights that it should not have it does not go on.

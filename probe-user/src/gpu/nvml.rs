@@ -4,11 +4,10 @@
 //! never return when a GPU hangs: this runs on the thread of [`super::Gpus`], never on the sampler's.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet, btree_map::Entry},
+    collections::BTreeMap,
     ffi::OsStr,
-    os::raw::c_uint,
     path::{Path, PathBuf},
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
 use nvml_wrapper::{
@@ -16,13 +15,14 @@ use nvml_wrapper::{
     bitmasks::device::ThrottleReasons,
     enum_wrappers::device::{Clock, TemperatureSensor},
     enums::device::UsedGpuMemory,
-    error::{NvmlError, nvml_sym, nvml_try, nvml_try_count},
+    error::NvmlError,
 };
-use nvml_wrapper_sys::bindings as sys;
 
 use super::{
     Clocks, Facts, Gpu, Link, Memory, Resident, Session, Use,
+    calls::{self, CODECS},
     engines::{ENGINES, Engine, GpuId},
+    samples::{MAX_PROCESSES, Samples, by_sessions, unix_us},
 };
 use crate::{
     energy::zone::{Ceiling, Origin, Range, Zone, ZoneId, ZoneKind},
@@ -36,8 +36,6 @@ const LIBRARY: &str = "libnvidia-ml.so.1";
 const FAKE: &str = "fake";
 /// Devices of one machine.
 const MAX_GPUS: u32 = 64;
-/// Processes of one device that are looked at; the rest go without a name.
-pub(super) const MAX_PROCESSES: usize = 1024;
 /// How often what changes slowly is read: temperatures, clocks, memory, limits, the bus.
 const SLOW_EVERY: Duration = Duration::from_secs(5);
 /// How often a library that is not there, or a device that was lost, is tried again; doubled up to the second while it fails.
@@ -46,19 +44,11 @@ const RETRY: (Duration, Duration) = (Duration::from_secs(10), Duration::from_sec
 const MOVES_WITHIN: Duration = Duration::from_millis(300);
 /// How old a reading may be, by the same source.
 const UPDATE_NS: u64 = 100_000_000;
-/// The longest sampling period of the driver's: "may be between 1 second and 1/6 second, depending on the product" (nvml.h,
-/// nvmlUtilization_t).
-const PERIOD_US: u64 = 1_000_000;
-/// How far back samples are asked for.
-const ASKED_US: u64 = 3 * PERIOD_US;
-/// A process of which nothing was heard for so long is met anew.
-const FORGOTTEN_US: u64 = 60 * PERIOD_US;
-/// A sample from further ahead than this is of another clock.
-const AHEAD_US: u64 = 1_000_000;
 
 /// The library and its devices.
 pub(super) struct Nvidia {
-    library: Option<PathBuf>,
+    /// Where the library is, if not where the loader finds it.
+    path: Option<PathBuf>,
     nvml: Option<Nvml>,
     driver: String,
     /// True where the library is the tests'.
@@ -152,7 +142,7 @@ fn unusable(error: &NvmlError, library: &OsStr) -> Unavailable {
     }
     let detail = match error {
         NvmlError::LibloadingError(_) | NvmlError::LibraryNotFound => format!(
-            "{library} is not here: no NVIDIA driver. In a container give it the driver (docker: --gpus=all), or name the library with --nvml.library"
+            "{library} is not here: no NVIDIA driver. In a container give it the driver (docker: --gpus=all), or name the library with --path.nvml"
         ),
         NvmlError::DriverNotLoaded => {
             "the library is here and the driver is not loaded: modprobe nvidia, and look at dmesg".to_owned()
@@ -222,9 +212,9 @@ fn listed<T>(list: impl Fn() -> Result<Vec<T>, NvmlError>) -> Result<Vec<T>, Nvm
 
 impl Nvidia {
     /// Opens the library and its devices.
-    pub(super) fn open(library: Option<PathBuf>) -> Self {
+    pub(super) fn open(path: Option<PathBuf>) -> Self {
         let mut this = Self {
-            library,
+            path,
             nvml: None,
             driver: String::new(),
             fake: false,
@@ -286,7 +276,7 @@ impl Nvidia {
     }
 
     fn load(&mut self) {
-        let library = self.library.as_deref().map_or(OsStr::new(LIBRARY), |path| path.as_os_str()).to_owned();
+        let library = self.path.as_deref().map_or(OsStr::new(LIBRARY), |path| path.as_os_str()).to_owned();
         match Nvml::builder().lib_path(&library).init() {
             Ok(nvml) => {
                 self.driver = nvml.sys_driver_version().unwrap_or_else(|_| "unknown".to_owned());
@@ -532,8 +522,8 @@ impl Device {
         let rates = ask(refused, "utilization", || handle.utilization_rates())?;
         let encoder = ask(refused, "encoder", || handle.encoder_utilization())?;
         let decoder = ask(refused, "decoder", || handle.decoder_utilization())?;
-        let jpeg = ask(refused, "jpeg", || utilization(handle, Engine::Jpeg))?;
-        let ofa = ask(refused, "ofa", || utilization(handle, Engine::Ofa))?;
+        let jpeg = ask(refused, "jpeg", || calls::utilization(handle, Engine::Jpeg))?;
+        let ofa = ask(refused, "ofa", || calls::utilization(handle, Engine::Ofa))?;
         facts.engines = [None; ENGINES];
         for (engine, percent) in [
             (Engine::Sm, rates.as_ref().map(|rates| rates.gpu)),
@@ -547,9 +537,9 @@ impl Device {
             facts.engines[engine.index()] =
                 percent.filter(|percent| *percent <= 100).map(|percent| f64::from(percent) / 100.0);
         }
-        let sessions = ask(refused, "encoder_sessions", || listed(|| encoder_sessions(handle)))?;
+        let sessions = ask(refused, "encoder_sessions", || listed(|| calls::encoder_sessions(handle)))?;
         let since_us = self.samples.since_us(unix_us);
-        let samples = ask(refused, "process_utilization", || listed(|| samples(handle, since_us)))?;
+        let samples = ask(refused, "process_utilization", || listed(|| calls::samples(handle, since_us)))?;
         if self.slow_at.is_none_or(|at| now.duration_since(at) >= SLOW_EVERY) {
             self.slow_at = Some(now);
             read_slow(handle, refused, facts)?;
@@ -621,7 +611,9 @@ fn read_slow(
     })?;
     facts.headroom = Vec::new();
     for (codec, name, reading) in CODECS {
-        if let Some(percent) = ask(refused, reading, || capacity(handle, codec))?.filter(|percent| *percent <= 100) {
+        if let Some(percent) =
+            ask(refused, reading, || calls::capacity(handle, codec))?.filter(|percent| *percent <= 100)
+        {
             facts.headroom.push((name, f64::from(percent) / 100.0));
         }
     }
@@ -645,247 +637,6 @@ fn residents(handle: &Handle<'_>, refused: &mut BTreeMap<&'static str, Reason>) 
     Ok(all.into_iter().map(|(pid, bytes)| Resident { pid, bytes: (bytes > 0).then_some(bytes) }).collect())
 }
 
-/// One process in one sampling period of the driver's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Sample {
-    pub(super) pid: u32,
-    /// End of the period, microseconds of the wall clock.
-    pub(super) at_us: u64,
-    /// Of SM, memory, encoder, decoder, JPEG, OFA.
-    pub(super) percent: [u32; 6],
-}
-
-/// The samples of one device, process by process: each has a clock of its own, a second or more from the others' in one answer of the driver
-/// (Syllo/nvtop#110).
-#[derive(Debug, Default)]
-pub(super) struct Samples {
-    /// What is not after this, in microseconds of the wall clock, was before we looked.
-    floor_us: u64,
-    /// The newest sample of each process that was counted.
-    last: HashMap<u32, u64>,
-    /// Who has been heard of since all that were active had been.
-    fresh: HashSet<u32>,
-    /// Since when somebody is waited for.
-    waits: Option<Instant>,
-    /// Samples that were too old, that could not be true, and of processes that found no room.
-    dropped: [u64; 3],
-}
-
-impl Samples {
-    /// Counts from now.
-    fn start() -> Self {
-        Self { floor_us: unix_us(), ..Self::default() }
-    }
-
-    /// After a loss: what was used meanwhile is nobody's.
-    fn restart(&mut self) {
-        *self = Self { dropped: self.dropped, ..Self::start() };
-    }
-
-    /// From when on to ask the driver: some time before now, for a process's newest sample may be older than another's.
-    fn since_us(&self, now_us: u64) -> u64 {
-        now_us.saturating_sub(ASKED_US).max(self.floor_us)
-    }
-
-    /// Adds up what each process used: percent of an engine times the time that a sample stands for, which begins at the process's sample before
-    /// it, and for one that was silent a sampling period earlier. `span` is the time since the look before.
-    ///
-    /// The driver's buffer may hold old samples and absurd ones (Syllo/nvtop#91, #110): what is not after the process's last, and what
-    /// is more than an engine has or later than now, is dropped and counted.
-    fn fold(&mut self, samples: &[Sample], now_us: u64, span: Duration) -> Vec<Use> {
-        let span_us = u64::try_from(span.as_micros()).unwrap_or(u64::MAX);
-        // A clock that was set back must not make every sample to come an old one.
-        if self.floor_us > now_us.saturating_add(AHEAD_US) {
-            self.floor_us = now_us;
-        }
-        self.last.retain(|_, at| *at <= now_us.saturating_add(AHEAD_US) && at.saturating_add(FORGOTTEN_US) > now_us);
-        let mut good = Vec::new();
-        for sample in samples {
-            let last = self.last.get(&sample.pid).copied();
-            let impossible = sample.pid == 0
-                || sample.at_us > now_us.saturating_add(AHEAD_US)
-                || sample.percent.iter().any(|percent| *percent > 100);
-            if impossible {
-                self.dropped[1] += 1;
-            } else if sample.at_us <= self.floor_us || last.is_some_and(|last| sample.at_us < last) {
-                self.dropped[0] += 1;
-            } else if last != Some(sample.at_us) {
-                good.push(*sample);
-            }
-        }
-        good.sort_unstable_by_key(|sample| sample.at_us);
-        let mut uses: BTreeMap<u32, Use> = BTreeMap::new();
-        for sample in good {
-            let room = uses.len() < MAX_PROCESSES;
-            let used = match uses.entry(sample.pid) {
-                Entry::Vacant(_) if !room => {
-                    self.dropped[2] += 1;
-                    continue;
-                }
-                entry => entry.or_insert(Use { pid: sample.pid, times: [0; ENGINES], at_us: 0 }),
-            };
-            let (begun, longest) = match self.last.insert(sample.pid, sample.at_us) {
-                Some(last) => (last, span_us.saturating_add(2 * PERIOD_US)),
-                None => (self.floor_us, span_us.min(PERIOD_US)),
-            };
-            let ns = (sample.at_us - begun.min(sample.at_us)).min(longest).saturating_mul(1000);
-            used.at_us = sample.at_us;
-            for (engine, percent) in used.times.iter_mut().zip(sample.percent) {
-                *engine = engine.saturating_add(ns / 100 * u64::from(percent));
-            }
-            self.fresh.insert(sample.pid);
-        }
-        uses.into_values().filter(|used| used.times.iter().any(|ns| *ns > 0)).collect()
-    }
-
-    /// True when everybody who was active lately has been heard of, so that joules can be shared: else all of a tick's would go to whoever's
-    /// sample came first. Nobody is waited for longer than two periods.
-    fn settled(&mut self, busy: bool, now: Instant, now_us: u64) -> bool {
-        let active = |at: &u64| at.saturating_add(2 * PERIOD_US) > now_us;
-        let mut awaited = self.last.iter().filter(|(pid, at)| active(at) && !self.fresh.contains(pid));
-        let heard = !busy || !self.fresh.is_empty() && awaited.next().is_none();
-        let since = *self.waits.get_or_insert(now);
-        if !heard && now.duration_since(since) < Duration::from_micros(2 * PERIOD_US) {
-            return false;
-        }
-        (self.waits, self.fresh) = (None, HashSet::new());
-        true
-    }
-}
-
-/// Where the driver tells no use by process, the owners of encoder sessions share the time of the encoder, by the pixels that each delivers.
-fn by_sessions(uses: &mut Vec<Use>, sessions: &[Session], encoding: f64, span: Duration, at_us: u64) {
-    let encoder = Engine::Encoder.index();
-    let pixels: u64 = sessions.iter().map(Session::pixels).sum();
-    if encoding <= 0.0 || pixels == 0 {
-        return;
-    }
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a percentage")]
-    let percent = (encoding * 100.0).round() as u64;
-    let busy_ns = u64::try_from(span.as_nanos() / 100).unwrap_or(u64::MAX).saturating_mul(percent);
-    for session in sessions {
-        let part = u128::from(busy_ns) * u128::from(session.pixels()) / u128::from(pixels);
-        let ns = u64::try_from(part).unwrap_or(u64::MAX);
-        match uses.iter_mut().find(|used| used.pid == session.pid) {
-            Some(used) => used.times[encoder] = used.times[encoder].saturating_add(ns),
-            None if ns > 0 => {
-                let mut times = [0; ENGINES];
-                times[encoder] = ns;
-                uses.push(Use { pid: session.pid, times, at_us });
-            }
-            None => {}
-        }
-    }
-}
-
-/// NVML's numbers of codecs (nvml.h, nvmlEncoderType_t). The wrapper does not know the third, and would refuse the whole list.
-const CODECS: [(c_uint, &str, &str); 3] =
-    [(0, "h264", "encoder_capacity_h264"), (1, "hevc", "encoder_capacity_hevc"), (2, "av1", "encoder_capacity_av1")];
-
-fn encoder_sessions(handle: &Handle<'_>) -> Result<Vec<Session>, NvmlError> {
-    let call = nvml_sym(handle.nvml().lib().nvmlDeviceGetEncoderSessions.as_ref())?;
-    let mut count: c_uint = 0;
-    // SAFETY: the handle is of this library, and a null array asks for the count alone (nvml.h).
-    nvml_try_count(unsafe { call(handle.handle(), &raw mut count, std::ptr::null_mut()) })?;
-    if count == 0 {
-        return Ok(Vec::new());
-    }
-    count = count.min(c_uint::try_from(MAX_PROCESSES).unwrap_or(c_uint::MAX));
-    // SAFETY: plain numbers, for which zeros are values.
-    let mut sessions: Vec<sys::nvmlEncoderSessionInfo_t> = vec![unsafe { std::mem::zeroed() }; count as usize];
-    // SAFETY: the array holds `count` of them, and the library writes no more.
-    nvml_try(unsafe { call(handle.handle(), &raw mut count, sessions.as_mut_ptr()) })?;
-    sessions.truncate(count as usize);
-    Ok(sessions
-        .into_iter()
-        .map(|session| Session {
-            pid: session.pid,
-            codec: CODECS
-                .iter()
-                .find(|(number, ..)| *number == session.codecType)
-                .map_or("other", |(_, name, _)| *name),
-            width: session.hResolution,
-            height: session.vResolution,
-            fps: session.averageFps,
-            latency_us: session.averageLatency,
-        })
-        .collect())
-}
-
-fn capacity(handle: &Handle<'_>, codec: c_uint) -> Result<u32, NvmlError> {
-    let call = nvml_sym(handle.nvml().lib().nvmlDeviceGetEncoderCapacity.as_ref())?;
-    let mut percent: c_uint = 0;
-    // SAFETY: the handle is of this library, and `percent` outlives the call.
-    nvml_try(unsafe { call(handle.handle(), codec, &raw mut percent) })?;
-    Ok(percent)
-}
-
-/// Use of an engine that the wrapper does not know, in percent.
-fn utilization(handle: &Handle<'_>, engine: Engine) -> Result<u32, NvmlError> {
-    let lib = handle.nvml().lib();
-    let call = match engine {
-        Engine::Jpeg => nvml_sym(lib.nvmlDeviceGetJpgUtilization.as_ref())?,
-        _ => nvml_sym(lib.nvmlDeviceGetOfaUtilization.as_ref())?,
-    };
-    let (mut percent, mut period): (c_uint, c_uint) = (0, 0);
-    // SAFETY: the handle is of this library, and both numbers outlive the call.
-    nvml_try(unsafe { call(handle.handle(), &raw mut percent, &raw mut period) })?;
-    Ok(percent)
-}
-
-/// What each process used since `last_seen_us`: with JPEG and OFA where the driver tells them (R550), else without.
-fn samples(handle: &Handle<'_>, last_seen_us: u64) -> Result<Vec<Sample>, NvmlError> {
-    match samples_of_all_engines(handle, last_seen_us) {
-        Err(
-            NvmlError::FailedToLoadSymbol(_)
-            | NvmlError::NotSupported
-            | NvmlError::InvalidArg
-            | NvmlError::FunctionNotFound,
-        ) => {}
-        other => return other,
-    }
-    Ok(handle
-        .process_utilization_stats(last_seen_us)?
-        .into_iter()
-        .map(|sample| Sample {
-            pid: sample.pid,
-            at_us: sample.timestamp,
-            percent: [sample.sm_util, sample.mem_util, sample.enc_util, sample.dec_util, 0, 0],
-        })
-        .collect())
-}
-
-fn samples_of_all_engines(handle: &Handle<'_>, last_seen_us: u64) -> Result<Vec<Sample>, NvmlError> {
-    type Asked = sys::nvmlProcessesUtilizationInfo_v1_t;
-    let call = nvml_sym(handle.nvml().lib().nvmlDeviceGetProcessesUtilizationInfo.as_ref())?;
-    // NVML_STRUCT_VERSION(ProcessesUtilizationInfo, 1) of nvml.h: the size, and the version above it.
-    let version = c_uint::try_from(size_of::<Asked>()).map_err(|_| NvmlError::InvalidArg)? | 1 << 24;
-    let mut asked =
-        Asked { version, processSamplesCount: 0, lastSeenTimeStamp: last_seen_us, procUtilArray: std::ptr::null_mut() };
-    // SAFETY: the handle is of this library, and a null array asks for the count alone (nvml.h).
-    nvml_try_count(unsafe { call(handle.handle(), &raw mut asked) })?;
-    if asked.processSamplesCount == 0 {
-        return Ok(Vec::new());
-    }
-    // More than we ask for, because processes come meanwhile.
-    let room = (asked.processSamplesCount as usize + 8).min(16 * MAX_PROCESSES);
-    // SAFETY: plain numbers, for which zeros are values.
-    let mut array: Vec<sys::nvmlProcessUtilizationInfo_v1_t> = vec![unsafe { std::mem::zeroed() }; room];
-    asked.processSamplesCount = c_uint::try_from(room).map_err(|_| NvmlError::InvalidArg)?;
-    asked.procUtilArray = array.as_mut_ptr();
-    // SAFETY: the array holds as many as the count says, and outlives the call.
-    nvml_try(unsafe { call(handle.handle(), &raw mut asked) })?;
-    array.truncate(asked.processSamplesCount as usize);
-    Ok(array
-        .into_iter()
-        .map(|sample| Sample {
-            pid: sample.pid,
-            at_us: sample.timeStamp,
-            percent: [sample.smUtil, sample.memUtil, sample.encUtil, sample.decUtil, sample.jpgUtil, sample.ofaUtil],
-        })
-        .collect())
-}
-
 /// Why a GPU does not run as fast as it might, by the bit that says so; the label `reason` of `wattcast_gpu_throttle`.
 pub(crate) const THROTTLES: [(ThrottleReasons, &str); 9] = [
     (ThrottleReasons::GPU_IDLE, "idle"),
@@ -899,127 +650,9 @@ pub(crate) const THROTTLES: [(ThrottleReasons, &str); 9] = [
     (ThrottleReasons::DISPLAY_CLOCK_SETTING, "display_clock"),
 ];
 
-/// Microseconds of the wall clock, which the driver stamps its samples with.
-fn unix_us() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(now.as_micros()).unwrap_or(u64::MAX)
-}
-
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
-
-    const NOW: u64 = 1_800_000_000_000_000;
-
-    fn sample(pid: u32, at_us: u64, encoder: u32) -> Sample {
-        Sample { pid, at_us, percent: [0, 0, encoder, 0, 0, 0] }
-    }
-
-    fn encoder_ns(uses: &[Use], pid: u32) -> u64 {
-        uses.iter().find(|used| used.pid == pid).map_or(0, |used| used.times[Engine::Encoder.index()])
-    }
-
-    fn samples(floor_us: u64) -> Samples {
-        Samples { floor_us, ..Samples::default() }
-    }
-
-    const SECOND: Duration = Duration::from_secs(1);
-
-    #[test]
-    fn a_sample_stands_for_the_time_since_the_one_before_it() {
-        let mut known = samples(NOW - 1_000_000);
-        let both = [sample(7, NOW - 400_000, 50), sample(7, NOW, 100), sample(8, NOW, 10)];
-        let uses = known.fold(&both, NOW, SECOND);
-        // 0.6 s at half, 0.4 s at full; 1 s at a tenth.
-        assert_eq!((encoder_ns(&uses, 7), encoder_ns(&uses, 8)), (700_000_000, 100_000_000));
-        // The driver gives them again, and they count once.
-        assert_eq!((known.fold(&both[1..], NOW, SECOND), known.dropped), (vec![], [0, 0, 0]));
-    }
-
-    #[test]
-    fn each_process_has_a_clock_of_its_own() {
-        // Two that use the same, whose samples come half a second apart, and one of them only in every other answer.
-        let mut known = samples(NOW);
-        let (mut sums, mut now) = ([0, 0], NOW);
-        for second in 1..=20 {
-            now = NOW + second * 1_000_000;
-            let mut answer = vec![sample(1, now - 100_000, 40)];
-            if second % 2 == 0 {
-                answer.push(sample(2, now - 600_000, 40));
-            }
-            let uses = known.fold(&answer, now, SECOND);
-            sums = [sums[0] + encoder_ns(&uses, 1), sums[1] + encoder_ns(&uses, 2)];
-        }
-        let expected = |at: u64| (at - NOW) * 1000 / 100 * 40;
-        assert_eq!(sums[0], expected(now - 100_000));
-        // What the slower one did before its first sample counts for one period.
-        assert_eq!(sums[1], expected(now - 600_000) - 160_000_000);
-        assert_eq!(known.dropped, [0, 0, 0]);
-    }
-
-    #[test]
-    fn joules_wait_until_all_who_are_active_were_heard_of_and_not_for_ever() {
-        let mut known = samples(NOW);
-        let start = Instant::now();
-        let tick = |number: u64| (NOW + number * 200_000, start + Duration::from_millis(200 * number));
-        let mut settled = Vec::new();
-        for number in 1..=20 {
-            let (now_us, now) = tick(number);
-            // Samples of a second's period, in ticks of a fifth.
-            let answer: Vec<Sample> = match number % 5 {
-                0 => vec![sample(1, now_us, 30)],
-                2 => vec![sample(2, now_us, 30)],
-                _ => vec![],
-            };
-            known.fold(&answer, now_us, Duration::from_millis(200));
-            if known.settled(true, now, now_us) {
-                settled.push(number);
-            }
-        }
-        assert_eq!(settled, [2, 7, 12, 17], "when the slower of both was heard of");
-        // One that is silent is not waited for longer than two periods; and at rest nobody is.
-        let (now_us, now) = tick(21);
-        assert!(!known.settled(true, now, now_us) && known.settled(true, now + 2 * SECOND, now_us + 2_000_000));
-        assert!(known.settled(false, now + 2 * SECOND, now_us + 2_000_000));
-    }
-
-    #[test]
-    fn neither_a_loss_nor_a_clock_that_is_set_makes_a_sample_stand_for_longer_than_there_was() {
-        let mut known = samples(NOW);
-        known.fold(&[sample(7, NOW + 1, 50)], NOW + 1, SECOND);
-        // An hour ahead.
-        let later = NOW + 3_600_000_000;
-        assert_eq!(encoder_ns(&known.fold(&[sample(7, later, 50)], later, SECOND), 7), 500_000_000);
-        // And back again.
-        let uses = known.fold(&[sample(7, NOW + 2_000_000, 50)], NOW + 2_000_000, SECOND);
-        assert_eq!(encoder_ns(&uses, 7), 500_000_000);
-        known.restart();
-        assert_eq!(known.fold(&[sample(7, NOW, 50)], unix_us(), SECOND), [], "before the loss");
-    }
-
-    #[test]
-    fn what_is_old_is_dropped_and_so_is_what_cannot_be() {
-        let mut known = samples(NOW - 500_000);
-        let bad = [
-            sample(7, NOW - 500_000, 50),
-            sample(7, NOW - 600_000, 50),
-            sample(8, NOW, 101),
-            sample(0, NOW, 5),
-            sample(9, NOW + 2_000_000, 5),
-        ];
-        assert_eq!((known.fold(&bad, NOW, SECOND), known.dropped), (vec![], [2, 3, 0]));
-    }
-
-    #[test]
-    fn who_finds_no_room_is_counted() {
-        let mut known = samples(NOW - 1_000_000);
-        let most = u32::try_from(MAX_PROCESSES).unwrap();
-        let all: Vec<Sample> = (1..=most + 1).map(|pid| sample(pid, NOW, 1)).collect();
-        assert_eq!(known.fold(&all, NOW, SECOND).len(), MAX_PROCESSES);
-        assert_eq!(known.dropped, [0, 0, 1]);
-    }
 
     #[test]
     fn integrated_power_is_never_shown_as_a_counter_and_a_fake_never_as_either() {
@@ -1031,33 +664,5 @@ mod tests {
             assert_eq!(origin(energy, Origin::Fake), Some(Origin::Fake));
         }
         assert!(Origin::Nvml.is_measured() && Origin::NvmlPower.is_measured() && !Origin::Fake.is_measured());
-    }
-
-    #[test]
-    fn where_no_samples_are_told_the_encoder_is_shared_by_the_pixels_of_its_sessions() {
-        let session = |pid, width, fps| Session { pid, codec: "h264", width, height: 1000, fps, latency_us: 0 };
-        let sessions = [session(1, 3000, 30), session(2, 1000, 30), session(1, 0, 30)];
-        let mut uses = Vec::new();
-        by_sessions(&mut uses, &sessions, 0.4, SECOND, NOW);
-        assert_eq!((encoder_ns(&uses, 1), encoder_ns(&uses, 2)), (300_000_000, 100_000_000));
-    }
-
-    proptest! {
-        /// Whatever the driver's buffer holds, nobody used an engine for longer than there was time.
-        #[test]
-        fn nobody_uses_an_engine_longer_than_there_was_time(
-            samples in prop::collection::vec((0u32..5, 0u64..3_000_000, prop::array::uniform6(0u32..120)), 0..60),
-        ) {
-            let samples: Vec<Sample> =
-                samples.into_iter().map(|(pid, back, percent)| Sample { pid, at_us: NOW + 500_000 - back, percent }).collect();
-            let floor = NOW - 1_000_000;
-            let mut known = self::samples(floor);
-            let count = samples.len();
-            let uses = known.fold(&samples, NOW, SECOND);
-            for used in &uses {
-                prop_assert!(used.times.iter().all(|ns| *ns <= (used.at_us - floor) * 1000), "{used:?}");
-            }
-            prop_assert!(usize::try_from(known.dropped.iter().sum::<u64>()).unwrap() <= count);
-        }
     }
 }

@@ -1,0 +1,123 @@
+//! Functions of NVIDIA's library that the wrapper lacks, or wraps so that one new codec refuses a whole list.
+
+use std::os::raw::c_uint;
+
+use nvml_wrapper::{
+    Device as Handle,
+    error::{NvmlError, nvml_sym, nvml_try, nvml_try_count},
+};
+use nvml_wrapper_sys::bindings as sys;
+
+use super::{
+    Session,
+    engines::Engine,
+    samples::{MAX_PROCESSES, Sample},
+};
+
+/// NVML's numbers of codecs (nvml.h, nvmlEncoderType_t). The wrapper does not know the third, and would refuse the whole list.
+pub(super) const CODECS: [(c_uint, &str, &str); 3] =
+    [(0, "h264", "encoder_capacity_h264"), (1, "hevc", "encoder_capacity_hevc"), (2, "av1", "encoder_capacity_av1")];
+
+pub(super) fn encoder_sessions(handle: &Handle<'_>) -> Result<Vec<Session>, NvmlError> {
+    let call = nvml_sym(handle.nvml().lib().nvmlDeviceGetEncoderSessions.as_ref())?;
+    let mut count: c_uint = 0;
+    // SAFETY: the handle is of this library, and a null array asks for the count alone (nvml.h).
+    nvml_try_count(unsafe { call(handle.handle(), &raw mut count, std::ptr::null_mut()) })?;
+    if count == 0 {
+        return Ok(Vec::new());
+    }
+    count = count.min(c_uint::try_from(MAX_PROCESSES).unwrap_or(c_uint::MAX));
+    // SAFETY: plain numbers, for which zeros are values.
+    let mut sessions: Vec<sys::nvmlEncoderSessionInfo_t> = vec![unsafe { std::mem::zeroed() }; count as usize];
+    // SAFETY: the array holds `count` of them, and the library writes no more.
+    nvml_try(unsafe { call(handle.handle(), &raw mut count, sessions.as_mut_ptr()) })?;
+    sessions.truncate(count as usize);
+    Ok(sessions
+        .into_iter()
+        .map(|session| Session {
+            pid: session.pid,
+            codec: CODECS
+                .iter()
+                .find(|(number, ..)| *number == session.codecType)
+                .map_or("other", |(_, name, _)| *name),
+            width: session.hResolution,
+            height: session.vResolution,
+            fps: session.averageFps,
+            latency_us: session.averageLatency,
+        })
+        .collect())
+}
+
+pub(super) fn capacity(handle: &Handle<'_>, codec: c_uint) -> Result<u32, NvmlError> {
+    let call = nvml_sym(handle.nvml().lib().nvmlDeviceGetEncoderCapacity.as_ref())?;
+    let mut percent: c_uint = 0;
+    // SAFETY: the handle is of this library, and `percent` outlives the call.
+    nvml_try(unsafe { call(handle.handle(), codec, &raw mut percent) })?;
+    Ok(percent)
+}
+
+/// Use of an engine that the wrapper does not know, in percent.
+pub(super) fn utilization(handle: &Handle<'_>, engine: Engine) -> Result<u32, NvmlError> {
+    let lib = handle.nvml().lib();
+    let call = match engine {
+        Engine::Jpeg => nvml_sym(lib.nvmlDeviceGetJpgUtilization.as_ref())?,
+        _ => nvml_sym(lib.nvmlDeviceGetOfaUtilization.as_ref())?,
+    };
+    let (mut percent, mut period): (c_uint, c_uint) = (0, 0);
+    // SAFETY: the handle is of this library, and both numbers outlive the call.
+    nvml_try(unsafe { call(handle.handle(), &raw mut percent, &raw mut period) })?;
+    Ok(percent)
+}
+
+/// What each process used since `last_seen_us`: with JPEG and OFA where the driver tells them (R550), else without.
+pub(super) fn samples(handle: &Handle<'_>, last_seen_us: u64) -> Result<Vec<Sample>, NvmlError> {
+    match samples_of_all_engines(handle, last_seen_us) {
+        Err(
+            NvmlError::FailedToLoadSymbol(_)
+            | NvmlError::NotSupported
+            | NvmlError::InvalidArg
+            | NvmlError::FunctionNotFound,
+        ) => {}
+        other => return other,
+    }
+    Ok(handle
+        .process_utilization_stats(last_seen_us)?
+        .into_iter()
+        .map(|sample| Sample {
+            pid: sample.pid,
+            at_us: sample.timestamp,
+            percent: [sample.sm_util, sample.mem_util, sample.enc_util, sample.dec_util, 0, 0],
+        })
+        .collect())
+}
+
+fn samples_of_all_engines(handle: &Handle<'_>, last_seen_us: u64) -> Result<Vec<Sample>, NvmlError> {
+    type Asked = sys::nvmlProcessesUtilizationInfo_v1_t;
+    let call = nvml_sym(handle.nvml().lib().nvmlDeviceGetProcessesUtilizationInfo.as_ref())?;
+    // NVML_STRUCT_VERSION(ProcessesUtilizationInfo, 1) of nvml.h: the size, and the version above it.
+    let version = c_uint::try_from(size_of::<Asked>()).map_err(|_| NvmlError::InvalidArg)? | 1 << 24;
+    let mut asked =
+        Asked { version, processSamplesCount: 0, lastSeenTimeStamp: last_seen_us, procUtilArray: std::ptr::null_mut() };
+    // SAFETY: the handle is of this library, and a null array asks for the count alone (nvml.h).
+    nvml_try_count(unsafe { call(handle.handle(), &raw mut asked) })?;
+    if asked.processSamplesCount == 0 {
+        return Ok(Vec::new());
+    }
+    // More than we ask for, because processes come meanwhile.
+    let room = (asked.processSamplesCount as usize + 8).min(16 * MAX_PROCESSES);
+    // SAFETY: plain numbers, for which zeros are values.
+    let mut array: Vec<sys::nvmlProcessUtilizationInfo_v1_t> = vec![unsafe { std::mem::zeroed() }; room];
+    asked.processSamplesCount = c_uint::try_from(room).map_err(|_| NvmlError::InvalidArg)?;
+    asked.procUtilArray = array.as_mut_ptr();
+    // SAFETY: the array holds as many as the count says, and outlives the call.
+    nvml_try(unsafe { call(handle.handle(), &raw mut asked) })?;
+    array.truncate(asked.processSamplesCount as usize);
+    Ok(array
+        .into_iter()
+        .map(|sample| Sample {
+            pid: sample.pid,
+            at_us: sample.timeStamp,
+            percent: [sample.smUtil, sample.memUtil, sample.encUtil, sample.decUtil, sample.jpgUtil, sample.ofaUtil],
+        })
+        .collect())
+}
