@@ -8,7 +8,11 @@ use exporter::{
     program,
 };
 
-use crate::streams::{nginx::StreamLabel, receive::Pipe};
+use crate::{
+    advise::Objective,
+    settings::Shared,
+    streams::{nginx::StreamLabel, receive::Pipe},
+};
 
 /// Turns the runs of a results directory into metrics, with the joules that the probe measured.
 #[derive(Clone, Debug, Parser)]
@@ -22,24 +26,94 @@ pub struct Config {
 /// The sub-commands.
 #[derive(Clone, Debug, Subcommand)]
 pub enum Command {
-    /// Serve the newest run of a results directory on port 9502, ffmpeg's progress on 9506, nginx-rtmp on 9728. Needs no privileges
-    Serve(Serve),
+    /// Serve the newest runs of a results directory on ports 9502 (results), 9503 (quality) and 9504 (cost), ffmpeg's progress on 9506, nginx-rtmp on 9728. Needs
+    /// no privileges
+    Serve(Box<Serve>),
+    /// Say which configuration to take: ranks, what nothing beats, the cheapest for a quality, the power of more streams
+    Advise(Advise),
+    /// Write the history of all runs into VictoriaMetrics, each number at the time of its run
+    Backfill(Backfill),
+}
+
+/// Flags of `advise`.
+#[derive(Clone, Debug, Args)]
+pub struct Advise {
+    /// What is read, whom to ask, what things cost
+    #[command(flatten)]
+    pub shared: Shared,
+
+    /// Runs that are looked at, the newest first
+    #[arg(long = "results.keep", value_name = "COUNT", default_value_t = 1)]
+    pub keep: usize,
+
+    /// The least VMAF: recommends the best that reaches it
+    #[arg(long = "target-vmaf", value_name = "SCORE", value_parser = vmaf)]
+    pub vmaf: Option<f64>,
+
+    /// Only outputs of this size: 1080p, or 1920x1080
+    #[arg(long, value_name = "SIZE")]
+    pub resolution: Option<String>,
+
+    /// What is to be small
+    #[arg(long, value_name = "WHAT", value_enum, default_value_t)]
+    pub objective: Objective,
+
+    /// Predict the host's power with so many streams
+    #[arg(long, value_name = "COUNT")]
+    pub streams: Option<u32>,
+
+    /// JSON instead of a table
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Flags of `backfill`.
+#[derive(Clone, Debug, Args)]
+pub struct Backfill {
+    /// What is read, whom to ask, what things cost
+    #[command(flatten)]
+    pub shared: Shared,
+
+    /// Print the lines instead of sending them
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+fn vmaf(text: &str) -> Result<f64, String> {
+    let score: f64 = text.parse().map_err(|_| "give a score, for example 93".to_owned())?;
+    if (0.0..=110.0).contains(&score) { Ok(score) } else { Err("0 to 110".to_owned()) }
 }
 
 /// Flags of `serve`.
 #[derive(Clone, Debug, Args)]
 pub struct Serve {
-    /// Directory of test_results_YYYYMMDD_HHMMSS.json files
-    #[arg(long, value_name = "DIR", env = "RESULTS_DIR", default_value = "./test_results")]
-    pub results_dir: PathBuf,
+    /// What is read, whom to ask, what things cost
+    #[command(flatten)]
+    pub shared: Shared,
 
-    /// The probe that saw the runs
-    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:9500")]
-    pub probe_url: String,
+    /// Runs that stay visible, the newest first
+    #[arg(long = "results.keep", value_name = "COUNT", default_value_t = 10)]
+    pub keep: usize,
 
-    /// How often the directory is looked at
-    #[arg(long, value_name = "DURATION", default_value = "2s", value_parser = refresh)]
-    pub refresh: Duration,
+    /// Scenarios of them all, beyond which older runs are left out; the newest stays whole
+    #[arg(long = "limit.scenarios", value_name = "COUNT", default_value_t = 1000)]
+    pub scenarios: usize,
+
+    /// A newest run that is older is stale
+    #[arg(long = "results.stale", value_name = "DURATION", default_value = "24h", value_parser = humantime::parse_duration)]
+    pub stale: Duration,
+
+    /// The directory is looked at when the kernel tells of a new file, and at the latest after this long
+    #[arg(long = "cache-ttl", value_name = "DURATION", default_value = "60s", value_parser = refresh)]
+    pub ttl: Duration,
+
+    /// File that keeps which alerts were told, so that a restart tells none again
+    #[arg(long = "alerts.state", value_name = "FILE")]
+    pub alerts_state: Option<PathBuf>,
+
+    /// URL of this service, as receivers of alerts reach it [default: http://127.0.0.1:9502/]
+    #[arg(long = "web.external-url", value_name = "URL")]
+    pub external_url: Option<String>,
 
     /// Address to listen on, HOST:PORT or :PORT; may be given several times [default: 127.0.0.1:9502]
     #[arg(long = "web.listen-address", value_name = "ADDRESS")]
@@ -48,6 +122,14 @@ pub struct Serve {
     /// Port on 127.0.0.1, where no --web.listen-address is given
     #[arg(long, value_name = "PORT", env = "RESULTS_EXPORTER_PORT", default_value_t = 9502)]
     port: u16,
+
+    /// Port for what the pictures are worth, on the same hosts
+    #[arg(long = "qoe.port", value_name = "PORT", env = "QOE_EXPORTER_PORT", default_value_t = 9503)]
+    qoe_port: u16,
+
+    /// Port for what runs cost, on the same hosts
+    #[arg(long = "cost.port", value_name = "PORT", env = "COST_EXPORTER_PORT", default_value_t = 9504)]
+    cost_port: u16,
 
     /// Port for ffmpeg's progress and what it says, on the same hosts: HTTP posts, datagrams and the metrics
     #[arg(long = "ffmpeg.port", value_name = "PORT", env = "FFMPEG_EXPORTER_PORT", default_value_t = 9506)]
@@ -78,14 +160,6 @@ pub struct Serve {
     #[arg(long = "streams.record", value_name = "FILE", env = "STREAMS_RECORD")]
     record: Option<PathBuf>,
 
-    /// Money for a kilowatt hour
-    #[arg(long = "energy.price", value_name = "PRICE", env = "ENERGY_COST_PER_KWH", default_value_t = 0.12, value_parser = program::price)]
-    pub price: f64,
-
-    /// In which currency
-    #[arg(long, value_name = "ISO4217", env = "CURRENCY", default_value = "USD")]
-    pub currency: String,
-
     /// Port for what nginx's RTMP module says, on the same hosts
     #[arg(long = "nginx.port", value_name = "PORT", env = "NGINX_EXPORTER_PORT", default_value_t = 9728)]
     nginx_port: u16,
@@ -113,6 +187,18 @@ impl Serve {
     #[must_use]
     pub fn addresses(&self) -> Vec<Listen> {
         if self.listen.is_empty() { vec![Listen(([127, 0, 0, 1], self.port).into())] } else { self.listen.clone() }
+    }
+
+    /// Where to listen with what the pictures are worth.
+    #[must_use]
+    pub fn qoe_addresses(&self) -> Vec<Listen> {
+        all_beside(&self.addresses(), self.qoe_port)
+    }
+
+    /// Where to listen with what runs cost.
+    #[must_use]
+    pub fn cost_addresses(&self) -> Vec<Listen> {
+        all_beside(&self.addresses(), self.cost_port)
     }
 
     /// Where to listen for ffmpeg's progress.
@@ -146,7 +232,8 @@ impl Serve {
     /// Where ended jobs are kept; `None` where there is no place for them.
     #[must_use]
     pub fn record(&self) -> Option<PathBuf> {
-        self.record.clone().or_else(|| self.results_dir.is_dir().then(|| self.results_dir.join("streams.ndjson")))
+        let dir = &self.shared.results_dir;
+        self.record.clone().or_else(|| dir.is_dir().then(|| dir.join("streams.ndjson")))
     }
 }
 
@@ -172,7 +259,9 @@ mod tests {
         for (args, hint) in [
             (&["wattcast-analysis", "sevre"][..], "serve"),
             (&["wattcast-analysis", "serve", "--result-dir=x"][..], "--results-dir"),
-            (&["wattcast-analysis", "serve", "--refresh=2"][..], "2s or 500ms"),
+            (&["wattcast-analysis", "serve", "--cache-ttl=2"][..], "2s or 500ms"),
+            (&["wattcast-analysis", "serve", "--energy.price=cheap"][..], "0.12"),
+            (&["wattcast-analysis", "advise", "--target-vmaf=1000"][..], "0 to 110"),
         ] {
             let error = Config::try_parse_from(args).unwrap_err().to_string();
             assert!(error.contains(hint), "{args:?}: {error}");

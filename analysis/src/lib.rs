@@ -1,13 +1,24 @@
 //! The unprivileged service: turns runs into results.
 //!
-//! [`store`] reads result files into the model of [`run`], [`window`] asks the probe for the joules of a run's window,
-//! [`results`] makes the pages of port 9502, [`serve`] keeps them fresh. [`streams`] takes what encoders and RTMP servers say of themselves.
+//! [`store`] reads result files into the model of [`run`]; [`energy`] finds the joules of a run's window, in the file, at the probe or in a database; [`cost`] knows
+//! prices; [`figures`] works every number out, once. Pages of it are [`results`], [`qoe`] and [`cost::page`], which [`serve`] keeps fresh; [`advise`], [`alerts`]
+//! and [`backfill`] read the same numbers. [`streams`] takes what encoders and RTMP servers say of themselves.
 
+pub mod advise;
+pub mod alerts;
+pub mod backfill;
+pub mod client;
+pub mod columns;
 pub mod config;
+pub mod cost;
+pub mod energy;
+pub mod figures;
+pub mod qoe;
 pub mod results;
 pub mod run;
 pub mod serve;
+pub mod settings;
 pub mod sheet;
+pub mod statistics;
 pub mod store;
 pub mod streams;
-pub mod window;

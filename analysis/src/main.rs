@@ -1,14 +1,20 @@
-//! wattcast-analysis: serve what runs cost.
+//! wattcast-analysis: what runs used, what it was worth, what it cost.
 
 use std::{
     process::ExitCode,
     sync::{Arc, Mutex, mpsc},
-    thread,
 };
 
 use analysis::{
-    config::{Command, Config, Serve},
-    serve::{self, Loader},
+    advise::{self, Question},
+    alerts::{Book as AlertBook, Posts},
+    backfill::{self, Target},
+    config::{Advise, Backfill, Command, Config, Serve},
+    cost::{Origin, Prices},
+    energy::probe::Probe,
+    figures,
+    serve::{Follower, Given, Live, Loader, Sheets, spawn},
+    store::shelf::Shelf,
     streams::{
         book::Book,
         names::Known,
@@ -17,9 +23,9 @@ use analysis::{
         record::{Price, Record},
         watch::{self, Watch},
     },
-    window::Probe,
 };
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
+use arc_swap::ArcSwap;
 use exporter::{
     program,
     server::{self, Port},
@@ -27,12 +33,25 @@ use exporter::{
 use tracing::{info, warn};
 
 fn main() -> ExitCode {
-    let Config { command: Command::Serve(config) } = match program::parse() {
+    let Config { command } = match program::parse() {
         Ok(config) => config,
         Err(code) => return code,
     };
-    program::log(&config.log_level);
-    match run(&config) {
+    let outcome = match &command {
+        Command::Serve(config) => {
+            program::log(&config.log_level);
+            serve(config)
+        }
+        Command::Advise(config) => {
+            program::log("warn");
+            advise(config)
+        }
+        Command::Backfill(config) => {
+            program::log("warn");
+            backfill(config)
+        }
+    };
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("wattcast-analysis: {error:#}");
@@ -41,30 +60,111 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(config: &Serve) -> Result<()> {
+fn serve(config: &Serve) -> Result<()> {
+    let setup = config.shared.setup()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         info!("wattcast-analysis {}", program::version());
         let listeners = server::bind(&config.addresses()).await?;
-        let (mut ports, stops) = streams(config).await?;
-        let sheet = Arc::new(serve::sheet(config.refresh));
-        let (stop_loader, stopped) = mpsc::channel();
+        let qoe = server::bind(&config.qoe_addresses()).await?;
+        let cost = server::bind(&config.cost_addresses()).await?;
+        say_defaults(&setup.prices);
+        let home = config.external_url.clone().unwrap_or_else(|| {
+            let address = server::addresses(&listeners).first().map(ToString::to_string);
+            format!("http://{}/", address.unwrap_or_else(|| "127.0.0.1:9502".to_owned()))
+        });
+        let (mut ports, mut stops) = streams(config, setup.nearest, &setup.prices).await?;
+        let sheets = Arc::new(Sheets::default());
+        let live = Arc::new(ArcSwap::from_pointee(Live::default()));
+        let follower = Follower {
+            source: setup.carbon,
+            budgets: setup.budgets,
+            prices: setup.prices.clone(),
+            database: setup.sources.database.clone(),
+        };
+        let given = Given {
+            sources: setup.sources,
+            prices: setup.prices,
+            scope: setup.scope,
+            targets: setup.targets,
+            rules: setup.rules,
+            posts: Posts::start(&setup.webhooks, &home).context("webhook")?,
+            book: AlertBook::open(config.alerts_state.as_deref()),
+            stale: config.stale,
+        };
+        let loader = Loader::new(&config.shared.results_dir, config.keep, config.scenarios, config.ttl, given);
         let (ended, loader_ended) = tokio::sync::oneshot::channel::<()>();
-        let loader = Loader::new(&config.results_dir, Probe::new(&config.probe_url), config.refresh);
-        let publish = sheet.clone();
-        thread::Builder::new().name("loader".into()).spawn(move || {
+        let (shown, read) = (sheets.clone(), live.clone());
+        stops.push(spawn("loader", move |stop| {
             let _ended = ended;
-            loader.run(&publish, &stopped);
-        })?;
-        ports.insert(0, Port::new(listeners, server::routes(sheet)));
+            loader.run(&shown, &read, stop);
+        })?);
+        stops.push(spawn("follower", move |stop| follower.run(&live, stop))?);
+        ports.insert(0, Port::new(listeners, server::routes(sheets.results.clone())));
+        ports.push(Port::new(qoe, server::routes(sheets.qoe.clone())));
+        ports.push(Port::new(cost, server::routes(sheets.cost.clone())));
         let outcome = server::serve(ports, "loader", loader_ended).await;
-        drop((stop_loader, stops));
+        drop(stops);
         Ok(outcome?)
     })
 }
 
+/// A price that nobody gave is said to be none of the user's, before it is on any page.
+fn say_defaults(prices: &Prices) {
+    if prices.energy_origin == Origin::Default {
+        info!(
+            "no price of energy was given; costs are at the default of {} {} for a kilowatt hour (--energy.price)",
+            prices.energy_now(jiff::Timestamp::now()),
+            prices.currency
+        );
+    }
+    if prices.core_hour.origin == Origin::Default {
+        info!(
+            "no price of CPU time was given; costs are at the default of {} {} for a core for an hour (--cpu.price)",
+            prices.core_hour.amount, prices.currency
+        );
+    }
+}
+
+fn advise(config: &Advise) -> Result<()> {
+    let setup = config.shared.setup()?;
+    let mut shelf = Shelf::new(&config.shared.results_dir, config.keep, usize::MAX);
+    shelf.look();
+    if shelf.runs().is_empty() {
+        bail!("{}", shelf.problems().join("\n"));
+    }
+    let asked = |run: &Arc<analysis::run::Run>| {
+        (run.clone(), run.scenarios.iter().map(|scenario| setup.sources.ask(run, scenario)).collect())
+    };
+    let runs: Vec<_> = shelf.runs().iter().map(|(_, run)| asked(run)).collect();
+    let model = figures::model(&runs, setup.scope, &setup.prices);
+    let question = Question {
+        vmaf: config.vmaf,
+        resolution: config.resolution.clone(),
+        objective: config.objective,
+        streams: config.streams,
+    };
+    let default = [setup.prices.energy_origin, setup.prices.core_hour.origin].contains(&Origin::Default);
+    let advice = advise::advise(&model, &question, &setup.prices.currency, default);
+    if config.json {
+        println!("{}", serde_json::to_string_pretty(&advice)?);
+    } else {
+        print!("{}", advice.table());
+    }
+    Ok(())
+}
+
+fn backfill(config: &Backfill) -> Result<()> {
+    let setup = config.shared.setup()?;
+    let mut out = std::io::stdout().lock();
+    let mut target = if config.dry_run { Target::Text(&mut out) } else { Target::database(&setup.database)? };
+    let done = backfill::backfill(&config.shared.results_dir, &setup, &mut target)?;
+    eprintln!("{} runs, {} samples written; {} files passed over", done.runs, done.samples, done.skipped);
+    Ok(())
+}
+
 /// Opens every way in for streams, and starts the threads that show them; those end when what is given with the ports is dropped.
-async fn streams(config: &Serve) -> Result<(Vec<Port>, Vec<mpsc::Sender<()>>)> {
+async fn streams(config: &Serve, probe: Probe, prices: &Prices) -> Result<(Vec<Port>, Vec<mpsc::Sender<()>>)> {
     let [ffmpeg, nginx] = watch::sheets(config.nginx_interval);
     let taken = server::bind(&config.ffmpeg_addresses()).await?;
     let book = Arc::new(Mutex::new(Book::new(config.streams, config.retain)));
@@ -91,7 +191,7 @@ async fn streams(config: &Serve) -> Result<(Vec<Port>, Vec<mpsc::Sender<()>>)> {
     for pipe in &config.pipes {
         receive::fifo(pipe, inlet.clone()).with_context(|| format!("cannot read the pipe {}", pipe.path.display()))?;
     }
-    let price = Price { per_kwh: config.price, currency: config.currency.clone() };
+    let price = Price::new(prices);
     let record = config.record().map(|path| Record::open(&path, price));
     let router = server::routes(ffmpeg.clone()).merge(receive::routes(inlet.clone()));
     // A stream holds a connection for as long as it lasts, and scrapers must find room beside them.
@@ -99,13 +199,9 @@ async fn streams(config: &Serve) -> Result<(Vec<Port>, Vec<mpsc::Sender<()>>)> {
         Port { most: config.streams.saturating_add(128), ..Port::new(taken, router) },
         Port::new(server::bind(&config.nginx_addresses()).await?, server::routes(nginx.clone())),
     ];
-    let watcher = Watch::new(inlet, Probe::new(&config.probe_url), record);
-    let (stop_watch, stopped_watch) = mpsc::channel();
-    thread::Builder::new().name("streams".into()).spawn(move || watcher.run(&ffmpeg, &stopped_watch))?;
+    let watcher = Watch::new(inlet, probe, record);
+    let stop_watch = spawn("streams", move |stop| watcher.run(&ffmpeg, stop))?;
     let (server, shown, every) = (Nginx::new(&config.nginx), config.stream_label, config.nginx_interval);
-    let (stop_nginx, stopped_nginx) = mpsc::channel();
-    thread::Builder::new()
-        .name("nginx".into())
-        .spawn(move || watch::nginx(&server, shown, every, &nginx, &stopped_nginx))?;
+    let stop_nginx = spawn("nginx", move |stop| watch::nginx(&server, shown, every, &nginx, stop))?;
     Ok((ports, vec![stop_watch, stop_nginx]))
 }

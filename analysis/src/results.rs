@@ -1,4 +1,6 @@
-//! The pages of port 9502: the runs as metric families.
+//! Port 9502: what runs used.
+
+use std::time::SystemTime;
 
 use exporter::{
     family::{Def, Family},
@@ -6,236 +8,423 @@ use exporter::{
 };
 
 use crate::{
-    run::{Run, Scenario},
-    window::{Joules, Refused, Scope},
+    columns::{self, Column, SCENARIO, WIDE, spread},
+    energy::{Energy, Scope},
+    figures::{Entry, Model, float},
+    run::Scenario,
 };
 
-const SCENARIO: &[&str] = &["scenario", "bitrate", "encoder", "run"];
-const ENERGY: &[&str] = &["scenario", "bitrate", "encoder", "run", "scope", "source"];
+const ENERGY: &[&str] = &["scenario", "bitrate", "encoder", "run", "scope", "source", "way"];
 
 static RUN_ENERGY: Def = Def::gauge(
     "wattcast_run_energy_joules",
     ENERGY,
-    "Energy of a scenario's window in joules. scope=\"host\": all that was measured; scope=\"container\": the dynamic energy \
-     given to the scenario's container.",
+    "Energy of a scenario's window in joules. scope=\"host\": all that was measured; scope=\"container\": the dynamic energy given to the scenario's \
+     container. way: counters (in the file), probe (its window), database (raw samples of the counters), samples (of power in the file, by the trapezoid).",
 );
 static RUN_EDGE: Def = Def::gauge(
     "wattcast_run_energy_edge_error_joules",
     ENERGY,
-    "The most that the probe's ticks at the window's edges can have added to the energy above.",
+    "The most that the edges of the window can have added to the energy above, or taken from it.",
 );
-static RUN_POWER: Def =
-    Def::gauge("wattcast_run_power_watts", ENERGY, "Mean power of a scenario: its energy over its duration.");
-static RUN_FRAME: Def =
-    Def::gauge("wattcast_run_energy_per_frame_joules", ENERGY, "Energy of a scenario over its encoded frames.");
+static RUN_POWER: Def = Def::gauge(
+    "wattcast_run_power_watts",
+    ENERGY,
+    "Mean power of a scenario in watts: its energy over its duration; the mean of the samples where way=\"samples\".",
+);
+static RUN_FRAME: Def = Def::gauge(
+    "wattcast_run_energy_per_frame_joules",
+    ENERGY,
+    "Energy of a scenario over its encoded frames, in joules.",
+);
+static RUN_PIXEL: Def = Def::gauge(
+    "wattcast_run_energy_per_pixel_joules",
+    ENERGY,
+    "Energy of a scenario over its encoded pixels, all outputs and streams, in joules.",
+);
+static RUN_MEDIA: Def = Def::gauge(
+    "wattcast_run_energy_per_media_second_joules",
+    ENERGY,
+    "Energy of a scenario over the seconds of media of all its streams, in joules.",
+);
+static RUN_MEGABIT: Def = Def::gauge(
+    "wattcast_run_energy_per_megabit_joules",
+    ENERGY,
+    "Energy of a scenario over what it put out in 10^6 bits, in joules: bytes written, else the bitrate that was asked for.",
+);
 static RUN_AVAILABLE: Def = Def::gauge(
     "wattcast_run_energy_available",
     &["scenario", "bitrate", "encoder", "run", "reason"],
-    "1 when the probe gave all the energy of a scenario's window; 0 with the reason why not. no_container: the host's is \
-     there, but the probe knew no container of the scenario's name in that time.",
+    "1 when all the energy of a scenario's window is known; 0 with the reason why not: coverage (samples of less than 95 % of it), no_container (the \
+     host's is there, but nobody knew a container of the scenario's name), which_host (nobody says on which host it ran), too_old, unreachable, …",
+);
+static RUN_COVERAGE: Def = Def::gauge(
+    "wattcast_run_energy_coverage_ratio",
+    SCENARIO,
+    "The part of the window that the joules are of; 1 for counters. Below 0.95 a figure is not to be compared.",
+);
+static RUN_GAP: Def = Def::gauge(
+    "wattcast_run_energy_gap_seconds",
+    SCENARIO,
+    "Seconds of the window in which the database has no sample of the counters. They went on counting, so no joule is missing unless they were reset.",
+);
+static RUN_RESETS: Def = Def::gauge(
+    "wattcast_run_energy_resets",
+    SCENARIO,
+    "How often a counter began anew in the window; what it counted between its last sample and the reset is in no figure.",
+);
+static RUN_INFO: Def = Def::gauge(
+    "wattcast_run_info",
+    &[
+        "scenario",
+        "bitrate",
+        "encoder",
+        "run",
+        "host",
+        "container",
+        "resolution",
+        "fps",
+        "streams",
+        "output_ladder",
+        "preset",
+        "variant",
+    ],
+    "1; what a scenario was, and which shape its file has.",
+);
+static RUN_RANK: Def = Def::gauge(
+    "wattcast_run_efficiency_rank",
+    &["scenario", "bitrate", "encoder", "run", "among"],
+    "Rank of a scenario by pixels per joule, megabits per joule where no pixels are known; 1 is best, equals share one. among: run, ladder (the same outputs).",
 );
 static SOURCE_UP: Def = Def::gauge(
     "wattcast_source_up",
     &["source", "reason"],
-    "1 when the directory of results, or the probe, serves; 0 with the reason absent, denied or broken.",
+    "1 when the directory of results, the probe, the database or the source of carbon intensity serves; 0 with the reason absent, denied or broken.",
 );
 static PROBLEMS: Def = Def::gauge(
     "wattcast_results_problems",
     &[],
-    "Result files and rows in them that could not be read; the log names each.",
+    "Result files and rows in them that could not be read; the log and the page at / name each.",
+);
+static FILES: Def = Def::gauge("wattcast_results_files", &[], "Result files in the directory, shown or not.");
+static WATCHED: Def = Def::gauge(
+    "wattcast_results_watched",
+    &[],
+    "1 while the kernel tells of new files; 0 while the directory is looked at by the clock only.",
 );
 
-static UP: Def = Def::gauge("results_exporter_up", &[], "1 while the exporter runs.").seed();
-static SCENARIOS: Def = Def::gauge("results_scenarios_total", &[], "Scenarios that are served.").seed();
-static DURATION: Def =
-    Def::gauge("results_scenario_duration_seconds", SCENARIO, "Duration of a scenario in seconds.").seed();
-static FPS: Def = Def::gauge("results_scenario_avg_fps", SCENARIO, "Mean frames per second of a scenario.").seed();
-static DROPPED: Def = Def::gauge("results_scenario_dropped_frames", SCENARIO, "Frames that a scenario lost.").seed();
-static FRAMES: Def = Def::gauge("results_scenario_total_frames", SCENARIO, "Frames that a scenario encoded.").seed();
-static VMAF: Def = Def::gauge("results_scenario_vmaf_score", SCENARIO, "VMAF of a scenario, 0 to 100.").seed();
-static PSNR: Def = Def::gauge("results_scenario_psnr_score", SCENARIO, "PSNR of a scenario in dB.").seed();
+macro_rules! column {
+    ($name:literal, $help:expr, $value:expr) => {{
+        static DEF: Def = Def::gauge($name, SCENARIO, $help);
+        Column { def: &DEF, value: $value }
+    }};
+    (wide $name:literal, $help:expr, $value:expr) => {{
+        static DEF: Def = Def::gauge($name, WIDE, $help).seed();
+        Column { def: &DEF, value: $value }
+    }};
+    (seed $name:literal, $labels:expr, $help:expr, $value:expr) => {{
+        static DEF: Def = Def::gauge($name, $labels, $help).seed();
+        Column { def: &DEF, value: $value }
+    }};
+}
 
-/// Every metric of this module, in the order of the page.
-pub static DEFS: &[&Def] = &[
+/// The numbers of a scenario that follow Prometheus' rules.
+pub static PRIMARY: &[Column] = &[
+    column!("wattcast_run_duration_seconds", "Duration of a scenario in seconds.", |e| e.figures.seconds),
+    column!("wattcast_run_start_timestamp_seconds", "Start of a scenario's window in unix seconds.", |e| {
+        Some(e.scenario().window()?.0)
+    }),
+    column!("wattcast_run_end_timestamp_seconds", "End of a scenario's window in unix seconds.", |e| {
+        Some(e.scenario().window()?.1)
+    }),
+    column!("wattcast_run_frames", "Frames that a scenario encoded.", |e| e.figures.frames),
+    column!("wattcast_run_dropped_frames", "Frames that a scenario lost.", |e| e.scenario().dropped_frames.map(float)),
+    column!("wattcast_run_drop_ratio", "Frames that a scenario lost, over those it encoded.", |e| e.figures.drop_ratio),
+    column!("wattcast_run_pixels", "Pixels that a scenario encoded, all outputs and streams.", |e| e.figures.pixels),
+    column!("wattcast_run_media_seconds", "Seconds of media that a scenario encoded, all streams.", |e| {
+        e.figures.media_seconds
+    }),
+    column!(
+        "wattcast_run_cpu_seconds",
+        "CPU seconds of a scenario: of its container, or as its file samples them.",
+        |e| { e.figures.cpu_seconds }
+    ),
+    column!(
+        "wattcast_run_power_max_watts",
+        "Largest sample of the host's power in a scenario's window, in watts.",
+        |e| { e.figures.watts_max }
+    ),
+    column!(
+        "wattcast_run_power_p95_watts",
+        "95th percentile of the samples of the host's power, in watts (Hyndman and Fan, type 7).",
+        |e| e.figures.watts_p95
+    ),
+    column!(
+        "wattcast_run_power_stddev_watts",
+        "Standard deviation of the samples of the host's power, in watts; n - 1 in the denominator.",
+        |e| e.figures.watts_deviation
+    ),
+    column!(
+        "wattcast_run_baseline_power_watts",
+        "Mean power of the host without load, in watts: of the run's baseline scenario, or of the one that the file names.",
+        |e| Some(e.figures.difference?.baseline_watts)
+    ),
+    column!("wattcast_run_net_power_watts", "Mean power of the host above its baseline, in watts.", |e| {
+        Some(e.figures.difference?.watts)
+    }),
+    column!(
+        "wattcast_run_net_energy_joules",
+        "Energy of the host above its baseline, in joules: the baseline's power over this scenario's length is taken off.",
+        |e| Some(e.figures.difference?.joules)
+    ),
+    column!("wattcast_run_pixels_per_joule", "Pixels that a scenario encoded for a joule.", |e| {
+        Some(e.figures.pixels? / e.figures.joules().filter(|joules| *joules > 0.0)?)
+    }),
+    column!(
+        "wattcast_run_energy_over_best_joules",
+        "Joules for a second of media above what the best scenario with the same outputs needs.",
+        |e| e.figures.joules_over_best
+    ),
+];
+
+/// The numbers under the names of the replaced exporters.
+pub static SEED: &[Column] = &[
+    column!(seed "results_scenario_duration_seconds", SCENARIO, "Duration of a scenario in seconds.", |e| e.figures.seconds),
+    column!(seed "results_scenario_avg_fps", SCENARIO, "Mean frames per second of a scenario.", |e| e.scenario().avg_fps),
+    column!(seed "results_scenario_dropped_frames", SCENARIO, "Frames that a scenario lost.", |e| {
+        e.scenario().dropped_frames.map(float)
+    }),
+    column!(seed "results_scenario_total_frames", SCENARIO, "Frames that a scenario encoded.", |e| e.figures.frames),
+    column!(seed "results_scenario_vmaf_score", SCENARIO, "VMAF of a scenario, 0 to 100.", |e| vmaf(e.scenario())),
+    column!(seed "results_scenario_psnr_score", SCENARIO, "PSNR of a scenario in dB.", |e| {
+        Some(e.scenario().quality.psnr.as_ref()?.value)
+    }),
+    column!(wide "results_scenario_mean_power_watts", "Mean power in watts.", |e| e.figures.watts),
+    column!(wide "results_scenario_measured_power_watts", "The same as results_scenario_mean_power_watts.", |e| e.figures.watts),
+    column!(wide "results_scenario_total_energy_joules", "Energy of the window in joules; of the host unless --energy.scope says otherwise.", |e| {
+        e.figures.joules()
+    }),
+    column!(wide "results_scenario_total_energy_wh", "The same in watt hours.", |e| Some(e.figures.joules()? / 3600.0)),
+    column!(wide "results_scenario_container_cpu_percent", "Mean CPU use in percent of one CPU.", |e| {
+        Some(e.figures.cores? * 100.0)
+    }),
+    column!(wide "results_scenario_energy_wh_per_min", "Watt hours for a minute.", |e| {
+        Some(e.figures.joules_per(e.figures.seconds)? / 60.0)
+    }),
+    column!(wide "results_scenario_energy_wh_per_mbps", "Watt hours over the bitrate that was asked for, in Mbit/s.", |e| {
+        Some(e.figures.joules_per(e.scenario().bits_per_second())? / 3600.0 * 1e6)
+    }),
+    column!(wide "results_scenario_energy_mj_per_frame", "Millijoules for a frame.", |e| {
+        Some(e.figures.joules_per(e.figures.frames)? * 1000.0)
+    }),
+    column!(wide "results_scenario_net_power_watts", "Mean power above the baseline's, in watts.", |e| {
+        Some(e.figures.difference?.watts)
+    }),
+    column!(wide "results_scenario_net_energy_wh", "Energy above the baseline's, in watt hours, the baseline scaled to this length.", |e| {
+        Some(e.figures.difference?.joules / 3600.0)
+    }),
+    column!(wide "results_scenario_net_container_cpu_percent", "Mean CPU use above the baseline's, in percent of one CPU.", |e| {
+        Some(e.figures.difference?.cores? * 100.0)
+    }),
+    column!(wide "results_scenario_delta_power_watts", "The same as results_scenario_net_power_watts.", |e| {
+        Some(e.figures.difference?.watts)
+    }),
+    column!(wide "results_scenario_delta_energy_wh", "The same as results_scenario_net_energy_wh.", |e| {
+        Some(e.figures.difference?.joules / 3600.0)
+    }),
+    column!(wide "results_scenario_power_pct_increase", "Mean power above the baseline's, in percent of the baseline's.", |e| {
+        let difference = e.figures.difference.filter(|difference| difference.baseline_watts > 0.0)?;
+        Some(difference.watts / difference.baseline_watts * 100.0)
+    }),
+    column!(wide "results_scenario_efficiency_score", "Pixels for a joule; megabits for a joule where no pixels are known.", |e| {
+        e.figures.efficiency
+    }),
+    column!(wide "results_scenario_total_pixels", "Pixels encoded, all outputs and streams.", |e| e.figures.pixels),
+    column!(wide "results_scenario_power_stdev", "Standard deviation of the samples of power, in watts.", |e| {
+        e.figures.watts_deviation
+    }),
+    column!(wide "results_scenario_prediction_confidence_low", "Mean power less two standard deviations of its samples: a spread, and no confidence in any prediction.", |e| {
+        Some(e.figures.watts? - 2.0 * e.figures.watts_deviation?)
+    }),
+    column!(wide "results_scenario_prediction_confidence_high", "Mean power and two standard deviations of its samples: a spread, and no confidence in any prediction.", |e| {
+        Some(e.figures.watts? + 2.0 * e.figures.watts_deviation?)
+    }),
+    column!(seed "scenario_duration_seconds", &["scenario", "bitrate", "encoder", "run"], "The same as results_scenario_duration_seconds.", |e| e.figures.seconds),
+    column!(seed "scenario_power_mean_watts", &["scenario", "bitrate", "encoder", "run"], "The same as results_scenario_mean_power_watts.", |e| e.figures.watts),
+    column!(seed "scenario_power_max_watts", &["scenario", "bitrate", "encoder", "run"], "Largest sample of power, in watts.", |e| e.figures.watts_max),
+    column!(seed "scenario_cpu_mean_percent", &["scenario", "bitrate", "encoder", "run"], "Mean CPU use in percent of one CPU.", |e| Some(e.figures.cores? * 100.0)),
+    column!(seed "scenario_baseline_diff_power_watts", &["scenario", "bitrate", "encoder", "run"], "Mean power above the baseline's, in watts.", |e| Some(e.figures.difference?.watts)),
+];
+
+static UP: Def = Def::gauge("results_exporter_up", &[], "1 while the exporter runs.").seed();
+static SCENARIOS: Def =
+    Def::gauge("results_scenarios_total", &[], "Scenarios that are served, of all runs shown.").seed();
+static EXPORTER_INFO: Def = Def::gauge(
+    "results_exporter_info",
+    &["version", "language"],
+    "1; which program serves the names of the results exporter.",
+)
+.seed();
+static AGE: Def =
+    Def::gauge("results_file_age_seconds", &[], "Seconds since the newest run that is shown was written.");
+static STALE: Def = Def::gauge("results_file_stale", &[], "1 when that is longer ago than --results.stale; else 0.");
+
+/// Families that are not one number of a scenario each.
+static OTHERS: &[&Def] = &[
     &RUN_ENERGY,
     &RUN_EDGE,
     &RUN_POWER,
     &RUN_FRAME,
+    &RUN_PIXEL,
+    &RUN_MEDIA,
+    &RUN_MEGABIT,
     &RUN_AVAILABLE,
+    &RUN_COVERAGE,
+    &RUN_GAP,
+    &RUN_RESETS,
+    &RUN_INFO,
+    &RUN_RANK,
+    &AGE,
+    &STALE,
+    &FILES,
+    &WATCHED,
     &PROBLEMS,
     &SOURCE_UP,
     &UP,
     &SCENARIOS,
-    &DURATION,
-    &FPS,
-    &DROPPED,
-    &FRAMES,
-    &VMAF,
-    &PSNR,
+    &EXPORTER_INFO,
 ];
 
-/// A scenario with the joules of its window, where they were asked for.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Row {
-    /// The scenario.
-    pub scenario: Scenario,
-    /// The probe's answer; `None` when the file needs none, or nothing was asked yet.
-    pub energy: Option<Result<Vec<Joules>, Refused>>,
+/// Every metric of this page, for the documentation.
+#[must_use]
+pub fn defs() -> Vec<&'static Def> {
+    let columns = PRIMARY.iter().chain(SEED).map(|column| column.def);
+    OTHERS.iter().copied().chain(columns).collect()
 }
 
-impl Row {
-    /// True when asking the probe again would change nothing.
-    #[must_use]
-    pub fn settled(&self) -> bool {
-        match &self.energy {
-            None => false,
-            Some(Ok(_)) => true,
-            Some(Err(refused)) => !refused.is_passing(),
+fn vmaf(scenario: &Scenario) -> Option<f64> {
+    Some(scenario.quality.vmaf.as_ref()?.value)
+}
+
+/// Calls for each scope with its sources' names, its joules and the way they were obtained.
+fn scopes(entry: &Entry, then: &mut dyn FnMut(&[&str], f64, Scope)) {
+    let Some(energy) = &entry.answer.energy else { return };
+    for scope in [Scope::Host, Scope::Container] {
+        if let Some(joules) = energy.of(scope) {
+            then(&[scope.as_str(), &energy.sources(scope), energy.way.as_str()], joules.joules(), scope);
         }
     }
 }
 
-/// A metric that repeats a field of the file.
-type Fact = (&'static Def, fn(&Scenario) -> Option<f64>);
+fn per(model: &Model, def: &'static Def, amount: fn(&Entry) -> Option<f64>) -> Family {
+    spread(model, def, |entry, push| {
+        if let Some(amount) = amount(entry).filter(|amount| *amount > 0.0) {
+            scopes(entry, &mut |labels, joules, _| push(labels, joules / amount));
+        }
+    })
+}
 
-/// The page's families, in order. `sources` are names with the reason why they do not serve, empty when they do.
-#[must_use]
-pub fn families(run: Option<(&Run, &[Row])>, problems: usize, sources: &[(&str, &str)]) -> Vec<Family> {
-    let [mut energy, mut edge, mut power, mut frame] =
-        [&RUN_ENERGY, &RUN_EDGE, &RUN_POWER, &RUN_FRAME].map(Family::new);
-    let mut available = Family::new(&RUN_AVAILABLE);
-    let facts: [Fact; 6] = [
-        (&DURATION, Scenario::seconds),
-        (&FPS, |scenario| scenario.avg_fps),
-        (&DROPPED, |scenario| scenario.dropped_frames.map(float)),
-        (&FRAMES, |scenario| scenario.total_frames.map(float)),
-        (&VMAF, |scenario| scenario.vmaf_score),
-        (&PSNR, |scenario| scenario.psnr_score),
-    ];
-    let mut scenarios: Vec<Family> = facts.iter().map(|(def, _)| Family::new(def)).collect();
-    let mut count = 0;
-    if let Some((run, rows)) = run {
-        count = rows.len();
-        for Row { scenario, energy: answer } in rows {
-            let labels = [&*scenario.name, &scenario.bitrate, &scenario.encoder_type, &run.id];
-            for (family, (_, fact)) in scenarios.iter_mut().zip(&facts) {
-                if let Some(value) = fact(scenario) {
-                    family.push(&labels, value);
-                }
+/// The part of the page that changes with the runs. One family is made at a time: a page of many scenarios is large, and its families need not all be there at once.
+pub fn families(model: &Model) -> impl Iterator<Item = Family> + '_ {
+    let rows = |def: &'static Def, value: fn(&crate::energy::Joules) -> f64| {
+        spread(model, def, move |entry, push| {
+            let Some(energy) = &entry.answer.energy else { return };
+            for row in &energy.rows {
+                push(&[row.scope.as_str(), &row.source, energy.way.as_str()], value(row));
             }
-            let [name, bitrate, encoder, id] = labels;
-            match answer {
-                None => {}
-                Some(Err(refused)) => available.push(&[name, bitrate, encoder, id, refused.reason()], 0.0),
-                Some(Ok(all)) => {
-                    let whole = scenario.container.is_none() || all.iter().any(|row| row.scope == Scope::Container);
-                    let (reason, value) = if whole { ("", 1.0) } else { ("no_container", 0.0) };
-                    available.push(&[name, bitrate, encoder, id, reason], value);
-                    for Joules { scope, source, joules, edge_error } in all {
-                        let labels = [name, bitrate, encoder, id, scope.as_str(), source];
-                        energy.push(&labels, *joules);
-                        edge.push(&labels, *edge_error);
-                        if let Some(seconds) = scenario.seconds().filter(|seconds| *seconds > 0.0) {
-                            power.push(&labels, joules / seconds);
-                        }
-                        if let Some(frames) = scenario.total_frames.filter(|frames| *frames > 0) {
-                            frame.push(&labels, joules / float(frames));
-                        }
+        })
+    };
+    let of_energy = |def: &'static Def, value: fn(&Energy) -> f64| {
+        spread(model, def, move |entry, push| {
+            if let Some(energy) = &entry.answer.energy {
+                push(&[], value(energy));
+            }
+        })
+    };
+    let made: Vec<Box<dyn Fn() -> Family + '_>> = vec![
+        Box::new(move || rows(&RUN_ENERGY, |row| row.joules.joules())),
+        Box::new(move || rows(&RUN_EDGE, |row| row.edge_error)),
+        Box::new(move || {
+            spread(model, &RUN_POWER, |entry, push| {
+                scopes(entry, &mut |labels, joules, scope| {
+                    let own = entry.figures.scope == Some(scope);
+                    let mean =
+                        if own { entry.figures.watts } else { entry.figures.seconds.map(|seconds| joules / seconds) };
+                    if let Some(watts) = mean {
+                        push(labels, watts);
+                    }
+                });
+            })
+        }),
+        Box::new(move || per(model, &RUN_FRAME, |entry| entry.figures.frames)),
+        Box::new(move || per(model, &RUN_PIXEL, |entry| entry.figures.pixels)),
+        Box::new(move || per(model, &RUN_MEDIA, |entry| entry.figures.media_seconds)),
+        Box::new(move || per(model, &RUN_MEGABIT, |entry| entry.figures.megabits)),
+        Box::new(move || {
+            spread(model, &RUN_AVAILABLE, |entry, push| {
+                let reason = entry.answer.reason(entry.scenario());
+                push(&[&reason], f64::from(u8::from(reason.is_empty())));
+            })
+        }),
+        Box::new(move || of_energy(&RUN_COVERAGE, |energy| energy.coverage)),
+        Box::new(move || of_energy(&RUN_GAP, |energy| energy.gap_seconds)),
+        Box::new(move || of_energy(&RUN_RESETS, |energy| energy.resets.into())),
+        Box::new(move || spread(model, &RUN_INFO, |_, push| push(&[], 1.0))),
+        Box::new(move || {
+            spread(model, &RUN_RANK, |entry, push| {
+                for (among, rank) in [("run", entry.figures.rank), ("ladder", entry.figures.ladder_rank)] {
+                    if let Some(rank) = rank {
+                        push(&[among], rank.into());
                     }
                 }
-            }
-        }
+            })
+        }),
+    ];
+    let columns = PRIMARY.iter().chain(SEED).map(|column| columns::family(model, column));
+    made.into_iter().map(|make| make()).chain(columns)
+}
+
+/// How the directory stands.
+#[derive(Clone, Debug, Default)]
+pub struct Directory {
+    /// When the newest run was written.
+    pub newest: Option<SystemTime>,
+    /// Result files in it.
+    pub files: usize,
+    /// What could not be read.
+    pub problems: usize,
+    /// True while the kernel tells of changes.
+    pub watched: bool,
+    /// A run that is older is stale.
+    pub stale: std::time::Duration,
+}
+
+/// The part of the page that changes by itself. `sources` are names with the reason why they do not serve, empty when they do.
+#[must_use]
+pub fn state(model: &Model, directory: &Directory, sources: &[(String, String)]) -> Vec<Family> {
+    let age = directory.newest.map(|newest| SystemTime::now().duration_since(newest).unwrap_or_default());
+    let (mut since, mut stale) = (Family::new(&AGE), Family::new(&STALE));
+    if let Some(age) = age {
+        since.push(&[], age.as_secs_f64());
+        stale.push(&[], f64::from(u8::from(age > directory.stale)));
     }
     let mut up = Family::new(&SOURCE_UP);
     for (source, reason) in sources {
         up.push(&[source, reason], f64::from(u8::from(reason.is_empty())));
     }
+    let count = |count: usize| float(u64::try_from(count).unwrap_or(u64::MAX));
     let mut all = vec![
-        energy,
-        edge,
-        power,
-        frame,
-        available,
-        Family::new(&PROBLEMS).with(&[], problems as f64),
+        since,
+        stale,
+        Family::new(&FILES).with(&[], count(directory.files)),
+        Family::new(&WATCHED).with(&[], f64::from(u8::from(directory.watched))),
+        Family::new(&PROBLEMS).with(&[], count(directory.problems)),
         up,
         Family::new(&UP).with(&[], 1.0),
-        Family::new(&SCENARIOS).with(&[], count as f64),
+        Family::new(&SCENARIOS).with(&[], count(model.entries.len())),
+        Family::new(&EXPORTER_INFO).with(&[program::VERSION, "rust"], 1.0),
+        program::build_info(),
     ];
-    all.extend(scenarios);
-    all.push(program::build_info());
     all.extend(process::families());
     all
-}
-
-fn float(count: u64) -> f64 {
-    count as f64
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::store;
-
-    fn page(run: &Run, rows: &[Row]) -> String {
-        let page = exporter::page::render(families(Some((run, rows)), 0, &[])).unwrap();
-        String::from_utf8(page.to_vec()).unwrap()
-    }
-
-    #[test]
-    fn the_sample_is_served_under_the_names_its_users_query() {
-        let sample = include_bytes!("../tests/data/test_results_20240115_103000.json");
-        let run = store::parse("20240115_103000", sample).unwrap();
-        let rows: Vec<_> =
-            run.scenarios.iter().map(|scenario| Row { scenario: scenario.clone(), energy: None }).collect();
-        let page = page(&run, &rows);
-        assert!(exporter::page::faults(&page).is_empty(), "{:?}", exporter::page::faults(&page));
-        let labels = r#"{scenario="4 streams @ 5000k",bitrate="5000k",encoder="libx264",run="20240115_103000"}"#;
-        for line in [
-            "results_exporter_up 1".to_owned(),
-            "results_scenarios_total 4".to_owned(),
-            format!("results_scenario_duration_seconds{labels} 180.3"),
-            format!("results_scenario_avg_fps{labels} 29.97"),
-            format!("results_scenario_dropped_frames{labels} 12"),
-            format!("results_scenario_total_frames{labels} 5412"),
-            format!("results_scenario_vmaf_score{labels} 95.2"),
-            format!("results_scenario_psnr_score{labels} 44.1"),
-        ] {
-            assert!(page.contains(&format!("{line}\n")), "{line}\n{page}");
-        }
-    }
-
-    #[test]
-    fn what_is_missing_is_absent_and_what_is_zero_is_zero() {
-        let run = store::parse("x", br#"{"scenarios":[{"name":"a","dropped_frames":0}]}"#).unwrap();
-        let page = page(&run, &[Row { scenario: run.scenarios[0].clone(), energy: None }]);
-        assert!(
-            page.contains("results_scenario_dropped_frames{scenario=\"a\",bitrate=\"\",encoder=\"\",run=\"x\"} 0\n")
-        );
-        assert!(!page.contains("vmaf") && !page.contains("duration") && !page.contains("energy_joules"));
-    }
-
-    #[test]
-    fn joules_come_with_their_source_and_their_frames() {
-        let text = br#"{"scenarios":[{"name":"a","total_frames":50,"start_time":10,"end_time":20}]}"#;
-        let run = store::parse("x", text).unwrap();
-        let joules = Joules { scope: Scope::Container, source: "model".into(), joules: 25.0, edge_error: 0.5 };
-        let answered = Row { scenario: run.scenarios[0].clone(), energy: Some(Ok(vec![joules])) };
-        let shown = page(&run, &[answered]);
-        let labels = r#"{scenario="a",bitrate="",encoder="",run="x",scope="container",source="model"}"#;
-        for line in [
-            format!("wattcast_run_energy_joules{labels} 25"),
-            format!("wattcast_run_energy_edge_error_joules{labels} 0.5"),
-            format!("wattcast_run_power_watts{labels} 2.5"),
-            format!("wattcast_run_energy_per_frame_joules{labels} 0.5"),
-        ] {
-            assert!(shown.contains(&format!("{line}\n")), "{line}\n{shown}");
-        }
-        let host = Joules { scope: Scope::Host, source: "model".into(), joules: 90.0, edge_error: 0.0 };
-        let elsewhere = Scenario { container: Some("enc".into()), ..run.scenarios[0].clone() };
-        let shown = page(&run, &[Row { scenario: elsewhere, energy: Some(Ok(vec![host])) }]);
-        assert!(shown.contains("reason=\"no_container\"} 0\n") && shown.contains("scope=\"host\""), "{shown}");
-        let refused = Refused::Never("too_old".into(), "gone".into());
-        let shown = page(&run, &[Row { scenario: run.scenarios[0].clone(), energy: Some(Err(refused)) }]);
-        assert!(shown.contains("reason=\"too_old\"} 0\n") && !shown.contains("wattcast_run_energy_joules"), "{shown}");
-    }
 }

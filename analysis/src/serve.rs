@@ -1,216 +1,486 @@
-//! `serve`: one thread keeps the newest run and its joules, the server hands out what it rendered.
+//! `serve`: one thread keeps the model of the newest runs and writes three pages from it; a second asks for what changes by itself, carbon intensity and budgets. The
+//! server hands out what was rendered.
 
 use std::{
-    path::{Path, PathBuf},
-    sync::mpsc,
+    path::Path,
+    sync::{Arc, mpsc},
+    thread,
     time::{Duration, Instant},
 };
 
-use tracing::{info, warn};
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use exporter::page;
+use jiff::Timestamp;
+use tracing::{error, info, warn};
 
 use crate::{
-    results::{self, Row},
-    run::Run,
-    sheet::Sheet,
-    store::{self, Candidate},
-    window::{Probe, Refused},
+    alerts::{self, Book, Posts, Rule},
+    cost::{self, Prices, budget, budget::Standing, carbon},
+    energy::{Answer, ENOUGH, Refused, Scope, Sources, Way, database::Database, samples},
+    figures::{self, Entry, Model},
+    qoe, results,
+    run::{Run, Scenario},
+    sheet::{Sheet, Table},
+    store::{shelf::Shelf, watch::Watch},
 };
 
-/// A probe that did not answer is asked again after this long, doubled each time up to the second figure.
+/// Whoever did not answer is asked again after this long, doubled each time up to the second figure.
 const ASK_AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// How often the parts of pages that change by themselves are written.
+const WRITE_EVERY: Duration = Duration::from_secs(2);
+/// How often the loader wakes to see whether the kernel told of a file.
+const WAKE_EVERY: Duration = Duration::from_millis(200);
+/// How often budgets are followed.
+const FOLLOW_EVERY: Duration = Duration::from_secs(60);
 
-/// The page of port 9502. A probe that does not answer holds the loader up for one time-out per scenario.
-#[must_use]
-pub fn sheet(refresh: Duration) -> Sheet {
-    let stale = refresh * 5 + Duration::from_secs(60);
-    Sheet::new("wattcast-analysis", "Turns runs into results, with the joules that the probe measured.", stale)
+/// The pages of ports 9502, 9503 and 9504.
+pub struct Sheets {
+    /// 9502.
+    pub results: Arc<Sheet>,
+    /// 9503.
+    pub qoe: Arc<Sheet>,
+    /// 9504.
+    pub cost: Arc<Sheet>,
 }
 
-fn shown(row: &Row) -> Vec<String> {
-    let number = |value: Option<f64>| value.map_or_else(|| "–".to_owned(), |value| format!("{value:.1}"));
-    let (energy, note) = match &row.energy {
-        None if row.scenario.open_window().is_some() => ("–".to_owned(), "the probe was not asked yet".to_owned()),
-        None if row.scenario.brings_energy() => (String::new(), "energy is in the file".to_owned()),
-        None => ("–".to_owned(), "the file has neither energy nor times".to_owned()),
-        Some(Err(refused)) => ("–".to_owned(), refused.to_string()),
-        Some(Ok(all)) => (
-            all.iter().map(|j| format!("{} {:.1} J", j.scope.as_str(), j.joules)).collect::<Vec<_>>().join(", "),
-            all.first().map(|joules| format!("source: {}", joules.source)).unwrap_or_default(),
-        ),
-    };
-    vec![
-        row.scenario.name.clone(),
-        number(row.scenario.seconds()),
-        row.scenario.total_frames.map_or_else(|| "–".to_owned(), |frames| frames.to_string()),
-        energy,
-        note,
-    ]
+impl Default for Sheets {
+    fn default() -> Self {
+        // Databases and probes that do not answer hold the loader up for one time-out at a time.
+        let sheet = |name, about| Arc::new(Sheet::new(name, about, Duration::from_secs(120)));
+        Self {
+            results: sheet("wattcast-analysis", "Turns runs into results, with the joules that the probe measured."),
+            qoe: sheet(
+                "wattcast-analysis: quality",
+                "What the pictures of runs are worth, and what a joule bought of it.",
+            ),
+            cost: sheet("wattcast-analysis: cost", "What runs cost, and what energy, compute and carbon cost now."),
+        }
+    }
 }
 
-/// Keeps the newest run of a directory.
+/// What changes by itself.
+#[derive(Clone, Default)]
+pub struct Live {
+    /// Of the grid, as it was learnt; `None` until then.
+    carbon: Option<carbon::Carbon>,
+    /// Grows with each figure that was learnt.
+    version: u64,
+    /// How the budgets stand.
+    budgets: Vec<Standing>,
+    /// Why the source of carbon intensity does not serve.
+    trouble: Option<String>,
+}
+
+/// Asks for carbon intensity, and follows budgets.
+pub struct Follower {
+    /// The page of carbon intensity.
+    pub source: Option<carbon::Source>,
+    /// Budgets.
+    pub budgets: Vec<budget::Settings>,
+    /// What hours cost.
+    pub prices: Prices,
+    /// Where the counters are.
+    pub database: Option<Database>,
+}
+
+impl Follower {
+    /// Runs until `stop` says so.
+    pub fn run(mut self, live: &ArcSwap<Live>, stop: &mpsc::Receiver<()>) {
+        let (mut ask_at, mut follow_at) = (Instant::now(), Instant::now());
+        loop {
+            let mut now = (**live.load()).clone();
+            let mut changed = false;
+            if let Some(source) = &self.source
+                && Instant::now() >= ask_at
+            {
+                changed = true;
+                match source.ask(Timestamp::now()) {
+                    Ok(reading) => {
+                        if now.trouble.take().is_some() {
+                            info!("carbon intensity is known again");
+                        }
+                        if let Some(carbon) = &mut self.prices.carbon {
+                            carbon.learn(reading);
+                            now.carbon = Some(carbon.clone());
+                        }
+                        now.version += 1;
+                        ask_at = Instant::now() + source.every;
+                    }
+                    Err(why) => {
+                        if now.trouble.as_ref() != Some(&why) {
+                            warn!("no carbon intensity: {why}");
+                        }
+                        now.trouble = Some(why);
+                        ask_at = Instant::now() + source.every.min(Duration::from_secs(60));
+                    }
+                }
+            }
+            if !self.budgets.is_empty() && Instant::now() >= follow_at {
+                changed = true;
+                let standing = budget::follow(&self.budgets, &self.prices, self.database.as_ref(), Timestamp::now());
+                for (old, new) in standing.iter().map(|new| (now.budgets.iter().find(|old| old.name == new.name), new))
+                {
+                    if let Err((_, why)) = &new.followed
+                        && old.is_none_or(|old| old.followed != new.followed)
+                    {
+                        warn!("budget {} is not followed: {why}", new.name);
+                    }
+                }
+                now.budgets = standing;
+                follow_at = Instant::now() + FOLLOW_EVERY;
+            }
+            if changed {
+                live.store(Arc::new(now));
+            }
+            if !matches!(stop.recv_timeout(Duration::from_secs(1)), Err(mpsc::RecvTimeoutError::Timeout)) {
+                return;
+            }
+        }
+    }
+}
+
+/// What the loader is given.
+pub struct Given {
+    /// Whom to ask.
+    pub sources: Sources,
+    /// What things cost.
+    pub prices: Prices,
+    /// Whose energy a run's is.
+    pub scope: Scope,
+    /// VMAF at which scenarios are compared.
+    pub targets: Vec<f64>,
+    /// What to tell of.
+    pub rules: Vec<Rule>,
+    /// Whom to tell.
+    pub posts: Posts,
+    /// What was told.
+    pub book: Book,
+    /// A newest run that is older is stale.
+    pub stale: Duration,
+}
+
+/// Keeps the newest runs of a directory.
 pub struct Loader {
-    dir: PathBuf,
-    /// How often it is looked at.
-    refresh: Duration,
-    probe: Probe,
-    /// The file that is served.
-    served: Option<Candidate>,
-    /// Files that can only become readable by being written again, and why.
-    spoilt: Vec<(Candidate, String)>,
-    /// How the directory and the probe stand: name, and the reason when it does not serve.
-    sources: [(&'static str, &'static str); 2],
-    run: Option<(Run, Vec<Row>)>,
-    problems: Vec<String>,
+    shelf: Shelf,
+    watch: Watch,
+    given: Given,
+    runs: Vec<(Arc<Run>, Vec<Answer>)>,
+    model: Model,
+    /// The parts of the three pages that change with the model.
+    rendered: [Bytes; 3],
+    worked_out_in: Duration,
+    known_carbon: u64,
     ask_at: Instant,
     backoff: Duration,
+    away: Vec<(Way, String)>,
 }
 
 impl Loader {
     /// Has read nothing yet.
     #[must_use]
-    pub fn new(dir: &Path, probe: Probe, refresh: Duration) -> Self {
+    pub fn new(dir: &Path, keep: usize, most: usize, ttl: Duration, given: Given) -> Self {
         Self {
-            dir: dir.to_owned(),
-            refresh,
-            probe,
-            served: None,
-            spoilt: Vec::new(),
-            sources: [("results", "absent"), ("probe", "")],
-            run: None,
-            problems: Vec::new(),
+            shelf: Shelf::new(dir, keep, most),
+            watch: Watch::new(dir, ttl),
+            given,
+            runs: Vec::new(),
+            model: Model::default(),
+            rendered: [Bytes::new(), Bytes::new(), Bytes::new()],
+            worked_out_in: Duration::ZERO,
+            known_carbon: 0,
             ask_at: Instant::now(),
             backoff: ASK_AGAIN.0,
+            away: Vec::new(),
         }
     }
 
-    /// Looks at the directory and publishes, until `stop` says so.
-    pub fn run(mut self, sheet: &Sheet, stop: &mpsc::Receiver<()>) {
+    /// Looks at the directory, asks, and writes the pages, until `stop` says so.
+    pub fn run(mut self, sheets: &Sheets, live: &ArcSwap<Live>, stop: &mpsc::Receiver<()>) {
+        let mut written: Option<Instant> = None;
         loop {
-            self.look();
-            self.publish(sheet);
+            let now = live.load_full();
+            let mut changed = self.watch.is_due() && self.shelf.look();
+            if changed {
+                self.take();
+            }
+            if now.version != self.known_carbon {
+                self.known_carbon = now.version;
+                self.given.prices.carbon.clone_from(&now.carbon);
+                changed = true;
+            }
+            if changed || written.is_none() {
+                self.work_out();
+                // What the files say is shown before anybody else is asked.
+                self.write(sheets, &now);
+                written = Some(Instant::now());
+            }
             if self.ask() {
-                self.publish(sheet);
+                self.work_out();
+                changed = true;
             }
-            if !matches!(stop.recv_timeout(self.refresh), Err(mpsc::RecvTimeoutError::Timeout)) {
+            if changed || written.is_none_or(|written| written.elapsed() >= WRITE_EVERY) {
+                self.write(sheets, &now);
+                self.tell(&now);
+                written = Some(Instant::now());
+            }
+            if !matches!(stop.recv_timeout(WAKE_EVERY), Err(mpsc::RecvTimeoutError::Timeout)) {
                 return;
             }
         }
     }
 
-    /// Serves the newest file that can be read. A file that is newer than the served one and unreadable is tried again:
-    /// at once where only the reading failed, when it was written again where its content is wrong.
-    fn look(&mut self) {
-        let candidates = match store::list(&self.dir) {
-            Ok(candidates) => candidates,
-            Err(error) => {
-                self.sources[0].1 = error.reason();
-                self.set_problems(vec![format!("{error}. Create it, or name another with --results-dir")]);
-                return;
-            }
-        };
-        let mut problems = Vec::new();
-        let (mut spoilt, mut served) = (Vec::new(), None);
-        self.sources[0].1 = if candidates.is_empty() { "absent" } else { "" };
-        if candidates.is_empty() {
-            problems.push(format!("{}: no test_results_YYYYMMDD_HHMMSS.json in it yet", self.dir.display()));
-        }
-        for candidate in candidates {
-            if self.served.as_ref() == Some(&candidate) {
-                served = Some(candidate);
-                break;
-            }
-            if let Some(known) = self.spoilt.iter().find(|(known, _)| *known == candidate) {
-                self.sources[0].1 = "broken";
-                problems.push(known.1.clone());
-                spoilt.push(known.clone());
-                continue;
-            }
-            match store::read(&candidate) {
-                Ok(run) => {
-                    info!("{}: {} scenarios", candidate.path.display(), run.scenarios.len());
-                    let rows =
-                        run.scenarios.iter().map(|scenario| Row { scenario: scenario.clone(), energy: None }).collect();
-                    self.run = Some((run, rows));
-                    (self.ask_at, self.backoff) = (Instant::now(), ASK_AGAIN.0);
-                    served = Some(candidate);
-                    break;
-                }
-                Err(error) => {
-                    self.sources[0].1 = error.reason();
-                    problems.push(error.to_string());
-                    if !error.is_passing() {
-                        spoilt.push((candidate, error.to_string()));
-                    }
-                }
-            }
-        }
-        match (&served, &self.run) {
-            (Some(candidate), Some((run, _))) => {
-                problems.extend(run.problems.iter().map(|what| format!("{}: {what}", candidate.path.display())));
-            }
-            _ => self.run = None,
-        }
-        (self.served, self.spoilt) = (served, spoilt);
-        self.set_problems(problems);
+    /// Takes over the runs of the shelf; what was asked for a run stays.
+    fn take(&mut self) {
+        let mut old = std::mem::take(&mut self.runs);
+        self.runs = self
+            .shelf
+            .runs()
+            .iter()
+            .map(|(_, run)| match old.iter().position(|(known, _)| Arc::ptr_eq(known, run)) {
+                Some(at) => old.swap_remove(at),
+                None => (run.clone(), run.scenarios.iter().map(|scenario| unasked(run, scenario)).collect()),
+            })
+            .collect();
+        (self.ask_at, self.backoff) = (Instant::now(), ASK_AGAIN.0);
     }
 
-    fn set_problems(&mut self, problems: Vec<String>) {
-        for problem in problems.iter().filter(|problem| !self.problems.contains(problem)) {
-            warn!("{problem}");
+    /// Works everything out, and renders what only changes now.
+    fn work_out(&mut self) {
+        let began = Instant::now();
+        self.model = figures::model(&self.runs, self.given.scope, &self.given.prices);
+        let pages = [
+            page::render(results::families(&self.model)),
+            page::render(qoe::families(&self.model, &self.given.targets)),
+            page::render(cost::page::families(&self.model, &self.given.prices)),
+        ];
+        for (rendered, page) in self.rendered.iter_mut().zip(pages) {
+            match page {
+                Ok(page) => *rendered = page,
+                Err(error) => error!("cannot render a page: {error}"),
+            }
         }
-        self.problems = problems;
+        self.worked_out_in = began.elapsed();
     }
 
-    /// Asks the probe for windows that are still open. True when something was learnt.
+    /// Asks for windows that are still open. True when something was learnt.
     fn ask(&mut self) -> bool {
-        let Some((run, rows)) = &mut self.run else { return false };
         if Instant::now() < self.ask_at {
             return false;
         }
         let (mut learnt, mut again) = (false, false);
-        for row in rows {
-            let Some((start, end)) = row.scenario.open_window() else { continue };
-            if row.settled() {
-                continue;
-            }
-            let answer = self.probe.window(start, end, row.scenario.container.as_deref());
-            again |= answer.as_ref().is_err_and(Refused::is_passing);
-            let away = matches!(answer, Err(Refused::Unreachable(_)));
-            self.sources[1].1 = if away { "absent" } else { "" };
-            let answer = Some(answer);
-            if row.energy != answer {
-                if let Some(Err(refused)) = &answer {
-                    warn!("run {}, {}: no energy: {refused}", run.id, row.scenario.name);
+        self.away.clear();
+        'runs: for (run, answers) in &mut self.runs {
+            for (scenario, answer) in run.scenarios.iter().zip(answers) {
+                if answer.is_settled() {
+                    continue;
                 }
-                row.energy = answer;
-                learnt = true;
-            }
-            if away {
-                // The other windows would wait as long.
-                break;
+                let new = self.given.sources.ask(run, scenario);
+                again |= !new.is_settled();
+                let away: Vec<(Way, String)> = new
+                    .refused
+                    .iter()
+                    .filter(|(_, refused)| matches!(refused, Refused::Unreachable(_)))
+                    .map(|(way, refused)| (*way, refused.to_string()))
+                    .collect();
+                if *answer != new {
+                    if new.energy.is_none() {
+                        for (way, refused) in &new.refused {
+                            warn!("run {}, {}: no energy from the {}: {refused}", run.id, scenario.name, way.as_str());
+                        }
+                    } else if let Some(energy) = new.energy.as_ref().filter(|energy| energy.coverage < ENOUGH) {
+                        let percent = energy.coverage * 100.0;
+                        warn!(
+                            "run {}, {}: its samples cover {percent:.0} % of its window; its joules are of that part",
+                            run.id, scenario.name
+                        );
+                    }
+                    if let Some(energy) =
+                        new.energy.as_ref().filter(|energy| energy.gap_seconds > 0.0 || energy.resets > 0)
+                    {
+                        let (gap, resets) = (energy.gap_seconds, energy.resets);
+                        warn!(
+                            "run {}, {}: the database has no sample for {gap:.1} s of its window, and counters were reset {resets} times",
+                            run.id, scenario.name
+                        );
+                    }
+                    *answer = new;
+                    learnt = true;
+                }
+                if !away.is_empty() {
+                    self.away = away;
+                    // The other windows would wait as long.
+                    break 'runs;
+                }
             }
         }
         if again {
             self.ask_at = Instant::now() + self.backoff;
             self.backoff = (self.backoff * 2).min(ASK_AGAIN.1);
+        } else {
+            self.ask_at = Instant::now() + ASK_AGAIN.0;
+            self.backoff = ASK_AGAIN.0;
         }
         learnt
     }
 
-    fn publish(&self, sheet: &Sheet) {
-        let heads = |heads: &[&str]| heads.iter().map(|head| (*head).to_owned()).collect::<Vec<_>>();
-        let mut tables = Vec::new();
-        if let Some((run, rows)) = &self.run {
-            let heads = heads(&["scenario", "seconds", "frames", "energy", ""]);
-            tables.push((format!("Run {}", run.id), heads, rows.iter().map(shown).collect()));
+    /// Tells whoever wants to know of what began or ended to be bad.
+    fn tell(&mut self, live: &Live) {
+        if self.given.rules.is_empty() {
+            return;
         }
-        if !self.problems.is_empty() {
-            let rows = self.problems.iter().map(|problem| vec![problem.clone()]).collect();
-            tables.push(("Problems".to_owned(), heads(&[""]), rows));
+        let now = Timestamp::now();
+        let found = alerts::judge(&self.given.rules, &self.model, &live.budgets, now);
+        let events = self.given.book.turn(found, now);
+        if !events.is_empty() {
+            info!("{} alerts began or ended; {} are active", events.len(), self.given.book.active());
+            self.given.posts.tell(&events);
+        }
+    }
+
+    fn write(&self, sheets: &Sheets, live: &Live) {
+        let now = Timestamp::now();
+        let directory = results::Directory {
+            newest: self.shelf.newest(),
+            files: self.shelf.files(),
+            problems: self.shelf.problems().len(),
+            watched: self.watch.is_told(),
+            stale: self.given.stale,
+        };
+        let is_away = |way: Way| self.away.iter().any(|(known, _)| *known == way);
+        let word = |away: bool| if away { "absent" } else { "" }.to_owned();
+        let mut sources = vec![
+            ("results".to_owned(), self.shelf.reason().to_owned()),
+            ("probe".to_owned(), word(is_away(Way::Probe))),
+        ];
+        if self.given.sources.database.is_some() {
+            sources.push(("database".to_owned(), word(is_away(Way::Database))));
+        }
+        if self.given.prices.carbon.is_some() || live.trouble.is_some() {
+            sources.push(("carbon".to_owned(), word(live.trouble.is_some())));
         }
         // With a run to serve, problems are those of others.
-        let missing = if self.run.is_none() { self.problems.clone() } else { Vec::new() };
-        let run = self.run.as_ref().map(|(run, rows)| (run, &**rows));
-        sheet.write(results::families(run, self.problems.len(), &self.sources), tables, missing);
+        let missing = if self.runs.is_empty() { self.shelf.problems().to_vec() } else { Vec::new() };
+        let [of_results, of_qoe, of_cost] = &self.rendered;
+        let newest: Vec<&Entry> = self
+            .runs
+            .first()
+            .map(|(run, _)| self.model.entries.iter().filter(|entry| Arc::ptr_eq(&entry.run, run)).collect())
+            .unwrap_or_default();
+        let title =
+            |what: &str| self.runs.first().map_or_else(String::new, |(run, _)| format!("{what} of run {}", run.id));
+        let mut tables = Vec::new();
+        if !newest.is_empty() {
+            let rows = newest.iter().map(|entry| shown(entry)).collect();
+            tables.push((title("Scenarios"), heads(&["scenario", "seconds", "frames", "energy", ""]), rows));
+        }
+        if !self.shelf.problems().is_empty() {
+            let rows = self.shelf.problems().iter().map(|problem| vec![problem.clone()]).collect();
+            tables.push(("Problems".to_owned(), heads(&[""]), rows));
+        }
+        let state = results::state(&self.model, &directory, &sources);
+        sheets.results.write_after(of_results, state, tables, missing.clone());
+        let rows = newest.iter().map(|entry| shown_quality(entry)).collect();
+        let table: Table =
+            (title("Quality"), heads(&["scenario", "VMAF", "PSNR", "SSIM", "score, 1 to 5", "made of"]), rows);
+        let tables = if newest.is_empty() { Vec::new() } else { vec![table] };
+        sheets.qoe.write_after(of_qoe, qoe::state(&self.model, self.worked_out_in), tables, missing.clone());
+        let prices = &self.given.prices;
+        let mut tables = vec![("Prices now".to_owned(), heads(&["", "price", ""]), cost::page::table(prices, now))];
+        if !newest.is_empty() {
+            let rows = newest.iter().map(|entry| shown_cost(entry, prices)).collect();
+            tables.push((title("Cost"), heads(&["scenario", "energy", "compute", "total", "CO₂-eq."]), rows));
+        }
+        let state = cost::page::state(&self.model, prices, &live.budgets, now);
+        sheets.cost.write_after(of_cost, state, tables, missing);
     }
+}
+
+/// What is known before anybody is asked; open wherever somebody can be.
+fn unasked(run: &Run, scenario: &Scenario) -> Answer {
+    let mut answer = Sources::default().ask(run, scenario);
+    if scenario.counters.is_empty() && scenario.window().is_some() {
+        answer.energy = samples::energy(scenario);
+        answer.refused = vec![(Way::Probe, Refused::NotYet("was not asked yet".to_owned()))];
+    }
+    answer
+}
+
+fn heads(heads: &[&str]) -> Vec<String> {
+    heads.iter().map(|head| (*head).to_owned()).collect()
+}
+
+fn number(value: Option<f64>, digits: usize) -> String {
+    value.map_or_else(|| "–".to_owned(), |value| format!("{value:.digits$}"))
+}
+
+fn shown(entry: &Entry) -> Vec<String> {
+    let scenario = entry.scenario();
+    let (energy, note) = match &entry.answer.energy {
+        Some(energy) => {
+            let rows = energy.rows.iter().map(|row| format!("{} {:.1} J", row.scope.as_str(), row.joules.joules()));
+            let mut note = format!("{}, source: {}", energy.way.as_str(), entry.figures.source);
+            if energy.coverage < ENOUGH {
+                note.push_str(&format!("; they cover {:.0} % of the window", energy.coverage * 100.0));
+            }
+            if energy.gap_seconds > 0.0 || energy.resets > 0 {
+                note.push_str(&format!("; {:.1} s without samples, {} resets", energy.gap_seconds, energy.resets));
+            }
+            (rows.collect::<Vec<_>>().join(", "), note)
+        }
+        None => {
+            let why = entry.answer.refused.iter().map(|(way, why)| format!("{}: {why}", way.as_str()));
+            let why = why.collect::<Vec<_>>().join("; ");
+            ("–".to_owned(), if why.is_empty() { "the file has neither energy nor times".to_owned() } else { why })
+        }
+    };
+    vec![
+        scenario.name.clone(),
+        number(entry.figures.seconds, 1),
+        scenario.total_frames.map_or_else(|| "–".to_owned(), |frames| frames.to_string()),
+        energy,
+        note,
+    ]
+}
+
+fn shown_quality(entry: &Entry) -> Vec<String> {
+    let quality = &entry.scenario().quality;
+    let value = |score: &Option<crate::run::Score>, digits| number(score.as_ref().map(|score| score.value), digits);
+    let experience = qoe::experience(entry);
+    vec![
+        entry.scenario().name.clone(),
+        value(&quality.vmaf, 2),
+        value(&quality.psnr, 2),
+        value(&quality.ssim, 4),
+        number(experience.as_ref().map(|experience| experience.score), 2),
+        experience.map_or_else(String::new, |experience| experience.made_of.to_owned()),
+    ]
+}
+
+fn shown_cost(entry: &Entry, prices: &Prices) -> Vec<String> {
+    let money = |amount: Option<rust_decimal::Decimal>| {
+        amount.map_or_else(
+            || "–".to_owned(),
+            |amount| format!("{} {}", amount.round_sf(6).unwrap_or(amount).normalize(), prices.currency),
+        )
+    };
+    let cost = &entry.cost;
+    vec![
+        entry.scenario().name.clone(),
+        money(cost.energy),
+        money(cost.compute),
+        money(cost.total),
+        cost.carbon
+            .map_or_else(|| "–".to_owned(), |grams| format!("{} g", grams.round_sf(6).unwrap_or(grams).normalize())),
+    ]
+}
+
+/// Starts a thread that ends with its channel.
+///
+/// # Errors
+/// When there is none to be had.
+pub fn spawn(name: &str, run: impl FnOnce(&mpsc::Receiver<()>) + Send + 'static) -> std::io::Result<mpsc::Sender<()>> {
+    let (stop, stopped) = mpsc::channel();
+    thread::Builder::new().name(name.to_owned()).spawn(move || run(&stopped))?;
+    Ok(stop)
 }

@@ -34,8 +34,14 @@ impl Sheet {
 
     /// Renders a page and shows it from now on, with tables for people, and what is missing.
     pub fn write(&self, families: Vec<Family>, tables: Vec<Table>, missing: Vec<String>) {
+        self.write_after(&Bytes::new(), families, tables, missing);
+    }
+
+    /// The same after a part of the page that was rendered before.
+    pub fn write_after(&self, before: &Bytes, families: Vec<Family>, tables: Vec<Table>, missing: Vec<String>) {
         match page::render(families) {
-            Ok(metrics) => {
+            Ok(after) => {
+                let metrics = if before.is_empty() { after } else { [&**before, &after].concat().into() };
                 self.written.store(Some(std::sync::Arc::new(Written { metrics, tables, missing, at: Instant::now() })));
             }
             Err(error) => error!("cannot render the page of {}: {error}", self.name),

@@ -21,7 +21,7 @@ use xtask::{
 const SAMPLE: &str = include_str!("data/test_results_20240115_103000.json");
 
 struct Service {
-    program: Program,
+    program: std::cell::RefCell<Program>,
     client: Client,
     _logs: tempfile::TempDir,
 }
@@ -30,11 +30,19 @@ impl Service {
     fn start(results: &Path, probe: &str) -> Self {
         let logs = tempfile::tempdir().unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_wattcast-analysis"));
-        command.args(["serve", "--web.listen-address=127.0.0.1:0", "--refresh=100ms", "--probe-url", probe]);
+        command.args(["serve", "--web.listen-address=127.0.0.1:0", "--cache-ttl=1h", "--probe-url", probe]);
         command.arg("--results-dir").arg(results);
         let mut program = Program::start("analysis", &mut command, logs.path()).unwrap();
         let client = program.client().unwrap();
-        Self { program, client, _logs: logs }
+        Self { program: program.into(), client, _logs: logs }
+    }
+
+    fn port(&self, number: usize) -> Client {
+        self.program.borrow_mut().client_of(number).unwrap()
+    }
+
+    fn log(&self) -> String {
+        self.program.borrow().log()
     }
 
     fn page(&self) -> String {
@@ -48,7 +56,7 @@ impl Service {
             if so(&page) {
                 return page;
             }
-            assert!(Instant::now() < end, "not within 10 s: {what}\n{page}\n{}", self.program.log());
+            assert!(Instant::now() < end, "not within 10 s: {what}\n{page}\n{}", self.log());
             thread::sleep(Duration::from_millis(50));
         }
     }
@@ -90,8 +98,11 @@ fn a_file_that_appears_is_served_and_the_newest_wins() {
     assert!(page.contains("run=\"20240115_103000\""));
     assert_eq!(exporter::page::faults(&page), Vec::<String>::new());
     assert_eq!(service.client.get("/ready").unwrap().0, 200);
+    assert!(page.contains("wattcast_results_watched 1\n"), "{page}");
     write(dir.path(), "20240116_000000", r#"{"scenarios":[{"name":"newer"}]}"#);
-    service.eventually("the newer", |page| page.contains("results_scenarios_total 1\n"));
+    let page = service.eventually("the newer beside it", |page| page.contains("results_scenarios_total 5\n"));
+    assert!(page.contains("run=\"20240116_000000\"") && page.contains("run=\"20240115_103000\""), "{page}");
+    assert!(page.contains("results_file_stale 0\n") && page.contains("results_file_age_seconds "), "{page}");
 }
 
 #[test]
@@ -105,13 +116,13 @@ fn torn_and_alien_files_are_named_once_and_the_rest_is_served() {
     assert!(page.contains("wattcast_results_problems 2\n"), "{page}");
     assert!(page.contains("wattcast_source_up{source=\"results\",reason=\"broken\"} 0\n"), "{page}");
     thread::sleep(Duration::from_millis(500));
-    let log = service.program.log();
+    let log = service.log();
     for file in ["110000", "120000"] {
         assert_eq!(log.lines().filter(|line| line.contains(file) && line.contains("WARN")).count(), 1, "{log}");
     }
     // A torn file becomes whole.
     write(dir.path(), "20240115_120000", r#"{"scenarios":[{"name":"whole now"}]}"#);
-    service.eventually("the file that became whole", |page| page.contains("scenarios_total 1\n"));
+    service.eventually("the file that became whole", |page| page.contains("scenarios_total 5\n"));
 }
 
 #[test]
@@ -142,10 +153,11 @@ fn a_scenario_with_times_gets_its_joules_from_the_probe() {
     );
     let service = Service::start(dir.path(), &url);
     let page = service.eventually("joules", |page| page.contains("wattcast_run_energy_joules"));
-    let labels = r#"{scenario="a",bitrate="",encoder="",run="20240115_103000",scope="container",source="powercap"}"#;
+    let labels =
+        r#"{scenario="a",bitrate="",encoder="",run="20240115_103000",scope="container",source="powercap",way="probe"}"#;
     assert!(page.contains(&format!("wattcast_run_energy_joules{labels} 50\n")), "{page}");
     assert!(page.contains(&format!("wattcast_run_energy_per_frame_joules{labels} 0.2\n")), "{page}");
-    assert!(page.contains("scope=\"host\",source=\"powercap\"} 100.5\n"), "{page}");
+    assert!(page.contains("scope=\"host\",source=\"powercap\",way=\"probe\"} 100.5\n"), "{page}");
 }
 
 #[test]
@@ -156,13 +168,16 @@ fn a_refusal_of_the_probe_is_on_the_page_with_its_reason() {
     service.eventually("the refusal", |page| page.contains("reason=\"too_old\"} 0\n"));
     let unreachable = Service::start(dir.path(), NOBODY);
     unreachable.eventually("no probe", |page| page.contains("reason=\"unreachable\"} 0\n"));
-    assert!(unreachable.program.log().contains("--probe-url"), "{}", unreachable.program.log());
+    assert!(unreachable.log().contains("--probe-url"), "{}", unreachable.log());
 }
 
 #[test]
 fn the_documentation_lists_the_metrics_of_the_code() {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/metrics.md");
-    exporter::docs::check(&file, "analysis 9502", analysis::results::DEFS).unwrap();
+    exporter::docs::check(&file, "analysis 9502", &analysis::results::defs()).unwrap();
+    exporter::docs::check(&file, "analysis 9503", &analysis::qoe::defs()).unwrap();
+    exporter::docs::check(&file, "analysis 9504", &analysis::cost::page::defs()).unwrap();
+    exporter::docs::check(&file, "analysis history", analysis::backfill::DEFS).unwrap();
     exporter::docs::check(&file, "analysis 9506", analysis::streams::page::DEFS).unwrap();
     exporter::docs::check(&file, "analysis 9728", analysis::streams::nginx::DEFS).unwrap();
 }
@@ -174,15 +189,22 @@ fn promtool_finds_nothing_in_the_primary_layer() {
         return;
     };
     let dir = tempfile::tempdir().unwrap();
-    write(dir.path(), "20240115_103000", WITH_TIMES);
+    write(dir.path(), "20240115_103000", SAMPLE);
+    write(dir.path(), "20240116_103000", WITH_TIMES);
     let service = Service::start(dir.path(), NOBODY);
-    let page = service.eventually("a page", |page| page.contains("wattcast_run_energy_available"));
-    // The names of the old exporters are what they are.
-    let primary: String = page
-        .lines()
-        .filter(|line| !line.contains("results_") || line.contains("wattcast_"))
-        .map(|line| format!("{line}\n"))
-        .collect();
-    let said = feed(Command::new(promtool).args(["check", "metrics"]), &primary).unwrap();
-    assert_eq!(said, (true, String::new()));
+    service.eventually("a page", |page| page.contains("wattcast_run_energy_available"));
+    for port in [0, 3, 4] {
+        let page = service.port(port).text("/metrics").unwrap();
+        assert!(page.contains("# TYPE wattcast_"), "{page}");
+        // The names of the old exporters are what they are; a family is a block.
+        let mut primary = String::new();
+        for block in page.split_inclusive("# HELP ").flat_map(|part| part.split("# HELP ")) {
+            if block.starts_with("wattcast_") || block.starts_with("process_") {
+                primary.push_str("# HELP ");
+                primary.push_str(block);
+            }
+        }
+        let said = feed(Command::new(&promtool).args(["check", "metrics"]), &primary).unwrap();
+        assert_eq!(said, (true, String::new()), "port {port}");
+    }
 }

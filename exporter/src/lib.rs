@@ -17,3 +17,4 @@ pub mod process;
 pub mod program;
 pub mod progress;
 pub mod server;
+pub mod units;

@@ -10,14 +10,16 @@ use crate::family::Family;
 /// `Content-Type` of what [`render`] gives.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// Renders the page. Families without rows are left out.
+/// Renders the page. Families without rows are left out. Each is gone before the next is made, where they are made as they are asked for.
 ///
 /// # Errors
 /// When a family cannot be encoded; a definition is wrong then, not the data.
-pub fn render(families: Vec<Family>) -> Result<Bytes, prometheus::Error> {
-    let families: Vec<_> = families.into_iter().filter(|family| !family.is_empty()).map(Family::into_proto).collect();
+pub fn render(families: impl IntoIterator<Item = Family>) -> Result<Bytes, prometheus::Error> {
     let mut out = Vec::with_capacity(16 << 10);
-    TextEncoder::new().encode(&families, &mut out)?;
+    let encoder = TextEncoder::new();
+    for family in families.into_iter().filter(|family| !family.is_empty()) {
+        encoder.encode(&[family.into_proto()], &mut out)?;
+    }
     Ok(out.into())
 }
 

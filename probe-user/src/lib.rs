@@ -41,5 +41,6 @@ mod stats_page;
 pub use stats_page::DEFS as STATS_DEFS;
 pub mod tick;
 pub mod topology;
-pub mod units;
 pub mod window;
+
+pub use exporter::units;

@@ -102,6 +102,9 @@ pub fn up(args: &Up) -> Result<()> {
     println!("  probe     {}          metrics on /metrics, log in {}", probe_client.url("/"), log.display());
     println!("  analysis  {}          results of {}", analysis_client.url("/"), results.display());
     let (usage, streams, rtmp) = (probe.client_of(1)?, analysis.client_of(1)?, analysis.client_of(2)?);
+    let (quality, cost) = (analysis.client_of(3)?, analysis.client_of(4)?);
+    println!("  quality   {}          what the pictures are worth, where a file has scores", quality.url("/"));
+    println!("  cost      {}          what runs cost, and what energy costs now", cost.url("/"));
     println!("  usage     {}          memory, network and block I/O of containers", usage.url("/"));
     let gpus = probe.client_of(2)?;
     println!(

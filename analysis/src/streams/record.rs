@@ -15,19 +15,35 @@ use super::{
     book::Book,
     names::{Job, Jobs, Output},
 };
+use crate::{
+    cost::{Prices, money::float, tariff::Tariff},
+    figures::timestamp,
+};
 
 /// How much of the end of an old file is looked at for jobs that are in it already.
 const TAIL: u64 = 1 << 20;
 /// A job's last report may come after its end was seen.
 const GRACE: Duration = Duration::from_secs(3);
 
-/// What energy costs.
-#[derive(Clone, Debug, PartialEq)]
+/// What energy costs, and when.
+#[derive(Clone, Debug)]
 pub struct Price {
-    /// For a kilowatt hour.
-    pub per_kwh: f64,
-    /// ISO 4217.
-    pub currency: String,
+    tariff: Tariff,
+    currency: String,
+}
+
+impl Price {
+    /// Of these prices.
+    #[must_use]
+    pub fn new(prices: &Prices) -> Self {
+        Self { tariff: prices.tariff.clone(), currency: prices.currency.clone() }
+    }
+
+    /// Of a kilowatt hour, in the mean over a job.
+    fn mean(&self, started: f64, ended: f64) -> Option<f64> {
+        let (started, ended) = (timestamp(started)?, timestamp(ended)?);
+        self.tariff.mean(started, ended).map(float)
+    }
 }
 
 #[derive(Serialize)]
@@ -57,9 +73,9 @@ struct Line<'a> {
     duplicated_frames: Option<u64>,
     joules_per_frame: Option<f64>,
     watt_hours: f64,
-    cost: f64,
+    cost: Option<f64>,
     currency: &'a str,
-    price_per_kwh: f64,
+    price_per_kwh: Option<f64>,
     /// Not known yet when a job ends.
     vmaf: Option<f64>,
     #[serde(flatten)]
@@ -158,6 +174,7 @@ impl Record {
             frames.filter(|frames| *frames > 0).map(|frames| job.joules / frames as f64),
         );
         let watt_hours = job.joules / 3600.0;
+        let price = self.price.mean(job.started, ended);
         Line {
             schema: 1,
             stream,
@@ -180,9 +197,9 @@ impl Record {
             duplicated_frames: delivered.as_ref().map(|delivered| delivered.duplicated),
             joules_per_frame: per_frame,
             watt_hours,
-            cost: watt_hours / 1000.0 * self.price.per_kwh,
+            cost: price.map(|price| watt_hours / 1000.0 * price),
             currency: &self.price.currency,
-            price_per_kwh: self.price.per_kwh,
+            price_per_kwh: price,
             vmaf: None,
             key,
         }
@@ -201,7 +218,7 @@ mod tests {
     fn a_job_is_written_once_whoever_starts_again() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("streams.ndjson");
-        let price = Price { per_kwh: 0.12, currency: "USD".into() };
+        let price = Price::new(&Prices::defaults());
         let now = SystemTime::now();
         let unix = now.duration_since(UNIX_EPOCH).unwrap().as_secs_f64();
         let mut book = Book::new(4, Duration::from_secs(60));

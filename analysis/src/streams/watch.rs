@@ -15,7 +15,7 @@ use super::{
     receive::Inlet,
     record::Record,
 };
-use crate::{sheet::Sheet, window::Probe};
+use crate::{energy::probe::Probe, sheet::Sheet};
 
 /// How often port 9506 is written.
 const WRITE_EVERY: Duration = Duration::from_secs(1);

@@ -12,16 +12,20 @@ use std::{
     time::SystemTime,
 };
 
+use exporter::label;
 use serde_json::Value;
 
-use crate::run::{Run, Scenario};
+use crate::run::{Run, Scenario, Variant};
+
+mod legacy;
+pub mod schema2;
+pub mod shelf;
+pub mod watch;
 
 /// The largest file read. The largest seen in the wild, five days of one farm, has 200 kB.
 pub const MAX_FILE: u64 = 64 << 20;
 /// Most scenarios of a file that are served.
 pub const MAX_SCENARIOS: usize = 10_000;
-/// Longest text that becomes a label.
-const MAX_TEXT: usize = 128;
 
 const PREFIX: &str = "test_results_";
 const SUFFIX: &str = ".json";
@@ -147,31 +151,59 @@ pub fn read(candidate: &Candidate) -> Result<Run, ReadError> {
 /// What is wrong, when it is not a result file.
 pub fn parse(id: &str, text: &[u8]) -> Result<Run, String> {
     let file: Value = serde_json::from_slice(text).map_err(|error| format!("not whole JSON ({error})"))?;
-    let Some(rows) = file.get("scenarios").and_then(Value::as_array) else {
-        return Err("JSON, but without a list `scenarios`".to_owned());
-    };
-    let mut run = Run { id: id.to_owned(), scenarios: Vec::new(), problems: Vec::new() };
-    if rows.len() > MAX_SCENARIOS {
-        run.problems.push(format!("{} scenarios; only the first {MAX_SCENARIOS} are served", rows.len()));
+    let Value::Object(mut file) = file else { return Err("JSON, but not an object".to_owned()) };
+    let ours = file.get("schema").is_some();
+    if ours && file.get("schema").and_then(Value::as_str) != Some(schema2::SCHEMA) {
+        return Err(format!("its schema is {}, not {}", file["schema"], schema2::SCHEMA));
     }
+    let list = if ours { "cells" } else { "scenarios" };
+    let Some(Value::Array(rows)) = file.remove(list) else {
+        return Err(format!("JSON, but without a list `{list}`"));
+    };
+    let mut problems = Vec::new();
+    if rows.len() > MAX_SCENARIOS {
+        problems.push(format!("{} {list}; only the first {MAX_SCENARIOS} are served", rows.len()));
+    }
+    let head = if ours {
+        let head = serde_json::from_value::<schema2::Head>(Value::Object(file.clone()));
+        Some(head.map_err(|error| format!("its host or baselines: {error}"))?)
+    } else {
+        None
+    };
+    let variant = if ours { Variant::V2 } else { legacy::variant(&file, &rows) };
+    let mut scenarios = Vec::new();
+    for (index, row) in rows.into_iter().take(MAX_SCENARIOS).enumerate() {
+        let Value::Object(row) = row else {
+            problems.push(format!("{} {} is left out: not an object", &list[..list.len() - 1], index + 1));
+            continue;
+        };
+        let read = match &head {
+            Some(head) => schema2::scenarios(&row, head, &mut problems),
+            None => legacy::scenario(&row).map(|one| vec![one]),
+        };
+        match read {
+            Ok(all) => scenarios.extend(all.into_iter().map(|scenario| Scenario { raw: row.clone(), ..scenario })),
+            Err(error) => problems.push(format!("{} {} is left out: {error}", &list[..list.len() - 1], index + 1)),
+        }
+    }
+    scenarios.truncate(MAX_SCENARIOS);
+    tell_apart(&mut scenarios);
+    let host = head.and_then(|head| head.host).map(|host| host.name);
+    let host = host.or_else(|| file.get("host").and_then(Value::as_str).map(str::to_owned));
+    let host = host.filter(|host| !host.is_empty());
+    Ok(Run { id: id.to_owned(), variant, host, scenarios, problems, rest: file })
+}
+
+/// Two rows with one set of labels would be one series twice. A row that comes again is `a #2`, unless that is a name of the file's own.
+fn tell_apart(scenarios: &mut [Scenario]) {
     let mut labels: HashSet<(String, String, String)> = HashSet::new();
     let mut counts: HashMap<(String, String, String), u32> = HashMap::new();
-    for (index, row) in rows.iter().take(MAX_SCENARIOS).enumerate() {
-        let mut scenario = match serde_json::from_value::<Scenario>(row.clone()) {
-            Ok(scenario) => scenario,
-            Err(error) => {
-                run.problems.push(format!("scenario {} is left out: {error}", index + 1));
-                continue;
-            }
-        };
-        for text in [&mut scenario.name, &mut scenario.bitrate, &mut scenario.encoder_type] {
-            if let Some((at, _)) = text.char_indices().nth(MAX_TEXT) {
-                text.truncate(at);
-                text.push('…');
-            }
+    for scenario in scenarios {
+        for text in [&mut scenario.name, &mut scenario.bitrate, &mut scenario.encoder, &mut scenario.preset] {
+            *text = label::clean(text);
         }
-        // Two rows with one set of labels would be one series twice; and `a #2` may be a name of the file's own.
-        let key = (scenario.name.clone(), scenario.bitrate.clone(), scenario.encoder_type.clone());
+        scenario.resolution = label::clean(&scenario.resolution);
+        let key = (scenario.name.clone(), scenario.bitrate.clone(), scenario.encoder.clone());
         let mut shown = key.clone();
         let count = counts.entry(key).or_insert(1);
         while !labels.insert(shown.clone()) {
@@ -179,9 +211,7 @@ pub fn parse(id: &str, text: &[u8]) -> Result<Run, String> {
             shown.0 = format!("{} #{count}", scenario.name);
         }
         scenario.name = shown.0;
-        run.scenarios.push(scenario);
     }
-    Ok(run)
 }
 
 #[cfg(test)]
@@ -191,7 +221,7 @@ mod tests {
     use super::*;
 
     /// The sample that the product grew from: four scenarios with samples and scores.
-    const SAMPLE: &str = include_str!("../tests/data/test_results_20240115_103000.json");
+    const SAMPLE: &str = include_str!("../../tests/data/test_results_20240115_103000.json");
 
     fn write(dir: &Path, name: &str, text: &str) {
         fs::write(dir.join(name), text).unwrap();
@@ -205,8 +235,9 @@ mod tests {
         assert_eq!(names, ["2 streams @ 2500k", "4 streams @ 5000k", "single stream @ 1500k", "baseline idle"]);
         let first = &run.scenarios[0];
         assert_eq!((first.duration, first.total_frames, first.dropped_frames), (Some(120.5), Some(3612), Some(5)));
-        assert_eq!((first.vmaf_score, &*first.encoder_type), (Some(92.5), "libx264"));
-        assert_eq!(first.open_window(), None, "it brings samples of its own");
+        let vmaf = first.quality.vmaf.as_ref().map(|score| score.value);
+        assert_eq!((vmaf, &*first.encoder, first.pixels), (Some(92.5), "libx264", Some(8_957_952_000)));
+        assert_eq!((run.variant, first.window()), (Variant::B, Some((1_705_315_800.0, 1_705_315_920.5))));
     }
 
     #[test]
@@ -226,7 +257,9 @@ mod tests {
     #[test]
     fn a_torn_or_alien_file_is_named() {
         let dir = tempfile::tempdir().unwrap();
-        for (text, word) in [(&SAMPLE[..500], "not whole JSON"), ("[1]", "scenarios"), ("", "not whole JSON")] {
+        for (text, word) in
+            [(&SAMPLE[..500], "not whole JSON"), ("[1]", "not an object"), ("{}", "scenarios"), ("", "not whole JSON")]
+        {
             write(dir.path(), "test_results_20250101_000000.json", text);
             let error = read(&list(dir.path()).unwrap()[0]).unwrap_err().to_string();
             assert!(error.contains(word) && error.contains("test_results_2025"), "{error}");
@@ -284,17 +317,6 @@ mod tests {
         let rows = vec![r#"{"name":"a"}"#; MAX_SCENARIOS + 1].join(",");
         let run = parse("x", format!(r#"{{"scenarios":[{rows}]}}"#).as_bytes()).unwrap();
         assert_eq!((run.scenarios.len(), run.problems.len()), (MAX_SCENARIOS, 1));
-    }
-
-    #[test]
-    fn a_window_is_open_when_there_are_times_and_nothing_else() {
-        let open = |row: &str| {
-            parse("x", format!(r#"{{"scenarios":[{row}]}}"#).as_bytes()).unwrap().scenarios[0].open_window()
-        };
-        assert_eq!(open(r#"{"name":"a","start_time":1,"end_time":2.5}"#), Some((1.0, 2.5)));
-        assert_eq!(open(r#"{"name":"a","start_time":1}"#), None);
-        assert_eq!(open(r#"{"name":"a","start_time":1,"end_time":2,"energy_joules":3}"#), None);
-        assert_eq!(open(r#"{"name":"a","start_time":1,"end_time":2,"power_watts":[1]}"#), None);
     }
 
     proptest! {

@@ -2,79 +2,19 @@
 
 use std::time::Duration;
 
+use exporter::units::Microjoules;
 use serde::Deserialize;
 
-use crate::streams::names::Jobs;
+use super::{Energy, Joules, Refused, Scope, Way};
+use crate::{
+    client::{Access, Client, Failed},
+    streams::names::Jobs,
+};
 
 /// Longest that the probe may take to answer.
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// Largest answer taken; a host with 512 containers on 8 packages gives under 2 MB.
 const MAX_ANSWER: u64 = 16 << 20;
-
-/// Joules of one scope from one source.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Joules {
-    /// `host` or `container`.
-    pub scope: Scope,
-    /// How they were obtained: the label `source`.
-    pub source: String,
-    /// Joules between the probe's ticks that enclose the window.
-    pub joules: f64,
-    /// The most that those ticks can have added beyond the window.
-    pub edge_error: f64,
-}
-
-/// Whose joules.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Scope {
-    /// Everything measured: packages, their memory, and GPUs.
-    Host,
-    /// What the container of the run was given, idle not included.
-    Container,
-}
-
-impl Scope {
-    /// The label's value.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Host => "host",
-            Self::Container => "container",
-        }
-    }
-}
-
-/// Why there are no joules.
-#[derive(Clone, Debug, PartialEq, thiserror::Error)]
-pub enum Refused {
-    /// The probe cannot be reached; ask again.
-    #[error("{0}. Start the probe, or name it with --probe-url")]
-    Unreachable(String),
-    /// The window is not over yet, for the probe; ask again.
-    #[error("{0}")]
-    NotYet(String),
-    /// The probe will not answer this window, now or later.
-    #[error("{1}")]
-    Never(String, String),
-}
-
-impl Refused {
-    /// The label `reason`.
-    #[must_use]
-    pub fn reason(&self) -> &str {
-        match self {
-            Self::Unreachable(_) => "unreachable",
-            Self::NotYet(_) => "too_new",
-            Self::Never(code, _) => code,
-        }
-    }
-
-    /// True when asking again may help.
-    #[must_use]
-    pub fn is_passing(&self) -> bool {
-        !matches!(self, Self::Never(..))
-    }
-}
 
 /// The parts of the probe's answer that are used here.
 #[derive(Deserialize)]
@@ -97,11 +37,18 @@ struct Account {
 struct Container {
     container: String,
     id: String,
-    energy: Vec<Energy>,
+    energy: Vec<Given>,
+    #[serde(default)]
+    cpu: Vec<Cpu>,
 }
 
 #[derive(Deserialize)]
-struct Energy {
+struct Cpu {
+    seconds: f64,
+}
+
+#[derive(Deserialize)]
+struct Given {
     source: String,
     joules: f64,
     edge_error_joules: f64,
@@ -115,16 +62,20 @@ struct Problem {
 
 /// A probe by its URL.
 pub struct Probe {
-    url: String,
-    agent: ureq::Agent,
+    client: Client,
 }
 
 impl Probe {
     /// Connects to nothing yet.
-    #[must_use]
-    pub fn new(url: &str) -> Self {
-        let agent = ureq::Agent::config_builder().timeout_global(Some(TIMEOUT)).http_status_as_error(false).build();
-        Self { url: url.trim_end_matches('/').to_owned(), agent: agent.into() }
+    ///
+    /// # Errors
+    /// When the URL or what belongs to it is wrong.
+    pub fn new(url: &str, access: &Access) -> Result<Self, Failed> {
+        Ok(Self { client: Client::new(url, access, TIMEOUT, MAX_ANSWER)? })
+    }
+
+    fn unreachable(why: impl std::fmt::Display) -> Refused {
+        Refused::Unreachable(format!("{why}. Start the probe, or name it with --probe-url"))
     }
 
     /// Asks for the jobs that run or ended lately.
@@ -132,51 +83,48 @@ impl Probe {
     /// # Errors
     /// When the probe cannot be asked, or says something else.
     pub fn jobs(&self) -> Result<Jobs, Refused> {
-        let url = format!("{}/api/v1/streams", self.url);
-        let unreachable = |error: ureq::Error| Refused::Unreachable(format!("{}: {error}", self.url));
-        let mut response = self.agent.get(&url).call().map_err(unreachable)?;
-        let status = response.status().as_u16();
-        let body = response.body_mut().with_config().limit(MAX_ANSWER).read_to_vec().map_err(unreachable)?;
-        if status != 200 {
-            return Err(Refused::NotYet(format!("{url}: status {status}")));
+        let path = "/api/v1/streams";
+        let reply = self.client.get(path, &[]).map_err(Self::unreachable)?;
+        let url = format!("{}{path}", self.client.base());
+        if reply.status != 200 {
+            return Err(Refused::NotYet(format!("{url}: status {}", reply.status)));
         }
-        serde_json::from_slice(&body).map_err(|error| Refused::Never("alien".to_owned(), format!("{url}: {error}")))
+        serde_json::from_slice(&reply.body)
+            .map_err(|error| Refused::Never("alien".to_owned(), format!("{url}: {error}")))
     }
 
     /// Asks for the joules of a window, of the host and of `container` if there is one.
     ///
     /// # Errors
     /// When the probe cannot be asked, or refuses; a partial answer of the probe is a refusal here.
-    pub fn window(&self, start: f64, end: f64, container: Option<&str>) -> Result<Vec<Joules>, Refused> {
-        let url = format!("{}/api/v1/window?start={start}&end={end}", self.url);
-        let unreachable = |error: ureq::Error| Refused::Unreachable(format!("{}: {error}", self.url));
-        let mut response = self.agent.get(&url).call().map_err(unreachable)?;
-        let status = response.status().as_u16();
-        let body = response.body_mut().with_config().limit(MAX_ANSWER).read_to_vec().map_err(unreachable)?;
+    pub fn window(&self, start: f64, end: f64, container: Option<&str>) -> Result<Energy, Refused> {
+        let query = [("start", &*start.to_string()), ("end", &*end.to_string())];
+        let reply = self.client.get("/api/v1/window", &query).map_err(Self::unreachable)?;
+        let (status, base) = (reply.status, self.client.base());
         if status != 200 {
-            return Err(match serde_json::from_slice::<Problem>(&body) {
+            return Err(match serde_json::from_slice::<Problem>(&reply.body) {
                 Ok(problem) if status == 425 || status == 503 => Refused::NotYet(problem.error),
                 Ok(problem) => Refused::Never(problem.code, problem.error),
-                Err(_) => Refused::Unreachable(format!("{}: answered {status}; is that a Wattcast probe?", self.url)),
+                Err(_) => Self::unreachable(format!("{base}: answered {status}; is that a Wattcast probe?")),
             });
         }
-        let answer: Answer = serde_json::from_slice(&body)
-            .map_err(|error| Refused::Unreachable(format!("{}: an answer that is not ours ({error})", self.url)))?;
-        joules(answer, container)
+        let answer: Answer = serde_json::from_slice(&reply.body)
+            .map_err(|error| Self::unreachable(format!("{base}: an answer that is not ours ({error})")))?;
+        energy(answer, container)
     }
 }
 
-fn joules(answer: Answer, container: Option<&str>) -> Result<Vec<Joules>, Refused> {
-    let mut all: Vec<Joules> = Vec::new();
-    let mut add = |scope, source: &str, joules: f64, edge_error: f64| match all
-        .iter_mut()
-        .find(|known| known.scope == scope && known.source == source)
-    {
-        Some(known) => {
-            known.joules += joules;
-            known.edge_error += edge_error;
+fn energy(answer: Answer, container: Option<&str>) -> Result<Energy, Refused> {
+    let mut rows: Vec<Joules> = Vec::new();
+    let mut add = |scope, source: &str, joules: f64, edge_error: f64| {
+        let joules = Microjoules::from_joules(joules);
+        match rows.iter_mut().find(|known| known.scope == scope && known.source == source) {
+            Some(known) => {
+                known.joules += joules;
+                known.edge_error += edge_error;
+            }
+            None => rows.push(Joules { scope, source: exporter::label::clean(source), joules, edge_error }),
         }
-        None => all.push(Joules { scope, source: source.to_owned(), joules, edge_error }),
     };
     for account in &answer.accounts {
         if account.missing_seconds > 0.0 {
@@ -190,15 +138,19 @@ fn joules(answer: Answer, container: Option<&str>) -> Result<Vec<Joules>, Refuse
         }
         add(Scope::Host, &account.source, account.measured_joules, account.edge_error_joules);
     }
+    let mut cpu_seconds = None;
     if let Some(wanted) = container {
         // By name, by the id that the probe shows, or by the full id of which that is the beginning.
         let full = |row: &Container| wanted.len() == 64 && row.id.len() == 12 && wanted.starts_with(&row.id);
-        let found = answer.containers.iter().filter(|row| row.container == wanted || row.id == wanted || full(row));
-        for energy in found.flat_map(|row| &row.energy) {
-            add(Scope::Container, &energy.source, energy.joules, energy.edge_error_joules);
+        for row in answer.containers.iter().filter(|row| row.container == wanted || row.id == wanted || full(row)) {
+            for given in &row.energy {
+                add(Scope::Container, &given.source, given.joules, given.edge_error_joules);
+            }
+            let ran = row.cpu.iter().map(|cpu| cpu.seconds).sum::<f64>();
+            cpu_seconds = Some(cpu_seconds.unwrap_or(0.0) + ran);
         }
     }
-    Ok(all)
+    Ok(Energy { way: Way::Probe, rows, coverage: 1.0, gap_seconds: 0.0, resets: 0, watts: Vec::new(), cpu_seconds })
 }
 
 #[cfg(test)]
@@ -232,13 +184,22 @@ mod tests {
         {"container":"other","id":"def","energy":[{"source":"powercap","joules":9,"edge_error_joules":0}]}]}"#;
 
     fn ask(status: &str, body: &str, container: Option<&str>) -> Result<Vec<Joules>, Refused> {
-        Probe::new(&answering(status, body)).window(1.0, 2.0, container)
+        Probe::new(&answering(status, body), &Access::default())
+            .unwrap()
+            .window(1.0, 2.0, container)
+            .map(|energy| energy.rows)
     }
 
     #[test]
     fn packages_add_up_and_the_container_is_found_by_name_or_id() {
-        let host = Joules { scope: Scope::Host, source: "powercap".into(), joules: 30.5, edge_error: 3.0 };
-        let own = Joules { scope: Scope::Container, source: "powercap".into(), joules: 7.0, edge_error: 1.0 };
+        let host =
+            Joules { scope: Scope::Host, source: "powercap".into(), joules: Microjoules(30_500_000), edge_error: 3.0 };
+        let own = Joules {
+            scope: Scope::Container,
+            source: "powercap".into(),
+            joules: Microjoules(7_000_000),
+            edge_error: 1.0,
+        };
         for (container, wanted) in [
             (None, vec![&host]),
             (Some("enc"), vec![&host, &own]),
@@ -275,7 +236,7 @@ mod tests {
             assert_eq!(refused.reason(), "unreachable");
             assert!(refused.to_string().contains("--probe-url"), "{refused}");
         }
-        let nobody = Probe::new("http://127.0.0.1:1").window(1.0, 2.0, None).unwrap_err();
+        let nobody = Probe::new("http://127.0.0.1:1", &Access::default()).unwrap().window(1.0, 2.0, None).unwrap_err();
         assert!(nobody.is_passing());
     }
 }

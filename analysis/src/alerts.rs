@@ -1,0 +1,516 @@
+//! Rules on runs and budgets, and who is told: posts in Alertmanager's webhook format, signed, tried again, each event once, and again when it is over.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    fs,
+    path::{Path, PathBuf},
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use hmac::{Hmac, Mac as _};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use sha2::{Digest as _, Sha256};
+use tracing::{info, warn};
+
+use crate::{
+    client::{Access, Client, Failed, secret},
+    cost::{budget::Standing, money::float},
+    energy::ENOUGH,
+    figures::{Entry, Model, timestamp},
+    qoe::experience,
+};
+
+/// Longest that a receiver may take.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// Largest answer of one that is read.
+const MAX_ANSWER: u64 = 64 << 10;
+/// A post that fails is tried again after this long, doubled each time up to the second figure.
+const AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
+/// After this long it is given up.
+const GIVE_UP: Duration = Duration::from_secs(6 * 3600);
+/// Posts that wait for one receiver; the oldest goes first when there are more.
+const MAX_WAITING: usize = 1000;
+/// Most alerts in one post.
+const MAX_ALERTS: usize = 100;
+
+/// What a rule looks at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Metric {
+    /// VMAF.
+    Vmaf,
+    /// PSNR in dB.
+    Psnr,
+    /// SSIM.
+    Ssim,
+    /// The score from 1 to 5.
+    Qoe,
+    /// Frames lost over frames encoded.
+    DropRatio,
+    /// Joules for a frame.
+    JoulesPerFrame,
+    /// The total, in the currency of prices.
+    Cost,
+    /// The total for an hour of a stream.
+    CostPerStreamHour,
+    /// Of a budget: what was spent, as a part of it.
+    BudgetSpent,
+    /// Of a budget: what the month will come to, as a part of it.
+    BudgetForecast,
+}
+
+/// A condition.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rule {
+    /// The label `alertname`.
+    pub name: String,
+    /// What it looks at.
+    pub metric: Metric,
+    /// Bad above this.
+    #[serde(default)]
+    pub above: Option<f64>,
+    /// Bad below this.
+    #[serde(default)]
+    pub below: Option<f64>,
+    /// The label `severity`.
+    #[serde(default = "warning")]
+    pub severity: String,
+    /// Only scenarios, or budgets, whose name contains this.
+    #[serde(default)]
+    pub contains: String,
+}
+
+fn warning() -> String {
+    "warning".to_owned()
+}
+
+/// Who is told.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Webhook {
+    /// As it is called in posts and logs.
+    #[serde(default = "webhook")]
+    pub name: String,
+    /// Where posts go.
+    pub url: String,
+    /// The file of the key that they are signed with.
+    #[serde(default)]
+    pub secret_file: Option<PathBuf>,
+    /// How it is reached.
+    #[serde(default)]
+    pub access: Access,
+}
+
+fn webhook() -> String {
+    "webhook".to_owned()
+}
+
+impl Rule {
+    /// Says what is wrong with it.
+    ///
+    /// # Errors
+    /// When it has no limit, or two.
+    pub fn check(&self) -> Result<(), String> {
+        match (self.above, self.below) {
+            (Some(limit), None) | (None, Some(limit)) if limit.is_finite() => Ok(()),
+            _ => Err(format!("rule {:?}: give one of above and below", self.name)),
+        }
+    }
+
+    fn is_bad(&self, value: f64) -> bool {
+        self.above.is_some_and(|limit| value > limit) || self.below.is_some_and(|limit| value < limit)
+    }
+
+    fn of_entry(&self, entry: &Entry) -> Option<f64> {
+        let quality = &entry.scenario().quality;
+        let figures = &entry.figures;
+        // A figure that may still change, or is of a part of the window, is no reason to wake somebody.
+        let sure = entry.answer.is_settled() && entry.answer.energy.as_ref().is_some_and(|e| e.coverage >= ENOUGH);
+        match self.metric {
+            Metric::Vmaf => Some(quality.vmaf.as_ref()?.value),
+            Metric::Psnr => Some(quality.psnr.as_ref()?.value),
+            Metric::Ssim => Some(quality.ssim.as_ref()?.value),
+            Metric::Qoe => Some(experience(entry)?.score),
+            Metric::DropRatio => figures.drop_ratio,
+            Metric::JoulesPerFrame => figures.joules_per(figures.frames).filter(|_| sure),
+            Metric::Cost => entry.cost.total.map(float).filter(|_| sure),
+            Metric::CostPerStreamHour => {
+                entry.cost.per(figures.media_seconds.map(|seconds| seconds / 3600.0)).map(float).filter(|_| sure)
+            }
+            Metric::BudgetSpent | Metric::BudgetForecast => None,
+        }
+    }
+
+    fn of_budget(&self, standing: &Standing) -> Option<f64> {
+        let followed = standing.followed.as_ref().ok()?;
+        let amount = Some(float(standing.amount)).filter(|amount| *amount > 0.0)?;
+        match self.metric {
+            Metric::BudgetSpent => Some(followed.spent / amount),
+            Metric::BudgetForecast => Some(followed.forecast[1]? / amount),
+            _ => None,
+        }
+    }
+}
+
+/// Something that is bad.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Alert {
+    labels: BTreeMap<String, String>,
+    annotations: BTreeMap<String, String>,
+    starts_at: Timestamp,
+    ends_at: Option<Timestamp>,
+}
+
+impl Alert {
+    /// What tells alerts apart: a digest of the labels.
+    fn fingerprint(&self) -> String {
+        let mut all = Sha256::new();
+        for (name, value) in &self.labels {
+            all.update(name.as_bytes());
+            all.update([0xff]);
+            all.update(value.as_bytes());
+            all.update([0xff]);
+        }
+        hex(&all.finalize())[..16].to_owned()
+    }
+}
+
+/// What the rules find. Of each scenario the newest run speaks: an older one that was bad is over when a newer is well.
+#[must_use]
+pub fn judge(rules: &[Rule], model: &Model, budgets: &[Standing], now: Timestamp) -> Vec<Alert> {
+    let mut newest: BTreeMap<(&str, &str, &str), &Entry> = BTreeMap::new();
+    for entry in &model.entries {
+        let scenario = entry.scenario();
+        newest.entry((&scenario.name, &scenario.bitrate, &scenario.encoder)).or_insert(entry);
+    }
+    let mut all = Vec::new();
+    for rule in rules {
+        let limit = || match (rule.above, rule.below) {
+            (Some(limit), _) => format!("above {limit}"),
+            (_, Some(limit)) => format!("below {limit}"),
+            _ => String::new(),
+        };
+        let mut add = |labels: &[(&str, &str)], what: &str, value: f64, starts_at: Timestamp| {
+            let mut named = BTreeMap::from([
+                ("alertname".to_owned(), rule.name.clone()),
+                ("severity".to_owned(), rule.severity.clone()),
+            ]);
+            named.extend(labels.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+            let annotations = BTreeMap::from([
+                ("summary".to_owned(), format!("{}: {what}", rule.name)),
+                ("description".to_owned(), format!("{what}: {value} is {}", limit())),
+                ("value".to_owned(), value.to_string()),
+            ]);
+            all.push(Alert { labels: named, annotations, starts_at, ends_at: None });
+        };
+        for ((name, bitrate, encoder), entry) in &newest {
+            if let Some(value) =
+                rule.of_entry(entry).filter(|value| name.contains(&*rule.contains) && rule.is_bad(*value))
+            {
+                let at = entry.scenario().window().and_then(|(_, end)| timestamp(end)).unwrap_or(now);
+                let labels = [("scenario", *name), ("bitrate", *bitrate), ("encoder", *encoder)];
+                add(&labels, &format!("{name} of run {}", entry.run.id), value, at);
+            }
+        }
+        for standing in budgets {
+            let named = standing.name.contains(&*rule.contains);
+            if let Some(value) = rule.of_budget(standing).filter(|value| named && rule.is_bad(*value)) {
+                add(&[("budget", &standing.name)], &format!("budget {}", standing.name), value, now);
+            }
+        }
+    }
+    all
+}
+
+/// What is bad now, so that each event is told once; kept in a file, so that it is also once over restarts.
+pub struct Book {
+    active: BTreeMap<String, Alert>,
+    file: Option<PathBuf>,
+}
+
+impl Book {
+    /// As the file left it.
+    #[must_use]
+    pub fn open(file: Option<&Path>) -> Self {
+        let text = file.and_then(|file| fs::read(file).ok()).filter(|text| text.len() < 16 << 20);
+        let active = text.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
+        Self { active, file: file.map(Path::to_owned) }
+    }
+
+    /// The alerts that began or ended since the last call.
+    pub fn turn(&mut self, found: Vec<Alert>, now: Timestamp) -> Vec<Alert> {
+        let mut events = Vec::new();
+        let mut still = BTreeMap::new();
+        for alert in found {
+            let key = alert.fingerprint();
+            match self.active.remove(&key) {
+                // It goes on: when it began stays, what is said of it may change.
+                Some(known) => {
+                    still.insert(key, Alert { starts_at: known.starts_at, ..alert });
+                }
+                None => {
+                    events.push(alert.clone());
+                    still.insert(key, alert);
+                }
+            }
+        }
+        let over = std::mem::replace(&mut self.active, still);
+        events.extend(over.into_values().map(|alert| Alert { ends_at: Some(now.max(alert.starts_at)), ..alert }));
+        if !events.is_empty()
+            && let Some(file) = &self.file
+            && let Err(error) = write(file, &self.active)
+        {
+            warn!("{}: {error}; after a restart alerts that go on are told again", file.display());
+        }
+        events
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn active(&self) -> usize {
+        self.active.len()
+    }
+}
+
+fn write(file: &Path, active: &BTreeMap<String, Alert>) -> std::io::Result<()> {
+    let beside = file.with_extension("new");
+    fs::write(&beside, serde_json::to_vec(active).map_err(std::io::Error::other)?)?;
+    fs::rename(beside, file)
+}
+
+/// The bodies of posts that tell of events: one for each name and status, as Alertmanager groups them.
+fn bodies(events: &[Alert], receiver: &str, home: &str) -> Vec<Vec<u8>> {
+    let mut groups: BTreeMap<(&str, bool), Vec<&Alert>> = BTreeMap::new();
+    for alert in events {
+        let name = alert.labels.get("alertname").map(String::as_str).unwrap_or_default();
+        groups.entry((name, alert.ends_at.is_some())).or_default().push(alert);
+    }
+    let status = |over: bool| if over { "resolved" } else { "firing" };
+    groups
+        .into_iter()
+        .flat_map(|((name, over), alerts)| {
+            alerts.chunks(MAX_ALERTS).map(move |chunk| (name, over, chunk.to_vec())).collect::<Vec<_>>()
+        })
+        .map(|(name, over, alerts)| {
+            let common = |of: fn(&Alert) -> &BTreeMap<String, String>| -> BTreeMap<&String, &String> {
+                let first = alerts.first().map(|alert| of(alert)).into_iter().flatten();
+                first.filter(|(key, value)| alerts.iter().all(|alert| of(alert).get(*key) == Some(value))).collect()
+            };
+            let each: Vec<_> = alerts
+                .iter()
+                .map(|alert| {
+                    json!({
+                        "status": status(over),
+                        "labels": alert.labels,
+                        "annotations": alert.annotations,
+                        "startsAt": alert.starts_at.to_string(),
+                        "endsAt": alert.ends_at.map_or_else(|| "0001-01-01T00:00:00Z".to_owned(), |at| at.to_string()),
+                        "generatorURL": home,
+                        "fingerprint": alert.fingerprint(),
+                    })
+                })
+                .collect();
+            let body = json!({
+                "version": "4",
+                "groupKey": format!("{{}}:{{alertname={name:?}}}"),
+                "truncatedAlerts": 0,
+                "status": status(over),
+                "receiver": receiver,
+                "groupLabels": {"alertname": name},
+                "commonLabels": common(|alert| &alert.labels),
+                "commonAnnotations": common(|alert| &alert.annotations),
+                "externalURL": home,
+                "alerts": each,
+            });
+            body.to_string().into_bytes()
+        })
+        .collect()
+}
+
+/// `t=UNIX,v1=HEX`: HMAC-SHA-256 over the time, a dot and the body, so that a post that was overheard cannot be sent again later.
+#[must_use]
+pub fn signature(key: &str, unix: i64, body: &[u8]) -> String {
+    // Keys of any length are taken (RFC 2104).
+    let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(key.as_bytes()) else { return String::new() };
+    mac.update(format!("{unix}.").as_bytes());
+    mac.update(body);
+    format!("t={unix},v1={}", hex(&mac.finalize().into_bytes()))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The threads that post, one for each receiver: one that hangs holds up nobody else.
+pub struct Posts {
+    receivers: Vec<(String, mpsc::Sender<Vec<u8>>)>,
+    home: String,
+}
+
+impl Posts {
+    /// Starts them. `home` is the URL of this service.
+    ///
+    /// # Errors
+    /// When a receiver's settings are wrong.
+    pub fn start(webhooks: &[Webhook], home: &str) -> Result<Self, Failed> {
+        let mut receivers = Vec::new();
+        for webhook in webhooks {
+            let client = Client::new(&webhook.url, &webhook.access, TIMEOUT, MAX_ANSWER)?;
+            if let Some(file) = &webhook.secret_file {
+                secret(file)?;
+            }
+            let (sender, receiver) = mpsc::channel();
+            let poster = Poster { client, webhook: webhook.clone(), waiting: VecDeque::new() };
+            thread::Builder::new()
+                .name("webhook".into())
+                .spawn(move || poster.run(&receiver))
+                .map_err(|error| Failed::Settings(error.to_string()))?;
+            receivers.push((webhook.name.clone(), sender));
+        }
+        Ok(Self { receivers, home: home.to_owned() })
+    }
+
+    /// Tells everybody.
+    pub fn tell(&self, events: &[Alert]) {
+        for (name, sender) in &self.receivers {
+            for body in bodies(events, name, &self.home) {
+                // A thread ends only with the program.
+                let _ = sender.send(body);
+            }
+        }
+    }
+}
+
+struct Poster {
+    client: Client,
+    webhook: Webhook,
+    /// With the moment since when.
+    waiting: VecDeque<(Vec<u8>, Instant)>,
+}
+
+impl Poster {
+    fn run(mut self, from: &mpsc::Receiver<Vec<u8>>) {
+        let (mut pause, mut next) = (AGAIN.0, Instant::now());
+        loop {
+            let wait = if self.waiting.is_empty() {
+                Duration::from_secs(3600)
+            } else {
+                next.saturating_duration_since(Instant::now())
+            };
+            match from.recv_timeout(wait) {
+                Ok(body) => {
+                    if self.waiting.len() >= MAX_WAITING {
+                        warn!(
+                            "webhook {}: more than {MAX_WAITING} posts wait; the oldest is given up",
+                            self.webhook.name
+                        );
+                        self.waiting.pop_front();
+                    }
+                    self.waiting.push_back((body, Instant::now()));
+                }
+                Err(mpsc::RecvTimeoutError::Timeout) => {}
+                Err(mpsc::RecvTimeoutError::Disconnected) => return,
+            }
+            // In order: that something is over is of no use before that it began.
+            while Instant::now() >= next {
+                let Some((body, since)) = self.waiting.front() else { break };
+                match self.post(body) {
+                    Ok(()) => {
+                        self.waiting.pop_front();
+                        pause = AGAIN.0;
+                    }
+                    Err((why, again)) => {
+                        if !again || since.elapsed() > GIVE_UP {
+                            warn!("webhook {}: a post is given up: {why}", self.webhook.name);
+                            self.waiting.pop_front();
+                            continue;
+                        }
+                        info!("webhook {}: tried again in {} s: {why}", self.webhook.name, pause.as_secs());
+                        next = Instant::now() + pause;
+                        pause = (pause * 2).min(AGAIN.1);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Posts; on failure whether trying again may help.
+    fn post(&self, body: &[u8]) -> Result<(), (String, bool)> {
+        let unix = Timestamp::now().as_second();
+        // The same body is the same event, however often it is sent.
+        let key = hex(&Sha256::digest(body));
+        let mut headers = vec![("Content-Type", "application/json".to_owned()), ("Idempotency-Key", key)];
+        if let Some(file) = &self.webhook.secret_file {
+            let secret = secret(file).map_err(|error| (error.to_string(), true))?;
+            headers.push(("X-Wattcast-Signature", signature(&secret, unix, body)));
+        }
+        let headers: Vec<(&str, &str)> = headers.iter().map(|(name, value)| (*name, &**value)).collect();
+        let reply = self.client.post("", &headers, body).map_err(|error| (error.to_string(), true))?;
+        match reply.status {
+            200..=299 => Ok(()),
+            // Too early, too many, time-outs, and a receiver's own faults pass; a refusal does not.
+            status @ (408 | 425 | 429 | 500..=599) => Err((format!("status {status}"), true)),
+            status => Err((format!("status {status}: {}", reply.excerpt()), false)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn alert(name: &str, scenario: &str) -> Alert {
+        let labels = [("alertname", name), ("scenario", scenario)].map(|(k, v)| (k.to_owned(), v.to_owned()));
+        let starts_at = "2026-11-20T10:00:00Z".parse().unwrap();
+        Alert { labels: labels.into(), annotations: BTreeMap::new(), starts_at, ends_at: None }
+    }
+
+    #[test]
+    fn an_event_is_told_once_and_again_when_it_is_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("alerts.json");
+        let now: Timestamp = "2026-11-20T12:00:00Z".parse().unwrap();
+        let mut book = Book::open(Some(&file));
+        assert_eq!(book.turn(vec![alert("a", "x"), alert("a", "y")], now).len(), 2);
+        assert!(book.turn(vec![alert("a", "x"), alert("a", "y")], now).is_empty());
+        let mut book = Book::open(Some(&file));
+        let events = book.turn(vec![alert("a", "y")], now);
+        assert_eq!((events.len(), events[0].ends_at, book.active()), (1, Some(now), 1));
+        assert_eq!(events[0].labels["scenario"], "x");
+    }
+
+    #[test]
+    fn a_post_is_alertmanagers() {
+        let over = Alert { ends_at: Some("2026-11-20T12:00:00Z".parse().unwrap()), ..alert("b", "z") };
+        let all = bodies(&[alert("a", "x"), alert("a", "y"), over], "ops", "http://here:9502/");
+        assert_eq!(all.len(), 2);
+        let first: serde_json::Value = serde_json::from_slice(&all[0]).unwrap();
+        assert_eq!(
+            (&first["version"], &first["status"], &first["receiver"]),
+            (&json!("4"), &json!("firing"), &json!("ops"))
+        );
+        assert_eq!(first["commonLabels"], json!({"alertname": "a"}));
+        assert_eq!(first["alerts"].as_array().unwrap().len(), 2);
+        assert_eq!(first["alerts"][0]["endsAt"], "0001-01-01T00:00:00Z");
+        let second: serde_json::Value = serde_json::from_slice(&all[1]).unwrap();
+        assert_eq!(
+            (&second["status"], &second["alerts"][0]["endsAt"]),
+            (&json!("resolved"), &json!("2026-11-20T12:00:00Z"))
+        );
+        assert_eq!(first["alerts"][0]["fingerprint"].as_str().unwrap().len(), 16);
+    }
+
+    #[test]
+    fn a_signature_is_hmac_sha_256() {
+        // openssl: printf '1700000000.{}' | openssl dgst -sha256 -hmac key
+        assert_eq!(
+            signature("key", 1_700_000_000, b"{}"),
+            "t=1700000000,v1=9d713ed406bb7076d4123f0dc2c39d2df5c654ed4b0cd56b52c8b4c940bd63ae"
+        );
+    }
+}

@@ -1,0 +1,295 @@
+//! The way out: to probes, databases, price and carbon sources, webhooks. TLS with one's own authority, basic auth or a bearer token from files, a
+//! time-out on everything, a limit on every answer. A secret is read from its file when it is needed, so it can be changed under a running service,
+//! and stands in no message.
+
+use std::{
+    fs,
+    io::{self, Read as _},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use serde::Deserialize;
+use ureq::{
+    http::HeaderValue,
+    tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem},
+};
+
+/// Where Linux distributions keep the authorities that they trust; the first that is there is read.
+const SYSTEM_ROOTS: [&str; 3] =
+    ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"];
+/// Largest file of authorities, or secret, that is read.
+const MAX_FILE: u64 = 4 << 20;
+
+/// How a service is reached beside its URL; the field names are those of Prometheus' `http_config`.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Access {
+    /// PEM file of the authorities to trust instead of the system's.
+    pub ca_file: Option<PathBuf>,
+    /// For basic auth.
+    pub username: Option<String>,
+    /// Its password.
+    pub password_file: Option<PathBuf>,
+    /// For `Authorization: Bearer`.
+    pub bearer_token_file: Option<PathBuf>,
+    /// Longest time that an answer may take, `5s`.
+    pub timeout: Option<String>,
+}
+
+/// Why something could not be asked.
+#[derive(Debug, thiserror::Error)]
+pub enum Failed {
+    /// The settings are wrong.
+    #[error("{0}")]
+    Settings(String),
+    /// Nobody answers there, or not in time, or not to us.
+    #[error("{url}: {why}")]
+    Unreachable {
+        /// Without anything secret.
+        url: String,
+        /// What the attempt ended with.
+        why: String,
+    },
+}
+
+/// What came back.
+#[derive(Debug)]
+pub struct Reply {
+    /// Of HTTP.
+    pub status: u16,
+    /// Up to the limit.
+    pub body: Vec<u8>,
+}
+
+impl Reply {
+    /// The first words of an answer that is not what was expected, for a message.
+    #[must_use]
+    pub fn excerpt(&self) -> String {
+        let text = String::from_utf8_lossy(&self.body);
+        let words: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(160).collect();
+        words.trim().to_owned()
+    }
+}
+
+/// One service.
+#[derive(Clone, Debug)]
+pub struct Client {
+    base: String,
+    access: Access,
+    agent: ureq::Agent,
+    limit: u64,
+}
+
+impl Client {
+    /// Connects to nothing yet. `url` is the part before the path of a request.
+    ///
+    /// # Errors
+    /// When the URL or the settings are wrong, or the authorities cannot be read.
+    pub fn new(url: &str, access: &Access, timeout: Duration, limit: u64) -> Result<Self, Failed> {
+        let wrong = |what: String| Failed::Settings(what);
+        let base = url.trim().trim_end_matches('/');
+        let rest = base
+            .strip_prefix("http://")
+            .or_else(|| base.strip_prefix("https://"))
+            .ok_or_else(|| wrong(format!("{base:?} is no URL; write http://HOST:PORT or https://HOST")))?;
+        if rest.split('/').next().unwrap_or_default().contains('@') {
+            return Err(wrong(
+                "a URL with a password in it would stand in logs; use username and password_file".into(),
+            ));
+        }
+        if access.bearer_token_file.is_some() && access.username.is_some() {
+            return Err(wrong(format!("{base}: give a bearer token or a user, not both")));
+        }
+        let secret = access.bearer_token_file.is_some() || access.password_file.is_some();
+        let own = |host: &str| ["127.0.0.1", "localhost", "[::1]"].contains(&host);
+        let host = rest.split('/').next().unwrap_or_default();
+        let host = if host.starts_with('[') { host.split_inclusive(']').next() } else { host.split(':').next() };
+        if secret && base.starts_with("http://") && !own(host.unwrap_or_default()) {
+            return Err(wrong(format!("{base}: a secret would go over the network unencrypted; use https")));
+        }
+        let timeout = match &access.timeout {
+            None => timeout,
+            Some(text) => {
+                humantime::parse_duration(text).map_err(|error| wrong(format!("timeout {text:?}: {error}")))?
+            }
+        };
+        let tls = TlsConfig::builder().root_certs(roots(access.ca_file.as_deref())?).build();
+        let agent = ureq::Agent::config_builder()
+            .timeout_global(Some(timeout))
+            .http_status_as_error(false)
+            // A redirect would take secrets, and webhooks' bodies, to wherever it points.
+            .max_redirects(0)
+            .tls_config(tls)
+            .build();
+        Ok(Self { base: base.to_owned(), access: access.clone(), agent: agent.into(), limit })
+    }
+
+    /// The URL that paths are added to.
+    #[must_use]
+    pub fn base(&self) -> &str {
+        &self.base
+    }
+
+    /// Asks for a page.
+    ///
+    /// # Errors
+    /// When there is no whole answer; a status that is an error is an answer.
+    pub fn get(&self, path: &str, query: &[(&str, &str)]) -> Result<Reply, Failed> {
+        self.get_with(path, query, &[])
+    }
+
+    /// Asks for a page, with headers.
+    ///
+    /// # Errors
+    /// As of [`Client::get`].
+    pub fn get_with(&self, path: &str, query: &[(&str, &str)], headers: &[(&str, &str)]) -> Result<Reply, Failed> {
+        let url = format!("{}{path}", self.base);
+        let mut request = self.agent.get(&url);
+        for (name, value) in query {
+            request = request.query(*name, *value);
+        }
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        if let Some(secret) = self.authorization()? {
+            request = request.header("Authorization", secret);
+        }
+        self.read(request.call())
+    }
+
+    /// Posts a body.
+    ///
+    /// # Errors
+    /// As of [`Client::get`].
+    pub fn post(&self, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Result<Reply, Failed> {
+        let url = format!("{}{path}", self.base);
+        let mut request = self.agent.post(&url);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        if let Some(secret) = self.authorization()? {
+            request = request.header("Authorization", secret);
+        }
+        self.read(request.send(body))
+    }
+
+    fn read(&self, answer: Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> Result<Reply, Failed> {
+        let failed = |error: ureq::Error| Failed::Unreachable { url: self.base.clone(), why: error.to_string() };
+        let mut response = answer.map_err(failed)?;
+        let status = response.status().as_u16();
+        let body = response.body_mut().with_config().limit(self.limit).read_to_vec().map_err(failed)?;
+        Ok(Reply { status, body })
+    }
+
+    fn authorization(&self) -> Result<Option<HeaderValue>, Failed> {
+        let text = if let Some(file) = &self.access.bearer_token_file {
+            format!("Bearer {}", secret(file)?)
+        } else if let Some(user) = &self.access.username {
+            let password = match &self.access.password_file {
+                Some(file) => secret(file)?,
+                None => String::new(),
+            };
+            format!("Basic {}", base64(format!("{user}:{password}").as_bytes()))
+        } else {
+            return Ok(None);
+        };
+        let mut value = HeaderValue::from_str(&text)
+            .map_err(|_| Failed::Settings("a secret with characters that no header holds".into()))?;
+        value.set_sensitive(true);
+        Ok(Some(value))
+    }
+}
+
+/// The first line of a file, without the space around it.
+///
+/// # Errors
+/// When it cannot be read, or is empty: an empty secret is an accident.
+pub fn secret(file: &Path) -> Result<String, Failed> {
+    let failed = |error: io::Error| Failed::Settings(format!("{}: {error}", file.display()));
+    let mut text = String::new();
+    fs::File::open(file).and_then(|file| file.take(MAX_FILE).read_to_string(&mut text)).map_err(failed)?;
+    let secret = text.trim();
+    if secret.is_empty() { Err(failed(io::Error::other("an empty secret"))) } else { Ok(secret.to_owned()) }
+}
+
+fn roots(own: Option<&Path>) -> Result<RootCerts, Failed> {
+    let named = std::env::var_os("SSL_CERT_FILE").map(PathBuf::from);
+    let system = named.into_iter().chain(SYSTEM_ROOTS.iter().map(PathBuf::from)).find(|file| file.exists());
+    let Some(file) = own.map(Path::to_owned).or(system) else {
+        // An image without any: what Mozilla trusts, as of the build.
+        return Ok(RootCerts::WebPki);
+    };
+    let failed = |why: String| Failed::Settings(format!("{}: {why}", file.display()));
+    let mut text = Vec::new();
+    fs::File::open(&file)
+        .and_then(|file| file.take(MAX_FILE).read_to_end(&mut text))
+        .map_err(|e| failed(e.to_string()))?;
+    let mut all: Vec<Certificate<'static>> = Vec::new();
+    for item in parse_pem(&text) {
+        if let PemItem::Certificate(one) = item.map_err(|error| failed(error.to_string()))? {
+            all.push(one);
+        }
+    }
+    if all.is_empty() {
+        return Err(failed("no certificate in it; it must be PEM".to_owned()));
+    }
+    Ok(RootCerts::Specific(Arc::new(all)))
+}
+
+/// RFC 4648, with padding; twelve lines against a dependency.
+fn base64(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut out = String::with_capacity(bytes.len().div_ceil(3) * 4);
+    for three in bytes.chunks(3) {
+        let byte = |at: usize| u32::from(three.get(at).copied().unwrap_or_default());
+        let bits = byte(0) << 16 | byte(1) << 8 | byte(2);
+        for digit in 0..4 {
+            let at = usize::try_from(bits >> (18 - 6 * digit) & 63).unwrap_or_default();
+            out.push(if digit <= three.len() { char::from(DIGITS[at]) } else { '=' });
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn base64_is_that_of_the_rfc() {
+        // RFC 4648, section 10.
+        for (text, coded) in
+            [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foob", "Zm9vYg=="), ("foobar", "Zm9vYmFy")]
+        {
+            assert_eq!(base64(text.as_bytes()), coded);
+        }
+    }
+
+    #[test]
+    fn settings_that_would_leak_or_mislead_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let token = dir.path().join("token");
+        fs::write(&token, "t").unwrap();
+        let with_token = Access { bearer_token_file: Some(token.clone()), ..Access::default() };
+        let both = Access { username: Some("u".into()), ..with_token.clone() };
+        let no_ca = Access { ca_file: Some(token), ..Access::default() };
+        for (url, access, word) in [
+            ("localhost:9090", &Access::default(), "http://"),
+            ("https://u:p@host", &Access::default(), "password_file"),
+            ("http://db.example", &with_token, "unencrypted"),
+            ("http://localhost.example", &with_token, "unencrypted"),
+            ("https://db.example", &both, "not both"),
+            ("https://db.example", &no_ca, "no certificate"),
+        ] {
+            let error = Client::new(url, access, SECOND, 1).unwrap_err().to_string();
+            assert!(error.contains(word) && !error.contains("u:p"), "{url}: {error}");
+        }
+        for url in ["http://127.0.0.1:8428", "http://[::1]:8428/x/", "https://db.example"] {
+            Client::new(url, &with_token, SECOND, 1).unwrap();
+        }
+    }
+}

@@ -1,0 +1,284 @@
+//! Budgets: what energy cost since the month began, whether that lasts, and what the month will come to, with how far such forecasts were off.
+//!
+//! Read from the database by the hour: the growth of the joule counters in each hour of five weeks, at the price of that hour.
+
+use jiff::{SignedDuration, Timestamp, Zoned};
+use rust_decimal::Decimal;
+use serde::Deserialize;
+
+use super::{
+    Prices,
+    money::{Amount, float},
+};
+use crate::{
+    energy::{
+        Refused,
+        database::{Database, escaped, host_pattern},
+    },
+    figures::timestamp,
+    statistics::{mean, standard_deviation},
+};
+
+/// Hours that are looked back: the longest month, and a week to forecast its beginning from.
+const HOURS: i64 = 38 * 24;
+/// Hours of a day.
+const DAY: usize = 24;
+
+/// One budget, as written.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// What it is called.
+    pub name: String,
+    /// What may be spent in a month.
+    pub amount: Amount,
+    /// In which currency; that of prices where it is left out.
+    #[serde(default)]
+    pub currency: Option<String>,
+    /// Whose energy: names of hosts, or `["all"]`. There is no default: nothing is summed across hosts by accident.
+    pub hosts: Vec<String>,
+    /// Only these containers; the hosts' whole energy where it is left out.
+    #[serde(default)]
+    pub containers: Vec<String>,
+}
+
+/// How a budget stands.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Standing {
+    /// The budget.
+    pub name: String,
+    /// Its currency.
+    pub currency: String,
+    /// What may be spent.
+    pub amount: Decimal,
+    /// What was, or why that is not known: the label `reason`, and the words.
+    pub followed: Result<Followed, (String, String)>,
+}
+
+/// What a followed budget has come to.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Followed {
+    /// Since the month began.
+    pub spent: f64,
+    /// By window.
+    pub burn: Vec<(&'static str, f64)>,
+    /// At the month's end: low, middle, high; absent while there is less than a day to go by.
+    pub forecast: [Option<f64>; 3],
+    /// Mean miss of one day's forecast, as a part.
+    pub error: Option<f64>,
+}
+
+impl Settings {
+    /// The expression whose value at the end of an hour is its joules. `increase` is good enough here, over 3600 s: what it adds at the edges is within one
+    /// scrape of an hour, and a month of raw samples is not to be had.
+    fn expression(&self, host_label: &str) -> Result<String, String> {
+        if self.hosts.is_empty() {
+            return Err(format!("budget {:?}: hosts is empty; name them, or [\"all\"]", self.name));
+        }
+        let mut selectors = Vec::new();
+        if self.hosts != ["all"] {
+            let patterns = self.hosts.iter().map(|host| host_pattern(host)).collect::<Vec<_>>();
+            selectors.push(format!("{host_label}=~\"{}\"", patterns.join("|")));
+        }
+        let family = if self.containers.is_empty() {
+            selectors.push("zone=~\"package|dram|gpu\"".to_owned());
+            "wattcast_energy_joules_total"
+        } else {
+            let names = self.containers.iter().map(|name| escaped(name)).collect::<Vec<_>>();
+            selectors.push(format!("container=~\"{}\"", names.join("|")));
+            "wattcast_container_energy_joules_total"
+        };
+        Ok(format!("sum(increase({family}{{{}}}[1h]))", selectors.join(",")))
+    }
+}
+
+/// Asks how every budget stands.
+#[must_use]
+pub fn follow(settings: &[Settings], prices: &Prices, database: Option<&Database>, now: Timestamp) -> Vec<Standing> {
+    let standing = |budget: &Settings| {
+        let currency = budget.currency.clone().unwrap_or_else(|| prices.currency.clone());
+        let followed = one(budget, &currency, prices, database, now);
+        Standing { name: exporter::label::clean(&budget.name), currency, amount: budget.amount.0, followed }
+    };
+    settings.iter().map(standing).collect()
+}
+
+fn one(
+    budget: &Settings,
+    currency: &str,
+    prices: &Prices,
+    database: Option<&Database>,
+    now: Timestamp,
+) -> Result<Followed, (String, String)> {
+    let failed = |reason: &str, why: String| (reason.to_owned(), why);
+    let database =
+        database.ok_or_else(|| failed("no_database", "budgets are read from a database: PROMETHEUS_URL".into()))?;
+    let rate = prices.rates.convert(Decimal::ONE, &prices.currency, currency).ok_or_else(|| {
+        failed("no_rate", format!("no rate between {} and {currency}; add [[rates]] to the file", prices.currency))
+    })?;
+    let expression = budget.expression(database.host_label()).map_err(|why| failed("settings", why))?;
+    let refused = |refused: Refused| (refused.reason().to_owned(), refused.to_string());
+    // Whole hours of the clock, and the one that runs.
+    let hour = now.as_second() / 3600;
+    let (first, last) = (hour - HOURS + 1, hour);
+    let at = |hour: i64| float(Decimal::from(hour * 3600));
+    let series = database.range(&expression, at(first), at(last), 3600).map_err(refused)?;
+    let points = series.first().map(crate::energy::database::Series::points).unwrap_or_default();
+    if points.is_empty() {
+        return Err(failed("no_samples", format!("the database has nothing for {expression}")));
+    }
+    // What the hour that runs has come to.
+    let (moment, part) = (float(Decimal::from(now.as_second())), now.as_second() - hour * 3600);
+    let running = expression.replace("[1h]", &format!("[{}s]", part.max(1)));
+    let live = database.range(&running, moment, moment, 1).map_err(refused)?;
+    let live = live.first().and_then(|one| one.points().first().map(|point| point.1));
+    let mut hours = Vec::new();
+    for (end, joules) in points {
+        let Some(end) = timestamp(end) else { continue };
+        hours.push(Hour { end, money: money(prices, end, joules, rate) });
+    }
+    let partial = live.map(|joules| money(prices, now, joules, rate)).unwrap_or_default();
+    let zone = prices.tariff.time_zone().clone();
+    Ok(stand(&hours, partial, float(budget.amount.0), &now.to_zoned(zone)))
+}
+
+/// What joules of the hour before `end` cost.
+fn money(prices: &Prices, end: Timestamp, joules: f64, rate: Decimal) -> f64 {
+    let start = end.checked_sub(SignedDuration::from_hours(1)).unwrap_or(end);
+    let price = prices.tariff.mean(start, end).unwrap_or_else(|| prices.tariff.at(start));
+    joules / 3.6e6 * float(price) * float(prices.pue) * float(rate)
+}
+
+/// One hour that is over.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Hour {
+    end: Timestamp,
+    money: f64,
+}
+
+/// What hours come to; `partial` is what the running hour has cost until now.
+fn stand(hours: &[Hour], partial: f64, amount: f64, now: &Zoned) -> Followed {
+    let begun =
+        now.first_of_month().and_then(|day| day.start_of_day()).map_or_else(|_| now.timestamp(), |day| day.timestamp());
+    let end = now.last_of_month().and_then(|day| day.tomorrow()).and_then(|day| day.start_of_day());
+    let end = end.map_or_else(|_| now.timestamp(), |day| day.timestamp());
+    let seconds = |from: Timestamp, to: Timestamp| to.duration_since(from).as_secs_f64();
+    let spent = hours.iter().filter(|hour| hour.end > begun).map(|hour| hour.money).sum::<f64>() + partial;
+    let an_hour = amount / (seconds(begun, end) / 3600.0);
+    let burn = [("1h", 1), ("6h", 6), ("24h", 24)].into_iter().filter_map(|(window, count)| {
+        let last = hours.len().checked_sub(count).map(|from| &hours[from..])?;
+        let mean = mean(&last.iter().map(|hour| hour.money).collect::<Vec<_>>())?;
+        (an_hour > 0.0).then(|| (window, mean / an_hour))
+    });
+    let left = (seconds(now.timestamp(), end) / 3600.0).max(0.0);
+    let (error, deviation) = backtest(hours);
+    let middle = forecast(hours, left).map(|rest| spent + rest);
+    // Days that are missed independently of each other.
+    let wide = deviation.map(|deviation| 2.0 * deviation * (left / 24.0).sqrt());
+    let low = middle.zip(wide).map(|(middle, wide)| (middle - wide).max(spent));
+    let high = middle.zip(wide).map(|(middle, wide)| middle + wide);
+    Followed { spent, burn: burn.collect(), forecast: [low, middle, high], error }
+}
+
+/// What the next `left` hours will cost: each as the mean of the same hour of day over the last seven days. Nothing before a day is over.
+fn forecast(hours: &[Hour], left: f64) -> Option<f64> {
+    if hours.len() < DAY {
+        return None;
+    }
+    let mut sum = 0.0;
+    let mut remaining = left;
+    let mut ahead = 0;
+    while remaining > 0.0 {
+        let same: Vec<f64> = (1..=7)
+            .filter_map(|day| hours.get((hours.len() + ahead % DAY).checked_sub(day * DAY)?).map(|hour| hour.money))
+            .collect();
+        sum += mean(&same)? * remaining.min(1.0);
+        remaining -= 1.0;
+        ahead += 1;
+    }
+    Some(sum)
+}
+
+/// Forecasts each past day from what was known before it: the mean miss as a part, and the standard deviation of what was missed. Two days at least.
+fn backtest(hours: &[Hour]) -> (Option<f64>, Option<f64>) {
+    let (mut parts, mut missed) = (Vec::new(), Vec::new());
+    let days = hours.len() / DAY;
+    for day in 1..days {
+        // Counted back from now, so that the newest day is whole.
+        let from = hours.len() - day * DAY;
+        let actual = hours[from..from + DAY].iter().map(|hour| hour.money).sum::<f64>();
+        if let Some(predicted) = forecast(&hours[..from], 24.0) {
+            missed.push(predicted - actual);
+            if actual > 0.0 {
+                parts.push((predicted - actual).abs() / actual);
+            }
+        }
+    }
+    if missed.len() < 2 { (None, None) } else { (mean(&parts), standard_deviation(&missed)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::tz::TimeZone;
+
+    use super::*;
+
+    fn hours(count: i64, until: &Zoned, money: impl Fn(i64) -> f64) -> Vec<Hour> {
+        let last = until.timestamp().as_second() / 3600;
+        (0..count)
+            .map(|at| last - count + 1 + at)
+            .map(|hour| Hour { end: Timestamp::from_second(hour * 3600).unwrap(), money: money(hour) })
+            .collect()
+    }
+
+    fn now(text: &str) -> Zoned {
+        text.parse::<Timestamp>().unwrap().to_zoned(TimeZone::UTC)
+    }
+
+    #[test]
+    fn an_even_use_lasts_exactly_and_is_forecast_without_a_miss() {
+        let now = now("2026-11-16T00:00:00Z");
+        let standing = stand(&hours(38 * 24, &now, |_| 1.0), 0.0, 720.0, &now);
+        assert_eq!((standing.spent, standing.error), (360.0, Some(0.0)));
+        assert_eq!(standing.burn, [("1h", 1.0), ("6h", 1.0), ("24h", 1.0)]);
+        assert_eq!(standing.forecast, [Some(720.0); 3]);
+    }
+
+    #[test]
+    fn evenings_come_again_and_weeks_that_differ_show_in_the_error() {
+        let now = now("2026-11-16T12:00:00Z");
+        let evening = |hour: i64| if (18..22).contains(&(hour % 24)) { 5.0 } else { 0.5 };
+        let standing = stand(&hours(20 * 24, &now, evening), 0.0, 100.0, &now);
+        let a_day = 4.0 * 5.0 + 20.0 * 0.5;
+        assert!((standing.forecast[1].unwrap() - 30.0 * a_day).abs() < 1e-9, "{:?}", standing.forecast);
+        assert_eq!(standing.error, Some(0.0));
+        let every_other = |hour: i64| if (hour + 11) / 24 % 2 == 0 { 1.0 } else { 3.0 };
+        let standing = stand(&hours(20 * 24, &now, every_other), 0.0, 100.0, &now);
+        assert!(standing.error.unwrap() > 0.3 && standing.forecast[2] > standing.forecast[1], "{standing:?}");
+    }
+
+    #[test]
+    fn little_is_known_at_first() {
+        let now = now("2026-11-01T05:30:00Z");
+        let standing = stand(&hours(5, &now, |_| 2.0), 0.25, 100.0, &now);
+        assert_eq!((standing.forecast, standing.error), ([None; 3], None));
+        assert_eq!(standing.spent, 5.0 * 2.0 + 0.25);
+        assert_eq!(standing.burn.len(), 1);
+    }
+
+    #[test]
+    fn a_budget_says_whose_it_is() {
+        let settings = |text: &str| toml::from_str::<Settings>(text);
+        assert!(settings("name = \"a\"\namount = 1").unwrap_err().to_string().contains("hosts"));
+        let budget = settings("name = \"a\"\namount = 1\nhosts = [\"enc.1\", \"enc-2\"]").unwrap();
+        assert_eq!(
+            budget.expression("instance").unwrap(),
+            "sum(increase(wattcast_energy_joules_total{instance=~\"enc\\\\.1(:[0-9]+)?|enc-2(:[0-9]+)?\",zone=~\"package|dram|gpu\"}[1h]))"
+        );
+        let budget = settings("name = \"a\"\namount = 1\nhosts = [\"all\"]\ncontainers = [\"cam\"]").unwrap();
+        assert_eq!(
+            budget.expression("instance").unwrap(),
+            "sum(increase(wattcast_container_energy_joules_total{container=~\"cam\"}[1h]))"
+        );
+    }
+}

@@ -1,0 +1,300 @@
+//! The joules of a scenario's window: four ways to them, in the order in which they can be trusted, and always with the name of the one that was taken.
+//!
+//! 1. Counters that the file brings.
+//! 2. The probe that saw the window.
+//! 3. The database that scraped the probe.
+//! 4. Samples in the file, which are not energy but power at some moments: by the trapezoid, and with the part of the window that they cover.
+
+use exporter::units::Microjoules;
+
+use crate::run::{Run, Scenario};
+
+pub mod counter;
+pub mod database;
+pub mod probe;
+pub mod samples;
+
+use database::Database;
+use probe::Probe;
+
+/// Below this coverage a figure comes with a warning.
+pub const ENOUGH: f64 = 0.95;
+
+/// Joules of one scope from one source.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Joules {
+    /// `host` or `container`.
+    pub scope: Scope,
+    /// How they were obtained: the label `source`.
+    pub source: String,
+    /// How many.
+    pub joules: Microjoules,
+    /// The most, in joules, by which the window's edges can have made them too many or too few.
+    pub edge_error: f64,
+}
+
+/// Whose joules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// Everything measured: packages, their memory, and GPUs.
+    Host,
+    /// What the container of the run was given, idle not included.
+    Container,
+}
+
+impl Scope {
+    /// The label's value.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Host => "host",
+            Self::Container => "container",
+        }
+    }
+}
+
+/// Which way was taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Way {
+    /// Counters in the file.
+    Counters,
+    /// The probe's window.
+    Probe,
+    /// Raw samples of the counters in a database.
+    Database,
+    /// Power samples in the file.
+    Samples,
+}
+
+impl Way {
+    /// The label's value.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Counters => "counters",
+            Self::Probe => "probe",
+            Self::Database => "database",
+            Self::Samples => "samples",
+        }
+    }
+}
+
+/// The energy of a window.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Energy {
+    /// How it was obtained.
+    pub way: Way,
+    /// By scope and source.
+    pub rows: Vec<Joules>,
+    /// The part of the window that the joules are of; 1 for counters.
+    pub coverage: f64,
+    /// Seconds of the window in which nobody wrote the counter down. It went on, so no joule is missing, unless it was reset meanwhile.
+    pub gap_seconds: f64,
+    /// How often a counter began anew within the window; what it counted between the last sample and the reset is not known.
+    pub resets: u32,
+    /// Watts of the host at equal distances, where they are known.
+    pub watts: Vec<f64>,
+    /// CPU seconds of the container, where they are known.
+    pub cpu_seconds: Option<f64>,
+}
+
+impl Energy {
+    /// All sources of a scope.
+    #[must_use]
+    pub fn of(&self, scope: Scope) -> Option<Microjoules> {
+        let mut rows = self.rows.iter().filter(|row| row.scope == scope).peekable();
+        rows.peek()?;
+        Some(rows.map(|row| row.joules).sum())
+    }
+
+    /// The names of a scope's sources.
+    #[must_use]
+    pub fn sources(&self, scope: Scope) -> String {
+        let mut names: Vec<&str> = Vec::new();
+        for row in self.rows.iter().filter(|row| row.scope == scope) {
+            if !names.contains(&&*row.source) {
+                names.push(&row.source);
+            }
+        }
+        names.join("+")
+    }
+}
+
+/// Why a way gave no joules.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum Refused {
+    /// Nobody answers; ask again.
+    #[error("{0}")]
+    Unreachable(String),
+    /// The window is not over yet, for whom was asked; ask again.
+    #[error("{0}")]
+    NotYet(String),
+    /// There will be no answer to this window, now or later: the label `reason`, and the words.
+    #[error("{1}")]
+    Never(String, String),
+}
+
+impl Refused {
+    /// The label `reason`.
+    #[must_use]
+    pub fn reason(&self) -> &str {
+        match self {
+            Self::Unreachable(_) => "unreachable",
+            Self::NotYet(_) => "too_new",
+            Self::Never(code, _) => code,
+        }
+    }
+
+    /// True when asking again may help.
+    #[must_use]
+    pub fn is_passing(&self) -> bool {
+        !matches!(self, Self::Never(..))
+    }
+}
+
+/// What asking in order gave.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Answer {
+    /// The joules, by the first way that had them.
+    pub energy: Option<Energy>,
+    /// Those that had none, in order.
+    pub refused: Vec<(Way, Refused)>,
+}
+
+impl Answer {
+    /// True when asking again would change nothing: no better way may still answer.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        self.refused.iter().all(|(_, refused)| !refused.is_passing())
+    }
+
+    /// The label `reason`: why there is nothing, or not all; empty when all is well.
+    #[must_use]
+    pub fn reason(&self, scenario: &Scenario) -> String {
+        match &self.energy {
+            None => {
+                self.refused.first().map_or_else(|| "nothing_to_ask".to_owned(), |(_, why)| why.reason().to_owned())
+            }
+            Some(energy) if energy.coverage < ENOUGH => "coverage".to_owned(),
+            Some(energy) if scenario.container.is_some() && energy.of(Scope::Container).is_none() => {
+                "no_container".to_owned()
+            }
+            Some(_) => String::new(),
+        }
+    }
+}
+
+/// A probe, and the host that it is on.
+pub struct OnHost {
+    /// As runs call it; empty for whatever host.
+    pub host: String,
+    /// The probe.
+    pub probe: Probe,
+}
+
+/// Whom to ask.
+#[derive(Default)]
+pub struct Sources {
+    /// Each on a host of its own.
+    pub probes: Vec<OnHost>,
+    /// That scraped them.
+    pub database: Option<Database>,
+}
+
+impl Sources {
+    /// Asks, in order, until one has joules.
+    #[must_use]
+    pub fn ask(&self, run: &Run, scenario: &Scenario) -> Answer {
+        let mut answer = Answer::default();
+        if !scenario.counters.is_empty() {
+            answer.energy = Some(Energy {
+                way: Way::Counters,
+                rows: scenario.counters.clone(),
+                coverage: 1.0,
+                gap_seconds: 0.0,
+                resets: 0,
+                watts: scenario.samples.watts.clone(),
+                cpu_seconds: None,
+            });
+            return answer;
+        }
+        let host = scenario.host.as_deref().or(run.host.as_deref());
+        if let Some((start, end)) = scenario.window() {
+            let container = scenario.container.as_deref();
+            for way in [Way::Probe, Way::Database] {
+                let found = if way == Way::Probe {
+                    self.ask_probes(start, end, host, container)
+                } else {
+                    self.database.as_ref().map(|database| database.window(start, end, host, container))
+                };
+                match found {
+                    None => {}
+                    Some(Ok(energy)) => {
+                        answer.energy = Some(energy);
+                        return answer;
+                    }
+                    Some(Err(refused)) => answer.refused.push((way, refused)),
+                }
+            }
+        }
+        answer.energy = samples::energy(scenario);
+        answer
+    }
+
+    /// The probe of the host. A run that names none is asked of all, and the container must be known to exactly one; nothing is summed across hosts.
+    fn ask_probes(
+        &self,
+        start: f64,
+        end: f64,
+        host: Option<&str>,
+        container: Option<&str>,
+    ) -> Option<Result<Energy, Refused>> {
+        if let [only] = &*self.probes
+            && only.host.is_empty()
+        {
+            return Some(only.probe.window(start, end, container));
+        }
+        if self.probes.is_empty() {
+            return None;
+        }
+        if let Some(host) = host {
+            let found = self.probes.iter().find(|probe| same_host(&probe.host, host));
+            return Some(match found {
+                Some(found) => found.probe.window(start, end, container),
+                None => Err(Refused::Never(
+                    "no_probe".to_owned(),
+                    format!("no probe is named for the host {host:?}: --probe-url {host}=URL"),
+                )),
+            });
+        }
+        let which = || {
+            Refused::Never(
+                "which_host".to_owned(),
+                "the run names no host, and there are several probes; write `host` into its file".to_owned(),
+            )
+        };
+        if container.is_none() {
+            return Some(Err(which()));
+        }
+        let mut known = Vec::new();
+        for one in &self.probes {
+            match one.probe.window(start, end, container) {
+                Ok(energy) if energy.of(Scope::Container).is_some() => known.push(energy),
+                // One that was not asked may be the one.
+                Err(refused) if refused.is_passing() => return Some(Err(refused)),
+                _ => {}
+            }
+        }
+        Some(if known.len() == 1 { known.pop().ok_or_else(which) } else { Err(which()) })
+    }
+}
+
+/// True when an address, `enc-1:9500`, or a name is that of the host.
+#[must_use]
+pub fn same_host(address: &str, host: &str) -> bool {
+    address == host || address.strip_prefix(host).is_some_and(|port| port.strip_prefix(':').is_some_and(is_port))
+}
+
+fn is_port(text: &str) -> bool {
+    text.parse::<u16>().is_ok()
+}

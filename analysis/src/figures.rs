@@ -1,0 +1,272 @@
+//! The numbers of a scenario, worked out once. Ports 9502, 9503 and 9504, the advisor, the alerts and the history all read these, so a run has one energy
+//! wherever one looks. `docs/formulas.md` has each formula with its unit.
+
+use std::sync::Arc;
+
+use exporter::units::Microjoules;
+use jiff::Timestamp;
+
+use crate::{
+    cost::{Cost, Prices},
+    energy::{Answer, Scope, Way, samples},
+    run::{Run, Scenario},
+    statistics::{largest, mean, quantile, standard_deviation},
+};
+
+/// What is taken off for the host without load.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Difference {
+    /// Mean power of the baseline.
+    pub baseline_watts: f64,
+    /// Mean power above it.
+    pub watts: f64,
+    /// Joules above it: the baseline's power over this scenario's length, not its energy over its own.
+    pub joules: f64,
+    /// CPUs busy, above the baseline's.
+    pub cores: Option<f64>,
+}
+
+/// The numbers of one scenario.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Figures {
+    /// Length.
+    pub seconds: Option<f64>,
+    /// Frames encoded.
+    pub frames: Option<f64>,
+    /// Pixels encoded, all outputs and streams.
+    pub pixels: Option<f64>,
+    /// Seconds of media, all streams.
+    pub media_seconds: Option<f64>,
+    /// Megabits put out, all streams.
+    pub megabits: Option<f64>,
+    /// The run's one energy, of [`Figures::scope`].
+    pub energy: Option<Microjoules>,
+    /// Whose energy it is.
+    pub scope: Option<Scope>,
+    /// How it was obtained, `perf+nvml`.
+    pub source: String,
+    /// Mean power.
+    pub watts: Option<f64>,
+    /// Largest sample of the host's power.
+    pub watts_max: Option<f64>,
+    /// 95th percentile of them.
+    pub watts_p95: Option<f64>,
+    /// Standard deviation of them.
+    pub watts_deviation: Option<f64>,
+    /// CPU seconds used.
+    pub cpu_seconds: Option<f64>,
+    /// Mean CPUs busy.
+    pub cores: Option<f64>,
+    /// Against the host without load.
+    pub difference: Option<Difference>,
+    /// Pixels per joule, or megabits per joule where no pixels are known.
+    pub efficiency: Option<f64>,
+    /// By efficiency, in the run; 1 is best.
+    pub rank: Option<u32>,
+    /// By efficiency, among scenarios of the same outputs.
+    pub ladder_rank: Option<u32>,
+    /// Those outputs.
+    pub ladder: String,
+    /// Lost over all.
+    pub drop_ratio: Option<f64>,
+    /// What the outputs need less than the one that needs most of their ladder: joules for a second of media.
+    pub joules_over_best: Option<f64>,
+}
+
+impl Figures {
+    /// The energy in joules.
+    #[must_use]
+    pub fn joules(&self) -> Option<f64> {
+        self.energy.map(Microjoules::joules)
+    }
+
+    /// The energy over something; nothing over nothing.
+    #[must_use]
+    pub fn joules_per(&self, amount: Option<f64>) -> Option<f64> {
+        amount.filter(|amount| *amount > 0.0).and_then(|amount| Some(self.joules()? / amount))
+    }
+}
+
+/// One scenario with everything that is known of it.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// Its run.
+    pub run: Arc<Run>,
+    /// Which of the run's scenarios.
+    pub at: usize,
+    /// What it used.
+    pub answer: Answer,
+    /// Its numbers.
+    pub figures: Figures,
+    /// What it cost.
+    pub cost: Cost,
+}
+
+impl Entry {
+    /// The scenario.
+    #[must_use]
+    pub fn scenario(&self) -> &Scenario {
+        &self.run.scenarios[self.at]
+    }
+}
+
+/// The model: every scenario that is shown, newest run first.
+#[derive(Clone, Debug, Default)]
+pub struct Model {
+    /// In the order of the pages.
+    pub entries: Vec<Entry>,
+}
+
+/// Works everything out. `runs` are newest first, each with what its scenarios used, in their order.
+#[must_use]
+pub fn model(runs: &[(Arc<Run>, Vec<Answer>)], scope: Scope, prices: &Prices) -> Model {
+    let mut entries = Vec::new();
+    for (run, answers) in runs {
+        let mut figures: Vec<Figures> =
+            run.scenarios.iter().zip(answers).map(|(scenario, answer)| figures(scenario, answer, scope)).collect();
+        compare(&run.scenarios, &mut figures);
+        for (at, (figures, answer)) in figures.into_iter().zip(answers).enumerate() {
+            let cost = prices.cost(&run.scenarios[at], &figures);
+            entries.push(Entry { run: run.clone(), at, answer: answer.clone(), figures, cost });
+        }
+    }
+    Model { entries }
+}
+
+/// What can be said of a scenario alone.
+fn figures(scenario: &Scenario, answer: &Answer, wanted: Scope) -> Figures {
+    let seconds = scenario.seconds();
+    let streams = scenario.stream_count().map(f64::from);
+    let frames = scenario.total_frames.map(float);
+    let media_seconds = scenario.media_seconds.or_else(|| Some(seconds? * streams.unwrap_or(1.0))).filter(|s| *s > 0.0);
+    let outputs = scenario.ladder_outputs();
+    let pixels = scenario.pixels.map(float).or_else(|| {
+        let rate = outputs.iter().map(|o| f64::from(o.width) * f64::from(o.height) * o.fps).sum::<f64>();
+        if rate > 0.0 { Some(rate * media_seconds?) } else { None }
+    });
+    let pixels = pixels.filter(|pixels| *pixels > 0.0);
+    let megabits = match scenario.bytes {
+        Some(bytes) => Some(float(bytes) * 8.0 / 1e6),
+        None => scenario.bits_per_second().and_then(|rate| Some(rate * media_seconds? / 1e6)),
+    };
+    let mut all = Figures {
+        seconds,
+        frames,
+        pixels,
+        media_seconds,
+        megabits,
+        ladder: scenario.ladder(),
+        drop_ratio: match (scenario.dropped_frames, scenario.total_frames) {
+            (Some(dropped), Some(total)) if total > 0 => Some(float(dropped) / float(total)),
+            _ => None,
+        },
+        ..Figures::default()
+    };
+    let in_file = samples::cpu_seconds(scenario);
+    all.cpu_seconds = scenario.cpu_seconds.or(in_file);
+    if let Some(energy) = &answer.energy {
+        let other = if wanted == Scope::Host { Scope::Container } else { Scope::Host };
+        let scope = [wanted, other].into_iter().find(|scope| energy.of(*scope).is_some());
+        all.scope = scope;
+        all.energy = scope.and_then(|scope| energy.of(scope));
+        all.source = scope.map(|scope| energy.sources(scope)).unwrap_or_default();
+        all.cpu_seconds = all.cpu_seconds.or(energy.cpu_seconds);
+        all.watts = if energy.way == Way::Samples {
+            // Energy over length would spread a part of the window over all of it.
+            mean(&energy.watts)
+        } else {
+            seconds.and_then(|seconds| Some(all.energy?.joules() / seconds))
+        };
+        all.watts_max = largest(&energy.watts);
+        all.watts_p95 = quantile(&energy.watts, 0.95).filter(|_| !energy.watts.is_empty());
+        all.watts_deviation = standard_deviation(&energy.watts);
+    }
+    all.cores = match (&*scenario.samples.cores, all.cpu_seconds, seconds) {
+        // As with watts: samples may cover a part.
+        (cores, ..) if scenario.cpu_seconds.is_none() && !cores.is_empty() => mean(cores),
+        (_, Some(used), Some(seconds)) => Some(used / seconds),
+        _ => None,
+    };
+    all.efficiency = match (all.joules().filter(|joules| *joules > 0.0), all.pixels, all.megabits) {
+        (Some(joules), Some(pixels), _) => Some(pixels / joules),
+        (Some(joules), None, Some(megabits)) => Some(megabits / joules),
+        _ => None,
+    };
+    all
+}
+
+/// What needs the scenarios beside it: the baseline, the ranks, the best of a ladder.
+fn compare(scenarios: &[Scenario], all: &mut [Figures]) {
+    let baseline = scenarios.iter().zip(&*all).find(|(scenario, _)| scenario.is_baseline());
+    let rest = baseline.and_then(|(_, figures)| Some((figures.watts?, figures.cores)));
+    for (scenario, figures) in scenarios.iter().zip(&mut *all) {
+        let own = scenario.baseline.as_ref().map(|baseline| (baseline.watts, None));
+        let Some((rest_watts, rest_cores)) = own.or(rest) else { continue };
+        // A container's energy has no idle in it to take off.
+        if figures.scope == Some(Scope::Host)
+            && let (Some(watts), Some(joules), Some(seconds)) = (figures.watts, figures.joules(), figures.seconds)
+        {
+            let above = watts - rest_watts;
+            // Where samples cover a part of the window, that part is what the baseline is scaled to.
+            let covered = if watts > 0.0 { (joules / watts).min(seconds) } else { seconds };
+            figures.difference = Some(Difference {
+                baseline_watts: rest_watts,
+                watts: above,
+                joules: joules - rest_watts * covered,
+                cores: figures.cores.zip(rest_cores).map(|(cores, rest)| cores - rest),
+            });
+        }
+    }
+    let rank = |among: Vec<usize>, all: &[Figures]| -> Vec<(usize, u32)> {
+        let mut order: Vec<(usize, f64)> = among.into_iter().filter_map(|at| Some((at, all[at].efficiency?))).collect();
+        order.sort_by(|a, b| b.1.total_cmp(&a.1));
+        let place = |value: f64| order.iter().position(|other| other.1 == value).unwrap_or_default();
+        // Equals share a rank.
+        order
+            .iter()
+            .map(|(at, value)| (*at, u32::try_from(place(*value)).unwrap_or(u32::MAX).saturating_add(1)))
+            .collect()
+    };
+    // Pixels per joule and megabits per joule are two things, and a host at rest encodes neither.
+    let encodes = |at: &usize, all: &[Figures]| !scenarios[*at].is_baseline() && all[*at].efficiency.is_some();
+    for by_pixels in [true, false] {
+        let among: Vec<usize> =
+            (0..all.len()).filter(|at| all[*at].pixels.is_some() == by_pixels && encodes(at, all)).collect();
+        for (at, place) in rank(among.clone(), all) {
+            all[at].rank = Some(place);
+        }
+        let mut ladders: Vec<String> = among.iter().map(|at| all[*at].ladder.clone()).collect();
+        ladders.sort_unstable();
+        ladders.dedup();
+        for ladder in ladders {
+            let rungs: Vec<usize> = among.iter().copied().filter(|at| all[*at].ladder == ladder).collect();
+            for (at, place) in rank(rungs.clone(), all) {
+                all[at].ladder_rank = Some(place);
+            }
+            let per_second = |at: usize| all[at].joules_per(all[at].media_seconds);
+            let best = rungs.iter().filter_map(|at| per_second(*at)).min_by(f64::total_cmp);
+            let over: Vec<_> =
+                rungs.iter().map(|at| (*at, per_second(*at).zip(best).map(|(own, best)| own - best))).collect();
+            for (at, over) in over {
+                all[at].joules_over_best = over;
+            }
+        }
+    }
+}
+
+/// A moment of a file.
+#[must_use]
+pub fn timestamp(seconds: f64) -> Option<Timestamp> {
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "float to int casts saturate, and a timestamp has limits of its own"
+    )]
+    Timestamp::from_microsecond((seconds * 1e6).round() as i64).ok()
+}
+
+/// A count for output.
+#[must_use]
+#[expect(clippy::cast_precision_loss, reason = "counts for output; above 2^53 the nearest double")]
+pub fn float(count: u64) -> f64 {
+    count as f64
+}

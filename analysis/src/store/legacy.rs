@@ -1,0 +1,172 @@
+//! Result files of the exporters that Wattcast replaces: variants A, B and C, which share a list `scenarios` and most field names.
+
+use exporter::units::Microjoules;
+use serde::{Deserialize, Deserializer};
+use serde_json::{Map, Value};
+
+use crate::{
+    energy::{Joules, Scope},
+    run::{Output, Quality, Samples, Scenario, Score, Variant},
+};
+
+/// Which of the three a file is. Rows decide, not the order of fields: a copy that was edited is still read.
+pub(super) fn variant(file: &Map<String, Value>, rows: &[Value]) -> Variant {
+    if file.get("test_metadata").is_some() {
+        return Variant::C;
+    }
+    let has = |name: &str| rows.iter().any(|row| row.get(name).is_some());
+    if has("encoder") || has("outputs") || (file.contains_key("test_date") && !has("encoder_type")) {
+        Variant::A
+    } else {
+        Variant::B
+    }
+}
+
+/// A row in the union of the three.
+#[derive(Deserialize)]
+struct Row {
+    name: String,
+    #[serde(default, deserialize_with = "word")]
+    bitrate: String,
+    #[serde(default)]
+    encoder: Option<String>,
+    #[serde(default)]
+    encoder_type: Option<String>,
+    #[serde(default)]
+    preset: Option<String>,
+    #[serde(default)]
+    resolution: Option<String>,
+    #[serde(default)]
+    fps: Option<f64>,
+    #[serde(default)]
+    avg_fps: Option<f64>,
+    #[serde(default)]
+    duration: Option<f64>,
+    #[serde(default)]
+    start_time: Option<f64>,
+    #[serde(default)]
+    end_time: Option<f64>,
+    #[serde(default)]
+    outputs: Option<Vec<Rung>>,
+    #[serde(default)]
+    streams: Option<u32>,
+    #[serde(default)]
+    viewers: Option<f64>,
+    #[serde(default)]
+    vmaf_score: Option<f64>,
+    #[serde(default)]
+    psnr_score: Option<f64>,
+    #[serde(default)]
+    ssim_score: Option<f64>,
+    #[serde(default)]
+    dropped_frames: Option<u64>,
+    #[serde(default)]
+    total_frames: Option<u64>,
+    #[serde(default)]
+    power_watts: Option<Vec<f64>>,
+    #[serde(default)]
+    cpu_usage_cores: Option<Vec<f64>>,
+    #[serde(default)]
+    step_seconds: Option<f64>,
+    #[serde(default)]
+    pixels_processed: Option<u64>,
+    #[serde(default)]
+    qoe_score: Option<f64>,
+    #[serde(default)]
+    energy_joules: Option<f64>,
+    #[serde(default)]
+    container: Option<String>,
+    #[serde(default)]
+    host: Option<String>,
+    #[serde(default)]
+    gpu_seconds: Option<f64>,
+    #[serde(default)]
+    reserved_cores: Option<f64>,
+}
+
+#[derive(Deserialize)]
+struct Rung {
+    resolution: String,
+    #[serde(default)]
+    fps: Option<f64>,
+}
+
+/// `"2500k"`, or 2500 where somebody wrote a number: kilobits, as all of the three mean it.
+fn word<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
+    match Value::deserialize(from)? {
+        Value::String(text) => Ok(text),
+        Value::Number(number) => Ok(format!("{number}k")),
+        Value::Null => Ok(String::new()),
+        other => Err(serde::de::Error::custom(format!("bitrate {other} is neither text nor a number"))),
+    }
+}
+
+/// A count or a physical amount that a file can mean.
+pub(super) fn amount(value: Option<f64>, name: &str) -> Result<Option<f64>, String> {
+    match value {
+        Some(value) if !value.is_finite() || value < 0.0 => Err(format!("{name} is {value}")),
+        value => Ok(value),
+    }
+}
+
+/// What a row says.
+pub(super) fn scenario(row: &Map<String, Value>) -> Result<Scenario, String> {
+    let read: Row = serde_json::from_value(Value::Object(row.clone())).map_err(|error| error.to_string())?;
+    let outputs = read.outputs.unwrap_or_default().into_iter().map(|rung| {
+        let size = Scenario { resolution: rung.resolution.clone(), ..Scenario::default() }.size();
+        let (width, height) = size.ok_or_else(|| format!("output of {:?}", rung.resolution))?;
+        let fps = amount(rung.fps.or(read.fps), "fps")?.unwrap_or_default();
+        Ok(Output { width, height, fps })
+    });
+    let outputs = outputs.collect::<Result<Vec<_>, String>>()?;
+    let watts = read.power_watts.unwrap_or_default();
+    let cores = read.cpu_usage_cores.unwrap_or_default();
+    for (name, all) in [("power_watts", &watts), ("cpu_usage_cores", &cores)] {
+        for value in all {
+            amount(Some(*value), name)?;
+        }
+    }
+    let energy = amount(read.energy_joules, "energy_joules")?;
+    let counters = energy.map(|joules| Joules {
+        scope: Scope::Host,
+        source: "file".to_owned(),
+        joules: Microjoules::from_joules(joules),
+        edge_error: 0.0,
+    });
+    // The scheduler writes 0 where it knows nothing, and its readers leave such a score out.
+    let score = |value: Option<f64>, most: f64| {
+        value.filter(|value| *value > 0.0 && *value <= most).map(|value| Score { value, ..Score::default() })
+    };
+    let step = amount(read.step_seconds, "step_seconds")?.filter(|step| *step > 0.0);
+    Ok(Scenario {
+        name: read.name,
+        bitrate: read.bitrate,
+        encoder: read.encoder_type.or(read.encoder).unwrap_or_default(),
+        preset: read.preset.unwrap_or_default(),
+        resolution: read.resolution.unwrap_or_default(),
+        fps: amount(read.fps, "fps")?.filter(|fps| *fps > 0.0),
+        outputs,
+        streams: read.streams.filter(|streams| *streams > 0),
+        viewers: amount(read.viewers, "viewers")?,
+        duration: amount(read.duration, "duration")?,
+        avg_fps: amount(read.avg_fps, "avg_fps")?,
+        dropped_frames: read.dropped_frames,
+        total_frames: read.total_frames,
+        pixels: read.pixels_processed,
+        quality: Quality {
+            vmaf: score(read.vmaf_score, 110.0),
+            psnr: score(read.psnr_score, f64::MAX),
+            ssim: score(read.ssim_score, 1.0),
+        },
+        start: amount(read.start_time, "start_time")?,
+        end: amount(read.end_time, "end_time")?,
+        samples: Samples { step, watts, cores },
+        counters: counters.into_iter().collect(),
+        reserved_cores: amount(read.reserved_cores, "reserved_cores")?,
+        gpu_seconds: amount(read.gpu_seconds, "gpu_seconds")?,
+        container: read.container.filter(|name| !name.is_empty()),
+        host: read.host.filter(|name| !name.is_empty()),
+        file_qoe: amount(read.qoe_score, "qoe_score")?,
+        ..Scenario::default()
+    })
+}
