@@ -9,58 +9,16 @@ use std::{
     path::Path,
     process::Command,
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use xtask::{
-    api::Client,
-    program::Program,
-    shell::{feed, which},
-};
+use xtask::shell::{feed, which};
+
+mod support;
+
+use support::{NOBODY, Service, write};
 
 const SAMPLE: &str = include_str!("data/test_results_20240115_103000.json");
-
-struct Service {
-    program: std::cell::RefCell<Program>,
-    client: Client,
-    _logs: tempfile::TempDir,
-}
-
-impl Service {
-    fn start(results: &Path, probe: &str) -> Self {
-        let logs = tempfile::tempdir().unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_wattcast-analysis"));
-        command.args(["serve", "--web.listen-address=127.0.0.1:0", "--cache-ttl=1h", "--probe-url", probe]);
-        command.arg("--results-dir").arg(results);
-        let mut program = Program::start("analysis", &mut command, logs.path()).unwrap();
-        let client = program.client().unwrap();
-        Self { program: program.into(), client, _logs: logs }
-    }
-
-    fn port(&self, number: usize) -> Client {
-        self.program.borrow_mut().client_of(number).unwrap()
-    }
-
-    fn log(&self) -> String {
-        self.program.borrow().log()
-    }
-
-    fn page(&self) -> String {
-        self.client.text("/metrics").unwrap()
-    }
-
-    fn eventually(&self, what: &str, so: impl Fn(&str) -> bool) -> String {
-        let end = Instant::now() + Duration::from_secs(10);
-        loop {
-            let page = self.page();
-            if so(&page) {
-                return page;
-            }
-            assert!(Instant::now() < end, "not within 10 s: {what}\n{page}\n{}", self.log());
-            thread::sleep(Duration::from_millis(50));
-        }
-    }
-}
 
 /// A probe that gives one answer to whoever asks.
 fn probe(status: &'static str, body: &'static str) -> String {
@@ -80,16 +38,10 @@ fn probe(status: &'static str, body: &'static str) -> String {
     url
 }
 
-fn write(dir: &Path, id: &str, text: &str) {
-    fs::write(dir.join(format!("test_results_{id}.json")), text).unwrap();
-}
-
-const NOBODY: &str = "http://127.0.0.1:1";
-
 #[test]
 fn a_file_that_appears_is_served_and_the_newest_wins() {
     let dir = tempfile::tempdir().unwrap();
-    let service = Service::start(dir.path(), NOBODY);
+    let service = Service::start(dir.path(), NOBODY, &[]);
     service.eventually("an empty directory serves nothing", |page| page.contains("results_scenarios_total 0\n"));
     let (status, why) = service.client.get("/ready").unwrap();
     assert_eq!((status, why.contains("no test_results_")), (503, true), "{why}");
@@ -111,7 +63,7 @@ fn torn_and_alien_files_are_named_once_and_the_rest_is_served() {
     write(dir.path(), "20240115_103000", SAMPLE);
     write(dir.path(), "20240115_110000", &SAMPLE[..700]);
     write(dir.path(), "20240115_120000", "\u{0}\u{1}binary");
-    let service = Service::start(dir.path(), NOBODY);
+    let service = Service::start(dir.path(), NOBODY, &[]);
     let page = service.eventually("the whole one", |page| page.contains("results_scenarios_total 4\n"));
     assert!(page.contains("wattcast_results_problems 2\n"), "{page}");
     assert!(page.contains("wattcast_source_up{source=\"results\",reason=\"broken\"} 0\n"), "{page}");
@@ -129,7 +81,7 @@ fn torn_and_alien_files_are_named_once_and_the_rest_is_served() {
 fn a_missing_directory_is_said_and_waited_for() {
     let dir = tempfile::tempdir().unwrap();
     let results = dir.path().join("later");
-    let service = Service::start(&results, NOBODY);
+    let service = Service::start(&results, NOBODY, &[]);
     let (status, why) = service.client.get("/ready").unwrap();
     assert_eq!((status, why.contains("--results-dir")), (503, true), "{why}");
     assert_eq!(service.client.text("/health").unwrap(), "OK");
@@ -151,7 +103,7 @@ fn a_scenario_with_times_gets_its_joules_from_the_probe() {
         "edge_error_joules":0,"missing_seconds":0}],"containers":[{"container":"enc","id":"x","energy":[
         {"source":"powercap","joules":50,"edge_error_joules":0}]}]}"#,
     );
-    let service = Service::start(dir.path(), &url);
+    let service = Service::start(dir.path(), &url, &[]);
     let page = service.eventually("joules", |page| page.contains("wattcast_run_energy_joules"));
     let labels =
         r#"{scenario="a",bitrate="",encoder="",run="20240115_103000",scope="container",source="powercap",way="probe"}"#;
@@ -164,9 +116,9 @@ fn a_scenario_with_times_gets_its_joules_from_the_probe() {
 fn a_refusal_of_the_probe_is_on_the_page_with_its_reason() {
     let dir = tempfile::tempdir().unwrap();
     write(dir.path(), "20240115_103000", WITH_TIMES);
-    let service = Service::start(dir.path(), &probe("410 Gone", r#"{"code":"too_old","error":"only from 5 on"}"#));
+    let service = Service::start(dir.path(), &probe("410 Gone", r#"{"code":"too_old","error":"only from 5 on"}"#), &[]);
     service.eventually("the refusal", |page| page.contains("reason=\"too_old\"} 0\n"));
-    let unreachable = Service::start(dir.path(), NOBODY);
+    let unreachable = Service::start(dir.path(), NOBODY, &[]);
     unreachable.eventually("no probe", |page| page.contains("reason=\"unreachable\"} 0\n"));
     assert!(unreachable.log().contains("--probe-url"), "{}", unreachable.log());
 }
@@ -191,7 +143,7 @@ fn promtool_finds_nothing_in_the_primary_layer() {
     let dir = tempfile::tempdir().unwrap();
     write(dir.path(), "20240115_103000", SAMPLE);
     write(dir.path(), "20240116_103000", WITH_TIMES);
-    let service = Service::start(dir.path(), NOBODY);
+    let service = Service::start(dir.path(), NOBODY, &[]);
     service.eventually("a page", |page| page.contains("wattcast_run_energy_available"));
     for port in [0, 3, 4] {
         let page = service.port(port).text("/metrics").unwrap();

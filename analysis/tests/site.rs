@@ -1,0 +1,522 @@
+//! The service among others: databases behind TLS and passwords, receivers of alerts, a source of carbon intensity, several hosts, a history.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed")]
+
+mod support;
+
+use std::{
+    collections::HashMap,
+    fs,
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::{TcpListener, TcpStream},
+    path::Path,
+    process::{Command, Output},
+    sync::{Arc, Mutex},
+    thread,
+    time::{Duration, Instant},
+};
+
+use serde_json::{Value, json};
+use support::{Database, NOBODY, Series, Service, file, free_port, now, write};
+use xtask::{
+    program::Program,
+    shell::{output, which},
+};
+
+const SAMPLE: &str = include_str!("data/test_results_20240115_103000.json");
+
+/// One request as a server took it.
+#[derive(Clone, Debug, Default)]
+struct Taken {
+    path: String,
+    headers: HashMap<String, String>,
+    body: Vec<u8>,
+}
+
+/// A server that keeps what it is sent, and answers what it is told to.
+struct Server {
+    url: String,
+    taken: Arc<Mutex<Vec<Taken>>>,
+}
+
+impl Server {
+    fn start(answer: impl Fn(&Taken, usize) -> (u16, String) + Send + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let taken: Arc<Mutex<Vec<Taken>>> = Arc::default();
+        let kept = taken.clone();
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                let Some(request) = read(&stream) else { continue };
+                let count = {
+                    let mut kept = kept.lock().unwrap();
+                    kept.push(request.clone());
+                    kept.len()
+                };
+                let (status, body) = answer(&request, count);
+                let head =
+                    format!("HTTP/1.1 {status} X\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
+                let _ = stream.write_all(format!("{head}{body}").as_bytes());
+            }
+        });
+        Self { url, taken }
+    }
+
+    fn taken(&self) -> Vec<Taken> {
+        self.taken.lock().unwrap().clone()
+    }
+
+    fn eventually(&self, what: &str, so: impl Fn(&[Taken]) -> bool) -> Vec<Taken> {
+        let end = Instant::now() + Duration::from_secs(20);
+        while !so(&self.taken()) {
+            assert!(Instant::now() < end, "not within 20 s: {what}: {:?}", self.taken());
+            thread::sleep(Duration::from_millis(20));
+        }
+        self.taken()
+    }
+}
+
+fn read(stream: &TcpStream) -> Option<Taken> {
+    let mut reader = BufReader::new(stream);
+    let mut line = String::new();
+    reader.read_line(&mut line).ok()?;
+    let path = line.split(' ').nth(1)?.to_owned();
+    let mut headers = HashMap::new();
+    loop {
+        line.clear();
+        reader.read_line(&mut line).ok()?;
+        let Some((name, value)) = line.trim().split_once(": ") else { break };
+        headers.insert(name.to_lowercase(), value.to_owned());
+    }
+    let mut body = vec![0; headers.get("content-length").and_then(|text| text.parse().ok()).unwrap_or(0)];
+    reader.read_exact(&mut body).ok()?;
+    Some(Taken { path, headers, body })
+}
+
+fn run(command: &str, results: &Path, flags: &[&str]) -> Output {
+    let mut all = Command::new(env!("CARGO_BIN_EXE_wattcast-analysis"));
+    all.arg(command).arg("--results-dir").arg(results).args(["--probe-url", NOBODY]).args(flags).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// A counter of one host that grows by `watts`, an hour of samples at 15 s that ended ten minutes ago.
+fn an_hour(host: &str, watts: u64) -> (u64, Series) {
+    let start = (now() - 4200) / 60 * 60;
+    let samples = (0..240).map(|number| (start + number * 15, number * 15 * watts * 1_000_000)).collect();
+    let labels = format!("instance=\"{host}:9500\",package=\"0\",zone=\"package\",source=\"perf\"");
+    (start, Series { name: "wattcast_energy_joules_total", labels, samples })
+}
+
+#[test]
+fn a_database_behind_tls_a_password_and_a_tenants_path_is_asked_and_no_secret_is_told() {
+    let (Some(nginx), Some(openssl)) = (which("nginx"), which("openssl")) else {
+        println!("skipped: nginx and openssl are not in PATH");
+        return;
+    };
+    let (start, series) = an_hour("enc-1", 40);
+    let Some(database) = Database::victoria(&[series]) else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let make = |args: &[&str]| output(Command::new(&openssl).args(args).current_dir(dir.path())).unwrap();
+    make(&[
+        "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=test",
+        "-days", "2",
+    ]);
+    make(&["req", "-newkey", "rsa:2048", "-nodes", "-keyout", "key.pem", "-out", "csr.pem", "-subj", "/CN=localhost"]);
+    fs::write(at("ext"), "subjectAltName=DNS:localhost").unwrap();
+    make(&[
+        "x509",
+        "-req",
+        "-in",
+        "csr.pem",
+        "-CA",
+        "ca.pem",
+        "-CAkey",
+        "ca.key",
+        "-CAcreateserial",
+        "-out",
+        "cert.pem",
+        "-days",
+        "2",
+        "-extfile",
+        "ext",
+    ]);
+    let hash = make(&["passwd", "-apr1", "pa55word"]);
+    fs::write(at("users"), format!("reader:{hash}\n")).unwrap();
+    let port = free_port();
+    let config = format!(
+        "daemon off; pid {0}/pid; error_log {0}/error.log; worker_processes 1; user root;\n\
+         events {{}}\n\
+         http {{ access_log {0}/access.log; client_body_temp_path {0}/b; proxy_temp_path {0}/p; fastcgi_temp_path {0}/f;\n\
+         uwsgi_temp_path {0}/u; scgi_temp_path {0}/s;\n\
+         server {{ listen 127.0.0.1:{port} ssl; ssl_certificate {0}/cert.pem; ssl_certificate_key {0}/key.pem;\n\
+         location /select/7/prometheus/ {{ auth_basic x; auth_basic_user_file {0}/users; proxy_pass {1}/; }}\n\
+         location /select/8/prometheus/ {{ if ($http_authorization != \"Bearer t0ken\") {{ return 401; }} proxy_pass {1}/; }} }} }}\n",
+        dir.path().display(),
+        database.url
+    );
+    fs::write(at("nginx.conf"), config).unwrap();
+    let mut proxy = Program::start("nginx", Command::new(nginx).arg("-c").arg(at("nginx.conf")), dir.path()).unwrap();
+    thread::sleep(Duration::from_millis(300));
+    proxy.alive().unwrap();
+    file(dir.path(), "password", "pa55word\n");
+    file(dir.path(), "token", "t0ken\n");
+    let results = at("results");
+    fs::create_dir(&results).unwrap();
+    let row =
+        json!({"scenarios": [{"name": "a", "host": "enc-1", "start_time": start + 600, "end_time": start + 1200}]});
+    write(&results, "20260101_000000", &row.to_string());
+    let common = format!("url = \"https://localhost:{port}\"\nca_file = \"{}\"", at("ca.pem").display());
+    let basic = format!("tenant = \"7\"\nusername = \"reader\"\npassword_file = \"{}\"", at("password").display());
+    let bearer = format!("tenant = \"8\"\nbearer_token_file = \"{}\"", at("token").display());
+    for (name, how) in [("basic.toml", &basic), ("bearer.toml", &bearer)] {
+        let settings = file(dir.path(), name, &format!("[database]\n{common}\n{how}\n"));
+        let service =
+            Service::start(&results, NOBODY, &["--config.file", settings.to_str().unwrap(), "--log.level=trace"]);
+        let page = service.eventually(name, |page| page.contains("way=\"database\"} 24000\n"));
+        let landing = service.client.text("/").unwrap();
+        for shown in [&page, &landing, &service.log()] {
+            assert!(!shown.contains("pa55word") && !shown.contains("t0ken"), "{name} told a secret");
+        }
+    }
+    // Without the authority, or with a wrong password, there is no answer, and the reason is said.
+    file(dir.path(), "wrong", "nothing");
+    let without = format!("[database]\nurl = \"https://localhost:{port}\"\n{basic}\n");
+    let wrong = format!("[database]\n{common}\n{}\n", basic.replace("/password\"", "/wrong\""));
+    for (name, settings, word) in [("roots.toml", without, "certificate"), ("wrong.toml", wrong, "401")] {
+        let settings = file(dir.path(), name, &settings);
+        let service = Service::start(&results, NOBODY, &["--config.file", settings.to_str().unwrap()]);
+        service
+            .eventually(name, |page| page.contains("scope=\"host\"") || page.contains("wattcast_run_energy_available"));
+        let end = Instant::now() + Duration::from_secs(20);
+        while !service.log().contains(word) {
+            assert!(Instant::now() < end, "{name}: {}", service.log());
+            thread::sleep(Duration::from_millis(50));
+        }
+        assert!(!service.page().contains("way=\"database\""));
+    }
+}
+
+/// Bad and then well, with a receiver that is ill at first: each event arrives once, signed, and says when it is over.
+#[test]
+fn a_bad_run_is_told_once_and_so_is_its_end() {
+    let receiver = Server::start(|_, count| if count <= 2 { (503, "later".into()) } else { (200, String::new()) });
+    let dir = tempfile::tempdir().unwrap();
+    let results = dir.path().join("results");
+    fs::create_dir(&results).unwrap();
+    let secret = file(dir.path(), "secret", "k3y\n");
+    let settings = format!(
+        "[[webhook]]\nname = \"ops\"\nurl = \"{}/hook\"\nsecret_file = \"{}\"\n\
+         [[rule]]\nname = \"LowQuality\"\nmetric = \"vmaf\"\nbelow = 90\nseverity = \"critical\"\n\
+         [[rule]]\nname = \"FramesLost\"\nmetric = \"drop_ratio\"\nabove = 0.01\n",
+        receiver.url,
+        secret.display()
+    );
+    let settings = file(dir.path(), "wattcast.toml", &settings);
+    let state = dir.path().join("alerts.json");
+    let flags = ["--config.file", settings.to_str().unwrap(), "--alerts.state", state.to_str().unwrap()];
+    let row = |vmaf: f64| json!({"scenarios": [{"name": "live \"1\"", "bitrate": "2M", "vmaf_score": vmaf, "total_frames": 100, "dropped_frames": 0}]});
+    write(&results, "20260101_000000", &row(80.0).to_string());
+    {
+        let service = Service::start(&results, NOBODY, &flags);
+        receiver.eventually("tried a third time", |taken| taken.len() >= 3);
+        write(&results, "20260102_000000", &row(70.0).to_string());
+        service.eventually("the second run", |page| page.contains("run=\"20260102_000000\""));
+        thread::sleep(Duration::from_millis(2500));
+    }
+    let taken = receiver.taken();
+    assert_eq!(taken.len(), 3, "still bad is nothing new: {taken:?}");
+    let same = |name: &str| taken.iter().all(|one| one.headers[name] == taken[0].headers[name]);
+    assert!(same("idempotency-key") && taken.iter().all(|one| one.body == taken[0].body && one.path == "/hook"));
+    let signature = &taken[2].headers["x-wattcast-signature"];
+    let unix: i64 = signature.trim_start_matches("t=").split(',').next().unwrap().parse().unwrap();
+    assert_eq!(*signature, analysis::alerts::signature("k3y", unix, &taken[2].body));
+    let body: Value = serde_json::from_slice(&taken[2].body).unwrap();
+    assert_eq!((&body["status"], &body["version"], &body["receiver"]), (&json!("firing"), &json!("4"), &json!("ops")));
+    assert_eq!(body["alerts"][0]["labels"]["scenario"], "live \"1\"");
+    assert_eq!(body["commonLabels"]["severity"], "critical");
+    // A restart tells nothing again, and what is over is told also of before it.
+    let service = Service::start(&results, NOBODY, &flags);
+    service.eventually("both runs", |page| page.contains("run=\"20260102_000000\""));
+    write(&results, "20260103_000000", &row(95.0).to_string());
+    let taken = receiver.eventually("it is over", |taken| taken.len() >= 4);
+    let body: Value = serde_json::from_slice(&taken[3].body).unwrap();
+    assert_eq!((taken.len(), &body["status"]), (4, &json!("resolved")));
+    assert_eq!(
+        body["alerts"][0]["fingerprint"],
+        serde_json::from_slice::<Value>(&taken[0].body).unwrap()["alerts"][0]["fingerprint"]
+    );
+    assert!(!service.log().contains("k3y"));
+}
+
+#[test]
+fn carbon_intensity_of_a_page_is_on_ours_with_its_origin_and_its_time() {
+    let since = now() - 600;
+    let stamp = rfc3339(since);
+    let answer = json!({"zone": "SE", "carbonIntensity": 36, "datetime": stamp, "isEstimated": true}).to_string();
+    let source = Server::start(move |request, _| {
+        let known =
+            request.headers.get("auth-token").map(String::as_str) == Some("t0ken") && request.path == "/latest?zone=SE";
+        if known { (200, answer.clone()) } else { (403, "who are you".into()) }
+    });
+    let dir = tempfile::tempdir().unwrap();
+    let token = file(dir.path(), "token", "t0ken");
+    let settings = format!(
+        "[carbon]\nurl = \"{}/latest?zone={{region}}\"\ntoken_file = \"{}\"\n[energy]\npue = 1.5\n",
+        source.url,
+        token.display()
+    );
+    let settings = file(dir.path(), "wattcast.toml", &settings);
+    let results = dir.path().join("results");
+    fs::create_dir(&results).unwrap();
+    let at = now() - 400;
+    let row = |start: u64| json!({"name": format!("at {start}"), "start_time": start, "end_time": start + 100, "energy_joules": 3.6e6});
+    write(&results, "20260101_000000", &json!({"scenarios": [row(at), row(at - 86400)]}).to_string());
+    let service = Service::start(&results, NOBODY, &["--config.file", settings.to_str().unwrap(), "--region=SE"]);
+    let page = service.eventually_at(4, "a footprint", |page| page.contains("wattcast_cost_carbon_grams{"));
+    // 1 kWh in the machine is 1.5 in the building.
+    assert!(page.contains(&format!("wattcast_cost_carbon_grams{{scenario=\"at {at}\",bitrate=\"\",encoder=\"\",run=\"20260101_000000\",origin=\"http\"}} 54\n")), "{page}");
+    assert!(
+        !page.contains(&format!("wattcast_cost_carbon_grams{{scenario=\"at {}\"", at - 86400)),
+        "yesterday is not known: {page}"
+    );
+    for line in [
+        "wattcast_carbon_intensity_grams{origin=\"http\",region=\"SE\",estimated=\"true\"} 36".to_owned(),
+        format!("wattcast_carbon_intensity_timestamp_seconds{{origin=\"http\",region=\"SE\"}} {since}"),
+        "wattcast_energy_carbon_grams 0.000015".to_owned(),
+        "wattcast_price_amount{item=\"energy\",currency=\"USD\",origin=\"default\"} 0.12".to_owned(),
+    ] {
+        assert!(page.contains(&format!("{line}\n")), "{line}\n{page}");
+    }
+    assert!(service.port(4).text("/").unwrap().contains("default: nobody gave one"));
+    assert!(!service.log().contains("t0ken"));
+}
+
+/// RFC 3339 of unix seconds, in UTC.
+fn rfc3339(unix: u64) -> String {
+    output(Command::new("date").args(["-u", "-d", &format!("@{unix}"), "+%Y-%m-%dT%H:%M:%S.000Z"])).unwrap()
+}
+
+#[test]
+fn a_budget_on_live_counters_is_spent_burnt_and_forecast() {
+    // 40 days of 1 kW, and of a host that is not in the budget.
+    let until = now() / 300 * 300;
+    let count = 40 * 24 * 12;
+    let series = |host: &str, watts: u64| Series {
+        name: "wattcast_energy_joules_total",
+        labels: format!("instance=\"{host}:9500\",package=\"0\",zone=\"package\",source=\"perf\""),
+        samples: (0..=count).map(|number| (until - (count - number) * 300, number * 300 * watts * 1_000_000)).collect(),
+    };
+    let Some(database) = Database::victoria(&[series("enc-1", 1000), series("enc-2", 7000)]) else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let settings = format!(
+        "[energy]\nprice = 1\n[tariff]\ntime_zone = \"UTC\"\n[database]\nurl = \"{}\"\n\
+         [[budget]]\nname = \"studio\"\namount = 720\nhosts = [\"enc-1\"]\n\
+         [[budget]]\nname = \"abroad\"\namount = 720\ncurrency = \"EUR\"\nhosts = [\"all\"]\n",
+        database.url
+    );
+    let settings = file(dir.path(), "wattcast.toml", &settings);
+    let service = Service::start(dir.path(), NOBODY, &["--config.file", settings.to_str().unwrap()]);
+    let page = service.eventually_at(4, "the budget", |page| page.contains("wattcast_budget_spent_amount{"));
+    let value = |name: &str| -> f64 {
+        let found = page.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("{name}\n{page}"));
+        found.rsplit_once(' ').unwrap().1.parse().unwrap()
+    };
+    let month = output(Command::new("date").args(["-u", "+%d %H %M"])).unwrap();
+    let [day, hour, minute] = month.split(' ').map(|part| part.parse::<f64>().unwrap()).collect::<Vec<_>>()[..] else {
+        panic!("{month}")
+    };
+    let hours = (day - 1.0) * 24.0 + hour + minute / 60.0;
+    let spent = value("wattcast_budget_spent_amount{budget=\"studio\",currency=\"USD\"}");
+    // 1 kWh and 1 USD an hour; five minutes and a scrape at the edges.
+    assert!((spent - hours).abs() < 0.3 + hours * 0.01, "{spent} of {hours}");
+    let middle = value("wattcast_budget_forecast_amount{budget=\"studio\",currency=\"USD\",bound=\"middle\"}");
+    assert!((28.0 * 24.0 - 8.0..=31.0 * 24.0 + 8.0).contains(&middle), "{middle}");
+    assert!(value("wattcast_budget_forecast_error_ratio{budget=\"studio\"}") < 0.01);
+    let burn = value("wattcast_budget_burn_ratio{budget=\"studio\",window=\"24h\"}");
+    assert!((0.9..1.1).contains(&burn), "{burn}");
+    assert!(page.contains("wattcast_budget_up{budget=\"abroad\",reason=\"no_rate\"} 0\n"), "{page}");
+    assert_eq!(value("wattcast_budget_amount{budget=\"studio\",currency=\"USD\"}"), 720.0);
+}
+
+#[test]
+fn the_history_is_in_the_database_at_its_own_times() {
+    let Some(database) = Database::victoria(&[]) else { return };
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), "20240115_103000", SAMPLE);
+    write(dir.path(), "20240115_113000", "torn");
+    let done = run("backfill", dir.path(), &["--database.url", &database.url]);
+    assert!(done.status.success() && text(&done.stderr).contains("1 runs"), "{}", text(&done.stderr));
+    // Twice is as once.
+    assert!(run("backfill", dir.path(), &["--database.url", &database.url]).status.success());
+    database.flush();
+    let export = |name: &str| -> Vec<Value> {
+        let url = format!("{}/api/v1/export", database.url);
+        let mut reply = ureq::get(url)
+            .query("match[]", name)
+            .query("start", "1705000000")
+            .query("end", "1706000000")
+            .call()
+            .unwrap();
+        let lines = reply.body_mut().read_to_string().unwrap();
+        lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    };
+    let energy = export("wattcast_run_energy_joules{scenario=\"2 streams @ 2500k\"}");
+    assert_eq!(energy.len(), 1);
+    assert_eq!(energy[0]["timestamps"][0], 1_705_315_920_500_u64);
+    assert_eq!(energy[0]["values"][0], 2077.5);
+    let samples = export("wattcast_run_power_sample_watts{scenario=\"2 streams @ 2500k\"}");
+    let times = samples[0]["timestamps"].as_array().unwrap();
+    let mut apart: Vec<u64> = times.iter().map(|time| time.as_u64().unwrap()).collect();
+    apart.dedup();
+    assert_eq!((apart[0], apart[1], apart.len()), (1_705_315_800_000, 1_705_315_805_000, 10));
+    assert_eq!(export("cost_total_load_aware").len(), 4);
+    assert_eq!(export("qoe_vmaf_score").len(), 3);
+    let dry = run("backfill", dir.path(), &["--dry-run"]);
+    assert!(text(&dry.stdout).contains("qoe_vmaf_score{scenario=\"2 streams @ 2500k\",bitrate=\"2500k\",encoder=\"libx264\",run=\"20240115_103000\"} 92.5 1705315920500\n"));
+    let nowhere = run("backfill", dir.path(), &[]);
+    assert!(!nowhere.status.success() && text(&nowhere.stderr).contains("--database.url"), "{}", text(&nowhere.stderr));
+}
+
+/// Two encoders with four bitrates each, and 1 to 4 streams of one of them.
+fn measured() -> String {
+    let row = |encoder: &str, kbit: u32, vmaf: f64, joules: f64| {
+        json!({"name": format!("{encoder} {kbit}k"), "bitrate": format!("{kbit}k"), "encoder_type": encoder, "resolution": "1920x1080",
+            "fps": 30, "duration": 100, "total_frames": 3000, "vmaf_score": vmaf, "energy_joules": joules, "cpu_usage_cores": [2, 2], "step_seconds": 100})
+    };
+    let mut rows = vec![
+        row("libx264", 1000, 78.0, 3000.0),
+        row("libx264", 2000, 88.0, 3200.0),
+        row("libx264", 4000, 94.0, 3600.0),
+        row("libx264", 8000, 97.0, 4400.0),
+        row("libx265", 1000, 86.0, 7000.0),
+        row("libx265", 2000, 93.5, 7400.0),
+        row("libx265", 4000, 96.5, 8200.0),
+    ];
+    for streams in 1..=4 {
+        rows.push(json!({"name": format!("{streams} streams"), "streams": streams, "bitrate": "3000k", "encoder_type": "libx264", "resolution": "1280x720",
+            "fps": 30, "duration": 100, "energy_joules": 2000 + 1500 * streams}));
+    }
+    json!({"scenarios": rows}).to_string()
+}
+
+#[test]
+fn the_advisor_takes_the_cheapest_that_is_good_enough_and_refuses_to_guess() {
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), "20260101_000000", &measured());
+    let ask = |flags: &[&str]| -> Value {
+        let out = run("advise", dir.path(), &[&["--json"], flags].concat());
+        assert!(out.status.success(), "{}", text(&out.stderr));
+        serde_json::from_slice(&out.stdout).unwrap()
+    };
+    let advice = ask(&["--target-vmaf=93", "--resolution=1080p"]);
+    assert_eq!(advice["recommendation"]["Ok"]["scenario"], "libx264 4000k");
+    let between = advice["recommendation"]["Ok"]["interpolated_joules_per_media_second"].as_f64().unwrap();
+    assert!((32.0..36.0).contains(&between), "{between}");
+    let pareto: Vec<&str> = advice["scenarios"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|one| one["pareto"] == true)
+        .map(|one| one["scenario"].as_str().unwrap())
+        .collect();
+    assert!(
+        pareto.contains(&"libx264 4000k") && pareto.contains(&"libx265 2000k"),
+        "less bitrate for more energy: {pareto:?}"
+    );
+    assert_eq!(
+        ask(&["--target-vmaf=93", "--resolution=1080p", "--objective=bitrate"])["recommendation"]["Ok"]["scenario"],
+        "libx265 2000k"
+    );
+    let refused = &ask(&["--target-vmaf=99", "--resolution=1080p"])["recommendation"]["Err"];
+    assert!(refused.as_str().unwrap().contains("best is 97"), "{refused}");
+    let predicted = &ask(&["--streams=3", "--resolution=720p"])["predictions"][0]["Ok"];
+    assert!(
+        (predicted["watts"].as_f64().unwrap() - 65.0).abs() < 1e-9
+            && predicted["leave_one_out_error"].as_f64().unwrap() < 1e-9
+    );
+    let beyond = &ask(&["--streams=9", "--resolution=720p"])["predictions"][0]["Err"];
+    assert!(beyond.as_str().unwrap().contains("outside"), "{beyond}");
+    let few = &ask(&["--streams=2", "--resolution=1080p"])["predictions"][0]["Err"];
+    assert!(few.as_str().unwrap().contains("three different"), "{few}");
+    let table = text(&run("advise", dir.path(), &["--target-vmaf=93", "--resolution=1080p"]).stdout);
+    assert!(table.contains("Take libx264 4000k") && table.contains("default stands in"), "{table}");
+    println!("{table}");
+    let nothing = run("advise", &dir.path().join("nowhere"), &[]);
+    assert!(!nothing.status.success() && text(&nothing.stderr).contains("--results-dir"));
+}
+
+#[test]
+fn energy_at_equal_quality_is_on_the_page_and_not_beyond_what_was_measured() {
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), "20260101_000000", &measured());
+    let service = Service::start(dir.path(), NOBODY, &[]);
+    let page = service.eventually_at(3, "curves", |page| page.contains("wattcast_quality_equal_energy_joules{"));
+    let at = |encoder: &str, vmaf: &str| -> Option<f64> {
+        let start = format!("wattcast_quality_equal_energy_joules{{run=\"20260101_000000\",encoder=\"{encoder}\"");
+        let row = page.lines().find(|line| line.starts_with(&start) && line.contains(&format!("vmaf=\"{vmaf}\"")))?;
+        row.rsplit_once(' ').unwrap().1.parse().ok()
+    };
+    assert!(at("libx264", "90").is_some_and(|joules| (32.0..36.0).contains(&joules)), "{page}");
+    assert!(at("libx265", "90").is_some_and(|joules| (70.0..74.0).contains(&joules)), "{page}");
+    assert_eq!((at("libx265", "80"), at("libx264", "80").is_some()), (None, true));
+}
+
+/// Each host has its probe; a run belongs to one, and nothing is added up over both.
+#[test]
+fn several_hosts_have_a_probe_each_and_nothing_is_summed_over_them() {
+    let probe = |joules: u64, container: &'static str| {
+        Server::start(move |_, _| {
+            let accounts = json!([{"package": "0", "zone": "package", "source": "perf", "measured_joules": joules, "edge_error_joules": 0, "missing_seconds": 0}]);
+            let energy = json!([{"source": "perf", "joules": joules / 2, "edge_error_joules": 0}]);
+            let containers = json!([{"container": container, "id": "x", "energy": energy, "cpu": [{"package": "0", "seconds": 3.5}]}]);
+            (200, json!({"accounts": accounts, "containers": containers}).to_string())
+        })
+    };
+    let (one, two) = (probe(100, "cam"), probe(700, "other"));
+    let dir = tempfile::tempdir().unwrap();
+    let row = |name: &str, more: Value| {
+        let mut row = json!({"name": name, "start_time": 1000, "end_time": 1010});
+        row.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        row
+    };
+    let rows = [
+        row("by host", json!({"host": "enc-2"})),
+        row("by container", json!({"container": "cam"})),
+        row("by neither", json!({})),
+        row("elsewhere", json!({"host": "enc-3"})),
+    ];
+    write(dir.path(), "20260101_000000", &json!({"scenarios": rows}).to_string());
+    let probes = format!("enc-1={},enc-2={}", one.url, two.url);
+    let service = Service::start(dir.path(), &probes, &[]);
+    let page = service.eventually("all are asked", |page| {
+        page.contains(
+            "scenario=\"elsewhere\",bitrate=\"\",encoder=\"\",run=\"20260101_000000\",reason=\"no_probe\"} 0\n",
+        )
+    });
+    let energy: Vec<&str> = page.lines().filter(|line| line.starts_with("wattcast_run_energy_joules{")).collect();
+    let has = |name: &str, scope: &str, joules: &str| {
+        energy.iter().any(|line| {
+            line.contains(&format!("\"{name}\"")) && line.contains(scope) && line.ends_with(&format!(" {joules}"))
+        })
+    };
+    assert!(
+        has("by host", "host", "700") && has("by container", "host", "100") && has("by container", "container", "50"),
+        "{energy:?}"
+    );
+    assert!(
+        !energy.iter().any(|line| line.contains("neither") || line.contains("elsewhere") || line.ends_with(" 800")),
+        "{energy:?}"
+    );
+    assert!(
+        page.contains(
+            "scenario=\"by neither\",bitrate=\"\",encoder=\"\",run=\"20260101_000000\",reason=\"which_host\"} 0\n"
+        ),
+        "{page}"
+    );
+    assert!(page.contains("wattcast_run_cpu_seconds{scenario=\"by container\",bitrate=\"\",encoder=\"\",run=\"20260101_000000\"} 3.5\n"), "{page}");
+}
