@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use xtask::shell::{feed, which};
+use xtask::shell::{feed, output, which};
 
 mod support;
 
@@ -132,6 +132,43 @@ fn the_documentation_lists_the_metrics_of_the_code() {
     exporter::docs::check(&file, "analysis history", analysis::backfill::DEFS).unwrap();
     exporter::docs::check(&file, "analysis 9506", analysis::streams::page::DEFS).unwrap();
     exporter::docs::check(&file, "analysis 9728", analysis::streams::nginx::DEFS).unwrap();
+}
+
+/// As the replaced exporters' file of five days had it: 240 scenarios, of which 118 could be told apart.
+#[test]
+fn scenarios_that_share_their_names_are_series_of_their_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let rows: Vec<String> = (0..240)
+        .map(|number| {
+            let kind = number % 118;
+            format!(
+                r#"{{"name":"job \"{kind}\"","bitrate":"{kind}k","total_frames":10,"vmaf_score":90,"energy_joules":{number},
+                "duration":5,"cpu_usage_cores":[1],"pixels_processed":100}}"#
+            )
+        })
+        .collect();
+    write(dir.path(), "20240115_103000", &format!("{{\"scenarios\":[{}]}}", rows.join(",")));
+    let service = Service::start(dir.path(), NOBODY, &[]);
+    service.eventually("all of them", |page| page.contains("results_scenarios_total 240\n"));
+    for (port, metric) in [(0, "wattcast_run_energy_joules{"), (3, "qoe_vmaf_score{"), (4, "cost_total{")] {
+        let page = service.port(port).text("/metrics").unwrap();
+        assert_eq!(exporter::page::faults(&page), Vec::<String>::new());
+        assert_eq!(page.lines().filter(|line| line.starts_with(metric)).count(), 240, "{metric}");
+    }
+}
+
+/// The rules that are shipped are sound, and give what their cases say.
+#[test]
+fn promtool_agrees_with_the_recording_rules() {
+    let Some(promtool) = which("promtool") else {
+        println!("skipped: promtool is not in PATH");
+        return;
+    };
+    let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/prometheus");
+    let run = |args: &[&str]| output(Command::new(&promtool).args(args).current_dir(deploy.join("rules"))).unwrap();
+    run(&["check", "rules", "--lint=all", "cost.yml"]);
+    run(&["test", "rules", "cost.test.yml"]);
+    run(&["check", "config", "../prometheus.yml"]);
 }
 
 #[test]

@@ -15,6 +15,7 @@ use crate::{
     api::{Client, Sample},
     build_ebpf, cgroup,
     program::{Program, die_with_us},
+    results_bench,
     shell::{is_root, output, root, step, target, which},
 };
 
@@ -42,6 +43,8 @@ enum What {
     Probe,
     /// The ways to CPU time: what they cost at a switch and to read
     Cpu,
+    /// The analysis service with many files, and with many scenarios
+    Results,
 }
 
 /// Builds the shipped binaries, measures them and prints a table.
@@ -49,6 +52,9 @@ enum What {
 /// # Errors
 /// When they cannot be built or do not run.
 pub fn bench(args: &Bench) -> Result<()> {
+    if args.what == What::Results {
+        return results_bench::bench();
+    }
     if !is_root() {
         bail!("this needs root: the probe's kernel side is part of what is measured");
     }

@@ -8,6 +8,7 @@ mod demo;
 pub mod docker;
 pub mod ping_pong;
 pub mod program;
+mod results_bench;
 pub mod shell;
 pub mod sim;
 mod stop;

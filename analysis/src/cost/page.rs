@@ -243,12 +243,9 @@ pub fn state(model: &Model, prices: &Prices, budgets: &[Standing], now: Timestam
     }
     let joule = |each: Decimal| each.checked_mul(prices.pue)?.checked_div(Decimal::from(3_600_000));
     let mut energy_now = Family::new(&ENERGY_NOW);
-    let mut shown = BTreeSet::new();
-    for to in std::iter::once(&prices.currency).chain(&prices.report).filter(|code| shown.insert(*code)) {
-        let amount = joule(energy).and_then(|amount| prices.rates.convert(amount, currency, to));
-        if let Some(amount) = amount {
-            energy_now.push(&[to], float(amount));
-        }
+    // In one currency: a rule that multiplies by it wants one figure.
+    if let Some(amount) = joule(energy) {
+        energy_now.push(&[currency], float(amount));
     }
     let (mut grams_now, mut intensity, mut intensity_at) =
         (Family::new(&GRAMS_NOW), Family::new(&INTENSITY), Family::new(&INTENSITY_AT));
