@@ -43,11 +43,11 @@ fn main() -> ExitCode {
             serve(config)
         }
         Command::Advise(config) => {
-            program::log("warn");
+            program::log("error");
             advise(config)
         }
         Command::Backfill(config) => {
-            program::log("warn");
+            program::log("error");
             backfill(config)
         }
     };
@@ -132,6 +132,9 @@ fn advise(config: &Advise) -> Result<()> {
     shelf.look();
     if shelf.runs().is_empty() {
         bail!("{}", shelf.problems().join("\n"));
+    }
+    for problem in shelf.problems() {
+        eprintln!("{problem}");
     }
     let asked = |run: &Arc<analysis::run::Run>| {
         (run.clone(), run.scenarios.iter().map(|scenario| setup.sources.ask(run, scenario)).collect())

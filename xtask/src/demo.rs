@@ -39,7 +39,7 @@ const STATED_SHARE: f64 = 0.15;
 const SOURCE_SECONDS: u32 = 10;
 
 /// Runs the transcode and shows its energy.
-pub(crate) fn run(seconds: u32, probe: &Client, analysis: &Client, results: &Path) -> Result<()> {
+pub(crate) fn run(seconds: u32, probe: &Client, [analysis, cost]: [&Client; 2], results: &Path) -> Result<()> {
     println!("Demo: {seconds} s of live transcoding, {WIDTH}x{HEIGHT} at {FPS} fps to {BITRATE} {ENCODER}");
     let ffmpeg = match which("ffmpeg") {
         Some(path) => path,
@@ -80,7 +80,7 @@ pub(crate) fn run(seconds: u32, probe: &Client, analysis: &Client, results: &Pat
     give_to_caller(&draft, 0o644)?;
     fs::rename(&draft, &file)?;
     step(format!("wrote {}", file.display()));
-    show(probe, analysis, &run, &job, start, end)
+    show(probe, [analysis, cost], &run, &job, start, end)
 }
 
 /// A clip to transcode, made once: moving test pattern with noise, so that the encoder has work.
@@ -269,7 +269,7 @@ fn local_time() -> String {
 }
 
 /// Waits for the result on the analysis service, and prints it beside the probe's own figures.
-fn show(probe: &Client, analysis: &Client, run: &str, job: &Job, start: f64, end: f64) -> Result<()> {
+fn show(probe: &Client, [analysis, cost]: [&Client; 2], run: &str, job: &Job, start: f64, end: f64) -> Result<()> {
     let patience = Instant::now() + Duration::from_secs(30);
     let results: Vec<Sample> = loop {
         let samples = analysis.metrics()?;
@@ -307,16 +307,36 @@ fn show(probe: &Client, analysis: &Client, run: &str, job: &Job, start: f64, end
         println!("  This machine measures no energy; the joules below are modelled from CPU use, not measured.");
     }
     println!("  container  {:>9.2} J dynamic", joules.value);
-    println!("             {:>9.4} J per frame", value("wattcast_run_energy_per_frame_joules", "container")?.value);
-    println!("             {:>9.2} W", value("wattcast_run_power_watts", "container")?.value);
     if let Some(gpu) = of("wattcast_run_energy_joules", "container", true) {
         let fake = if gpu.label("source") == "fake" { "; the GPU is FAKE, nothing of it was measured" } else { "" };
         println!("             {:>9.2} J of the GPU, source: {}{fake}", gpu.value, gpu.label("source"));
     }
+    println!("             {:>9.4} J per frame", value("wattcast_run_energy_per_frame_joules", "container")?.value);
+    println!("             {:>9.2} W", value("wattcast_run_power_watts", "container")?.value);
     balance.show(host);
+    show_cost(cost, run)?;
+    println!("  on {}: wattcast_cost_amount{{run=\"{run}\"}}", cost.url("/metrics"));
     println!("  on {}: wattcast_run_energy_joules{{run=\"{run}\"}}", analysis.url("/metrics"));
     println!("  on {}: wattcast_container_energy_joules_total{{container=\"{}\"}}", probe.url("/metrics"), job.name);
     println!();
+    Ok(())
+}
+
+/// What the host's energy of the run cost, and whose price that is.
+fn show_cost(cost: &Client, run: &str) -> Result<()> {
+    let page = cost.metrics()?;
+    let paid = page.iter().find(|sample| {
+        sample.name == "wattcast_cost_amount" && sample.label("run") == run && sample.label("part") == "energy"
+    });
+    let price = page.iter().find(|s| s.name == "wattcast_price_amount" && s.label("item") == "energy");
+    if let (Some(paid), Some(price)) = (paid, price) {
+        let default = if price.label("origin") == "default" { ", a default: nobody gave a price" } else { "" };
+        let currency = paid.label("currency");
+        println!(
+            "  cost       {:>9.8} {currency} for the host's energy, at {} {currency} a kWh{default}",
+            paid.value, price.value
+        );
+    }
     Ok(())
 }
 

@@ -118,7 +118,7 @@ pub fn up(args: &Up) -> Result<()> {
     println!();
 
     if args.demo {
-        demo::run(args.demo_seconds, &probe_client, &analysis_client, &results)?;
+        demo::run(args.demo_seconds, &probe_client, [&analysis_client, &cost], &results)?;
         if args.demo_only {
             return Ok(());
         }

@@ -45,7 +45,7 @@ fn the_demo_ends_with_joules_on_screen_in_metrics_and_on_9502() {
         println!("skipped: ffmpeg is not in PATH");
         return;
     }
-    for port in [9500, 9501, 9502, 9506, 9728] {
+    for port in [9500, 9501, 9502, 9503, 9504, 9505, 9506, 9728] {
         if TcpListener::bind(("127.0.0.1", port)).is_err() {
             println!("skipped: port {port} is taken");
             return;
@@ -100,6 +100,17 @@ fn the_demo_ends_with_joules_on_screen_in_metrics_and_on_9502() {
     let energy = of_run.iter().find(|s| s.name == "wattcast_run_energy_joules" && s.label("scope") == "container");
     assert!((energy.unwrap().value - joules).abs() < 0.01, "{energy:?}, {joules} J on screen");
     assert!(of_run.iter().any(|sample| sample.name == "results_scenario_total_frames" && sample.value >= 100.0));
+
+    // 9504 charges the host's joules of 9502.
+    let host: f64 = of_run
+        .iter()
+        .filter(|sample| sample.name == "wattcast_run_energy_joules" && sample.label("scope") == "host")
+        .map(|sample| sample.value)
+        .sum();
+    let cost = Client::new("http://127.0.0.1:9504").metrics().unwrap();
+    let paid = cost.iter().find(|s| s.name == "cost_energy_load_aware" && s.label("run") == run).unwrap().value;
+    assert!((paid / 0.12 * 3.6e6 - host).abs() < 1e-6, "{paid} for {host} J");
+    assert!(screen.contains("a default: nobody gave a price"), "{screen}");
 
     // Ctrl-C stops everything it started.
     up.interrupt();

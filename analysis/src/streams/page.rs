@@ -57,6 +57,12 @@ static REFUSED: Def =
 static NO_ROOM: Def =
     Def::counter("wattcast_progress_dropped_total", &[], "Reports of streams that found no room (--limit.streams).");
 
+static SCORE: Def = Def::gauge(
+    "ffmpeg_quality_score",
+    STREAM,
+    "Frames that were not left out, in percent, as the replaced exporter had it. It says nothing of the picture; see port 9503.",
+)
+.seed();
 static UP: Def = Def::gauge("ffmpeg_exporter_up", &[], "1 while progress is taken.").seed();
 static ACTIVE: Def = Def::gauge("ffmpeg_stream_active", STREAM, "1 while the stream's newest job reports.").seed();
 static SEED_FPS: Def =
@@ -120,6 +126,7 @@ pub static DEFS: &[&Def] = &[
     &LATENCY,
     &PROCESSING,
     &UPTIME,
+    &SCORE,
 ];
 
 /// What a page needs besides the streams.
@@ -196,6 +203,8 @@ fn row(
     push(&LOAD, &one, speed.map(|speed| 100.0 / speed));
     push(&LATENCY, &one, frame.map(|seconds| seconds * 1000.0));
     push(&PROCESSING, &one, Some(stream.at.duration_since(stream.since).as_secs_f64()));
+    let all = stream.frames.saturating_add(stream.dropped);
+    push(&SCORE, &one, (all > 0).then(|| float(stream.frames) / float(all) * 100.0));
     push(&UPTIME, &one, active.then(|| context.now.duration_since(stream.since).as_secs_f64()));
 }
 
