@@ -1,7 +1,7 @@
 //! Rules on runs and budgets, and who is told: posts in Alertmanager's webhook format, signed, tried again, each event once, and again when it is over.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     fs,
     path::{Path, PathBuf},
     sync::mpsc,
@@ -61,6 +61,12 @@ pub enum Metric {
     BudgetSpent,
     /// Of a budget: what the month will come to, as a part of it.
     BudgetForecast,
+}
+
+impl Metric {
+    fn is_of_budgets(self) -> bool {
+        matches!(self, Self::BudgetSpent | Self::BudgetForecast)
+    }
 }
 
 /// A condition.
@@ -126,6 +132,15 @@ impl Rule {
         self.above.is_some_and(|limit| value > limit) || self.below.is_some_and(|limit| value < limit)
     }
 
+    /// In words.
+    fn limit(&self) -> String {
+        match (self.above, self.below) {
+            (Some(limit), _) => format!("above {limit}"),
+            (_, Some(limit)) => format!("below {limit}"),
+            _ => String::new(),
+        }
+    }
+
     fn of_entry(&self, entry: &Entry) -> Option<f64> {
         let quality = &entry.scenario().quality;
         let figures = &entry.figures;
@@ -180,51 +195,64 @@ impl Alert {
     }
 }
 
+/// What a look at everything gave.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Found {
+    /// What is bad.
+    pub bad: Vec<Alert>,
+    /// What cannot be told now, by fingerprint: what was bad of it goes on.
+    pub unknown: BTreeSet<String>,
+    /// True while no run is known: what was bad of runs goes on.
+    pub no_runs: bool,
+    /// True while no budget was followed yet.
+    pub no_budgets: bool,
+}
+
 /// What the rules find. Of each scenario the newest run speaks: an older one that was bad is over when a newer is well.
 #[must_use]
-pub fn judge(rules: &[Rule], model: &Model, budgets: &[Standing], now: Timestamp) -> Vec<Alert> {
+pub fn judge(rules: &[Rule], model: &Model, budgets: &[Standing], now: Timestamp) -> Found {
     let mut newest: BTreeMap<(&str, &str, &str), &Entry> = BTreeMap::new();
     for entry in &model.entries {
         let scenario = entry.scenario();
         newest.entry((&scenario.name, &scenario.bitrate, &scenario.encoder)).or_insert(entry);
     }
-    let mut all = Vec::new();
+    let mut found = Found { no_runs: model.entries.is_empty(), no_budgets: budgets.is_empty(), ..Found::default() };
     for rule in rules {
-        let limit = || match (rule.above, rule.below) {
-            (Some(limit), _) => format!("above {limit}"),
-            (_, Some(limit)) => format!("below {limit}"),
-            _ => String::new(),
-        };
-        let mut add = |labels: &[(&str, &str)], what: &str, value: f64, starts_at: Timestamp| {
+        let mut add = |labels: &[(&str, &str)], what: &str, value: Option<f64>, starts_at: Timestamp| {
             let mut named = BTreeMap::from([
                 ("alertname".to_owned(), rule.name.clone()),
                 ("severity".to_owned(), rule.severity.clone()),
             ]);
             named.extend(labels.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
-            let annotations = BTreeMap::from([
-                ("summary".to_owned(), format!("{}: {what}", rule.name)),
-                ("description".to_owned(), format!("{what}: {value} is {}", limit())),
-                ("value".to_owned(), value.to_string()),
-            ]);
-            all.push(Alert { labels: named, annotations, starts_at, ends_at: None });
+            let mut alert = Alert { labels: named, annotations: BTreeMap::new(), starts_at, ends_at: None };
+            let Some(value) = value else {
+                found.unknown.insert(alert.fingerprint());
+                return;
+            };
+            if rule.is_bad(value) {
+                alert.annotations = BTreeMap::from([
+                    ("summary".to_owned(), format!("{}: {what}", rule.name)),
+                    ("description".to_owned(), format!("{what}: {value} is {}", rule.limit())),
+                    ("value".to_owned(), value.to_string()),
+                ]);
+                found.bad.push(alert);
+            }
         };
-        for ((name, bitrate, encoder), entry) in &newest {
-            if let Some(value) =
-                rule.of_entry(entry).filter(|value| name.contains(&*rule.contains) && rule.is_bad(*value))
-            {
-                let at = entry.scenario().window().and_then(|(_, end)| timestamp(end)).unwrap_or(now);
-                let labels = [("scenario", *name), ("bitrate", *bitrate), ("encoder", *encoder)];
-                add(&labels, &format!("{name} of run {}", entry.run.id), value, at);
+        if rule.metric.is_of_budgets() {
+            for standing in budgets.iter().filter(|standing| standing.name.contains(&*rule.contains)) {
+                let what = format!("budget {}", standing.name);
+                add(&[("budget", &standing.name)], &what, rule.of_budget(standing), now);
             }
+            continue;
         }
-        for standing in budgets {
-            let named = standing.name.contains(&*rule.contains);
-            if let Some(value) = rule.of_budget(standing).filter(|value| named && rule.is_bad(*value)) {
-                add(&[("budget", &standing.name)], &format!("budget {}", standing.name), value, now);
-            }
+        for ((name, bitrate, encoder), entry) in newest.iter().filter(|((name, ..), _)| name.contains(&*rule.contains))
+        {
+            let at = entry.scenario().window().and_then(|(_, end)| timestamp(end)).unwrap_or(now);
+            let labels = [("scenario", *name), ("bitrate", *bitrate), ("encoder", *encoder)];
+            add(&labels, &format!("{name} of run {}", entry.run.id), rule.of_entry(entry), at);
         }
     }
-    all
+    found
 }
 
 /// What is bad now, so that each event is told once; kept in a file, so that it is also once over restarts.
@@ -242,11 +270,11 @@ impl Book {
         Self { active, file: file.map(Path::to_owned) }
     }
 
-    /// The alerts that began or ended since the last call.
-    pub fn turn(&mut self, found: Vec<Alert>, now: Timestamp) -> Vec<Alert> {
+    /// The alerts that began or ended since the last call. What cannot be told now neither begins nor ends.
+    pub fn turn(&mut self, found: Found, now: Timestamp) -> Vec<Alert> {
         let mut events = Vec::new();
         let mut still = BTreeMap::new();
-        for alert in found {
+        for alert in found.bad {
             let key = alert.fingerprint();
             match self.active.remove(&key) {
                 // It goes on: when it began stays, what is said of it may change.
@@ -259,8 +287,15 @@ impl Book {
                 }
             }
         }
-        let over = std::mem::replace(&mut self.active, still);
-        events.extend(over.into_values().map(|alert| Alert { ends_at: Some(now.max(alert.starts_at)), ..alert }));
+        for (key, alert) in std::mem::take(&mut self.active) {
+            let blind = if alert.labels.contains_key("budget") { found.no_budgets } else { found.no_runs };
+            if blind || found.unknown.contains(&key) {
+                still.insert(key, alert);
+            } else {
+                events.push(Alert { ends_at: Some(now.max(alert.starts_at)), ..alert });
+            }
+        }
+        self.active = still;
         if !events.is_empty()
             && let Some(file) = &self.file
             && let Err(error) = write(file, &self.active)
@@ -475,13 +510,19 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("alerts.json");
         let now: Timestamp = "2026-11-20T12:00:00Z".parse().unwrap();
+        let bad = |all: &[&str]| Found { bad: all.iter().map(|name| alert("a", name)).collect(), ..Found::default() };
         let mut book = Book::open(Some(&file));
-        assert_eq!(book.turn(vec![alert("a", "x"), alert("a", "y")], now).len(), 2);
-        assert!(book.turn(vec![alert("a", "x"), alert("a", "y")], now).is_empty());
+        assert_eq!(book.turn(bad(&["x", "y"]), now).len(), 2);
+        assert!(book.turn(bad(&["x", "y"]), now).is_empty());
         let mut book = Book::open(Some(&file));
-        let events = book.turn(vec![alert("a", "y")], now);
+        let events = book.turn(bad(&["y"]), now);
         assert_eq!((events.len(), events[0].ends_at, book.active()), (1, Some(now), 1));
         assert_eq!(events[0].labels["scenario"], "x");
+        // A service that has read nothing yet, or does not know a figure yet, ends nothing.
+        assert!(book.turn(Found { no_runs: true, ..Found::default() }, now).is_empty());
+        let unknown = Found { unknown: [alert("a", "y").fingerprint()].into(), ..Found::default() };
+        assert!(book.turn(unknown, now).is_empty() && book.active() == 1);
+        assert_eq!(book.turn(Found::default(), now).len(), 1);
     }
 
     #[test]

@@ -17,7 +17,7 @@ use crate::{
     client::Client,
     columns::{SCENARIO, labels},
     cost,
-    energy::{database, samples},
+    energy::{Answer, Away, database, samples},
     figures::{self, Entry, Model},
     qoe, results,
     run::Run,
@@ -74,10 +74,10 @@ impl Target<'_> {
                     200..=299 => Ok(()),
                     404 | 405 => bail!(
                         "{}{path}: status {}; that is no VictoriaMetrics. Prometheus takes no history over HTTP: print the lines with --dry-run",
-                        client.base(),
+                        client.shown(),
                         reply.status
                     ),
-                    status => bail!("{}{path}: status {status}: {}", client.base(), reply.excerpt()),
+                    status => bail!("{}{path}: status {status}: {}", client.shown(), reply.excerpt()),
                 }
             }
         }
@@ -102,7 +102,7 @@ pub struct Done {
 pub fn backfill(dir: &Path, setup: &Setup, target: &mut Target<'_>) -> Result<Done> {
     let mut files = store::list(dir).with_context(|| "the directory of results (--results-dir)")?;
     files.reverse();
-    let (mut done, mut lines, mut shown) = (Done::default(), String::new(), Instant::now());
+    let (mut done, mut lines, mut shown, mut away) = (Done::default(), String::new(), Instant::now(), Away::new());
     let total = files.len();
     for (at, file) in files.iter().enumerate() {
         match store::read(file) {
@@ -110,7 +110,7 @@ pub fn backfill(dir: &Path, setup: &Setup, target: &mut Target<'_>) -> Result<Do
                 for problem in &run.problems {
                     eprintln!("{}: {problem}", file.path.display());
                 }
-                done.samples += of_run(&Arc::new(run), setup, &mut lines);
+                done.samples += of_run(&Arc::new(run), setup, &mut away, &mut lines);
                 done.runs += 1;
             }
             Err(error) => {
@@ -135,8 +135,9 @@ pub fn backfill(dir: &Path, setup: &Setup, target: &mut Target<'_>) -> Result<Do
 }
 
 /// The lines of one run; how many.
-fn of_run(run: &Arc<Run>, setup: &Setup, lines: &mut String) -> usize {
-    let answers = run.scenarios.iter().map(|scenario| setup.sources.ask(run, scenario)).collect();
+fn of_run(run: &Arc<Run>, setup: &Setup, away: &mut Away, lines: &mut String) -> usize {
+    let ask = |scenario| setup.sources.ask(run, scenario, &Answer::default(), away);
+    let answers = run.scenarios.iter().map(ask).collect();
     let model = figures::model(&[(run.clone(), answers)], setup.scope, &setup.prices);
     let mut count = 0;
     let Some(last) = model.entries.iter().filter_map(ended_ms).max() else { return 0 };

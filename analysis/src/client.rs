@@ -77,6 +77,10 @@ impl Reply {
 #[derive(Clone, Debug)]
 pub struct Client {
     base: String,
+    /// As it was given: where the path of a request is empty, a / at its end is part of it.
+    whole: String,
+    /// Scheme and host: a path can be a secret too, as those of many receivers are.
+    shown: String,
     access: Access,
     agent: ureq::Agent,
     limit: u64,
@@ -123,13 +127,26 @@ impl Client {
             .max_redirects(0)
             .tls_config(tls)
             .build();
-        Ok(Self { base: base.to_owned(), access: access.clone(), agent: agent.into(), limit })
+        let scheme = if base.starts_with("https") { "https" } else { "http" };
+        let shown = format!("{scheme}://{}", rest.split(['/', '?']).next().unwrap_or_default());
+        let whole = url.trim().to_owned();
+        Ok(Self { base: base.to_owned(), whole, shown, access: access.clone(), agent: agent.into(), limit })
     }
 
-    /// The URL that paths are added to.
+    /// The URL that paths are added to; what tells services apart, and not for people.
     #[must_use]
     pub fn base(&self) -> &str {
         &self.base
+    }
+
+    /// Scheme and host, for people.
+    #[must_use]
+    pub fn shown(&self) -> &str {
+        &self.shown
+    }
+
+    fn url(&self, path: &str) -> String {
+        if path.is_empty() { self.whole.clone() } else { format!("{}{path}", self.base) }
     }
 
     /// Asks for a page.
@@ -145,8 +162,7 @@ impl Client {
     /// # Errors
     /// As of [`Client::get`].
     pub fn get_with(&self, path: &str, query: &[(&str, &str)], headers: &[(&str, &str)]) -> Result<Reply, Failed> {
-        let url = format!("{}{path}", self.base);
-        let mut request = self.agent.get(&url);
+        let mut request = self.agent.get(self.url(path));
         for (name, value) in query {
             request = request.query(*name, *value);
         }
@@ -164,8 +180,7 @@ impl Client {
     /// # Errors
     /// As of [`Client::get`].
     pub fn post(&self, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Result<Reply, Failed> {
-        let url = format!("{}{path}", self.base);
-        let mut request = self.agent.post(&url);
+        let mut request = self.agent.post(self.url(path));
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
@@ -176,7 +191,7 @@ impl Client {
     }
 
     fn read(&self, answer: Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> Result<Reply, Failed> {
-        let failed = |error: ureq::Error| Failed::Unreachable { url: self.base.clone(), why: error.to_string() };
+        let failed = |error: ureq::Error| Failed::Unreachable { url: self.shown.clone(), why: error.to_string() };
         let mut response = answer.map_err(failed)?;
         let status = response.status().as_u16();
         let body = response.body_mut().with_config().limit(self.limit).read_to_vec().map_err(failed)?;

@@ -162,30 +162,32 @@ fn figures(scenario: &Scenario, answer: &Answer, wanted: Scope) -> Figures {
         },
         ..Figures::default()
     };
-    let in_file = samples::cpu_seconds(scenario);
-    all.cpu_seconds = scenario.cpu_seconds.or(in_file);
+    // Counters of CPU time before samples of its use, which may cover a part.
+    let counted = scenario.cpu_seconds.or(answer.energy.as_ref().and_then(|energy| energy.cpu_seconds));
+    all.cpu_seconds = counted.or_else(|| samples::cpu_seconds(scenario));
     if let Some(energy) = &answer.energy {
         let other = if wanted == Scope::Host { Scope::Container } else { Scope::Host };
         let scope = [wanted, other].into_iter().find(|scope| energy.of(*scope).is_some());
         all.scope = scope;
         all.energy = scope.and_then(|scope| energy.of(scope));
         all.source = scope.map(|scope| energy.sources(scope)).unwrap_or_default();
-        all.cpu_seconds = all.cpu_seconds.or(energy.cpu_seconds);
-        all.watts = if energy.way == Way::Samples {
+        all.watts = match energy.way {
             // Energy over length would spread a part of the window over all of it.
-            mean(&energy.watts)
-        } else {
-            seconds.and_then(|seconds| Some(all.energy?.joules() / seconds))
+            Way::Samples => mean(&energy.watts),
+            Way::Counters => seconds.and_then(|seconds| Some(all.energy?.joules() / seconds)),
+            // What was asked for is the window, and a duration may be what was planned.
+            Way::Probe | Way::Database => {
+                scenario.window().and_then(|(start, end)| Some(all.energy?.joules() / (end - start)))
+            }
         };
         all.watts_max = largest(&energy.watts);
         all.watts_p95 = quantile(&energy.watts, 0.95).filter(|_| !energy.watts.is_empty());
         all.watts_deviation = standard_deviation(&energy.watts);
     }
-    all.cores = match (&*scenario.samples.cores, all.cpu_seconds, seconds) {
+    all.cores = match (counted, seconds) {
+        (Some(used), Some(seconds)) => Some(used / seconds),
         // As with watts: samples may cover a part.
-        (cores, ..) if scenario.cpu_seconds.is_none() && !cores.is_empty() => mean(cores),
-        (_, Some(used), Some(seconds)) => Some(used / seconds),
-        _ => None,
+        _ => mean(&scenario.samples.cores),
     };
     all.efficiency = match (all.joules().filter(|joules| *joules > 0.0), all.pixels, all.megabits) {
         (Some(joules), Some(pixels), _) => Some(pixels / joules),
@@ -198,6 +200,8 @@ fn figures(scenario: &Scenario, answer: &Answer, wanted: Scope) -> Figures {
 /// What needs the scenarios beside it: the baseline, the ranks, the best of a ladder.
 fn compare(scenarios: &[Scenario], all: &mut [Figures]) {
     let baseline = scenarios.iter().zip(&*all).find(|(scenario, _)| scenario.is_baseline());
+    // A container's power is no power of the host without load.
+    let baseline = baseline.filter(|(_, figures)| figures.scope == Some(Scope::Host));
     let rest = baseline.and_then(|(_, figures)| Some((figures.watts?, figures.cores)));
     for (scenario, figures) in scenarios.iter().zip(&mut *all) {
         let own = scenario.baseline.as_ref().map(|baseline| (baseline.watts, None));

@@ -11,8 +11,9 @@ use analysis::{
     backfill::{self, Target},
     config::{Advise, Backfill, Command, Config, Serve},
     cost::{Origin, Prices},
-    energy::probe::Probe,
+    energy::{Answer, Away, probe::Probe},
     figures,
+    run::Run,
     serve::{Follower, Given, Live, Loader, Sheets, spawn},
     store::shelf::Shelf,
     streams::{
@@ -136,8 +137,10 @@ fn advise(config: &Advise) -> Result<()> {
     for problem in shelf.problems() {
         eprintln!("{problem}");
     }
-    let asked = |run: &Arc<analysis::run::Run>| {
-        (run.clone(), run.scenarios.iter().map(|scenario| setup.sources.ask(run, scenario)).collect())
+    let mut away = Away::new();
+    let mut asked = |run: &Arc<Run>| {
+        let ask = |scenario| setup.sources.ask(run, scenario, &Answer::default(), &mut away);
+        (run.clone(), run.scenarios.iter().map(ask).collect())
     };
     let runs: Vec<_> = shelf.runs().iter().map(|(_, run)| asked(run)).collect();
     let model = figures::model(&runs, setup.scope, &setup.prices);

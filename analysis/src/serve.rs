@@ -17,7 +17,7 @@ use tracing::{error, info, warn};
 use crate::{
     alerts::{self, Book, Posts, Rule},
     cost::{self, Prices, budget, budget::Standing, carbon},
-    energy::{Answer, ENOUGH, Refused, Scope, Sources, Way, database::Database, samples},
+    energy::{Answer, Away, ENOUGH, Refused, Scope, Sources, Way, database::Database},
     figures::{self, Entry, Model},
     qoe, results,
     run::{Run, Scenario},
@@ -173,7 +173,8 @@ pub struct Loader {
     known_carbon: u64,
     ask_at: Instant,
     backoff: Duration,
-    away: Vec<(Way, String)>,
+    /// URLs of those that did not answer.
+    away: Vec<String>,
 }
 
 impl Loader {
@@ -239,7 +240,7 @@ impl Loader {
             .iter()
             .map(|(_, run)| match old.iter().position(|(known, _)| Arc::ptr_eq(known, run)) {
                 Some(at) => old.swap_remove(at),
-                None => (run.clone(), run.scenarios.iter().map(|scenario| unasked(run, scenario)).collect()),
+                None => (run.clone(), run.scenarios.iter().map(unasked).collect()),
             })
             .collect();
         (self.ask_at, self.backoff) = (Instant::now(), ASK_AGAIN.0);
@@ -268,59 +269,24 @@ impl Loader {
         if Instant::now() < self.ask_at {
             return false;
         }
-        let (mut learnt, mut again) = (false, false);
-        self.away.clear();
-        'runs: for (run, answers) in &mut self.runs {
+        let (mut learnt, mut open, mut away) = (false, false, Away::new());
+        for (run, answers) in &mut self.runs {
             for (scenario, answer) in run.scenarios.iter().zip(answers) {
                 if answer.is_settled() {
                     continue;
                 }
-                let new = self.given.sources.ask(run, scenario);
-                again |= !new.is_settled();
-                let away: Vec<(Way, String)> = new
-                    .refused
-                    .iter()
-                    .filter(|(_, refused)| matches!(refused, Refused::Unreachable(_)))
-                    .map(|(way, refused)| (*way, refused.to_string()))
-                    .collect();
+                let new = self.given.sources.ask(run, scenario, answer, &mut away);
+                open |= !new.is_settled();
                 if *answer != new {
-                    if new.energy.is_none() {
-                        for (way, refused) in &new.refused {
-                            warn!("run {}, {}: no energy from the {}: {refused}", run.id, scenario.name, way.as_str());
-                        }
-                    } else if let Some(energy) = new.energy.as_ref().filter(|energy| energy.coverage < ENOUGH) {
-                        let percent = energy.coverage * 100.0;
-                        warn!(
-                            "run {}, {}: its samples cover {percent:.0} % of its window; its joules are of that part",
-                            run.id, scenario.name
-                        );
-                    }
-                    if let Some(energy) =
-                        new.energy.as_ref().filter(|energy| energy.gap_seconds > 0.0 || energy.resets > 0)
-                    {
-                        let (gap, resets) = (energy.gap_seconds, energy.resets);
-                        warn!(
-                            "run {}, {}: the database has no sample for {gap:.1} s of its window, and counters were reset {resets} times",
-                            run.id, scenario.name
-                        );
-                    }
+                    say(run, scenario, &new);
                     *answer = new;
                     learnt = true;
                 }
-                if !away.is_empty() {
-                    self.away = away;
-                    // The other windows would wait as long.
-                    break 'runs;
-                }
             }
         }
-        if again {
-            self.ask_at = Instant::now() + self.backoff;
-            self.backoff = (self.backoff * 2).min(ASK_AGAIN.1);
-        } else {
-            self.ask_at = Instant::now() + ASK_AGAIN.0;
-            self.backoff = ASK_AGAIN.0;
-        }
+        self.away = away.into_keys().collect();
+        self.backoff = if open { (self.backoff * 2).min(ASK_AGAIN.1) } else { ASK_AGAIN.0 };
+        self.ask_at = Instant::now() + self.backoff;
         learnt
     }
 
@@ -347,14 +313,15 @@ impl Loader {
             watched: self.watch.is_told(),
             stale: self.given.stale,
         };
-        let is_away = |way: Way| self.away.iter().any(|(known, _)| *known == way);
+        let is_away = |url: &str| self.away.iter().any(|known| known == url);
         let word = |away: bool| if away { "absent" } else { "" }.to_owned();
+        let probes = &self.given.sources.probes;
         let mut sources = vec![
             ("results".to_owned(), self.shelf.reason().to_owned()),
-            ("probe".to_owned(), word(is_away(Way::Probe))),
+            ("probe".to_owned(), word(probes.iter().any(|probe| is_away(probe.probe.url())))),
         ];
-        if self.given.sources.database.is_some() {
-            sources.push(("database".to_owned(), word(is_away(Way::Database))));
+        if let Some(database) = &self.given.sources.database {
+            sources.push(("database".to_owned(), word(is_away(database.url()))));
         }
         if self.given.prices.carbon.is_some() || live.trouble.is_some() {
             sources.push(("carbon".to_owned(), word(live.trouble.is_some())));
@@ -397,13 +364,33 @@ impl Loader {
 }
 
 /// What is known before anybody is asked; open wherever somebody can be.
-fn unasked(run: &Run, scenario: &Scenario) -> Answer {
-    let mut answer = Sources::default().ask(run, scenario);
+fn unasked(scenario: &Scenario) -> Answer {
+    let mut answer = Sources::in_file(scenario);
     if scenario.counters.is_empty() && scenario.window().is_some() {
-        answer.energy = samples::energy(scenario);
         answer.refused = vec![(Way::Probe, Refused::NotYet("was not asked yet".to_owned()))];
     }
     answer
+}
+
+/// Logs what is not as it should be with the energy of a scenario.
+fn say(run: &Run, scenario: &Scenario, answer: &Answer) {
+    let name = format!("run {}, {}", run.id, scenario.name);
+    let Some(energy) = &answer.energy else {
+        for (way, refused) in &answer.refused {
+            warn!("{name}: no energy from the {}: {refused}", way.as_str());
+        }
+        return;
+    };
+    if energy.coverage < ENOUGH {
+        let percent = energy.coverage * 100.0;
+        warn!("{name}: its samples cover {percent:.0} % of its window; its joules are of that part");
+    }
+    if energy.gap_seconds > 0.0 || energy.resets > 0 {
+        let (gap, resets) = (energy.gap_seconds, energy.resets);
+        warn!(
+            "{name}: the database has no sample for {gap:.1} s of its window, and counters were reset {resets} times"
+        );
+    }
 }
 
 fn heads(heads: &[&str]) -> Vec<String> {

@@ -189,6 +189,8 @@ fn a_run_gets_its_joules_from_the_database_when_the_probe_has_none() {
     let rows = [
         row("known", r#","host":"enc-1","container":"cam""#),
         row("nowhere", ""),
+        row("second", r#","host":"enc-1""#),
+        row("second", r#","host":"enc-1""#),
         row("sampled", r#","power_watts":[1,1],"step_seconds":510"#),
     ];
     write(dir.path(), "20260101_000000", &format!("{{\"scenarios\":[{}]}}", rows.join(",")));
@@ -213,6 +215,8 @@ fn a_run_gets_its_joules_from_the_database_when_the_probe_has_none() {
         "{}",
         service.log()
     );
+    // A probe that is away keeps nobody else from being asked.
+    assert!(page.contains("wattcast_run_energy_joules{scenario=\"second\""), "{page}");
     // The others are asked when the probe has been given up for a moment.
     let page = service.eventually("the samples of the file", |page| {
         page.contains("scenario=\"sampled\",bitrate=\"\",encoder=\"\",run=\"20260101_000000\",scope=\"host\",source=\"file\",way=\"samples\"} 510\n")

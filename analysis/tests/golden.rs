@@ -19,8 +19,7 @@ const SAMPLE: &[u8] = include_bytes!("data/test_results_20240115_103000.json");
 
 fn model(run: Run, answers: Option<Vec<Answer>>) -> Model {
     let run = Arc::new(run);
-    let answers =
-        answers.unwrap_or_else(|| run.scenarios.iter().map(|one| Sources::default().ask(&run, one)).collect());
+    let answers = answers.unwrap_or_else(|| run.scenarios.iter().map(Sources::in_file).collect());
     figures::model(&[(run, answers)], Scope::Host, &Prices::defaults())
 }
 
@@ -245,7 +244,7 @@ proptest! {
         let run = Arc::new(run);
         let answers: Vec<Answer> = run.scenarios.iter().zip(&rows).map(|(scenario, (uj, _, way, ..))| {
             if *way < 2 {
-                return Sources::default().ask(&run, scenario);
+                return Sources::in_file(scenario);
             }
             let joules = |part| Joules { scope: Scope::Host, source: format!("s{part}"), joules: Microjoules(part), edge_error: 0.0 };
             let energy = Energy {

@@ -67,7 +67,7 @@ fn the_runners_and_the_schedulers_files_mean_what_they_meant() {
     let run = store::parse("x", C.as_bytes()).unwrap();
     let [mean, stated] = &*run.scenarios else { panic!("{run:?}") };
     assert_eq!(mean.window(), Some((1_768_473_498.5, 1_768_473_500.0)), "the start is when it was queued");
-    let energy = |at: usize| Sources::default().ask(&run, &run.scenarios[at]).energy.unwrap();
+    let energy = |at: usize| Sources::in_file(&run.scenarios[at]).energy.unwrap();
     assert_eq!(
         (energy(0).of(Scope::Host), energy(0).coverage),
         (Some(Microjoules(75_750_000)), 1.0),
@@ -85,7 +85,7 @@ fn our_own_shape_brings_its_counters_and_names_what_failed() {
     let [first, third] = &*run.scenarios else { panic!("{run:?}") };
     assert_eq!((&*first.name, &*third.name), ("x264 veryfast 4M", "x264 veryfast 4M #2"));
     assert_eq!((first.window(), first.seconds()), (Some((1_795_176_060.0, 1_795_176_160.5)), Some(100.5)));
-    let energy = Sources::default().ask(&run, first).energy.unwrap();
+    let energy = Sources::in_file(first).energy.unwrap();
     assert_eq!((energy.way, energy.of(Scope::Host)), (Way::Counters, Some(Microjoules(8_100_000_001))));
     assert_eq!(energy.of(Scope::Container), Some(Microjoules(4_000_000_000)));
     assert_eq!((first.cpu_seconds, first.reserved_cores, first.media_seconds), (Some(150.25), Some(4.0), Some(200.0)));

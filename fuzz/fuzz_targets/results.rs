@@ -14,7 +14,7 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     let Ok(run) = store::parse("20240115_103000", bytes) else { return };
     let run = Arc::new(run);
     // What the file says for itself; nobody is asked.
-    let answers = run.scenarios.iter().map(|scenario| Sources::default().ask(&run, scenario)).collect();
+    let answers = run.scenarios.iter().map(|scenario| Sources::in_file(scenario)).collect();
     let prices = Prices::defaults();
     let model = figures::model(&[(run, answers)], Scope::Host, &prices);
     for page in [

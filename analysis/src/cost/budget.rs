@@ -2,6 +2,8 @@
 //!
 //! Read from the database by the hour: the growth of the joule counters in each hour of five weeks, at the price of that hour.
 
+use std::collections::BTreeMap;
+
 use jiff::{SignedDuration, Timestamp, Zoned};
 use rust_decimal::Decimal;
 use serde::Deserialize;
@@ -22,7 +24,7 @@ use crate::{
 /// Hours that are looked back: the longest month, and a week to forecast its beginning from.
 const HOURS: i64 = 38 * 24;
 /// Hours of a day.
-const DAY: usize = 24;
+const DAY: i64 = 24;
 
 /// One budget, as written.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -132,10 +134,11 @@ fn one(
     let running = expression.replace("[1h]", &format!("[{}s]", part.max(1)));
     let live = database.range(&running, moment, moment, 1).map_err(refused)?;
     let live = live.first().and_then(|one| one.points().first().map(|point| point.1));
-    let mut hours = Vec::new();
+    let mut hours = BTreeMap::new();
     for (end, joules) in points {
-        let Some(end) = timestamp(end) else { continue };
-        hours.push(Hour { end, money: money(prices, end, joules, rate) });
+        if let Some(end) = timestamp(end) {
+            hours.insert(end.as_second() / 3600, money(prices, end, joules, rate));
+        }
     }
     let partial = live.map(|joules| money(prices, now, joules, rate)).unwrap_or_default();
     let zone = prices.tariff.time_zone().clone();
@@ -149,30 +152,28 @@ fn money(prices: &Prices, end: Timestamp, joules: f64, rate: Decimal) -> f64 {
     joules / 3.6e6 * float(price) * float(prices.pue) * float(rate)
 }
 
-/// One hour that is over.
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct Hour {
-    end: Timestamp,
-    money: f64,
-}
+/// What each hour that is over has cost, by the number of its end since 1970. An hour in which nobody scraped is not in it.
+type Hours = BTreeMap<i64, f64>;
 
 /// What hours come to; `partial` is what the running hour has cost until now.
-fn stand(hours: &[Hour], partial: f64, amount: f64, now: &Zoned) -> Followed {
-    let begun =
-        now.first_of_month().and_then(|day| day.start_of_day()).map_or_else(|_| now.timestamp(), |day| day.timestamp());
+fn stand(hours: &Hours, partial: f64, amount: f64, now: &Zoned) -> Followed {
+    let begun = now.first_of_month().and_then(|day| day.start_of_day());
+    let begun = begun.map_or_else(|_| now.timestamp(), |day| day.timestamp());
     let end = now.last_of_month().and_then(|day| day.tomorrow()).and_then(|day| day.start_of_day());
     let end = end.map_or_else(|_| now.timestamp(), |day| day.timestamp());
     let seconds = |from: Timestamp, to: Timestamp| to.duration_since(from).as_secs_f64();
-    let spent = hours.iter().filter(|hour| hour.end > begun).map(|hour| hour.money).sum::<f64>() + partial;
+    let last = now.timestamp().as_second() / 3600;
+    let spent = hours.range(begun.as_second() / 3600 + 1..).map(|hour| hour.1).sum::<f64>() + partial;
     let an_hour = amount / (seconds(begun, end) / 3600.0);
     let burn = [("1h", 1), ("6h", 6), ("24h", 24)].into_iter().filter_map(|(window, count)| {
-        let last = hours.len().checked_sub(count).map(|from| &hours[from..])?;
-        let mean = mean(&last.iter().map(|hour| hour.money).collect::<Vec<_>>())?;
-        (an_hour > 0.0).then(|| (window, mean / an_hour))
+        let known: Vec<f64> = hours.range(last - count + 1..=last).map(|hour| *hour.1).collect();
+        let whole = i64::try_from(known.len()).ok()? == count;
+        (whole && an_hour > 0.0).then(|| Some((window, mean(&known)? / an_hour)))?
     });
     let left = (seconds(now.timestamp(), end) / 3600.0).max(0.0);
-    let (error, deviation) = backtest(hours);
-    let middle = forecast(hours, left).map(|rest| spent + rest);
+    let (error, deviation) = backtest(hours, last);
+    // The running hour's rest is part of what is left.
+    let middle = forecast(hours, last, left).map(|rest| spent + rest);
     // Days that are missed independently of each other.
     let wide = deviation.map(|deviation| 2.0 * deviation * (left / 24.0).sqrt());
     let low = middle.zip(wide).map(|(middle, wide)| (middle - wide).max(spent));
@@ -180,34 +181,36 @@ fn stand(hours: &[Hour], partial: f64, amount: f64, now: &Zoned) -> Followed {
     Followed { spent, burn: burn.collect(), forecast: [low, middle, high], error }
 }
 
-/// What the next `left` hours will cost: each as the mean of the same hour of day over the last seven days. Nothing before a day is over.
-fn forecast(hours: &[Hour], left: f64) -> Option<f64> {
-    if hours.len() < DAY {
-        return None;
+/// What the next `left` hours after `last` will cost: each as the mean of the same hour of day in the seven days up to `last`. Nothing where an hour of day is in none
+/// of them.
+fn forecast(hours: &Hours, last: i64, left: f64) -> Option<f64> {
+    let mut by_hour = [0.0; 24];
+    for (ahead, mean_of) in (1..).zip(&mut by_hour) {
+        let same: Vec<f64> = (1..=7).filter_map(|day| hours.get(&(last + ahead - day * DAY)).copied()).collect();
+        *mean_of = mean(&same)?;
     }
-    let mut sum = 0.0;
-    let mut remaining = left;
-    let mut ahead = 0;
-    while remaining > 0.0 {
-        let same: Vec<f64> = (1..=7)
-            .filter_map(|day| hours.get((hours.len() + ahead % DAY).checked_sub(day * DAY)?).map(|hour| hour.money))
-            .collect();
-        sum += mean(&same)? * remaining.min(1.0);
+    let (mut sum, mut remaining) = (0.0, left);
+    for cost in by_hour.iter().cycle() {
+        if remaining <= 0.0 {
+            break;
+        }
+        sum += cost * remaining.min(1.0);
         remaining -= 1.0;
-        ahead += 1;
     }
     Some(sum)
 }
 
-/// Forecasts each past day from what was known before it: the mean miss as a part, and the standard deviation of what was missed. Two days at least.
-fn backtest(hours: &[Hour]) -> (Option<f64>, Option<f64>) {
+/// Forecasts each whole past day from what was known before it: the mean miss as a part, and the standard deviation of what was missed. Two days at least.
+fn backtest(hours: &Hours, last: i64) -> (Option<f64>, Option<f64>) {
     let (mut parts, mut missed) = (Vec::new(), Vec::new());
-    let days = hours.len() / DAY;
-    for day in 1..days {
-        // Counted back from now, so that the newest day is whole.
-        let from = hours.len() - day * DAY;
-        let actual = hours[from..from + DAY].iter().map(|hour| hour.money).sum::<f64>();
-        if let Some(predicted) = forecast(&hours[..from], 24.0) {
+    for day in 1..HOURS / DAY {
+        let from = last - day * DAY;
+        let actual: Vec<f64> = hours.range(from + 1..=from + DAY).map(|hour| *hour.1).collect();
+        if i64::try_from(actual.len()) != Ok(DAY) {
+            continue;
+        }
+        let actual = actual.iter().sum::<f64>();
+        if let Some(predicted) = forecast(hours, from, 24.0) {
             missed.push(predicted - actual);
             if actual > 0.0 {
                 parts.push((predicted - actual).abs() / actual);
@@ -223,12 +226,9 @@ mod tests {
 
     use super::*;
 
-    fn hours(count: i64, until: &Zoned, money: impl Fn(i64) -> f64) -> Vec<Hour> {
+    fn hours(count: i64, until: &Zoned, money: impl Fn(i64) -> f64) -> Hours {
         let last = until.timestamp().as_second() / 3600;
-        (0..count)
-            .map(|at| last - count + 1 + at)
-            .map(|hour| Hour { end: Timestamp::from_second(hour * 3600).unwrap(), money: money(hour) })
-            .collect()
+        (last - count + 1..=last).map(|hour| (hour, money(hour))).collect()
     }
 
     fn now(text: &str) -> Zoned {
@@ -255,6 +255,22 @@ mod tests {
         let every_other = |hour: i64| if (hour + 11) / 24 % 2 == 0 { 1.0 } else { 3.0 };
         let standing = stand(&hours(20 * 24, &now, every_other), 0.0, 100.0, &now);
         assert!(standing.error.unwrap() > 0.3 && standing.forecast[2] > standing.forecast[1], "{standing:?}");
+    }
+
+    #[test]
+    fn an_hour_that_nobody_scraped_is_not_the_next_one() {
+        let now = now("2026-11-16T12:00:00Z");
+        let evening = |hour: i64| if (18..22).contains(&(hour % 24)) { 5.0 } else { 0.5 };
+        let mut all = hours(20 * 24, &now, evening);
+        let last = now.timestamp().as_second() / 3600;
+        // Five hours of one morning are missing: what is forecast for evenings stays with evenings.
+        all.retain(|hour, _| !(last - 30..last - 25).contains(hour));
+        let standing = stand(&all, 0.0, 100.0, &now);
+        let rest = standing.forecast[1].unwrap() - standing.spent;
+        assert!((rest - (14.0 * 30.0 + 24.0)).abs() < 1e-9, "{standing:?}");
+        assert!(standing.burn.iter().any(|(window, _)| *window == "24h"));
+        all.remove(&last);
+        assert!(stand(&all, 0.0, 100.0, &now).burn.is_empty(), "an hour that is not known is not cheap");
     }
 
     #[test]

@@ -262,9 +262,9 @@ impl Source {
         let headers: Vec<(&str, &str)> = token.iter().map(|(name, value)| (*name, &**value)).collect();
         let reply = self.client.get_with(&self.query, &[], &headers).map_err(|error| error.to_string())?;
         if reply.status != 200 {
-            return Err(format!("{}: status {}: {}", self.client.base(), reply.status, reply.excerpt()));
+            return Err(format!("{}: status {}: {}", self.client.shown(), reply.status, reply.excerpt()));
         }
-        self.read(&reply.body, now).map_err(|why| format!("{}: {why}", self.client.base()))
+        self.read(&reply.body, now).map_err(|why| format!("{}: {why}", self.client.shown()))
     }
 
     fn read(&self, body: &[u8], now: Timestamp) -> Result<Reading, String> {

@@ -7,8 +7,10 @@ use serde::Deserialize;
 
 use super::money::Amount;
 
-/// Most pieces that a window is divided into: ten years of eight prices a day.
-const MAX_PIECES: usize = 30_000;
+/// Longest window that is divided. A start of 0 in somebody's file is no reason to walk through fifty years of clock changes.
+const LONGEST: SignedDuration = SignedDuration::from_hours(400 * 24);
+/// Most pieces that it is divided into.
+const MAX_PIECES: usize = 20_000;
 
 /// The settings of a tariff.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -106,6 +108,9 @@ impl Tariff {
     /// The window in pieces of one price each: nanoseconds and price. `None` for more than a sane number.
     #[must_use]
     pub fn split(&self, start: Timestamp, end: Timestamp) -> Option<Vec<(i64, Decimal)>> {
+        if end.duration_since(start) > LONGEST {
+            return None;
+        }
         let mut pieces: Vec<(i64, Decimal)> = Vec::new();
         let mut moment = start;
         while moment < end {

@@ -225,9 +225,15 @@ impl Database {
         }))
     }
 
+    /// Where it is.
+    #[must_use]
+    pub fn url(&self) -> &str {
+        self.client.base()
+    }
+
     fn read(&self, reply: Reply) -> Result<Vec<Series>, Refused> {
         let whole = parse(&reply.body);
-        let why = |why: String| format!("{}: status {}: {why}", self.client.base(), reply.status);
+        let why = |why: String| format!("{}: status {}: {why}", self.client.shown(), reply.status);
         match whole {
             Ok(series) if reply.status == 200 => Ok(series),
             // Overloaded, starting, or behind a proxy that says so.
@@ -365,7 +371,7 @@ impl Database {
                 "no_samples".to_owned(),
                 format!(
                     "{} has no wattcast_energy_joules_total in that time{}",
-                    self.client.base(),
+                    self.client.shown(),
                     wanted.map(|host| format!(" of {host}")).unwrap_or_default()
                 ),
             )),

@@ -5,6 +5,8 @@
 //! 3. The database that scraped the probe.
 //! 4. Samples in the file, which are not energy but power at some moments: by the trapezoid, and with the part of the window that they cover.
 
+use std::collections::BTreeMap;
+
 use exporter::units::Microjoules;
 
 use crate::run::{Run, Scenario};
@@ -162,10 +164,11 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// True when asking again would change nothing: no better way may still answer.
+    /// True when asking again would change nothing. Counters are counters: joules of a database are not given up for those of a probe that comes back.
     #[must_use]
     pub fn is_settled(&self) -> bool {
-        self.refused.iter().all(|(_, refused)| !refused.is_passing())
+        let counted = self.energy.as_ref().is_some_and(|energy| energy.way != Way::Samples);
+        counted || self.refused.iter().all(|(_, refused)| !refused.is_passing())
     }
 
     /// The label `reason`: why there is nothing, or not all; empty when all is well.
@@ -201,13 +204,20 @@ pub struct Sources {
     pub database: Option<Database>,
 }
 
+/// Those that did not answer, by their URLs: in one round nobody is waited for twice.
+pub type Away = BTreeMap<String, Refused>;
+
+/// Longest window that a database is asked for; nobody encodes for a month without a pause.
+const LONGEST: f64 = 31.0 * 86_400.0;
+
 impl Sources {
-    /// Asks, in order, until one has joules.
+    /// What the file itself says, before anybody is asked.
     #[must_use]
-    pub fn ask(&self, run: &Run, scenario: &Scenario) -> Answer {
-        let mut answer = Answer::default();
-        if !scenario.counters.is_empty() {
-            answer.energy = Some(Energy {
+    pub fn in_file(scenario: &Scenario) -> Answer {
+        let energy = if scenario.counters.is_empty() {
+            samples::energy(scenario)
+        } else {
+            Some(Energy {
                 way: Way::Counters,
                 rows: scenario.counters.clone(),
                 coverage: 1.0,
@@ -215,52 +225,62 @@ impl Sources {
                 resets: 0,
                 watts: scenario.samples.watts.clone(),
                 cpu_seconds: None,
-            });
-            return answer;
-        }
+            })
+        };
+        Answer { energy, refused: Vec::new() }
+    }
+
+    /// Asks, in order, until one has joules. What refused for good `before` is not asked again, and neither is who is `away`.
+    #[must_use]
+    pub fn ask(&self, run: &Run, scenario: &Scenario, before: &Answer, away: &mut Away) -> Answer {
+        let mut answer = Self::in_file(scenario);
+        let Some((start, end)) = scenario.window().filter(|_| scenario.counters.is_empty()) else { return answer };
         let host = scenario.host.as_deref().or(run.host.as_deref());
-        if let Some((start, end)) = scenario.window() {
-            let container = scenario.container.as_deref();
-            for way in [Way::Probe, Way::Database] {
-                let found = if way == Way::Probe {
-                    self.ask_probes(start, end, host, container)
-                } else {
-                    self.database.as_ref().map(|database| database.window(start, end, host, container))
-                };
-                match found {
-                    None => {}
-                    Some(Ok(energy)) => {
-                        answer.energy = Some(energy);
-                        return answer;
-                    }
-                    Some(Err(refused)) => answer.refused.push((way, refused)),
+        let asked = Asked { start, end, host, container: scenario.container.as_deref() };
+        for way in [Way::Probe, Way::Database] {
+            let known = before.refused.iter().find(|(known, why)| *known == way && !why.is_passing());
+            let found = match (known, way) {
+                (Some((_, why)), _) => Some(Err(why.clone())),
+                (None, Way::Probe) => self.ask_probes(&asked, away),
+                (None, _) => self.ask_database(&asked, away),
+            };
+            match found {
+                None => {}
+                Some(Ok(energy)) => {
+                    answer.energy = Some(energy);
+                    return answer;
                 }
+                Some(Err(refused)) => answer.refused.push((way, refused)),
             }
         }
-        answer.energy = samples::energy(scenario);
         answer
     }
 
+    fn ask_database(&self, asked: &Asked<'_>, away: &mut Away) -> Option<Result<Energy, Refused>> {
+        let database = self.database.as_ref()?;
+        if asked.end - asked.start > LONGEST {
+            return Some(Err(Refused::Never("too_long".to_owned(), "the window is longer than 31 days".to_owned())));
+        }
+        Some(patiently(database.url(), away, || database.window(asked.start, asked.end, asked.host, asked.container)))
+    }
+
     /// The probe of the host. A run that names none is asked of all, and the container must be known to exactly one; nothing is summed across hosts.
-    fn ask_probes(
-        &self,
-        start: f64,
-        end: f64,
-        host: Option<&str>,
-        container: Option<&str>,
-    ) -> Option<Result<Energy, Refused>> {
+    fn ask_probes(&self, asked: &Asked<'_>, away: &mut Away) -> Option<Result<Energy, Refused>> {
+        let mut ask = |one: &OnHost| {
+            patiently(one.probe.url(), away, || one.probe.window(asked.start, asked.end, asked.container))
+        };
         if let [only] = &*self.probes
             && only.host.is_empty()
         {
-            return Some(only.probe.window(start, end, container));
+            return Some(ask(only));
         }
         if self.probes.is_empty() {
             return None;
         }
-        if let Some(host) = host {
+        if let Some(host) = asked.host {
             let found = self.probes.iter().find(|probe| same_host(&probe.host, host));
             return Some(match found {
-                Some(found) => found.probe.window(start, end, container),
+                Some(found) => ask(found),
                 None => Err(Refused::Never(
                     "no_probe".to_owned(),
                     format!("no probe is named for the host {host:?}: --probe-url {host}=URL"),
@@ -273,20 +293,40 @@ impl Sources {
                 "the run names no host, and there are several probes; write `host` into its file".to_owned(),
             )
         };
-        if container.is_none() {
+        if asked.container.is_none() {
             return Some(Err(which()));
         }
         let mut known = Vec::new();
         for one in &self.probes {
-            match one.probe.window(start, end, container) {
+            match ask(one) {
                 Ok(energy) if energy.of(Scope::Container).is_some() => known.push(energy),
-                // One that was not asked may be the one.
+                // One that does not answer may be the one.
                 Err(refused) if refused.is_passing() => return Some(Err(refused)),
                 _ => {}
             }
         }
         Some(if known.len() == 1 { known.pop().ok_or_else(which) } else { Err(which()) })
     }
+}
+
+/// What is asked for.
+struct Asked<'a> {
+    start: f64,
+    end: f64,
+    host: Option<&'a str>,
+    container: Option<&'a str>,
+}
+
+/// Asks somebody, unless there was no answer in this round already.
+fn patiently(url: &str, away: &mut Away, ask: impl FnOnce() -> Result<Energy, Refused>) -> Result<Energy, Refused> {
+    if let Some(why) = away.get(url) {
+        return Err(why.clone());
+    }
+    let answer = ask();
+    if let Err(why @ Refused::Unreachable(_)) = &answer {
+        away.insert(url.to_owned(), why.clone());
+    }
+    answer
 }
 
 /// True when an address, `enc-1:9500`, or a name is that of the host.

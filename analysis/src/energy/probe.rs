@@ -74,6 +74,12 @@ impl Probe {
         Ok(Self { client: Client::new(url, access, TIMEOUT, MAX_ANSWER)? })
     }
 
+    /// Where it is.
+    #[must_use]
+    pub fn url(&self) -> &str {
+        self.client.base()
+    }
+
     fn unreachable(why: impl std::fmt::Display) -> Refused {
         Refused::Unreachable(format!("{why}. Start the probe, or name it with --probe-url"))
     }
@@ -85,7 +91,7 @@ impl Probe {
     pub fn jobs(&self) -> Result<Jobs, Refused> {
         let path = "/api/v1/streams";
         let reply = self.client.get(path, &[]).map_err(Self::unreachable)?;
-        let url = format!("{}{path}", self.client.base());
+        let url = format!("{}{path}", self.client.shown());
         if reply.status != 200 {
             return Err(Refused::NotYet(format!("{url}: status {}", reply.status)));
         }
@@ -100,7 +106,7 @@ impl Probe {
     pub fn window(&self, start: f64, end: f64, container: Option<&str>) -> Result<Energy, Refused> {
         let query = [("start", &*start.to_string()), ("end", &*end.to_string())];
         let reply = self.client.get("/api/v1/window", &query).map_err(Self::unreachable)?;
-        let (status, base) = (reply.status, self.client.base());
+        let (status, base) = (reply.status, self.client.shown());
         if status != 200 {
             return Err(match serde_json::from_slice::<Problem>(&reply.body) {
                 Ok(problem) if status == 425 || status == 503 => Refused::NotYet(problem.error),
