@@ -7,10 +7,10 @@ use serde::Serialize;
 
 use crate::{
     cost::money::float,
-    energy::ENOUGH,
-    figures::{Entry, Model},
+    figures::{Entry, Kind, Model},
     qoe::{curves, energy_at},
-    statistics::Line,
+    run::UNKNOWN,
+    statistics::{Line, mean},
 };
 
 /// What is to be small.
@@ -78,6 +78,14 @@ pub struct Candidate {
     pub pareto: bool,
     /// Mean power.
     pub watts: Option<f64>,
+    /// How its joules were obtained; `model` is no measurement.
+    pub source: String,
+    /// The model of its VMAF; empty where the file does not say. Scores of two are not compared.
+    pub vmaf_model: String,
+    /// How often it was run; its figures are the means.
+    pub repeats: usize,
+    #[serde(skip)]
+    kind: Kind,
     /// Why it is not compared; empty when it is.
     pub left_out: String,
 }
@@ -130,8 +138,7 @@ pub struct Advice {
 /// Answers.
 #[must_use]
 pub fn advise(model: &Model, question: &Question, currency: &str, default_prices: bool) -> Advice {
-    let mut all: Vec<Candidate> =
-        model.entries.iter().filter(|entry| !entry.scenario().is_baseline()).map(candidate).collect();
+    let mut all = candidates(model);
     let fits = |candidate: &Candidate| fits(question.resolution.as_deref(), &candidate.output_ladder);
     all.retain(fits);
     pareto(&mut all);
@@ -152,13 +159,50 @@ fn fits(resolution: Option<&str>, ladder: &str) -> bool {
     largest == wanted || largest.split_once('x').is_some_and(|(_, known)| known == height)
 }
 
+/// One for each configuration: repeats of a cell are one, at the mean of those that are whole.
+fn candidates(model: &Model) -> Vec<Candidate> {
+    let mut cells: BTreeMap<(&str, usize), Vec<Candidate>> = BTreeMap::new();
+    let mut order = Vec::new();
+    for entry in model.entries.iter().filter(|entry| !entry.scenario().is_baseline()) {
+        let key = (&*entry.run.id, entry.scenario().cell.unwrap_or(usize::MAX - entry.at));
+        if !cells.contains_key(&key) {
+            order.push(key);
+        }
+        cells.entry(key).or_default().push(candidate(entry));
+    }
+    let one = |key| {
+        let repeats: Vec<Candidate> = cells.remove(&key)?;
+        let whole: Vec<&Candidate> = repeats.iter().filter(|repeat| repeat.is_compared()).collect();
+        let of = |which: fn(&Candidate) -> Option<f64>| {
+            mean(&whole.iter().filter_map(|repeat| which(repeat)).collect::<Vec<_>>())
+        };
+        let first = whole.first().copied().or(repeats.first())?;
+        if whole.len() < 2 {
+            return Some(first.clone());
+        }
+        Some(Candidate {
+            vmaf: of(|repeat| repeat.vmaf),
+            joules_per_media_second: of(|repeat| repeat.joules_per_media_second),
+            cost_per_stream_hour: of(|repeat| repeat.cost_per_stream_hour),
+            carbon_grams_per_stream_hour: of(|repeat| repeat.carbon_grams_per_stream_hour),
+            efficiency: of(|repeat| repeat.efficiency),
+            watts: of(|repeat| repeat.watts),
+            repeats: whole.len(),
+            ..first.clone()
+        })
+    };
+    order.into_iter().filter_map(one).collect()
+}
+
 fn candidate(entry: &Entry) -> Candidate {
     let (scenario, figures) = (entry.scenario(), &entry.figures);
     let hours = figures.media_seconds.map(|seconds| seconds / 3600.0).filter(|hours| *hours > 0.0);
-    let coverage = entry.answer.energy.as_ref().map(|energy| energy.coverage);
-    let left_out = match coverage {
+    let left_out = match &entry.answer.energy {
         None => format!("no energy: {}", entry.answer.reason(scenario)),
-        Some(coverage) if coverage < ENOUGH => format!("samples cover {:.0} % of its window", coverage * 100.0),
+        Some(energy) if !energy.is_whole() => {
+            let part = energy.coverage.map_or("nobody knows what".to_owned(), |part| format!("{:.0} %", part * 100.0));
+            format!("samples cover {part} of its window")
+        }
         Some(_) => String::new(),
     };
     Candidate {
@@ -179,6 +223,10 @@ fn candidate(entry: &Entry) -> Candidate {
         ladder_rank: figures.ladder_rank,
         pareto: false,
         watts: figures.watts,
+        source: figures.source.clone(),
+        vmaf_model: scenario.quality.vmaf.as_ref().map(|score| score.model.clone()).unwrap_or_default(),
+        repeats: 1,
+        kind: figures.kind(),
         left_out,
     }
 }
@@ -200,7 +248,8 @@ impl Candidate {
 
 /// Marks what is not beaten. Compared are scenarios of one run with the same outputs and streams, in bitrate, quality and energy, and in cost where each of them has one.
 fn pareto(all: &mut [Candidate]) {
-    let group = |candidate: &Candidate| (candidate.run.clone(), candidate.output_ladder.clone(), candidate.streams);
+    let group =
+        |one: &Candidate| (one.run.clone(), one.output_ladder.clone(), one.streams, one.vmaf_model.clone(), one.kind);
     let mut groups: BTreeMap<_, Vec<usize>> = BTreeMap::new();
     for (at, candidate) in all.iter_mut().enumerate() {
         if candidate.is_compared() {
@@ -209,6 +258,10 @@ fn pareto(all: &mut [Candidate]) {
                 || candidate.joules_per_media_second.is_none()
             {
                 candidate.left_out = "no point: it lacks VMAF, bitrate or energy".to_owned();
+                continue;
+            }
+            if candidate.output_ladder == UNKNOWN {
+                candidate.left_out = "no point: nobody says what its outputs are".to_owned();
                 continue;
             }
             groups.entry(group(candidate)).or_default().push(at);
@@ -242,6 +295,13 @@ fn recommend(model: &Model, all: &[Candidate], vmaf: f64, objective: Objective) 
     let compared =
         |candidate: &&&Candidate| candidate.left_out.is_empty() || candidate.left_out.starts_with("no point");
     let scored: Vec<&&Candidate> = run.iter().filter(compared).filter(|candidate| candidate.vmaf.is_some()).collect();
+    let alike = |a: &&&Candidate, b: &&&Candidate| a.vmaf_model == b.vmaf_model && a.kind == b.kind;
+    if let Some(other) = scored.iter().find(|other| !alike(other, &scored[0])) {
+        return Err(format!(
+            "run {newest}: {} and {} are not to be compared: VMAF models {:?} and {:?}, joules from {} and {}",
+            scored[0].scenario, other.scenario, scored[0].vmaf_model, other.vmaf_model, scored[0].source, other.source
+        ));
+    }
     let best = scored.iter().filter_map(|candidate| candidate.vmaf).max_by(f64::total_cmp);
     let best =
         best.ok_or_else(|| format!("run {newest}: no scenario with both quality and energy of its whole window"))?;
@@ -267,6 +327,8 @@ fn recommend(model: &Model, all: &[Candidate], vmaf: f64, objective: Objective) 
                 && curve.preset == chosen.preset
                 && curve.ladder == chosen.output_ladder
                 && curve.streams == chosen.streams
+                && curve.model == chosen.vmaf_model
+                && curve.kind == chosen.kind
         })
         .and_then(|(_, points)| energy_at(&points, vmaf));
     Ok(Recommendation {
@@ -290,7 +352,8 @@ fn predict(all: &[Candidate], streams: u32) -> Vec<Result<Prediction, String>> {
         all.iter().filter(|candidate| candidate.left_out.is_empty() || candidate.left_out.starts_with("no point"))
     {
         let Some(watts) = candidate.watts else { continue };
-        let words = [&*candidate.encoder, &candidate.preset, &candidate.output_ladder, &candidate.bitrate];
+        let of = if candidate.kind == Kind::default() { String::new() } else { format!("({})", candidate.source) };
+        let words = [&*candidate.encoder, &candidate.preset, &candidate.output_ladder, &candidate.bitrate, &of];
         let configuration = words.iter().filter(|word| !word.is_empty()).copied().collect::<Vec<_>>().join(" ");
         let key = (candidate.run.clone(), configuration);
         groups.entry(key.clone()).or_default().push((f64::from(candidate.streams), watts));

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     fs,
+    io::Write as _,
     path::{Path, PathBuf},
     sync::mpsc,
     thread,
@@ -17,9 +18,9 @@ use sha2::{Digest as _, Sha256};
 use tracing::{info, warn};
 
 use crate::{
-    client::{Access, Client, Failed, secret},
+    client::{Access, Client, Failed, read_whole, secret},
     cost::{budget::Standing, money::float},
-    energy::ENOUGH,
+    energy::Energy,
     figures::{Entry, Model, timestamp},
     qoe::experience,
 };
@@ -31,9 +32,11 @@ const MAX_ANSWER: u64 = 64 << 10;
 /// A post that fails is tried again after this long, doubled each time up to the second figure.
 const AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
 /// After this long it is given up.
-const GIVE_UP: Duration = Duration::from_secs(6 * 3600);
+const GIVE_UP: i64 = 6 * 3600;
 /// Posts that wait for one receiver; the oldest goes first when there are more.
 const MAX_WAITING: usize = 1000;
+/// Largest file of alerts, or of posts that wait.
+const MAX_STATE: u64 = 64 << 20;
 /// Most alerts in one post.
 const MAX_ALERTS: usize = 100;
 
@@ -64,6 +67,22 @@ pub enum Metric {
 }
 
 impl Metric {
+    /// The label `metric`.
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Vmaf => "vmaf",
+            Self::Psnr => "psnr",
+            Self::Ssim => "ssim",
+            Self::Qoe => "qoe",
+            Self::DropRatio => "drop_ratio",
+            Self::JoulesPerFrame => "joules_per_frame",
+            Self::Cost => "cost",
+            Self::CostPerStreamHour => "cost_per_stream_hour",
+            Self::BudgetSpent => "budget_spent",
+            Self::BudgetForecast => "budget_forecast",
+        }
+    }
+
     fn is_of_budgets(self) -> bool {
         matches!(self, Self::BudgetSpent | Self::BudgetForecast)
     }
@@ -117,6 +136,12 @@ fn webhook() -> String {
 }
 
 impl Rule {
+    /// What tells its alerts from those of other rules.
+    #[must_use]
+    pub fn identity(&self) -> (&str, &str, &'static str) {
+        (&self.name, &self.severity, self.metric.as_str())
+    }
+
     /// Says what is wrong with it.
     ///
     /// # Errors
@@ -145,7 +170,7 @@ impl Rule {
         let quality = &entry.scenario().quality;
         let figures = &entry.figures;
         // A figure that may still change, or is of a part of the window, is no reason to wake somebody.
-        let sure = entry.answer.is_settled() && entry.answer.energy.as_ref().is_some_and(|e| e.coverage >= ENOUGH);
+        let sure = entry.answer.is_settled() && entry.answer.energy.as_ref().is_some_and(Energy::is_whole);
         match self.metric {
             Metric::Vmaf => Some(quality.vmaf.as_ref()?.value),
             Metric::Psnr => Some(quality.psnr.as_ref()?.value),
@@ -222,6 +247,7 @@ pub fn judge(rules: &[Rule], model: &Model, budgets: &[Standing], now: Timestamp
             let mut named = BTreeMap::from([
                 ("alertname".to_owned(), rule.name.clone()),
                 ("severity".to_owned(), rule.severity.clone()),
+                ("metric".to_owned(), rule.metric.as_str().to_owned()),
             ]);
             named.extend(labels.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
             let mut alert = Alert { labels: named, annotations: BTreeMap::new(), starts_at, ends_at: None };
@@ -265,9 +291,16 @@ impl Book {
     /// As the file left it.
     #[must_use]
     pub fn open(file: Option<&Path>) -> Self {
-        let text = file.and_then(|file| fs::read(file).ok()).filter(|text| text.len() < 16 << 20);
-        let active = text.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
-        Self { active, file: file.map(Path::to_owned) }
+        let kept = file.filter(|file| file.exists()).map(|file| {
+            let text = read_whole(file, MAX_STATE).map_err(|error| error.to_string())?;
+            serde_json::from_str(&text).map_err(|error| error.to_string())
+        });
+        let active = kept.transpose().unwrap_or_else(|error| {
+            let file = file.unwrap_or(Path::new(""));
+            warn!("{}: {error}; alerts that go on are told again", file.display());
+            None
+        });
+        Self { active: active.unwrap_or_default(), file: file.map(Path::to_owned) }
     }
 
     /// The alerts that began or ended since the last call. What cannot be told now neither begins nor ends.
@@ -276,6 +309,9 @@ impl Book {
         let mut still = BTreeMap::new();
         for alert in found.bad {
             let key = alert.fingerprint();
+            if still.contains_key(&key) {
+                continue;
+            }
             match self.active.remove(&key) {
                 // It goes on: when it began stays, what is said of it may change.
                 Some(known) => {
@@ -312,14 +348,15 @@ impl Book {
     }
 }
 
-fn write(file: &Path, active: &BTreeMap<String, Alert>) -> std::io::Result<()> {
+/// Beside, and then in its place: a file is never half.
+fn write(file: &Path, kept: &impl Serialize) -> std::io::Result<()> {
     let beside = file.with_extension("new");
-    fs::write(&beside, serde_json::to_vec(active).map_err(std::io::Error::other)?)?;
+    fs::write(&beside, serde_json::to_vec(kept).map_err(std::io::Error::other)?)?;
     fs::rename(beside, file)
 }
 
 /// The bodies of posts that tell of events: one for each name and status, as Alertmanager groups them.
-fn bodies(events: &[Alert], receiver: &str, home: &str) -> Vec<Vec<u8>> {
+fn bodies(events: &[Alert], receiver: &str, home: &str) -> Vec<String> {
     let mut groups: BTreeMap<(&str, bool), Vec<&Alert>> = BTreeMap::new();
     for alert in events {
         let name = alert.labels.get("alertname").map(String::as_str).unwrap_or_default();
@@ -362,7 +399,7 @@ fn bodies(events: &[Alert], receiver: &str, home: &str) -> Vec<Vec<u8>> {
                 "externalURL": home,
                 "alerts": each,
             });
-            body.to_string().into_bytes()
+            body.to_string()
         })
         .collect()
 }
@@ -381,26 +418,40 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// A post that waits.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Post {
+    body: String,
+    /// The same for the same event, however often it is sent: of the body, and of the moment at which it was told, for the same thing can be bad twice.
+    key: String,
+    /// Unix seconds.
+    since: i64,
+}
+
 /// The threads that post, one for each receiver: one that hangs holds up nobody else.
 pub struct Posts {
-    receivers: Vec<(String, mpsc::Sender<Vec<u8>>)>,
+    receivers: Vec<(String, mpsc::Sender<Post>)>,
     home: String,
 }
 
 impl Posts {
-    /// Starts them. `home` is the URL of this service.
+    /// Starts them. `home` is the URL of this service; `state` is the file of what was told, beside which posts that wait are kept, and those that were given up.
     ///
     /// # Errors
     /// When a receiver's settings are wrong.
-    pub fn start(webhooks: &[Webhook], home: &str) -> Result<Self, Failed> {
+    pub fn start(webhooks: &[Webhook], home: &str, state: Option<&Path>) -> Result<Self, Failed> {
         let mut receivers = Vec::new();
-        for webhook in webhooks {
+        for (number, webhook) in webhooks.iter().enumerate() {
             let client = Client::new(&webhook.url, &webhook.access, TIMEOUT, MAX_ANSWER)?;
             if let Some(file) = &webhook.secret_file {
                 secret(file)?;
             }
+            let beside = |what: &str| state.map(|file| file.with_extension(format!("{number}.{what}")));
+            let (waits, dead) = (beside("waiting"), beside("dead"));
+            let kept = waits.as_deref().filter(|file| file.exists()).and_then(|file| read_whole(file, MAX_STATE).ok());
+            let waiting = kept.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
             let (sender, receiver) = mpsc::channel();
-            let poster = Poster { client, webhook: webhook.clone(), waiting: VecDeque::new() };
+            let poster = Poster { client, webhook: webhook.clone(), waiting, waits, dead };
             thread::Builder::new()
                 .name("webhook".into())
                 .spawn(move || poster.run(&receiver))
@@ -411,11 +462,15 @@ impl Posts {
     }
 
     /// Tells everybody.
-    pub fn tell(&self, events: &[Alert]) {
+    pub fn tell(&self, events: &[Alert], now: Timestamp) {
         for (name, sender) in &self.receivers {
             for body in bodies(events, name, &self.home) {
+                let mut digest = Sha256::new();
+                digest.update(&body);
+                digest.update(now.as_nanosecond().to_le_bytes());
+                let key = hex(&digest.finalize());
                 // A thread ends only with the program.
-                let _ = sender.send(body);
+                let _ = sender.send(Post { body, key, since: now.as_second() });
             }
         }
     }
@@ -424,45 +479,45 @@ impl Posts {
 struct Poster {
     client: Client,
     webhook: Webhook,
-    /// With the moment since when.
-    waiting: VecDeque<(Vec<u8>, Instant)>,
+    waiting: VecDeque<Post>,
+    /// Keeps them over restarts.
+    waits: Option<PathBuf>,
+    /// Gets those that were given up.
+    dead: Option<PathBuf>,
 }
 
 impl Poster {
-    fn run(mut self, from: &mpsc::Receiver<Vec<u8>>) {
+    fn run(mut self, from: &mpsc::Receiver<Post>) {
         let (mut pause, mut next) = (AGAIN.0, Instant::now());
         loop {
-            let wait = if self.waiting.is_empty() {
-                Duration::from_secs(3600)
-            } else {
-                next.saturating_duration_since(Instant::now())
+            let wait = match self.waiting.is_empty() {
+                true => Duration::from_secs(3600),
+                false => next.saturating_duration_since(Instant::now()),
             };
             match from.recv_timeout(wait) {
-                Ok(body) => {
+                Ok(post) => {
                     if self.waiting.len() >= MAX_WAITING {
-                        warn!(
-                            "webhook {}: more than {MAX_WAITING} posts wait; the oldest is given up",
-                            self.webhook.name
-                        );
-                        self.waiting.pop_front();
+                        self.give_up(&format!("more than {MAX_WAITING} wait"));
                     }
-                    self.waiting.push_back((body, Instant::now()));
+                    self.waiting.push_back(post);
+                    self.keep();
                 }
                 Err(mpsc::RecvTimeoutError::Timeout) => {}
                 Err(mpsc::RecvTimeoutError::Disconnected) => return,
             }
             // In order: that something is over is of no use before that it began.
             while Instant::now() >= next {
-                let Some((body, since)) = self.waiting.front() else { break };
-                match self.post(body) {
+                let Some(post) = self.waiting.front() else { break };
+                match self.post(post) {
                     Ok(()) => {
                         self.waiting.pop_front();
+                        self.keep();
                         pause = AGAIN.0;
                     }
                     Err((why, again)) => {
-                        if !again || since.elapsed() > GIVE_UP {
-                            warn!("webhook {}: a post is given up: {why}", self.webhook.name);
-                            self.waiting.pop_front();
+                        let waited = Timestamp::now().as_second().saturating_sub(post.since);
+                        if !again || waited > GIVE_UP {
+                            self.give_up(&why);
                             continue;
                         }
                         info!("webhook {}: tried again in {} s: {why}", self.webhook.name, pause.as_secs());
@@ -474,12 +529,33 @@ impl Poster {
         }
     }
 
+    /// Writes down what waits.
+    fn keep(&self) {
+        if let Some(file) = &self.waits
+            && let Err(error) = write(file, &self.waiting)
+        {
+            warn!("{}: {error}; posts that wait are lost with a restart", file.display());
+        }
+    }
+
+    /// Takes the oldest away, where somebody can find it.
+    fn give_up(&mut self, why: &str) {
+        let Some(post) = self.waiting.pop_front() else { return };
+        warn!("webhook {}: a post is given up: {why}", self.webhook.name);
+        if let Some(file) = &self.dead {
+            let line = fs::OpenOptions::new().append(true).create(true).open(file);
+            let written = line.and_then(|mut file| writeln!(file, "{}", post.body));
+            if let Err(error) = written {
+                warn!("{}: {error}", file.display());
+            }
+        }
+        self.keep();
+    }
+
     /// Posts; on failure whether trying again may help.
-    fn post(&self, body: &[u8]) -> Result<(), (String, bool)> {
-        let unix = Timestamp::now().as_second();
-        // The same body is the same event, however often it is sent.
-        let key = hex(&Sha256::digest(body));
-        let mut headers = vec![("Content-Type", "application/json".to_owned()), ("Idempotency-Key", key)];
+    fn post(&self, post: &Post) -> Result<(), (String, bool)> {
+        let (unix, body) = (Timestamp::now().as_second(), post.body.as_bytes());
+        let mut headers = vec![("Content-Type", "application/json".to_owned()), ("Idempotency-Key", post.key.clone())];
         if let Some(file) = &self.webhook.secret_file {
             let secret = secret(file).map_err(|error| (error.to_string(), true))?;
             headers.push(("X-Wattcast-Signature", signature(&secret, unix, body)));
@@ -518,6 +594,10 @@ mod tests {
         let events = book.turn(bad(&["y"]), now);
         assert_eq!((events.len(), events[0].ends_at, book.active()), (1, Some(now), 1));
         assert_eq!(events[0].labels["scenario"], "x");
+        // Two rules that find the same thing are one event.
+        let mut twice = Book::open(None);
+        assert_eq!(twice.turn(bad(&["x", "x"]), now).len(), 1);
+        assert!(twice.turn(bad(&["x", "x"]), now).is_empty());
         // A service that has read nothing yet, or does not know a figure yet, ends nothing.
         assert!(book.turn(Found { no_runs: true, ..Found::default() }, now).is_empty());
         let unknown = Found { unknown: [alert("a", "y").fingerprint()].into(), ..Found::default() };
@@ -530,7 +610,7 @@ mod tests {
         let over = Alert { ends_at: Some("2026-11-20T12:00:00Z".parse().unwrap()), ..alert("b", "z") };
         let all = bodies(&[alert("a", "x"), alert("a", "y"), over], "ops", "http://here:9502/");
         assert_eq!(all.len(), 2);
-        let first: serde_json::Value = serde_json::from_slice(&all[0]).unwrap();
+        let first: serde_json::Value = serde_json::from_str(&all[0]).unwrap();
         assert_eq!(
             (&first["version"], &first["status"], &first["receiver"]),
             (&json!("4"), &json!("firing"), &json!("ops"))
@@ -538,7 +618,7 @@ mod tests {
         assert_eq!(first["commonLabels"], json!({"alertname": "a"}));
         assert_eq!(first["alerts"].as_array().unwrap().len(), 2);
         assert_eq!(first["alerts"][0]["endsAt"], "0001-01-01T00:00:00Z");
-        let second: serde_json::Value = serde_json::from_slice(&all[1]).unwrap();
+        let second: serde_json::Value = serde_json::from_str(&all[1]).unwrap();
         assert_eq!(
             (&second["status"], &second["alerts"][0]["endsAt"]),
             (&json!("resolved"), &json!("2026-11-20T12:00:00Z"))

@@ -17,7 +17,7 @@ use crate::{
     client::Client,
     columns::{SCENARIO, labels},
     cost,
-    energy::{Answer, Away, database, samples},
+    energy::{Answer, Round, database, samples},
     figures::{self, Entry, Model},
     qoe, results,
     run::Run,
@@ -73,7 +73,7 @@ impl Target<'_> {
                 match reply.status {
                     200..=299 => Ok(()),
                     404 | 405 => bail!(
-                        "{}{path}: status {}; that is no VictoriaMetrics. Prometheus takes no history over HTTP: print the lines with --dry-run",
+                        "{}{path}: status {}; that is no VictoriaMetrics, and Prometheus takes no history over HTTP",
                         client.shown(),
                         reply.status
                     ),
@@ -93,6 +93,8 @@ pub struct Done {
     pub samples: usize,
     /// Files passed over.
     pub skipped: usize,
+    /// Scenarios left out, because a probe or a database that may still know their joules did not answer.
+    pub open: usize,
 }
 
 /// Writes every run of a directory, the oldest first. A second time writes the same samples at the same times.
@@ -102,7 +104,8 @@ pub struct Done {
 pub fn backfill(dir: &Path, setup: &Setup, target: &mut Target<'_>) -> Result<Done> {
     let mut files = store::list(dir).with_context(|| "the directory of results (--results-dir)")?;
     files.reverse();
-    let (mut done, mut lines, mut shown, mut away) = (Done::default(), String::new(), Instant::now(), Away::new());
+    let (mut done, mut lines, mut shown, mut round) =
+        (Done::default(), String::new(), Instant::now(), Round::default());
     let total = files.len();
     for (at, file) in files.iter().enumerate() {
         match store::read(file) {
@@ -110,7 +113,7 @@ pub fn backfill(dir: &Path, setup: &Setup, target: &mut Target<'_>) -> Result<Do
                 for problem in &run.problems {
                     eprintln!("{}: {problem}", file.path.display());
                 }
-                done.samples += of_run(&Arc::new(run), setup, &mut away, &mut lines);
+                of_run(&Arc::new(run), setup, &mut round, &mut lines, &mut done);
                 done.runs += 1;
             }
             Err(error) => {
@@ -134,29 +137,32 @@ pub fn backfill(dir: &Path, setup: &Setup, target: &mut Target<'_>) -> Result<Do
     Ok(done)
 }
 
-/// The lines of one run; how many.
-fn of_run(run: &Arc<Run>, setup: &Setup, away: &mut Away, lines: &mut String) -> usize {
-    let ask = |scenario| setup.sources.ask(run, scenario, &Answer::default(), away);
+/// The lines of one run.
+fn of_run(run: &Arc<Run>, setup: &Setup, round: &mut Round, lines: &mut String, done: &mut Done) {
+    let ask = |scenario| setup.sources.ask(run, scenario, &Answer::default(), round);
     let answers = run.scenarios.iter().map(ask).collect();
     let model = figures::model(&[(run.clone(), answers)], setup.scope, &setup.prices);
-    let mut count = 0;
-    let Some(last) = model.entries.iter().filter_map(ended_ms).max() else { return 0 };
+    let Some(last) = model.entries.iter().filter_map(ended_ms).max() else { return };
     for entry in &model.entries {
         let at = ended_ms(entry).unwrap_or(last);
+        if !entry.answer.is_settled() {
+            // Written now, it would stand beside what is known later.
+            done.open += 1;
+            continue;
+        }
         // A page of one scenario has that scenario's rows.
         let one = Model { entries: vec![entry.clone()] };
         let families =
             results::families(&one).chain(qoe::families(&one, &[])).chain(cost::page::families(&one, &setup.prices));
         for family in families {
-            count += write(&family, at, lines);
+            done.samples += write(&family, at, lines);
         }
-        count += of_samples(entry, lines);
+        done.samples += of_samples(entry, lines);
     }
     // And what is of several scenarios.
     for family in qoe::families(&model, &setup.targets).filter(|family| family.def().labels.first() == Some(&"run")) {
-        count += write(&family, last, lines);
+        done.samples += write(&family, last, lines);
     }
-    count
 }
 
 /// When a scenario ended, in unix milliseconds: as its window says, else as the file's name does, which is in local time.

@@ -19,8 +19,10 @@ use ureq::{
 /// Where Linux distributions keep the authorities that they trust; the first that is there is read.
 const SYSTEM_ROOTS: [&str; 3] =
     ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"];
-/// Largest file of authorities, or secret, that is read.
-const MAX_FILE: u64 = 4 << 20;
+/// Largest file of authorities.
+const MAX_ROOTS: u64 = 16 << 20;
+/// Largest secret.
+const MAX_SECRET: u64 = 64 << 10;
 
 /// How a service is reached beside its URL; the field names are those of Prometheus' `http_config`.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -44,6 +46,9 @@ pub enum Failed {
     /// The settings are wrong.
     #[error("{0}")]
     Settings(String),
+    /// The answer is larger than anything that is wanted.
+    #[error("{0}: the answer is too large")]
+    TooLarge(String),
     /// Nobody answers there, or not in time, or not to us.
     #[error("{url}: {why}")]
     Unreachable {
@@ -107,11 +112,8 @@ impl Client {
             return Err(wrong(format!("{base}: give a bearer token or a user, not both")));
         }
         let secret = access.bearer_token_file.is_some() || access.password_file.is_some();
-        let own = |host: &str| ["127.0.0.1", "localhost", "[::1]"].contains(&host);
-        let host = rest.split('/').next().unwrap_or_default();
-        let host = if host.starts_with('[') { host.split_inclusive(']').next() } else { host.split(':').next() };
-        if secret && base.starts_with("http://") && !own(host.unwrap_or_default()) {
-            return Err(wrong(format!("{base}: a secret would go over the network unencrypted; use https")));
+        if secret && would_tell(base) {
+            return Err(wrong("a secret would go over the network unencrypted; use https".to_owned()));
         }
         let timeout = match &access.timeout {
             None => timeout,
@@ -119,7 +121,10 @@ impl Client {
                 humantime::parse_duration(text).map_err(|error| wrong(format!("timeout {text:?}: {error}")))?
             }
         };
-        let tls = TlsConfig::builder().root_certs(roots(access.ca_file.as_deref())?).build();
+        // A thousand probes by plain HTTP need no authorities.
+        let wanted = base.starts_with("https") || access.ca_file.is_some();
+        let roots = if wanted { roots(access.ca_file.as_deref())? } else { RootCerts::WebPki };
+        let tls = TlsConfig::builder().root_certs(roots).build();
         let agent = ureq::Agent::config_builder()
             .timeout_global(Some(timeout))
             .http_status_as_error(false)
@@ -191,7 +196,10 @@ impl Client {
     }
 
     fn read(&self, answer: Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> Result<Reply, Failed> {
-        let failed = |error: ureq::Error| Failed::Unreachable { url: self.shown.clone(), why: error.to_string() };
+        let failed = |error: ureq::Error| match error {
+            ureq::Error::BodyExceedsLimit(_) => Failed::TooLarge(self.shown.clone()),
+            error => Failed::Unreachable { url: self.shown.clone(), why: error.to_string() },
+        };
         let mut response = answer.map_err(failed)?;
         let status = response.status().as_u16();
         let body = response.body_mut().with_config().limit(self.limit).read_to_vec().map_err(failed)?;
@@ -217,14 +225,35 @@ impl Client {
     }
 }
 
-/// The first line of a file, without the space around it.
+/// True when what is sent to this URL can be read on the way: plain HTTP to another host.
+#[must_use]
+pub fn would_tell(url: &str) -> bool {
+    let Some(rest) = url.trim().strip_prefix("http://") else { return false };
+    let host = rest.split(['/', '?']).next().unwrap_or_default();
+    let host = if host.starts_with('[') { host.split_inclusive(']').next() } else { host.split(':').next() };
+    !["127.0.0.1", "localhost", "[::1]"].contains(&host.unwrap_or_default())
+}
+
+/// A file whole, unless it is larger than it can be meant to be.
+///
+/// # Errors
+/// When it cannot be read, or is too large: what is cut means something else.
+pub fn read_whole(file: &Path, most: u64) -> io::Result<String> {
+    let mut text = String::new();
+    let read = fs::File::open(file)?.take(most + 1).read_to_string(&mut text)?;
+    if u64::try_from(read).unwrap_or(u64::MAX) > most {
+        return Err(io::Error::other(format!("larger than {most} bytes")));
+    }
+    Ok(text)
+}
+
+/// What a file holds, without the space around it.
 ///
 /// # Errors
 /// When it cannot be read, or is empty: an empty secret is an accident.
 pub fn secret(file: &Path) -> Result<String, Failed> {
     let failed = |error: io::Error| Failed::Settings(format!("{}: {error}", file.display()));
-    let mut text = String::new();
-    fs::File::open(file).and_then(|file| file.take(MAX_FILE).read_to_string(&mut text)).map_err(failed)?;
+    let text = read_whole(file, MAX_SECRET).map_err(failed)?;
     let secret = text.trim();
     if secret.is_empty() { Err(failed(io::Error::other("an empty secret"))) } else { Ok(secret.to_owned()) }
 }
@@ -237,12 +266,9 @@ fn roots(own: Option<&Path>) -> Result<RootCerts, Failed> {
         return Ok(RootCerts::WebPki);
     };
     let failed = |why: String| Failed::Settings(format!("{}: {why}", file.display()));
-    let mut text = Vec::new();
-    fs::File::open(&file)
-        .and_then(|file| file.take(MAX_FILE).read_to_end(&mut text))
-        .map_err(|e| failed(e.to_string()))?;
+    let text = read_whole(&file, MAX_ROOTS).map_err(|error| failed(error.to_string()))?;
     let mut all: Vec<Certificate<'static>> = Vec::new();
-    for item in parse_pem(&text) {
+    for item in parse_pem(text.as_bytes()) {
         if let PemItem::Certificate(one) = item.map_err(|error| failed(error.to_string()))? {
             all.push(one);
         }
@@ -297,6 +323,7 @@ mod tests {
             ("https://u:p@host", &Access::default(), "password_file"),
             ("http://db.example", &with_token, "unencrypted"),
             ("http://localhost.example", &with_token, "unencrypted"),
+            ("http://127.0.0.1.example/x", &with_token, "unencrypted"),
             ("https://db.example", &both, "not both"),
             ("https://db.example", &no_ca, "no certificate"),
         ] {

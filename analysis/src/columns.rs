@@ -3,7 +3,10 @@
 
 use std::borrow::Cow;
 
-use exporter::family::{Def, Family};
+use exporter::{
+    family::{Def, Family},
+    label::clean,
+};
 
 use crate::figures::{Entry, Model};
 
@@ -43,7 +46,7 @@ pub fn label<'a>(entry: &'a Entry, name: &str) -> Cow<'a, str> {
         "encoder" => (&*scenario.encoder).into(),
         "run" => (&*entry.run.id).into(),
         "run_id" => format!("test_results_{}", entry.run.id).into(),
-        "host" => scenario.host.as_deref().or(entry.run.host.as_deref()).unwrap_or_default().into(),
+        "host" => clean(scenario.host.as_deref().or(entry.run.host.as_deref()).unwrap_or_default()).into(),
         "resolution" => (&*scenario.resolution).into(),
         "fps" => scenario.fps.or(scenario.avg_fps).map(|fps| fps.to_string()).unwrap_or_default().into(),
         "streams" => scenario.stream_count().unwrap_or(1).to_string().into(),
@@ -54,7 +57,7 @@ pub fn label<'a>(entry: &'a Entry, name: &str) -> Cow<'a, str> {
         }
         "preset" => (&*scenario.preset).into(),
         "variant" => entry.run.variant.as_str().into(),
-        "container" => scenario.container.as_deref().unwrap_or_default().into(),
+        "container" => clean(scenario.container.as_deref().unwrap_or_default()).into(),
         "service" => "cost-analysis".into(),
         _ => "".into(),
     }

@@ -1,7 +1,7 @@
 //! The numbers of a scenario, worked out once. Ports 9502, 9503 and 9504, the advisor, the alerts and the history all read these, so a run has one energy
 //! wherever one looks. `docs/formulas.md` has each formula with its unit.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use exporter::units::Microjoules;
 use jiff::Timestamp;
@@ -9,8 +9,8 @@ use jiff::Timestamp;
 use crate::{
     cost::{Cost, Prices},
     energy::{Answer, Scope, Way, samples},
-    run::{Run, Scenario},
-    statistics::{largest, mean, quantile, standard_deviation},
+    run::{Run, Scenario, UNKNOWN},
+    statistics::{Line, largest, mean, quantile, standard_deviation},
 };
 
 /// What is taken off for the host without load.
@@ -69,8 +69,17 @@ pub struct Figures {
     pub ladder: String,
     /// Lost over all.
     pub drop_ratio: Option<f64>,
-    /// What the outputs need less than the one that needs most of their ladder: joules for a second of media.
+    /// Joules for a second of media above what the best of the same outputs needs.
     pub joules_over_best: Option<f64>,
+    /// Mean power by a line through the same configuration with other numbers of streams.
+    pub predicted_watts: Option<f64>,
+}
+
+/// What may be compared: one scope, and measured with measured.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Kind {
+    container: bool,
+    modelled: bool,
 }
 
 impl Figures {
@@ -78,6 +87,15 @@ impl Figures {
     #[must_use]
     pub fn joules(&self) -> Option<f64> {
         self.energy.map(Microjoules::joules)
+    }
+
+    /// With what its energy may be compared.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        Kind {
+            container: self.scope == Some(Scope::Container),
+            modelled: self.source.split('+').any(|one| one == "model"),
+        }
     }
 
     /// The energy over something; nothing over nothing.
@@ -124,7 +142,7 @@ pub fn model(runs: &[(Arc<Run>, Vec<Answer>)], scope: Scope, prices: &Prices) ->
     for (run, answers) in runs {
         let mut figures: Vec<Figures> =
             run.scenarios.iter().zip(answers).map(|(scenario, answer)| figures(scenario, answer, scope)).collect();
-        compare(&run.scenarios, &mut figures);
+        compare(&run.scenarios, answers, &mut figures);
         for (at, (figures, answer)) in figures.into_iter().zip(answers).enumerate() {
             let cost = prices.cost(&run.scenarios[at], &figures);
             entries.push(Entry { run: run.clone(), at, answer: answer.clone(), figures, cost });
@@ -138,7 +156,9 @@ fn figures(scenario: &Scenario, answer: &Answer, wanted: Scope) -> Figures {
     let seconds = scenario.seconds();
     let streams = scenario.stream_count().map(f64::from);
     let frames = scenario.total_frames.map(float);
-    let media_seconds = scenario.media_seconds.or_else(|| Some(seconds? * streams.unwrap_or(1.0))).filter(|s| *s > 0.0);
+    // The host without load encodes no second of anything.
+    let streamed = || if scenario.is_baseline() { None } else { Some(seconds? * streams.unwrap_or(1.0)) };
+    let media_seconds = scenario.media_seconds.or_else(streamed).filter(|seconds| *seconds > 0.0);
     let outputs = scenario.ladder_outputs();
     let pixels = scenario.pixels.map(float).or_else(|| {
         let rate = outputs.iter().map(|o| f64::from(o.width) * f64::from(o.height) * o.fps).sum::<f64>();
@@ -172,19 +192,16 @@ fn figures(scenario: &Scenario, answer: &Answer, wanted: Scope) -> Figures {
         all.energy = scope.and_then(|scope| energy.of(scope));
         all.source = scope.map(|scope| energy.sources(scope)).unwrap_or_default();
         all.watts = match energy.way {
-            // Energy over length would spread a part of the window over all of it.
+            // The trapezoid's ends count half; the mean of samples does not.
             Way::Samples => mean(&energy.watts),
-            Way::Counters => seconds.and_then(|seconds| Some(all.energy?.joules() / seconds)),
-            // What was asked for is the window, and a duration may be what was planned.
-            Way::Probe | Way::Database => {
-                scenario.window().and_then(|(start, end)| Some(all.energy?.joules() / (end - start)))
-            }
+            _ => energy.seconds.and_then(|seconds| Some(all.energy?.joules() / seconds)),
         };
         all.watts_max = largest(&energy.watts);
         all.watts_p95 = quantile(&energy.watts, 0.95).filter(|_| !energy.watts.is_empty());
         all.watts_deviation = standard_deviation(&energy.watts);
     }
-    all.cores = match (counted, seconds) {
+    let of = answer.energy.as_ref().and_then(|energy| energy.seconds).or(seconds);
+    all.cores = match (counted, if scenario.cpu_seconds.is_some() { seconds } else { of }) {
         (Some(used), Some(seconds)) => Some(used / seconds),
         // As with watts: samples may cover a part.
         _ => mean(&scenario.samples.cores),
@@ -198,25 +215,24 @@ fn figures(scenario: &Scenario, answer: &Answer, wanted: Scope) -> Figures {
 }
 
 /// What needs the scenarios beside it: the baseline, the ranks, the best of a ladder.
-fn compare(scenarios: &[Scenario], all: &mut [Figures]) {
+fn compare(scenarios: &[Scenario], answers: &[Answer], all: &mut [Figures]) {
     let baseline = scenarios.iter().zip(&*all).find(|(scenario, _)| scenario.is_baseline());
     // A container's power is no power of the host without load.
     let baseline = baseline.filter(|(_, figures)| figures.scope == Some(Scope::Host));
     let rest = baseline.and_then(|(_, figures)| Some((figures.watts?, figures.cores)));
-    for (scenario, figures) in scenarios.iter().zip(&mut *all) {
+    for ((scenario, figures), answer) in scenarios.iter().zip(&mut *all).zip(answers) {
         let own = scenario.baseline.as_ref().map(|baseline| (baseline.watts, None));
         let Some((rest_watts, rest_cores)) = own.or(rest) else { continue };
         // A container's energy has no idle in it to take off.
         if figures.scope == Some(Scope::Host)
-            && let (Some(watts), Some(joules), Some(seconds)) = (figures.watts, figures.joules(), figures.seconds)
+            && let Some((watts, joules)) = figures.watts.zip(figures.joules())
+            && let Some(seconds) = answer.energy.as_ref().and_then(|energy| energy.seconds)
         {
-            let above = watts - rest_watts;
-            // Where samples cover a part of the window, that part is what the baseline is scaled to.
-            let covered = if watts > 0.0 { (joules / watts).min(seconds) } else { seconds };
             figures.difference = Some(Difference {
                 baseline_watts: rest_watts,
-                watts: above,
-                joules: joules - rest_watts * covered,
+                watts: watts - rest_watts,
+                // Over what the joules are of, which for samples may be a part of the window.
+                joules: joules - rest_watts * seconds,
                 cores: figures.cores.zip(rest_cores).map(|(cores, rest)| cores - rest),
             });
         }
@@ -231,29 +247,59 @@ fn compare(scenarios: &[Scenario], all: &mut [Figures]) {
             .map(|(at, value)| (*at, u32::try_from(place(*value)).unwrap_or(u32::MAX).saturating_add(1)))
             .collect()
     };
-    // Pixels per joule and megabits per joule are two things, and a host at rest encodes neither.
-    let encodes = |at: &usize, all: &[Figures]| !scenarios[*at].is_baseline() && all[*at].efficiency.is_some();
-    for by_pixels in [true, false] {
-        let among: Vec<usize> =
-            (0..all.len()).filter(|at| all[*at].pixels.is_some() == by_pixels && encodes(at, all)).collect();
+    // Pixels per joule and megabits per joule are two things, as are a host's joules and a container's; and a host at rest encodes nothing.
+    let class = |at: usize, all: &[Figures]| {
+        let ranked = !scenarios[at].is_baseline() && all[at].efficiency.is_some();
+        ranked.then(|| (all[at].pixels.is_some(), all[at].kind()))
+    };
+    let mut classes: BTreeMap<_, Vec<usize>> = BTreeMap::new();
+    for at in 0..all.len() {
+        if let Some(class) = class(at, all) {
+            classes.entry(class).or_default().push(at);
+        }
+    }
+    for among in classes.into_values() {
         for (at, place) in rank(among.clone(), all) {
             all[at].rank = Some(place);
         }
-        let mut ladders: Vec<String> = among.iter().map(|at| all[*at].ladder.clone()).collect();
-        ladders.sort_unstable();
-        ladders.dedup();
-        for ladder in ladders {
-            let rungs: Vec<usize> = among.iter().copied().filter(|at| all[*at].ladder == ladder).collect();
+        let mut ladders: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+        for at in among.into_iter().filter(|at| all[*at].ladder != UNKNOWN) {
+            ladders.entry(all[at].ladder.clone()).or_default().push(at);
+        }
+        for rungs in ladders.into_values() {
             for (at, place) in rank(rungs.clone(), all) {
                 all[at].ladder_rank = Some(place);
             }
             let per_second = |at: usize| all[at].joules_per(all[at].media_seconds);
             let best = rungs.iter().filter_map(|at| per_second(*at)).min_by(f64::total_cmp);
-            let over: Vec<_> =
-                rungs.iter().map(|at| (*at, per_second(*at).zip(best).map(|(own, best)| own - best))).collect();
+            let over = |at: &usize| (*at, per_second(*at).zip(best).map(|(own, best)| own - best));
+            let over: Vec<_> = rungs.iter().map(over).collect();
             for (at, over) in over {
                 all[at].joules_over_best = over;
             }
+        }
+    }
+    predict(scenarios, all);
+}
+
+/// The power of each scenario by a line through those that differ from it in the number of streams only.
+fn predict(scenarios: &[Scenario], all: &mut [Figures]) {
+    let mut groups: BTreeMap<_, Vec<(usize, f64, f64)>> = BTreeMap::new();
+    for (at, scenario) in scenarios.iter().enumerate() {
+        if let (Some(streams), Some(watts), false) = (scenario.stream_count(), all[at].watts, scenario.is_baseline()) {
+            let key =
+                (&*scenario.encoder, &*scenario.preset, &*scenario.bitrate, all[at].ladder.clone(), all[at].kind());
+            groups.entry(key).or_default().push((at, f64::from(streams), watts));
+        }
+    }
+    for group in groups.into_values() {
+        let points: Vec<(f64, f64)> = group.iter().map(|(_, streams, watts)| (*streams, *watts)).collect();
+        let mut different: Vec<f64> = points.iter().map(|point| point.0).collect();
+        different.sort_by(f64::total_cmp);
+        different.dedup();
+        let line = if different.len() < 3 { None } else { Line::fit(&points) };
+        for (at, streams, _) in group {
+            all[at].predicted_watts = line.map(|line| line.at(streams));
         }
     }
 }

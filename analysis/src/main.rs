@@ -10,8 +10,8 @@ use analysis::{
     alerts::{Book as AlertBook, Posts},
     backfill::{self, Target},
     config::{Advise, Backfill, Command, Config, Serve},
-    cost::{Origin, Prices},
-    energy::{Answer, Away, probe::Probe},
+    cost::{Origin, Prices, budget},
+    energy::{Answer, OnHost, Round, probe::Probe},
     figures,
     run::Run,
     serve::{Follower, Given, Live, Loader, Sheets, spawn},
@@ -82,6 +82,8 @@ fn serve(config: &Serve) -> Result<()> {
             budgets: setup.budgets,
             prices: setup.prices.clone(),
             database: setup.sources.database.clone(),
+            probes: setup.sources.probes.iter().map(OnHost::named).collect(),
+            hours: budget::Known::default(),
         };
         let given = Given {
             sources: setup.sources,
@@ -89,7 +91,7 @@ fn serve(config: &Serve) -> Result<()> {
             scope: setup.scope,
             targets: setup.targets,
             rules: setup.rules,
-            posts: Posts::start(&setup.webhooks, &home).context("webhook")?,
+            posts: Posts::start(&setup.webhooks, &home, config.alerts_state.as_deref()).context("webhook")?,
             book: AlertBook::open(config.alerts_state.as_deref()),
             stale: config.stale,
         };
@@ -100,11 +102,21 @@ fn serve(config: &Serve) -> Result<()> {
             let _ended = ended;
             loader.run(&shown, &read, stop);
         })?);
-        stops.push(spawn("follower", move |stop| follower.run(&live, stop))?);
+        let (gone, follower_ended) = tokio::sync::oneshot::channel::<()>();
+        stops.push(spawn("follower", move |stop| {
+            let _gone = gone;
+            follower.run(&live, stop);
+        })?);
         ports.insert(0, Port::new(listeners, server::routes(sheets.results.clone())));
         ports.push(Port::new(qoe, server::routes(sheets.qoe.clone())));
         ports.push(Port::new(cost, server::routes(sheets.cost.clone())));
-        let outcome = server::serve(ports, "loader", loader_ended).await;
+        let ended = async {
+            tokio::select! {
+                _ = loader_ended => {}
+                _ = follower_ended => {}
+            }
+        };
+        let outcome = server::serve(ports, "loader or follower", ended).await;
         drop(stops);
         Ok(outcome?)
     })
@@ -137,9 +149,9 @@ fn advise(config: &Advise) -> Result<()> {
     for problem in shelf.problems() {
         eprintln!("{problem}");
     }
-    let mut away = Away::new();
+    let mut round = Round::default();
     let mut asked = |run: &Arc<Run>| {
-        let ask = |scenario| setup.sources.ask(run, scenario, &Answer::default(), &mut away);
+        let ask = |scenario| setup.sources.ask(run, scenario, &Answer::default(), &mut round);
         (run.clone(), run.scenarios.iter().map(ask).collect())
     };
     let runs: Vec<_> = shelf.runs().iter().map(|(_, run)| asked(run)).collect();
@@ -161,11 +173,21 @@ fn advise(config: &Advise) -> Result<()> {
 }
 
 fn backfill(config: &Backfill) -> Result<()> {
-    let setup = config.shared.setup()?;
+    let mut setup = config.shared.setup()?;
+    if !setup.probe_is_named {
+        // Nobody said that there is one; runs of last year wait for no probe.
+        setup.sources.probes.clear();
+    }
     let mut out = std::io::stdout().lock();
     let mut target = if config.dry_run { Target::Text(&mut out) } else { Target::database(&setup.database)? };
     let done = backfill::backfill(&config.shared.results_dir, &setup, &mut target)?;
     eprintln!("{} runs, {} samples written; {} files passed over", done.runs, done.samples, done.skipped);
+    if done.open > 0 {
+        bail!(
+            "{} scenarios were left out: a probe or database that may know their joules did not answer; run this again when it does",
+            done.open
+        );
+    }
     Ok(())
 }
 

@@ -9,9 +9,10 @@ use exporter::{
 
 use crate::{
     columns::{self, Column, SCENARIO, spread},
-    figures::{Entry, Model, float},
-    run::{Quality, Score},
-    statistics::Pchip,
+    energy::Energy,
+    figures::{Entry, Kind, Model, float},
+    run::{Quality, Score, UNKNOWN},
+    statistics::{Pchip, mean},
 };
 
 const SCORED: &[&str] = &["scenario", "bitrate", "encoder", "run", "model", "version", "pooling"];
@@ -185,32 +186,42 @@ pub struct Curve {
     pub streams: u32,
     /// The model of the scores.
     pub model: String,
+    /// With what its energy may be compared.
+    pub kind: Kind,
 }
 
-/// The measured points of each curve: VMAF, and joules for a second of media.
+/// The measured points of each curve: VMAF, and joules for a second of media. Repeats of a cell are one point, at their mean.
 #[must_use]
 pub fn curves(model: &Model) -> BTreeMap<Curve, Vec<(f64, f64)>> {
-    let mut all: BTreeMap<Curve, Vec<(f64, f64)>> = BTreeMap::new();
+    let mut cells: BTreeMap<(Curve, usize), Vec<(f64, f64)>> = BTreeMap::new();
     for entry in &model.entries {
-        let scenario = entry.scenario();
+        let (scenario, figures) = (entry.scenario(), &entry.figures);
         let Some(vmaf) = &scenario.quality.vmaf else { continue };
-        // A picture of a third of the window's energy is no point to compare.
-        let whole = entry.answer.energy.as_ref().is_some_and(|energy| energy.coverage >= crate::energy::ENOUGH);
-        if let Some(joules) =
-            entry.figures.joules_per(entry.figures.media_seconds).filter(|joules| whole && *joules > 0.0)
-        {
+        // Of a part of the window, or of outputs that nobody names, is no point to compare.
+        let whole = entry.answer.energy.as_ref().is_some_and(Energy::is_whole) && figures.ladder != UNKNOWN;
+        if let Some(joules) = figures.joules_per(figures.media_seconds).filter(|joules| whole && *joules > 0.0) {
             let curve = Curve {
                 run: entry.run.id.clone(),
                 encoder: scenario.encoder.clone(),
                 preset: scenario.preset.clone(),
-                ladder: entry.figures.ladder.clone(),
+                ladder: figures.ladder.clone(),
                 streams: scenario.stream_count().unwrap_or(1),
                 model: vmaf.model.clone(),
+                kind: figures.kind(),
             };
-            all.entry(curve).or_default().push((vmaf.value, joules));
+            // A scenario of its own is a cell of one.
+            let cell = scenario.cell.unwrap_or(usize::MAX - entry.at);
+            cells.entry((curve, cell)).or_default().push((vmaf.value, joules));
         }
     }
-    // Two points of one score are one: the cheaper can be had.
+    let mut all: BTreeMap<Curve, Vec<(f64, f64)>> = BTreeMap::new();
+    for ((curve, _), repeats) in cells {
+        let of = |which: fn(&(f64, f64)) -> f64| mean(&repeats.iter().map(which).collect::<Vec<_>>());
+        if let Some(point) = of(|point| point.0).zip(of(|point| point.1)) {
+            all.entry(curve).or_default().push(point);
+        }
+    }
+    // Two configurations of one score are one point: the cheaper can be had.
     for points in all.values_mut() {
         points.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.total_cmp(&b.1)));
         points.dedup_by(|next, kept| next.0 == kept.0);
@@ -252,7 +263,7 @@ pub fn families<'a>(model: &'a Model, targets: &'a [f64]) -> impl Iterator<Item 
     // Scores of two models make two curves; the one with more points is shown.
     let mut shown: BTreeMap<Curve, Vec<(f64, f64)>> = BTreeMap::new();
     for (curve, measured) in curves(model) {
-        let key = Curve { model: String::new(), ..curve };
+        let key = Curve { model: String::new(), kind: Kind::default(), ..curve };
         if shown.get(&key).is_none_or(|known| known.len() < measured.len()) {
             shown.insert(key, measured);
         }
@@ -262,7 +273,7 @@ pub fn families<'a>(model: &'a Model, targets: &'a [f64]) -> impl Iterator<Item 
         let labels = [&*curve.run, &curve.encoder, &curve.preset, &curve.ladder, &streams];
         points.push(&labels, float(u64::try_from(measured.len()).unwrap_or(u64::MAX)));
         for target in targets {
-            if let Some(joules) = energy_at(measured, *target) {
+            if let Some(joules) = energy_at(measured, *target).filter(|joules| joules.is_finite()) {
                 let [run, encoder, preset, ladder, streams] = labels;
                 equal.push(&[run, encoder, preset, ladder, streams, &target.to_string()], joules);
             }

@@ -55,13 +55,13 @@ static RUN_MEGABIT: Def = Def::gauge(
 static RUN_AVAILABLE: Def = Def::gauge(
     "wattcast_run_energy_available",
     &["scenario", "bitrate", "encoder", "run", "reason"],
-    "1 when all the energy of a scenario's window is known; 0 with the reason why not: coverage (samples of less than 95 % of it), no_container (the \
+    "1 when all the energy of a scenario's window is known; 0 with the reason why not: coverage (samples of less than 95 % of it, or of more than 105 %), no_container (the \
      host's is there, but nobody knew a container of the scenario's name), which_host (nobody says on which host it ran), too_old, unreachable, …",
 );
 static RUN_COVERAGE: Def = Def::gauge(
     "wattcast_run_energy_coverage_ratio",
     SCENARIO,
-    "The part of the window that the joules are of; 1 for counters. Below 0.95 a figure is not to be compared.",
+    "The part of the window that the joules are of; 1 for counters. Below 0.95 and above 1.05 a figure is not to be compared.",
 );
 static RUN_GAP: Def = Def::gauge(
     "wattcast_run_energy_gap_seconds",
@@ -243,11 +243,20 @@ pub static SEED: &[Column] = &[
     column!(wide "results_scenario_power_stdev", "Standard deviation of the samples of power, in watts.", |e| {
         e.figures.watts_deviation
     }),
+    column!(wide "results_scenario_predicted_power_watts", "Mean power by a line through the run's scenarios of the same configuration over their streams; absent below three different numbers of streams.", |e| {
+        e.figures.predicted_watts
+    }),
+    column!(wide "results_scenario_predicted_energy_joules", "That power over the scenario's length, in joules.", |e| {
+        Some(e.figures.predicted_watts? * e.figures.seconds?)
+    }),
+    column!(wide "results_scenario_predicted_efficiency_score", "Pixels for a joule of that energy.", |e| {
+        Some(e.figures.pixels? / (e.figures.predicted_watts? * e.figures.seconds?))
+    }),
     column!(wide "results_scenario_prediction_confidence_low", "Mean power less two standard deviations of its samples: a spread, and no confidence in any prediction.", |e| {
-        Some(e.figures.watts? - 2.0 * e.figures.watts_deviation?)
+        spread_of(e).map(|(mean, deviation)| mean - 2.0 * deviation)
     }),
     column!(wide "results_scenario_prediction_confidence_high", "Mean power and two standard deviations of its samples: a spread, and no confidence in any prediction.", |e| {
-        Some(e.figures.watts? + 2.0 * e.figures.watts_deviation?)
+        spread_of(e).map(|(mean, deviation)| mean + 2.0 * deviation)
     }),
     column!(seed "scenario_duration_seconds", &["scenario", "bitrate", "encoder", "run"], "The same as results_scenario_duration_seconds.", |e| e.figures.seconds),
     column!(seed "scenario_power_mean_watts", &["scenario", "bitrate", "encoder", "run"], "The same as results_scenario_mean_power_watts.", |e| e.figures.watts),
@@ -300,6 +309,12 @@ static OTHERS: &[&Def] = &[
 pub fn defs() -> Vec<&'static Def> {
     let columns = PRIMARY.iter().chain(SEED).map(|column| column.def);
     OTHERS.iter().copied().chain(columns).collect()
+}
+
+/// Mean and standard deviation of the host's power, where both are the host's.
+fn spread_of(entry: &Entry) -> Option<(f64, f64)> {
+    let host = entry.figures.scope == Some(Scope::Host);
+    Some((entry.figures.watts.filter(|_| host)?, entry.figures.watts_deviation?))
 }
 
 fn vmaf(scenario: &Scenario) -> Option<f64> {
@@ -366,7 +381,7 @@ pub fn families(model: &Model) -> impl Iterator<Item = Family> + '_ {
                 push(&[&reason], f64::from(u8::from(reason.is_empty())));
             })
         }),
-        Box::new(move || of_energy(&RUN_COVERAGE, |energy| energy.coverage)),
+        Box::new(move || of_energy(&RUN_COVERAGE, |energy| energy.coverage.unwrap_or(f64::NAN))),
         Box::new(move || of_energy(&RUN_GAP, |energy| energy.gap_seconds)),
         Box::new(move || of_energy(&RUN_RESETS, |energy| energy.resets.into())),
         Box::new(move || spread(model, &RUN_INFO, |_, push| push(&[], 1.0))),

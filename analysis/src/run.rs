@@ -3,6 +3,8 @@
 //! A run is one result file; a scenario is one measured configuration in it. Every field may be missing, and a missing one is not
 //! zero. What the file says stays beside it, as it was read: nothing of a file is lost by being understood.
 
+use std::sync::Arc;
+
 use exporter::units::Microjoules;
 use serde_json::{Map, Value};
 
@@ -106,6 +108,9 @@ pub struct Baseline {
     pub watts: f64,
 }
 
+/// The outputs of a scenario of which nobody says them.
+pub const UNKNOWN: &str = "unknown";
+
 /// One scenario.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Scenario {
@@ -165,15 +170,18 @@ pub struct Scenario {
     pub baseline: Option<Baseline>,
     /// A score on a scale of 1 to 5 that the file brings.
     pub file_qoe: Option<f64>,
-    /// The row, as read.
-    pub raw: Map<String, Value>,
+    /// Which cell of the file it repeats, where the file has repeats.
+    pub cell: Option<usize>,
+    /// The row, as read; repeats of a cell share it.
+    pub raw: Arc<Map<String, Value>>,
 }
 
 impl Scenario {
     /// Length in seconds: as measured, else as the window says.
     #[must_use]
     pub fn seconds(&self) -> Option<f64> {
-        self.duration.or_else(|| Some(self.end? - self.start?)).filter(|seconds| *seconds > 0.0)
+        let positive = |seconds: &f64| *seconds > 0.0;
+        self.duration.filter(positive).or_else(|| Some(self.end? - self.start?).filter(positive))
     }
 
     /// The window whose joules can be asked for, in unix seconds. Where a scenario was queued before it ran, its start is too early,
@@ -189,11 +197,12 @@ impl Scenario {
         (end > start && start >= 0.0).then_some((start, end))
     }
 
-    /// True for the scenario that measures the host without load.
+    /// True for the scenario that measures the host without load: it is called so, and encodes nothing. H.264 has a profile of that name.
     #[must_use]
     pub fn is_baseline(&self) -> bool {
         let name = self.name.to_lowercase();
-        name.contains("baseline") || name.contains("idle")
+        let named = name.contains("baseline") || name.contains("idle");
+        named && self.total_frames.unwrap_or(0) == 0 && self.bits_per_second().is_none()
     }
 
     /// Bits per second of one stream: `2500k`, `5M`, and the sum of a list. Nothing for `0k`.
@@ -245,7 +254,7 @@ impl Scenario {
     pub fn ladder(&self) -> String {
         let outputs = self.ladder_outputs();
         if outputs.is_empty() {
-            return "unknown".to_owned();
+            return UNKNOWN.to_owned();
         }
         // 29.97 and 30 are one rung.
         let rung = |output: &Output| format!("{}x{}@{:.0}", output.width, output.height, output.fps);
@@ -320,6 +329,16 @@ mod tests {
         assert_eq!(scenario(10.0, 20.0, None).window(), Some((10.0, 20.0)));
         assert_eq!(scenario(20.0, 10.0, None).window(), None);
         assert_eq!(scenario(20.0, 20.0, Some(0.0)).window(), None);
+    }
+
+    #[test]
+    fn a_profile_is_no_host_without_load() {
+        let named =
+            |name: &str, bitrate: &str| Scenario { name: name.into(), bitrate: bitrate.into(), ..Scenario::default() };
+        assert!(named("Baseline (Idle)", "0k").is_baseline());
+        assert!(!named("x264 baseline profile 1M", "1M").is_baseline());
+        let encodes = Scenario { total_frames: Some(300), ..named("baseline crf 23", "") };
+        assert!(!encodes.is_baseline());
     }
 
     #[test]

@@ -17,7 +17,7 @@ use tracing::{error, info, warn};
 use crate::{
     alerts::{self, Book, Posts, Rule},
     cost::{self, Prices, budget, budget::Standing, carbon},
-    energy::{Answer, Away, ENOUGH, Refused, Scope, Sources, Way, database::Database},
+    energy::{Answer, Refused, Round, Scope, Sources, Way, database::Database, probe::Probe},
     figures::{self, Entry, Model},
     qoe, results,
     run::{Run, Scenario},
@@ -27,6 +27,10 @@ use crate::{
 
 /// Whoever did not answer is asked again after this long, doubled each time up to the second figure.
 const ASK_AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// Pages are written again at the latest after so long of asking, and one time-out.
+const ASK_FOR: Duration = Duration::from_secs(2);
+/// How often whoever can be asked is looked after.
+const REACH_EVERY: Duration = Duration::from_secs(15);
 /// How often the parts of pages that change by themselves are written.
 const WRITE_EVERY: Duration = Duration::from_secs(2);
 /// How often the loader wakes to see whether the kernel told of a file.
@@ -70,6 +74,8 @@ pub struct Live {
     budgets: Vec<Standing>,
     /// Why the source of carbon intensity does not serve.
     trouble: Option<String>,
+    /// Probes and the database: their names, and why they do not serve.
+    reached: Vec<(String, String)>,
 }
 
 /// Asks for carbon intensity, and follows budgets.
@@ -82,12 +88,16 @@ pub struct Follower {
     pub prices: Prices,
     /// Where the counters are.
     pub database: Option<Database>,
+    /// Probes by the names under which the page has them.
+    pub probes: Vec<(String, Probe)>,
+    /// What past hours cost, so that each is asked for once.
+    pub hours: budget::Known,
 }
 
 impl Follower {
     /// Runs until `stop` says so.
     pub fn run(mut self, live: &ArcSwap<Live>, stop: &mpsc::Receiver<()>) {
-        let (mut ask_at, mut follow_at) = (Instant::now(), Instant::now());
+        let (mut ask_at, mut follow_at, mut reach_at) = (Instant::now(), Instant::now(), Instant::now());
         loop {
             let mut now = (**live.load()).clone();
             let mut changed = false;
@@ -116,9 +126,20 @@ impl Follower {
                     }
                 }
             }
+            if Instant::now() >= reach_at {
+                changed = true;
+                now.reached = self.reach();
+                reach_at = Instant::now() + REACH_EVERY;
+            }
+            if self.prices.carbon.as_mut().is_some_and(carbon::Carbon::read_again) {
+                changed = true;
+                now.carbon.clone_from(&self.prices.carbon);
+                now.version += 1;
+            }
             if !self.budgets.is_empty() && Instant::now() >= follow_at {
                 changed = true;
-                let standing = budget::follow(&self.budgets, &self.prices, self.database.as_ref(), Timestamp::now());
+                let database = self.database.as_ref();
+                let standing = budget::follow(&self.budgets, &self.prices, database, Timestamp::now(), &mut self.hours);
                 for (old, new) in standing.iter().map(|new| (now.budgets.iter().find(|old| old.name == new.name), new))
                 {
                     if let Err((_, why)) = &new.followed
@@ -137,6 +158,20 @@ impl Follower {
                 return;
             }
         }
+    }
+}
+
+impl Follower {
+    /// Looks after whoever can be asked.
+    fn reach(&self) -> Vec<(String, String)> {
+        let word = |answer: Result<(), Refused>| match answer {
+            Ok(()) => String::new(),
+            Err(Refused::Never(reason, _)) => reason,
+            Err(_) => "absent".to_owned(),
+        };
+        let probes = self.probes.iter().map(|(name, probe)| (name.clone(), word(probe.alive())));
+        let database = self.database.iter().map(|database| ("database".to_owned(), word(database.alive())));
+        probes.chain(database).collect()
     }
 }
 
@@ -173,8 +208,9 @@ pub struct Loader {
     known_carbon: u64,
     ask_at: Instant,
     backoff: Duration,
-    /// URLs of those that did not answer.
-    away: Vec<String>,
+    round: Round,
+    /// Of the scenarios that are open, those that were asked for in this round.
+    asked: usize,
 }
 
 impl Loader {
@@ -192,7 +228,8 @@ impl Loader {
             known_carbon: 0,
             ask_at: Instant::now(),
             backoff: ASK_AGAIN.0,
-            away: Vec::new(),
+            round: Round::default(),
+            asked: 0,
         }
     }
 
@@ -244,6 +281,7 @@ impl Loader {
             })
             .collect();
         (self.ask_at, self.backoff) = (Instant::now(), ASK_AGAIN.0);
+        (self.asked, self.round) = (0, Round::default());
     }
 
     /// Works everything out, and renders what only changes now.
@@ -264,28 +302,40 @@ impl Loader {
         self.worked_out_in = began.elapsed();
     }
 
-    /// Asks for windows that are still open. True when something was learnt.
+    /// Asks for windows that are still open, for as long as a page may wait; who was not reached is asked at the next call. True when something was learnt.
     fn ask(&mut self) -> bool {
         if Instant::now() < self.ask_at {
             return false;
         }
-        let (mut learnt, mut open, mut away) = (false, false, Away::new());
-        for (run, answers) in &mut self.runs {
-            for (scenario, answer) in run.scenarios.iter().zip(answers) {
-                if answer.is_settled() {
-                    continue;
-                }
-                let new = self.given.sources.ask(run, scenario, answer, &mut away);
-                open |= !new.is_settled();
-                if *answer != new {
-                    say(run, scenario, &new);
-                    *answer = new;
-                    learnt = true;
-                }
+        let (began, mut learnt) = (Instant::now(), false);
+        let open: Vec<(usize, usize)> = self
+            .runs
+            .iter()
+            .enumerate()
+            .flat_map(|(run, (_, answers))| {
+                let open = answers.iter().enumerate().filter(|(_, answer)| !answer.is_settled());
+                open.map(move |(at, _)| (run, at)).collect::<Vec<_>>()
+            })
+            .collect();
+        let mut still = false;
+        for (number, (at_run, at)) in open.iter().copied().enumerate().skip(self.asked) {
+            if began.elapsed() > ASK_FOR {
+                self.asked = number;
+                return learnt;
+            }
+            let (run, answers) = &mut self.runs[at_run];
+            let (scenario, answer) = (&run.scenarios[at], &mut answers[at]);
+            let new = self.given.sources.ask(run, scenario, answer, &mut self.round);
+            still |= !new.is_settled();
+            if *answer != new {
+                say(run, scenario, &new);
+                *answer = new;
+                learnt = true;
             }
         }
-        self.away = away.into_keys().collect();
-        self.backoff = if open { (self.backoff * 2).min(ASK_AGAIN.1) } else { ASK_AGAIN.0 };
+        // All round: those that are open are asked again after a while, and whoever was away may be back.
+        (self.asked, self.round) = (0, Round::default());
+        self.backoff = if still { (self.backoff * 2).min(ASK_AGAIN.1) } else { ASK_AGAIN.0 };
         self.ask_at = Instant::now() + self.backoff;
         learnt
     }
@@ -300,7 +350,7 @@ impl Loader {
         let events = self.given.book.turn(found, now);
         if !events.is_empty() {
             info!("{} alerts began or ended; {} are active", events.len(), self.given.book.active());
-            self.given.posts.tell(&events);
+            self.given.posts.tell(&events, now);
         }
     }
 
@@ -313,18 +363,11 @@ impl Loader {
             watched: self.watch.is_told(),
             stale: self.given.stale,
         };
-        let is_away = |url: &str| self.away.iter().any(|known| known == url);
-        let word = |away: bool| if away { "absent" } else { "" }.to_owned();
-        let probes = &self.given.sources.probes;
-        let mut sources = vec![
-            ("results".to_owned(), self.shelf.reason().to_owned()),
-            ("probe".to_owned(), word(probes.iter().any(|probe| is_away(probe.probe.url())))),
-        ];
-        if let Some(database) = &self.given.sources.database {
-            sources.push(("database".to_owned(), word(is_away(database.url()))));
-        }
+        let mut sources = vec![("results".to_owned(), self.shelf.reason().to_owned())];
+        sources.extend(live.reached.iter().cloned());
         if self.given.prices.carbon.is_some() || live.trouble.is_some() {
-            sources.push(("carbon".to_owned(), word(live.trouble.is_some())));
+            let reason = if live.trouble.is_some() { "absent" } else { "" };
+            sources.push(("carbon".to_owned(), reason.to_owned()));
         }
         // With a run to serve, problems are those of others.
         let missing = if self.runs.is_empty() { self.shelf.problems().to_vec() } else { Vec::new() };
@@ -381,9 +424,9 @@ fn say(run: &Run, scenario: &Scenario, answer: &Answer) {
         }
         return;
     };
-    if energy.coverage < ENOUGH {
-        let percent = energy.coverage * 100.0;
-        warn!("{name}: its samples cover {percent:.0} % of its window; its joules are of that part");
+    if !energy.is_whole() {
+        let part = energy.coverage.map_or("nobody knows how much".to_owned(), |part| format!("{:.0} %", part * 100.0));
+        warn!("{name}: its samples cover {part} of its window; its joules are of that");
     }
     if energy.gap_seconds > 0.0 || energy.resets > 0 {
         let (gap, resets) = (energy.gap_seconds, energy.resets);
@@ -407,8 +450,8 @@ fn shown(entry: &Entry) -> Vec<String> {
         Some(energy) => {
             let rows = energy.rows.iter().map(|row| format!("{} {:.1} J", row.scope.as_str(), row.joules.joules()));
             let mut note = format!("{}, source: {}", energy.way.as_str(), entry.figures.source);
-            if energy.coverage < ENOUGH {
-                note.push_str(&format!("; they cover {:.0} % of the window", energy.coverage * 100.0));
+            if let Some(part) = energy.coverage.filter(|_| !energy.is_whole()) {
+                note.push_str(&format!("; they cover {:.0} % of the window", part * 100.0));
             }
             if energy.gap_seconds > 0.0 || energy.resets > 0 {
                 note.push_str(&format!("; {:.1} s without samples, {} resets", energy.gap_seconds, energy.resets));

@@ -1,8 +1,7 @@
 //! What a user said, from three places: flags and environment over the file over the defaults. What comes out is what the rest works with, checked.
 
 use std::{
-    fs,
-    io::Read as _,
+    collections::BTreeSet,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -14,7 +13,7 @@ use serde::Deserialize;
 
 use crate::{
     alerts,
-    client::Access,
+    client::{Access, read_whole},
     cost::{
         ComputeModel, Origin, Price, Prices, budget,
         carbon::{self, Carbon},
@@ -195,6 +194,8 @@ pub struct Setup {
     pub database: database::Settings,
     /// The first probe, for streams.
     pub nearest: Probe,
+    /// True when somebody named a probe; else it is looked for where it usually is.
+    pub probe_is_named: bool,
 }
 
 impl Shared {
@@ -288,26 +289,52 @@ impl Shared {
         }
         targets.sort_by(f64::total_cmp);
         targets.dedup();
+        let mut known = BTreeSet::new();
         for rule in &file.rule {
             rule.check().map_err(anyhow::Error::msg)?;
+            if !known.insert(rule.identity()) {
+                bail!("rule {:?}: there are two of that name, severity and metric", rule.name);
+            }
+        }
+        let mut names = BTreeSet::new();
+        let mut budgets = file.budget.clone();
+        for budget in &mut budgets {
+            if !names.insert(exporter::label::clean(&budget.name)) {
+                bail!("budget {:?}: there are two of that name", budget.name);
+            }
+            if budget.hosts.is_empty() {
+                bail!("budget {:?}: hosts is empty; name them, or [\"all\"]", budget.name);
+            }
+            if let Some(currency) = &mut budget.currency {
+                *currency = code(currency)?;
+            }
+        }
+        if let Some(rate) = file.rates.iter().find(|rate| rate.rate.0.is_zero()) {
+            bail!("rates: 0 {} for one {}", rate.to, rate.from);
         }
         Ok(Setup {
             carbon: carbon::Source::new(&carbon_settings, &prices.region).context("carbon")?,
             prices,
             sources: Sources { probes, database: Database::new(&database).context("database")? },
-            budgets: file.budget,
+            budgets,
             rules: file.rule,
             webhooks: file.webhook,
             scope,
             targets,
             database,
             nearest,
+            probe_is_named: self.probe_urls().next().is_some() || !file.probe.is_empty(),
         })
+    }
+
+    /// An empty one is none: compose files have it so.
+    fn probe_urls(&self) -> impl Iterator<Item = &String> {
+        self.probe_url.iter().filter(|given| !given.trim().is_empty())
     }
 
     fn probes(&self, file: &File) -> Result<(Vec<OnHost>, Probe)> {
         let mut wanted: Vec<OneProbe> = Vec::new();
-        for given in &self.probe_url {
+        for given in self.probe_urls() {
             // A host name holds neither colon nor slash before its =.
             let (host, url) = match given.split_once('=') {
                 Some((host, url)) if !host.contains(['/', ':']) => (host, url),
@@ -337,13 +364,13 @@ impl Shared {
 }
 
 fn read(path: &Path) -> Result<File> {
-    let mut text = String::new();
-    fs::File::open(path)?.take(MAX_FILE).read_to_string(&mut text)?;
-    Ok(toml::from_str(&text)?)
+    Ok(toml::from_str(&read_whole(path, MAX_FILE)?)?)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use clap::Parser;
 
     use super::*;
@@ -387,6 +414,7 @@ mod tests {
             (&[], "[[budget]]\nname = \"a\"\namount = 1", "hosts"),
             (&[], "[[rule]]\nname = \"a\"\nmetric = \"vmaf\"", "above"),
             (&[], "[quality]\ntargets = [200]", "VMAF"),
+            (&[], "[[rates]]\nfrom = \"USD\"\nto = \"EUR\"\nrate = 0\ndate = \"2026-11-20\"", "rates"),
             (&[], "[carbon]\nintensity = 1\nurl = \"http://x\"", "one of"),
         ] {
             let error = match setup(args, file) {

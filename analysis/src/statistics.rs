@@ -35,8 +35,8 @@ pub fn largest(values: &[f64]) -> Option<f64> {
     values.iter().copied().max_by(f64::total_cmp)
 }
 
-/// A monotone curve through points: piecewise cubic Hermite by Fritsch and Carlson, SIAM J. Numer. Anal. 17 (1980), with the three-point end slopes of
-/// Moler's `pchiptx`. It never leaves the range of two neighbouring points, so it makes no optimum that was not measured.
+/// A monotone curve through points: piecewise cubic Hermite with the slopes of Fritsch and Butland, SIAM J. Sci. Stat. Comput. 5 (1984), and the three-point end
+/// slopes of Moler's `pchiptx`, as SciPy's `PchipInterpolator` has them. It never leaves the range of two neighbouring points, so it makes no optimum that was not measured.
 #[derive(Clone, Debug)]
 pub struct Pchip {
     x: Vec<f64>,

@@ -142,7 +142,7 @@ fn scenarios_that_share_their_names_are_series_of_their_own() {
         .map(|number| {
             let kind = number % 118;
             format!(
-                r#"{{"name":"job \"{kind}\"","bitrate":"{kind}k","total_frames":10,"vmaf_score":90,"energy_joules":{number},
+                r#"{{"name":"job \"{kind}\"","bitrate":"{kind}k","total_frames":10,"vmaf_score":90,"energy_joules":1{number},
                 "duration":5,"cpu_usage_cores":[1],"pixels_processed":100}}"#
             )
         })

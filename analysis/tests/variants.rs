@@ -35,7 +35,7 @@ const C: &str = r#"{"test_date": "2026-01-15T10:30:00Z", "test_metadata": {"time
 /// What a run kept of its file, put together again.
 fn again(run: &Run) -> Value {
     let mut file = run.rest.clone();
-    let mut rows: Vec<Value> = run.scenarios.iter().map(|scenario| Value::Object(scenario.raw.clone())).collect();
+    let mut rows: Vec<Value> = run.scenarios.iter().map(|scenario| Value::Object((*scenario.raw).clone())).collect();
     // A cell of several repeats is several scenarios.
     rows.dedup();
     file.insert(if run.variant == Variant::V2 { "cells" } else { "scenarios" }.to_owned(), Value::Array(rows));
@@ -70,7 +70,7 @@ fn the_runners_and_the_schedulers_files_mean_what_they_meant() {
     let energy = |at: usize| Sources::in_file(&run.scenarios[at]).energy.unwrap();
     assert_eq!(
         (energy(0).of(Scope::Host), energy(0).coverage),
-        (Some(Microjoules(75_750_000)), 1.0),
+        (Some(Microjoules(75_750_000)), Some(1.0)),
         "one mean, and its length"
     );
     assert_eq!((energy(1).of(Scope::Host), energy(1).way), (Some(Microjoules(505_250_000)), Way::Counters));

@@ -15,7 +15,7 @@ use super::{
 use crate::{
     energy::{
         Refused,
-        database::{Database, escaped, host_pattern},
+        database::{Database, Series, escaped, host_pattern},
     },
     figures::timestamp,
     statistics::{mean, standard_deviation},
@@ -62,6 +62,8 @@ pub struct Standing {
 pub struct Followed {
     /// Since the month began.
     pub spent: f64,
+    /// Hours of the month that are over, and of which the database has nothing.
+    pub unknown_hours: i64,
     /// By window.
     pub burn: Vec<(&'static str, f64)>,
     /// At the month's end: low, middle, high; absent while there is less than a day to go by.
@@ -71,35 +73,51 @@ pub struct Followed {
 }
 
 impl Settings {
-    /// The expression whose value at the end of an hour is its joules. `increase` is good enough here, over 3600 s: what it adds at the edges is within one
-    /// scrape of an hour, and a month of raw samples is not to be had.
-    fn expression(&self, host_label: &str) -> Result<String, String> {
-        if self.hosts.is_empty() {
-            return Err(format!("budget {:?}: hosts is empty; name them, or [\"all\"]", self.name));
-        }
+    /// The expression whose value is the joules of the last `seconds`. `increase` stands for raw samples here, of which a month is not to be had: over an hour of a counter that is
+    /// scraped all the time it misses by what one scrape holds; of a container that lived for less than two scrapes Prometheus sees nothing.
+    /// A counter that was scraped twice counts once. A host without packages has a sensor of its platform, which holds all else.
+    fn expression(&self, host_label: &str, seconds: i64) -> String {
         let mut selectors = Vec::new();
         if self.hosts != ["all"] {
             let patterns = self.hosts.iter().map(|host| host_pattern(host)).collect::<Vec<_>>();
             selectors.push(format!("{host_label}=~\"{}\"", patterns.join("|")));
         }
-        let family = if self.containers.is_empty() {
-            selectors.push("zone=~\"package|dram|gpu\"".to_owned());
-            "wattcast_energy_joules_total"
-        } else {
-            let names = self.containers.iter().map(|name| escaped(name)).collect::<Vec<_>>();
-            selectors.push(format!("container=~\"{}\"", names.join("|")));
-            "wattcast_container_energy_joules_total"
+        let once = |family: &str, labels: &str, own: &str| {
+            let all: Vec<&str> =
+                selectors.iter().map(String::as_str).chain([own]).filter(|one| !one.is_empty()).collect();
+            format!("max by ({host_label},{labels}) (increase({family}{{{}}}[{seconds}s]))", all.join(","))
         };
-        Ok(format!("sum(increase({family}{{{}}}[1h]))", selectors.join(",")))
+        if !self.containers.is_empty() {
+            let names = self.containers.iter().map(|name| escaped(name)).collect::<Vec<_>>();
+            let own = format!("container=~\"{}\"", names.join("|"));
+            let labels = "container,id,package,zone,source";
+            return format!("sum({})", once("wattcast_container_energy_joules_total", labels, &own));
+        }
+        let of =
+            |zones: &str| once("wattcast_energy_joules_total", "package,zone,source", &format!("zone=~\"{zones}\""));
+        let (roots, packages, platform) = (of("package|dram|gpu"), of("package"), of("psys"));
+        let platform = format!("({platform} unless on ({host_label}) {packages})");
+        format!("sum(({roots} unless on ({host_label}) {platform}) or {platform})")
     }
 }
 
+/// What past hours cost, by budget; an hour that is over is asked for once.
+#[derive(Clone, Debug, Default)]
+pub struct Known(BTreeMap<String, Hours>);
+
 /// Asks how every budget stands.
 #[must_use]
-pub fn follow(settings: &[Settings], prices: &Prices, database: Option<&Database>, now: Timestamp) -> Vec<Standing> {
+pub fn follow(
+    settings: &[Settings],
+    prices: &Prices,
+    database: Option<&Database>,
+    now: Timestamp,
+    known: &mut Known,
+) -> Vec<Standing> {
     let standing = |budget: &Settings| {
         let currency = budget.currency.clone().unwrap_or_else(|| prices.currency.clone());
-        let followed = one(budget, &currency, prices, database, now);
+        let hours = known.0.entry(budget.name.clone()).or_default();
+        let followed = one(budget, &currency, prices, database, now, hours);
         Standing { name: exporter::label::clean(&budget.name), currency, amount: budget.amount.0, followed }
     };
     settings.iter().map(standing).collect()
@@ -111,6 +129,7 @@ fn one(
     prices: &Prices,
     database: Option<&Database>,
     now: Timestamp,
+    hours: &mut Hours,
 ) -> Result<Followed, (String, String)> {
     let failed = |reason: &str, why: String| (reason.to_owned(), why);
     let database =
@@ -118,36 +137,42 @@ fn one(
     let rate = prices.rates.convert(Decimal::ONE, &prices.currency, currency).ok_or_else(|| {
         failed("no_rate", format!("no rate between {} and {currency}; add [[rates]] to the file", prices.currency))
     })?;
-    let expression = budget.expression(database.host_label()).map_err(|why| failed("settings", why))?;
     let refused = |refused: Refused| (refused.reason().to_owned(), refused.to_string());
-    // Whole hours of the clock, and the one that runs.
+    let seconds = |second: i64| float(Decimal::from(second));
+    // Whole hours of the clock, three days of them at a time: a database reads them sample by sample.
     let hour = now.as_second() / 3600;
-    let (first, last) = (hour - HOURS + 1, hour);
-    let at = |hour: i64| float(Decimal::from(hour * 3600));
-    let series = database.range(&expression, at(first), at(last), 3600).map_err(refused)?;
-    let points = series.first().map(crate::energy::database::Series::points).unwrap_or_default();
-    if points.is_empty() {
-        return Err(failed("no_samples", format!("the database has nothing for {expression}")));
+    let oldest = hour - HOURS + 1;
+    hours.retain(|end, _| *end >= oldest);
+    // The last two are asked again: what was sent late may have come meanwhile.
+    let mut first = hours.last_key_value().map_or(oldest, |(end, _)| end - 1).max(oldest);
+    let expression = budget.expression(database.host_label(), 3600);
+    while first <= hour {
+        let last = (first + 3 * DAY - 1).min(hour);
+        let series = database.range(&expression, seconds(first * 3600), seconds(last * 3600), 3600).map_err(refused)?;
+        for (end, joules) in series.first().map(Series::points).unwrap_or_default() {
+            if let Some(end) = timestamp(end) {
+                let start = end.checked_sub(SignedDuration::from_hours(1)).unwrap_or(end);
+                hours.insert(end.as_second() / 3600, money(prices, start, end, joules, rate));
+            }
+        }
+        first = last + 1;
     }
     // What the hour that runs has come to.
-    let (moment, part) = (float(Decimal::from(now.as_second())), now.as_second() - hour * 3600);
-    let running = expression.replace("[1h]", &format!("[{}s]", part.max(1)));
+    let begun = timestamp(seconds(hour * 3600)).unwrap_or(now);
+    let running = budget.expression(database.host_label(), (now.as_second() - hour * 3600).max(1));
+    let moment = seconds(now.as_second());
     let live = database.range(&running, moment, moment, 1).map_err(refused)?;
     let live = live.first().and_then(|one| one.points().first().map(|point| point.1));
-    let mut hours = BTreeMap::new();
-    for (end, joules) in points {
-        if let Some(end) = timestamp(end) {
-            hours.insert(end.as_second() / 3600, money(prices, end, joules, rate));
-        }
+    if hours.is_empty() && live.is_none() {
+        return Err(failed("no_samples", format!("the database has nothing for {expression}")));
     }
-    let partial = live.map(|joules| money(prices, now, joules, rate)).unwrap_or_default();
+    let partial = live.map(|joules| money(prices, begun, now, joules, rate)).unwrap_or_default();
     let zone = prices.tariff.time_zone().clone();
-    Ok(stand(&hours, partial, float(budget.amount.0), &now.to_zoned(zone)))
+    Ok(stand(hours, partial, float(budget.amount.0), &now.to_zoned(zone)))
 }
 
-/// What joules of the hour before `end` cost.
-fn money(prices: &Prices, end: Timestamp, joules: f64, rate: Decimal) -> f64 {
-    let start = end.checked_sub(SignedDuration::from_hours(1)).unwrap_or(end);
+/// What joules between two moments cost.
+fn money(prices: &Prices, start: Timestamp, end: Timestamp, joules: f64, rate: Decimal) -> f64 {
     let price = prices.tariff.mean(start, end).unwrap_or_else(|| prices.tariff.at(start));
     joules / 3.6e6 * float(price) * float(prices.pue) * float(rate)
 }
@@ -163,7 +188,10 @@ fn stand(hours: &Hours, partial: f64, amount: f64, now: &Zoned) -> Followed {
     let end = end.map_or_else(|_| now.timestamp(), |day| day.timestamp());
     let seconds = |from: Timestamp, to: Timestamp| to.duration_since(from).as_secs_f64();
     let last = now.timestamp().as_second() / 3600;
-    let spent = hours.range(begun.as_second() / 3600 + 1..).map(|hour| hour.1).sum::<f64>() + partial;
+    let first = begun.as_second() / 3600 + 1;
+    let of_month: Vec<f64> = hours.range(first..).map(|hour| *hour.1).collect();
+    let spent = of_month.iter().sum::<f64>() + partial;
+    let unknown = (last + 1 - first).max(0) - i64::try_from(of_month.len()).unwrap_or(i64::MAX);
     let an_hour = amount / (seconds(begun, end) / 3600.0);
     let burn = [("1h", 1), ("6h", 6), ("24h", 24)].into_iter().filter_map(|(window, count)| {
         let known: Vec<f64> = hours.range(last - count + 1..=last).map(|hour| *hour.1).collect();
@@ -178,7 +206,7 @@ fn stand(hours: &Hours, partial: f64, amount: f64, now: &Zoned) -> Followed {
     let wide = deviation.map(|deviation| 2.0 * deviation * (left / 24.0).sqrt());
     let low = middle.zip(wide).map(|(middle, wide)| (middle - wide).max(spent));
     let high = middle.zip(wide).map(|(middle, wide)| middle + wide);
-    Followed { spent, burn: burn.collect(), forecast: [low, middle, high], error }
+    Followed { spent, unknown_hours: unknown.max(0), burn: burn.collect(), forecast: [low, middle, high], error }
 }
 
 /// What the next `left` hours after `last` will cost: each as the mean of the same hour of day in the seven days up to `last`. Nothing where an hour of day is in none
@@ -189,12 +217,18 @@ fn forecast(hours: &Hours, last: i64, left: f64) -> Option<f64> {
         let same: Vec<f64> = (1..=7).filter_map(|day| hours.get(&(last + ahead - day * DAY)).copied()).collect();
         *mean_of = mean(&same)?;
     }
-    let (mut sum, mut remaining) = (0.0, left);
-    for cost in by_hour.iter().cycle() {
+    // The hour that runs has a part of it left, and those after it are whole.
+    let (part, whole) = (left.fract(), left.trunc());
+    let (mut sum, mut remaining) = (0.0, whole);
+    let mut ahead = by_hour.iter().cycle();
+    if part > 0.0 {
+        sum += ahead.next().copied().unwrap_or_default() * part;
+    }
+    for cost in ahead {
         if remaining <= 0.0 {
             break;
         }
-        sum += cost * remaining.min(1.0);
+        sum += cost;
         remaining -= 1.0;
     }
     Some(sum)
@@ -287,14 +321,13 @@ mod tests {
         let settings = |text: &str| toml::from_str::<Settings>(text);
         assert!(settings("name = \"a\"\namount = 1").unwrap_err().to_string().contains("hosts"));
         let budget = settings("name = \"a\"\namount = 1\nhosts = [\"enc.1\", \"enc-2\"]").unwrap();
-        assert_eq!(
-            budget.expression("instance").unwrap(),
-            "sum(increase(wattcast_energy_joules_total{instance=~\"enc\\\\.1(:[0-9]+)?|enc-2(:[0-9]+)?\",zone=~\"package|dram|gpu\"}[1h]))"
-        );
+        let expression = budget.expression("instance", 3600);
+        let roots = "max by (instance,package,zone,source) (increase(wattcast_energy_joules_total{instance=~\"enc\\\\.1(:[0-9]+)?|enc-2(:[0-9]+)?\",zone=~\"package|dram|gpu\"}[3600s]))";
+        assert!(expression.starts_with(&format!("sum(({roots} unless on (instance) (")), "{expression}");
         let budget = settings("name = \"a\"\namount = 1\nhosts = [\"all\"]\ncontainers = [\"cam\"]").unwrap();
         assert_eq!(
-            budget.expression("instance").unwrap(),
-            "sum(increase(wattcast_container_energy_joules_total{container=~\"cam\"}[1h]))"
+            budget.expression("instance", 60),
+            "sum(max by (instance,container,id,package,zone,source) (increase(wattcast_container_energy_joules_total{container=~\"cam\"}[60s])))"
         );
     }
 }

@@ -3,18 +3,19 @@
 
 use std::{
     fs,
-    io::Read as _,
+    io::Write as _,
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use jiff::{SignedDuration, Timestamp};
 use rust_decimal::Decimal;
 use serde::Deserialize;
 use serde_json::Value;
+use tracing::warn;
 
 use super::money::{Amount, decimal};
-use crate::client::{Access, Client, Failed, secret};
+use crate::client::{Access, Client, Failed, read_whole, secret, would_tell};
 
 /// Largest file; a line for each hour of ten years has 3 MB.
 const MAX_FILE: u64 = 16 << 20;
@@ -47,6 +48,8 @@ pub struct Settings {
     pub token_file: Option<PathBuf>,
     /// PEM file of the authorities to trust instead of the system's.
     pub ca_file: Option<PathBuf>,
+    /// The file in which figures of the page are kept, in the form of `file`: without it a restart forgets them, and `advise` and `backfill` know none.
+    pub history: Option<PathBuf>,
     /// How often the page is asked; `15m` where it is not given.
     pub every: Option<String>,
     /// How long the last figure holds; `2h` where it is not given.
@@ -95,6 +98,10 @@ pub struct Carbon {
     /// In the order of time.
     readings: Vec<Reading>,
     max_age: SignedDuration,
+    /// What is read again when it is written, with the time of its last writing.
+    file: Option<(PathBuf, Option<SystemTime>)>,
+    /// What gets each figure of a page.
+    history: Option<PathBuf>,
 }
 
 fn duration(text: Option<&str>, default: Duration) -> Result<Duration, String> {
@@ -116,8 +123,35 @@ impl Carbon {
             (None, None, Some(_)) => Origin::Http,
             _ => return Err("give one of intensity, file and url".to_owned()),
         };
-        let readings = settings.file.as_deref().map_or(Ok(Vec::new()), read)?;
-        Ok(Some(Self { origin, given: settings.intensity.map(|amount| amount.0), readings, max_age }))
+        let mut readings = settings.file.as_deref().map_or(Ok(Vec::new()), read)?;
+        let history = settings.history.clone().filter(|_| origin == Origin::Http);
+        if let Some(file) = history.as_deref().filter(|file| file.exists()) {
+            readings = read(file)?;
+            let surplus = readings.len().saturating_sub(MAX_READINGS);
+            readings.drain(..surplus);
+        }
+        let file = settings.file.clone().map(|file| (file.clone(), written(&file)));
+        Ok(Some(Self { origin, given: settings.intensity.map(|amount| amount.0), readings, max_age, file, history }))
+    }
+
+    /// Reads the file again where it was written since. True when other figures are known; a file that is torn meanwhile changes nothing.
+    pub fn read_again(&mut self) -> bool {
+        let Some((file, before)) = &mut self.file else { return false };
+        let now = written(file);
+        if now == *before {
+            return false;
+        }
+        *before = now;
+        match read(file) {
+            Ok(readings) => {
+                self.readings = readings;
+                true
+            }
+            Err(error) => {
+                warn!("carbon intensities stay as they were: {error}");
+                false
+            }
+        }
     }
 
     /// Where figures are from.
@@ -128,6 +162,15 @@ impl Carbon {
 
     /// Takes a figure of a page.
     pub fn learn(&mut self, reading: Reading) {
+        if self.readings.last() != Some(&reading)
+            && let Some(file) = &self.history
+        {
+            let more = if reading.estimated { ",estimated" } else { "" };
+            let opened = fs::OpenOptions::new().append(true).create(true).open(file);
+            if let Err(error) = opened.and_then(|mut file| writeln!(file, "{},{}{more}", reading.at, reading.grams)) {
+                warn!("{}: {error}; a restart will not know this figure", file.display());
+            }
+        }
         match self.readings.binary_search_by_key(&reading.at, |known| known.at) {
             Ok(at) => self.readings[at] = reading,
             Err(at) => self.readings.insert(at, reading),
@@ -170,11 +213,13 @@ impl Carbon {
     }
 }
 
+fn written(file: &Path) -> Option<SystemTime> {
+    fs::metadata(file).and_then(|meta| meta.modified()).ok()
+}
+
 fn read(file: &Path) -> Result<Vec<Reading>, String> {
     let failed = |why: String| format!("{}: {why}", file.display());
-    let mut text = String::new();
-    let opened = fs::File::open(file).map_err(|error| failed(error.to_string()))?;
-    opened.take(MAX_FILE).read_to_string(&mut text).map_err(|error| failed(error.to_string()))?;
+    let text = read_whole(file, MAX_FILE).map_err(|error| failed(error.to_string()))?;
     parse(&text).map_err(failed)
 }
 
@@ -229,14 +274,8 @@ impl Source {
         let access = Access { ca_file: settings.ca_file.clone(), ..Access::default() };
         let word = |given: &Option<String>, default: &str| given.clone().unwrap_or_else(|| default.to_owned());
         let token = settings.token_file.clone().map(|file| (word(&settings.token_header, "auth-token"), file));
-        if token.is_some()
-            && base.starts_with("http://")
-            && !base.contains("//127.0.0.1")
-            && !base.contains("//localhost")
-        {
-            return Err(Failed::Settings(format!(
-                "{base}: the token would go over the network unencrypted; use https"
-            )));
+        if token.is_some() && would_tell(&base) {
+            return Err(Failed::Settings("the token would go over the network unencrypted; use https".to_owned()));
         }
         let every = duration(settings.every.as_deref(), Duration::from_secs(900)).map_err(Failed::Settings)?;
         Ok(Some(Self {

@@ -79,6 +79,11 @@ static SPENT: Def = Def::gauge(
     &["budget", "currency"],
     "What was spent on energy since the month began, by the counters in the database, at the prices of each hour.",
 );
+static UNKNOWN: Def = Def::gauge(
+    "wattcast_budget_unknown_seconds",
+    &["budget"],
+    "Of the month until now, hours of which the database has no sample, in seconds; what they cost is not in what was spent.",
+);
 static BURN: Def = Def::gauge(
     "wattcast_budget_burn_ratio",
     &["budget", "window"],
@@ -144,7 +149,7 @@ static SEEDS: &[(&Def, Part)] = &[
 /// Every metric of this page, for the documentation.
 #[must_use]
 pub fn defs() -> Vec<&'static Def> {
-    let all: [&Def; 22] = [
+    let all: [&Def; 23] = [
         &AMOUNT,
         &PER,
         &CARBON,
@@ -160,6 +165,7 @@ pub fn defs() -> Vec<&'static Def> {
         &MODEL,
         &BUDGET,
         &SPENT,
+        &UNKNOWN,
         &BURN,
         &FORECAST,
         &FORECAST_ERROR,
@@ -300,8 +306,8 @@ pub fn state(model: &Model, prices: &Prices, budgets: &[Standing], now: Timestam
 }
 
 fn of_budgets(budgets: &[Standing]) -> Vec<Family> {
-    let [mut amount, mut spent, mut burn, mut forecast, mut error, mut up] =
-        [&BUDGET, &SPENT, &BURN, &FORECAST, &FORECAST_ERROR, &BUDGET_UP].map(Family::new);
+    let [mut amount, mut spent, mut unknown, mut burn, mut forecast, mut error, mut up] =
+        [&BUDGET, &SPENT, &UNKNOWN, &BURN, &FORECAST, &FORECAST_ERROR, &BUDGET_UP].map(Family::new);
     for standing in budgets {
         let (name, currency) = (&*standing.name, &*standing.currency);
         amount.push(&[name, currency], float(standing.amount));
@@ -310,6 +316,7 @@ fn of_budgets(budgets: &[Standing]) -> Vec<Family> {
             Ok(followed) => {
                 up.push(&[name, ""], 1.0);
                 spent.push(&[name, currency], followed.spent);
+                unknown.push(&[name], float(Decimal::from(followed.unknown_hours)) * 3600.0);
                 for (window, ratio) in &followed.burn {
                     burn.push(&[name, window], *ratio);
                 }
@@ -324,7 +331,7 @@ fn of_budgets(budgets: &[Standing]) -> Vec<Family> {
             }
         }
     }
-    vec![amount, spent, burn, forecast, error, up]
+    vec![amount, spent, unknown, burn, forecast, error, up]
 }
 
 /// Prices for people: the item, how much, and whose figure it is.

@@ -69,16 +69,22 @@ pub fn growth(samples: &[Sample], start: f64, end: f64) -> Growth {
     grown
 }
 
-/// The growth of a counter that did not exist before its first sample: it began at nothing.
-#[must_use]
-pub fn growth_since_birth(samples: &[Sample], start: f64, end: f64) -> Growth {
-    let mut grown = growth(samples, start, end);
-    if let Some(first) = samples.iter().find(|sample| sample.at >= start && sample.at <= end)
-        && grown.missing_before > 0.0
-    {
-        grown.micro = grown.micro.saturating_add(first.micro);
+impl Growth {
+    /// Adds what a counter shows at its first sample, where that lies in the window: one that was born there began at nothing. False, and nothing added, where that is
+    /// more than it can have grown since the window's start, ten times as fast as it grew later: then it was there longer, and only its samples are missing.
+    pub fn add_birth(&mut self, samples: &[Sample]) -> bool {
+        let Some(first) = samples.first().filter(|_| self.missing_before > 0.0) else { return true };
+        let grew: u64 = self.pieces.iter().map(|piece| piece.2).sum();
+        let seconds: f64 = self.pieces.iter().map(|piece| piece.1 - piece.0).sum();
+        // The time before the window is that of a scrape or two, in which it may have begun.
+        let before = self.missing_before + 2.0 * usual_distance(samples).min(60.0);
+        let most = if seconds > 0.0 { approximate(grew) / seconds * before * 10.0 } else { f64::INFINITY };
+        if approximate(first.micro) > most {
+            return false;
+        }
+        self.micro = self.micro.saturating_add(first.micro);
+        true
     }
-    grown
 }
 
 /// The median distance of two samples.
@@ -140,8 +146,14 @@ mod tests {
         let all = samples(&[(20.0, 7), (25.0, 10)]);
         let grown = growth(&all, 10.0, 40.0);
         assert_eq!((grown.micro, grown.missing_before, grown.missing_after), (3, 10.0, 15.0));
-        assert_eq!(growth_since_birth(&all, 10.0, 40.0).micro, 10);
-        assert_eq!(growth_since_birth(&all, 20.0, 25.0).micro, 3, "it was there at the start");
+        let born = |all: &[Sample], start| {
+            let mut grown = growth(all, start, 40.0);
+            (grown.add_birth(all), grown.micro)
+        };
+        assert_eq!(born(&all, 10.0), (true, 10));
+        assert_eq!(born(&all, 20.0), (true, 3), "it was there at the start");
+        let old = samples(&[(20.0, 7_000_000), (25.0, 7_000_003)]);
+        assert_eq!(born(&old, 10.0), (false, 3), "weeks of joules are not this window's");
         assert_eq!(growth(&[], 0.0, 5.0).missing_before, 5.0);
     }
 

@@ -13,7 +13,7 @@ use serde::Deserialize;
 
 use super::{
     Energy, Joules, Refused, Scope, Way,
-    counter::{Growth, Sample, growth_since_birth},
+    counter::{Growth, Sample, growth},
     same_host,
 };
 use crate::client::{Access, Client, Failed, Reply};
@@ -105,6 +105,9 @@ struct Answer {
     status: String,
     #[serde(default)]
     error: String,
+    /// Of VictoriaMetrics' cluster: a node that keeps some of the series did not answer.
+    #[serde(default, rename = "isPartial")]
+    is_partial: bool,
     #[serde(default)]
     data: Option<Data>,
 }
@@ -157,6 +160,9 @@ impl Series {
 /// What is wrong with it.
 pub fn parse(body: &[u8]) -> Result<Vec<Series>, String> {
     let answer: Answer = serde_json::from_slice(body).map_err(|error| format!("an answer that is none ({error})"))?;
+    if answer.is_partial {
+        return Err("a partial answer: a storage node is away".to_owned());
+    }
     match answer.data {
         Some(data) if answer.status == "success" => {
             if data.result.len() > MAX_SERIES {
@@ -225,26 +231,45 @@ impl Database {
         }))
     }
 
+    /// True while it answers.
+    ///
+    /// # Errors
+    /// Why nobody can tell.
+    pub fn alive(&self) -> Result<(), Refused> {
+        let reply = self.client.get(&format!("{}/api/v1/query", self.path), &[("query", "1")]);
+        match reply {
+            Ok(reply) if matches!(reply.status, 401 | 403) => {
+                Err(Refused::Never("denied".to_owned(), format!("{}: status {}", self.client.shown(), reply.status)))
+            }
+            Ok(Reply { status: 200, .. }) => Ok(()),
+            Ok(reply) => Err(Refused::Unreachable(format!("{}: status {}", self.client.shown(), reply.status))),
+            Err(error) => Err(Refused::Unreachable(error.to_string())),
+        }
+    }
+
     /// Where it is.
     #[must_use]
     pub fn url(&self) -> &str {
         self.client.base()
     }
 
-    fn read(&self, reply: Reply) -> Result<Vec<Series>, Refused> {
-        let whole = parse(&reply.body);
-        let why = |why: String| format!("{}: status {}: {why}", self.client.shown(), reply.status);
-        match whole {
-            Ok(series) if reply.status == 200 => Ok(series),
-            // Overloaded, starting, or behind a proxy that says so.
-            Ok(_) | Err(_) if reply.status >= 500 || reply.status == 429 => {
-                Err(Refused::Unreachable(why(reply.excerpt())))
+    fn read(&self, reply: Result<Reply, Failed>) -> Result<Vec<Series>, Refused> {
+        let reply = match reply {
+            Ok(reply) => reply,
+            Err(Failed::TooLarge(url)) => {
+                let why = format!("{url}: the window's samples are more than {} MiB", MAX_ANSWER >> 20);
+                return Err(Refused::Never("too_large".to_owned(), why));
             }
-            Ok(_) => Err(Refused::Unreachable(why(reply.excerpt()))),
-            Err(error) if reply.status == 200 => Err(Refused::Unreachable(why(error))),
-            Err(error) => {
-                Err(Refused::Never("refused".to_owned(), why(if error.is_empty() { reply.excerpt() } else { error })))
-            }
+            Err(error) => return Err(Refused::Unreachable(error.to_string())),
+        };
+        let why = |why: &str| format!("{}: status {}: {why}", self.client.shown(), reply.status);
+        match (parse(&reply.body), reply.status) {
+            (Ok(series), 200) => Ok(series),
+            // The expression itself is wrong, or asks for more than the database gives: Prometheus and VictoriaMetrics say 400 and 422.
+            (Err(error), 400 | 422) if !error.is_empty() => Err(Refused::Never("refused".to_owned(), why(&error))),
+            // Everything else may pass: an overload, a proxy, a password that was changed, a part of a cluster.
+            (Err(error), 200) => Err(Refused::Unreachable(why(&error))),
+            _ => Err(Refused::Unreachable(why(&reply.excerpt()))),
         }
     }
 
@@ -256,7 +281,7 @@ impl Database {
         let query = format!("{selector}[{seconds}s]");
         let path = format!("{}/api/v1/query", self.path);
         let reply = self.client.get(&path, &[("query", &query), ("time", &format!("{at:.3}"))]);
-        self.read(reply.map_err(|error| Refused::Unreachable(error.to_string()))?)
+        self.read(reply)
     }
 
     /// An expression at equal distances.
@@ -268,7 +293,7 @@ impl Database {
         let (start, end, step) = (format!("{start:.0}"), format!("{end:.0}"), step.to_string());
         let query = [("query", expression), ("start", &start), ("end", &end), ("step", &step)];
         let reply = self.client.get(&path, &query);
-        self.read(reply.map_err(|error| Refused::Unreachable(error.to_string()))?)
+        self.read(reply)
     }
 
     /// The label that tells hosts apart.
@@ -286,47 +311,55 @@ impl Database {
         let reach = self.reach.as_secs_f64();
         let at = end + reach;
         let seconds = Duration::try_from_secs_f64((end - start + 2.0 * reach).ceil()).unwrap_or_default().as_secs();
-        let of_host = host.map(|host| format!(",{}=~\"{}\"", self.host_label, host_pattern(host))).unwrap_or_default();
-        let series = self.raw(&format!("wattcast_energy_joules_total{{zone=~\"{ROOTS}\"{of_host}}}"), seconds, at)?;
-        let host = self.one_host(&series, host)?;
-        let ours = |series: Vec<Series>| -> Vec<Series> {
-            series.into_iter().filter(|one| one.label(&self.host_label) == host).collect()
+        let host = match host {
+            Some(host) => host.to_owned(),
+            // A fleet's samples are not fetched to find out that nobody says whose they are.
+            None => self.only_host(end)?,
         };
-        let mut roots = ours(series);
-        // A machine's psys holds its packages.
-        if roots.iter().any(|one| one.label("zone") == "package") {
-            roots.retain(|one| one.label("zone") != "psys");
-        }
-        let roots = once(roots, &["package", "zone", "source"]);
-        let mut grown: Vec<(String, Growth)> = Vec::new();
-        for one in &roots {
-            grown.push((one.label("source").to_owned(), growth_since_birth(&one.counter(), start, end)));
-        }
-        let before = grown.iter().map(|(_, grown)| grown.missing_before).fold(f64::INFINITY, f64::min);
-        let after = grown.iter().map(|(_, grown)| grown.missing_after).fold(f64::INFINITY, f64::min);
-        if after > 0.0 && now < at {
+        let of_host = format!("{}=~\"{}\"", self.host_label, host_pattern(&host));
+        let selector = format!("wattcast_energy_joules_total{{zone=~\"{ROOTS}\",{of_host}}}");
+        let series = self.raw(&selector, seconds, at)?;
+        if now < at && series.iter().all(|one| one.values.last().is_none_or(|last| last.0 < end)) {
             return Err(Refused::NotYet("the database has no sample after the window yet".to_owned()));
         }
-        if before > 0.0 || after > 0.0 {
-            return Err(Refused::Never(
-                "incomplete".to_owned(),
-                format!(
-                    "the database has no sample of {host} for {:.1} s of the window's edges",
-                    before.min(end - start) + after.min(end - start)
-                ),
+        let host = self.one_host(&series, &host)?;
+        let mut roots: Vec<Series> = series.into_iter().filter(|one| one.label(&self.host_label) == host).collect();
+        // What ended before the window is of another time: another source, another start of the probe.
+        roots.retain(|one| one.values.last().is_some_and(|last| last.0 >= start));
+        only_roots(&mut roots);
+        let roots = once(roots, &["package", "zone", "source"], start, end);
+        let incomplete = |why: String| Err(Refused::Never("incomplete".to_owned(), why));
+        let mut grown: Vec<(String, Growth)> = Vec::new();
+        for one in &roots {
+            let samples = one.counter();
+            let mut growth = growth(&samples, start, end);
+            if growth.missing_before > 0.0 && !growth.add_birth(&samples) {
+                return incomplete(format!(
+                    "a counter of {host} has no sample for the first {:.1} s of the window",
+                    growth.missing_before
+                ));
+            }
+            grown.push((one.label("source").to_owned(), growth));
+        }
+        let before = grown.iter().map(|(_, grown)| grown.missing_before).fold(f64::INFINITY, f64::min);
+        if before > 0.0 {
+            let before = before.min(end - start);
+            return incomplete(format!(
+                "the database has no sample of {host} for the first {before:.1} s of the window"
             ));
         }
-        // A root that ended inside of the window, while another went on, did not measure to its end.
+        // One that ended inside of the window did not measure to its end.
         if let Some((source, lost)) = grown.iter().find(|(_, grown)| grown.missing_after > 0.0) {
-            return Err(Refused::Never(
-                "incomplete".to_owned(),
-                format!("{source} gave nothing for the last {:.1} s of the window", lost.missing_after),
+            let after = lost.missing_after;
+            return incomplete(format!(
+                "the database has no sample of {source} on {host} for the last {after:.1} s of the window"
             ));
         }
         let mut energy = Energy {
             way: Way::Database,
             rows: rows(Scope::Host, &grown),
-            coverage: 1.0,
+            coverage: Some(1.0),
+            seconds: Some(end - start),
             gap_seconds: grown.iter().map(|(_, grown)| grown.gap_seconds).fold(0.0, f64::max),
             resets: grown.iter().map(|(_, grown)| grown.resets).max().unwrap_or_default(),
             watts: watts(&grown),
@@ -337,64 +370,114 @@ impl Database {
             let id: String = container.chars().take(12).collect();
             for by in [format!("container={}", quoted(container)), format!("id={}", quoted(&id))] {
                 let selector = format!("wattcast_container_energy_joules_total{{{by}{of_host}}}");
-                let found = once(self.raw(&selector, seconds, at)?, &["container", "id", "package", "zone", "source"]);
+                let found = once(
+                    self.raw(&selector, seconds, at)?,
+                    &["container", "id", "package", "zone", "source"],
+                    start,
+                    end,
+                );
                 if found.is_empty() {
                     continue;
                 }
-                let grown: Vec<_> = found
-                    .iter()
-                    .map(|one| (one.label("source").to_owned(), growth_since_birth(&one.counter(), start, end)))
-                    .collect();
+                let mut grown = Vec::new();
+                for one in &found {
+                    let samples = one.counter();
+                    let mut growth = growth(&samples, start, end);
+                    // One that was there longer than its samples say has a gap at the beginning.
+                    if growth.missing_before > 0.0 && !growth.add_birth(&samples) {
+                        energy.gap_seconds = energy.gap_seconds.max(growth.missing_before);
+                    }
+                    grown.push((one.label("source").to_owned(), growth));
+                }
                 energy.rows.extend(rows(Scope::Container, &grown));
-                energy.resets =
-                    energy.resets.max(grown.iter().map(|(_, grown)| grown.resets).max().unwrap_or_default());
+                let resets = grown.iter().map(|(_, grown)| grown.resets).max().unwrap_or_default();
+                energy.resets = energy.resets.max(resets);
                 let selector = format!("wattcast_container_cpu_seconds_total{{{by}{of_host}}}");
-                let ran = once(self.raw(&selector, seconds, at)?, &["container", "id", "package", "mode"]);
-                let ran = ran.iter().map(|one| growth_since_birth(&one.counter(), start, end).micro).sum::<u64>();
-                energy.cpu_seconds = Some(Microjoules(ran).joules());
+                let labels = ["container", "id", "package", "mode"];
+                let ran = once(self.raw(&selector, seconds, at)?, &labels, start, end);
+                let of = |one: &Series| {
+                    let samples = one.counter();
+                    let mut growth = growth(&samples, start, end);
+                    growth.add_birth(&samples);
+                    growth.micro
+                };
+                energy.cpu_seconds = (!ran.is_empty()).then(|| Microjoules(ran.iter().map(of).sum::<u64>()).joules());
                 break;
             }
         }
         Ok(energy)
     }
 
-    /// The one host whose series these are.
-    fn one_host(&self, series: &[Series], wanted: Option<&str>) -> Result<String, Refused> {
+    /// The only host that was scraped then.
+    fn only_host(&self, at: f64) -> Result<String, Refused> {
+        let label = &self.host_label;
+        let expression = format!("group by ({label}) (wattcast_energy_joules_total{{zone=~\"{ROOTS}\"}})");
+        let series = self.range(&expression, at, at, 1)?;
+        match &*series {
+            [] => Err(self.nothing_of("")),
+            [one] => Ok(one.label(label).to_owned()),
+            several => {
+                let hosts: Vec<&str> = several.iter().take(5).map(|one| one.label(label)).collect();
+                let (count, hosts) = (several.len(), hosts.join(", "));
+                Err(Refused::Never(
+                    "which_host".to_owned(),
+                    format!(
+                        "the run does not say on which host it ran, and the database has {count}: {hosts}; write `host` into its file"
+                    ),
+                ))
+            }
+        }
+    }
+
+    fn nothing_of(&self, host: &str) -> Refused {
+        let of = if host.is_empty() { String::new() } else { format!(" of {host}") };
+        let why = format!("{} has no wattcast_energy_joules_total in that time{of}", self.client.shown());
+        Refused::Never("no_samples".to_owned(), why)
+    }
+
+    /// The one address of the host that these series are of.
+    fn one_host(&self, series: &[Series], wanted: &str) -> Result<String, Refused> {
         let mut hosts: Vec<&str> = series.iter().map(|one| one.label(&self.host_label)).collect();
         hosts.sort_unstable();
         hosts.dedup();
-        if let Some(wanted) = wanted {
-            hosts.retain(|host| same_host(host, wanted));
-        }
+        hosts.retain(|host| same_host(host, wanted));
         match &*hosts {
-            [] => Err(Refused::Never(
-                "no_samples".to_owned(),
-                format!(
-                    "{} has no wattcast_energy_joules_total in that time{}",
-                    self.client.shown(),
-                    wanted.map(|host| format!(" of {host}")).unwrap_or_default()
-                ),
-            )),
+            [] => Err(self.nothing_of(wanted)),
             [one] => Ok((*one).to_owned()),
             several => Err(Refused::Never(
                 "which_host".to_owned(),
-                format!(
-                    "the run does not say on which host it ran, and the database has {}: {}; write `host` into its file",
-                    several.len(),
-                    several.iter().take(5).copied().collect::<Vec<_>>().join(", ")
-                ),
+                format!("{wanted} is scraped under {}; write one of them as `host` into the file", several.join(", ")),
             )),
         }
     }
 }
 
-/// One series for each value of `labels`: the same counter may have been scraped twice, by two jobs or two replicas. The one with the most samples stays.
-fn once(series: Vec<Series>, labels: &[&str]) -> Vec<Series> {
+/// Keeps accounting roots, as the probe has them: packages with their memory, and GPUs; where there is no package but a sensor of the platform, that alone,
+/// for it holds them all.
+fn only_roots(series: &mut Vec<Series>) {
+    let has = |zone: &str| series.iter().any(|one| one.label("zone") == zone);
+    let (packages, platform) = (has("package"), has("psys"));
+    series.retain(|one| match one.label("zone") {
+        "psys" => !packages,
+        "dram" => packages,
+        "gpu" => packages || !platform,
+        _ => true,
+    });
+}
+
+/// One series for each value of `labels`: the same counter may have been scraped twice, by two jobs or two replicas. The one that reaches further over the window's
+/// edges stays, and of two that do the one with more samples.
+fn once(series: Vec<Series>, labels: &[&str], start: f64, end: f64) -> Vec<Series> {
+    let worth = |one: &Series| {
+        let begins = one.values.first().is_some_and(|first| first.0 <= start);
+        let ends = one.values.last().is_some_and(|last| last.0 >= end);
+        (u8::from(begins) + u8::from(ends), one.values.len())
+    };
     let mut all: BTreeMap<Vec<String>, Series> = BTreeMap::new();
     for one in series {
         let key = labels.iter().map(|label| one.label(label).to_owned()).collect();
         match all.get(&key) {
-            Some(known) if known.values.len() >= one.values.len() => {}
+            Some(known) if worth(known) >= worth(&one) => {}
             _ => {
                 all.insert(key, one);
             }
@@ -461,10 +544,25 @@ mod tests {
         let body = br#"{"status":"success","data":{"resultType":"matrix","result":[
             {"metric":{"instance":"a","job":"x","package":"0"},"values":[[1,"5"],[2,"6"]]},
             {"metric":{"instance":"a","job":"y","package":"0"},"values":[[1,"5"],[2,"6"],[3,"NaN"]]}]}}"#;
-        let series = once(parse(body).unwrap(), &["package"]);
+        let series = once(parse(body).unwrap(), &["package"], 1.0, 3.0);
         assert_eq!((series.len(), series[0].label("job")), (1, "y"));
         assert_eq!(series[0].counter().len(), 2, "a marker of staleness is no sample");
         assert!(parse(br#"{"status":"error","error":"parse error"}"#).unwrap_err().contains("parse error"));
+        let partial = br#"{"status":"success","isPartial":true,"data":{"result":[]}}"#;
+        assert!(parse(partial).unwrap_err().contains("partial"), "half of the series are half of the joules");
+    }
+
+    #[test]
+    fn a_platforms_sensor_holds_what_is_in_it() {
+        let of = |zones: &[&str]| -> Vec<String> {
+            let one = |zone: &&str| Series { metric: [("zone".to_owned(), (*zone).to_owned())].into(), values: vec![] };
+            let mut series = zones.iter().map(one).collect();
+            only_roots(&mut series);
+            series.iter().map(|one| one.label("zone").to_owned()).collect()
+        };
+        assert_eq!(of(&["package", "dram", "gpu", "psys"]), ["package", "dram", "gpu"]);
+        assert_eq!(of(&["psys", "gpu", "dram"]), ["psys"]);
+        assert_eq!(of(&["gpu"]), ["gpu"]);
     }
 
     #[test]

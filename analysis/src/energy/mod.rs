@@ -5,7 +5,7 @@
 //! 3. The database that scraped the probe.
 //! 4. Samples in the file, which are not energy but power at some moments: by the trapezoid, and with the part of the window that they cover.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use exporter::units::Microjoules;
 
@@ -19,8 +19,8 @@ pub mod samples;
 use database::Database;
 use probe::Probe;
 
-/// Below this coverage a figure comes with a warning.
-pub const ENOUGH: f64 = 0.95;
+/// Outside of this coverage a figure comes with a warning, and is compared with no other.
+const ENOUGH: std::ops::RangeInclusive<f64> = 0.95..=1.05;
 
 /// Joules of one scope from one source.
 #[derive(Clone, Debug, PartialEq)]
@@ -33,6 +33,22 @@ pub struct Joules {
     pub joules: Microjoules,
     /// The most, in joules, by which the window's edges can have made them too many or too few.
     pub edge_error: f64,
+}
+
+/// One row for each scope and source: two packages are read the same way, and a series stands once.
+#[must_use]
+pub fn merged(rows: impl IntoIterator<Item = Joules>) -> Vec<Joules> {
+    let mut all: Vec<Joules> = Vec::new();
+    for row in rows {
+        match all.iter_mut().find(|known| known.scope == row.scope && known.source == row.source) {
+            Some(known) => {
+                known.joules += row.joules;
+                known.edge_error += row.edge_error;
+            }
+            None => all.push(row),
+        }
+    }
+    all
 }
 
 /// Whose joules.
@@ -88,8 +104,10 @@ pub struct Energy {
     pub way: Way,
     /// By scope and source.
     pub rows: Vec<Joules>,
-    /// The part of the window that the joules are of; 1 for counters.
-    pub coverage: f64,
+    /// The part of the window that the joules are of; 1 for counters. Nothing where nobody says how long the window was.
+    pub coverage: Option<f64>,
+    /// Seconds that the joules are of.
+    pub seconds: Option<f64>,
     /// Seconds of the window in which nobody wrote the counter down. It went on, so no joule is missing, unless it was reset meanwhile.
     pub gap_seconds: f64,
     /// How often a counter began anew within the window; what it counted between the last sample and the reset is not known.
@@ -107,6 +125,12 @@ impl Energy {
         let mut rows = self.rows.iter().filter(|row| row.scope == scope).peekable();
         rows.peek()?;
         Some(rows.map(|row| row.joules).sum())
+    }
+
+    /// True when the joules are of all of the window, and of no more.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.coverage.is_some_and(|coverage| ENOUGH.contains(&coverage))
     }
 
     /// The names of a scope's sources.
@@ -178,7 +202,7 @@ impl Answer {
             None => {
                 self.refused.first().map_or_else(|| "nothing_to_ask".to_owned(), |(_, why)| why.reason().to_owned())
             }
-            Some(energy) if energy.coverage < ENOUGH => "coverage".to_owned(),
+            Some(energy) if !energy.is_whole() => "coverage".to_owned(),
             Some(energy) if scenario.container.is_some() && energy.of(Scope::Container).is_none() => {
                 "no_container".to_owned()
             }
@@ -195,6 +219,32 @@ pub struct OnHost {
     pub probe: Probe,
 }
 
+impl OnHost {
+    /// As the page has it.
+    #[must_use]
+    pub fn named(&self) -> (String, Probe) {
+        let name = if self.host.is_empty() { "probe".to_owned() } else { format!("probe {}", self.host) };
+        (exporter::label::clean(&name), self.probe.clone())
+    }
+
+    /// True when it is the probe of that host: by the name that it was given, or, without one, because its address or this machine is called so.
+    fn is_on(&self, host: &str) -> bool {
+        if !self.host.is_empty() {
+            return same_host(&self.host, host);
+        }
+        let address = self.probe.url().split_once("://").map_or("", |(_, rest)| rest);
+        let address = address.split('/').next().unwrap_or_default();
+        let own = ["127.0.0.1", "localhost", "[::1]"].iter().any(|own| same_host(address, own));
+        same_host(address, host) || (own && this_host().is_some_and(|name| same_host(&name, host)))
+    }
+}
+
+/// What this machine is called.
+fn this_host() -> Option<String> {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").ok()?;
+    Some(name.trim().to_owned()).filter(|name| !name.is_empty())
+}
+
 /// Whom to ask.
 #[derive(Default)]
 pub struct Sources {
@@ -204,8 +254,12 @@ pub struct Sources {
     pub database: Option<Database>,
 }
 
-/// Those that did not answer, by their URLs: in one round nobody is waited for twice.
-pub type Away = BTreeMap<String, Refused>;
+/// Who answered in this round, and who did not, by their URLs: nobody is waited for twice.
+#[derive(Debug, Default)]
+pub struct Round {
+    away: BTreeMap<String, Refused>,
+    there: BTreeSet<String>,
+}
 
 /// Longest window that a database is asked for; nobody encodes for a month without a pause.
 const LONGEST: f64 = 31.0 * 86_400.0;
@@ -220,7 +274,8 @@ impl Sources {
             Some(Energy {
                 way: Way::Counters,
                 rows: scenario.counters.clone(),
-                coverage: 1.0,
+                coverage: Some(1.0),
+                seconds: scenario.seconds(),
                 gap_seconds: 0.0,
                 resets: 0,
                 watts: scenario.samples.watts.clone(),
@@ -230,9 +285,9 @@ impl Sources {
         Answer { energy, refused: Vec::new() }
     }
 
-    /// Asks, in order, until one has joules. What refused for good `before` is not asked again, and neither is who is `away`.
+    /// Asks, in order, until one has joules. What refused for good `before` is not asked again, and neither is who did not answer in this `round`.
     #[must_use]
-    pub fn ask(&self, run: &Run, scenario: &Scenario, before: &Answer, away: &mut Away) -> Answer {
+    pub fn ask(&self, run: &Run, scenario: &Scenario, before: &Answer, round: &mut Round) -> Answer {
         let mut answer = Self::in_file(scenario);
         let Some((start, end)) = scenario.window().filter(|_| scenario.counters.is_empty()) else { return answer };
         let host = scenario.host.as_deref().or(run.host.as_deref());
@@ -241,8 +296,8 @@ impl Sources {
             let known = before.refused.iter().find(|(known, why)| *known == way && !why.is_passing());
             let found = match (known, way) {
                 (Some((_, why)), _) => Some(Err(why.clone())),
-                (None, Way::Probe) => self.ask_probes(&asked, away),
-                (None, _) => self.ask_database(&asked, away),
+                (None, Way::Probe) => self.ask_probes(&asked, round),
+                (None, _) => self.ask_database(&asked, round),
             };
             match found {
                 None => {}
@@ -256,29 +311,29 @@ impl Sources {
         answer
     }
 
-    fn ask_database(&self, asked: &Asked<'_>, away: &mut Away) -> Option<Result<Energy, Refused>> {
+    fn ask_database(&self, asked: &Asked<'_>, round: &mut Round) -> Option<Result<Energy, Refused>> {
         let database = self.database.as_ref()?;
         if asked.end - asked.start > LONGEST {
             return Some(Err(Refused::Never("too_long".to_owned(), "the window is longer than 31 days".to_owned())));
         }
-        Some(patiently(database.url(), away, || database.window(asked.start, asked.end, asked.host, asked.container)))
+        Some(patiently(database.url(), round, || database.window(asked.start, asked.end, asked.host, asked.container)))
     }
 
     /// The probe of the host. A run that names none is asked of all, and the container must be known to exactly one; nothing is summed across hosts.
-    fn ask_probes(&self, asked: &Asked<'_>, away: &mut Away) -> Option<Result<Energy, Refused>> {
+    fn ask_probes(&self, asked: &Asked<'_>, round: &mut Round) -> Option<Result<Energy, Refused>> {
         let mut ask = |one: &OnHost| {
-            patiently(one.probe.url(), away, || one.probe.window(asked.start, asked.end, asked.container))
+            patiently(one.probe.url(), round, || one.probe.window(asked.start, asked.end, asked.container))
         };
-        if let [only] = &*self.probes
-            && only.host.is_empty()
-        {
-            return Some(ask(only));
-        }
         if self.probes.is_empty() {
             return None;
         }
+        if let [only] = &*self.probes
+            && asked.host.is_none()
+        {
+            return Some(ask(only));
+        }
         if let Some(host) = asked.host {
-            let found = self.probes.iter().find(|probe| same_host(&probe.host, host));
+            let found = self.probes.iter().find(|probe| probe.is_on(host));
             return Some(match found {
                 Some(found) => ask(found),
                 None => Err(Refused::Never(
@@ -318,13 +373,20 @@ struct Asked<'a> {
 }
 
 /// Asks somebody, unless there was no answer in this round already.
-fn patiently(url: &str, away: &mut Away, ask: impl FnOnce() -> Result<Energy, Refused>) -> Result<Energy, Refused> {
-    if let Some(why) = away.get(url) {
+fn patiently(url: &str, round: &mut Round, ask: impl FnOnce() -> Result<Energy, Refused>) -> Result<Energy, Refused> {
+    if let Some(why) = round.away.get(url) {
         return Err(why.clone());
     }
     let answer = ask();
-    if let Err(why @ Refused::Unreachable(_)) = &answer {
-        away.insert(url.to_owned(), why.clone());
+    match &answer {
+        // Who answered others a moment ago is there; this window was too much.
+        Err(why @ Refused::Unreachable(_)) if !round.there.contains(url) => {
+            round.away.insert(url.to_owned(), why.clone());
+        }
+        Err(Refused::Unreachable(_)) => {}
+        _ => {
+            round.there.insert(url.to_owned());
+        }
     }
     answer
 }

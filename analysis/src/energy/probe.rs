@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use exporter::units::Microjoules;
+use exporter::{label, units::Microjoules};
 use serde::Deserialize;
 
-use super::{Energy, Joules, Refused, Scope, Way};
+use super::{Energy, Joules, Refused, Scope, Way, merged};
 use crate::{
     client::{Access, Client, Failed},
     streams::names::Jobs,
@@ -61,6 +61,7 @@ struct Problem {
 }
 
 /// A probe by its URL.
+#[derive(Clone)]
 pub struct Probe {
     client: Client,
 }
@@ -72,6 +73,21 @@ impl Probe {
     /// When the URL or what belongs to it is wrong.
     pub fn new(url: &str, access: &Access) -> Result<Self, Failed> {
         Ok(Self { client: Client::new(url, access, TIMEOUT, MAX_ANSWER)? })
+    }
+
+    /// True while it is alive.
+    ///
+    /// # Errors
+    /// Why nobody can tell.
+    pub fn alive(&self) -> Result<(), Refused> {
+        match self.client.get("/health", &[]) {
+            Ok(reply) if reply.status == 200 => Ok(()),
+            Ok(reply) if matches!(reply.status, 401 | 403) => {
+                Err(Refused::Never("denied".to_owned(), format!("{}: status {}", self.client.shown(), reply.status)))
+            }
+            Ok(reply) => Err(Self::unreachable(format!("{}: status {}", self.client.shown(), reply.status))),
+            Err(error) => Err(Self::unreachable(error)),
+        }
     }
 
     /// Where it is.
@@ -110,27 +126,20 @@ impl Probe {
         if status != 200 {
             return Err(match serde_json::from_slice::<Problem>(&reply.body) {
                 Ok(problem) if status == 425 || status == 503 => Refused::NotYet(problem.error),
-                Ok(problem) => Refused::Never(problem.code, problem.error),
+                Ok(problem) => Refused::Never(label::clean(&problem.code), problem.error),
                 Err(_) => Self::unreachable(format!("{base}: answered {status}; is that a Wattcast probe?")),
             });
         }
         let answer: Answer = serde_json::from_slice(&reply.body)
             .map_err(|error| Self::unreachable(format!("{base}: an answer that is not ours ({error})")))?;
-        energy(answer, container)
+        energy(answer, end - start, container)
     }
 }
 
-fn energy(answer: Answer, container: Option<&str>) -> Result<Energy, Refused> {
+fn energy(answer: Answer, seconds: f64, container: Option<&str>) -> Result<Energy, Refused> {
     let mut rows: Vec<Joules> = Vec::new();
     let mut add = |scope, source: &str, joules: f64, edge_error: f64| {
-        let joules = Microjoules::from_joules(joules);
-        match rows.iter_mut().find(|known| known.scope == scope && known.source == source) {
-            Some(known) => {
-                known.joules += joules;
-                known.edge_error += edge_error;
-            }
-            None => rows.push(Joules { scope, source: exporter::label::clean(source), joules, edge_error }),
-        }
+        rows.push(Joules { scope, source: label::clean(source), joules: Microjoules::from_joules(joules), edge_error });
     };
     for account in &answer.accounts {
         if account.missing_seconds > 0.0 {
@@ -152,11 +161,22 @@ fn energy(answer: Answer, container: Option<&str>) -> Result<Energy, Refused> {
             for given in &row.energy {
                 add(Scope::Container, &given.source, given.joules, given.edge_error_joules);
             }
-            let ran = row.cpu.iter().map(|cpu| cpu.seconds).sum::<f64>();
-            cpu_seconds = Some(cpu_seconds.unwrap_or(0.0) + ran);
+            if !row.cpu.is_empty() {
+                let ran = row.cpu.iter().map(|cpu| cpu.seconds).sum::<f64>();
+                cpu_seconds = Some(cpu_seconds.unwrap_or(0.0) + ran);
+            }
         }
     }
-    Ok(Energy { way: Way::Probe, rows, coverage: 1.0, gap_seconds: 0.0, resets: 0, watts: Vec::new(), cpu_seconds })
+    Ok(Energy {
+        way: Way::Probe,
+        rows: merged(rows),
+        coverage: Some(1.0),
+        seconds: Some(seconds),
+        gap_seconds: 0.0,
+        resets: 0,
+        watts: Vec::new(),
+        cpu_seconds,
+    })
 }
 
 #[cfg(test)]

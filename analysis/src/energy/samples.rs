@@ -31,7 +31,8 @@ pub fn energy(scenario: &Scenario) -> Option<Energy> {
     let watts = &scenario.samples.watts;
     let step = scenario.samples.step.unwrap_or(DEFAULT_STEP);
     let joules = trapezoid(watts, step).filter(|joules| joules.is_finite())?;
-    let coverage = scenario.seconds().map_or(1.0, |seconds| span(watts.len(), step) / seconds);
+    let span = span(watts.len(), step);
+    let coverage = scenario.seconds().map(|seconds| span / seconds);
     Some(Energy {
         way: Way::Samples,
         rows: vec![Joules {
@@ -41,6 +42,7 @@ pub fn energy(scenario: &Scenario) -> Option<Energy> {
             edge_error: 0.0,
         }],
         coverage,
+        seconds: Some(span),
         gap_seconds: 0.0,
         resets: 0,
         watts: watts.clone(),

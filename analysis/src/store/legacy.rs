@@ -58,9 +58,9 @@ struct Row {
     psnr_score: Option<f64>,
     #[serde(default)]
     ssim_score: Option<f64>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "count")]
     dropped_frames: Option<u64>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "count")]
     total_frames: Option<u64>,
     #[serde(default)]
     power_watts: Option<Vec<f64>>,
@@ -68,7 +68,7 @@ struct Row {
     cpu_usage_cores: Option<Vec<f64>>,
     #[serde(default)]
     step_seconds: Option<f64>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "count")]
     pixels_processed: Option<u64>,
     #[serde(default)]
     qoe_score: Option<f64>,
@@ -101,7 +101,16 @@ fn word<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
     }
 }
 
-/// A count or a physical amount that a file can mean.
+/// A count, also where it was written as `3612.0`.
+pub(super) fn count<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u64>, D::Error> {
+    let Some(number) = Option::<serde_json::Number>::deserialize(from)? else { return Ok(None) };
+    let whole = number.as_f64().filter(|value| value.fract() == 0.0 && (0.0..9e15).contains(value));
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "whole, and below 2^53")]
+    let count = number.as_u64().or(whole.map(|value| value as u64));
+    count.map(Some).ok_or_else(|| serde::de::Error::custom(format!("{number} is no count")))
+}
+
+/// A physical amount that a file can mean.
 pub(super) fn amount(value: Option<f64>, name: &str) -> Result<Option<f64>, String> {
     match value {
         Some(value) if !value.is_finite() || value < 0.0 => Err(format!("{name} is {value}")),
@@ -111,7 +120,7 @@ pub(super) fn amount(value: Option<f64>, name: &str) -> Result<Option<f64>, Stri
 
 /// What a row says.
 pub(super) fn scenario(row: &Map<String, Value>) -> Result<Scenario, String> {
-    let read: Row = serde_json::from_value(Value::Object(row.clone())).map_err(|error| error.to_string())?;
+    let read = Row::deserialize(row).map_err(|error| error.to_string())?;
     let outputs = read.outputs.unwrap_or_default().into_iter().map(|rung| {
         let size = Scenario { resolution: rung.resolution.clone(), ..Scenario::default() }.size();
         let (width, height) = size.ok_or_else(|| format!("output of {:?}", rung.resolution))?;
@@ -127,7 +136,8 @@ pub(super) fn scenario(row: &Map<String, Value>) -> Result<Scenario, String> {
         }
     }
     let energy = amount(read.energy_joules, "energy_joules")?;
-    let counters = energy.map(|joules| Joules {
+    // As with scores: who knew nothing wrote 0.
+    let counters = energy.filter(|joules| *joules > 0.0).map(|joules| Joules {
         scope: Scope::Host,
         source: "file".to_owned(),
         joules: Microjoules::from_joules(joules),

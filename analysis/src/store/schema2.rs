@@ -2,24 +2,29 @@
 //! in its key.
 
 use exporter::units::Microjoules;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 
-use super::legacy::amount;
+use super::legacy::{amount, count};
 use crate::{
-    energy::{Joules, Scope},
+    energy::{Joules, Scope, merged},
     run::{Baseline, Output, Quality, Samples, Scenario, Score},
 };
 
 /// What `schema` says in such a file.
 pub const SCHEMA: &str = "wattcast/results/2";
 
+/// `null` is not known, as a key that is absent is.
+fn or_nothing<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(from: D) -> Result<T, D::Error> {
+    Ok(Option::deserialize(from)?.unwrap_or_default())
+}
+
 /// What all cells share.
 #[derive(Debug, Deserialize)]
 pub(super) struct Head {
     #[serde(default)]
     pub(super) host: Option<Host>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_nothing")]
     pub(super) baselines: Vec<Rest>,
 }
 
@@ -30,13 +35,13 @@ pub(super) struct Host {
 }
 
 /// The host without load.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize)]
 pub(super) struct Rest {
     id: String,
     power_watts: Mean,
 }
 
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize)]
 struct Mean {
     mean: f64,
 }
@@ -44,27 +49,27 @@ struct Mean {
 /// A configuration, with every time that it was run.
 #[derive(Debug, Deserialize)]
 struct Cell {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_nothing")]
     id: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_nothing")]
     name: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_nothing")]
     axes: Axes,
     #[serde(default)]
     baseline: Option<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_nothing")]
     quality: Vec<Scored>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_nothing")]
     repeats: Vec<Repeat>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 struct Axes {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_nothing")]
     encoder: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_nothing")]
     preset: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_nothing")]
     bitrate: String,
     #[serde(default)]
     width: Option<u32>,
@@ -74,7 +79,7 @@ struct Axes {
     frames_per_second: Option<f64>,
     #[serde(default)]
     streams: Option<u32>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_nothing")]
     outputs: Vec<Rung>,
 }
 
@@ -90,17 +95,17 @@ struct Repeat {
     #[serde(default)]
     n: Option<u32>,
     status: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_nothing")]
     detail: String,
     #[serde(default)]
     window: Option<Window>,
     #[serde(default)]
     container: Option<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_nothing")]
     frames: Frames,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "count")]
     bytes: Option<u64>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "count")]
     pixels: Option<u64>,
     #[serde(default)]
     media_seconds: Option<f64>,
@@ -108,7 +113,7 @@ struct Repeat {
     frames_per_second: Option<f64>,
     #[serde(default)]
     viewers: Option<f64>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_nothing")]
     energy: Vec<Energy>,
     #[serde(default)]
     cpu: Option<Cpu>,
@@ -116,7 +121,7 @@ struct Repeat {
     gpu_seconds: Option<f64>,
     #[serde(default)]
     samples: Option<Sampled>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_nothing")]
     quality: Vec<Scored>,
 }
 
@@ -130,9 +135,9 @@ struct Window {
 
 #[derive(Debug, Default, Deserialize)]
 struct Frames {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "count")]
     encoded: Option<u64>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "count")]
     dropped: Option<u64>,
 }
 
@@ -141,7 +146,7 @@ struct Energy {
     scope: String,
     source: String,
     microjoules: u64,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_nothing")]
     edge_error_microjoules: u64,
 }
 
@@ -155,9 +160,9 @@ struct Cpu {
 #[derive(Debug, Deserialize)]
 struct Sampled {
     step_seconds: f64,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_nothing")]
     power_watts: Vec<f64>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_nothing")]
     cpu_cores: Vec<f64>,
 }
 
@@ -166,22 +171,23 @@ struct Scored {
     metric: String,
     #[serde(default)]
     value: Option<f64>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_nothing")]
     model: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_nothing")]
     version: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_nothing")]
     pooling: String,
 }
 
 fn quality(all: &[Scored]) -> Quality {
-    let find = |metric: &str| {
+    let find = |metric: &str, most: f64| {
         let scored = all.iter().find(|scored| scored.metric == metric)?;
-        let value = scored.value.filter(|value| value.is_finite())?;
+        let value = scored.value.filter(|value| (0.0..=most).contains(value))?;
         let (model, version) = (scored.model.clone(), scored.version.clone());
         Some(Score { value, model, version, pooling: scored.pooling.clone() })
     };
-    Quality { vmaf: find("vmaf"), psnr: find("psnr"), ssim: find("ssim") }
+    // The newest models of VMAF go to 110; identical pictures have an infinite PSNR, which ffmpeg caps.
+    Quality { vmaf: find("vmaf", 110.0), psnr: find("psnr", 1000.0), ssim: find("ssim", 1.0) }
 }
 
 /// Seconds of nanoseconds since 1970, for which a double has a microsecond.
@@ -193,9 +199,11 @@ fn seconds(ns: u64) -> f64 {
 pub(super) fn scenarios(
     row: &Map<String, Value>,
     head: &Head,
+    number_of_cell: usize,
+    room: usize,
     problems: &mut Vec<String>,
 ) -> Result<Vec<Scenario>, String> {
-    let cell: Cell = serde_json::from_value(Value::Object(row.clone())).map_err(|error| error.to_string())?;
+    let cell = Cell::deserialize(row).map_err(|error| error.to_string())?;
     let axes = &cell.axes;
     let name = [&cell.name, &cell.id].into_iter().find(|name| !name.is_empty()).ok_or("neither name nor id")?;
     let baseline = match &cell.baseline {
@@ -207,7 +215,10 @@ pub(super) fn scenarios(
         }
     };
     let mut all = Vec::new();
-    for repeat in cell.repeats {
+    if cell.repeats.len() > room {
+        problems.push(format!("{name}: {} repeats; there is room for {room}", cell.repeats.len()));
+    }
+    for repeat in cell.repeats.into_iter().take(room) {
         let number = repeat.n.unwrap_or_default();
         if repeat.status != "ok" {
             problems.push(format!("{name}, repeat {number}: {} {}", repeat.status, repeat.detail));
@@ -226,7 +237,7 @@ pub(super) fn scenarios(
                 edge_error: Microjoules(energy.edge_error_microjoules).joules(),
             })
         });
-        let counters = counters.collect::<Result<Vec<_>, String>>()?;
+        let counters: Vec<Joules> = counters.collect::<Result<_, String>>()?;
         let sampled = repeat.samples.unwrap_or(Sampled { step_seconds: 0.0, power_watts: vec![], cpu_cores: vec![] });
         for value in sampled.power_watts.iter().chain(&sampled.cpu_cores) {
             amount(Some(*value), "a sample")?;
@@ -270,12 +281,13 @@ pub(super) fn scenarios(
                 watts: sampled.power_watts,
                 cores: sampled.cpu_cores,
             },
-            counters,
+            counters: merged(counters),
             cpu_seconds: repeat.cpu.as_ref().map(|cpu| seconds(cpu.nanoseconds)),
             reserved_cores: amount(repeat.cpu.and_then(|cpu| cpu.reserved_cores), "reserved_cores")?,
             gpu_seconds: amount(repeat.gpu_seconds, "gpu_seconds")?,
             container: repeat.container.filter(|name| !name.is_empty()),
             baseline: baseline.clone(),
+            cell: Some(number_of_cell),
             ..Scenario::default()
         });
     }

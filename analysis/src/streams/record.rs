@@ -29,6 +29,8 @@ const GRACE: Duration = Duration::from_secs(3);
 #[derive(Clone, Debug)]
 pub struct Price {
     tariff: Tariff,
+    /// Energy of the building for one of the machine.
+    pue: f64,
     currency: String,
 }
 
@@ -36,7 +38,7 @@ impl Price {
     /// Of these prices.
     #[must_use]
     pub fn new(prices: &Prices) -> Self {
-        Self { tariff: prices.tariff.clone(), currency: prices.currency.clone() }
+        Self { tariff: prices.tariff.clone(), pue: float(prices.pue), currency: prices.currency.clone() }
     }
 
     /// Of a kilowatt hour, in the mean over a job.
@@ -197,7 +199,7 @@ impl Record {
             duplicated_frames: delivered.as_ref().map(|delivered| delivered.duplicated),
             joules_per_frame: per_frame,
             watt_hours,
-            cost: price.map(|price| watt_hours / 1000.0 * price),
+            cost: price.map(|price| watt_hours / 1000.0 * price * self.price.pue),
             currency: &self.price.currency,
             price_per_kwh: price,
             vmaf: None,
