@@ -210,26 +210,26 @@ fn files_of_our_own_shape_give_pages_that_can_be_read() {
     let [results, qoe, cost] = pages(&model(store::parse("20261120_120000", text).unwrap(), None));
     let (results, qoe, cost) = (series(&results), series(&qoe), series(&cost));
     let first = "x264 veryfast 4M";
-    close(value(&results, "wattcast_run_energy_joules", first, "scope=\"host\""), 8100.000_001, "both sockets");
+    close(value(&results, "wattcast_run_energy_joules", first, "scope=\"host\""), 8_100.000_001, "both sockets");
     close(value(&results, "wattcast_run_energy_edge_error_joules", first, "scope=\"host\""), 0.012, "their doubt");
     close(
         value(&results, "wattcast_run_net_energy_joules", first, ""),
-        8100.000_001 - 21.5 * 100.5,
+        8_100.000_001 - 21.5 * 100.5,
         "above the baseline",
     );
     close(
         value(&results, "wattcast_run_energy_per_media_second_joules", first, "scope=\"host\""),
-        8100.000_001 / 200.0,
+        8_100.000_001 / 200.0,
         "media",
     );
     close(
         value(&results, "wattcast_run_energy_per_megabit_joules", first, "scope=\"host\""),
-        8100.000_001 / 800.0,
+        8_100.000_001 / 800.0,
         "megabits",
     );
     close(
         value(&results, "wattcast_run_energy_per_pixel_joules", first, "scope=\"host\""),
-        8100.000_001 / 17_971_200_000.0,
+        8_100.000_001 / 17_971_200_000.0,
         "pixels",
     );
     // 1 + 4 · VMAF / 100 · (1 − drops / 0.2)
@@ -240,7 +240,7 @@ fn files_of_our_own_shape_give_pages_that_can_be_read() {
         "score",
     );
     close(value(&qoe, "wattcast_qoe_component_ratio", first, "smoothness"), 1.0 - drops / 0.2, "smoothness");
-    let total = 8100.000_001 * 0.12 / 3.6e6 + 150.25 * 0.5 / 3600.0;
+    let total = 8_100.000_001 * 0.12 / 3.6e6 + 150.25 * 0.5 / 3600.0;
     let unit = |unit: &str| value(&cost, "wattcast_cost_per_unit_amount", first, &format!("unit=\"{unit}\""));
     for (name, amount) in [
         ("pixel", 17_971_200_000.0),
