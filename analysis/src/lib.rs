@@ -1,7 +1,7 @@
 //! The unprivileged service: turns runs into results.
 //!
 //! [`store`] reads result files into the model of [`run`]; [`energy`] finds the joules of a run's window, in the file, at the probe or in a database; [`cost`] knows
-//! prices; [`figures`] works every number out, once. Pages of it are [`results`], [`qoe`] and [`cost::page`], which [`serve`] keeps fresh; [`advise`], [`alerts`]
+//! prices; [`figures`] works every number out, once. Pages of it are [`results`], [`qoe`] and [`cost::page`], which [`serve`] keeps fresh, with what [`follow`] learns; [`advise`], [`alerts`]
 //! and [`backfill`] read the same numbers. [`streams`] takes what encoders and RTMP servers say of themselves.
 
 pub mod advise;
@@ -13,6 +13,7 @@ pub mod config;
 pub mod cost;
 pub mod energy;
 pub mod figures;
+pub mod follow;
 pub mod qoe;
 pub mod results;
 pub mod run;

@@ -7,14 +7,15 @@ use std::{
 
 use analysis::{
     advise::{self, Question},
-    alerts::{Book as AlertBook, Posts},
+    alerts::{Book as AlertBook, post::Posts},
     backfill::{self, Target},
     config::{Advise, Backfill, Command, Config, Serve},
     cost::{Origin, Prices, budget},
     energy::{Answer, OnHost, Round, probe::Probe},
     figures,
+    follow::{Follower, Live},
     run::Run,
-    serve::{Follower, Given, Live, Loader, Sheets, spawn},
+    serve::{Given, Loader, Sheets, spawn},
     store::shelf::Shelf,
     streams::{
         book::Book,

@@ -1,5 +1,4 @@
-//! `serve`: one thread keeps the model of the newest runs and writes three pages from it; a second asks for what changes by itself, carbon intensity and budgets. The
-//! server hands out what was rendered.
+//! `serve`: one thread keeps the model of the newest runs and writes three pages from it; the server hands out what was rendered.
 
 use std::{
     path::Path,
@@ -15,10 +14,11 @@ use jiff::Timestamp;
 use tracing::{error, info, warn};
 
 use crate::{
-    alerts::{self, Book, Posts, Rule},
-    cost::{self, Prices, budget, budget::Standing, carbon},
-    energy::{Answer, Refused, Round, Scope, Sources, Way, database::Database, probe::Probe},
+    alerts::{self, Book, Rule, post::Posts},
+    cost::{self, Prices},
+    energy::{Answer, Refused, Round, Scope, Sources, Way},
     figures::{self, Entry, Model},
+    follow::Live,
     qoe, results,
     run::{Run, Scenario},
     sheet::{Sheet, Table},
@@ -29,14 +29,10 @@ use crate::{
 const ASK_AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 /// Pages are written again at the latest after so long of asking, and one time-out.
 const ASK_FOR: Duration = Duration::from_secs(2);
-/// How often whoever can be asked is looked after.
-const REACH_EVERY: Duration = Duration::from_secs(15);
 /// How often the parts of pages that change by themselves are written.
 const WRITE_EVERY: Duration = Duration::from_secs(2);
 /// How often the loader wakes to see whether the kernel told of a file.
 const WAKE_EVERY: Duration = Duration::from_millis(200);
-/// How often budgets are followed.
-const FOLLOW_EVERY: Duration = Duration::from_secs(60);
 
 /// The pages of ports 9502, 9503 and 9504.
 pub struct Sheets {
@@ -60,118 +56,6 @@ impl Default for Sheets {
             ),
             cost: sheet("wattcast-analysis: cost", "What runs cost, and what energy, compute and carbon cost now."),
         }
-    }
-}
-
-/// What changes by itself.
-#[derive(Clone, Default)]
-pub struct Live {
-    /// Of the grid, as it was learnt; `None` until then.
-    carbon: Option<carbon::Carbon>,
-    /// Grows with each figure that was learnt.
-    version: u64,
-    /// How the budgets stand.
-    budgets: Vec<Standing>,
-    /// Why the source of carbon intensity does not serve.
-    trouble: Option<String>,
-    /// Probes and the database: their names, and why they do not serve.
-    reached: Vec<(String, String)>,
-}
-
-/// Asks for carbon intensity, and follows budgets.
-pub struct Follower {
-    /// The page of carbon intensity.
-    pub source: Option<carbon::Source>,
-    /// Budgets.
-    pub budgets: Vec<budget::Settings>,
-    /// What hours cost.
-    pub prices: Prices,
-    /// Where the counters are.
-    pub database: Option<Database>,
-    /// Probes by the names under which the page has them.
-    pub probes: Vec<(String, Probe)>,
-    /// What past hours cost, so that each is asked for once.
-    pub hours: budget::Known,
-}
-
-impl Follower {
-    /// Runs until `stop` says so.
-    pub fn run(mut self, live: &ArcSwap<Live>, stop: &mpsc::Receiver<()>) {
-        let (mut ask_at, mut follow_at, mut reach_at) = (Instant::now(), Instant::now(), Instant::now());
-        loop {
-            let mut now = (**live.load()).clone();
-            let mut changed = false;
-            if let Some(source) = &self.source
-                && Instant::now() >= ask_at
-            {
-                changed = true;
-                match source.ask(Timestamp::now()) {
-                    Ok(reading) => {
-                        if now.trouble.take().is_some() {
-                            info!("carbon intensity is known again");
-                        }
-                        if let Some(carbon) = &mut self.prices.carbon {
-                            carbon.learn(reading);
-                            now.carbon = Some(carbon.clone());
-                        }
-                        now.version += 1;
-                        ask_at = Instant::now() + source.every;
-                    }
-                    Err(why) => {
-                        if now.trouble.as_ref() != Some(&why) {
-                            warn!("no carbon intensity: {why}");
-                        }
-                        now.trouble = Some(why);
-                        ask_at = Instant::now() + source.every.min(Duration::from_secs(60));
-                    }
-                }
-            }
-            if Instant::now() >= reach_at {
-                changed = true;
-                now.reached = self.reach();
-                reach_at = Instant::now() + REACH_EVERY;
-            }
-            if self.prices.carbon.as_mut().is_some_and(carbon::Carbon::read_again) {
-                changed = true;
-                now.carbon.clone_from(&self.prices.carbon);
-                now.version += 1;
-            }
-            if !self.budgets.is_empty() && Instant::now() >= follow_at {
-                changed = true;
-                let database = self.database.as_ref();
-                let standing = budget::follow(&self.budgets, &self.prices, database, Timestamp::now(), &mut self.hours);
-                for (old, new) in standing.iter().map(|new| (now.budgets.iter().find(|old| old.name == new.name), new))
-                {
-                    if let Err((_, why)) = &new.followed
-                        && old.is_none_or(|old| old.followed != new.followed)
-                    {
-                        warn!("budget {} is not followed: {why}", new.name);
-                    }
-                }
-                now.budgets = standing;
-                follow_at = Instant::now() + FOLLOW_EVERY;
-            }
-            if changed {
-                live.store(Arc::new(now));
-            }
-            if !matches!(stop.recv_timeout(Duration::from_secs(1)), Err(mpsc::RecvTimeoutError::Timeout)) {
-                return;
-            }
-        }
-    }
-}
-
-impl Follower {
-    /// Looks after whoever can be asked.
-    fn reach(&self) -> Vec<(String, String)> {
-        let word = |answer: Result<(), Refused>| match answer {
-            Ok(()) => String::new(),
-            Err(Refused::Never(reason, _)) => reason,
-            Err(_) => "absent".to_owned(),
-        };
-        let probes = self.probes.iter().map(|(name, probe)| (name.clone(), word(probe.alive())));
-        let database = self.database.iter().map(|database| ("database".to_owned(), word(database.alive())));
-        probes.chain(database).collect()
     }
 }
 
@@ -209,7 +93,7 @@ pub struct Loader {
     ask_at: Instant,
     backoff: Duration,
     round: Round,
-    /// Of the scenarios that are open, those that were asked for in this round.
+    /// Scenarios that this round has come past.
     asked: usize,
 }
 
@@ -308,31 +192,26 @@ impl Loader {
             return false;
         }
         let (began, mut learnt) = (Instant::now(), false);
-        let open: Vec<(usize, usize)> = self
-            .runs
-            .iter()
-            .enumerate()
-            .flat_map(|(run, (_, answers))| {
-                let open = answers.iter().enumerate().filter(|(_, answer)| !answer.is_settled());
-                open.map(move |(at, _)| (run, at)).collect::<Vec<_>>()
-            })
-            .collect();
-        let mut still = false;
-        for (number, (at_run, at)) in open.iter().copied().enumerate().skip(self.asked) {
-            if began.elapsed() > ASK_FOR {
-                self.asked = number;
-                return learnt;
-            }
-            let (run, answers) = &mut self.runs[at_run];
-            let (scenario, answer) = (&run.scenarios[at], &mut answers[at]);
-            let new = self.given.sources.ask(run, scenario, answer, &mut self.round);
-            still |= !new.is_settled();
-            if *answer != new {
-                say(run, scenario, &new);
-                *answer = new;
-                learnt = true;
+        let mut number = 0;
+        for (run, answers) in &mut self.runs {
+            for (scenario, answer) in run.scenarios.iter().zip(answers) {
+                number += 1;
+                if number <= self.asked || answer.is_settled() {
+                    continue;
+                }
+                if began.elapsed() > ASK_FOR {
+                    self.asked = number - 1;
+                    return learnt;
+                }
+                let new = self.given.sources.ask(run, scenario, answer, &mut self.round);
+                if *answer != new {
+                    say(run, scenario, &new);
+                    *answer = new;
+                    learnt = true;
+                }
             }
         }
+        let still = self.runs.iter().flat_map(|(_, answers)| answers).any(|answer| !answer.is_settled());
         // All round: those that are open are asked again after a while, and whoever was away may be back.
         (self.asked, self.round) = (0, Round::default());
         self.backoff = if still { (self.backoff * 2).min(ASK_AGAIN.1) } else { ASK_AGAIN.0 };

@@ -130,7 +130,7 @@ struct File {
     probe: Vec<OneProbe>,
     budget: Vec<budget::Settings>,
     rule: Vec<alerts::Rule>,
-    webhook: Vec<alerts::Webhook>,
+    webhook: Vec<alerts::post::Webhook>,
     quality: Quality,
 }
 
@@ -185,7 +185,7 @@ pub struct Setup {
     /// What to tell of.
     pub rules: Vec<alerts::Rule>,
     /// Whom to tell.
-    pub webhooks: Vec<alerts::Webhook>,
+    pub webhooks: Vec<alerts::post::Webhook>,
     /// Whose energy a run's is.
     pub scope: Scope,
     /// VMAF at which scenarios are compared.

@@ -234,7 +234,7 @@ fn a_bad_run_is_told_once_and_so_is_its_end() {
     assert!(same("idempotency-key") && taken.iter().all(|one| one.body == taken[0].body && one.path == "/hook"));
     let signature = &taken[2].headers["x-wattcast-signature"];
     let unix: i64 = signature.trim_start_matches("t=").split(',').next().unwrap().parse().unwrap();
-    assert_eq!(*signature, analysis::alerts::signature("k3y", unix, &taken[2].body));
+    assert_eq!(*signature, analysis::alerts::post::signature("k3y", unix, &taken[2].body));
     let body: Value = serde_json::from_slice(&taken[2].body).unwrap();
     assert_eq!((&body["status"], &body["version"], &body["receiver"]), (&json!("firing"), &json!("4"), &json!("ops")));
     assert_eq!(body["alerts"][0]["labels"]["scenario"], "live \"1\"");

@@ -27,6 +27,9 @@ const MAX_SERIES: usize = 10_000;
 /// How far beyond the window's edges a sample is looked for: four scrapes of 15 s.
 pub const REACH: Duration = Duration::from_secs(60);
 
+/// Seconds that a sample may take from the scrape to the database, over a remote write that was away for a while: until then a window is not given up.
+const LAG: f64 = 600.0;
+
 /// Of the host's joules, by accounting root; cores and twins are parts of packages.
 const ROOTS: &str = "package|dram|gpu|psys";
 
@@ -319,7 +322,7 @@ impl Database {
         let of_host = format!("{}=~\"{}\"", self.host_label, host_pattern(&host));
         let selector = format!("wattcast_energy_joules_total{{zone=~\"{ROOTS}\",{of_host}}}");
         let series = self.raw(&selector, seconds, at)?;
-        if now < at && series.iter().all(|one| one.values.last().is_none_or(|last| last.0 < end)) {
+        if now < end + LAG.max(reach) && series.iter().all(|one| one.values.last().is_none_or(|last| last.0 < end)) {
             return Err(Refused::NotYet("the database has no sample after the window yet".to_owned()));
         }
         let host = self.one_host(&series, &host)?;
