@@ -355,6 +355,10 @@ impl Shared {
         if wanted.len() > 1 && wanted.iter().any(|probe| probe.host.is_empty()) {
             bail!("several probes need their hosts' names, as runs call them: --probe-url enc-1=http://10.0.0.1:9500");
         }
+        let mut hosts = BTreeSet::new();
+        if let Some(twice) = wanted.iter().find(|probe| !hosts.insert(&probe.host)) {
+            bail!("two probes are named for the host {:?}", twice.host);
+        }
         let nearest = Probe::new(&wanted[0].url, &wanted[0].access).context("the probe")?;
         let open = |probe: &OneProbe| -> Result<OnHost> {
             Ok(OnHost { host: probe.host.clone(), probe: Probe::new(&probe.url, &probe.access).context("a probe")? })
@@ -407,6 +411,7 @@ mod tests {
             (&["--currency.report=EUR"][..], "", "[[rates]]"),
             (&["--compute.model=node"], "", "--node.price"),
             (&["--probe-url=http://a,http://b"], "", "names"),
+            (&["--probe-url=a=http://a,a=http://b"], "", "two probes"),
             (&["--database.url=db:8428"], "", "http://"),
             (&["--database.url=http://db:8428", "--database.tenant=x"], "", "tenant"),
             (&[], "[energy]\nprise = 1", "prise"),

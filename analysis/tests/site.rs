@@ -161,8 +161,12 @@ fn a_database_behind_tls_a_password_and_a_tenants_path_is_asked_and_no_secret_is
     );
     fs::write(at("nginx.conf"), config).unwrap();
     let mut proxy = Program::start("nginx", Command::new(nginx).arg("-c").arg(at("nginx.conf")), dir.path()).unwrap();
-    thread::sleep(Duration::from_millis(300));
-    proxy.alive().unwrap();
+    let end = Instant::now() + Duration::from_secs(20);
+    while TcpStream::connect(("127.0.0.1", port)).is_err() {
+        proxy.alive().unwrap();
+        assert!(Instant::now() < end, "{}", proxy.log());
+        thread::sleep(Duration::from_millis(20));
+    }
     file(dir.path(), "password", "pa55word\n");
     file(dir.path(), "token", "t0ken\n");
     let results = at("results");

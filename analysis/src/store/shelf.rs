@@ -133,8 +133,6 @@ impl Shelf {
             problems.extend(run.problems.iter().map(|what| format!("{}: {what}", candidate.path.display())));
             runs.push((candidate, run));
         }
-        // Two files of one second, as a copy in another place of the same name cannot be: `run` tells series apart.
-        runs.dedup_by(|(a, _), (b, _)| a.id == b.id);
         (self.runs, self.spoilt) = (runs, spoilt);
         let changed = self.runs.iter().map(|(candidate, _)| candidate).ne(before.iter());
         self.set_problems(problems) || changed
