@@ -71,6 +71,8 @@ pub(crate) fn run(seconds: u32, probe: &Client, [analysis, cost]: [&Client; 2], 
         "start_time": start,
         "end_time": end,
         "avg_fps": f64::from(frames) / (end - start),
+        "fps": FPS,
+        "media_seconds": f64::from(frames) / f64::from(FPS),
         "total_frames": frames,
         "container": &job.name,
     });
@@ -333,7 +335,7 @@ fn show_cost(cost: &Client, run: &str) -> Result<()> {
         let default = if price.label("origin") == "default" { ", a default: nobody gave a price" } else { "" };
         let currency = paid.label("currency");
         println!(
-            "  cost       {:>9.8} {currency} for the host's energy, at {} {currency} a kWh{default}",
+            "  cost       {:>9.7} {currency} for the host's energy, at {} {currency} a kWh{default}",
             paid.value, price.value
         );
     }

@@ -82,6 +82,8 @@ struct Row {
     gpu_seconds: Option<f64>,
     #[serde(default)]
     reserved_cores: Option<f64>,
+    #[serde(default)]
+    media_seconds: Option<f64>,
 }
 
 #[derive(Deserialize)]
@@ -173,6 +175,7 @@ pub(super) fn scenario(row: &Map<String, Value>) -> Result<Scenario, String> {
         samples: Samples { step, watts, cores },
         counters: counters.into_iter().collect(),
         reserved_cores: amount(read.reserved_cores, "reserved_cores")?,
+        media_seconds: amount(read.media_seconds, "media_seconds")?,
         gpu_seconds: amount(read.gpu_seconds, "gpu_seconds")?,
         container: read.container.filter(|name| !name.is_empty()),
         host: read.host.filter(|name| !name.is_empty()),
