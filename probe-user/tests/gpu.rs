@@ -5,6 +5,7 @@
 mod support;
 
 use std::{
+    io::Write as _,
     path::{Path, PathBuf},
     process::{Child, Command},
 };
@@ -724,7 +725,10 @@ fn an_integrated_gpu_s_joules_go_to_whoever_used_its_engines() {
     let uncore = zones.iter().find(|(name, _)| name == "uncore").unwrap().1.clone();
     let count = |file: &Path, uj: u64| {
         let now: u64 = std::fs::read_to_string(file).unwrap().trim().parse().unwrap();
-        std::fs::write(file, format!("{}\n", now + uj)).unwrap();
+        // In one write over what is there: the kernel's file is never empty, and a zone that cannot be read in one tick has its joules in the next, which at the
+        // edges of the time looked at are somebody else's.
+        let mut open = std::fs::OpenOptions::new().write(true).open(file).unwrap();
+        open.write_all(format!("{}\n", now + uj).as_bytes()).unwrap();
     };
     let stop = std::sync::atomic::AtomicBool::new(false);
     std::thread::scope(|scope| {
