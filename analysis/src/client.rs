@@ -3,18 +3,20 @@
 //! and stands in no message.
 
 use std::{
-    fs,
-    io::{self, Read as _},
+    io,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
+use base64::{Engine as _, prelude::BASE64_STANDARD as STANDARD};
 use serde::Deserialize;
 use ureq::{
     http::HeaderValue,
     tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem},
 };
+
+use crate::file::read_whole;
 
 /// Where Linux distributions keep the authorities that they trust; the first that is there is read.
 const SYSTEM_ROOTS: [&str; 3] =
@@ -214,7 +216,7 @@ impl Client {
                 Some(file) => secret(file)?,
                 None => String::new(),
             };
-            format!("Basic {}", base64(format!("{user}:{password}").as_bytes()))
+            format!("Basic {}", STANDARD.encode(format!("{user}:{password}")))
         } else {
             return Ok(None);
         };
@@ -232,19 +234,6 @@ pub fn would_tell(url: &str) -> bool {
     let host = rest.split(['/', '?']).next().unwrap_or_default();
     let host = if host.starts_with('[') { host.split_inclusive(']').next() } else { host.split(':').next() };
     !["127.0.0.1", "localhost", "[::1]"].contains(&host.unwrap_or_default())
-}
-
-/// A file whole, unless it is larger than it can be meant to be.
-///
-/// # Errors
-/// When it cannot be read, or is too large: what is cut means something else.
-pub fn read_whole(file: &Path, most: u64) -> io::Result<String> {
-    let mut text = String::new();
-    let read = fs::File::open(file)?.take(most + 1).read_to_string(&mut text)?;
-    if u64::try_from(read).unwrap_or(u64::MAX) > most {
-        return Err(io::Error::other(format!("larger than {most} bytes")));
-    }
-    Ok(text)
 }
 
 /// What a file holds, without the space around it.
@@ -279,36 +268,13 @@ fn roots(own: Option<&Path>) -> Result<RootCerts, Failed> {
     Ok(RootCerts::Specific(Arc::new(all)))
 }
 
-/// RFC 4648, with padding; twelve lines against a dependency.
-fn base64(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut out = String::with_capacity(bytes.len().div_ceil(3) * 4);
-    for three in bytes.chunks(3) {
-        let byte = |at: usize| u32::from(three.get(at).copied().unwrap_or_default());
-        let bits = byte(0) << 16 | byte(1) << 8 | byte(2);
-        for digit in 0..4 {
-            let at = usize::try_from(bits >> (18 - 6 * digit) & 63).unwrap_or_default();
-            out.push(if digit <= three.len() { char::from(DIGITS[at]) } else { '=' });
-        }
-    }
-    out
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     const SECOND: Duration = Duration::from_secs(1);
-
-    #[test]
-    fn base64_is_that_of_the_rfc() {
-        // RFC 4648, section 10.
-        for (text, coded) in
-            [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foob", "Zm9vYg=="), ("foobar", "Zm9vYmFy")]
-        {
-            assert_eq!(base64(text.as_bytes()), coded);
-        }
-    }
 
     #[test]
     fn settings_that_would_leak_or_mislead_are_refused() {

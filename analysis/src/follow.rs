@@ -23,7 +23,7 @@ const FOLLOW_EVERY: Duration = Duration::from_secs(60);
 #[derive(Clone, Default)]
 pub struct Live {
     /// Of the grid, as it was learnt; `None` until then.
-    pub carbon: Option<carbon::Carbon>,
+    pub carbon: Option<Arc<carbon::Carbon>>,
     /// Grows with each figure that was learnt.
     pub version: u64,
     /// How the budgets stand.
@@ -34,7 +34,7 @@ pub struct Live {
     pub reached: Vec<(String, String)>,
 }
 
-/// Asks for carbon intensity, and follows budgets.
+/// Asks for carbon intensity, follows budgets, and looks after whoever can be asked.
 pub struct Follower {
     /// The page of carbon intensity.
     pub source: Option<carbon::Source>,
@@ -67,7 +67,7 @@ impl Follower {
                             info!("carbon intensity is known again");
                         }
                         if let Some(carbon) = &mut self.prices.carbon {
-                            carbon.learn(reading);
+                            Arc::make_mut(carbon).learn(reading);
                             now.carbon = Some(carbon.clone());
                         }
                         now.version += 1;
@@ -87,7 +87,7 @@ impl Follower {
                 now.reached = self.reach();
                 reach_at = Instant::now() + REACH_EVERY;
             }
-            if self.prices.carbon.as_mut().is_some_and(carbon::Carbon::read_again) {
+            if self.prices.carbon.as_mut().is_some_and(|carbon| carbon.is_old() && Arc::make_mut(carbon).read_again()) {
                 changed = true;
                 now.carbon.clone_from(&self.prices.carbon);
                 now.version += 1;
@@ -115,9 +115,7 @@ impl Follower {
             }
         }
     }
-}
 
-impl Follower {
     /// Looks after whoever can be asked.
     fn reach(&self) -> Vec<(String, String)> {
         let word = |answer: Result<(), Refused>| match answer {

@@ -13,6 +13,7 @@ pub mod config;
 pub mod cost;
 pub mod energy;
 pub mod figures;
+pub mod file;
 pub mod follow;
 pub mod qoe;
 pub mod results;

@@ -289,7 +289,7 @@ impl Loader {
 fn unasked(scenario: &Scenario) -> Answer {
     let mut answer = Sources::in_file(scenario);
     if scenario.counters.is_empty() && scenario.window().is_some() {
-        answer.refused = vec![(Way::Probe, Refused::NotYet("was not asked yet".to_owned()))];
+        answer.refused = vec![(Way::Probe, Refused::Unasked)];
     }
     answer
 }

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeSet,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -13,7 +14,7 @@ use serde::Deserialize;
 
 use crate::{
     alerts,
-    client::{Access, read_whole},
+    client::Access,
     cost::{
         ComputeModel, Origin, Price, Prices, budget,
         carbon::{self, Carbon},
@@ -25,6 +26,7 @@ use crate::{
         database::{self, Database},
         probe::Probe,
     },
+    file::read_whole,
 };
 
 /// Largest configuration file.
@@ -266,7 +268,7 @@ impl Shared {
             rates,
             report,
             rate_max_age: self.rate_max_age.unwrap_or(defaults.rate_max_age),
-            carbon,
+            carbon: carbon.map(Arc::new),
         };
         if prices.model == ComputeModel::Node && prices.node_hour.is_none() {
             bail!("--compute.model=node needs the machine's price: --node.price, or [node] price in the file");

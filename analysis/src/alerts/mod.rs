@@ -2,7 +2,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
     path::{Path, PathBuf},
 };
 
@@ -12,10 +11,10 @@ use sha2::{Digest as _, Sha256};
 use tracing::warn;
 
 use crate::{
-    client::read_whole,
     cost::{budget::Standing, money::float},
     energy::Energy,
     figures::{Entry, Model, timestamp},
+    file::{read_whole, replace},
     qoe::experience,
 };
 
@@ -297,7 +296,7 @@ impl Book {
         self.active = still;
         if !events.is_empty()
             && let Some(file) = &self.file
-            && let Err(error) = write(file, &self.active)
+            && let Err(error) = replace(file, &self.active)
         {
             warn!("{}: {error}; after a restart alerts that go on are told again", file.display());
         }
@@ -311,13 +310,6 @@ impl Book {
     }
 }
 
-/// Beside, and then in its place: a file is never half.
-fn write(file: &Path, kept: &impl Serialize) -> std::io::Result<()> {
-    let beside = file.with_extension("new");
-    fs::write(&beside, serde_json::to_vec(kept).map_err(std::io::Error::other)?)?;
-    fs::rename(beside, file)
-}
-
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
@@ -326,7 +318,8 @@ fn hex(bytes: &[u8]) -> String {
 mod tests {
     use super::*;
 
-    fn alert(name: &str, scenario: &str) -> Alert {
+    /// Since ten in the morning.
+    pub(super) fn alert(name: &str, scenario: &str) -> Alert {
         let labels = [("alertname", name), ("scenario", scenario)].map(|(k, v)| (k.to_owned(), v.to_owned()));
         let starts_at = "2026-11-20T10:00:00Z".parse().unwrap();
         Alert { labels: labels.into(), annotations: BTreeMap::new(), starts_at, ends_at: None }

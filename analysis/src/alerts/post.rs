@@ -17,8 +17,11 @@ use serde_json::json;
 use sha2::{Digest as _, Sha256};
 use tracing::{info, warn};
 
-use super::{Alert, MAX_STATE, hex, write};
-use crate::client::{Access, Client, Failed, read_whole, secret};
+use super::{Alert, MAX_STATE, hex};
+use crate::{
+    client::{Access, Client, Failed, secret},
+    file::{read_whole, replace},
+};
 
 /// Longest that a receiver may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -26,7 +29,7 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_ANSWER: u64 = 64 << 10;
 /// A post that fails is tried again after this long, doubled each time up to the second figure.
 const AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
-/// After this long it is given up.
+/// After so many seconds it is given up.
 const GIVE_UP: i64 = 6 * 3600;
 /// Posts that wait for one receiver; the oldest goes first when there are more.
 const MAX_WAITING: usize = 1000;
@@ -143,8 +146,7 @@ impl Posts {
             }
             let beside = |what: &str| state.map(|file| file.with_extension(format!("{number}.{what}")));
             let (waits, dead) = (beside("waiting"), beside("dead"));
-            let kept = waits.as_deref().filter(|file| file.exists()).and_then(|file| read_whole(file, MAX_STATE).ok());
-            let waiting = kept.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
+            let waiting = waits.as_deref().filter(|file| file.exists()).map(waited).unwrap_or_default();
             let (sender, receiver) = mpsc::channel();
             let poster = Poster { client, webhook: webhook.clone(), waiting, waits, dead };
             thread::Builder::new()
@@ -169,6 +171,16 @@ impl Posts {
             }
         }
     }
+}
+
+/// What waited when the service ended.
+fn waited(file: &Path) -> VecDeque<Post> {
+    let text = read_whole(file, MAX_STATE).map_err(|error| error.to_string());
+    let kept = text.and_then(|text| serde_json::from_str(&text).map_err(|error| error.to_string()));
+    kept.unwrap_or_else(|error| {
+        warn!("{}: {error}; what waited to be posted is lost", file.display());
+        VecDeque::new()
+    })
 }
 
 struct Poster {
@@ -227,7 +239,7 @@ impl Poster {
     /// Writes down what waits.
     fn keep(&self) {
         if let Some(file) = &self.waits
-            && let Err(error) = write(file, &self.waiting)
+            && let Err(error) = replace(file, &self.waiting)
         {
             warn!("{}: {error}; posts that wait are lost with a restart", file.display());
         }
@@ -268,13 +280,7 @@ impl Poster {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-
-    fn alert(name: &str, scenario: &str) -> Alert {
-        let labels = [("alertname", name), ("scenario", scenario)].map(|(k, v)| (k.to_owned(), v.to_owned()));
-        let starts_at = "2026-11-20T10:00:00Z".parse().unwrap();
-        Alert { labels: labels.into(), annotations: BTreeMap::new(), starts_at, ends_at: None }
-    }
+    use super::{super::tests::alert, *};
 
     #[test]
     fn a_post_is_alertmanagers() {

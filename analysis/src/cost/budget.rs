@@ -60,13 +60,13 @@ pub struct Standing {
 /// What a followed budget has come to.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Followed {
-    /// Since the month began.
+    /// Since the month began, in the budget's currency.
     pub spent: f64,
     /// Hours of the month that are over, and of which the database has nothing.
     pub unknown_hours: i64,
-    /// By window.
+    /// By window: what was spent over what an even use of the budget spends; 1 lasts exactly.
     pub burn: Vec<(&'static str, f64)>,
-    /// At the month's end: low, middle, high; absent while there is less than a day to go by.
+    /// At the month's end, in the budget's currency: low, middle, high; absent while there is less than a day to go by.
     pub forecast: [Option<f64>; 3],
     /// Mean miss of one day's forecast, as a part.
     pub error: Option<f64>,

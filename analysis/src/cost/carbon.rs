@@ -15,9 +15,12 @@ use serde_json::Value;
 use tracing::warn;
 
 use super::money::{Amount, decimal};
-use crate::client::{Access, Client, Failed, read_whole, secret, would_tell};
+use crate::{
+    client::{Access, Client, Failed, secret, would_tell},
+    file::read_whole,
+};
 
-/// Largest file; a line for each hour of ten years has 3 MB.
+/// Largest file; a line for each hour of ten years is an eighth of it.
 const MAX_FILE: u64 = 16 << 20;
 /// Largest answer of a source.
 const MAX_ANSWER: u64 = 1 << 20;
@@ -134,14 +137,16 @@ impl Carbon {
         Ok(Some(Self { origin, given: settings.intensity.map(|amount| amount.0), readings, max_age, file, history }))
     }
 
-    /// Reads the file again where it was written since. True when other figures are known; a file that is torn meanwhile changes nothing.
+    /// True when the file was written since it was read.
+    #[must_use]
+    pub fn is_old(&self) -> bool {
+        self.file.as_ref().is_some_and(|(file, before)| written(file) != *before)
+    }
+
+    /// Reads the file again. True when other figures are known; a file that is torn meanwhile changes nothing.
     pub fn read_again(&mut self) -> bool {
         let Some((file, before)) = &mut self.file else { return false };
-        let now = written(file);
-        if now == *before {
-            return false;
-        }
-        *before = now;
+        *before = written(file);
         match read(file) {
             Ok(readings) => {
                 self.readings = readings;

@@ -3,6 +3,8 @@
 //! Everything is decimal: a price is what somebody wrote, an energy is whole microjoules, and nothing is rounded before the page. A price that nobody gave
 //! is marked as the default that it is.
 
+use std::sync::Arc;
+
 use jiff::Timestamp;
 use rust_decimal::Decimal;
 
@@ -113,7 +115,7 @@ pub struct Prices {
     /// A rate that is older is stale.
     pub rate_max_age: std::time::Duration,
     /// Of the grid.
-    pub carbon: Option<Carbon>,
+    pub carbon: Option<Arc<Carbon>>,
 }
 
 /// What a scenario cost, in the currency of prices. What is not known is absent, and so is a sum that it belongs to.

@@ -20,7 +20,7 @@ use crate::client::{Access, Client, Failed, Reply};
 
 /// Longest that a database may take to answer.
 const TIMEOUT: Duration = Duration::from_secs(20);
-/// Largest answer: an hour of a host with 8 packages, scraped each second, is 2 MB.
+/// Largest answer. A sample is some 30 bytes of text: two million of them, or a day of 24 counters at one a second.
 const MAX_ANSWER: u64 = 64 << 20;
 /// Most series of an answer that are looked at.
 const MAX_SERIES: usize = 10_000;

@@ -155,6 +155,9 @@ pub enum Refused {
     /// The window is not over yet, for whom was asked; ask again.
     #[error("{0}")]
     NotYet(String),
+    /// Its turn has not come yet.
+    #[error("was not asked yet")]
+    Unasked,
     /// There will be no answer to this window, now or later: the label `reason`, and the words.
     #[error("{1}")]
     Never(String, String),
@@ -167,6 +170,7 @@ impl Refused {
         match self {
             Self::Unreachable(_) => "unreachable",
             Self::NotYet(_) => "too_new",
+            Self::Unasked => "unasked",
             Self::Never(code, _) => code,
         }
     }
@@ -213,7 +217,7 @@ impl Answer {
 
 /// A probe, and the host that it is on.
 pub struct OnHost {
-    /// As runs call it; empty for whatever host.
+    /// As runs call it; empty where nobody named it.
     pub host: String,
     /// The probe.
     pub probe: Probe,

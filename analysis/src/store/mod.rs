@@ -23,7 +23,8 @@ pub mod schema2;
 pub mod shelf;
 pub mod watch;
 
-/// The largest file read. The largest seen in the wild, five days of one farm, has 200 kB; what is parsed takes up to 16 times its bytes.
+/// The largest file read. The largest seen in the wild, five days of one farm, has 200 kB. What is parsed takes many times its bytes: two
+/// of text can be a number, which is a value of its own.
 pub const MAX_FILE: u64 = 16 << 20;
 /// Most scenarios of a file that are served.
 pub const MAX_SCENARIOS: usize = 10_000;
