@@ -258,11 +258,11 @@ pub static SEED: &[Column] = &[
     column!(wide "results_scenario_prediction_confidence_high", "Mean power and two standard deviations of its samples: a spread, and no confidence in any prediction.", |e| {
         spread_of(e).map(|(mean, deviation)| mean + 2.0 * deviation)
     }),
-    column!(seed "scenario_duration_seconds", &["scenario", "bitrate", "encoder", "run"], "The same as results_scenario_duration_seconds.", |e| e.figures.seconds),
-    column!(seed "scenario_power_mean_watts", &["scenario", "bitrate", "encoder", "run"], "The same as results_scenario_mean_power_watts.", |e| e.figures.watts),
-    column!(seed "scenario_power_max_watts", &["scenario", "bitrate", "encoder", "run"], "Largest sample of power, in watts.", |e| e.figures.watts_max),
-    column!(seed "scenario_cpu_mean_percent", &["scenario", "bitrate", "encoder", "run"], "Mean CPU use in percent of one CPU.", |e| Some(e.figures.cores? * 100.0)),
-    column!(seed "scenario_baseline_diff_power_watts", &["scenario", "bitrate", "encoder", "run"], "Mean power above the baseline's, in watts.", |e| Some(e.figures.difference?.watts)),
+    column!(seed "scenario_duration_seconds", SCENARIO, "The same as results_scenario_duration_seconds.", |e| e.figures.seconds),
+    column!(seed "scenario_power_mean_watts", SCENARIO, "The same as results_scenario_mean_power_watts.", |e| e.figures.watts),
+    column!(seed "scenario_power_max_watts", SCENARIO, "Largest sample of power, in watts.", |e| e.figures.watts_max),
+    column!(seed "scenario_cpu_mean_percent", SCENARIO, "Mean CPU use in percent of one CPU.", |e| Some(e.figures.cores? * 100.0)),
+    column!(seed "scenario_baseline_diff_power_watts", SCENARIO, "Mean power above the baseline's, in watts.", |e| Some(e.figures.difference?.watts)),
 ];
 
 static UP: Def = Def::gauge("results_exporter_up", &[], "1 while the exporter runs.").seed();

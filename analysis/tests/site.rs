@@ -257,6 +257,47 @@ fn a_bad_run_is_told_once_and_so_is_its_end() {
     assert!(!service.log().contains("k3y"));
 }
 
+/// A receiver that is away while the service is stopped and started hears of it all the same, once; what it refuses is kept where somebody can find it.
+#[test]
+fn a_post_that_waits_is_sent_after_a_restart() {
+    let port = free_port();
+    let dir = tempfile::tempdir().unwrap();
+    let results = dir.path().join("results");
+    fs::create_dir(&results).unwrap();
+    let state = dir.path().join("alerts.json");
+    let settings = |url: &str| {
+        let text = format!("[[webhook]]\nurl = \"{url}\"\n[[rule]]\nname = \"Low\"\nmetric = \"vmaf\"\nbelow = 90\n");
+        file(dir.path(), "wattcast.toml", &text)
+    };
+    let away = settings(&format!("http://127.0.0.1:{port}/hook"));
+    let flags = ["--config.file", away.to_str().unwrap(), "--alerts.state", state.to_str().unwrap()];
+    write(&results, "20260101_000000", &json!({"scenarios": [{"name": "a", "vmaf_score": 50}]}).to_string());
+    let waiting = dir.path().join("alerts.0.waiting");
+    {
+        let service = Service::start(&results, NOBODY, &flags);
+        let end = Instant::now() + Duration::from_secs(20);
+        while !service.log().contains("tried again") {
+            assert!(Instant::now() < end, "{}", service.log());
+            thread::sleep(Duration::from_millis(50));
+        }
+        assert!(fs::read_to_string(&waiting).unwrap().contains("firing"));
+    }
+    let receiver = Server::start(|_, _| (410, "never again".into()));
+    settings(&format!("{}/hook", receiver.url));
+    let service = Service::start(&results, NOBODY, &flags);
+    let taken = receiver.eventually("what waited", |taken| !taken.is_empty());
+    assert!(text(&taken[0].body).contains("\"alertname\":\"Low\""), "{taken:?}");
+    let dead = dir.path().join("alerts.0.dead");
+    let end = Instant::now() + Duration::from_secs(20);
+    let is_empty = || fs::read_to_string(&waiting).is_ok_and(|text| text == "[]");
+    while !(fs::read_to_string(&dead).is_ok_and(|lines| lines.lines().count() == 1) && is_empty()) {
+        assert!(Instant::now() < end, "{}", service.log());
+        thread::sleep(Duration::from_millis(50));
+    }
+    assert!(service.log().contains("given up: status 410"), "{}", service.log());
+    assert_eq!(receiver.taken().len(), 1);
+}
+
 #[test]
 fn carbon_intensity_of_a_page_is_on_ours_with_its_origin_and_its_time() {
     let since = now() - 600;
@@ -307,19 +348,27 @@ fn rfc3339(unix: u64) -> String {
 
 #[test]
 fn a_budget_on_live_counters_is_spent_burnt_and_forecast() {
-    // 40 days of 1 kW, and of a host that is not in the budget.
+    // 40 days of 1 kW, scraped twice; of a host that is not in the budget; and of one whose only counters are its platform's, 2 kW, and of a GPU in it.
     let until = now() / 300 * 300;
     let count = 40 * 24 * 12;
-    let series = |host: &str, watts: u64| Series {
+    let series = |host: &str, job: &str, zone: &str, watts: u64| Series {
         name: "wattcast_energy_joules_total",
-        labels: format!("instance=\"{host}:9500\",package=\"0\",zone=\"package\",source=\"perf\""),
+        labels: format!("instance=\"{host}:9500\",job=\"{job}\",package=\"0\",zone=\"{zone}\",source=\"perf\""),
         samples: (0..=count).map(|number| (until - (count - number) * 300, number * 300 * watts * 1_000_000)).collect(),
     };
-    let Some(database) = Database::victoria(&[series("enc-1", 1000), series("enc-2", 7000)]) else { return };
+    let all = [
+        series("enc-1", "rapl", "package", 1000),
+        series("enc-1", "copy", "package", 1000),
+        series("enc-2", "rapl", "package", 7000),
+        series("enc-3", "rapl", "psys", 2000),
+        series("enc-3", "rapl", "gpu", 500),
+    ];
+    let Some(database) = Database::victoria(&all) else { return };
     let dir = tempfile::tempdir().unwrap();
     let settings = format!(
         "[energy]\nprice = 1\n[tariff]\ntime_zone = \"UTC\"\n[database]\nurl = \"{}\"\n\
          [[budget]]\nname = \"studio\"\namount = 720\nhosts = [\"enc-1\"]\n\
+         [[budget]]\nname = \"platform\"\namount = 720\nhosts = [\"enc-3\"]\n\
          [[budget]]\nname = \"abroad\"\namount = 720\ncurrency = \"EUR\"\nhosts = [\"all\"]\n",
         database.url
     );
@@ -338,6 +387,9 @@ fn a_budget_on_live_counters_is_spent_burnt_and_forecast() {
     let spent = value("wattcast_budget_spent_amount{budget=\"studio\",currency=\"USD\"}");
     // 1 kWh and 1 USD an hour; five minutes and a scrape at the edges.
     assert!((spent - hours).abs() < 0.3 + hours * 0.01, "{spent} of {hours}");
+    let platform = value("wattcast_budget_spent_amount{budget=\"platform\",currency=\"USD\"}");
+    assert!((platform / 2.0 - spent).abs() < 0.1 + hours * 0.01, "the platform's sensor holds the GPU: {platform}");
+    assert_eq!(value("wattcast_budget_unknown_seconds{budget=\"studio\"}"), 0.0);
     let middle = value("wattcast_budget_forecast_amount{budget=\"studio\",currency=\"USD\",bound=\"middle\"}");
     assert!((28.0 * 24.0 - 8.0..=31.0 * 24.0 + 8.0).contains(&middle), "{middle}");
     assert!(value("wattcast_budget_forecast_error_ratio{budget=\"studio\"}") < 0.01);

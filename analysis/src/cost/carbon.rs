@@ -354,6 +354,43 @@ mod tests {
     }
 
     #[test]
+    fn a_file_that_is_written_again_is_read_again_and_a_torn_one_changes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("grid.csv");
+        // Times of writing that differ however coarse the file system's clock is.
+        let put = |text: &str, second: u64| {
+            fs::write(&file, text).unwrap();
+            let at = SystemTime::UNIX_EPOCH + Duration::from_secs(second);
+            fs::File::options().write(true).open(&file).unwrap().set_modified(at).unwrap();
+        };
+        put("2026-11-20T00:00:00Z,40\n", 1);
+        let mut carbon = Carbon::new(&Settings { file: Some(file.clone()), ..Settings::default() }).unwrap().unwrap();
+        let grams = |carbon: &Carbon| carbon.at(at("2026-11-20T00:30:00Z")).map(|found| found.0);
+        assert!(!carbon.is_old());
+        put("2026-11-20T00:00:00Z,50\n", 2);
+        assert!(carbon.is_old() && carbon.read_again() && !carbon.is_old());
+        assert_eq!(grams(&carbon), Some(Decimal::from(50)));
+        put("2026-11-20T00:00:00Z,", 3);
+        assert!(carbon.is_old() && !carbon.read_again() && !carbon.is_old());
+        assert_eq!(grams(&carbon), Some(Decimal::from(50)));
+    }
+
+    #[test]
+    fn what_a_page_said_is_known_after_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let history = Some(dir.path().join("kept.csv"));
+        let settings = Settings { url: Some("http://127.0.0.1:1/".into()), history, ..Settings::default() };
+        let mut carbon = Carbon::new(&settings).unwrap().unwrap();
+        let reading = Reading { at: at("2026-11-20T13:00:00Z"), grams: Decimal::new(315, 1), estimated: true };
+        carbon.learn(reading);
+        carbon.learn(reading);
+        let text = fs::read_to_string(dir.path().join("kept.csv")).unwrap();
+        assert_eq!(text, "2026-11-20T13:00:00Z,31.5,estimated\n", "once, though it was told twice");
+        let again = Carbon::new(&settings).unwrap().unwrap();
+        assert_eq!(again.at(at("2026-11-20T13:10:00Z")), Some((reading.grams, Some(reading))));
+    }
+
+    #[test]
     fn a_wrong_line_is_named() {
         assert!(parse("2026-11-20T00:00:00Z,40\n2026-11-20T01:00:00Z,green").unwrap_err().contains("line 2"));
         assert!(parse("a,b\n").unwrap_err().contains("no figure"));
