@@ -154,15 +154,23 @@ fn of_run(run: &Arc<Run>, setup: &Setup, round: &mut Round, lines: &mut String, 
         let one = Model { entries: vec![entry.clone()] };
         let families =
             results::families(&one).chain(qoe::families(&one, &[])).chain(cost::page::families(&one, &setup.prices));
-        for family in families {
+        for family in families.filter(|family| !of_several(family)) {
             done.samples += write(&family, at, lines);
         }
         done.samples += of_samples(entry, lines);
     }
     // And what is of several scenarios.
-    for family in qoe::families(&model, &setup.targets).filter(|family| family.def().labels.first() == Some(&"run")) {
+    let families = results::families(&model)
+        .chain(qoe::families(&model, &setup.targets))
+        .chain(cost::page::families(&model, &setup.prices));
+    for family in families.filter(of_several) {
         done.samples += write(&family, last, lines);
     }
+}
+
+/// True for what only a whole run says: curves, and means over repeats.
+fn of_several(family: &Family) -> bool {
+    family.def().labels.first() == Some(&"run") || family.def().name.starts_with("wattcast_cell_")
 }
 
 /// When a scenario ended, in unix milliseconds: as its window says, else as the file's name does, which is in local time.

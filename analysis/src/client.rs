@@ -1,5 +1,5 @@
-//! The way out: to probes, databases, price and carbon sources, webhooks. TLS with one's own authority, basic auth or a bearer token from files, a
-//! time-out on everything, a limit on every answer. A secret is read from its file when it is needed, so it can be changed under a running service,
+//! The way out: to probes, databases, price and carbon sources, webhooks, pages of metrics. TLS with one's own authority and certificate, basic auth or a bearer token
+//! from files, a time-out on everything, a limit on every answer. A secret is read from its file when it is needed, so it can be changed under a running service,
 //! and stands in no message.
 
 use std::{
@@ -10,13 +10,17 @@ use std::{
 };
 
 use base64::{Engine as _, prelude::BASE64_STANDARD as STANDARD};
+use exporter::file::read_whole;
+use rustls::{
+    RootCertStore,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
+};
 use serde::Deserialize;
 use ureq::{
-    http::HeaderValue,
-    tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem},
+    Proxy,
+    http::{HeaderMap, HeaderValue},
+    tls::{Certificate, ClientCert, PemItem, PrivateKey, RootCerts, TlsConfig, parse_pem},
 };
-
-use crate::file::read_whole;
 
 /// Where Linux distributions keep the authorities that they trust; the first that is there is read.
 const SYSTEM_ROOTS: [&str; 3] =
@@ -32,6 +36,10 @@ const MAX_SECRET: u64 = 64 << 10;
 pub struct Access {
     /// PEM file of the authorities to trust instead of the system's.
     pub ca_file: Option<PathBuf>,
+    /// PEM file of the certificate that we show, where the other side wants one.
+    pub cert_file: Option<PathBuf>,
+    /// PEM file of its key.
+    pub key_file: Option<PathBuf>,
     /// For basic auth.
     pub username: Option<String>,
     /// Its password.
@@ -40,6 +48,31 @@ pub struct Access {
     pub bearer_token_file: Option<PathBuf>,
     /// Longest time that an answer may take, `5s`.
     pub timeout: Option<String>,
+}
+
+impl Access {
+    /// The same without a secret where that could be read on the way to this URL.
+    #[must_use]
+    pub fn discreet(&self, url: &str) -> Self {
+        let mut this = self.clone();
+        if would_tell(url) {
+            (this.username, this.password_file, this.bearer_token_file) = (None, None, None);
+        }
+        this
+    }
+}
+
+/// What kept an answer from coming.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Obstacle {
+    /// Nobody listens there, or no such name, or no way there.
+    Nobody,
+    /// Not in time.
+    Time,
+    /// The certificate, or something else of TLS, on either side.
+    Tls,
+    /// It began, and was no HTTP, or broke off.
+    Broken,
 }
 
 /// Why something could not be asked.
@@ -58,6 +91,8 @@ pub enum Failed {
         url: String,
         /// What the attempt ended with.
         why: String,
+        /// The same for programs.
+        obstacle: Obstacle,
     },
 }
 
@@ -66,6 +101,8 @@ pub enum Failed {
 pub struct Reply {
     /// Of HTTP.
     pub status: u16,
+    /// What was said beside the body.
+    pub headers: HeaderMap,
     /// Up to the limit.
     pub body: Vec<u8>,
 }
@@ -126,10 +163,17 @@ impl Client {
         // A thousand probes by plain HTTP need no authorities.
         let wanted = base.starts_with("https") || access.ca_file.is_some();
         let roots = if wanted { roots(access.ca_file.as_deref())? } else { RootCerts::WebPki };
-        let tls = TlsConfig::builder().root_certs(roots).build();
+        let own = match (&access.cert_file, &access.key_file) {
+            (None, None) => None,
+            (Some(cert), Some(key)) => Some(identity(cert, key)?),
+            _ => return Err(wrong(format!("{base}: cert_file and key_file, both or neither"))),
+        };
+        let tls = TlsConfig::builder().root_certs(roots).client_cert(own).build();
         let agent = ureq::Agent::config_builder()
             .timeout_global(Some(timeout))
             .http_status_as_error(false)
+            // What is on this machine is not behind a proxy.
+            .proxy(if is_here(base) { None } else { Proxy::try_from_env() })
             // A redirect would take secrets, and webhooks' bodies, to wherever it points.
             .max_redirects(0)
             .tls_config(tls)
@@ -200,12 +244,15 @@ impl Client {
     fn read(&self, answer: Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> Result<Reply, Failed> {
         let failed = |error: ureq::Error| match error {
             ureq::Error::BodyExceedsLimit(_) => Failed::TooLarge(self.shown.clone()),
-            error => Failed::Unreachable { url: self.shown.clone(), why: error.to_string() },
+            error => {
+                Failed::Unreachable { url: self.shown.clone(), why: error.to_string(), obstacle: obstacle(&error) }
+            }
         };
         let mut response = answer.map_err(failed)?;
         let status = response.status().as_u16();
         let body = response.body_mut().with_config().limit(self.limit).read_to_vec().map_err(failed)?;
-        Ok(Reply { status, body })
+        let (parts, _) = response.into_parts();
+        Ok(Reply { status, headers: parts.headers, body })
     }
 
     fn authorization(&self) -> Result<Option<HeaderValue>, Failed> {
@@ -230,10 +277,15 @@ impl Client {
 /// True when what is sent to this URL can be read on the way: plain HTTP to another host.
 #[must_use]
 pub fn would_tell(url: &str) -> bool {
-    let Some(rest) = url.trim().strip_prefix("http://") else { return false };
+    url.trim().starts_with("http://") && !is_here(url)
+}
+
+/// True for this machine's loopback.
+fn is_here(url: &str) -> bool {
+    let rest = url.trim().split_once("://").map_or("", |(_, rest)| rest);
     let host = rest.split(['/', '?']).next().unwrap_or_default();
     let host = if host.starts_with('[') { host.split_inclusive(']').next() } else { host.split(':').next() };
-    !["127.0.0.1", "localhost", "[::1]"].contains(&host.unwrap_or_default())
+    ["127.0.0.1", "localhost", "[::1]"].contains(&host.unwrap_or_default())
 }
 
 /// What a file holds, without the space around it.
@@ -247,6 +299,59 @@ pub fn secret(file: &Path) -> Result<String, Failed> {
     if secret.is_empty() { Err(failed(io::Error::other("an empty secret"))) } else { Ok(secret.to_owned()) }
 }
 
+fn obstacle(error: &ureq::Error) -> Obstacle {
+    use io::ErrorKind as Kind;
+    match error {
+        ureq::Error::Timeout(_) => Obstacle::Time,
+        ureq::Error::Rustls(_) | ureq::Error::Tls(_) | ureq::Error::Pem(_) => Obstacle::Tls,
+        ureq::Error::HostNotFound | ureq::Error::ConnectionFailed => Obstacle::Nobody,
+        ureq::Error::Io(error) => {
+            // What rustls finds wrong while bytes go through it comes as an error of those.
+            let of_tls = error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>());
+            match error.kind() {
+                _ if of_tls => Obstacle::Tls,
+                Kind::TimedOut | Kind::WouldBlock => Obstacle::Time,
+                Kind::ConnectionRefused | Kind::HostUnreachable | Kind::NetworkUnreachable | Kind::AddrNotAvailable => {
+                    Obstacle::Nobody
+                }
+                // The standard library gives what getaddrinfo says a kind that cannot be named (std/src/sys/net/connection/socket.rs).
+                _ if error.to_string().starts_with("failed to lookup address") => Obstacle::Nobody,
+                _ => Obstacle::Broken,
+            }
+        }
+        _ => Obstacle::Broken,
+    }
+}
+
+/// What we show to who asks for a certificate.
+fn identity(cert: &Path, key: &Path) -> Result<ClientCert, Failed> {
+    let wrong = |file: &Path, why: String| Failed::Settings(format!("{}: {why}", file.display()));
+    let chain = certificates(cert)?;
+    let text = read_whole(key, MAX_SECRET).map_err(|error| wrong(key, error.to_string()))?;
+    let no_key = |_| wrong(key, "no private key in PEM".to_owned());
+    // ureq would find out at the first handshake, and panic.
+    let own = chain.iter().map(|one| CertificateDer::from(one.der().to_vec())).collect();
+    let same =
+        PrivateKeyDer::from_pem_slice(text.as_bytes()).map_err(|_| wrong(key, "no private key in PEM".to_owned()))?;
+    rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .and_then(|builder| builder.with_root_certificates(RootCertStore::empty()).with_client_auth_cert(own, same))
+        .map_err(|error| wrong(cert, format!("with {}: {error}", key.display())))?;
+    Ok(ClientCert::new_with_certs(&chain, PrivateKey::from_pem(text.as_bytes()).map_err(no_key)?))
+}
+
+fn certificates(file: &Path) -> Result<Vec<Certificate<'static>>, Failed> {
+    let failed = |why: String| Failed::Settings(format!("{}: {why}", file.display()));
+    let text = read_whole(file, MAX_ROOTS).map_err(|error| failed(error.to_string()))?;
+    let mut all: Vec<Certificate<'static>> = Vec::new();
+    for item in parse_pem(text.as_bytes()) {
+        if let PemItem::Certificate(one) = item.map_err(|error| failed(error.to_string()))? {
+            all.push(one);
+        }
+    }
+    if all.is_empty() { Err(failed("no certificate in it; it must be PEM".to_owned())) } else { Ok(all) }
+}
+
 fn roots(own: Option<&Path>) -> Result<RootCerts, Failed> {
     let named = std::env::var_os("SSL_CERT_FILE").map(PathBuf::from);
     let system = named.into_iter().chain(SYSTEM_ROOTS.iter().map(PathBuf::from)).find(|file| file.exists());
@@ -254,16 +359,13 @@ fn roots(own: Option<&Path>) -> Result<RootCerts, Failed> {
         // An image without any: what Mozilla trusts, as of the build.
         return Ok(RootCerts::WebPki);
     };
-    let failed = |why: String| Failed::Settings(format!("{}: {why}", file.display()));
-    let text = read_whole(&file, MAX_ROOTS).map_err(|error| failed(error.to_string()))?;
-    let mut all: Vec<Certificate<'static>> = Vec::new();
-    for item in parse_pem(text.as_bytes()) {
-        if let PemItem::Certificate(one) = item.map_err(|error| failed(error.to_string()))? {
-            all.push(one);
+    let all = certificates(&file)?;
+    if own.is_some() {
+        // Of the system's some may be of no use; of one's own, each was meant.
+        for one in &all {
+            let taken = RootCertStore::empty().add(CertificateDer::from(one.der().to_vec()));
+            taken.map_err(|error| Failed::Settings(format!("{}: {error}", file.display())))?;
         }
-    }
-    if all.is_empty() {
-        return Err(failed("no certificate in it; it must be PEM".to_owned()));
     }
     Ok(RootCerts::Specific(Arc::new(all)))
 }

@@ -1,14 +1,18 @@
 //! Families that are one number of a scenario each: a definition and how its value is found. Labels are found by their names, so a metric is one line, and the
 //! page, the documentation and the history written to a database come from that line.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, collections::BTreeMap};
 
 use exporter::{
     family::{Def, Family},
     label::clean,
 };
 
-use crate::figures::{Entry, Model};
+use crate::{
+    cells::cells,
+    figures::{Entry, Model},
+    statistics::{inference::Interval, mean},
+};
 
 /// A metric of a scenario.
 pub struct Column {
@@ -81,6 +85,55 @@ pub fn family(model: &Model, column: &Column) -> Family {
         }
     }
     family
+}
+
+/// A mean over the repeats of a configuration, and the 95 % interval about it. The second has one label more than the first, `bound`.
+pub struct Across {
+    /// The mean.
+    pub mean: &'static Def,
+    /// `bound="low"` and `bound="high"`.
+    pub interval: &'static Def,
+}
+
+/// A mean and its interval by their names, labels and help; the interval's labels are the mean's with `bound` behind them.
+macro_rules! across {
+    ([$($label:literal),*], $mean:literal, $help:literal, $interval:literal, $of:literal) => {{
+        static MEAN: exporter::family::Def = exporter::family::Def::gauge($mean, &[$($label),*], $help);
+        static INTERVAL: exporter::family::Def = exporter::family::Def::gauge($interval, &[$($label,)* "bound"], $of);
+        $crate::columns::Across { mean: &MEAN, interval: &INTERVAL }
+    }};
+}
+pub(crate) use across;
+
+/// The families of such a mean, from what `rows` has of each repeat: labels of their own come behind the configuration's, which are its first repeat's.
+pub fn repeated(model: &Model, defs: &Across, rows: impl Fn(&Entry, &mut dyn FnMut(&[&str], f64))) -> [Family; 2] {
+    let (mut means, mut intervals) = (Family::new(defs.mean), Family::new(defs.interval));
+    for cell in cells(model).iter().filter(|cell| cell.is_repeated()) {
+        let mut all: BTreeMap<Vec<String>, Vec<f64>> = BTreeMap::new();
+        for entry in &cell.entries {
+            rows(entry, &mut |own, value| {
+                let own = own.iter().map(|label| (*label).to_owned()).collect();
+                all.entry(own).or_default().extend(value.is_finite().then_some(value));
+            });
+        }
+        for (own, values) in all {
+            let shared = labels(cell.first(), defs.mean);
+            let mut words: Vec<&str> = shared.iter().take(shared.len() - own.len()).map(|label| &**label).collect();
+            words.extend(own.iter().map(String::as_str));
+            if let Some(mean) = mean(&values) {
+                means.push(&words, mean);
+            }
+            if let Some(interval) = Interval::of(&values) {
+                let (low, high) = interval.ends();
+                for (bound, value) in [("low", low), ("high", high)] {
+                    words.push(bound);
+                    intervals.push(&words, value);
+                    words.pop();
+                }
+            }
+        }
+    }
+    [means, intervals]
 }
 
 /// A family whose rows have labels of their own beside the scenario's; those come last in its definition.

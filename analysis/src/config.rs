@@ -3,14 +3,17 @@
 use std::{fs, io, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
 use exporter::{
+    flags::{LogFlags, WebFlags},
     listen::{Listen, all_beside},
     program,
 };
 
 use crate::{
     advise::Objective,
-    settings::Shared,
+    compare::Metric,
+    settings::{Health, Shared, often},
     streams::{nginx::StreamLabel, receive::Pipe},
 };
 
@@ -26,14 +29,160 @@ pub struct Config {
 /// The sub-commands.
 #[derive(Clone, Debug, Subcommand)]
 pub enum Command {
-    /// Serve the newest runs of a results directory on ports 9502 (results), 9503 (quality) and 9504 (cost), ffmpeg's progress on 9506, nginx-rtmp on 9728. Needs
-    /// no privileges
+    /// Serve the newest runs of a results directory on ports 9502 (results), 9503 (quality) and 9504 (cost), ffmpeg's progress on 9506, nginx-rtmp on 9728, the health of
+    /// every exporter on 9600. Needs no privileges
     Serve(Box<Serve>),
     /// Say which configuration to take: ranks, what nothing beats, the cheapest for a quality, the power of more streams
     Advise(Advise),
     /// Write the history of all runs into VictoriaMetrics, each number at the time of its run
     Backfill(Backfill),
+    /// Measure encoders: joules, time and quality of configurations, often enough to know how sure they are
+    Run(Box<crate::runner::flags::Run>),
+    /// Whether the second of two runs is another than the first. Ends with 0 when nothing became worse, 1 when something did, 3 when not all can be compared
+    #[command(after_help = COMPARE_EXAMPLES)]
+    Compare(Box<Compare>),
+    /// One page of HTML with everything in a run: plots, intervals, Bjøntegaard's measures, what is doubtful
+    Report(Box<Report>),
+    /// Look at every exporter of the stack once: reachable, complete, of now? Ends with 0 when all that is wanted is healthy, else with 1
+    #[command(after_help = CHECK_EXAMPLES)]
+    Check(Box<Check>),
+    /// Ask a running one whether it is alive, without TLS: for the health checks of containers. Exit 0 when it is, 1 when not
+    Healthcheck {
+        /// Where it listens
+        #[arg(value_name = "HOST:PORT", default_value = "127.0.0.1:9502")]
+        address: String,
+    },
+    /// Print what a shell needs to complete the command line, for example: wattcast-analysis completions bash > /etc/bash_completion.d/wattcast-analysis
+    Completions {
+        /// Which shell
+        shell: Shell,
+    },
+    /// Print the manual page, or write those of all commands into a directory
+    Man {
+        /// The directory, /usr/local/share/man/man1
+        dir: Option<PathBuf>,
+    },
 }
+
+const CHECK_EXAMPLES: &str = "\
+Examples:
+  wattcast-analysis check                                                   the stack of this host
+  wattcast-analysis check --targets probe=https://enc-1:9500 --client.ca-file=ca.pem
+  wattcast-analysis check --scrape-config=/etc/prometheus/prometheus.yml --json
+  wattcast-analysis check --compare http://enc-1:9510 http://enc-1:9500     a replaced exporter beside the new one";
+
+const COMPARE_EXAMPLES: &str = "\
+Examples:
+  wattcast-analysis compare before.json after.json                      every configuration, in energy, time, rate and VMAF
+  wattcast-analysis compare before.json after.json --threshold 2%       a gate that lets less than 2 % pass
+  wattcast-analysis compare a.json b.json --metrics energy --json";
+
+/// Flags of `compare`.
+#[derive(Clone, Debug, Args)]
+pub struct Compare {
+    /// The result file that is compared with
+    #[arg(value_name = "A")]
+    pub first: PathBuf,
+
+    /// The result file that is compared
+    #[arg(value_name = "B")]
+    pub second: PathBuf,
+
+    /// In what
+    #[arg(long, value_name = "METRIC", value_enum, value_delimiter = ',', default_values_t = Metric::ALL)]
+    pub metrics: Vec<Metric>,
+
+    /// Differences of less than this are of no interest, however sure they are: 2%
+    #[arg(long, value_name = "PERCENT", default_value = "0%", value_parser = threshold)]
+    pub threshold: f64,
+
+    /// End with 0 although a configuration or a figure of one run is missing in the other
+    #[arg(long)]
+    pub allow_missing: bool,
+
+    /// JSON instead of a table
+    #[arg(long)]
+    pub json: bool,
+
+    /// What is read, whom to ask, what things cost
+    #[command(flatten)]
+    pub shared: Shared,
+}
+
+/// Flags of `report`.
+#[derive(Clone, Debug, Args)]
+pub struct Report {
+    /// The result file [default: the newest of the results directory]
+    #[arg(value_name = "FILE")]
+    pub file: Option<PathBuf>,
+
+    /// Where to write it; - is standard output [default: beside the results, with .html]
+    #[arg(long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+
+    /// What is read, whom to ask, what things cost
+    #[command(flatten)]
+    pub shared: Shared,
+}
+
+fn threshold(text: &str) -> Result<f64, String> {
+    let number: f64 = text.trim_end_matches('%').trim().parse().map_err(|_| "give percent, 2%".to_owned())?;
+    if (0.0..=1000.0).contains(&number) { Ok(number / 100.0) } else { Err("0% to 1000%".to_owned()) }
+}
+
+/// Flags of `check`.
+#[derive(Clone, Debug, Args)]
+// A file that serve reads is read whole, and flags of prices win over it; who only checks need not see them.
+#[command(mut_args(|arg| { let hidden = PRICES.contains(&arg.get_id().as_str()); arg.hide(hidden) }))]
+pub struct Check {
+    /// JSON instead of a table
+    #[arg(long)]
+    pub json: bool,
+
+    /// Log what is asked and answered
+    #[arg(long)]
+    pub debug: bool,
+
+    /// Instead lay two exporters beside each other, by URL, or by a file with a page: ends with 0 when all names and labels of the first are in the second
+    #[arg(long, num_args = 2, value_names = ["OLD", "NEW"])]
+    pub compare: Vec<String>,
+
+    /// Look again for so long, until everything has shown that its data is of now: for what changes slowly and does not say its age
+    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = humantime::parse_duration)]
+    pub wait: Duration,
+
+    /// Over which time the rates of counters are compared
+    #[arg(long = "compare.over", value_name = "DURATION", default_value = "5s", value_parser = often)]
+    pub over: Duration,
+
+    /// What is looked at
+    #[command(flatten)]
+    pub health: Health,
+
+    /// What is read, whom to ask, what things cost
+    #[command(flatten)]
+    pub shared: Shared,
+}
+
+/// Flags of runs and their costs.
+const PRICES: [&str; 16] = [
+    "results_dir",
+    "database_url",
+    "database_write_url",
+    "database_tenant",
+    "scope",
+    "energy_price",
+    "cpu_price",
+    "gpu_price",
+    "node_price",
+    "compute_model",
+    "currency",
+    "report",
+    "rate_max_age",
+    "pue",
+    "carbon",
+    "region",
+];
 
 /// Flags of `advise`.
 #[derive(Clone, Debug, Args)]
@@ -87,10 +236,6 @@ fn vmaf(text: &str) -> Result<f64, String> {
 /// Flags of `serve`.
 #[derive(Clone, Debug, Args)]
 pub struct Serve {
-    /// What is read, whom to ask, what things cost
-    #[command(flatten)]
-    pub shared: Shared,
-
     /// Runs that stay visible, the newest first
     #[arg(long = "results.keep", value_name = "COUNT", default_value_t = 10)]
     pub keep: usize,
@@ -176,10 +321,29 @@ pub struct Serve {
     #[arg(long = "nginx.interval", value_name = "DURATION", default_value = "5s", value_parser = refresh)]
     pub nginx_interval: Duration,
 
-    /// What to log: error, warn, info, debug, trace
-    #[arg(long = "log.level", value_name = "LEVEL", default_value = "info",
-          value_parser = ["error", "warn", "info", "debug", "trace"])]
-    pub log_level: String,
+    /// Leave out the metric names of the Go and Python exporters (results_scenario_avg_fps, …)
+    #[arg(long)]
+    no_compat_metrics: bool,
+
+    /// Port for the health of every exporter, on the same hosts
+    #[arg(long = "health.port", value_name = "PORT", env = "HEALTH_CHECK_PORT", default_value_t = 9600)]
+    health_port: u16,
+
+    /// What is read, whom to ask, what things cost
+    #[command(flatten)]
+    pub shared: Shared,
+
+    /// What is looked at
+    #[command(flatten)]
+    pub health: Health,
+
+    /// How pages are served
+    #[command(flatten)]
+    pub web: WebFlags,
+
+    /// What is logged, and how
+    #[command(flatten)]
+    pub log: LogFlags,
 }
 
 impl Serve {
@@ -211,6 +375,18 @@ impl Serve {
     #[must_use]
     pub fn nginx_addresses(&self) -> Vec<Listen> {
         all_beside(&self.addresses(), self.nginx_port)
+    }
+
+    /// Whether to serve the names of the exporters we replace.
+    #[must_use]
+    pub fn compat(&self) -> bool {
+        !self.no_compat_metrics
+    }
+
+    /// Where to listen with how every exporter stands.
+    #[must_use]
+    pub fn health_addresses(&self) -> Vec<Listen> {
+        all_beside(&self.addresses(), self.health_port)
     }
 
     /// What a post of progress must carry; never from the command line, which everybody can read.

@@ -1,7 +1,10 @@
 //! The numbers of a scenario, worked out once. Ports 9502, 9503 and 9504, the advisor, the alerts and the history all read these, so a run has one energy
 //! wherever one looks. `docs/formulas.md` has each formula with its unit.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use exporter::units::Microjoules;
 use jiff::Timestamp;
@@ -140,8 +143,22 @@ pub struct Model {
 pub fn model(runs: &[(Arc<Run>, Vec<Answer>)], scope: Scope, prices: &Prices) -> Model {
     let mut entries = Vec::new();
     for (run, answers) in runs {
-        let mut figures: Vec<Figures> =
-            run.scenarios.iter().zip(answers).map(|(scenario, answer)| figures(scenario, answer, scope)).collect();
+        // Repeats of one configuration have the joules of one scope: the wanted one, where all of them have it.
+        let other = if scope == Scope::Host { Scope::Container } else { Scope::Host };
+        let mut lacking: BTreeSet<usize> = BTreeSet::new();
+        for (scenario, answer) in run.scenarios.iter().zip(answers) {
+            let lacks = answer.energy.as_ref().is_some_and(|energy| energy.of(scope).is_none());
+            lacking.extend(scenario.cell.filter(|_| lacks));
+        }
+        let scope_of = |scenario: &Scenario| {
+            if scenario.cell.is_some_and(|cell| lacking.contains(&cell)) { other } else { scope }
+        };
+        let mut figures: Vec<Figures> = run
+            .scenarios
+            .iter()
+            .zip(answers)
+            .map(|(scenario, answer)| figures(scenario, answer, scope_of(scenario)))
+            .collect();
         compare(&run.scenarios, answers, &mut figures);
         for (at, (figures, answer)) in figures.into_iter().zip(answers).enumerate() {
             let cost = prices.cost(&run.scenarios[at], &figures);

@@ -8,11 +8,15 @@ use exporter::{
 };
 
 use crate::{
-    columns::{self, Column, SCENARIO, spread},
+    columns::{self, Across, Column, SCENARIO, across, spread},
     energy::Energy,
     figures::{Entry, Kind, Model, float},
     run::{Quality, Score, UNKNOWN},
-    statistics::{Pchip, mean},
+    statistics::{
+        bjontegaard::widening,
+        curve::{self, Method},
+        mean, quantile,
+    },
 };
 
 const SCORED: &[&str] = &["scenario", "bitrate", "encoder", "run", "model", "version", "pooling"];
@@ -27,7 +31,7 @@ static SSIM: Def = Def::gauge("wattcast_quality_ssim_score", SCORED, "SSIM of a 
 static SCORE: Def = Def::gauge(
     "wattcast_qoe_score",
     &["scenario", "bitrate", "encoder", "run", "made_of"],
-    "Quality of experience from 1 (bad) to 5 (excellent): 1 + 4 · picture · smoothness, see docs/formulas.md. An indicator of ours, and no opinion score of people. \
+    "Quality of experience from 1 (bad) to 5 (excellent): 1 + 4 · picture · smoothness, see docs/qoe.md. An indicator of ours, and no opinion score of people. \
      made_of says what went into it: vmaf, psnr, drops; file where it is the file's own.",
 );
 static COMPONENT: Def = Def::gauge(
@@ -40,6 +44,18 @@ static EQUAL: Def = Def::gauge(
     &["run", "encoder", "preset", "output_ladder", "streams", "vmaf"],
     "Joules for a second of media at a VMAF, by a monotone curve through the scenarios of a run that differ in bitrate only. Absent where the score was not \
      reached or not undercut: nothing is extrapolated.",
+);
+static EQUAL_INTERVAL: Def = Def::gauge(
+    "wattcast_quality_equal_energy_interval_joules",
+    &["run", "encoder", "preset", "output_ladder", "streams", "vmaf", "bound"],
+    "What the repeats allow for that energy, for about 95 %, by a bootstrap that is widened for how few they are, in joules. bound: low, high. Absent where a point has a single repeat.",
+);
+static CELL: Across = across!(
+    ["scenario", "bitrate", "encoder", "run", "model", "pooling"],
+    "wattcast_cell_vmaf_score",
+    "VMAF of a configuration, 0 to 100, the mean over its repeats.",
+    "wattcast_cell_vmaf_interval_score",
+    "The 95 % interval of that mean (Student's): how much repeats differ, and nothing of how well the model sees. bound: low, high."
 );
 static SERIES: Def = Def::gauge(
     "wattcast_quality_curve_points",
@@ -127,8 +143,22 @@ static COMPUTATION: Def = Def::gauge(
 #[must_use]
 pub fn defs() -> Vec<&'static Def> {
     let columns = PRIMARY.iter().chain(SEED).map(|column| column.def);
-    let others: [&Def; 11] =
-        [&VMAF, &PSNR, &SSIM, &SCORE, &COMPONENT, &EQUAL, &SERIES, &UP, &SCENARIOS, &EXPORTER_INFO, &COMPUTATION];
+    let others = [
+        &VMAF,
+        &PSNR,
+        &SSIM,
+        &SCORE,
+        &COMPONENT,
+        CELL.mean,
+        CELL.interval,
+        &EQUAL,
+        &EQUAL_INTERVAL,
+        &SERIES,
+        &UP,
+        &SCENARIOS,
+        &EXPORTER_INFO,
+        &COMPUTATION,
+    ];
     others.into_iter().chain(columns).collect()
 }
 
@@ -190,9 +220,10 @@ pub struct Curve {
     pub kind: Kind,
 }
 
-/// The measured points of each curve: VMAF, and joules for a second of media. Repeats of a cell are one point, at their mean.
-#[must_use]
-pub fn curves(model: &Model) -> BTreeMap<Curve, Vec<(f64, f64)>> {
+/// The repeats of each cell of a curve: VMAF, and joules for a second of media.
+type Cells = Vec<Vec<(f64, f64)>>;
+
+fn repeated(model: &Model) -> BTreeMap<Curve, Cells> {
     let mut cells: BTreeMap<(Curve, usize), Vec<(f64, f64)>> = BTreeMap::new();
     for entry in &model.entries {
         let (scenario, figures) = (entry.scenario(), &entry.figures);
@@ -214,26 +245,70 @@ pub fn curves(model: &Model) -> BTreeMap<Curve, Vec<(f64, f64)>> {
             cells.entry((curve, cell)).or_default().push((vmaf.value, joules));
         }
     }
-    let mut all: BTreeMap<Curve, Vec<(f64, f64)>> = BTreeMap::new();
+    let mut all: BTreeMap<Curve, Cells> = BTreeMap::new();
     for ((curve, _), repeats) in cells {
-        let of = |which: fn(&(f64, f64)) -> f64| mean(&repeats.iter().map(which).collect::<Vec<_>>());
-        if let Some(point) = of(|point| point.0).zip(of(|point| point.1)) {
-            all.entry(curve).or_default().push(point);
-        }
-    }
-    // Two configurations of one score are one point: the cheaper can be had.
-    for points in all.values_mut() {
-        points.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.total_cmp(&b.1)));
-        points.dedup_by(|next, kept| next.0 == kept.0);
+        all.entry(curve).or_default().push(repeats);
     }
     all
+}
+
+/// The points of a curve, each at the mean of its repeats as `pick` has them.
+fn points(cells: &Cells, mut pick: impl FnMut(&[(f64, f64)]) -> Vec<(f64, f64)>) -> Vec<(f64, f64)> {
+    let mut points: Vec<(f64, f64)> = cells
+        .iter()
+        .filter_map(|repeats| {
+            let picked = pick(repeats);
+            let of = |which: fn(&(f64, f64)) -> f64| mean(&picked.iter().map(which).collect::<Vec<_>>());
+            of(|point| point.0).zip(of(|point| point.1))
+        })
+        .collect();
+    // Two configurations of one score are one point: the cheaper can be had.
+    points.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.total_cmp(&b.1)));
+    points.dedup_by(|next, kept| next.0 == kept.0);
+    points
+}
+
+/// The measured points of each curve: VMAF, and joules for a second of media. Repeats of a cell are one point, at their mean.
+#[must_use]
+pub fn curves(model: &Model) -> BTreeMap<Curve, Vec<(f64, f64)>> {
+    repeated(model).into_iter().map(|(curve, cells)| (curve, points(&cells, <[_]>::to_vec))).collect()
+}
+
+/// Draws of the bootstrap.
+const DRAWS: u32 = 200;
+
+/// 95 % of what the repeats of a curve allow for the energy at a score; nothing without repeats, or where one draw in twenty does not reach it.
+fn energy_between(cells: &Cells, vmaf: f64) -> Option<(f64, f64)> {
+    if cells.iter().any(|repeats| repeats.len() < 2) {
+        return None;
+    }
+    // The same page from the same file.
+    let mut random = fastrand::Rng::with_seed(1);
+    let found: Vec<f64> = (0..DRAWS)
+        .filter_map(|_| {
+            let drawn = points(cells, |repeats| {
+                let again: Vec<_> = repeats.iter().map(|_| repeats[random.usize(..repeats.len())]).collect();
+                let of = |all: &[(f64, f64)], which: fn(&(f64, f64)) -> f64| {
+                    mean(&all.iter().map(which).collect::<Vec<_>>()).unwrap_or(f64::NAN)
+                };
+                let pulled = |which: fn(&(f64, f64)) -> f64| {
+                    let center = of(repeats, which);
+                    center + (of(&again, which) - center) * widening(repeats.len())
+                };
+                vec![(pulled(|point| point.0), pulled(|point| point.1))]
+            });
+            energy_at(&drawn, vmaf).filter(|joules| joules.is_finite())
+        })
+        .collect();
+    let enough = u32::try_from(found.len()).unwrap_or(0) * 20 >= DRAWS * 19;
+    quantile(&found, 0.025).zip(quantile(&found, 0.975)).filter(|_| enough)
 }
 
 /// Joules for a second of media at a score; in the logarithm, as energy spans decades along a curve.
 #[must_use]
 pub fn energy_at(points: &[(f64, f64)], vmaf: f64) -> Option<f64> {
     let logarithms: Vec<(f64, f64)> = points.iter().map(|(score, joules)| (*score, joules.ln())).collect();
-    Pchip::new(&logarithms)?.at(vmaf).map(f64::exp)
+    curve::Curve::new(&logarithms, Method::Pchip)?.at(vmaf).map(f64::exp)
 }
 
 /// The part of the page that changes with the runs.
@@ -259,33 +334,49 @@ pub fn families<'a>(model: &'a Model, targets: &'a [f64]) -> impl Iterator<Item 
             }
         }
     });
-    let (mut equal, mut points) = (Family::new(&EQUAL), Family::new(&SERIES));
+    let (mut equal, mut equal_interval, mut series) =
+        (Family::new(&EQUAL), Family::new(&EQUAL_INTERVAL), Family::new(&SERIES));
     // Scores of two models make two curves; the one with more points is shown.
-    let mut shown: BTreeMap<Curve, Vec<(f64, f64)>> = BTreeMap::new();
-    for (curve, measured) in curves(model) {
+    let mut shown: BTreeMap<Curve, (Vec<(f64, f64)>, Cells)> = BTreeMap::new();
+    for (curve, cells) in repeated(model) {
         let key = Curve { model: String::new(), kind: Kind::default(), ..curve };
-        if shown.get(&key).is_none_or(|known| known.len() < measured.len()) {
-            shown.insert(key, measured);
+        let measured = points(&cells, <[_]>::to_vec);
+        if shown.get(&key).is_none_or(|(known, _)| known.len() < measured.len()) {
+            shown.insert(key, (measured, cells));
         }
     }
-    for (curve, measured) in shown.iter().filter(|(_, measured)| measured.len() > 1) {
+    for (curve, (measured, cells)) in shown.iter().filter(|(_, (measured, _))| measured.len() > 1) {
         let streams = curve.streams.to_string();
         let labels = [&*curve.run, &curve.encoder, &curve.preset, &curve.ladder, &streams];
-        points.push(&labels, float(u64::try_from(measured.len()).unwrap_or(u64::MAX)));
+        series.push(&labels, float(u64::try_from(measured.len()).unwrap_or(u64::MAX)));
         for target in targets {
             if let Some(joules) = energy_at(measured, *target).filter(|joules| joules.is_finite()) {
                 let [run, encoder, preset, ladder, streams] = labels;
-                equal.push(&[run, encoder, preset, ladder, streams, &target.to_string()], joules);
+                let score = target.to_string();
+                equal.push(&[run, encoder, preset, ladder, streams, &score], joules);
+                if let Some((low, high)) = energy_between(cells, *target) {
+                    for (bound, joules) in [("low", low), ("high", high)] {
+                        equal_interval.push(&[run, encoder, preset, ladder, streams, &score, bound], joules);
+                    }
+                }
             }
         }
     }
+    let of_cells = columns::repeated(model, &CELL, |entry, push| {
+        // A score that all repeats share is one measurement: its mean is on wattcast_quality_vmaf_score, and an interval it has none.
+        if let Some(vmaf) = entry.scenario().quality.vmaf.as_ref().filter(|_| !entry.scenario().quality_is_shared) {
+            push(&[&exporter::label::clean(&vmaf.model), &exporter::label::clean(&vmaf.pooling)], vmaf.value);
+        }
+    });
     [
         scored(&VMAF, |quality| &quality.vmaf),
         scored(&PSNR, |quality| &quality.psnr),
         scored(&SSIM, |quality| &quality.ssim),
     ]
     .into_iter()
-    .chain([score, component, equal, points])
+    .chain([score, component])
+    .chain(of_cells)
+    .chain([equal, equal_interval, series])
     .chain(PRIMARY.iter().chain(SEED).map(|column| columns::family(model, column)))
 }
 

@@ -4,11 +4,12 @@ use std::time::SystemTime;
 
 use exporter::{
     family::{Def, Family},
-    process, program,
+    process, program, refused,
 };
 
 use crate::{
-    columns::{self, Column, SCENARIO, WIDE, spread},
+    cells::{cells, is_whole},
+    columns::{self, Across, Column, SCENARIO, WIDE, across, repeated, spread},
     energy::{Energy, Scope},
     figures::{Entry, Model, float},
     run::Scenario,
@@ -95,6 +96,32 @@ static RUN_RANK: Def = Def::gauge(
     "wattcast_run_efficiency_rank",
     &["scenario", "bitrate", "encoder", "run", "among"],
     "Rank of a scenario by pixels per joule, megabits per joule where no pixels are known; 1 is best, equals share one. among: run, ladder (the same outputs).",
+);
+static CELL_REPEATS: Def = Def::gauge(
+    "wattcast_cell_repeats",
+    SCENARIO,
+    "How often a configuration was run to a good end; scenario is the name of its first repeat.",
+);
+static CELL_ENERGY: Across = across!(
+    ["scenario", "bitrate", "encoder", "run", "scope", "source"],
+    "wattcast_cell_energy_joules",
+    "Energy of a configuration in joules, the mean over its repeats.",
+    "wattcast_cell_energy_interval_joules",
+    "The 95 % interval of that mean (Student's), in joules. bound: low, high. Absent of one repeat."
+);
+static CELL_FRAME: Across = across!(
+    ["scenario", "bitrate", "encoder", "run", "scope", "source"],
+    "wattcast_cell_energy_per_frame_joules",
+    "Energy of a configuration over its encoded frames in joules, the mean over its repeats.",
+    "wattcast_cell_energy_per_frame_interval_joules",
+    "The 95 % interval of that mean, in joules. bound: low, high."
+);
+static CELL_DURATION: Across = across!(
+    ["scenario", "bitrate", "encoder", "run"],
+    "wattcast_cell_duration_seconds",
+    "Duration of a configuration in seconds, the mean over its repeats.",
+    "wattcast_cell_duration_interval_seconds",
+    "The 95 % interval of that mean, in seconds. bound: low, high."
 );
 static SOURCE_UP: Def = Def::gauge(
     "wattcast_source_up",
@@ -293,6 +320,13 @@ static OTHERS: &[&Def] = &[
     &RUN_RESETS,
     &RUN_INFO,
     &RUN_RANK,
+    &CELL_REPEATS,
+    CELL_ENERGY.mean,
+    CELL_ENERGY.interval,
+    CELL_FRAME.mean,
+    CELL_FRAME.interval,
+    CELL_DURATION.mean,
+    CELL_DURATION.interval,
     &AGE,
     &STALE,
     &FILES,
@@ -396,7 +430,33 @@ pub fn families(model: &Model) -> impl Iterator<Item = Family> + '_ {
         }),
     ];
     let columns = PRIMARY.iter().chain(SEED).map(|column| columns::family(model, column));
-    made.into_iter().map(|make| make()).chain(columns)
+    made.into_iter().map(|make| make()).chain(of_cells(model)).chain(columns)
+}
+
+/// What repeats say together.
+fn of_cells(model: &Model) -> Vec<Family> {
+    let mut repeats = Family::new(&CELL_REPEATS);
+    for cell in cells(model).iter().filter(|cell| cell.is_repeated()) {
+        let labels = columns::labels(cell.first(), &CELL_REPEATS);
+        let labels: Vec<&str> = labels.iter().map(|label| &**label).collect();
+        repeats.push(&labels, float(u64::try_from(cell.entries.len()).unwrap_or(u64::MAX)));
+    }
+    let energy = |defs: &Across, over: fn(&Entry) -> Option<f64>| {
+        repeated(model, defs, move |entry, push| {
+            let Some(over) = over(entry).filter(|over| *over > 0.0 && is_whole(entry)) else { return };
+            // The way is the file's own counters, of every repeat.
+            scopes(entry, &mut |labels, joules, _| push(&labels[..2], joules / over));
+        })
+    };
+    let mut all = vec![repeats];
+    all.extend(energy(&CELL_ENERGY, |_| Some(1.0)));
+    all.extend(energy(&CELL_FRAME, |entry| entry.figures.frames));
+    all.extend(repeated(model, &CELL_DURATION, |entry, push| {
+        if let Some(seconds) = entry.figures.seconds {
+            push(&[], seconds);
+        }
+    }));
+    all
 }
 
 /// How the directory stands.
@@ -439,6 +499,7 @@ pub fn state(model: &Model, directory: &Directory, sources: &[(String, String)])
         Family::new(&SCENARIOS).with(&[], count(model.entries.len())),
         Family::new(&EXPORTER_INFO).with(&[program::VERSION, "rust"], 1.0),
         program::build_info(),
+        refused::family(),
     ];
     all.extend(process::families());
     all

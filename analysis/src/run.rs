@@ -148,6 +148,8 @@ pub struct Scenario {
     pub media_seconds: Option<f64>,
     /// What the pictures are worth.
     pub quality: Quality,
+    /// True where those scores are the configuration's, and not of this repeat alone: one measurement, however often it was run.
+    pub quality_is_shared: bool,
     /// Start of the window in unix seconds.
     pub start: Option<f64>,
     /// End of the window in unix seconds.
@@ -208,17 +210,7 @@ impl Scenario {
     /// Bits per second of one stream: `2500k`, `5M`, and the sum of a list. Nothing for `0k`.
     #[must_use]
     pub fn bits_per_second(&self) -> Option<f64> {
-        let one = |text: &str| -> Option<f64> {
-            let text = text.trim();
-            let (digits, factor) = match text.chars().last()? {
-                'k' | 'K' => (&text[..text.len() - 1], 1e3),
-                'm' | 'M' => (&text[..text.len() - 1], 1e6),
-                'g' | 'G' => (&text[..text.len() - 1], 1e9),
-                _ => (text, 1.0),
-            };
-            digits.trim().parse::<f64>().ok().filter(|rate| rate.is_finite() && *rate >= 0.0).map(|rate| rate * factor)
-        };
-        let sum = self.bitrate.split(',').map(one).sum::<Option<f64>>()?;
+        let sum = self.bitrate.split(',').map(bits).sum::<Option<f64>>()?;
         (sum > 0.0).then_some(sum)
     }
 
@@ -268,6 +260,19 @@ impl Scenario {
         all.peek()?;
         Some(all.map(|row| row.joules).sum())
     }
+}
+
+/// Bits per second of `2500k`, `5M` or `800000`, as ffmpeg takes them; nothing of anything else.
+#[must_use]
+pub fn bits(text: &str) -> Option<f64> {
+    let text = text.trim();
+    let (digits, factor) = match text.chars().last()? {
+        'k' | 'K' => (&text[..text.len() - 1], 1e3),
+        'm' | 'M' => (&text[..text.len() - 1], 1e6),
+        'g' | 'G' => (&text[..text.len() - 1], 1e9),
+        _ => (text, 1.0),
+    };
+    digits.trim().parse::<f64>().ok().filter(|rate| rate.is_finite() && *rate >= 0.0).map(|rate| rate * factor)
 }
 
 /// The number before the first `stream`, or one for `single`.

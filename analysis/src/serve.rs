@@ -8,8 +8,10 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use bytes::Bytes;
-use exporter::page;
+use exporter::{
+    family::Family,
+    page::{self, Page, Writer},
+};
 use jiff::Timestamp;
 use tracing::{error, info, warn};
 
@@ -44,10 +46,13 @@ pub struct Sheets {
     pub cost: Arc<Sheet>,
 }
 
-impl Default for Sheets {
-    fn default() -> Self {
+impl Sheets {
+    /// Empty ones; with the names of the exporters that we replace, or without.
+    #[must_use]
+    pub fn new(compat: bool) -> Self {
         // Databases and probes that do not answer hold the loader up for one time-out at a time.
-        let sheet = |name, about| Arc::new(Sheet::new(name, about, Duration::from_secs(120)));
+        let collectors = &["runs", "service"];
+        let sheet = |name, about| Arc::new(Sheet::new(name, about, collectors, compat, Duration::from_secs(120)));
         Self {
             results: sheet("wattcast-analysis", "Turns runs into results, with the joules that the probe measured."),
             qoe: sheet(
@@ -77,6 +82,14 @@ pub struct Given {
     pub book: Book,
     /// A newest run that is older is stale.
     pub stale: Duration,
+    /// The names of the exporters that we replace are shown, too.
+    pub compat: bool,
+}
+
+fn rendered(compat: bool, families: impl IntoIterator<Item = Family>) -> Result<Page, page::Error> {
+    let mut writer = Writer::compat(compat);
+    writer.write("runs", families)?;
+    Ok(writer.finish())
 }
 
 /// Keeps the newest runs of a directory.
@@ -87,7 +100,7 @@ pub struct Loader {
     runs: Vec<(Arc<Run>, Vec<Answer>)>,
     model: Model,
     /// The parts of the three pages that change with the model.
-    rendered: [Bytes; 3],
+    rendered: [Page; 3],
     worked_out_in: Duration,
     known_carbon: u64,
     ask_at: Instant,
@@ -107,7 +120,7 @@ impl Loader {
             given,
             runs: Vec::new(),
             model: Model::default(),
-            rendered: [Bytes::new(), Bytes::new(), Bytes::new()],
+            rendered: [Page::default(), Page::default(), Page::default()],
             worked_out_in: Duration::ZERO,
             known_carbon: 0,
             ask_at: Instant::now(),
@@ -172,10 +185,11 @@ impl Loader {
     fn work_out(&mut self) {
         let began = Instant::now();
         self.model = figures::model(&self.runs, self.given.scope, &self.given.prices);
+        let compat = self.given.compat;
         let pages = [
-            page::render(results::families(&self.model)),
-            page::render(qoe::families(&self.model, &self.given.targets)),
-            page::render(cost::page::families(&self.model, &self.given.prices)),
+            rendered(compat, results::families(&self.model)),
+            rendered(compat, qoe::families(&self.model, &self.given.targets)),
+            rendered(compat, cost::page::families(&self.model, &self.given.prices)),
         ];
         for (rendered, page) in self.rendered.iter_mut().zip(pages) {
             match page {

@@ -1,16 +1,17 @@
 //! What a user said, from three places: flags and environment over the file over the defaults. What comes out is what the rest works with, checked.
 
-use std::{
-    collections::BTreeSet,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeSet, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
+use exporter::{
+    layers::Own,
+    nearest::{explain, nearest},
+    program::FileFlags,
+};
 use rust_decimal::Decimal;
 use serde::Deserialize;
+use toml::{Table, Value};
 
 use crate::{
     alerts,
@@ -26,19 +27,17 @@ use crate::{
         database::{self, Database},
         probe::Probe,
     },
-    file::read_whole,
+    health::{
+        round::Plan,
+        scrape,
+        target::{self, Ours, Target},
+    },
 };
-
-/// Largest configuration file.
-const MAX_FILE: u64 = 1 << 20;
 
 /// Flags that `serve`, `advise` and `backfill` share.
 #[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Runs, prices, and whom to ask")]
 pub struct Shared {
-    /// TOML file for what flags cannot say: tariffs, rates, budgets, rules, webhooks, secrets' files. Flags win over it
-    #[arg(long = "config.file", value_name = "FILE", env = "WATTCAST_CONFIG")]
-    pub config_file: Option<PathBuf>,
-
     /// Directory of test_results_YYYYMMDD_HHMMSS.json files
     #[arg(long, value_name = "DIR", env = "RESULTS_DIR", default_value = "./test_results")]
     pub results_dir: PathBuf,
@@ -106,6 +105,122 @@ pub struct Shared {
     /// A label of prices, and {region} in the URL of carbon intensity
     #[arg(long, value_name = "NAME", env = "REGION")]
     pub region: Option<String>,
+
+    /// How probes, and targets of ours, are reached, where nothing else is said of one
+    #[command(flatten)]
+    pub client: ClientFlags,
+
+    /// Where all this may stand, and what flags cannot say: tariffs, rates, budgets, rules, webhooks, targets
+    #[command(flatten)]
+    pub file: FileFlags,
+}
+
+/// The same as [`Access`], on the command line.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Probes and targets behind TLS and passwords")]
+pub struct ClientFlags {
+    /// PEM file of the authorities to trust instead of the system's
+    #[arg(long = "client.ca-file", value_name = "FILE")]
+    ca_file: Option<PathBuf>,
+
+    /// PEM file of the certificate that we show
+    #[arg(long = "client.cert-file", value_name = "FILE")]
+    cert_file: Option<PathBuf>,
+
+    /// PEM file of its key
+    #[arg(long = "client.key-file", value_name = "FILE")]
+    key_file: Option<PathBuf>,
+
+    /// For basic auth
+    #[arg(long = "client.username", value_name = "NAME")]
+    username: Option<String>,
+
+    /// File of its password
+    #[arg(long = "client.password-file", value_name = "FILE")]
+    password_file: Option<PathBuf>,
+
+    /// File of a bearer token
+    #[arg(long = "client.bearer-token-file", value_name = "FILE")]
+    bearer_token_file: Option<PathBuf>,
+}
+
+impl ClientFlags {
+    /// What they say.
+    #[must_use]
+    pub fn access(&self) -> Access {
+        Access {
+            ca_file: self.ca_file.clone(),
+            cert_file: self.cert_file.clone(),
+            key_file: self.key_file.clone(),
+            username: self.username.clone(),
+            password_file: self.password_file.clone(),
+            bearer_token_file: self.bearer_token_file.clone(),
+            timeout: None,
+        }
+    }
+}
+
+/// What is looked at, and how; of `serve` and `check`.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Health")]
+pub struct Health {
+    /// Targets, instead of the usual ones of this host: NAME=URL, or a URL alone
+    #[arg(
+        long = "health.targets",
+        visible_alias = "targets",
+        value_name = "[NAME=]URL",
+        env = "HEALTH_TARGETS",
+        value_delimiter = ','
+    )]
+    pub targets: Vec<String>,
+
+    /// A Prometheus configuration, whose static targets are looked at instead
+    #[arg(long = "health.scrape-config", visible_alias = "scrape-config", value_name = "FILE")]
+    pub scrape_config: Option<PathBuf>,
+
+    /// How often
+    #[arg(long = "health.interval", visible_alias = "interval", value_name = "DURATION", default_value = "30s", value_parser = often)]
+    pub interval: Duration,
+
+    /// Longest that an answer may take, up to 1m
+    #[arg(long = "health.timeout", visible_alias = "timeout", value_name = "DURATION", default_value = "5s", value_parser = timeout)]
+    pub timeout: Duration,
+
+    /// Data that is older is stale, where a target has no max_age of its own
+    #[arg(long = "health.max-age", value_name = "DURATION", default_value = "60s", value_parser = often)]
+    pub max_age: Duration,
+
+    /// A clock that is further off is off; from 1s on, for that is as fine as clocks are told
+    #[arg(long = "health.max-skew", value_name = "DURATION", default_value = "5s", value_parser = skew)]
+    pub most_skew: Duration,
+
+    /// Targets to leave out, by name
+    #[arg(long = "health.skip", value_name = "NAME", value_delimiter = ',')]
+    pub skip: Vec<String>,
+}
+
+/// As `30s`, or as the replaced checker has it: `30`.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn often(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse::<u32>().map(|seconds| Duration::from_secs(seconds.into()));
+    let time = match seconds {
+        Ok(time) => time,
+        Err(_) => humantime::parse_duration(text).map_err(|error| format!("{error}; write 30s"))?,
+    };
+    let range = Duration::from_millis(100)..=Duration::from_secs(86_400);
+    if range.contains(&time) { Ok(time) } else { Err("100ms to 1d".into()) }
+}
+
+fn timeout(text: &str) -> Result<Duration, String> {
+    let time = often(text)?;
+    if time <= target::LONGEST { Ok(time) } else { Err("100ms to 1m".into()) }
+}
+
+fn skew(text: &str) -> Result<Duration, String> {
+    let time = often(text)?;
+    if time >= Duration::from_secs(1) { Ok(time) } else { Err("1s to 1d: a Date has whole seconds".into()) }
 }
 
 fn pue(text: &str) -> Result<Decimal, String> {
@@ -134,6 +249,55 @@ struct File {
     rule: Vec<alerts::Rule>,
     webhook: Vec<alerts::post::Webhook>,
     quality: Quality,
+    rates_max_age: Option<String>,
+    health: HealthFile,
+}
+
+/// What of a file is read here; the rest of its keys are flags.
+pub const OWN: Own = Own {
+    keys: &[
+        "currency",
+        "report",
+        "region",
+        "energy",
+        "cpu",
+        "gpu",
+        "node",
+        "compute",
+        "tariff",
+        "carbon",
+        "rates",
+        "database",
+        "probe",
+        "budget",
+        "rule",
+        "webhook",
+        "quality",
+        "rates_max_age",
+        "health.target",
+    ],
+    // Whether they come from the file is told on the page of prices; and what a database is reached by stands in one place.
+    flags: &[
+        "currency",
+        "region",
+        "energy.price",
+        "energy.pue",
+        "energy.scope",
+        "cpu.price",
+        "gpu.price",
+        "node.price",
+        "compute.model",
+        "database.url",
+        "database.write-url",
+        "database.tenant",
+        "carbon.intensity",
+    ],
+};
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct HealthFile {
+    target: Vec<target::Written>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -170,9 +334,11 @@ struct OneProbe {
     #[serde(default)]
     host: String,
     url: String,
-    #[serde(default)]
-    access: Access,
+    access: Option<Access>,
 }
+
+/// Probes by their hosts.
+type Named = Vec<(String, String, Access)>;
 
 /// What everything works with.
 pub struct Setup {
@@ -198,18 +364,22 @@ pub struct Setup {
     pub nearest: Probe,
     /// True when somebody named a probe; else it is looked for where it usually is.
     pub probe_is_named: bool,
+    /// Probes: their hosts' names, URLs, and how they are reached.
+    pub probes: Vec<(String, String, Access)>,
+    /// Targets of the file.
+    pub targets_of_file: Vec<target::Written>,
 }
 
 impl Shared {
-    /// Reads the file and puts all together.
+    /// Puts all together; `table` is what of the file is read here.
     ///
     /// # Errors
     /// What is wrong, and where.
-    pub fn setup(&self) -> Result<Setup> {
-        let file = match &self.config_file {
-            None => File::default(),
-            Some(path) => read(path).with_context(|| format!("{}", path.display()))?,
-        };
+    pub fn setup(&self, table: &Table) -> Result<Setup> {
+        let file = read(table).map_err(|why| match &self.file.path {
+            Some(path) => anyhow::anyhow!("{}: {why}", path.display()),
+            None => anyhow::anyhow!("{why}"),
+        })?;
         let origin = |flag: bool, file: bool| match (flag, file) {
             (true, _) => Origin::User,
             (false, true) => Origin::File,
@@ -267,7 +437,13 @@ impl Shared {
             },
             rates,
             report,
-            rate_max_age: self.rate_max_age.unwrap_or(defaults.rate_max_age),
+            rate_max_age: match (self.rate_max_age, &file.rates_max_age) {
+                (Some(age), _) => age,
+                (None, Some(text)) => {
+                    humantime::parse_duration(text).with_context(|| format!("rates_max_age {text:?}"))?
+                }
+                (None, None) => defaults.rate_max_age,
+            },
             carbon: carbon.map(Arc::new),
         };
         if prices.model == ComputeModel::Node && prices.node_hour.is_none() {
@@ -279,7 +455,7 @@ impl Shared {
             tenant: self.database_tenant.clone().or(file.database.tenant.clone()),
             ..file.database.clone()
         };
-        let (probes, nearest) = self.probes(&file)?;
+        let (probes, nearest, named) = self.probes(&file)?;
         let scope = match self.scope.as_deref().or(file.energy.scope.as_deref()) {
             None | Some("host") => Scope::Host,
             Some("container") => Scope::Container,
@@ -315,6 +491,8 @@ impl Shared {
             bail!("rates: 0 {} for one {}", rate.to, rate.from);
         }
         Ok(Setup {
+            probes: named,
+            targets_of_file: file.health.target,
             carbon: carbon::Source::new(&carbon_settings, &prices.region).context("carbon")?,
             prices,
             sources: Sources { probes, database: Database::new(&database).context("database")? },
@@ -334,7 +512,7 @@ impl Shared {
         self.probe_url.iter().filter(|given| !given.trim().is_empty())
     }
 
-    fn probes(&self, file: &File) -> Result<(Vec<OnHost>, Probe)> {
+    fn probes(&self, file: &File) -> Result<(Vec<OnHost>, Probe, Named)> {
         let mut wanted: Vec<OneProbe> = Vec::new();
         for given in self.probe_urls() {
             // A host name holds neither colon nor slash before its =.
@@ -342,17 +520,13 @@ impl Shared {
                 Some((host, url)) if !host.contains(['/', ':']) => (host, url),
                 _ => ("", &**given),
             };
-            wanted.push(OneProbe { host: host.to_owned(), url: url.to_owned(), access: Access::default() });
+            wanted.push(OneProbe { host: host.to_owned(), url: url.to_owned(), access: None });
         }
         if wanted.is_empty() {
             wanted.clone_from(&file.probe);
         }
         if wanted.is_empty() {
-            wanted.push(OneProbe {
-                host: String::new(),
-                url: "http://127.0.0.1:9500".into(),
-                access: Access::default(),
-            });
+            wanted.push(OneProbe { host: String::new(), url: "http://127.0.0.1:9500".into(), access: None });
         }
         if wanted.len() > 1 && wanted.iter().any(|probe| probe.host.is_empty()) {
             bail!("several probes need their hosts' names, as runs call them: --probe-url enc-1=http://10.0.0.1:9500");
@@ -361,22 +535,72 @@ impl Shared {
         if let Some(twice) = wanted.iter().find(|probe| !hosts.insert(&probe.host)) {
             bail!("two probes are named for the host {:?}", twice.host);
         }
-        let nearest = Probe::new(&wanted[0].url, &wanted[0].access).context("the probe")?;
+        let usual = self.client.access();
+        let access = |probe: &OneProbe| probe.access.as_ref().unwrap_or(&usual).clone();
+        let nearest = Probe::new(&wanted[0].url, &access(&wanted[0])).context("the probe")?;
         let open = |probe: &OneProbe| -> Result<OnHost> {
-            Ok(OnHost { host: probe.host.clone(), probe: Probe::new(&probe.url, &probe.access).context("a probe")? })
+            let client = Probe::new(&probe.url, &access(probe)).context("a probe")?;
+            Ok(OnHost { host: probe.host.clone(), probe: client })
         };
-        Ok((wanted.iter().map(open).collect::<Result<_>>()?, nearest))
+        let named = wanted.iter().map(|probe| (probe.host.clone(), probe.url.clone(), access(probe))).collect();
+        Ok((wanted.iter().map(open).collect::<Result<_>>()?, nearest, named))
     }
 }
 
-fn read(path: &Path) -> Result<File> {
-    Ok(toml::from_str(&read_whole(path, MAX_FILE)?)?)
+fn read(table: &Table) -> Result<File, String> {
+    // Both kinds of names are usual in TOML; ours have no dashes.
+    let plain = underscored(&Value::Table(table.clone()));
+    plain.try_into().map_err(|error: toml::de::Error| explain(&error.to_string()))
+}
+
+fn underscored(value: &Value) -> Value {
+    match value {
+        Value::Table(table) => {
+            Value::Table(table.iter().map(|(key, value)| (key.replace('-', "_"), underscored(value))).collect())
+        }
+        Value::Array(all) => Value::Array(all.iter().map(underscored).collect()),
+        other => other.clone(),
+    }
+}
+
+/// What the service looks at: `[[health.target]]`, or what the flags name, or the usual targets of a host. `ours` tells where those of Wattcast are.
+///
+/// # Errors
+/// What makes no sense.
+pub fn plan(health: &Health, setup: &Setup, client: &ClientFlags, ours: &Ours) -> Result<Plan> {
+    let (access, max_age) = (client.access(), health.max_age);
+    let named: Vec<&String> = health.targets.iter().filter(|given| !given.trim().is_empty()).collect();
+    let mut left_out = Vec::new();
+    let all = |targets: &mut dyn Iterator<Item = Result<Target, String>>| -> Result<Vec<Target>> {
+        targets.collect::<Result<_, _>>().map_err(anyhow::Error::msg)
+    };
+    let mut targets = if !named.is_empty() {
+        all(&mut named.iter().map(|given| target::given(given, &access, max_age)))?
+    } else if let Some(file) = &health.scrape_config {
+        let (targets, others) = scrape::scraped(file, max_age).map_err(anyhow::Error::msg)?;
+        left_out = others;
+        targets
+    } else if setup.targets_of_file.is_empty() {
+        target::defaults(&Ours { max_age, ..ours.clone() })
+    } else {
+        all(&mut setup.targets_of_file.iter().map(|written| written.read(max_age)))?
+    };
+    for name in &health.skip {
+        let before = targets.len();
+        targets.retain(|target| target.name != *name);
+        if targets.len() == before {
+            let known = targets.iter().map(|target| &*target.name);
+            let hint = nearest(name, known).map(|nearest| format!("; did you mean {nearest}?")).unwrap_or_default();
+            bail!("--health.skip: no target is called {name}{hint}");
+        }
+    }
+    target::distinct(&targets).map_err(anyhow::Error::msg)?;
+    let Health { interval, timeout, most_skew, .. } = *health;
+    Ok(Plan { targets, interval, timeout, most_skew, left_out })
 }
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
     use clap::Parser;
 
     use super::*;
@@ -388,11 +612,8 @@ mod tests {
     }
 
     fn setup(args: &[&str], file: &str) -> Result<Setup> {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("wattcast.toml");
-        fs::write(&path, file).unwrap();
-        let args = ["x", "--config.file", path.to_str().unwrap()].into_iter().chain(args.iter().copied());
-        Line::try_parse_from(args).unwrap().shared.setup()
+        let args = ["x"].into_iter().chain(args.iter().copied());
+        Line::try_parse_from(args).unwrap().shared.setup(&toml::from_str(file).unwrap())
     }
 
     #[test]

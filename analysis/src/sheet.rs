@@ -1,14 +1,22 @@
 //! A page that one thread keeps fresh and any number of requests are shown.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use arc_swap::ArcSwapOption;
-use bytes::Bytes;
-use exporter::{family::Family, landing::Landing, page, program, server::Pages};
+use exporter::{
+    family::Family,
+    landing::Landing,
+    page::{self, Page, Writer},
+    program,
+    server::Pages,
+};
 use tracing::error;
 
 struct Written {
-    metrics: Bytes,
+    page: Arc<Page>,
     tables: Vec<Table>,
     missing: Vec<String>,
     at: Instant,
@@ -21,28 +29,43 @@ pub type Table = (String, Vec<String>, Vec<Vec<String>>);
 pub struct Sheet {
     name: &'static str,
     about: &'static str,
+    collectors: &'static [&'static str],
+    compat: bool,
     stale: Duration,
     written: ArcSwapOption<Written>,
 }
 
 impl Sheet {
-    /// An empty sheet; one that is not written for `stale` is sick.
+    /// An empty sheet; one that is not written for `stale` is sick. What is written is of the last collector, and what stands before it of the others.
+    /// `compat` shows the names of the exporters that we replace, too.
     #[must_use]
-    pub fn new(name: &'static str, about: &'static str, stale: Duration) -> Self {
-        Self { name, about, stale, written: ArcSwapOption::empty() }
+    pub fn new(
+        name: &'static str,
+        about: &'static str,
+        collectors: &'static [&'static str],
+        compat: bool,
+        stale: Duration,
+    ) -> Self {
+        Self { name, about, collectors, compat, stale, written: ArcSwapOption::empty() }
     }
 
     /// Renders a page and shows it from now on, with tables for people, and what is missing.
     pub fn write(&self, families: Vec<Family>, tables: Vec<Table>, missing: Vec<String>) {
-        self.write_after(&Bytes::new(), families, tables, missing);
+        self.write_after(&Page::default(), families, tables, missing);
     }
 
     /// The same after a part of the page that was rendered before.
-    pub fn write_after(&self, before: &Bytes, families: Vec<Family>, tables: Vec<Table>, missing: Vec<String>) {
-        match page::render(families) {
-            Ok(after) => {
-                let metrics = if before.is_empty() { after } else { [&**before, &after].concat().into() };
-                self.written.store(Some(std::sync::Arc::new(Written { metrics, tables, missing, at: Instant::now() })));
+    pub fn write_after(&self, before: &Page, families: Vec<Family>, tables: Vec<Table>, missing: Vec<String>) {
+        let render = || -> Result<Page, page::Error> {
+            let mut writer = Writer::compat(self.compat);
+            writer.copy(before);
+            writer.write(self.collectors.last().copied().unwrap_or_default(), families)?;
+            Ok(writer.finish())
+        };
+        match render() {
+            Ok(page) => {
+                let written = Written { page: Arc::new(page), tables, missing, at: Instant::now() };
+                self.written.store(Some(Arc::new(written)));
             }
             Err(error) => error!("cannot render the page of {}: {error}", self.name),
         }
@@ -50,8 +73,12 @@ impl Sheet {
 }
 
 impl Pages for Sheet {
-    fn metrics(&self) -> Option<Bytes> {
-        self.written.load().as_ref().map(|written| written.metrics.clone())
+    fn page(&self) -> Option<Arc<Page>> {
+        self.written.load().as_ref().map(|written| written.page.clone())
+    }
+
+    fn collectors(&self) -> Vec<&'static str> {
+        self.collectors.to_vec()
     }
 
     fn unhealthy(&self) -> Option<String> {

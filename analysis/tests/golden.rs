@@ -25,12 +25,12 @@ fn model(run: Run, answers: Option<Vec<Answer>>) -> Model {
 
 /// All three pages of a model, by series.
 fn pages(model: &Model) -> [String; 3] {
-    let text = |page: bytes::Bytes| String::from_utf8(page.to_vec()).unwrap();
+    let text = |page: page::Page| String::from_utf8(page.text().to_vec()).unwrap();
     let prices = Prices::defaults();
     let all = [
-        text(page::render(results::families(model)).unwrap()),
-        text(page::render(qoe::families(model, &[90.0])).unwrap()),
-        text(page::render(cost::page::families(model, &prices)).unwrap()),
+        text(page::render("runs", results::families(model)).unwrap()),
+        text(page::render("runs", qoe::families(model, &[90.0])).unwrap()),
+        text(page::render("runs", cost::page::families(model, &prices)).unwrap()),
     ];
     for page in &all {
         assert_eq!(page::faults(page), Vec::<String>::new());

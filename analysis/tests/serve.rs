@@ -5,11 +5,11 @@
 use std::{
     fs,
     io::{Read as _, Write as _},
-    net::TcpListener,
+    net::{TcpListener, TcpStream},
     path::Path,
     process::Command,
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use xtask::shell::{feed, output, which};
@@ -132,6 +132,54 @@ fn the_documentation_lists_the_metrics_of_the_code() {
     exporter::docs::check(&file, "analysis history", analysis::backfill::DEFS).unwrap();
     exporter::docs::check(&file, "analysis 9506", analysis::streams::page::DEFS).unwrap();
     exporter::docs::check(&file, "analysis 9728", analysis::streams::nginx::DEFS).unwrap();
+    exporter::docs::check(&file, "analysis 9600", analysis::health::page::DEFS).unwrap();
+}
+
+#[test]
+fn promtool_finds_nothing_on_any_port_without_the_names_that_are_kept() {
+    let Some(promtool) = xtask::shell::which("promtool") else {
+        println!("skipped: promtool is not in PATH");
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/test_results_20240115_103000.json");
+    fs::copy(sample, dir.path().join("test_results_20240115_103000.json")).unwrap();
+    let service = Service::start(dir.path(), NOBODY, &["--no-compat-metrics"]);
+    service.eventually("the run", |page| page.contains("wattcast_run_info"));
+    service.eventually_at(5, "targets", |page| page.contains("wattcast_target_state"));
+    for port in 0..6 {
+        let page = service.port(port).text("/metrics").unwrap();
+        assert!(!page.contains("exporter_up") && !page.contains("exporter_alive") && !page.is_empty());
+        let file = dir.path().join("page");
+        fs::write(&file, page).unwrap();
+        let script = format!("{} check metrics < {}", promtool.display(), file.display());
+        let done = std::process::Command::new("sh").args(["-c", &script]).output().unwrap();
+        let said = String::from_utf8_lossy(&done.stderr).into_owned() + &String::from_utf8_lossy(&done.stdout);
+        // A server's own names are nginx's, and those of a gauge of bytes a second are kept by name.
+        let said: Vec<_> = said.lines().filter(|line| !line.starts_with("nginx_rtmp_")).collect();
+        assert!(said.is_empty(), "port {port}: {said:?}");
+    }
+}
+
+/// Whoever moves from the replaced exporters finds each name that they know.
+#[test]
+fn the_mapping_table_has_every_name_that_is_kept() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs");
+    let metrics = fs::read_to_string(root.join("metrics.md")).unwrap();
+    let operations = fs::read_to_string(root.join("operations.md")).unwrap();
+    let kept = metrics.lines().filter(|line| line.contains("*(kept for existing queries)*"));
+    let names: Vec<&str> = kept.filter_map(|line| line.split('`').nth(1)).collect();
+    assert!(names.len() > 80, "{names:?}");
+    let missing: Vec<_> = names.iter().filter(|name| !operations.contains(&format!("`{name}`"))).collect();
+    assert!(missing.is_empty(), "{missing:?}");
+    // And what it sends them to is there.
+    let rows = operations
+        .lines()
+        .filter(|line| line.starts_with("| `") && names.iter().any(|name| line.contains(&format!("`{name}`"))));
+    let successors =
+        rows.flat_map(|row| row.split('`').skip(1).step_by(2)).filter(|word| word.starts_with("wattcast_"));
+    let unknown: Vec<_> = successors.filter(|name| !metrics.contains(&format!("| `{name}` |"))).collect();
+    assert!(unknown.is_empty(), "{unknown:?}");
 }
 
 /// As the replaced exporters' file of five days had it: 240 scenarios, of which 118 could be told apart.
@@ -196,4 +244,56 @@ fn promtool_finds_nothing_in_the_primary_layer() {
         let said = feed(Command::new(&promtool).args(["check", "metrics"]), &primary).unwrap();
         assert_eq!(said, (true, String::new()), "port {port}");
     }
+}
+
+/// Pages of megabytes do not fit into the buffers of a connection: who asks for one and takes nothing of it holds its place, until
+/// somebody who does read wants it.
+#[test]
+fn slow_readers_of_great_pages_do_not_stop_a_scrape() {
+    let dir = tempfile::tempdir().unwrap();
+    let rows: Vec<String> = (0..1200)
+        .map(|number| {
+            format!(
+                r#"{{"name":"scenario {number} with a name that is as long as people make them","bitrate":"{number}k",
+                "total_frames":10,"vmaf_score":90,"energy_joules":5,"duration":5,"cpu_usage_cores":[1],"pixels_processed":9}}"#
+            )
+        })
+        .collect();
+    write(dir.path(), "20240115_103000", &format!("{{\"scenarios\":[{}]}}", rows.join(",")));
+    let service = Service::start(dir.path(), NOBODY, &["--web.max-requests=10"]);
+    let page = service.eventually("all of them", |page| page.contains("results_scenarios_total 1200\n"));
+    println!("a page of {} bytes", page.len());
+    assert!(page.len() > 6_000_000, "it must be more than the kernel keeps for a connection: {}", page.len());
+    let at = service.client.url("").trim_start_matches("http://").to_owned();
+    let mut slow: Vec<TcpStream> = (0..200).map(|_| TcpStream::connect(&at).unwrap()).collect();
+    for stream in &mut slow {
+        let _ = stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n");
+    }
+    let mut answered = 0;
+    for _ in 0..20 {
+        // Each by a connection of its own; a scraper comes again where it is turned away.
+        let client = xtask::api::Client::new(format!("http://{at}"));
+        let end = Instant::now() + Duration::from_secs(20);
+        loop {
+            let (status, body) = client.get("/metrics").unwrap();
+            if status == 200 {
+                assert!(body.contains("results_scenarios_total 1200\n"));
+                break answered += 1;
+            }
+            assert!(status == 503 && Instant::now() < end, "{status}: {body}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+    assert_eq!(answered, 20);
+    // Some of the slow were told to leave, or there was no need to make room.
+    let mut rest = Vec::new();
+    let cut = slow.iter_mut().filter_map(|stream| {
+        rest.clear();
+        stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        stream
+            .read_to_end(&mut rest)
+            .err()
+            .or_else(|| (rest.len() < page.len()).then(|| std::io::ErrorKind::Other.into()))
+    });
+    assert!(cut.take(3).count() == 3, "nobody had to leave");
 }

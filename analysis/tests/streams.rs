@@ -6,7 +6,6 @@ use std::{
     fs,
     io::{Read as _, Write as _},
     net::{TcpListener, TcpStream, UdpSocket},
-    path::Path,
     process::{Child, Command, Stdio},
     thread,
     time::{Duration, Instant},
@@ -14,6 +13,7 @@ use std::{
 
 use xtask::{
     api::{Client, Sample},
+    nginx::Nginx,
     program::{Program, die_with_us},
     shell::{feed, which},
 };
@@ -205,70 +205,6 @@ fn a_service_that_stands_still_does_not_stop_an_encoder() {
     });
 }
 
-/// A server of our own on free ports, with the RTMP module; ends when it is dropped.
-struct Nginx {
-    child: Child,
-    rtmp: u16,
-    stat: String,
-    _dir: tempfile::TempDir,
-}
-
-impl Drop for Nginx {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-impl Nginx {
-    fn start() -> Result<Self, String> {
-        let nginx =
-            which("nginx").or_else(|| Some("/usr/sbin/nginx".into()).filter(|path: &std::path::PathBuf| path.exists()));
-        let nginx = nginx.ok_or("nginx is not in PATH")?;
-        let module = Path::new("/usr/lib/nginx/modules/ngx_rtmp_module.so");
-        if !module.exists() {
-            return Err("nginx has no RTMP module (libnginx-mod-rtmp)".into());
-        }
-        let dir = tempfile::tempdir().unwrap();
-        let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let (rtmp, http) = (free(), free());
-        let place = dir.path().display();
-        let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
-            .iter()
-            .map(|what| format!("{what}_temp_path {place}/{what};\n"))
-            .collect();
-        let config = format!(
-            "load_module {};\ndaemon off;\nmaster_process off;\npid {place}/pid;\nerror_log {place}/error.log;\nevents {{}}\n\
-             rtmp {{ server {{ listen 127.0.0.1:{rtmp}; application live {{ live on; }} }} }}\n\
-             http {{ access_log off;\n{temporary} server {{ listen 127.0.0.1:{http}; location /stat {{ rtmp_stat all; }} }} }}\n",
-            module.display()
-        );
-        let file = dir.path().join("nginx.conf");
-        fs::write(&file, config).unwrap();
-        let mut command = Command::new(nginx);
-        command
-            .arg("-c")
-            .arg(&file)
-            .arg("-p")
-            .arg(dir.path())
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
-        die_with_us(&mut command);
-        let child = command.spawn().map_err(|error| error.to_string())?;
-        let stat = format!("http://127.0.0.1:{http}");
-        let this = Self { child, rtmp, stat, _dir: dir };
-        let end = Instant::now() + Duration::from_secs(10);
-        while Client::new(&this.stat).text("/stat").is_err() {
-            if Instant::now() > end {
-                return Err("nginx does not answer".into());
-            }
-            thread::sleep(Duration::from_millis(50));
-        }
-        Ok(this)
-    }
-}
-
 struct Kill(Child);
 
 impl Drop for Kill {
@@ -287,7 +223,7 @@ fn two_publishers_and_three_players_are_what_nginx_says_they_are() {
     let nginx = match Nginx::start() {
         Ok(nginx) => nginx,
         Err(reason) => {
-            println!("skipped: {reason}");
+            println!("skipped: {reason:#}");
             return;
         }
     };

@@ -22,12 +22,10 @@ impl Landing {
     #[must_use]
     pub fn html(&self) -> String {
         let mut out = String::new();
-        let name = escape(&self.name);
         let _ = write!(
             out,
-            "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\">\
-             <meta name=\"viewport\" content=\"width=device-width\"><title>{name}</title><style>{STYLE}</style></head>\
-             <body><h1>{name}</h1><p>{}</p><p class=\"version\">{}</p><ul>",
+            "<h1>{}</h1><p>{}</p><p class=\"version\">{}</p><ul>",
+            escape(&self.name),
             escape(&self.about),
             escape(&self.version),
         );
@@ -51,16 +49,28 @@ impl Landing {
             }
             out.push_str("</table>");
         }
-        out.push_str("</body></html>\n");
-        out
+        document(&self.name, &out)
     }
+}
+
+/// A whole page around what is HTML already.
+#[must_use]
+pub fn document(title: &str, body: &str) -> String {
+    format!(
+        "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\">\
+         <meta name=\"viewport\" content=\"width=device-width\"><title>{}</title><style>{STYLE}</style></head>\
+         <body>{body}</body></html>\n",
+        escape(title)
+    )
 }
 
 const STYLE: &str = "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}\
 table{border-collapse:collapse}th,td{text-align:left;padding:.2rem 1rem .2rem 0;border-bottom:1px solid #ccc;vertical-align:top}\
 .version{color:#666}@media(prefers-color-scheme:dark){body{background:#111;color:#ddd}a{color:#8cf}}";
 
-fn escape(text: &str) -> String {
+/// Text as it stands in HTML, between tags and in attributes.
+#[must_use]
+pub fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         match c {

@@ -1,11 +1,19 @@
 //! Habits of the command line that both programs share: exit codes, logs, who they are.
 
-use std::{io::IsTerminal as _, process::ExitCode};
+use std::{
+    io::{self, Write as _},
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
-use clap::Parser;
-use tracing_subscriber::EnvFilter;
+use clap::{Args, CommandFactory, Parser};
+use clap_complete::Shell;
+use toml::Table;
 
-use crate::family::{Def, Family};
+use crate::{
+    family::{Def, Family},
+    layers::{self, Own, Stopped},
+};
 
 /// EX_USAGE of sysexits.h: the command line or the configuration is wrong.
 pub const EX_USAGE: u8 = 64;
@@ -38,6 +46,22 @@ pub fn version() -> &'static str {
     concat!(env!("CARGO_PKG_VERSION"), " (", env!("WATTCAST_REVISION"), ")")
 }
 
+/// Raises the limit of open files to what it may be raised to; gives what it is then. It is low for the sake of programs that use select(2), which we do not.
+#[must_use]
+pub fn raise_open_files() -> usize {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` is a valid rlimit that outlives the calls.
+    unsafe {
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) != 0 {
+            return 0;
+        }
+        limit.rlim_cur = limit.rlim_max;
+        libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
+        libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit);
+    }
+    usize::try_from(limit.rlim_cur).unwrap_or(usize::MAX)
+}
+
 /// A price on the command line.
 ///
 /// # Errors
@@ -47,26 +71,75 @@ pub fn price(text: &str) -> Result<f64, String> {
     if (0.0..=1e6).contains(&price) { Ok(price) } else { Err("0 to 1000000".into()) }
 }
 
-/// Parses the command line. An unknown flag or value names the nearest right one and ends with [`EX_USAGE`].
+/// The configuration file, and whether only to look at it.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Configuration")]
+pub struct FileFlags {
+    /// TOML file. Its keys are the flags without their dashes: `listen-address` below `[web]` is --web.listen-address. Flags and environment win over it
+    #[arg(long = "config.file", id = "config_file_path", value_name = "FILE", env = "WATTCAST_CONFIG")]
+    pub path: Option<PathBuf>,
+
+    /// Read the configuration, with all that it names, say what is wrong with it, and end
+    #[arg(long = "config.check", id = "config_check")]
+    pub check: bool,
+}
+
+/// Parses command line, environment and configuration file. An unknown flag, key or value names the nearest right one and ends with [`EX_USAGE`].
+/// Gives what of the file the program reads itself, too.
 ///
 /// # Errors
 /// The exit code to leave with, when there is nothing to run.
-pub fn parse<P: Parser>() -> Result<P, ExitCode> {
-    P::try_parse().map_err(|error| {
-        // Nothing can be done about a closed terminal.
-        let _ = error.print();
-        if error.use_stderr() { ExitCode::from(EX_USAGE) } else { ExitCode::SUCCESS }
+pub fn parse<P: Parser>(own: Own) -> Result<(P, Table), ExitCode> {
+    layers::parse(own, std::env::args_os().collect()).map_err(|stopped| match stopped {
+        Stopped::Line(error) => {
+            // Nothing can be done about a closed terminal.
+            let _ = error.print();
+            if error.use_stderr() { ExitCode::from(EX_USAGE) } else { ExitCode::SUCCESS }
+        }
+        Stopped::File(why) => {
+            eprintln!("error: {why}");
+            ExitCode::from(EX_USAGE)
+        }
     })
 }
 
-/// Logs go to standard error, in `level` and above; `RUST_LOG` overrides for one's own digging.
-pub fn log(level: &str) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
-    // A second initialisation happens in tests only, and the first one serves.
-    let _ = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_target(false)
-        .try_init();
+/// What a configuration that was looked at came to: [`EX_USAGE`] and the reason, or success.
+#[must_use]
+pub fn checked(outcome: Result<(), String>) -> ExitCode {
+    match outcome {
+        Ok(()) => {
+            println!("the configuration is right");
+            ExitCode::SUCCESS
+        }
+        Err(why) => {
+            eprintln!("error: {why}");
+            ExitCode::from(EX_USAGE)
+        }
+    }
+}
+
+/// Prints what a shell needs to complete the command line.
+pub fn completions<P: CommandFactory>(shell: Shell) {
+    let mut command = P::command();
+    let name = command.get_name().to_owned();
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut command, name, &mut script);
+    // A reader that went away has read enough.
+    let _ = io::stdout().write_all(&script);
+}
+
+/// Writes the manual pages, one for each command, into a directory; without one the first goes to standard output.
+///
+/// # Errors
+/// When they cannot be written.
+pub fn manual<P: CommandFactory>(dir: Option<&Path>) -> io::Result<()> {
+    match dir {
+        Some(dir) => clap_mangen::generate_to(P::command(), dir),
+        None => {
+            let mut page = Vec::new();
+            clap_mangen::Man::new(P::command()).render(&mut page)?;
+            let _ = io::stdout().write_all(&page);
+            Ok(())
+        }
+    }
 }

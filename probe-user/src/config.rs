@@ -1,11 +1,18 @@
 //! The command line: flags over environment over defaults.
 
-use std::{ffi::OsString, path::PathBuf, time::Duration};
+use std::{
+    ffi::OsString,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
 use exporter::{
+    flags::{LogFlags, Serving, WebFlags},
     listen::{Listen, all_beside},
-    program,
+    program::{self, FileFlags},
+    web::WebError,
 };
 use probe_ebpf::JOB_NAMES;
 
@@ -15,6 +22,8 @@ use crate::{
     gpu::{self, engines::EngineWeights},
     jobs,
     ledger::{IdlePolicy, Rules, SHARED_MILLI},
+    scopes::{MOST, Scopes},
+    state::Unavailable,
 };
 
 /// Ticks closer than this are refused: finer power is a side channel (PLATYPUS).
@@ -45,6 +54,8 @@ Examples:
 #[command(name = "wattcast-probe", version = program::version(), after_help = EXAMPLES, max_term_width = 110)]
 // Every flag may stand before or after the command.
 #[command(mut_args(|arg| arg.global(true)))]
+// Not the one of the service, which knows other keys.
+#[command(mut_arg("config_file_path", |arg| arg.env("WATTCAST_PROBE_CONFIG")))]
 pub struct Config {
     /// Without one: sample and serve
     #[command(subcommand)]
@@ -73,6 +84,9 @@ pub struct Config {
     pub(crate) ffmpeg: Ffmpeg,
 
     #[command(flatten)]
+    pub(crate) scope: Scope,
+
+    #[command(flatten)]
     pub(crate) collectors: Collectors,
 
     #[command(flatten)]
@@ -82,10 +96,13 @@ pub struct Config {
     #[arg(long)]
     pub(crate) no_compat_metrics: bool,
 
-    /// What to log: error, warn, info, debug, trace
-    #[arg(long = "log.level", value_name = "LEVEL", default_value = "info",
-          value_parser = ["error", "warn", "info", "debug", "trace"])]
-    pub(crate) log_level: String,
+    /// What is logged, and how
+    #[command(flatten)]
+    pub log: LogFlags,
+
+    /// Where all this may stand, too
+    #[command(flatten)]
+    pub file: FileFlags,
 }
 
 impl Config {
@@ -111,6 +128,13 @@ impl Config {
             return Vec::new();
         }
         all_beside(&self.web.addresses(), self.web.gpu_port)
+    }
+
+    /// Makes the scopes for runs, where they are wanted; while the probe still may.
+    #[must_use]
+    pub fn scopes(&self) -> Option<Result<Scopes, Unavailable>> {
+        let socket = self.scope.socket.as_deref()?;
+        Some(Scopes::open(&self.paths.cgroupfs, socket, self.scope.group.as_deref(), self.scope.count))
     }
 
     /// Where GPUs are looked for.
@@ -141,6 +165,9 @@ impl Config {
                 "--ffmpeg.match takes at most {JOB_NAMES} names; a * at the end of one stands for any rest"
             ));
         }
+        if self.energy.idle.is_some() != self.energy.busy.is_some() {
+            return Err("--energy.model.idle-watts and --energy.model.busy-watts: both, or neither".to_owned());
+        }
         match self.energy.line() {
             Some(line) if line.idle_uw > line.busy_uw => {
                 Err("--energy.model.idle-watts is above --energy.model.busy-watts: load never saves power".to_owned())
@@ -155,6 +182,43 @@ impl Config {
         Rules { idle: self.energy.idle_policy, weights: self.cpu.weights(), engines: self.gpu.weights }
     }
 
+    /// The recording that is played; none where energy comes from elsewhere.
+    ///
+    /// # Errors
+    /// When one is wanted and not named.
+    pub fn recording(&self) -> anyhow::Result<Option<&Path>> {
+        match (self.energy.source, &self.energy.replay) {
+            (Choice::Replay, None) => {
+                anyhow::bail!("--energy.source=replay plays a recording: name it with --replay.file=FILE")
+            }
+            (Choice::Replay, Some(file)) => Ok(Some(file)),
+            _ => Ok(None),
+        }
+    }
+
+    /// How pages are served.
+    ///
+    /// # Errors
+    /// What is wrong with the web configuration.
+    pub fn serving(&self) -> Result<Serving, WebError> {
+        self.web.shared.open()
+    }
+
+    /// The collectors that are on and have families, by the names that `?collect[]=` takes.
+    #[must_use]
+    pub fn collectors(&self) -> Vec<&'static str> {
+        let on = &self.collectors;
+        let all = [
+            ("energy", on.energy() || on.gpu()),
+            ("cpu", on.cpu()),
+            ("ffmpeg", on.cpu() && on.ffmpeg()),
+            ("stats", on.cpu() && on.stats()),
+            ("gpu", on.gpu()),
+            ("probe", true),
+        ];
+        all.into_iter().filter(|(_, on)| *on).map(|(name, _)| name).collect()
+    }
+
     /// What to do instead of serving.
     #[must_use]
     pub fn job(&self) -> Option<&Job> {
@@ -164,7 +228,7 @@ impl Config {
     /// What to log. A command that is run has the terminal to itself, unless it was asked for more.
     #[must_use]
     pub fn log_level(&self) -> &str {
-        match (&*self.log_level, &self.command) {
+        match (&*self.log.level, &self.command) {
             ("info", Some(Job::Exec { .. })) => "error",
             (level, _) => level,
         }
@@ -215,6 +279,22 @@ pub enum Job {
         #[arg(required = true, last = true, value_name = "COMMAND")]
         command: Vec<OsString>,
     },
+    /// Ask a running one whether it is alive, without TLS: for the health checks of containers. Exit 0 when it is, 1 when not
+    Healthcheck {
+        /// Where it listens
+        #[arg(value_name = "HOST:PORT", default_value = "127.0.0.1:9500")]
+        address: String,
+    },
+    /// Print what a shell needs to complete the command line, for example: wattcast-probe completions bash > /etc/bash_completion.d/wattcast-probe
+    Completions {
+        /// Which shell
+        shell: Shell,
+    },
+    /// Print the manual page, or write those of all commands into a directory
+    Man {
+        /// The directory, /usr/local/share/man/man1
+        dir: Option<PathBuf>,
+    },
     /// Print the account of a recording as metrics; the same every time
     Account {
         /// The recording
@@ -240,6 +320,9 @@ pub(crate) struct Web {
     /// Port for GPUs (gpu_*), on the same hosts
     #[arg(long = "gpu.port", value_name = "PORT", env = "GPU_EXPORTER_PORT", default_value_t = 9505)]
     gpu_port: u16,
+
+    #[command(flatten)]
+    shared: WebFlags,
 }
 
 impl Web {
@@ -330,11 +413,11 @@ pub(crate) struct Energy {
     pub(crate) replay: Option<PathBuf>,
 
     /// The model's watts of an idle logical CPU [default: by the processor's generation]
-    #[arg(long = "energy.model.idle-watts", value_name = "WATTS", value_parser = microwatts, requires = "busy")]
+    #[arg(long = "energy.model.idle-watts", value_name = "WATTS", value_parser = microwatts)]
     idle: Option<u64>,
 
     /// The model's watts of a fully busy logical CPU [default: by the processor's generation]
-    #[arg(long = "energy.model.busy-watts", value_name = "WATTS", value_parser = microwatts, requires = "idle")]
+    #[arg(long = "energy.model.busy-watts", value_name = "WATTS", value_parser = microwatts)]
     busy: Option<u64>,
 
     /// Whose the idle energy is
@@ -383,6 +466,27 @@ impl Ffmpeg {
     pub(crate) fn names(&self) -> jobs::Names {
         jobs::Names(self.matches.clone())
     }
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Scopes for runs")]
+pub(crate) struct Scope {
+    /// Unix socket on which wattcast-analysis run gets a cgroup of its own for what it measures, where it may make none; without it there is none
+    #[arg(long = "scope.socket", value_name = "PATH")]
+    pub(crate) socket: Option<PathBuf>,
+
+    /// Group that may use the socket, besides root
+    #[arg(long = "scope.group", value_name = "NAME", requires = "socket")]
+    pub(crate) group: Option<String>,
+
+    /// How many may be held at once: a live run takes three
+    #[arg(long = "scope.count", value_name = "COUNT", default_value_t = 6, value_parser = scopes)]
+    pub(crate) count: usize,
+}
+
+fn scopes(text: &str) -> Result<usize, String> {
+    let count = text.parse().map_err(|_| "give a number".to_owned())?;
+    if (1..=MOST).contains(&count) { Ok(count) } else { Err(format!("1 to {MOST}")) }
 }
 
 #[derive(Clone, Debug, Args)]
@@ -540,6 +644,7 @@ mod tests {
             parse(&[&format!("--energy.model.idle-watts={idle}"), &format!("--energy.model.busy-watts={busy}")])
         };
         assert!(watts("1", "4").unwrap().check().is_ok());
+        assert!(parse(&["--energy.model.busy-watts=4"]).unwrap().check().unwrap_err().contains("idle-watts"));
         assert!(watts("4", "1").unwrap().check().unwrap_err().contains("busy-watts"));
     }
 
@@ -563,7 +668,6 @@ mod tests {
             (&["--tick=1ms"][..], "100ms to 30s"),
             (&["--web.listen-address=9500"][..], "127.0.0.1:9500"),
             (&["--energy.model.busy-watts=-1"][..], "0 to 10000"),
-            (&["--energy.model.busy-watts=4"][..], "--energy.model.idle-watts"),
             (&["--power.distribution=1000"][..], "10..=50"),
             (&["--idle.policy=proportion"][..], "proportional"),
             (&["--gpu.engine-weights=nvenc=1"][..], "encoder"),

@@ -1,7 +1,7 @@
 //! Sub-second power: the peaks that a mean over a second hides, as a histogram for each package.
 //!
 //! A thread of its own with handles of its own, at 10 to 50 Hz, off by default: a reading wakes a CPU of every package. Only
-//! counts of how often which power was seen leave it, never a reading (see docs/security.md on energy as a side channel).
+//! counts of how often which power was seen leave it, never a reading (see SECURITY.md on energy as a side channel).
 
 use std::{
     sync::{

@@ -34,6 +34,7 @@ pub mod privileges;
 pub mod recording;
 pub mod routes;
 pub mod sampler;
+pub mod scopes;
 pub mod snapshot;
 pub mod start;
 pub mod state;

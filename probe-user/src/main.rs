@@ -11,7 +11,9 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use exporter::{
-    page, program,
+    flags::Serving,
+    layers::Own,
+    log, program,
     server::{self, Port},
 };
 use probe_user::{
@@ -23,8 +25,9 @@ use probe_user::{
     recording::{Reader, Writer},
     routes::{self, Board, GpuPages, StatsPages},
     sampler::{Parts, Request, Sampler},
+    scopes::Scopes,
     start,
-    state::SourceState,
+    state::{Reason, SourceState, Unavailable},
 };
 use tracing::{info, warn};
 
@@ -32,17 +35,23 @@ use tracing::{info, warn};
 const ONLY_MODELLED: u8 = 3;
 
 fn main() -> ExitCode {
-    let config: Config = match program::parse() {
-        Ok(config) => config,
+    let config: Config = match program::parse(Own::default()) {
+        Ok((config, _)) => config,
         Err(code) => return code,
     };
-    program::log(config.log_level());
+    log::start(config.log_level(), config.log.format);
     if let Err(why) = config.check() {
         eprintln!("error: {why}");
         return ExitCode::from(program::EX_USAGE);
     }
+    if config.file.check {
+        return program::checked(checked(&config).map_err(|error| format!("{error:#}")));
+    }
     let outcome = match config.job() {
-        None => serve(&config),
+        None => match config.serving() {
+            Ok(serving) => serve(&config, &serving),
+            Err(error) => return program::checked(Err(error.to_string())),
+        },
         Some(Job::Record { file, time }) => record(&config, file, *time),
         Some(Job::Account { file }) => account(&config, file),
         Some(Job::Exec { json, output, price, currency, command }) => {
@@ -56,6 +65,12 @@ fn main() -> ExitCode {
                 }
             };
         }
+        Some(Job::Healthcheck { address }) => exporter::healthcheck::healthcheck(address).map_err(anyhow::Error::msg),
+        Some(Job::Completions { shell }) => {
+            program::completions::<Config>(*shell);
+            Ok(())
+        }
+        Some(Job::Man { dir }) => program::manual::<Config>(dir.as_deref()).context("the manual pages"),
         Some(Job::Doctor { json }) => {
             let report = doctor::examine(&config);
             let text = if *json { report.json() } else { report.text() };
@@ -88,17 +103,29 @@ fn cost(config: &Config, asked: &exec::Asked<'_>, json: bool, output: Option<&Pa
     Ok(ExitCode::from(u8::try_from(cost.exit_code).unwrap_or(1)))
 }
 
-fn serve(config: &Config) -> Result<()> {
+/// Reads what the configuration names.
+fn checked(config: &Config) -> Result<()> {
+    config.serving()?;
+    if let Some(file) = config.recording()? {
+        Reader::open(file)?;
+    }
+    Ok(())
+}
+
+fn serve(config: &Config, serving: &Serving) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         info!("wattcast-probe {}", program::version());
-        let listeners = server::bind(&config.addresses()).await?;
-        let stats = server::bind(&config.stats_addresses()).await?;
-        let gpus = server::bind(&config.gpu_addresses()).await?;
+        let listeners = server::bind(&config.addresses())?;
+        let stats = server::bind(&config.stats_addresses())?;
+        let gpus = server::bind(&config.gpu_addresses())?;
         let parts = open(config)?;
+        if let Err(error) = serving.web.can_be_read_again() {
+            warn!("{error}; it was read as root with all privileges, which are gone now, so it will not be read again when it changes");
+        }
 
         let (requests, asked) = mpsc::channel();
-        let board = Arc::new(Board::new(config.tick(), config.compat(), requests.clone()));
+        let board = Arc::new(Board::new(config.tick(), config.compat(), config.collectors(), requests.clone()));
         let (ended, sampler_ended) = tokio::sync::oneshot::channel::<()>();
         let publish = board.clone();
         let sampler = thread::Builder::new().name("sampler".into()).spawn(move || {
@@ -107,11 +134,10 @@ fn serve(config: &Config) -> Result<()> {
             Sampler::new(parts).run(&asked, |snapshot| publish.publish(snapshot));
         })?;
 
-        let usage = Port::new(stats, server::routes(Arc::new(StatsPages(board.clone()))));
-        let gpus = Port::new(gpus, server::routes(Arc::new(GpuPages(board.clone()))));
-        let all = Port::new(listeners, server::routes(board.clone()).merge(routes::routes(board)));
-        let ports = vec![all, usage, gpus];
-        let outcome = server::serve(ports, "sampler", sampler_ended).await;
+        let usage = Port::new(stats, Arc::new(StatsPages(board.clone())));
+        let gpus = Port::new(gpus, Arc::new(GpuPages(board.clone())));
+        let all = Port { more: routes::routes(board.clone()), ..Port::new(listeners, board) };
+        let outcome = server::serve(serving, vec![all, usage, gpus], "sampler", sampler_ended).await;
         let _ = requests.send(Request::Stop);
         outcome?;
         if sampler.join().is_err() {
@@ -124,12 +150,20 @@ fn serve(config: &Config) -> Result<()> {
 /// Opens everything, drops the privileges, and says how the sources stand.
 fn open(config: &Config) -> Result<Parts> {
     let mut opened = start::open(config)?;
+    let scopes = config.scopes();
     let (cpu, jobs) = opened.kernel_side();
     let kept = privileges::drop_all(cpu, jobs).context("cannot drop the privileges of the start")?;
     for (capability, reason) in kept {
         info!("keeping {capability}: {reason}");
     }
-    let parts = opened.start();
+    let mut parts = opened.start();
+    if let Some(scopes) = scopes {
+        let detail = scopes.as_ref().map(Scopes::detail).unwrap_or_default();
+        let state = scopes.and_then(|scopes| {
+            scopes.start().map_err(|error| Unavailable::new(Reason::Broken, format!("no thread for scopes: {error}")))
+        });
+        parts.sources.push(SourceState { source: "scopes", state, detail, wanted: true });
+    }
     give_back_memory();
     say(&parts.sources);
     Ok(parts)
@@ -212,8 +246,8 @@ fn account(config: &Config, file: &Path) -> Result<()> {
         }
     };
     let Some(snapshot) = last else { bail!("{}: no tick in it", file.display()) };
-    let page = page::render(pages::account(&snapshot))?;
-    std::io::stdout().write_all(&page)?;
+    let page = pages::account(&snapshot)?;
+    std::io::stdout().write_all(page.text())?;
     match torn {
         None => Ok(()),
         Some(error) => Err(error).context("the account above ends early"),

@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 
 use exporter::{
     family::{Buckets, Family},
-    program,
+    page::{self, Page, Writer},
+    program, refused,
 };
 
 use crate::{
@@ -22,28 +23,35 @@ use crate::{
     window::{self, package_label},
 };
 
-/// The page's families, in order. `compat` adds the names of the exporters we replace.
-#[must_use]
-pub fn families(snapshot: &Snapshot, compat: bool) -> Vec<Family> {
-    let mut all = energy(snapshot);
-    all.extend(cpu(snapshot));
-    all.extend(streams(snapshot));
-    all.extend(own(snapshot));
+/// The page. `compat` adds the names of the exporters we replace.
+///
+/// # Errors
+/// When a family cannot be encoded.
+pub fn page(snapshot: &Snapshot, compat: bool) -> Result<Page, page::Error> {
+    let mut writer = measured(snapshot)?;
+    writer.write("probe", own(snapshot))?;
     if compat {
-        all.extend(seed(snapshot));
+        writer.write("energy", seed(snapshot))?;
     }
-    all.push(program::build_info());
-    all.extend(exporter::process::families());
-    all
+    writer.write("probe", [program::build_info(), refused::family()])?;
+    writer.write("probe", exporter::process::families())?;
+    Ok(writer.finish())
 }
 
 /// What a recording says, and nothing of the program that reads it: the same bytes every time.
-#[must_use]
-pub fn account(snapshot: &Snapshot) -> Vec<Family> {
-    let mut all = energy(snapshot);
-    all.extend(cpu(snapshot));
-    all.extend(streams(snapshot));
-    all
+///
+/// # Errors
+/// When a family cannot be encoded.
+pub fn account(snapshot: &Snapshot) -> Result<Page, page::Error> {
+    Ok(measured(snapshot)?.finish())
+}
+
+fn measured(snapshot: &Snapshot) -> Result<Writer, page::Error> {
+    let mut writer = Writer::default();
+    writer.write("energy", energy(snapshot))?;
+    writer.write("cpu", cpu(snapshot))?;
+    writer.write("ffmpeg", streams(snapshot))?;
+    Ok(writer)
 }
 
 fn energy(snapshot: &Snapshot) -> Vec<Family> {
@@ -474,8 +482,8 @@ mod tests {
     }
 
     fn page(snapshot: &Snapshot) -> String {
-        let page = exporter::page::render(families(snapshot, true)).unwrap();
-        String::from_utf8(page.to_vec()).unwrap()
+        let page = super::page(snapshot, true).unwrap();
+        String::from_utf8(page.text().to_vec()).unwrap()
     }
 
     fn error(snapshot: &Snapshot) -> f64 {

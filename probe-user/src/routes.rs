@@ -14,8 +14,12 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use bytes::Bytes;
-use exporter::{landing::Landing, page, program, server::Pages};
+use exporter::{
+    landing::Landing,
+    page::{self, Page},
+    program,
+    server::Pages,
+};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, oneshot};
 use tracing::error;
@@ -42,9 +46,9 @@ const MAX_MARKS: usize = 64;
 /// What was published last.
 struct Published {
     snapshot: Arc<Snapshot>,
-    metrics: Bytes,
-    usage: Bytes,
-    gpus: Bytes,
+    metrics: Arc<Page>,
+    usage: Arc<Page>,
+    gpus: Arc<Page>,
     at: Instant,
 }
 
@@ -53,6 +57,7 @@ pub struct Board {
     published: ArcSwapOption<Published>,
     tick: Duration,
     compat: bool,
+    collectors: Vec<&'static str>,
     marks: Semaphore,
     sampler: mpsc::Sender<Request>,
     /// Unix seconds.
@@ -60,24 +65,27 @@ pub struct Board {
 }
 
 impl Board {
-    /// An empty board. `tick` tells when data is stale; `compat` adds the names of the exporters we replace.
+    /// An empty board. `tick` tells when data is stale; `compat` adds the names of the exporters we replace;
+    /// `collectors` are those that are on.
     #[must_use]
-    pub fn new(tick: Duration, compat: bool, sampler: mpsc::Sender<Request>) -> Self {
+    pub fn new(tick: Duration, compat: bool, collectors: Vec<&'static str>, sampler: mpsc::Sender<Request>) -> Self {
         let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
-        Self { published: ArcSwapOption::empty(), tick, compat, marks: Semaphore::new(MAX_MARKS), sampler, started }
+        let (published, marks) = (ArcSwapOption::empty(), Semaphore::new(MAX_MARKS));
+        Self { published, tick, compat, collectors, marks, sampler, started }
     }
 
     /// Renders a snapshot, once, and shows it from now on.
     pub fn publish(&self, snapshot: Arc<Snapshot>) {
-        let render = |snapshot: &Snapshot| -> anyhow::Result<(Bytes, Bytes, Bytes)> {
-            Ok((
-                page::render(pages::families(snapshot, self.compat))?,
-                page::render(stats_page::families(snapshot, self.compat))?,
-                page::render(gpu_page::families(snapshot, self.compat))?,
-            ))
+        let render = |snapshot: &Snapshot| -> Result<[Arc<Page>; 3], page::Error> {
+            Ok([
+                pages::page(snapshot, self.compat)?,
+                page::render("stats", stats_page::families(snapshot, self.compat))?,
+                page::render("gpu", gpu_page::families(snapshot, self.compat))?,
+            ]
+            .map(Arc::new))
         };
         match render(&snapshot) {
-            Ok((metrics, usage, gpus)) => {
+            Ok([metrics, usage, gpus]) => {
                 self.published.store(Some(Arc::new(Published { snapshot, metrics, usage, gpus, at: Instant::now() })));
             }
             // The page before stays, grows stale and is reported so.
@@ -103,8 +111,19 @@ impl Board {
 }
 
 impl Pages for Board {
-    fn metrics(&self) -> Option<Bytes> {
+    fn page(&self) -> Option<Arc<Page>> {
         self.published.load().as_ref().map(|published| published.metrics.clone())
+    }
+
+    /// So that one port can be asked for everything.
+    fn pages(&self) -> Vec<Arc<Page>> {
+        let published = self.published.load();
+        let all = published.iter().flat_map(|shown| [shown.metrics.clone(), shown.usage.clone(), shown.gpus.clone()]);
+        all.collect()
+    }
+
+    fn collectors(&self) -> Vec<&'static str> {
+        self.collectors.clone()
     }
 
     fn unhealthy(&self) -> Option<String> {
@@ -180,8 +199,12 @@ impl Pages for Board {
 pub struct StatsPages(pub Arc<Board>);
 
 impl Pages for StatsPages {
-    fn metrics(&self) -> Option<Bytes> {
+    fn page(&self) -> Option<Arc<Page>> {
         self.0.published.load().as_ref().map(|published| published.usage.clone())
+    }
+
+    fn collectors(&self) -> Vec<&'static str> {
+        vec!["stats"]
     }
 
     fn unhealthy(&self) -> Option<String> {
@@ -225,8 +248,12 @@ impl Pages for StatsPages {
 pub struct GpuPages(pub Arc<Board>);
 
 impl Pages for GpuPages {
-    fn metrics(&self) -> Option<Bytes> {
+    fn page(&self) -> Option<Arc<Page>> {
         self.0.published.load().as_ref().map(|published| published.gpus.clone())
+    }
+
+    fn collectors(&self) -> Vec<&'static str> {
+        vec!["gpu"]
     }
 
     fn unhealthy(&self) -> Option<String> {

@@ -100,8 +100,7 @@ fn accountant(config: &Config, setup: Setup) -> Accountant {
 }
 
 fn replay(config: &Config) -> Result<Opened> {
-    let path = config.energy.replay.as_deref();
-    let path = path.context("--energy.source=replay plays a recording: name it with --replay.file=FILE")?;
+    let path = config.recording()?.context("no recording is wanted")?;
     let reader = Reader::open(path)?;
     let (origin, probe) = reader.recorded();
     let detail = format!(

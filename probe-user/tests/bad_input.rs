@@ -41,6 +41,92 @@ fn a_wrong_flag_or_value_ends_with_64_and_the_nearest_right_one() {
 }
 
 #[test]
+fn flags_win_over_the_environment_and_that_over_the_file_and_that_over_the_defaults() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("probe.toml");
+    let check = |text: &str, environment: Option<&str>, args: &[&str]| {
+        fs::write(&file, text).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_wattcast-probe"));
+        command.args(["--config.file", file.to_str().unwrap(), "--log.level=warn"]).args(args);
+        if let Some(port) = environment {
+            command.env("CPU_EXPORTER_PORT", port);
+        }
+        let out = command.output().unwrap();
+        (out.status.code(), String::from_utf8(out.stderr).unwrap(), String::from_utf8(out.stdout).unwrap())
+    };
+    let (code, said, shown) =
+        check("tick = \"2s\"\n[collector]\ncpu = false\n[web]\nmax_requests = 3", None, &["--config.check"]);
+    assert!(code == Some(0) && shown.contains("right"), "{said}");
+    // Which port was wanted shows where it cannot be had.
+    let [of_file, of_environment, of_line] = [(); 3].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+    let port = |taken: &TcpListener| taken.local_addr().unwrap().port().to_string();
+    let text = format!("port = {}\n[stats]\nport = 0", port(&of_file));
+    let flag = format!("--port={}", port(&of_line));
+    for (environment, args, wanted) in [
+        (None, &[][..], &of_file),
+        (Some(port(&of_environment)), &[], &of_environment),
+        (Some(port(&of_environment)), &[&*flag], &of_line),
+    ] {
+        let (code, said, _) = check(&text, environment.as_deref(), args);
+        assert!(code == Some(1) && said.contains(&format!("127.0.0.1:{}", port(wanted))), "{said}");
+    }
+    for (text, hint) in [
+        ("tik = \"1s\"", "did you mean tick?"),
+        ("[energy]\nsorce = \"perf\"", "energy.source"),
+        ("tick = \"1ms\"", "100ms to 30s"),
+        ("[energy.model]\nidle-watts = 1", "both, or neither"),
+        ("tick", "line 1"),
+    ] {
+        let (code, said, _) = check(text, None, &["--config.check"]);
+        assert!(code == Some(64) && said.contains(hint), "{text}: {said}");
+    }
+}
+
+#[test]
+fn the_shipped_configuration_is_right() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/probe/wattcast-probe.toml");
+    let (code, said) = run(&["--config.check", "--config.file", file.to_str().unwrap()]);
+    assert_eq!(code, Some(0), "{said}");
+}
+
+#[test]
+fn manual_and_completions_come_from_the_same_definitions() {
+    let print = |args: &[&str]| {
+        let out = Command::new(env!("CARGO_BIN_EXE_wattcast-probe")).args(args).output().unwrap();
+        assert!(out.status.success());
+        String::from_utf8(out.stdout).unwrap()
+    };
+    assert!(print(&["man"]).contains("\\-\\-web.telemetry\\-path"));
+    for shell in ["bash", "zsh", "fish"] {
+        assert!(print(&["completions", shell]).contains("web.config.file"), "{shell}");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    print(&["man", dir.path().to_str().unwrap()]);
+    assert!(dir.path().join("wattcast-probe.1").exists() && dir.path().join("wattcast-probe-doctor.1").exists());
+}
+
+#[test]
+fn who_listens_outward_without_a_password_is_warned() {
+    let log = |address: &str| {
+        let dir = tempfile::tempdir().unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_wattcast-probe"));
+        command.args([
+            "--energy.source=model",
+            "--no-collector.cpu",
+            "--no-collector.gpu",
+            "--web.listen-address",
+            address,
+        ]);
+        let mut program = xtask::program::Program::start("probe", &mut command, dir.path()).unwrap();
+        program.address(0).unwrap();
+        std::thread::sleep(Duration::from_millis(100));
+        program.log()
+    };
+    assert!(log("0.0.0.0:0").contains("SECURITY.md"));
+    assert!(!log("127.0.0.1:0").contains("SECURITY.md"));
+}
+
+#[test]
 fn a_taken_port_is_said_in_one_line() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();

@@ -131,6 +131,7 @@ fn the_documentation_lists_the_metrics_of_the_code() {
     exporter::docs::check(&file, "probe 9500", probe_user::metrics::DEFS).unwrap();
     exporter::docs::check(&file, "probe 9501", probe_user::STATS_DEFS).unwrap();
     exporter::docs::check(&file, "probe 9505", probe_user::GPU_DEFS).unwrap();
+    exporter::docs::check(&file, "refused", exporter::refused::DEFS).unwrap();
     let shared: Vec<_> = exporter::program::DEFS.iter().chain(exporter::process::DEFS).copied().collect();
     exporter::docs::check(&file, "every port", &shared).unwrap();
 }

@@ -650,7 +650,7 @@ fn a_recording_holds_gpus_and_gives_the_same_account_again() {
     };
     let text = account();
     assert_eq!(text, account());
-    let page = Page(xtask::api::parse(&text));
+    let page = Page(exporter::parse::parse(&text).unwrap().samples);
     let labels = [("container", guest.name()), ("zone", "gpu"), ("source", "replay")];
     let (given, all) =
         (page.get("wattcast_container_energy_joules_total", &labels), rest_of(&page, "wattcast_energy_joules_total"));

@@ -1,34 +1,24 @@
 //! Talking to the two programs as any other client would: their pages and their feed.
 
-use std::time::{Duration, Instant};
+use std::{
+    fs,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, bail};
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+pub use exporter::parse::Sample;
 use serde_json::Value;
-
-/// One sample of a metrics page.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Sample {
-    /// Its full name.
-    pub name: String,
-    /// Names and values, unescaped.
-    pub labels: Vec<(String, String)>,
-    /// Its value.
-    pub value: f64,
-}
-
-impl Sample {
-    /// A label's value; empty when the sample has no such label.
-    #[must_use]
-    pub fn label(&self, name: &str) -> &str {
-        self.labels.iter().find(|(known, _)| known == name).map_or("", |(_, value)| value)
-    }
-}
+use ureq::tls::{Certificate, ClientCert, PrivateKey, RootCerts, TlsConfig};
 
 /// A program by its base URL.
 #[derive(Clone, Debug)]
 pub struct Client {
     base: String,
     agent: ureq::Agent,
+    /// What `Authorization` says.
+    user: Option<String>,
 }
 
 impl Client {
@@ -39,7 +29,29 @@ impl Client {
             .timeout_global(Some(Duration::from_secs(5)))
             .http_status_as_error(false)
             .build();
-        Self { base: base.into(), agent: config.into() }
+        Self { base: base.into(), agent: config.into(), user: None }
+    }
+
+    /// The same over TLS, by an authority of one's own, as a user with a password, and with a certificate where one is given.
+    ///
+    /// # Errors
+    /// When a file cannot be read.
+    pub fn secure(base: &str, ca: &Path, user: Option<(&str, &str)>, own: Option<(&Path, &Path)>) -> Result<Self> {
+        let certificate =
+            |file: &Path| -> Result<Certificate<'static>> { Ok(Certificate::from_pem(&fs::read(file)?)?) };
+        let mut tls = TlsConfig::builder().root_certs(RootCerts::new_with_certs(&[certificate(ca)?]));
+        if let Some((cert, key)) = own {
+            let key = PrivateKey::from_pem(&fs::read(key)?)?;
+            tls = tls.client_cert(Some(ClientCert::new_with_certs(&[certificate(cert)?], key)));
+        }
+        let config = ureq::Agent::config_builder()
+            .timeout_global(Some(Duration::from_secs(5)))
+            .http_status_as_error(false)
+            .tls_config(tls.build())
+            .build();
+        let user =
+            user.map(|(name, password)| format!("Basic {}", BASE64_STANDARD.encode(format!("{name}:{password}"))));
+        Ok(Self { base: base.to_owned(), agent: config.into(), user })
     }
 
     /// The full URL of a path.
@@ -65,9 +77,42 @@ impl Client {
     /// # Errors
     /// When there is no answer.
     pub fn get(&self, path: &str) -> Result<(u16, String)> {
+        let (status, _, body) = self.get_as(path, "*/*")?;
+        Ok((status, body))
+    }
+
+    /// Status, content type and body behind a path, for whoever takes something else than the usual.
+    ///
+    /// # Errors
+    /// When there is no answer.
+    pub fn get_as(&self, path: &str, accept: &str) -> Result<(u16, String, String)> {
         let url = self.url(path);
-        let mut reply = self.agent.get(&url).call().with_context(|| url.clone())?;
-        Ok((reply.status().as_u16(), reply.body_mut().read_to_string().context(url)?))
+        let mut request = self.agent.get(&url).header("Accept", accept);
+        if let Some(user) = &self.user {
+            request = request.header("Authorization", user);
+        }
+        let mut reply = request.call().with_context(|| url.clone())?;
+        let kind =
+            reply.headers().get("content-type").and_then(|kind| kind.to_str().ok()).unwrap_or_default().to_owned();
+        Ok((reply.status().as_u16(), kind, reply.body_mut().read_to_string().context(url)?))
+    }
+
+    /// Asks for `/metrics` as Prometheus does, in OpenMetrics and compressed; gives the bytes that came, which are not looked at.
+    ///
+    /// # Errors
+    /// When there is no answer, or one that is no page.
+    pub fn scrape(&self) -> Result<usize> {
+        let url = self.url("/metrics");
+        let mut request = self.agent.get(&url).header("Accept", "application/openmetrics-text;version=1.0.0");
+        request = request.header("Accept-Encoding", "gzip");
+        if let Some(user) = &self.user {
+            request = request.header("Authorization", user);
+        }
+        let mut reply = request.call().with_context(|| url.clone())?;
+        if reply.status() != 200 {
+            bail!("{url}: {}", reply.status());
+        }
+        Ok(reply.body_mut().read_to_vec().context(url)?.len())
     }
 
     /// The JSON behind a path.
@@ -93,7 +138,7 @@ impl Client {
     /// # Errors
     /// As [`Client::text`].
     pub fn metrics(&self) -> Result<Vec<Sample>> {
-        Ok(parse(&self.text("/metrics")?))
+        Ok(exporter::parse::parse(&self.text("/metrics")?)?.samples)
     }
 
     /// Waits until the program answers; `alive` says whether that makes sense still.
@@ -110,52 +155,5 @@ impl Client {
             std::thread::sleep(Duration::from_millis(5));
         }
         Ok(())
-    }
-}
-
-/// Samples of a page in the text format; what is none is passed over.
-#[must_use]
-pub fn parse(page: &str) -> Vec<Sample> {
-    page.lines().filter(|line| !line.starts_with('#')).filter_map(sample).collect()
-}
-
-fn sample(line: &str) -> Option<Sample> {
-    let (id, value) = line.rsplit_once(' ')?;
-    let value = value.parse().ok()?;
-    let Some((name, labels)) = id.split_once('{') else {
-        return Some(Sample { name: id.to_owned(), labels: Vec::new(), value });
-    };
-    let mut rest = labels.strip_suffix('}')?;
-    let mut all = Vec::new();
-    while !rest.is_empty() {
-        let (label, tail) = rest.split_once("=\"")?;
-        let mut text = String::new();
-        let mut chars = tail.char_indices();
-        let end = loop {
-            match chars.next()? {
-                (at, '"') => break at,
-                (_, '\\') => text.push(match chars.next()?.1 {
-                    'n' => '\n',
-                    other => other,
-                }),
-                (_, other) => text.push(other),
-            }
-        };
-        all.push((label.to_owned(), text));
-        rest = tail[end + 1..].trim_start_matches(',');
-    }
-    Some(Sample { name: name.to_owned(), labels: all, value })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn samples_are_read_with_their_labels_unescaped() {
-        let all = parse("# HELP a b\na 1\nb{x=\"1\",y=\"a \\\"q\\\" \\\\ \\n, }\"} 2.5\nnonsense\n");
-        assert_eq!(all.len(), 2);
-        assert_eq!((&*all[0].name, all[0].value), ("a", 1.0));
-        assert_eq!((all[1].label("x"), all[1].label("y"), all[1].label("z")), ("1", "a \"q\" \\ \n, }", ""));
     }
 }

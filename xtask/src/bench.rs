@@ -16,7 +16,8 @@ use crate::{
     build_ebpf, cgroup,
     program::{Program, die_with_us},
     results_bench,
-    shell::{is_root, output, root, step, target, which},
+    shell::{self, is_root, output, root, step, target, which},
+    web_bench,
 };
 
 const STARTS: usize = 7;
@@ -45,6 +46,8 @@ enum What {
     Cpu,
     /// The analysis service with many files, and with many scenarios
     Results,
+    /// A hundred scrapers on a port of each program
+    Web,
 }
 
 /// Builds the shipped binaries, measures them and prints a table.
@@ -55,6 +58,9 @@ pub fn bench(args: &Bench) -> Result<()> {
     if args.what == What::Results {
         return results_bench::bench();
     }
+    if args.what == What::Web {
+        return web_bench::bench(args.seconds);
+    }
     if !is_root() {
         bail!("this needs root: the probe's kernel side is part of what is measured");
     }
@@ -62,13 +68,7 @@ pub fn bench(args: &Bench) -> Result<()> {
     if args.what == What::Cpu {
         return cpu();
     }
-    let done = Command::new("cargo")
-        .args(["build", "--release", "--quiet", "--package", "probe-user", "--package", "analysis"])
-        .current_dir(root())
-        .status()?;
-    if !done.success() {
-        bail!("the build failed");
-    }
+    shell::release(&["probe-user", "analysis"])?;
     let reading = readings()?;
     step("what GPUs cost");
     // A library that takes no time of its own to speak of stands in for NVIDIA's; what it takes is told apart.

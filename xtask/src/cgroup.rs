@@ -47,15 +47,20 @@ impl Cgroup {
         Ok(Self { dir })
     }
 
-    /// Lets `command` begin its life in here.
+    /// Lets `command` begin its life in here. It sleeps for a moment first: the slice in which a task moves is charged to the cgroup
+    /// in which it ends by the probe, and by the kernel from its last look (`update_curr` after `css_set_move_task`, 6.18
+    /// kernel/cgroup/cgroup.c), so what ran before must not be in that slice if the two are to be held against each other.
     ///
     /// # Errors
     /// When the cgroup is gone.
     pub fn enter(&self, command: &mut Command) -> Result<()> {
         let procs = fs::OpenOptions::new().write(true).open(self.dir.join("cgroup.procs"))?;
-        // SAFETY: one write of a literal to a descriptor that was opened before the fork.
+        // SAFETY: a sleep and a write of a literal to a descriptor that was opened before the fork: both are async-signal-safe.
         unsafe {
-            command.pre_exec(move || (&procs).write_all(b"0"));
+            command.pre_exec(move || {
+                std::thread::sleep(Duration::from_micros(1));
+                (&procs).write_all(b"0")
+            });
         }
         Ok(())
     }

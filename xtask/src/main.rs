@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{bench, build_ebpf, sim, test, up, vm};
+use xtask::{bench, build_ebpf, check_dashboards, dist, generate, pictures, sim, test, up, vm};
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", about = "Build, run, test and measure Wattcast")]
@@ -24,6 +24,14 @@ enum Command {
     BuildEbpf,
     /// Write a RAPL tree whose energy follows this machine's load, for machines that have none
     SimRapl(sim::SimRapl),
+    /// Write the files that are made from descriptions: dashboards, scrape configurations, data sources
+    Generate,
+    /// Run every query of every dashboard and rule against a real Prometheus and a real VictoriaMetrics that hold real and recorded data
+    CheckDashboards,
+    /// Draw every dashboard into docs/pictures, with Grafana's own panel code in a browser. Needs root, Node and Chromium
+    Pictures(pictures::Pictures),
+    /// Build both programs for x86_64 and aarch64, as archives and as Debian packages
+    Dist(dist::Dist),
     /// Boot other kernels in QEMU, with two sockets and with two threads a core, and run the probe there
     VmTest,
 }
@@ -35,6 +43,10 @@ fn main() -> ExitCode {
         Command::Bench(args) => bench::bench(&args),
         Command::BuildEbpf => build_ebpf::build_ebpf().map(|_| ()),
         Command::SimRapl(args) => sim::sim_rapl(&args),
+        Command::Generate => generate::write(),
+        Command::CheckDashboards => check_dashboards::check_dashboards(),
+        Command::Pictures(args) => pictures::pictures(&args),
+        Command::Dist(args) => dist::dist(&args),
         Command::VmTest => vm::vm_test(),
     };
     match done {

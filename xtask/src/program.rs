@@ -74,13 +74,26 @@ impl Program {
     /// # Errors
     /// When it ends first, or says nothing.
     pub fn client_of(&mut self, port: usize) -> Result<Client> {
+        let client = Client::new(self.address(port)?);
+        client.wait(Duration::from_secs(20), || self.alive())?;
+        Ok(client)
+    }
+
+    /// The URL of one of the addresses that it says it listens on, without a / at its end.
+    ///
+    /// # Errors
+    /// When it ends first, or says nothing.
+    pub fn address(&mut self, port: usize) -> Result<String> {
         let end = Instant::now() + Duration::from_secs(20);
         loop {
             let log = self.log();
-            if let Some(url) = log.lines().filter_map(|line| Some(line.split_once("listening on ")?.1)).nth(port) {
-                let client = Client::new(url.trim_end_matches('/'));
-                client.wait(Duration::from_secs(20), || self.alive())?;
-                return Ok(client);
+            let address = |line: &'_ str| {
+                let (_, rest) = line.split_once("listening on ")?;
+                // In logfmt the message ends with a quote, and so does it in JSON.
+                Some(rest.split('"').next().unwrap_or_default().trim_end_matches('/').to_owned())
+            };
+            if let Some(url) = log.lines().filter_map(address).nth(port) {
+                return Ok(url);
             }
             self.alive()?;
             if Instant::now() > end {

@@ -15,7 +15,7 @@ use anyhow::{Context, Result, bail};
 use crate::{
     api::Client,
     program::Program,
-    shell::{root, step, target},
+    shell::{self, step, target},
 };
 
 const STARTS: usize = 5;
@@ -36,13 +36,7 @@ struct Cost {
 /// # Errors
 /// When it cannot be built or does not run.
 pub(crate) fn bench() -> Result<()> {
-    let done = Command::new("cargo")
-        .args(["build", "--release", "--quiet", "--package", "analysis"])
-        .current_dir(root())
-        .status()?;
-    if !done.success() {
-        bail!("the build failed");
-    }
+    shell::release(&["analysis"])?;
     let dir = tempfile::tempdir()?;
     let (files, scenarios) = (dir.path().join("files"), dir.path().join("scenarios"));
     step("writing 10,000 files of 4 scenarios, and one of 240 with 118 sets of labels");

@@ -22,6 +22,34 @@ pub fn target() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
 }
 
+/// Builds programs of this workspace as they are shipped; gives their directory.
+///
+/// # Errors
+/// When the build fails.
+pub fn release(packages: &[&str]) -> Result<PathBuf> {
+    build(packages, &["--release"])?;
+    Ok(target().join("release"))
+}
+
+/// Builds them as tests have them.
+///
+/// # Errors
+/// When the build fails.
+pub fn debug(packages: &[&str]) -> Result<PathBuf> {
+    build(packages, &[])?;
+    Ok(target().join("debug"))
+}
+
+fn build(packages: &[&str], flags: &[&str]) -> Result<()> {
+    let mut cargo = Command::new("cargo");
+    cargo.args(["build", "--quiet"]).args(flags).current_dir(root());
+    cargo.args(packages.iter().flat_map(|package| ["--package", package]));
+    if !cargo.status().context("cannot run cargo")?.success() {
+        bail!("the build failed");
+    }
+    Ok(())
+}
+
 /// Says one step of a longer job.
 pub fn step(what: impl AsRef<str>) {
     eprintln!("  {}", what.as_ref());

@@ -47,6 +47,10 @@ pub struct SimRapl {
     /// Joules after which a counter starts again at zero; small ones show wraps
     #[arg(long, value_name = "JOULES", default_value_t = 262_143.328_85)]
     range: f64,
+
+    /// Also write core, uncore and dram of each package, as fixed parts of it, and psys over all
+    #[arg(long)]
+    parts: bool,
 }
 
 /// Runs until Ctrl-C.
@@ -55,7 +59,13 @@ pub struct SimRapl {
 /// When the tree cannot be written.
 pub fn sim_rapl(args: &SimRapl) -> Result<()> {
     stop::catch_signals();
-    let spec = Spec { packages: args.packages, idle: args.idle, busy: args.busy.clone(), range: args.range };
+    let spec = Spec {
+        packages: args.packages,
+        idle: args.idle,
+        busy: args.busy.clone(),
+        range: args.range,
+        parts: args.parts,
+    };
     let simulator = Simulator::start(&args.dir, &spec)?;
     eprintln!("A simulated RAPL under {}; nothing in it was measured. In another terminal:", args.dir.display());
     eprintln!("  wattcast-probe --path.sysfs={}", simulator.sysfs().display());
@@ -78,11 +88,18 @@ pub struct Spec {
     pub busy: Vec<f64>,
     /// Joules after which a counter wraps.
     pub range: f64,
+    /// Whether there are zones beside the packages.
+    pub parts: bool,
 }
+
+/// What else a package shows, in thousandths of it: core and uncore are inside, memory stands beside it.
+const PARTS: [(&str, u128); 3] = [("core", 700), ("uncore", 100), ("dram", 150)];
+/// Thousandths of all packages that the whole platform takes.
+const PLATFORM: u128 = 1400;
 
 impl Default for Spec {
     fn default() -> Self {
-        Self { packages: None, idle: 8.0, busy: vec![12.0], range: 262_143.328_85 }
+        Self { packages: None, idle: 8.0, busy: vec![12.0], range: 262_143.328_85, parts: false }
     }
 }
 
@@ -94,10 +111,35 @@ pub struct Simulator {
 }
 
 struct Package {
-    file: File,
+    zones: Vec<Zone>,
     cpus: Vec<usize>,
     busy_nw: u128,
     energy_nj: u128,
+}
+
+/// A counter that shows so many thousandths of an energy.
+struct Zone {
+    file: File,
+    milli: u128,
+}
+
+impl Zone {
+    fn make(dir: &Path, name: &str, range_nj: u128, milli: u128) -> Result<Self> {
+        write(&dir.join("name"), name)?;
+        write(&dir.join("enabled"), "1")?;
+        write(&dir.join("max_energy_range_uj"), &(range_nj / 1000).to_string())?;
+        let energy = dir.join("energy_uj");
+        write(&energy, &format!("{:<15}", 0))?;
+        Ok(Self { file: fs::OpenOptions::new().write(true).open(&energy)?, milli })
+    }
+
+    fn show(&self, energy_nj: u128, range_nj: u128) -> Result<()> {
+        // The hardware shows whole steps, and starts again at zero after the last.
+        let shown = energy_nj * self.milli / 1000 / STEP_NJ * STEP_NJ % (range_nj + STEP_NJ) / 1000;
+        // One write, always of one length, so that no reader finds an empty or a shorter file.
+        self.file.write_all_at(format!("{shown:<15}\n").as_bytes(), 0)?;
+        Ok(())
+    }
 }
 
 impl Simulator {
@@ -141,22 +183,30 @@ impl Simulator {
         let mut running = Vec::new();
         for (at, (package, cpus)) in packages.into_iter().enumerate() {
             let zone = sysfs.join(format!("class/powercap/intel-rapl:{at}"));
-            write(&zone.join("name"), &format!("package-{package}"))?;
-            write(&zone.join("enabled"), "1")?;
-            write(&zone.join("max_energy_range_uj"), &(range_nj / 1000).to_string())?;
+            let mut zones = vec![Zone::make(&zone, &format!("package-{package}"), range_nj, 1000)?];
+            if spec.parts {
+                for (number, (name, milli)) in PARTS.iter().enumerate() {
+                    let dir = sysfs.join(format!("class/powercap/intel-rapl:{at}:{number}"));
+                    zones.push(Zone::make(&dir, name, range_nj, *milli)?);
+                }
+            }
             let busy = spec.busy.get(at).or(spec.busy.last()).copied().unwrap_or(0.0);
             let limit = (spec.idle + busy * cpus.len() as f64) * 2.0 + 10.0;
             write(&zone.join("constraint_0_power_limit_uw"), &(nano(limit) / 1000).to_string())?;
-            let energy = zone.join("energy_uj");
-            write(&energy, &format!("{:<15}", 0))?;
-            let file = fs::OpenOptions::new().write(true).open(&energy)?;
-            running.push(Package { file, cpus, busy_nw: nano(busy), energy_nj: 0 });
+            running.push(Package { zones, cpus, busy_nw: nano(busy), energy_nj: 0 });
         }
+        let platform = match spec.parts {
+            true => {
+                let dir = sysfs.join(format!("class/powercap/intel-rapl:{}", running.len()));
+                Some(Zone::make(&dir, "psys", range_nj, PLATFORM)?)
+            }
+            false => None,
+        };
         let (stop, idle_nw) = (Arc::new(AtomicBool::new(false)), nano(spec.idle));
         let stopped = stop.clone();
         let thread = thread::Builder::new()
             .name("sim-rapl".into())
-            .spawn(move || drive(running, idle_nw, range_nj, &stopped))?;
+            .spawn(move || drive(running, platform.as_ref(), idle_nw, range_nj, &stopped))?;
         Ok(Self { sysfs, stop, thread: Some(thread) })
     }
 
@@ -187,7 +237,13 @@ impl Drop for Simulator {
     }
 }
 
-fn drive(mut packages: Vec<Package>, idle_nw: u128, range_nj: u128, stop: &AtomicBool) -> Result<()> {
+fn drive(
+    mut packages: Vec<Package>,
+    platform: Option<&Zone>,
+    idle_nw: u128,
+    range_nj: u128,
+    stop: &AtomicBool,
+) -> Result<()> {
     let hertz = hertz();
     let mut last = busy_ns(&stat()?, hertz);
     let mut busy = last.clone();
@@ -210,10 +266,12 @@ fn drive(mut packages: Vec<Package>, idle_nw: u128, range_nj: u128, stop: &Atomi
             };
             let grown = u128::from(ran(&busy).saturating_sub(ran(&last)));
             package.energy_nj += (idle_nw * ns + package.busy_nw * grown) / 1_000_000_000;
-            // The hardware shows whole steps, and starts again at zero after the last.
-            let shown = package.energy_nj / STEP_NJ * STEP_NJ % (range_nj + STEP_NJ) / 1000;
-            // One write, always of one length, so that no reader finds an empty or a shorter file.
-            package.file.write_all_at(format!("{shown:<15}\n").as_bytes(), 0)?;
+            for zone in &package.zones {
+                zone.show(package.energy_nj, range_nj)?;
+            }
+        }
+        if let Some(platform) = platform {
+            platform.show(packages.iter().map(|package| package.energy_nj).sum(), range_nj)?;
         }
         last.clone_from(&busy);
     }
@@ -261,7 +319,7 @@ mod tests {
     fn a_tree_of_two_sockets_counts_at_least_its_idle_power_and_wraps() {
         let dir = tempfile::tempdir().unwrap();
         // 400 W of a range of 20 J: it comes round twenty times a second.
-        let spec = Spec { packages: Some(2), idle: 400.0, busy: vec![3.0, 1.0], range: 20.0 };
+        let spec = Spec { packages: Some(2), idle: 400.0, busy: vec![3.0, 1.0], range: 20.0, parts: false };
         let simulator = Simulator::start(dir.path(), &spec).unwrap();
         let energy = || -> u64 {
             let text = fs::read_to_string(simulator.sysfs().join("class/powercap/intel-rapl:0/energy_uj")).unwrap();

@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 use crate::{
-    build_ebpf,
+    build_ebpf, check_dashboards,
     program::die_with_us,
     shell::{is_root, output, root, step, target, which},
 };
@@ -44,6 +44,12 @@ pub fn test() -> Result<()> {
     eprintln!("Tests");
     let start = Instant::now();
     outcome.cargo_test()?;
+    eprintln!("Dashboards");
+    match check_dashboards::check() {
+        Ok(Ok(())) => outcome.passed += 1,
+        Ok(Err(why)) => outcome.skip(&format!("dashboards: {why}")),
+        Err(error) => outcome.report("cargo xtask check-dashboards", Err(error)),
+    }
     eprintln!();
     eprintln!(
         "{} passed, {} failed, {} skipped in {:.0} s",

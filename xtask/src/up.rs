@@ -102,7 +102,7 @@ pub fn up(args: &Up) -> Result<()> {
     println!("  probe     {}          metrics on /metrics, log in {}", probe_client.url("/"), log.display());
     println!("  analysis  {}          results of {}", analysis_client.url("/"), results.display());
     let (usage, streams, rtmp) = (probe.client_of(1)?, analysis.client_of(1)?, analysis.client_of(2)?);
-    let (quality, cost) = (analysis.client_of(3)?, analysis.client_of(4)?);
+    let (quality, cost, health) = (analysis.client_of(3)?, analysis.client_of(4)?, analysis.client_of(5)?);
     println!("  quality   {}          what the pictures are worth, where a file has scores", quality.url("/"));
     println!("  cost      {}          what runs cost, and what energy costs now", cost.url("/"));
     println!("  usage     {}          memory, network and block I/O of containers", usage.url("/"));
@@ -115,6 +115,7 @@ pub fn up(args: &Up) -> Result<()> {
     let port = streams.url("").rsplit(':').next().unwrap_or_default().to_owned();
     println!("  streams   {}          ffmpeg -progress udp://127.0.0.1:{port}/NAME …", streams.url("/"));
     println!("  RTMP      {}          nginx's /stat", rtmp.url("/"));
+    println!("  health    {}          is every exporter there, and its data of now?", health.url("/"));
     println!();
 
     if args.demo {
@@ -136,7 +137,7 @@ pub fn up(args: &Up) -> Result<()> {
 }
 
 /// A board like a small server card, on which every ffmpeg uses a third of the encoder.
-const FAKE_GPU: &str = "\
+pub(crate) const FAKE_GPU: &str = "\
 # Read again whenever it changes; fake-nvml/src/scenario.rs says what can stand here.
 [[gpu]]
 name = \"T4\"

@@ -17,7 +17,7 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::{
     build_ebpf,
     program::die_with_us,
-    shell::{output, packages, root, step, target, which},
+    shell::{self, output, packages, step, target, which},
 };
 
 /// Debian's kernels for guests: the release's own, and the newer one beside it.
@@ -80,10 +80,11 @@ look() {
             echo "VM $1 $tier $name before $(grep usage_usec /sys/fs/cgroup/$name/cpu.stat | cut -d' ' -f2)"
         done
         wget -qO /dev/null --post-data='' http://127.0.0.1:$port/api/v1/mark
+        # Before the kernel is asked again: a tick may come between the mark and the page.
+        wget -qO /tmp/page http://127.0.0.1:$port/metrics
         for name in one two; do
             echo "VM $1 $tier $name after $(grep usage_usec /sys/fs/cgroup/$name/cpu.stat | cut -d' ' -f2)"
         done
-        wget -qO /tmp/page http://127.0.0.1:$port/metrics
         grep -E '^wattcast_(source_up.source="jobs"|stream_energy|container_cpu_seconds|conservation|cpu_source_info|cpu_intervals|container_context|container_runqueue_wait_seconds_(sum|count))' /tmp/page |
             while read -r line; do echo "VM $1 $tier page $line"; done
         port=$((port+1))
@@ -118,11 +119,7 @@ pub fn vm_test() -> Result<()> {
         )?;
     }
     build_ebpf::build_ebpf()?;
-    let built = Command::new("cargo")
-        .args(["build", "--release", "--quiet", "--package", "probe-user"])
-        .current_dir(root())
-        .status()?;
-    ensure!(built.success(), "the build failed");
+    shell::release(&["probe-user"])?;
     let dir = target().join("vm");
     fs::create_dir_all(&dir)?;
     let initramfs = dir.join("initramfs.cpio");

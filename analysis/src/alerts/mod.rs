@@ -5,6 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use exporter::file::{read_whole, replace};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -14,7 +15,6 @@ use crate::{
     cost::{budget::Standing, money::float},
     energy::Energy,
     figures::{Entry, Model, timestamp},
-    file::{read_whole, replace},
     qoe::experience,
 };
 

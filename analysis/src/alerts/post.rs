@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use hmac::{Hmac, Mac as _};
+use hmac::{Hmac, KeyInit as _, Mac as _};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -18,10 +18,9 @@ use sha2::{Digest as _, Sha256};
 use tracing::{info, warn};
 
 use super::{Alert, MAX_STATE, hex};
-use crate::{
-    client::{Access, Client, Failed, secret},
-    file::{read_whole, replace},
-};
+use exporter::file::{read_whole, replace};
+
+use crate::client::{Access, Client, Failed, secret};
 
 /// Longest that a receiver may take.
 const TIMEOUT: Duration = Duration::from_secs(10);

@@ -15,10 +15,9 @@ use serde_json::Value;
 use tracing::warn;
 
 use super::money::{Amount, decimal};
-use crate::{
-    client::{Access, Client, Failed, secret, would_tell},
-    file::read_whole,
-};
+use exporter::file::read_whole;
+
+use crate::client::{Access, Client, Failed, secret, would_tell};
 
 /// Largest file; a line for each hour of ten years is an eighth of it.
 const MAX_FILE: u64 = 16 << 20;

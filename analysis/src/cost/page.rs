@@ -11,7 +11,8 @@ use rust_decimal::Decimal;
 
 use super::{Cost, Origin, Prices, budget::Standing, money::float};
 use crate::{
-    columns::spread,
+    cells::is_whole,
+    columns::{Across, across, repeated, spread},
     figures::{Entry, Model},
 };
 
@@ -21,6 +22,13 @@ static AMOUNT: Def = Def::gauge(
     "wattcast_cost_amount",
     &["scenario", "bitrate", "encoder", "run", "currency", "part"],
     "What a scenario cost, in units of the currency. part: energy, compute, gpu, total; the total is absent while a part of it is not known.",
+);
+static CELL: Across = across!(
+    ["scenario", "bitrate", "encoder", "run", "currency", "part"],
+    "wattcast_cell_cost_amount",
+    "What a configuration cost, in units of the currency, the mean over its repeats. part: as of wattcast_cost_amount.",
+    "wattcast_cell_cost_interval_amount",
+    "The 95 % interval of that mean (Student's), in units of the currency; prices are taken as exact. bound: low, high."
 );
 static PER: Def = Def::gauge(
     "wattcast_cost_per_unit_amount",
@@ -149,8 +157,10 @@ static SEEDS: &[(&Def, Part)] = &[
 /// Every metric of this page, for the documentation.
 #[must_use]
 pub fn defs() -> Vec<&'static Def> {
-    let all: [&Def; 23] = [
+    let all: [&Def; 25] = [
         &AMOUNT,
+        CELL.mean,
+        CELL.interval,
         &PER,
         &CARBON,
         &PRICE,
@@ -218,6 +228,14 @@ pub fn families<'a>(model: &'a Model, prices: &'a Prices) -> impl Iterator<Item 
             into(amount, &mut |currency, value| push(&[currency, part], value));
         }
     });
+    let of_cells = repeated(model, &CELL, |entry, push| {
+        if !is_whole(entry) {
+            return;
+        }
+        for (part, amount) in parts(&entry.cost) {
+            into(amount, &mut |currency, value| push(&[currency, part], value));
+        }
+    });
     let per = spread(model, &PER, |entry, push| {
         for (unit, delivered) in units(entry) {
             into(entry.cost.per(delivered), &mut |currency, value| push(&[currency, unit], value));
@@ -231,7 +249,7 @@ pub fn families<'a>(model: &'a Model, prices: &'a Prices) -> impl Iterator<Item 
     let seeds = SEEDS.iter().map(move |(def, part)| {
         spread(model, def, |entry, push| into(part(entry), &mut |currency, value| push(&[currency], value)))
     });
-    [amount, per, carbon].into_iter().chain(seeds)
+    [amount].into_iter().chain(of_cells).chain([per, carbon]).chain(seeds)
 }
 
 /// The part of the page that changes by itself.

@@ -60,6 +60,10 @@ pub struct Settings {
     pub reach: Option<String>,
     /// Authorities.
     pub ca_file: Option<std::path::PathBuf>,
+    /// What we show, where it wants a certificate.
+    pub cert_file: Option<std::path::PathBuf>,
+    /// Its key.
+    pub key_file: Option<std::path::PathBuf>,
     /// For basic auth.
     pub username: Option<String>,
     /// Its password.
@@ -76,6 +80,8 @@ impl Settings {
     pub fn access(&self) -> Access {
         Access {
             ca_file: self.ca_file.clone(),
+            cert_file: self.cert_file.clone(),
+            key_file: self.key_file.clone(),
             username: self.username.clone(),
             password_file: self.password_file.clone(),
             bearer_token_file: self.bearer_token_file.clone(),

@@ -244,7 +244,8 @@ impl OnHost {
 }
 
 /// What this machine is called.
-fn this_host() -> Option<String> {
+#[must_use]
+pub fn this_host() -> Option<String> {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").ok()?;
     Some(name.trim().to_owned()).filter(|name| !name.is_empty())
 }

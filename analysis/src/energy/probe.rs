@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use super::{Energy, Joules, Refused, Scope, Way, merged};
 use crate::{
-    client::{Access, Client, Failed},
+    client::{Access, Client, Failed, Reply},
     streams::names::Jobs,
 };
 
@@ -17,41 +17,97 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 const MAX_ANSWER: u64 = 16 << 20;
 
 /// The parts of the probe's answer that are used here.
-#[derive(Deserialize)]
-struct Answer {
-    accounts: Vec<Account>,
-    containers: Vec<Container>,
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub struct Answer {
+    /// By accounting root; no joule is in two.
+    pub accounts: Vec<Account>,
+    /// Who used something.
+    pub containers: Vec<Container>,
 }
 
-#[derive(Deserialize)]
-struct Account {
-    package: String,
-    zone: String,
-    source: String,
-    measured_joules: f64,
-    edge_error_joules: f64,
-    missing_seconds: f64,
+/// Joules of the host from one accounting root.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub struct Account {
+    /// As the label `package`.
+    pub package: String,
+    /// As the label `zone`.
+    pub zone: String,
+    /// How they were obtained.
+    pub source: String,
+    /// All of it.
+    pub measured_joules: f64,
+    /// The most that the edges can have added.
+    pub edge_error_joules: f64,
+    /// Time for which the source gave nothing.
+    pub missing_seconds: f64,
 }
 
-#[derive(Deserialize)]
-struct Container {
-    container: String,
-    id: String,
-    energy: Vec<Given>,
+/// What one container used.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub struct Container {
+    /// Its name.
+    pub container: String,
+    /// As the label `id`.
+    pub id: String,
+    /// By root.
+    pub energy: Vec<Given>,
+    /// By package.
     #[serde(default)]
-    cpu: Vec<Cpu>,
+    pub cpu: Vec<Cpu>,
+}
+
+impl Container {
+    /// By name, by the id that the probe shows, or by the full id of which that is the beginning.
+    #[must_use]
+    pub fn is(&self, wanted: &str) -> bool {
+        let full = wanted.len() == 64 && self.id.len() == 12 && wanted.starts_with(&self.id);
+        self.container == wanted || self.id == wanted || full
+    }
+}
+
+/// CPU time on one package.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub struct Cpu {
+    /// CPU seconds.
+    pub seconds: f64,
+}
+
+/// Joules of a container from one root.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub struct Given {
+    /// As the label `package`.
+    #[serde(default)]
+    pub package: String,
+    /// As the label `zone`.
+    #[serde(default)]
+    pub zone: String,
+    /// How they were obtained.
+    pub source: String,
+    /// Dynamic energy.
+    pub joules: f64,
+    /// The most that the edges can have added.
+    pub edge_error_joules: f64,
+    /// By how much they may be off; nothing where nobody can say.
+    #[serde(default)]
+    pub uncertainty_joules: Option<f64>,
+}
+
+/// How one of the probe's sources stands.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub struct Standing {
+    /// `powercap`, `cpu`, …
+    pub source: String,
+    /// `usable`, `absent`, `denied`, `broken`.
+    pub state: String,
+    /// What it offers, or what to do.
+    pub detail: String,
+    /// Whether the probe's configuration counts on it.
+    pub wanted: bool,
 }
 
 #[derive(Deserialize)]
-struct Cpu {
-    seconds: f64,
-}
-
-#[derive(Deserialize)]
-struct Given {
-    source: String,
-    joules: f64,
-    edge_error_joules: f64,
+struct Mark {
+    time: f64,
 }
 
 #[derive(Deserialize)]
@@ -120,8 +176,48 @@ impl Probe {
     /// # Errors
     /// When the probe cannot be asked, or refuses; a partial answer of the probe is a refusal here.
     pub fn window(&self, start: f64, end: f64, container: Option<&str>) -> Result<Energy, Refused> {
+        energy(&self.answer(start, end)?, end - start, container)
+    }
+
+    /// Asks for the joules of a window, of everybody, as the probe says it.
+    ///
+    /// # Errors
+    /// When the probe cannot be asked, or refuses.
+    pub fn answer(&self, start: f64, end: f64) -> Result<Answer, Refused> {
         let query = [("start", &*start.to_string()), ("end", &*end.to_string())];
-        let reply = self.client.get("/api/v1/window", &query).map_err(Self::unreachable)?;
+        self.read(self.client.get("/api/v1/window", &query))
+    }
+
+    /// Asks for a tick now: an exact edge of a window, in unix seconds.
+    ///
+    /// # Errors
+    /// When the probe cannot be asked, or takes none.
+    pub fn mark(&self) -> Result<f64, Refused> {
+        let mark: Mark = self.read(self.client.post("/api/v1/mark", &[], &[]))?;
+        Ok(mark.time)
+    }
+
+    /// Asks how its sources stand.
+    ///
+    /// # Errors
+    /// When the probe cannot be asked.
+    pub fn sources(&self) -> Result<Vec<Standing>, Refused> {
+        self.read(self.client.get("/api/v1/sources", &[]))
+    }
+
+    /// Watts of the machine by its last tick: packages, their memory and GPUs. Nothing where none are shown. A look changes nothing.
+    #[must_use]
+    pub fn watts(&self) -> Option<f64> {
+        let reply = self.client.get("/metrics", &[]).ok().filter(|reply| reply.status == 200)?;
+        let page = exporter::parse::parse(std::str::from_utf8(&reply.body).ok()?).ok()?;
+        let roots = page.samples.iter().filter(|sample| {
+            sample.name == "wattcast_power_watts" && ["package", "dram", "gpu"].contains(&sample.label("zone"))
+        });
+        roots.map(|sample| sample.value).reduce(|sum, watts| sum + watts)
+    }
+
+    fn read<T: serde::de::DeserializeOwned>(&self, reply: Result<Reply, Failed>) -> Result<T, Refused> {
+        let reply = reply.map_err(Self::unreachable)?;
         let (status, base) = (reply.status, self.client.shown());
         if status != 200 {
             return Err(match serde_json::from_slice::<Problem>(&reply.body) {
@@ -130,34 +226,41 @@ impl Probe {
                 Err(_) => Self::unreachable(format!("{base}: answered {status}; is that a Wattcast probe?")),
             });
         }
-        let answer: Answer = serde_json::from_slice(&reply.body)
-            .map_err(|error| Self::unreachable(format!("{base}: an answer that is not ours ({error})")))?;
-        energy(answer, end - start, container)
+        serde_json::from_slice(&reply.body)
+            .map_err(|error| Self::unreachable(format!("{base}: an answer that is not ours ({error})")))
     }
 }
 
-fn energy(answer: Answer, seconds: f64, container: Option<&str>) -> Result<Energy, Refused> {
-    let mut rows: Vec<Joules> = Vec::new();
-    let mut add = |scope, source: &str, joules: f64, edge_error: f64| {
-        rows.push(Joules { scope, source: label::clean(source), joules: Microjoules::from_joules(joules), edge_error });
-    };
-    for account in &answer.accounts {
-        if account.missing_seconds > 0.0 {
-            return Err(Refused::Never(
+impl Answer {
+    /// Refuses an answer that lacks some of the window: less than the window is no answer.
+    ///
+    /// # Errors
+    /// What is missing.
+    pub fn whole(&self) -> Result<&Self, Refused> {
+        let part = self.accounts.iter().find(|account| account.missing_seconds > 0.0);
+        part.map_or(Ok(self), |account| {
+            Err(Refused::Never(
                 "incomplete".into(),
                 format!(
                     "{} of package {} gave nothing for {:.1} s of the window",
                     account.zone, account.package, account.missing_seconds
                 ),
-            ));
-        }
+            ))
+        })
+    }
+}
+
+fn energy(answer: &Answer, seconds: f64, container: Option<&str>) -> Result<Energy, Refused> {
+    let mut rows: Vec<Joules> = Vec::new();
+    let mut add = |scope, source: &str, joules: f64, edge_error: f64| {
+        rows.push(Joules { scope, source: label::clean(source), joules: Microjoules::from_joules(joules), edge_error });
+    };
+    for account in &answer.whole()?.accounts {
         add(Scope::Host, &account.source, account.measured_joules, account.edge_error_joules);
     }
     let mut cpu_seconds = None;
     if let Some(wanted) = container {
-        // By name, by the id that the probe shows, or by the full id of which that is the beginning.
-        let full = |row: &Container| wanted.len() == 64 && row.id.len() == 12 && wanted.starts_with(&row.id);
-        for row in answer.containers.iter().filter(|row| row.container == wanted || row.id == wanted || full(row)) {
+        for row in answer.containers.iter().filter(|row| row.is(wanted)) {
             for given in &row.energy {
                 add(Scope::Container, &given.source, given.joules, given.edge_error_joules);
             }

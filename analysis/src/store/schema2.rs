@@ -120,6 +120,8 @@ struct Repeat {
     #[serde(default)]
     gpu_seconds: Option<f64>,
     #[serde(default)]
+    baseline: Option<String>,
+    #[serde(default)]
     samples: Option<Sampled>,
     #[serde(default, deserialize_with = "or_nothing")]
     quality: Vec<Scored>,
@@ -206,13 +208,10 @@ pub(super) fn scenarios(
     let cell = Cell::deserialize(row).map_err(|error| error.to_string())?;
     let axes = &cell.axes;
     let name = [&cell.name, &cell.id].into_iter().find(|name| !name.is_empty()).ok_or("neither name nor id")?;
-    let baseline = match &cell.baseline {
-        None => None,
-        Some(id) => {
-            let found = head.baselines.iter().find(|baseline| baseline.id == *id);
-            let watts = found.ok_or_else(|| format!("its baseline {id:?} is not in the file"))?.power_watts.mean;
-            Some(Baseline { id: id.clone(), watts: amount(Some(watts), "a baseline's power")?.unwrap_or_default() })
-        }
+    let baseline = |id: &String| -> Result<Baseline, String> {
+        let found = head.baselines.iter().find(|baseline| baseline.id == *id);
+        let watts = found.ok_or_else(|| format!("its baseline {id:?} is not in the file"))?.power_watts.mean;
+        Ok(Baseline { id: id.clone(), watts: amount(Some(watts), "a baseline's power")?.unwrap_or_default() })
     };
     let mut all = Vec::new();
     if cell.repeats.len() > room {
@@ -269,6 +268,7 @@ pub(super) fn scenarios(
             pixels: repeat.pixels,
             bytes: repeat.bytes,
             media_seconds: amount(repeat.media_seconds, "media_seconds")?,
+            quality_is_shared: own == Quality::default(),
             quality: Quality {
                 vmaf: pick(own.vmaf, shared.vmaf),
                 psnr: pick(own.psnr, shared.psnr),
@@ -286,7 +286,8 @@ pub(super) fn scenarios(
             reserved_cores: amount(repeat.cpu.and_then(|cpu| cpu.reserved_cores), "reserved_cores")?,
             gpu_seconds: amount(repeat.gpu_seconds, "gpu_seconds")?,
             container: repeat.container.filter(|name| !name.is_empty()),
-            baseline: baseline.clone(),
+            // Of its own block, where the file says so.
+            baseline: repeat.baseline.as_ref().or(cell.baseline.as_ref()).map(baseline).transpose()?,
             cell: Some(number_of_cell),
             ..Scenario::default()
         });

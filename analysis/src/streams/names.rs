@@ -84,6 +84,14 @@ pub struct Jobs {
     pub jobs: Vec<Job>,
 }
 
+impl Jobs {
+    /// How many run now.
+    #[must_use]
+    pub fn running(&self) -> usize {
+        self.jobs.iter().filter(|job| job.ended.is_none()).count()
+    }
+}
+
 /// What was learnt last, for whoever asks.
 #[derive(Clone, Debug, Default)]
 pub struct Known(Arc<Mutex<Arc<Jobs>>>);

@@ -257,14 +257,12 @@ static NGINX_UP: Def =
     Def::gauge("nginx_rtmp_up", &["reason"], "1 when the server's page was read; 0 with the reason absent or broken.")
         .seed();
 static CONNECTIONS: Def =
-    Def::gauge("nginx_rtmp_connections", &[], "Clients of all applications, publishers included.").seed();
-static STREAMS: Def = Def::gauge("nginx_rtmp_streams", &[], "Streams of all applications.").seed();
+    Def::gauge("nginx_rtmp_connections", &[], "Clients of all applications, publishers included.");
+static STREAMS: Def = Def::gauge("nginx_rtmp_streams", &[], "Streams of all applications.");
 static IN_NOW: Def =
-    Def::gauge("nginx_rtmp_bandwidth_in_bytes", &[], "Bytes a second that the server receives, as it says itself.")
-        .seed();
+    Def::gauge("nginx_rtmp_bandwidth_in_bytes", &[], "Bytes a second that the server receives, as it says itself.");
 static OUT_NOW: Def =
-    Def::gauge("nginx_rtmp_bandwidth_out_bytes", &[], "Bytes a second that the server sends, as it says itself.")
-        .seed();
+    Def::gauge("nginx_rtmp_bandwidth_out_bytes", &[], "Bytes a second that the server sends, as it says itself.");
 static ACCEPTED: Def =
     Def::counter("nginx_rtmp_accepted_connections_total", &[], "Connections since the server's start.");
 static UPTIME: Def = Def::gauge("nginx_rtmp_uptime_seconds", &[], "Seconds since the server's start.");
@@ -464,8 +462,8 @@ mod tests {
     #[test]
     fn a_streams_name_is_not_told_unless_it_is_asked_for() {
         let text = |shown| {
-            let page = exporter::page::render(families(&Ok(parse(PAGE.as_bytes()).unwrap()), shown)).unwrap();
-            String::from_utf8(page.to_vec()).unwrap()
+            let page = exporter::page::render("nginx", families(&Ok(parse(PAGE.as_bytes()).unwrap()), shown)).unwrap();
+            String::from_utf8(page.text().to_vec()).unwrap()
         };
         assert!(
             !text(StreamLabel::Hash).contains("key") && text(StreamLabel::Hash).contains("nginx_rtmp_stream_clients{")
@@ -499,7 +497,7 @@ mod tests {
             let mut changed = PAGE.as_bytes().to_vec();
             changed[at] = byte;
             if let Ok(stat) = parse(&changed) {
-                prop_assert!(exporter::page::render(families(&Ok(stat), StreamLabel::Name)).is_ok());
+                prop_assert!(exporter::page::render("nginx", families(&Ok(stat), StreamLabel::Name)).is_ok());
             }
         }
     }

@@ -206,7 +206,7 @@ fn settle(peers: &mut HashMap<SocketAddr, Peer>, inlet: &Inlet) {
     peers.retain(|address, peer| {
         if peer.name.is_none() {
             let waited = peer.since.elapsed() >= NAMELESS;
-            let fallback = || waited.then(|| format!("udp-{}-{}", address.ip(), address.port()));
+            let fallback = || waited.then(|| format!("udp-{}-{}", address.ip().to_canonical(), address.port()));
             peer.name = inlet.known.by_port(address.port()).or_else(fallback);
             if let Some(name) = &peer.name
                 && let Some(report) = peer.waiting.take()

@@ -148,16 +148,20 @@ pub fn nginx(server: &Nginx, shown: StreamLabel, every: Duration, sheet: &Sheet,
 
 /// A sheet for each of the two ports.
 #[must_use]
-pub fn sheets(nginx_every: Duration) -> [Arc<Sheet>; 2] {
+pub fn sheets(nginx_every: Duration, compat: bool) -> [Arc<Sheet>; 2] {
     [
         Arc::new(Sheet::new(
             "wattcast-analysis: ffmpeg",
             "What each ffmpeg stream delivers, as it reports itself.",
+            &["streams"],
+            compat,
             WRITE_EVERY * 60,
         )),
         Arc::new(Sheet::new(
             "wattcast-analysis: nginx-rtmp",
             "What nginx's RTMP module says of its streams.",
+            &["nginx"],
+            compat,
             (nginx_every * 3).max(Duration::from_secs(120)),
         )),
     ]

@@ -265,18 +265,7 @@ impl Stats {
 
 /// How many containers' files fit beside all else that has descriptors, five for each.
 fn most_open() -> usize {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: `limit` is a valid rlimit that outlives the calls.
-    unsafe {
-        if libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) != 0 {
-            return 0;
-        }
-        // The soft limit is low for the sake of programs that select(2), which we do not.
-        limit.rlim_cur = limit.rlim_max;
-        libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
-        libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit);
-    }
-    usize::try_from(limit.rlim_cur).unwrap_or(usize::MAX).saturating_sub(512) / 5
+    exporter::program::raise_open_files().saturating_sub(512) / 5
 }
 
 fn page_size() -> u64 {

@@ -12,6 +12,9 @@ use crate::cpu::{CgroupKey, hierarchy};
 /// Most directories looked at in one scan; a host has hundreds, a runaway has no end.
 const MAX_DIRECTORIES: usize = 65_536;
 
+/// The cgroup namespace of the host (`PROC_CGROUP_INIT_INO`, include/linux/proc_ns.h).
+const INITIAL_NAMESPACE: u64 = 0xEFFF_FFFB;
+
 /// What one look at the trees found.
 #[derive(Debug, Default)]
 pub struct Scan {
@@ -26,6 +29,8 @@ pub struct Scan {
 pub struct Trees {
     /// Root directory and [`hierarchy`] of each.
     roots: Vec<(PathBuf, u64)>,
+    /// In a cgroup namespace of our own, the path of its root in the whole tree: what procfs calls `/` there.
+    namespace: HashMap<u64, String>,
 }
 
 impl Trees {
@@ -55,7 +60,33 @@ impl Trees {
                 format!("{}: neither a v2 tree nor a v1 cpu tree is mounted there", cgroupfs.display()),
             ));
         }
-        Ok(Self { roots })
+        // On v1 Docker mounts a container's own directory in the host's namespace, where procfs shows whole paths: only a namespace of our own changes them.
+        let ours = fs::metadata("/proc/self/ns/cgroup").is_ok_and(|namespace| namespace.ino() != INITIAL_NAMESPACE);
+        let namespace = roots
+            .iter()
+            .filter(|_| ours)
+            .filter_map(|(root, hierarchy)| {
+                // Where the container's own tree is mounted; on a host the two are one.
+                let own = Path::new("/sys/fs/cgroup").join(root.strip_prefix(cgroupfs).ok()?);
+                Some((*hierarchy, place_of(&own, root)?))
+            })
+            .collect();
+        Ok(Self { roots, namespace })
+    }
+
+    /// A path as procfs shows it, from the root of the whole tree. Procfs tells it from the root of the reader's cgroup namespace (`cgroup_path_ns`, kernel/cgroup/cgroup.c),
+    /// with `/..` for what is outside.
+    fn whole(&self, hierarchy: u64, path: &str) -> String {
+        let Some(root) = self.namespace.get(&hierarchy) else { return path.to_owned() };
+        let mut parts: Vec<&str> = root.split('/').filter(|part| !part.is_empty()).collect();
+        for part in path.split('/').filter(|part| !part.is_empty()) {
+            if part == ".." {
+                parts.pop();
+            } else {
+                parts.push(part);
+            }
+        }
+        format!("/{}", parts.join("/"))
     }
 
     /// Where a tree is mounted.
@@ -67,7 +98,10 @@ impl Trees {
     /// One of them alone.
     #[must_use]
     pub fn only(&self, hierarchy: u64) -> Self {
-        Self { roots: self.roots.iter().filter(|(_, of)| *of == hierarchy).cloned().collect() }
+        Self {
+            roots: self.roots.iter().filter(|(_, of)| *of == hierarchy).cloned().collect(),
+            namespace: self.namespace.clone(),
+        }
     }
 
     /// `v2`, `v1`, or `hybrid`.
@@ -111,7 +145,7 @@ impl Trees {
             })
         };
         let mut keys = [hierarchy::V2, hierarchy::V1_CPU].into_iter().filter_map(|hierarchy| {
-            let (root, path) = (self.root(hierarchy)?, path(hierarchy)?);
+            let (root, path) = (self.root(hierarchy)?, self.whole(hierarchy, path(hierarchy)?));
             let meta = fs::metadata(root.join(path.trim_start_matches('/'))).ok()?;
             Some((path != "/", CgroupKey { id: meta.ino(), hierarchy }))
         });
@@ -142,6 +176,16 @@ impl Trees {
         }
         scan
     }
+}
+
+/// The path below `root` of the directory that is `own`; `None` where they are the same, or `own` is of another tree, as where a container has none.
+fn place_of(own: &Path, root: &Path) -> Option<String> {
+    let (own, top) = (fs::metadata(own).ok()?, fs::metadata(root).ok()?);
+    if own.dev() != top.dev() || own.ino() == top.ino() {
+        return None;
+    }
+    let trees = Trees { roots: vec![(root.to_owned(), hierarchy::V2)], namespace: HashMap::new() };
+    trees.scan().live.into_iter().find(|(key, _)| key.id == own.ino()).map(|(_, path)| path)
 }
 
 impl Scan {
@@ -181,6 +225,36 @@ impl Scan {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// As in a container with a cgroup namespace of its own, which is the default of Docker on v2 and of Kubernetes.
+    #[test]
+    fn a_path_from_another_namespace_is_found_in_the_whole_tree() {
+        let dir = tempfile::tempdir().unwrap();
+        make(
+            dir.path(),
+            &["cgroup.controllers", "system.slice/probe.scope/x", "system.slice/cam.scope/x", "init.scope/x"],
+        );
+        assert_eq!(place_of(dir.path(), dir.path()), None);
+        assert_eq!(place_of(Path::new("/proc"), dir.path()), None);
+        let own = place_of(&dir.path().join("system.slice/probe.scope"), dir.path()).unwrap();
+        assert_eq!(own, "/system.slice/probe.scope");
+        let namespace = HashMap::from([(hierarchy::V2, own)]);
+        let trees = Trees { roots: vec![(dir.path().to_owned(), hierarchy::V2)], namespace };
+        for (shown, whole) in [
+            ("/", "/system.slice/probe.scope"),
+            ("/../cam.scope", "/system.slice/cam.scope"),
+            ("/../..", "/"),
+            ("/../../init.scope", "/init.scope"),
+            ("/below", "/system.slice/probe.scope/below"),
+        ] {
+            assert_eq!(trees.whole(hierarchy::V2, shown), whole);
+        }
+        let process = dir.path().join("process");
+        fs::create_dir(&process).unwrap();
+        fs::write(process.join("cgroup"), "0::/../cam.scope\n").unwrap();
+        let id = fs::metadata(dir.path().join("system.slice/cam.scope")).unwrap().ino();
+        assert_eq!(trees.of_process(&process), Some(CgroupKey { id, hierarchy: hierarchy::V2 }));
+    }
 
     fn make(dir: &Path, files: &[&str]) {
         for file in files {

@@ -59,8 +59,30 @@ pub(super) struct Nvidia {
     /// How many there are for which there is no room.
     beyond: u32,
     state: Result<(), Unavailable>,
-    retry_at: Option<Instant>,
-    retry_after: Duration,
+    retry: Retry,
+}
+
+/// When to open the library again.
+struct Retry {
+    at: Option<Instant>,
+    after: Duration,
+}
+
+impl Retry {
+    /// True once it is time. Only this takes the moment away: one that came while the devices were being read is not put off.
+    fn is_due(&mut self, now: Instant) -> bool {
+        self.at.take_if(|at| *at <= now).is_some()
+    }
+
+    /// Sets the next moment, where there is none. `known` are devices that may come back; trying costs nothing where there is no library.
+    fn plan(&mut self, now: Instant, well: bool, known: bool) {
+        if well {
+            (self.at, self.after) = (None, RETRY.0);
+        } else if self.at.is_none() {
+            self.at = Some(now + self.after);
+            self.after = if known { (self.after * 2).min(RETRY.1) } else { RETRY.0 };
+        }
+    }
 }
 
 /// One device, for as long as the probe lives.
@@ -222,8 +244,7 @@ impl Nvidia {
             nameless: Vec::new(),
             beyond: 0,
             state: Ok(()),
-            retry_at: None,
-            retry_after: RETRY.0,
+            retry: Retry { at: None, after: RETRY.0 },
         };
         this.load();
         this
@@ -231,7 +252,7 @@ impl Nvidia {
 
     /// Until when there is nothing to look at; `None` where there is something.
     pub(super) fn sleeps_until(&self) -> Option<Instant> {
-        self.retry_at.filter(|_| self.devices.is_empty())
+        self.retry.at.filter(|_| self.devices.is_empty())
     }
 
     /// How the library stands.
@@ -295,15 +316,8 @@ impl Nvidia {
     /// When to open the library again: while it, or one of its devices, cannot be used.
     fn plan_retry(&mut self) {
         // Opening it again does not make room.
-        let well = self.devices.iter().all(|device| device.state.is_ok()) && self.nameless.is_empty();
-        if self.state.is_ok() && well {
-            (self.retry_at, self.retry_after) = (None, RETRY.0);
-        } else if self.retry_at.is_none_or(|at| at <= Instant::now()) {
-            self.retry_at = Some(Instant::now() + self.retry_after);
-            // Trying costs nothing where there is no library.
-            let known = !self.devices.is_empty();
-            self.retry_after = if known { (self.retry_after * 2).min(RETRY.1) } else { RETRY.0 };
-        }
+        let devices = self.devices.iter().all(|device| device.state.is_ok()) && self.nameless.is_empty();
+        self.retry.plan(Instant::now(), self.state.is_ok() && devices, !self.devices.is_empty());
     }
 
     /// Meets the devices: those of before by their names, whatever their numbers are now.
@@ -379,7 +393,7 @@ impl Nvidia {
     /// Looks at every device once.
     /// Gives when their energy was read.
     pub(super) fn look(&mut self, gpus: &mut Vec<Gpu>) -> Instant {
-        if self.retry_at.is_some_and(|at| at <= Instant::now()) {
+        if self.retry.is_due(Instant::now()) {
             // Shut down first: a library that is open does not see what changed below it.
             self.nvml = None;
             self.load();
@@ -664,5 +678,27 @@ mod tests {
             assert_eq!(origin(energy, Origin::Fake), Some(Origin::Fake));
         }
         assert!(Origin::Nvml.is_measured() && Origin::NvmlPower.is_measured() && !Origin::Fake.is_measured());
+    }
+
+    #[test]
+    fn a_moment_that_comes_while_devices_are_read_is_not_put_off() {
+        let (start, second) = (Instant::now(), Duration::from_secs(1));
+        let mut retry = Retry { at: None, after: RETRY.0 };
+        retry.plan(start, false, true);
+        // The look begins before the moment and ends after it.
+        assert!(!retry.is_due(start + RETRY.0 - second));
+        retry.plan(start + RETRY.0 + second, false, true);
+        assert!(retry.is_due(start + RETRY.0 + second) && !retry.is_due(start + RETRY.0 * 9));
+        // Twice as long after each that failed, up to the most; from the beginning once all is well.
+        let mut waits = Vec::new();
+        for _ in 0..4 {
+            retry.plan(start, false, true);
+            waits.push((retry.at.unwrap() - start).as_secs());
+            assert!(retry.is_due(start + RETRY.1));
+        }
+        assert_eq!(waits, [20, 40, 60, 60]);
+        retry.plan(start, true, true);
+        retry.plan(start, false, true);
+        assert_eq!(retry.at, Some(start + RETRY.0));
     }
 }

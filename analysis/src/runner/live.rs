@@ -1,0 +1,184 @@
+//! What a person sees meanwhile: how far a run is and how long it will take, and one line of what happens now. Nothing of it on a pipe, where a line for each thing
+//! that is done is said instead.
+
+use std::{
+    cell::Cell,
+    fmt::Write as _,
+    io::{IsTerminal as _, Write as _},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::encode::Running;
+use crate::energy::probe::Probe;
+
+/// Between two looks at the probe's page, which changes once a tick.
+const EVERY: Duration = Duration::from_secs(1);
+
+/// The bars.
+pub struct Live {
+    all: ProgressBar,
+    now: ProgressBar,
+    _both: MultiProgress,
+    watched: bool,
+    json: bool,
+    /// Seconds of work that were done when the encoders that run now were started.
+    before: Cell<f64>,
+}
+
+impl Live {
+    /// Bars on a terminal; lines elsewhere, none with `json`, whose output is for programs.
+    #[must_use]
+    pub fn new(json: bool) -> Self {
+        let watched = std::io::stderr().is_terminal() && !json;
+        let target = if watched { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let both = MultiProgress::with_draw_target(target);
+        let (all, now) = (both.add(ProgressBar::new(0)), both.add(ProgressBar::new_spinner()));
+        if let Ok(style) = ProgressStyle::with_template("{bar:32} {percent:>3} %  {pos}/{len} s  {eta} left  {msg}") {
+            all.set_style(style);
+        }
+        if let Ok(style) = ProgressStyle::with_template("  {msg}") {
+            now.set_style(style);
+        }
+        if watched {
+            // What is left grows shorter between two things that happen, too.
+            all.enable_steady_tick(Duration::from_secs(1));
+        }
+        Self { all, now, _both: both, watched, json, before: Cell::new(0.0) }
+    }
+
+    /// How many seconds of work there are, and how many are done: work that took longer than thought makes what is left longer, too.
+    pub fn plan(&self, done: f64, all: f64) {
+        let first = self.all.length() == Some(0);
+        self.all.set_length(whole(all));
+        self.all.set_position(whole(done));
+        if first {
+            // What an earlier session did says nothing of how fast this one is.
+            self.all.reset_eta();
+        }
+        self.before.set(done);
+    }
+
+    /// What is done now.
+    pub fn now(&self, what: &str) {
+        self.now.set_message(what.to_owned());
+    }
+
+    /// Something that is done, for whoever reads later.
+    pub fn done(&self, what: &str) {
+        if self.watched {
+            self.all.suspend(|| say(what));
+        } else if !self.json {
+            say(what);
+        }
+    }
+
+    /// The line of encoders that run.
+    pub fn line(
+        &self,
+        name: &str,
+        running: &[Running],
+        began: Instant,
+        watts: Option<f64>,
+        joules_per_frame: Option<f64>,
+    ) {
+        if !self.watched {
+            return;
+        }
+        self.all.set_position(
+            whole(self.before.get() + began.elapsed().as_secs_f64()).min(self.all.length().unwrap_or(u64::MAX)),
+        );
+        let frames: u64 = running.iter().map(|one| one.progress().frames).sum();
+        let mut text = format!(
+            "{name}: {frames} frames, {:.1} fps",
+            crate::figures::float(frames) / began.elapsed().as_secs_f64().max(1e-3)
+        );
+        if let Some(watts) = watts {
+            let _ = write!(text, ", {watts:.1} W");
+        }
+        if let Some(joules) = joules_per_frame {
+            let _ = write!(text, ", {:.2} mJ a frame before", joules * 1000.0);
+        }
+        self.now.set_message(text);
+    }
+
+    /// Takes the bars away.
+    pub fn clear(&self) {
+        self.now.finish_and_clear();
+        self.all.finish_and_clear();
+    }
+}
+
+/// A reader that went away has read enough; the run goes on.
+fn say(what: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "{what}");
+}
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "seconds of a bar")]
+fn whole(seconds: f64) -> u64 {
+    seconds.max(0.0).round() as u64
+}
+
+/// Watts of the host, read from the probe's page once a second until this is taken. A look changes nothing there.
+pub struct Watts {
+    samples: Arc<Mutex<Vec<f64>>>,
+    enough: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Watts {
+    /// Begins.
+    #[must_use]
+    pub fn begin(probe: &Probe) -> Self {
+        let (samples, enough) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
+        let (probe, kept, done) = (probe.clone(), samples.clone(), enough.clone());
+        let thread = thread::Builder::new().name("watts".into()).spawn(move || {
+            let mut due = Instant::now() + EVERY;
+            while !done.load(Ordering::Relaxed) {
+                let wait = due.saturating_duration_since(Instant::now());
+                if !wait.is_zero() {
+                    thread::park_timeout(wait);
+                    continue;
+                }
+                due += EVERY;
+                if let Some(watts) = probe.watts() {
+                    kept.lock().unwrap_or_else(PoisonError::into_inner).push(watts);
+                }
+            }
+        });
+        Self { samples, enough, thread: thread.ok() }
+    }
+
+    /// The last.
+    #[must_use]
+    pub fn last(&self) -> Option<f64> {
+        self.samples.lock().unwrap_or_else(PoisonError::into_inner).last().copied()
+    }
+
+    /// All of them.
+    #[must_use]
+    pub fn take(mut self) -> Vec<f64> {
+        self.end();
+        std::mem::take(&mut *self.samples.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn end(&mut self) {
+        self.enough.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            thread.thread().unpark();
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Watts {
+    fn drop(&mut self) {
+        self.end();
+    }
+}

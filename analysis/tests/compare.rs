@@ -1,0 +1,195 @@
+//! Comparisons and reports of whole result files: what must be found, what must not, and what no file may do to a page.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed")]
+
+use std::sync::Arc;
+
+use analysis::{
+    compare::{Comparison, Metric, Verdict, compare},
+    cost::Prices,
+    energy::{Scope, Sources},
+    figures::{self, Model},
+    report, store,
+};
+use serde_json::{Value, json};
+
+/// A repeat: joules of the host, by which source, and bytes.
+fn repeat(n: usize, joules: f64, source: &str, bytes: u64) -> Value {
+    json!({
+        "n": n, "status": "ok", "frames": { "encoded": 300, "dropped": 0 }, "bytes": bytes, "media_seconds": 10.0,
+        "window": { "start_unix_ns": 1_795_176_000_000_000_000_u64 + n as u64 * 20_000_000_000, "end_unix_ns": 1_795_176_010_000_000_000_u64 + n as u64 * 20_000_000_000, "seconds": 10.0 },
+        "energy": [{ "scope": "host", "domain": "package-0", "source": source, "microjoules": (joules * 1e6).round() as u64 }],
+    })
+}
+
+fn cell(bitrate: &str, repeats: Vec<Value>) -> Value {
+    json!({
+        "name": format!("x264 {bitrate}"), "content": { "sha256": "c" }, "repeats": repeats,
+        "axes": { "encoder": "libx264", "preset": "fast", "bitrate": bitrate, "width": 640, "height": 360, "frames_per_second": 30, "streams": 1 },
+    })
+}
+
+fn file(cells: Vec<Value>) -> Value {
+    json!({ "schema": "wattcast/results/2", "run": { "id": "r", "started": "2026-11-20T12:00:00Z", "status": "ok", "seed": 1 }, "host": { "name": "h" }, "cells": cells })
+}
+
+fn model(file: &Value) -> Model {
+    let run = Arc::new(store::parse("20261120_120000", file.to_string().as_bytes()).unwrap());
+    let answers = run.scenarios.iter().map(Sources::in_file).collect();
+    figures::model(&[(run, answers)], Scope::Container, &Prices::defaults())
+}
+
+fn of(a: &Value, b: &Value) -> Comparison {
+    compare(&model(a), &model(b), &Metric::ALL, 0.0)
+}
+
+fn verdicts(found: &Comparison, metric: Metric) -> Vec<Verdict> {
+    found.rows.iter().filter(|row| row.metric == metric).map(|row| row.verdict).collect()
+}
+
+fn plain(joules: &[f64]) -> Value {
+    let repeats = joules.iter().enumerate().map(|(n, joules)| repeat(n + 1, *joules, "perf", 625_000));
+    file(vec![cell("500k", repeats.collect())])
+}
+
+#[test]
+fn what_differs_is_found_and_what_never_varies_is_the_same_however_often_it_was_run() {
+    let (few, more) = (plain(&[10.0, 10.1, 10.2]), plain(&[12.0, 12.1, 12.3]));
+    let found = of(&few, &more);
+    assert_eq!(verdicts(&found, Metric::Energy), [Verdict::Worse]);
+    assert_eq!(verdicts(&found, Metric::Rate), [Verdict::Same]);
+    assert_eq!(verdicts(&of(&more, &few), Metric::Energy), [Verdict::Better]);
+    for count in [7, 10, 20] {
+        let found = of(&plain(&[0.1; 3]), &plain(&vec![0.1; count]));
+        assert_eq!((verdicts(&found, Metric::Energy), found.is_incomplete()), (vec![Verdict::Same], false), "{count}");
+    }
+    // From nothing to something.
+    assert_eq!(verdicts(&of(&plain(&[0.0; 3]), &plain(&[50.0; 3])), Metric::Energy), [Verdict::Worse]);
+}
+
+#[test]
+fn what_cannot_be_compared_is_said_and_the_answer_is_not_whole() {
+    let a = plain(&[10.0, 10.1, 10.2]);
+    let with = |change: &dyn Fn(&mut Value)| {
+        let mut file = a.clone();
+        change(&mut file["cells"][0]);
+        file
+    };
+    let failed = with(&|cell| {
+        for repeat in cell["repeats"].as_array_mut().unwrap() {
+            repeat["status"] = json!("failed");
+        }
+    });
+    let other_source = with(&|cell| cell["content"]["sha256"] = json!("d"));
+    let modelled = with(&|cell| {
+        for repeat in cell["repeats"].as_array_mut().unwrap() {
+            repeat["energy"][0]["source"] = json!("model");
+        }
+    });
+    let mixed = with(&|cell| cell["repeats"][1]["energy"][0]["source"] = json!("model"));
+    let larger = with(&|cell| cell["axes"]["width"] = json!(1280));
+    let single = plain(&[10.0]);
+    for (what, b, word) in [
+        ("failed", &failed, "failed there"),
+        ("another source", &other_source, "different sources"),
+        ("modelled", &modelled, "two kinds"),
+        ("mixed", &mixed, "not known of both"),
+        ("another size", &larger, "not in the second run"),
+        ("single", &single, "how much it varies"),
+    ] {
+        let found = of(&a, b);
+        let energy = found.rows.iter().find(|row| row.metric == Metric::Energy).unwrap();
+        assert!(energy.verdict == Verdict::Unknown && energy.why.contains(word), "{what}: {energy:?}");
+        assert!(found.is_incomplete(), "{what}");
+    }
+}
+
+#[test]
+fn a_score_that_all_repeats_share_is_one_measurement() {
+    let scored = |value: f64| {
+        let mut file = plain(&[10.0, 10.1, 10.2]);
+        file["cells"][0]["quality"] = json!([{ "metric": "vmaf", "value": value, "model": "m", "pooling": "mean" }]);
+        file
+    };
+    let found = of(&scored(90.0), &scored(89.9));
+    assert_eq!(verdicts(&found, Metric::Vmaf), [Verdict::Unknown]);
+    let model = model(&scored(90.0));
+    let intervals = analysis::qoe::families(&model, &[])
+        .find(|family| family.def().name == "wattcast_cell_vmaf_interval_score")
+        .unwrap();
+    assert_eq!(intervals.rows().count(), 0, "an interval of one number");
+}
+
+#[test]
+fn curves_are_compared_by_bjontegaard_and_another_source_is_refused() {
+    let curve = |factor: f64, content: &str| {
+        let cells = [("500k", 80.0), ("1M", 88.0), ("2M", 93.0), ("4M", 96.0)].map(|(bitrate, vmaf)| {
+            let rate = analysis::runner::plan::bits(bitrate).unwrap();
+            let repeats = [1.0, 1.01, 0.99].iter().enumerate().map(|(n, noise)| {
+                #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "bytes of a test")]
+                let mut one = repeat(n + 1, factor * rate / 1e5 * noise, "perf", (rate * 10.0 / 8.0 * factor) as u64);
+                one["quality"] = json!([{ "metric": "vmaf", "value": vmaf, "model": "m", "pooling": "mean" }]);
+                one
+            });
+            let mut cell = cell(bitrate, repeats.collect());
+            cell["content"]["sha256"] = json!(content);
+            cell
+        });
+        file(cells.to_vec())
+    };
+    let found = of(&curve(1.0, "c"), &curve(1.2, "c"));
+    for (measure, wanted) in [("BD-rate", 20.0), ("BD-energy", 20.0)] {
+        let apart = found.curves.iter().find(|apart| apart.measure == measure).unwrap();
+        assert!(
+            (apart.percent.unwrap() - wanted).abs() < 0.01 && (apart.akima_percent.unwrap() - wanted).abs() < 0.01,
+            "{apart:?}"
+        );
+        let (low, high) = apart.interval_percent.unwrap();
+        assert!(low <= wanted + 0.01 && high >= wanted - 0.01, "{apart:?}");
+    }
+    let refused = of(&curve(1.0, "c"), &curve(1.2, "d"));
+    assert!(
+        refused
+            .curves
+            .iter()
+            .all(|apart| apart.refused.as_deref().is_some_and(|why| why.contains("different sources")))
+    );
+}
+
+#[test]
+fn no_file_can_write_into_a_report_or_keep_it_from_its_end() {
+    let html = |file: &Value| report::html(&model(file), file, &Prices::defaults());
+    let evil = "<script>alert(1)</script>";
+    let mut file = plain(&[10.0, 10.1, 10.2]);
+    for path in ["/run/id", "/run/started", "/run/status", "/host/name", "/cells/0/name", "/cells/0/axes/encoder"] {
+        *file.pointer_mut(path).unwrap() = json!(evil);
+    }
+    file["run"]["seed"] = json!(evil);
+    file["run"]["name"] = json!(evil);
+    file["preflight"] = json!([{ "check": evil, "state": evil, "detail": evil }]);
+    file["baselines"] = json!([{ "id": evil, "note": evil, "power_watts": { "mean": 1.0, "count": 3 } }]);
+    file["tools"] = json!({ "ffmpeg": { "version": evil } });
+    let page = html(&file);
+    assert!(!page.contains("<script") && page.contains("&lt;script&gt;"), "{page}");
+
+    for (what, change) in [
+        ("watts", json!({ "samples": { "step_seconds": 1.0, "power_watts": [1.7e308, 0.0, 3.0] } })),
+        ("tiny media", json!({ "media_seconds": 1e-290 })),
+        ("huge media", json!({ "media_seconds": 1e300 })),
+        ("no energy", json!({ "energy": [] })),
+        ("no frames", json!({ "frames": {} })),
+        ("many samples", json!({ "samples": { "step_seconds": 0.001, "power_watts": vec![5.0; 100_000] } })),
+    ] {
+        let mut file = plain(&[10.0, 10.1, 10.2]);
+        for repeat in file["cells"][0]["repeats"].as_array_mut().unwrap() {
+            repeat.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
+            repeat["quality"] = json!([{ "metric": "vmaf", "value": 90.0, "model": "m", "pooling": "mean" }]);
+        }
+        let page = html(&file);
+        assert!(page.ends_with("</html>\n") && page.len() < 2_000_000, "{what}: {}", page.len());
+        if what == "no energy" {
+            assert!(page.contains("No energy is known"), "{page}");
+        }
+    }
+    assert!(html(&plain(&[])).ends_with("</html>\n"));
+}

@@ -1,0 +1,485 @@
+//! The health checker on real sockets: every state a target can be in, the names of both checkers that it replaces, and the command line.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed")]
+
+mod support;
+
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    net::TcpListener,
+    path::Path,
+    process::{Command, Output},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+    time::{Duration, Instant, SystemTime},
+};
+
+use exporter::parse::parse;
+use support::{Database, NOBODY, Service, write};
+use xtask::{
+    certs::{Authority, PASSWORD},
+    shell::which,
+};
+
+/// Answers each request on a port of its own with what `say` gives.
+fn server(say: impl Fn() -> String + Send + Sync + 'static) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut request = [0; 4096];
+            let _ = stream.read(&mut request);
+            let _ = stream.write_all(say().as_bytes());
+        }
+    });
+    format!("http://{address}/metrics")
+}
+
+fn page(headers: &str, body: &str) -> String {
+    format!("HTTP/1.1 200 OK\r\n{headers}Connection: close\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+}
+
+fn date(seconds_ago: i64) -> String {
+    let ago = Duration::from_secs(seconds_ago.unsigned_abs());
+    let at = if seconds_ago < 0 { SystemTime::now() + ago } else { SystemTime::now() - ago };
+    httpdate::fmt_http_date(at)
+}
+
+fn moving() -> impl Fn() -> String {
+    let count = Arc::new(AtomicUsize::new(0));
+    move || {
+        let date = date(0);
+        page(&format!("Date: {date}\r\n"), &format!("moves_total {}\n", count.fetch_add(1, Ordering::Relaxed)))
+    }
+}
+
+/// One of each: name, URL, and the state that it is in.
+fn one_of_each(silent: &TcpListener) -> Vec<(&'static str, String, &'static str)> {
+    let text = "Content-Type: text/plain; version=0.0.4\r\n";
+    let dated = |body: &'static str| move || page(&format!("{text}Date: {}\r\n", date(0)), body);
+    vec![
+        ("t-well", server(moving()), "healthy"),
+        ("t-down", format!("{NOBODY}/metrics"), "down"),
+        ("t-hanging", format!("http://{}/metrics", silent.local_addr().unwrap()), "hanging"),
+        ("t-html", server(|| page("Content-Type: text/html\r\n", "<html>It works!</html>")), "wrong_type"),
+        ("t-nonsense", server(dated("this is no page")), "wrong_type"),
+        ("t-empty", server(dated("# TYPE x gauge\n")), "empty"),
+        ("t-still", server(dated("x 1\n")), "unproven"),
+        (
+            "t-stale",
+            server(move || page(&format!("{text}Date: {}\r\nLast-Modified: {}\r\n", date(0), date(600)), "x 1\n")),
+            "stale",
+        ),
+        ("t-behind", server(|| page(&format!("Date: {}\r\n", date(3600)), "x 1\n")), "clock"),
+        ("t-ahead", server(|| page(&format!("Date: {}\r\n", date(-3600)), "x 1\n")), "clock"),
+        (
+            "t-broken",
+            server(|| "HTTP/1.1 503 No\r\nConnection: close\r\nContent-Length: 0\r\n\r\n".to_owned()),
+            "status",
+        ),
+        (
+            "t-closed",
+            server(|| "HTTP/1.1 401 No\r\nConnection: close\r\nContent-Length: 0\r\n\r\n".to_owned()),
+            "denied",
+        ),
+    ]
+}
+
+fn check(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_wattcast-analysis")).arg("check").args(args).output().unwrap()
+}
+
+fn targets(all: &[(&str, String, &str)]) -> String {
+    all.iter().map(|(name, url, _)| format!("{name}={url}")).collect::<Vec<_>>().join(",")
+}
+
+#[test]
+fn every_state_is_told_on_the_page_in_the_table_and_by_the_exit_code() {
+    let (dir, silent) = (tempfile::tempdir().unwrap(), TcpListener::bind("127.0.0.1:0").unwrap());
+    let mut all = one_of_each(&silent);
+    let secured = Authority::new(dir.path()).unwrap();
+    let mut secret = None;
+    if let Some(authority) = &secured {
+        authority.issue("server", "localhost").unwrap();
+        let web = authority.web("server", "").unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_wattcast-analysis"));
+        command.args(["serve", "--web.listen-address=127.0.0.1:0", "--probe-url", NOBODY]);
+        command.arg("--results-dir").arg(dir.path()).arg(format!("--web.config.file={}", web.display()));
+        let mut program = xtask::program::Program::start("secret", &mut command, dir.path()).unwrap();
+        all.push(("t-tls", format!("{}/metrics", program.address(0).unwrap()), "tls"));
+        secret = Some(program);
+    } else {
+        println!("skipped: openssl is not in PATH");
+    }
+    let flag = format!("--health.targets={}", targets(&all));
+    let flags = [&*flag, "--health.timeout=1s", "--health.interval=1s"];
+    let service = Service::start(dir.path(), NOBODY, &flags);
+    let page = service.eventually_at(5, "a second round", |page| page.contains("state=\"healthy\"} 1"));
+    assert_eq!(exporter::page::faults(&page), Vec::<String>::new());
+    let page = parse(&page).unwrap();
+    let value = |name: &str, target: &str, more: (&str, &str)| {
+        let row = page.samples.iter().find(|row| {
+            row.name == name
+                && [row.label("target"), row.label("exporter")].contains(&target)
+                && row.label(more.0) == more.1
+        });
+        row.map(|row| row.value)
+    };
+    for (name, url, state) in &all {
+        assert_eq!(
+            value("wattcast_target_state", name, ("state", state)),
+            Some(1.0),
+            "{name}: {state}\n{}",
+            service.log()
+        );
+        let healthy = Some(f64::from(u8::from(*state == "healthy")));
+        assert_eq!(value("wattcast_target_healthy", name, ("url", url)), healthy, "{name}");
+        assert_eq!(value("exporter_healthy", name, ("url", url)), healthy, "{name}");
+        assert_eq!(value("exporter_health_status", name, ("", "")), healthy, "{name}");
+        let reached = f64::from(u8::from(!["down", "hanging", "tls"].contains(state)));
+        assert_eq!(value("exporter_reachable", name, ("", "")), Some(reached), "{name}");
+        assert_eq!(value("exporter_response_time_ms", name, ("url", url)).is_some(), reached > 0.0, "{name}");
+        assert!(value("exporter_last_check_timestamp", name, ("", "")).unwrap() > 1.7e9);
+    }
+    let skew = |name| {
+        page.samples.iter().find(|row| row.name == "wattcast_target_clock_skew_seconds" && row.label("target") == name)
+    };
+    assert!(
+        (skew("t-behind").unwrap().value + 3600.0).abs() < 2.0 && (skew("t-ahead").unwrap().value - 3600.0).abs() < 2.0
+    );
+    let row = |name: &str| page.samples.iter().find(|row| row.name == name).unwrap().value;
+    let number = f64::from(u32::try_from(all.len()).unwrap());
+    assert_eq!((row("exporter_total"), row("exporter_healthy_total")), (number, 1.0));
+    assert_eq!(
+        (value("exporter_has_data", "t-well", ("", "")), value("exporter_has_data", "t-empty", ("", ""))),
+        (Some(1.0), Some(0.0))
+    );
+    assert_eq!(value("exporter_metric_count", "t-still", ("", "")), Some(1.0));
+
+    let done = check(&[&format!("--targets={}", targets(&all)), "--timeout=1"]);
+    let table = String::from_utf8(done.stdout).unwrap();
+    assert_eq!(done.status.code(), Some(1), "{table}");
+    for (name, _, state) in &all {
+        let row = table.lines().find(|line| line.split_whitespace().next() == Some(name));
+        assert_eq!(row.and_then(|row| row.split_whitespace().nth(1)), Some(*state), "{table}");
+    }
+    let done = check(&[&format!("--targets={}", targets(&all[..1])), "--debug"]);
+    let said = String::from_utf8(done.stderr).unwrap();
+    assert!(said.contains("level=DEBUG") && said.contains("status=200"), "{said}");
+    let done = check(&[&format!("--targets={}", targets(&all[..1])), "--json"]);
+    let json: serde_json::Value = serde_json::from_slice(&done.stdout).unwrap();
+    assert_eq!(
+        (done.status.code(), &json["healthy"], &json["targets"][0]["state"]),
+        (Some(0), &true.into(), &"healthy".into())
+    );
+
+    if let (Some(authority), Some(_program)) = (&secured, secret) {
+        // With what it asks for, the one that refused us is itself.
+        let at = |name: &str| dir.path().join(name).display().to_string();
+        let known = [format!("--client.ca-file={}", authority.ca().display()), "--client.username=prom".to_owned()];
+        let target = format!("--targets={}", targets(&all[all.len() - 1..]));
+        let done = check(&[&target, &known[0], &known[1], &format!("--client.password-file={}", at("password"))]);
+        let said = String::from_utf8(done.stdout).unwrap();
+        assert!(done.status.success() && said.contains("healthy"), "{said}");
+        fs::write(dir.path().join("wrong"), format!("{}x", PASSWORD.0)).unwrap();
+        let done = check(&[&target, &known[0], &known[1], &format!("--client.password-file={}", at("wrong"))]);
+        let said = String::from_utf8(done.stdout).unwrap();
+        assert!(done.status.code() == Some(1) && said.contains("denied") && !said.contains(PASSWORD.0), "{said}");
+    }
+}
+
+#[test]
+fn a_program_that_stops_working_is_healthy_no_more() {
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), "20240115_103000", r#"{"scenarios":[{"name":"a","energy_joules":5,"duration":5}]}"#);
+    let watched = Service::start(dir.path(), NOBODY, &[]);
+    let other = tempfile::tempdir().unwrap();
+    let target = format!("--health.targets=results-exporter={}", watched.client.url("/metrics"));
+    let checker = Service::start(other.path(), NOBODY, &[&target, "--health.timeout=1s", "--health.interval=1s"]);
+    checker.eventually_at(5, "it is well", |page| page.contains("exporter_healthy_total 1\n"));
+    // SAFETY: the process is a child of ours that was not waited for.
+    let signal = |what| unsafe { libc::kill(libc::pid_t::try_from(watched.pid()).unwrap(), what) };
+    signal(libc::SIGSTOP);
+    let page = checker.eventually_at(5, "it hangs", |page| page.contains("state=\"hanging\"} 1"));
+    assert!(page.contains("exporter_healthy_total 0\n"));
+    signal(libc::SIGCONT);
+    checker.eventually_at(5, "it is well again", |page| page.contains("exporter_healthy_total 1\n"));
+    let log = checker.log();
+    let said = |word: &str| log.lines().filter(|line| line.contains("results-exporter") && line.contains(word)).count();
+    assert_eq!((said("hanging"), said("healthy again")), (1, 1), "each change once: {log}");
+}
+
+#[test]
+fn who_says_that_something_is_missing_is_not_healthy_and_nobody_else_is_shown_our_password() {
+    let dir = tempfile::tempdir().unwrap();
+    let password = support::file(dir.path(), "password", "hunter2");
+    let heard = Arc::new(Mutex::new(Vec::new()));
+    let keep = heard.clone();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut request = [0; 4096];
+            let length = stream.read(&mut request).unwrap();
+            let request = String::from_utf8_lossy(&request[..length]).into_owned();
+            let now = format!("Date: {0}\r\nLast-Modified: {0}\r\n", date(0));
+            let answer = if request.starts_with("GET /ready ") {
+                "HTTP/1.1 503 No\r\nConnection: close\r\nContent-Length: 23\r\n\r\npowercap: broken: stands".to_owned()
+            } else {
+                page(&now, "wattcast_energy_joules_total 5\nwattcast_tick_seconds 1\n")
+            };
+            let _ = stream.write_all(answer.as_bytes());
+            keep.lock().unwrap().push(request);
+        }
+    });
+    let file = support::file(
+        dir.path(),
+        "wattcast.toml",
+        &format!(
+            "[client]\nusername = \"u\"\npassword-file = {password:?}\n[[health.target]]\nname = \"wattcast-probe\"\nurl = \"{url}\"\n"
+        ),
+    );
+    let done = check(&["--config.file", file.to_str().unwrap()]);
+    let said = String::from_utf8(done.stdout).unwrap();
+    assert!(done.status.code() == Some(1) && said.contains("unready") && said.contains("powercap: broken"), "{said}");
+    let heard = heard.lock().unwrap();
+    assert!(
+        heard.len() == 2 && heard.iter().all(|request| !request.to_lowercase().contains("authorization")),
+        "{heard:?}"
+    );
+}
+
+#[test]
+fn what_cannot_be_used_of_one_target_stops_no_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = support::file(
+        dir.path(),
+        "wattcast.toml",
+        &format!(
+            "[[health.target]]\nname = \"t-bad\"\nurl = \"https://h\"\naccess = {{ ca_file = \"/nowhere.pem\" }}\n[[health.target]]\nname = \"t-well\"\nurl = \"{}\"\n",
+            server(moving())
+        ),
+    );
+    let done = check(&["--config.file", file.to_str().unwrap()]);
+    let said = String::from_utf8(done.stdout).unwrap();
+    assert!(said.contains("settings") && said.contains("/nowhere.pem") && said.contains("1 healthy, 1 not"), "{said}");
+    let done = check(&["--config.file", file.to_str().unwrap(), "--config.check"]);
+    let said = String::from_utf8(done.stderr).unwrap();
+    assert!(done.status.code() == Some(64) && said.contains("/nowhere.pem"), "{said}");
+    let done = check(&["--config.file", file.to_str().unwrap(), "--health.skip=t-bad"]);
+    assert_eq!(done.status.code(), Some(0));
+    let done = check(&["--config.file", file.to_str().unwrap(), "--health.skip=t-bda"]);
+    assert!(done.status.code() == Some(64) && String::from_utf8_lossy(&done.stderr).contains("mean t-bad?"));
+}
+
+#[test]
+fn a_certificate_and_a_key_that_do_not_belong_together_are_said_before_anything_runs() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(authority) = Authority::new(dir.path()).unwrap() else {
+        println!("skipped: openssl is not in PATH");
+        return;
+    };
+    let (cert, _) = authority.issue("one", "one").unwrap();
+    let (_, key) = authority.issue("other", "other").unwrap();
+    let flags = [format!("--client.cert-file={}", cert.display()), format!("--client.key-file={}", key.display())];
+    let done = check(&["--config.check", &flags[0], &flags[1]]);
+    let said = String::from_utf8(done.stderr).unwrap();
+    assert!(done.status.code() == Some(64) && said.contains("one.pem"), "{said}");
+}
+
+#[test]
+fn many_that_hang_are_waited_for_together() {
+    let (dir, silent) = (tempfile::tempdir().unwrap(), TcpListener::bind("127.0.0.1:0").unwrap());
+    let url = |number: usize| format!("http://{}/{number}", silent.local_addr().unwrap());
+    let all = (0..48).map(|number| format!("t{number}={}", url(number))).collect::<Vec<_>>().join(",");
+    let began = Instant::now();
+    let done = check(&[&format!("--targets={all}"), "--timeout=1", "--results-dir", dir.path().to_str().unwrap()]);
+    let said = String::from_utf8(done.stdout).unwrap();
+    assert!(said.contains("0 healthy, 48 not"), "{said}");
+    // Not a speed: one after the other they would take 48 s by their time-outs alone.
+    assert!(began.elapsed() < Duration::from_secs(40));
+}
+
+#[test]
+fn the_stack_of_a_host_is_looked_at_where_nothing_is_said() {
+    let done = check(&["--json", "--timeout=1"]);
+    let json: serde_json::Value = serde_json::from_slice(&done.stdout).unwrap();
+    let names: Vec<_> =
+        json["targets"].as_array().unwrap().iter().map(|target| target["target"].as_str().unwrap()).collect();
+    for name in [
+        "nginx-exporter",
+        "cpu-exporter-go",
+        "node-exporter",
+        "ffmpeg-exporter",
+        "gpu-exporter",
+        "wattcast-probe",
+        "victoriametrics",
+        "grafana",
+    ] {
+        assert!(names.contains(&name), "{names:?}");
+    }
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/prometheus/prometheus.yml");
+    let done = check(&["--json", "--timeout=1", "--scrape-config", file.to_str().unwrap()]);
+    let json: serde_json::Value = serde_json::from_slice(&done.stdout).unwrap();
+    assert!(json["targets"].as_array().unwrap().iter().any(|target| target["target"] == "rapl-power"));
+}
+
+#[test]
+fn two_exporters_are_laid_beside_each_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let old = dir.path().join("old.prom");
+    fs::write(&old, "# TYPE rapl_power_watts gauge\nrapl_power_watts{zone=\"package_0\"} 5\ngone 1\n# TYPE c_total counter\nc_total 9\n").unwrap();
+    let new = server(|| {
+        page("", "# TYPE rapl_power_watts gauge\nrapl_power_watts{zone=\"package_0\",package=\"package-0\"} 6\n")
+    });
+    let done = check(&["--compare", old.to_str().unwrap(), &new, "--compare.over=100ms"]);
+    let said = String::from_utf8(done.stdout).unwrap();
+    assert!(done.status.code() == Some(1) && said.contains("LOST: family") && said.contains("+20.0 %"), "{said}");
+    let done = check(&["--compare", &new, &new, "--compare.over=100ms", "--json"]);
+    let json: serde_json::Value = serde_json::from_slice(&done.stdout).unwrap();
+    assert_eq!((done.status.code(), &json["complete"]), (Some(0), &true.into()));
+}
+
+#[test]
+fn the_configuration_is_checked_before_anything_runs() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("wattcast.toml");
+    let run = |text: &str, more: &[&str]| {
+        fs::write(&file, text).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_wattcast-analysis"));
+        command.args(["serve", "--config.check", "--config.file", file.to_str().unwrap()]).args(more);
+        let out = command.output().unwrap();
+        (out.status.code(), format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr)))
+    };
+    let (code, said) = run(
+        "results-dir = \"x\"\n[web]\nlisten-address = [\":9502\"]\n[health]\ninterval = \"10s\"\n[[health.target]]\nname = \"a\"\nurl = \"http://a:1\"\n",
+        &[],
+    );
+    assert!(code == Some(0) && said.contains("right"), "{said}");
+    for (text, more, word) in [
+        ("[web]\nlisten-adress = \":1\"", &[][..], "web.listen-address"),
+        ("[health]\nintervall = \"1s\"", &[], "health.interval"),
+        ("[[health.target]]\nname = \"a\"\nurl = \"http://a\"\nexpects = []", &[], "did you mean expect?"),
+        ("[health]\ninterval = \"1y\"", &[], "100ms to 1d"),
+        ("[[health.target]]\nname = \"a\"\nurl = \"a:1\"", &[], "http://"),
+        ("", &["--web.config.file=/nowhere.yml"], "/nowhere.yml"),
+        ("", &["--client.ca-file=/nowhere.pem", "--probe-url=https://x"], "/nowhere.pem"),
+    ] {
+        let (code, said) = run(text, more);
+        assert!(code == Some(64) && said.contains(word), "{text}: {code:?} {said}");
+    }
+    let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/analysis/wattcast-analysis.toml");
+    let (code, said) = run(&fs::read_to_string(shipped).unwrap(), &[]);
+    assert!(code == Some(0), "{said}");
+}
+
+#[test]
+fn the_log_has_the_form_that_was_asked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let service = Service::start(dir.path(), NOBODY, &["--log.format=json"]);
+    service.page();
+    for line in service.log().lines() {
+        let line: serde_json::Value = serde_json::from_str(line).unwrap();
+        assert!(line["level"].is_string() && line["msg"].is_string() && line["time"].is_string(), "{line}");
+    }
+}
+
+#[test]
+fn a_post_of_progress_shows_its_own_token_and_needs_no_user() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(authority) = Authority::new(dir.path()).unwrap() else {
+        println!("skipped: openssl is not in PATH");
+        return;
+    };
+    authority.issue("server", "localhost").unwrap();
+    let web = authority.web("server", "").unwrap();
+    let token = support::file(dir.path(), "token", "t0ken");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_wattcast-analysis"));
+    command.args(["serve", "--web.listen-address=127.0.0.1:0", "--probe-url", NOBODY]);
+    command.arg("--results-dir").arg(dir.path()).arg(format!("--web.config.file={}", web.display()));
+    command.arg("--ffmpeg.token-file").arg(token);
+    let mut service = xtask::program::Program::start("analysis", &mut command, dir.path()).unwrap();
+    let url = service.address(1).unwrap();
+    let post = |token: &str| {
+        let script = format!(
+            "printf 'frame=1\\nprogress=end\\n' | curl -s -o /dev/null -w '%{{http_code}}' --cacert {} --data-binary @- '{url}/progress/cam?token={token}'",
+            authority.ca().display()
+        );
+        xtask::shell::output(Command::new("sh").args(["-c", &script])).unwrap()
+    };
+    assert_eq!((&*post("wrong"), &*post("t0ken")), ("401", "204"));
+}
+
+/// What stands beside us on every host, as it is: none of them has our habits, and none may be called sick for that.
+#[test]
+fn node_exporter_and_the_databases_are_healthy_as_they_come() {
+    let Some(node) = which("prometheus-node-exporter") else {
+        println!("skipped: prometheus-node-exporter is not in PATH");
+        return;
+    };
+    let (Some(victoria), Some(prometheus)) = (
+        Database::victoria(&[]),
+        Database::prometheus(&[support::Series {
+            name: "x_total",
+            labels: String::new(),
+            samples: vec![(1_700_000_000, 1)],
+        }]),
+    ) else {
+        return;
+    };
+    let (dir, port) = (tempfile::tempdir().unwrap(), support::free_port());
+    let mut command = Command::new(node);
+    command.arg(format!("--web.listen-address=127.0.0.1:{port}"));
+    let _node = xtask::program::Program::start("node_exporter", &mut command, dir.path()).unwrap();
+    let targets = format!(
+        "--health.targets=node-exporter=http://127.0.0.1:{port}/metrics,victoriametrics={}/metrics,prometheus={}/metrics",
+        victoria.url, prometheus.url
+    );
+    let service = Service::start(dir.path(), NOBODY, &[&targets, "--health.interval=1s"]);
+    let page = service.eventually_at(5, "all three are healthy", |page| page.contains("exporter_healthy_total 3\n"));
+    assert!(page.contains("exporter_total 3\n"), "{page}");
+}
+
+/// Posts of an Alertmanager, by whoever may reach the port: what is none, too large or too slow is refused, and what is right is shown.
+#[test]
+fn alerts_are_taken_shown_and_over_and_nothing_else_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let service = Service::start(dir.path(), NOBODY, &["--health.interval=1h"]);
+    let at = service.port(5).url("").trim_start_matches("http://").to_owned();
+    let ask = |headers: &str, body: &str| -> String {
+        let mut stream = std::net::TcpStream::connect(&at).unwrap();
+        let request = format!("POST /api/v1/alerts HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{headers}\r\n{body}");
+        // One that is refused by its header is not read to its end.
+        let _ = stream.write_all(request.as_bytes());
+        let mut answer = String::new();
+        let _ = stream.read_to_string(&mut answer);
+        answer.split(' ').nth(1).unwrap_or_default().to_owned()
+    };
+    let alert = |status: &str| {
+        format!(
+            r#"{{"version":"4","alerts":[{{"status":"{status}","labels":{{"alertname":"Hot","severity":"warning","host":"<b>"}},"annotations":{{"summary":"it is <hot>"}}}}]}}"#
+        )
+    };
+    let json = |body: &str| format!("Content-Type: application/json\r\nContent-Length: {}\r\n", body.len());
+    let firing = alert("firing");
+    assert_eq!(ask(&format!("Content-Type: text/plain\r\nContent-Length: {}\r\n", firing.len()), &firing), "415");
+    assert_eq!(ask(&json("{}"), "{}"), "400");
+    let large = format!("{}{}", " ".repeat(1 << 20), firing);
+    assert_eq!(ask(&json(&large), &large), "413");
+    // It says that more comes, and nothing does.
+    assert_eq!(ask("Content-Type: application/json\r\nContent-Length: 100\r\n", "{"), "408");
+    assert_eq!(ask(&json(&firing), &firing), "204");
+    service.eventually_at(5, "it is counted", |page| page.contains("wattcast_alerts_firing{severity=\"warning\"} 1\n"));
+    let landing = service.port(5).text("/").unwrap();
+    assert!(landing.contains("it is &lt;hot&gt;") && !landing.contains("<hot>"), "{landing}");
+    let over = alert("resolved");
+    assert_eq!(ask(&json(&over), &over), "204");
+    service.eventually_at(5, "it is over", |page| page.contains("wattcast_alerts_firing{severity=\"warning\"} 0\n"));
+    assert_eq!(service.log().lines().filter(|line| line.contains("alert Hot")).count(), 2, "{}", service.log());
+}

@@ -1,0 +1,24 @@
+// Owns the words that stand in a panel where there is nothing to draw.
+import { css } from '@emotion/css';
+import { Text } from '@grafana/ui';
+
+interface Props {
+  children: string;
+  isError?: boolean;
+}
+
+const centered = css({
+  display: 'flex',
+  height: '100%',
+  alignItems: 'center',
+  justifyContent: 'center',
+  textAlign: 'center',
+});
+
+export function PanelMessage({ children, isError = false }: Props) {
+  return (
+    <div className={centered}>
+      <Text color={isError ? 'error' : 'secondary'}>{children}</Text>
+    </div>
+  );
+}

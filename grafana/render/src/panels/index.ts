@@ -1,0 +1,13 @@
+// Owns the list of panel types that can be drawn.
+import { barGauge } from './BarGaugePanel';
+import type { PanelKind } from './kind';
+import { stat } from './StatPanel';
+import { table } from './TablePanel';
+import { timeSeries } from './TimeSeriesPanel';
+
+export const panelKinds: Record<string, PanelKind | undefined> = {
+  bargauge: barGauge,
+  stat,
+  table,
+  timeseries: timeSeries,
+};

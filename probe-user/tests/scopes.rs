@@ -1,0 +1,141 @@
+//! Scopes from end to end: who holds one runs in it, and is counted there; nobody else gets in.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed")]
+
+mod support;
+
+use std::{
+    io::{BufRead as _, BufReader, Write as _},
+    os::unix::{
+        fs::{MetadataExt as _, PermissionsExt as _},
+        net::UnixStream,
+        process::CommandExt as _,
+    },
+    path::Path,
+    process::Command,
+};
+
+use exporter::scope::Scope;
+use support::{Probe, eventually, machine, skip};
+
+/// A user without any rights.
+const NOBODY: u32 = 65_534;
+
+fn probe(dir: &Path, flags: &[&str]) -> Probe {
+    let socket = format!("--scope.socket={}", dir.join("scope.sock").display());
+    Probe::start(&[&[&*socket, "--energy.source=model"], flags].concat())
+}
+
+fn say(socket: &Path, what: &str) -> String {
+    let stream = UnixStream::connect(socket).unwrap();
+    (&stream).write_all(what.as_bytes()).unwrap();
+    let mut answer = String::new();
+    BufReader::new(&stream).read_line(&mut answer).unwrap();
+    answer.trim().to_owned()
+}
+
+#[test]
+fn who_holds_a_scope_runs_in_it_without_privileges_and_is_counted_there() {
+    let _machine = machine();
+    if !xtask::shell::is_root() {
+        skip!("needs root");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let probe = probe(dir.path(), &["--scope.group=65534", "--scope.count=2"]);
+    let socket = dir.path().join("scope.sock");
+    let (state, detail) = probe.source("scopes");
+    assert!(state == "usable" && detail.starts_with("2 scopes"), "{state} {detail}");
+    let meta = std::fs::metadata(&socket).unwrap();
+    assert_eq!((meta.mode() & 0o777, meta.gid()), (0o660, NOBODY));
+
+    // Held by a process of that user, which then starts one that works.
+    let burn = "import socket,sys,time,os\n\
+        held=socket.socket(socket.AF_UNIX); held.connect(sys.argv[1]); held.send(b'hold\\n'); name=held.recv(99).split()[1]\n\
+        ask=socket.socket(socket.AF_UNIX); ask.connect(sys.argv[1]); ask.send(b'enter '+name+b'\\n'); assert ask.recv(99)[:2]==b'ok'\n\
+        end=time.time()+2\n\
+        while time.time()<end: pass\n\
+        print(name.decode())";
+    let output =
+        Command::new("/usr/bin/python3").args(["-c", burn]).arg(&socket).uid(NOBODY).gid(NOBODY).output().unwrap();
+    let name = String::from_utf8(output.stdout).unwrap().trim().to_owned();
+    assert!(name.starts_with("wattcast/scope-"), "{name} {}", String::from_utf8_lossy(&output.stderr));
+    let used = probe.fresh().cpu(&name);
+    assert!((1.0..2.5).contains(&used), "{used} CPU seconds of about 2");
+}
+
+#[test]
+fn a_scope_has_one_holder_and_its_user_alone_gets_in() {
+    let _machine = machine();
+    if !xtask::shell::is_root() {
+        skip!("needs root");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let _probe = probe(dir.path(), &["--scope.count=1"]);
+    let socket = dir.path().join("scope.sock");
+    let scope = Scope::hold(&socket).unwrap();
+    let why = Scope::hold(&socket).unwrap_err().to_string();
+    assert!(why.contains("--scope.count"), "{why}");
+    // A command begins its life in it.
+    let mut command = Command::new("cat");
+    scope.enter(&mut command).unwrap();
+    let shown = command.arg("/proc/self/cgroup").output().unwrap();
+    let shown = String::from_utf8(shown.stdout).unwrap();
+    assert!(shown.contains(&format!("/{}", scope.name)), "{shown}");
+    for (what, word) in [
+        ("enter elsewhere\n", "no scope of this name"),
+        ("enter\n", "say hold"),
+        ("enter a b\n", "say hold"),
+        ("\n", "say hold"),
+        (&*format!("{}\n", "x".repeat(10_000)), "say hold"),
+    ] {
+        assert!(say(&socket, what).contains(word), "{what:.20}: {}", say(&socket, what));
+    }
+    let name = scope.name.clone();
+    // A second probe of the host takes none, and ends nobody's.
+    let mut works = Command::new("sleep");
+    scope.enter(&mut works).unwrap();
+    let mut works = works.arg("60").spawn().unwrap();
+    let second = Probe::start(&[
+        &*format!("--scope.socket={}", dir.path().join("second.sock").display()),
+        "--energy.source=model",
+    ]);
+    assert!(second.source("scopes").1.contains("another probe keeps"), "{:?}", second.source("scopes"));
+    assert!(works.try_wait().unwrap().is_none(), "it lives");
+    works.kill().unwrap();
+    works.wait().unwrap();
+    // Who is left in it when it is given back is ended: the next has it for itself.
+    let mut left = Command::new("sleep");
+    scope.enter(&mut left).unwrap();
+    let mut left = left.arg("60").spawn().unwrap();
+    drop(scope);
+    assert!(!left.wait().unwrap().success(), "ended, and not after a minute");
+    // A number that became another's: who connected has ended, and a child of it asks over its connection.
+    let again = Scope::hold(&socket).unwrap();
+    let asks = "import socket,os,sys,time\n\
+        s=socket.socket(socket.AF_UNIX); s.connect(sys.argv[1])\n\
+        if os.fork(): os._exit(0)\n\
+        time.sleep(0.5); s.send(('enter '+sys.argv[2]+'\\n').encode()); print(s.recv(200).decode())";
+    let output = Command::new("/usr/bin/python3").args(["-c", asks]).arg(&socket).arg(&again.name).output().unwrap();
+    let answer = String::from_utf8_lossy(&output.stdout);
+    assert!(answer.contains("cannot enter"), "{answer} {}", String::from_utf8_lossy(&output.stderr));
+    drop(again);
+    // Who holds nothing is not let in, and the scope is there for the next.
+    eventually(5.0, "it is free", || say(&socket, &format!("enter {name}\n")).contains("does not hold"));
+    assert_eq!(Scope::hold(&socket).unwrap().name, name);
+}
+
+#[test]
+fn a_place_that_cannot_be_had_is_a_state_with_a_remedy() {
+    // One probe keeps the scopes of a host, so those of the other tests wait.
+    let _machine = machine();
+    let dir = tempfile::tempdir().unwrap();
+    let probe = Probe::start(&["--scope.socket=/nonexistent/scope.sock", "--energy.source=model"]);
+    let (state, detail) = probe.source("scopes");
+    assert!(
+        state != "usable" && detail.contains("/nonexistent/scope.sock") && detail.contains("--scope.socket"),
+        "{state} {detail}"
+    );
+    let group = self::probe(dir.path(), &["--scope.group=no-such-group"]);
+    assert!(group.source("scopes").1.contains("no-such-group"));
+}

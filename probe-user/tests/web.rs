@@ -1,0 +1,344 @@
+//! Both programs behind TLS and a password, and under those who would keep others out: with the real Prometheus, the real VictoriaMetrics, openssl's certificates,
+//! and a parser of OpenMetrics that is not ours.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed")]
+
+mod support;
+
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    net::{TcpListener, TcpStream},
+    os::unix::net::UnixDatagram,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use support::{Probe, skip};
+use xtask::{
+    api::Client,
+    certs::{Authority, PASSWORD},
+    program::Program,
+    shell::{output, which},
+};
+
+const USER: Option<(&str, &str)> = Some(("prom", PASSWORD.0));
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+fn analysis() -> Option<PathBuf> {
+    let program = Path::new(env!("CARGO_BIN_EXE_wattcast-probe")).with_file_name("wattcast-analysis");
+    program.exists().then_some(program)
+}
+
+/// The probe without what takes time to open, with TLS or not.
+fn probe(dir: &Path, flags: &[&str]) -> Program {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_wattcast-probe"));
+    command.args(["--web.listen-address=127.0.0.1:0", "--energy.source=model", "--no-collector.docker"]).args(flags);
+    Program::start("probe", &mut command, dir).unwrap()
+}
+
+fn address(url: &str) -> &str {
+    url.split_once("://").unwrap().1
+}
+
+#[test]
+fn prometheus_and_victoriametrics_scrape_both_over_tls_and_a_certificate_is_changed_under_load() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(authority) = Authority::new(dir.path()).unwrap() else { skip!("openssl is not in PATH") };
+    let (Some(prometheus), Some(victoria)) = (which("prometheus"), which("victoria-metrics")) else {
+        skip!("prometheus and victoria-metrics are not in PATH")
+    };
+    let Some(analysis) = analysis() else { skip!("wattcast-analysis is not built beside wattcast-probe") };
+    authority.issue("server", "localhost").unwrap();
+    let web = authority.web("server", "").unwrap();
+    let flag = format!("--web.config.file={}", web.display());
+    let mut probe = probe(dir.path(), &[&flag]);
+    let (ca, password) = (authority.ca(), dir.path().join("password"));
+    let results = dir.path().join("results");
+    fs::create_dir(&results).unwrap();
+    let mut command = Command::new(analysis);
+    command.args(["serve", "--web.listen-address=127.0.0.1:0", &flag, "--probe-url", &probe.address(0).unwrap()]);
+    command.arg("--results-dir").arg(&results).arg("--client.ca-file").arg(&ca).arg("--client.username=prom");
+    command.arg("--client.password-file").arg(&password);
+    let mut service = Program::start("analysis", &mut command, dir.path()).unwrap();
+
+    // Our own analysis is not locked out by what keeps others out.
+    let mut urls: Vec<String> = (0..3).map(|port| probe.address(port).unwrap()).collect();
+    urls.extend((0..6).map(|port| service.address(port).unwrap()));
+    let of_service = Client::secure(&urls[3], &ca, USER, None).unwrap();
+    let end = Instant::now() + Duration::from_secs(30);
+    while !of_service
+        .text("/metrics")
+        .is_ok_and(|page| page.contains("wattcast_source_up{source=\"probe\",reason=\"\"} 1"))
+    {
+        assert!(Instant::now() < end, "{}", service.log());
+        thread::sleep(Duration::from_millis(100));
+    }
+
+    let targets = urls.iter().map(|url| format!("'{}'", address(url))).collect::<Vec<_>>().join(", ");
+    let config = format!(
+        "global: {{scrape_interval: 1s, scrape_timeout: 1s}}\nscrape_configs:\n- job_name: wattcast\n  scheme: https\n  \
+         tls_config: {{ca_file: {}}}\n  basic_auth: {{username: prom, password_file: {}}}\n  static_configs:\n  - targets: [{targets}]\n",
+        ca.display(),
+        password.display()
+    );
+    let file = dir.path().join("prometheus.yml");
+    fs::write(&file, config).unwrap();
+    let (p_port, v_port) = (free_port(), free_port());
+    let mut command = Command::new(prometheus);
+    command.arg(format!("--config.file={}", file.display()));
+    command.arg(format!("--storage.tsdb.path={}", dir.path().join("p").display()));
+    command.arg(format!("--web.listen-address=127.0.0.1:{p_port}"));
+    let _prometheus = Program::start("prometheus", &mut command, dir.path()).unwrap();
+    let mut command = Command::new(victoria);
+    command.arg(format!("-promscrape.config={}", file.display()));
+    command.arg(format!("-storageDataPath={}", dir.path().join("v").display()));
+    command.arg(format!("-httpListenAddr=127.0.0.1:{v_port}"));
+    command.args(["-search.latencyOffset=0s", "-memory.allowedPercent=10"]);
+    let _victoria = Program::start("victoria", &mut command, dir.path()).unwrap();
+    let databases = [p_port, v_port].map(|port| Client::new(format!("http://127.0.0.1:{port}")));
+    let ask = |database: &Client, query: &str| -> Vec<f64> {
+        let Ok(answer) = database.json(&format!("/api/v1/query?query={query}")) else { return Vec::new() };
+        let rows = answer["data"]["result"].as_array().cloned().unwrap_or_default();
+        rows.iter().filter_map(|row| row["value"][1].as_str()?.parse().ok()).collect()
+    };
+    let end = Instant::now() + Duration::from_secs(60);
+    while databases.iter().any(|database| ask(database, "up==1").len() < urls.len()) {
+        let now = databases.each_ref().map(|database| ask(database, "up"));
+        assert!(Instant::now() < end, "not all targets are up: {now:?}");
+        thread::sleep(Duration::from_millis(200));
+    }
+
+    // Load: each scrape a connection and a handshake of its own, on a port of either program.
+    let (stop, scrapes) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+    let load: Vec<_> = [0, 0, 3, 3]
+        .map(|port| {
+            let (url, ca, stop, scrapes) = (urls[port].clone(), ca.clone(), stop.clone(), scrapes.clone());
+            thread::spawn(move || -> Vec<String> {
+                let mut failed = Vec::new();
+                while !stop.load(Ordering::Relaxed) {
+                    match Client::secure(&url, &ca, USER, None).unwrap().get("/metrics") {
+                        Ok((200, _)) => {}
+                        other => failed.push(format!("{other:?}")),
+                    }
+                    scrapes.fetch_add(1, Ordering::Relaxed);
+                }
+                failed
+            })
+        })
+        .into_iter()
+        .collect();
+    let mut serials = vec![authority.serial(address(&urls[0])).unwrap()];
+    for round in 0..4 {
+        authority.issue("next", "localhost").unwrap();
+        for kind in ["pem", "key"] {
+            let (from, to) = (dir.path().join(format!("next.{kind}")), dir.path().join(format!("server.{kind}")));
+            if round % 2 == 0 {
+                fs::rename(from, to).unwrap();
+            } else {
+                // As a careless script does it: over what is there, and for a while the two do not belong together.
+                fs::copy(from, to).unwrap();
+                thread::sleep(Duration::from_millis(1500));
+            }
+        }
+        let end = Instant::now() + Duration::from_secs(10);
+        loop {
+            let serial = authority.serial(address(&urls[0])).unwrap();
+            let second = authority.serial(address(&urls[3])).unwrap();
+            if serial != serials[round] && serial == second {
+                serials.push(serial);
+                break;
+            }
+            assert!(Instant::now() < end, "{serials:?}\n{}", probe.log());
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+    stop.store(true, Ordering::Relaxed);
+    let failed: Vec<String> = load.into_iter().flat_map(|thread| thread.join().unwrap()).collect();
+    let scrapes = scrapes.load(Ordering::Relaxed);
+    assert!(failed.is_empty() && scrapes > 20, "{} of {scrapes} failed: {:?}", failed.len(), failed.first());
+    println!("{scrapes} scrapes by a connection of their own over four changes of certificate, none failed");
+    for (name, database) in ["Prometheus", "VictoriaMetrics"].iter().zip(&databases) {
+        let least = ask(database, "min_over_time(up[10s])");
+        assert!(least.len() == urls.len() && least.iter().all(|up| *up >= 1.0), "{name}: {least:?}");
+        assert!(!ask(database, "wattcast_energy_joules_total").is_empty(), "{name}");
+    }
+    assert!(!probe.log().contains(PASSWORD.0) && !service.log().contains(PASSWORD.0));
+}
+
+#[test]
+fn who_has_no_password_or_no_certificate_stays_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(authority) = Authority::new(dir.path()).unwrap() else { skip!("openssl is not in PATH") };
+    authority.issue("server", "localhost").unwrap();
+    let (cert, key) = authority.issue("scraper", "scraper.example").unwrap();
+    let (other_cert, other_key) = authority.issue("other", "other.example").unwrap();
+    let more = "  client_auth_type: RequireAndVerifyClientCert\n  client_ca_file: ca.pem\n  client_allowed_sans: [scraper.example]\n  \
+                min_version: TLS13\nhttp_server_config:\n  headers: {X-Content-Type-Options: nosniff}";
+    let web = authority.web("server", more).unwrap();
+    let mut probe = probe(dir.path(), &["--no-collector.cpu", &format!("--web.config.file={}", web.display())]);
+    let (url, ca) = (probe.address(0).unwrap(), authority.ca());
+    let ask = |user, own| Client::secure(&url, &ca, user, own).unwrap().get("/health");
+    let own = Some((&*cert, &*key));
+    assert_eq!(ask(USER, own).unwrap(), (200, "OK".into()));
+    assert_eq!(ask(None, own).unwrap().0, 401);
+    assert_eq!(ask(Some(("prom", "wrong")), own).unwrap().0, 401);
+    assert_eq!(ask(Some(("root", PASSWORD.0)), own).unwrap().0, 401);
+    assert!(ask(USER, None).is_err(), "without a certificate");
+    assert!(ask(USER, Some((&other_cert, &other_key))).is_err(), "with another's");
+    for path in ["/", "/metrics", "/ready", "/api/v1/sources", "/nothing"] {
+        let client = Client::secure(&url, &ca, None, own).unwrap();
+        assert_eq!(client.get(path).unwrap().0, 401, "{path}");
+    }
+    let script = format!("openssl s_client -tls1_2 -connect {} </dev/null", address(&url));
+    assert!(output(Command::new("sh").args(["-c", &script])).is_err(), "an older version than is wanted");
+    probe.alive().unwrap();
+}
+
+#[test]
+fn ten_thousand_connections_do_not_stop_a_scrape() {
+    const SILENT: usize = 10_000;
+    if exporter::program::raise_open_files() < 12_000 {
+        skip!("fewer than 12000 open files are allowed");
+    }
+    let probe = Probe::start(&["--energy.source=model", "--no-collector.cpu"]);
+    let at = address(&probe.client.url("")).to_owned();
+    let mut silent = Vec::with_capacity(SILENT);
+    for _ in 0..SILENT / 100 {
+        silent.extend((0..100).map(|_| TcpStream::connect(&at).unwrap()));
+        // Each by a connection of its own, as a scraper that has just been started.
+        assert_eq!(Client::new(format!("http://{at}")).get("/health").unwrap().0, 200);
+    }
+    for _ in 0..10 {
+        let page = Client::new(format!("http://{at}")).text("/metrics").unwrap();
+        assert!(page.contains("wattcast_energy_joules_total"));
+    }
+    let sum = |page: &support::Page| {
+        page.0.iter().filter(|row| row.name == "wattcast_web_refused_total").map(|row| row.value).sum::<f64>()
+    };
+    let refused = sum(&probe.fresh());
+    assert!(refused > 9000.0, "those that were silent made room: {refused}");
+}
+
+#[test]
+fn a_hundred_scrapers_see_the_same_page_and_change_no_number() {
+    let probe = Probe::start(&["--energy.source=model"]);
+    let url = probe.client.url("");
+    let errors: usize = thread::scope(|scope| {
+        let all: Vec<_> = (0..100)
+            .map(|_| {
+                scope.spawn(|| {
+                    let (client, end) = (Client::new(url.clone()), Instant::now() + Duration::from_secs(3));
+                    let mut errors = 0;
+                    while Instant::now() < end {
+                        errors += usize::from(client.text("/metrics").is_err());
+                    }
+                    errors
+                })
+            })
+            .collect();
+        all.into_iter().map(|one| one.join().unwrap()).sum()
+    });
+    assert_eq!(errors, 0);
+    let page = probe.fresh();
+    let error = page.0.iter().filter(|row| row.name == "wattcast_conservation_error_joules");
+    assert!(error.clone().count() > 0 && error.clone().all(|row| row.value == 0.0));
+    let missed =
+        page.0.iter().find(|row| row.name == "wattcast_web_refused_total" && row.label("reason") == "max_requests");
+    assert_eq!(missed.unwrap().value, 0.0);
+}
+
+#[test]
+fn a_parser_that_is_not_ours_takes_every_page_as_openmetrics() {
+    const CHECK: &str = "import sys\nfrom prometheus_client.openmetrics.parser import text_string_to_metric_families as parse\n\
+                         print(sum(len(f.samples) for f in parse(sys.stdin.read())))";
+    let python = ["/usr/bin/python3", "python3"].into_iter().find(|python| {
+        Command::new(python)
+            .args(["-c", "import prometheus_client.openmetrics.parser"])
+            .output()
+            .is_ok_and(|out| out.status.success())
+    });
+    let Some(python) = python else { skip!("no Python has prometheus_client (python3-prometheus-client)") };
+    let Some(analysis) = analysis() else { skip!("wattcast-analysis is not built beside wattcast-probe") };
+    let dir = tempfile::tempdir().unwrap();
+    let nasty = "job \\\"a\\\"\\n\\\\ 😀";
+    let run = format!(
+        r#"{{"scenarios":[{{"name":"{nasty}","bitrate":"1k","total_frames":10,"vmaf_score":90,"energy_joules":5,"duration":5,"cpu_usage_cores":[1],"pixels_processed":100}}]}}"#
+    );
+    fs::write(dir.path().join("test_results_20240115_103000.json"), run).unwrap();
+    let fake = Path::new(env!("CARGO_BIN_EXE_wattcast-probe")).with_file_name("libfake_nvml.so");
+    let scenario = dir.path().join("gpu.toml");
+    fs::write(&scenario, "[[gpu]]\nname = \"T \\\"4\\\"\\n😀\"\nidle_watts = 10.0\n").unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_wattcast-probe"));
+    command.args(["--web.listen-address=127.0.0.1:0", "--energy.source=model"]);
+    command.arg("--path.nvml").arg(&fake).env("FAKE_NVML_SCENARIO", &scenario);
+    let mut probe = Program::start("probe", &mut command, dir.path()).unwrap();
+    let mut command = Command::new(analysis);
+    command.args(["serve", "--web.listen-address=127.0.0.1:0", "--probe-url", &probe.address(0).unwrap()]);
+    let mut service = Program::start("analysis", command.arg("--results-dir").arg(dir.path()), dir.path()).unwrap();
+    let mut pages: Vec<Client> = (0..3).map(|port| probe.client_of(port).unwrap()).collect();
+    pages.extend((0..6).map(|port| service.client_of(port).unwrap()));
+    let end = Instant::now() + Duration::from_secs(20);
+    while !pages[3].text("/metrics").unwrap().contains('😀')
+        || fake.exists() && !pages[2].text("/metrics").unwrap().contains('😀')
+    {
+        assert!(Instant::now() < end, "{}", probe.log());
+        thread::sleep(Duration::from_millis(100));
+    }
+    for client in &pages {
+        let (_, kind, page) = client.get_as("/metrics", "application/openmetrics-text;version=1.0.0").unwrap();
+        assert!(kind.starts_with("application/openmetrics-text; version=1.0.0"), "{kind}");
+        let (right, said) = support::feed(Command::new(python).args(["-c", CHECK]), &page);
+        assert!(right, "{}: {said}\n{page}", client.url("/metrics"));
+        let ours = exporter::parse::parse(&page).unwrap();
+        assert_eq!(said.trim().parse::<usize>().unwrap(), ours.samples.len(), "{}", client.url("/metrics"));
+        let text = client.text("/metrics").unwrap();
+        assert_eq!(exporter::page::faults(&text), Vec::<String>::new());
+    }
+}
+
+#[test]
+fn systemd_is_told_when_there_is_something_to_show_and_that_it_works() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("notify");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_wattcast-probe"));
+    command.args(["--web.listen-address=127.0.0.1:0", "--energy.source=model", "--no-collector.cpu"]);
+    command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "400000");
+    let mut probe = Program::start("probe", &mut command, dir.path()).unwrap();
+    let hear = || {
+        let mut bytes = [0; 256];
+        let length = socket.recv(&mut bytes).unwrap();
+        String::from_utf8_lossy(&bytes[..length]).trim().to_owned()
+    };
+    assert_eq!(hear(), "READY=1");
+    assert_eq!(Client::new(probe.address(0).unwrap()).get("/metrics").unwrap().0, 200, "not before there is a page");
+    assert_eq!([hear(), hear()], ["WATCHDOG=1", "WATCHDOG=1"]);
+    probe.stop().unwrap();
+    let last = std::iter::repeat_with(hear).find(|said| said != "WATCHDOG=1");
+    assert_eq!(last.as_deref(), Some("STOPPING=1"));
+}
+
+#[test]
+fn a_request_in_flight_is_answered_before_the_end() {
+    // A tick so long that the mark has to wait for its turn: no two are closer than a tenth of a second.
+    let probe = Probe::start(&["--energy.source=model", "--no-collector.cpu", "--tick=30s"]);
+    probe.client.mark().unwrap();
+    let mut stream = TcpStream::connect(address(&probe.client.url(""))).unwrap();
+    stream.write_all(b"POST /api/v1/mark HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n").unwrap();
+    thread::sleep(Duration::from_millis(20));
+    let status = probe.program.stop().unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(status.success() && answer.starts_with("HTTP/1.1 200"), "{status}: {answer}");
+}

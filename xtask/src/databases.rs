@@ -1,0 +1,171 @@
+//! A real Prometheus and a real VictoriaMetrics, on ports of their own, with whatever samples they are to hold.
+
+use std::{
+    fmt::Write as _,
+    fs,
+    net::TcpListener,
+    path::Path,
+    process::Command,
+    sync::atomic::{AtomicU32, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+
+use crate::{
+    api::Client,
+    program::Program,
+    shell::{output, which},
+};
+
+/// A series with its samples: unix seconds, and millionths.
+#[derive(Clone, Debug)]
+pub struct Series {
+    /// The name of the metric.
+    pub name: &'static str,
+    /// Its labels, as they stand between braces.
+    pub labels: String,
+    /// Unix seconds, and millionths.
+    pub samples: Vec<(u64, u64)>,
+}
+
+/// A database that holds samples, and ends with this.
+#[derive(Debug)]
+pub struct Database {
+    /// Where it answers.
+    pub url: String,
+    _program: Program,
+    _dir: tempfile::TempDir,
+}
+
+/// A port of 127.0.0.1 that was free a moment ago, and that nobody is given by chance until it is used: it is below those that the kernel gives to connections
+/// (`ip_local_port_range`, 32768 and up), and not one that this process was given before.
+///
+/// # Errors
+/// When there is none.
+pub fn free_port() -> Result<u16> {
+    const FIRST: u32 = 20_000;
+    const COUNT: u32 = 12_000;
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    // Processes that run at once begin elsewhere each.
+    let start = std::process::id().wrapping_mul(101);
+    for _ in 0..COUNT {
+        let number = start.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % COUNT;
+        let port = u16::try_from(FIRST + number)?;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return Ok(port);
+        }
+    }
+    bail!("no port from {FIRST} on is free")
+}
+
+fn value(micro: u64) -> String {
+    format!("{}.{:06}", micro / 1_000_000, micro % 1_000_000)
+}
+
+impl Database {
+    /// A VictoriaMetrics; `scrape` is a configuration of what it is to scrape.
+    ///
+    /// # Errors
+    /// When it is not installed, or does not come up.
+    pub fn victoria(all: &[Series], scrape: Option<&Path>) -> Result<Self> {
+        let binary = which("victoria-metrics").context("victoria-metrics is not in PATH")?;
+        let (dir, port) = (tempfile::tempdir()?, free_port()?);
+        let mut command = Command::new(binary);
+        command.arg(format!("-storageDataPath={}", dir.path().join("data").display()));
+        command.arg(format!("-httpListenAddr=127.0.0.1:{port}"));
+        command.args(["-retentionPeriod=100y", "-search.latencyOffset=1s", "-memory.allowedPercent=10"]);
+        if let Some(scrape) = scrape {
+            command.arg(format!("-promscrape.config={}", scrape.display()));
+        }
+        let program = Program::start("victoria", &mut command, dir.path())?;
+        let database = Self::wait(program, dir, port, "/health")?;
+        let mut lines = String::new();
+        for series in all {
+            for (at, micro) in &series.samples {
+                let _ = writeln!(lines, "{}{{{}}} {} {}", series.name, series.labels, value(*micro), at * 1000);
+            }
+        }
+        if !all.is_empty() {
+            let agent = ureq::Agent::new_with_defaults();
+            agent.post(format!("{}/api/v1/import/prometheus", database.url)).send(&lines)?;
+            database.flush()?;
+        }
+        Ok(database)
+    }
+
+    /// What was written is found from now on.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn flush(&self) -> Result<()> {
+        ureq::Agent::new_with_defaults().get(format!("{}/internal/force_flush", self.url)).call()?;
+        Ok(())
+    }
+
+    /// A Prometheus with a configuration of its own; its rules may lie in `rules` beside it.
+    ///
+    /// # Errors
+    /// When it is not installed, or does not come up.
+    pub fn prometheus(all: &[Series], config: &str, rules: Option<&Path>) -> Result<Self> {
+        let binary = which("prometheus").context("prometheus is not in PATH")?;
+        let promtool = which("promtool").context("promtool is not in PATH")?;
+        let (dir, port) = (tempfile::tempdir()?, free_port()?);
+        let data = dir.path().join("data");
+        if !all.is_empty() {
+            let fixture = dir.path().join("fixture.om");
+            fs::write(&fixture, openmetrics(all))?;
+            output(
+                Command::new(promtool).args(["tsdb", "create-blocks-from", "openmetrics"]).arg(&fixture).arg(&data),
+            )?;
+        }
+        let file = dir.path().join("prometheus.yml");
+        fs::write(&file, config)?;
+        if let Some(rules) = rules {
+            std::os::unix::fs::symlink(rules, dir.path().join("rules"))?;
+        }
+        let mut command = Command::new(binary);
+        command.arg(format!("--config.file={}", file.display()));
+        command.arg(format!("--storage.tsdb.path={}", data.display()));
+        command.arg(format!("--web.listen-address=127.0.0.1:{port}"));
+        command.arg("--storage.tsdb.retention.time=100y");
+        Self::wait(Program::start("prometheus", &mut command, dir.path())?, dir, port, "/-/ready")
+    }
+
+    fn wait(mut program: Program, dir: tempfile::TempDir, port: u16, path: &str) -> Result<Self> {
+        let url = format!("http://127.0.0.1:{port}");
+        let client = Client::new(&url);
+        let end = Instant::now() + Duration::from_secs(30);
+        while !client.get(path).is_ok_and(|(status, _)| status == 200) {
+            program.alive()?;
+            if Instant::now() > end {
+                bail!("{url} does not come up: {}", program.log());
+            }
+            thread::sleep(Duration::from_millis(50));
+        }
+        Ok(Self { url, _program: program, _dir: dir })
+    }
+}
+
+/// As `promtool tsdb create-blocks-from openmetrics` reads it. A name that ends as a counter's must be one.
+fn openmetrics(all: &[Series]) -> String {
+    let mut text = String::new();
+    let mut names: Vec<_> = all.iter().map(|series| series.name).collect();
+    names.sort_unstable();
+    names.dedup();
+    for name in names {
+        let (family, kind) = match name.strip_suffix("_total") {
+            Some(family) => (family, "counter"),
+            None => (name, "gauge"),
+        };
+        let _ = writeln!(text, "# TYPE {family} {kind}");
+        for series in all.iter().filter(|series| series.name == name) {
+            for (at, micro) in &series.samples {
+                let _ = writeln!(text, "{name}{{{}}} {} {at}", series.labels, value(*micro));
+            }
+        }
+    }
+    text.push_str("# EOF\n");
+    text
+}
