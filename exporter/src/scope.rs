@@ -6,6 +6,7 @@
 
 use std::{
     io::{self, BufRead as _, BufReader, Read as _, Write as _},
+    net::Shutdown,
     os::fd::AsRawFd as _,
     os::unix::{ffi::OsStrExt as _, net::UnixStream, process::CommandExt as _},
     path::{Path, PathBuf},
@@ -82,6 +83,17 @@ impl Scope {
             command.pre_exec(move || ask(&address, &line));
         }
         Ok(())
+    }
+}
+
+/// Given back, and not on its way: afterwards nobody of ours is let in any more, and whoever was left in it has been ended. A probe that does not answer is
+/// waited for as long as for an answer.
+impl Drop for Scope {
+    fn drop(&mut self) {
+        // Not by closing: a child of another thread may have a copy of the descriptor until its exec.
+        if self.held.shutdown(Shutdown::Write).is_ok() {
+            let _ = (&self.held).read(&mut [0]);
+        }
     }
 }
 

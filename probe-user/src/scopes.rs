@@ -269,6 +269,7 @@ fn serve(slots: &[Slot], stream: &UnixStream) -> io::Result<()> {
             // Until it goes. Who says more has not understood, and is let go.
             let mut stream = stream;
             let _ = stream.read(&mut [0]);
+            // Before the connection ends, by which who gave it back knows that it is free.
             drop(held);
             Ok(())
         }
