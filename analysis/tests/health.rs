@@ -119,7 +119,14 @@ fn every_state_is_told_on_the_page_in_the_table_and_by_the_exit_code() {
     let flag = format!("--health.targets={}", targets(&all));
     let flags = [&*flag, "--health.timeout=1s", "--health.interval=1s"];
     let service = Service::start(dir.path(), NOBODY, &flags);
-    let page = service.eventually_at(5, "a second round", |page| page.contains("state=\"healthy\"} 1"));
+    // Each round asks all again: one that was slow to answer once is itself in the next.
+    let page = service.eventually_at(5, "each in its state", |page| {
+        all.iter().all(|(name, _, state)| {
+            let row = page.lines().filter(|line| line.starts_with("wattcast_target_state{"));
+            row.filter(|line| line.ends_with(" 1") && line.contains(&format!("state=\"{state}\"")))
+                .any(|line| line.contains(&format!("target=\"{name}\"")))
+        })
+    });
     assert_eq!(exporter::page::faults(&page), Vec::<String>::new());
     let page = parse(&page).unwrap();
     let value = |name: &str, target: &str, more: (&str, &str)| {
@@ -161,7 +168,7 @@ fn every_state_is_told_on_the_page_in_the_table_and_by_the_exit_code() {
     );
     assert_eq!(value("exporter_metric_count", "t-still", ("", "")), Some(1.0));
 
-    let done = check(&[&format!("--targets={}", targets(&all)), "--timeout=1"]);
+    let done = check(&[&format!("--targets={}", targets(&all)), "--timeout=5"]);
     let table = String::from_utf8(done.stdout).unwrap();
     assert_eq!(done.status.code(), Some(1), "{table}");
     for (name, _, state) in &all {
@@ -200,7 +207,7 @@ fn a_program_that_stops_working_is_healthy_no_more() {
     let watched = Service::start(dir.path(), NOBODY, &[]);
     let other = tempfile::tempdir().unwrap();
     let target = format!("--health.targets=results-exporter={}", watched.client.url("/metrics"));
-    let checker = Service::start(other.path(), NOBODY, &[&target, "--health.timeout=1s", "--health.interval=1s"]);
+    let checker = Service::start(other.path(), NOBODY, &[&target, "--health.timeout=5s", "--health.interval=1s"]);
     checker.eventually_at(5, "it is well", |page| page.contains("exporter_healthy_total 1\n"));
     // SAFETY: the process is a child of ours that was not waited for.
     let signal = |what| unsafe { libc::kill(libc::pid_t::try_from(watched.pid()).unwrap(), what) };
@@ -234,8 +241,9 @@ fn who_says_that_something_is_missing_is_not_healthy_and_nobody_else_is_shown_ou
             } else {
                 page(&now, "wattcast_energy_joules_total 5\nwattcast_tick_seconds 1\n")
             };
-            let _ = stream.write_all(answer.as_bytes());
+            // Before the answer: who has it looks.
             keep.lock().unwrap().push(request);
+            let _ = stream.write_all(answer.as_bytes());
         }
     });
     let file = support::file(

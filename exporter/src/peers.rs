@@ -16,6 +16,8 @@ use tokio::sync::Notify;
 const SLOW: Duration = Duration::from_millis(250);
 /// Who has only come is given time to ask, TLS included.
 const NEW: Duration = Duration::from_millis(50);
+/// So much longer than others it may wait before it matters less than they: who was put off between connecting and asking loses what one who rests does not.
+const AHEAD: Duration = Duration::from_secs(1);
 /// How often it is seen again who has become too slow, or has had its time.
 const AGAIN: Duration = Duration::from_millis(10);
 
@@ -158,11 +160,15 @@ fn tell(all: &[Arc<Peer>], may: impl Fn(Phase, Duration) -> bool, now: Instant) 
     let standing = all.iter().filter(|peer| !peer.told.load(Ordering::Relaxed)).map(|peer| (*lock(&peer.phase), peer));
     let least = standing
         .filter(|((phase, since), _)| may(*phase, now.saturating_duration_since(*since)))
-        .min_by_key(|((phase, since), _)| (*phase == Phase::Answering, *since));
+        .min_by_key(|((phase, since), _)| (*phase == Phase::Answering, *since + ahead(*phase)));
     let Some((_, peer)) = least else { return false };
     peer.told.store(true, Ordering::Relaxed);
     peer.leave.notify_one();
     true
+}
+
+fn ahead(phase: Phase) -> Duration {
+    if phase == Phase::New { AHEAD } else { Duration::ZERO }
 }
 
 /// A place that is taken until this is dropped.

@@ -149,6 +149,7 @@ pub fn run(config: &Config, asked: &Asked<'_>) -> Result<Cost> {
     let (start, told) = mpsc::channel::<()>();
     let (ended, waits) = mpsc::channel();
     let (begun, began) = mpsc::channel();
+    let (waited, status) = mpsc::channel();
     let (name, left) = (home.name.clone(), home.dirs.clone());
     let waiter = thread::Builder::new().name("command".into()).spawn(move || {
         if told.recv().is_err() {
@@ -165,7 +166,10 @@ pub fn run(config: &Config, asked: &Asked<'_>) -> Result<Cost> {
         // What is left to this thread is to wait, and to remove the cgroup: nobody may write to the root of the tree, its owner included.
         let dropped = privileges::keep_only(&[caps::Capability::CAP_DAC_OVERRIDE].into()).map_err(io::Error::other);
         let _ = begun.send(dropped.map(|()| child.id()));
-        let _ = ended.send(child.wait());
+        let _ = ended.send(has_ended(child.id()));
+        // Until it is waited for its number is nobody else's: a signal that is on its way finds it, or nobody.
+        let _ = told.recv();
+        let _ = waited.send(child.wait());
         // After the last reading, or when there is nobody to read.
         let _ = told.recv();
         drop(home);
@@ -177,20 +181,23 @@ pub fn run(config: &Config, asked: &Asked<'_>) -> Result<Cost> {
     // The point that everything counts from: the cgroup is there, and empty.
     let first = sampler.tick().unwrap_or_default();
     stay();
+    pass_on_termination();
     let clock = Instant::now();
     let _ = start.send(());
     let pid = began.recv()?.with_context(|| format!("cannot start {}", Path::new(program).display()))?;
-    pass_on_termination(libc::pid_t::try_from(pid)?);
+    pass_on_to(libc::pid_t::try_from(pid)?);
     let frames = pipe.map(|(read, write)| {
         drop(write);
         let (tell, told) = mpsc::channel();
         thread::spawn(move || progress(read, &tell));
         told
     });
-    let status = watch(&waits, config.tick(), &mut sampler)?;
-    // The number is nobody's of ours from now on.
-    pass_no_more();
+    watch(&waits, config.tick(), &mut sampler)?;
     let wall = clock.elapsed();
+    // Before it is waited for.
+    pass_no_more();
+    let _ = start.send(());
+    let status = status.recv()??;
     let last = sampler.tick().unwrap_or_default();
     let left = processes(&left);
     drop(start);
@@ -231,12 +238,28 @@ fn stay() {
     }
 }
 
+/// Waits until our child has ended, and leaves it to be waited for.
+fn has_ended(pid: u32) -> io::Result<()> {
+    loop {
+        // SAFETY: all zero is a valid one.
+        let mut found: libc::siginfo_t = unsafe { std::mem::zeroed() };
+        // SAFETY: our child's number, and ours to be written.
+        if unsafe { libc::waitid(libc::P_PID, pid, &raw mut found, libc::WEXITED | libc::WNOWAIT) } == 0 {
+            return Ok(());
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+}
+
 /// Ticks until the command has ended.
-fn watch(waits: &mpsc::Receiver<io::Result<ExitStatus>>, tick: Duration, sampler: &mut Sampler) -> Result<ExitStatus> {
+fn watch(waits: &mpsc::Receiver<io::Result<()>>, tick: Duration, sampler: &mut Sampler) -> Result<()> {
     let mut due = Instant::now() + tick;
     loop {
         match waits.recv_timeout(due.saturating_duration_since(Instant::now())) {
-            Ok(status) => return Ok(status?),
+            Ok(ended) => return Ok(ended?),
             Err(mpsc::RecvTimeoutError::Timeout) => {
                 sampler.tick();
                 due = (due + tick).max(Instant::now());
@@ -256,26 +279,38 @@ fn is_ffmpeg(name: &str) -> bool {
 }
 
 static COMMAND: AtomicI32 = AtomicI32::new(0);
+/// A signal that came before there was a command.
+static EARLY: AtomicI32 = AtomicI32::new(0);
 
 /// SIGTERM and SIGHUP go to the command; we end when it does.
-fn pass_on_termination(pid: libc::pid_t) {
+fn pass_on_termination() {
     extern "C" fn pass(signal: libc::c_int) {
-        let command = COMMAND.load(Ordering::Relaxed);
+        EARLY.store(signal, Ordering::SeqCst);
+        let command = COMMAND.load(Ordering::SeqCst);
         if command > 0 {
             // SAFETY: kill may be called in a handler; the command is our child, and not waited for while it stands there.
             unsafe { libc::kill(command, signal) };
         }
     }
-    COMMAND.store(pid, Ordering::Relaxed);
     for signal in [libc::SIGTERM, libc::SIGHUP] {
         // SAFETY: the handler only calls what may be called in one.
         unsafe { libc::signal(signal, pass as extern "C" fn(libc::c_int) as libc::sighandler_t) };
     }
 }
 
+/// The command is there; it gets what came before, too.
+fn pass_on_to(pid: libc::pid_t) {
+    COMMAND.store(pid, Ordering::SeqCst);
+    let early = EARLY.load(Ordering::SeqCst);
+    if early != 0 {
+        // SAFETY: our child, which is not waited for.
+        unsafe { libc::kill(pid, early) };
+    }
+}
+
 /// The command has ended: signals are for us again.
 fn pass_no_more() {
-    COMMAND.store(0, Ordering::Relaxed);
+    COMMAND.store(0, Ordering::SeqCst);
     for signal in [libc::SIGTERM, libc::SIGHUP, libc::SIGINT, libc::SIGQUIT] {
         // SAFETY: the default is no handler of ours.
         unsafe { libc::signal(signal, libc::SIG_DFL) };

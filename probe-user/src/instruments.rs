@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeMap, HashMap, HashSet},
     path::PathBuf,
     sync::Arc,
-    time::{Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use crate::{
@@ -166,8 +166,8 @@ impl Instruments {
             self.raw.zones.extend(self.readings.drain(..).map(|value| value.map_err(|error| error.to_string())));
             collectors.push(collector("energy", began, whole));
         }
-        let energy_at = Instant::now();
-        self.raw.unix_ns = unix_now();
+        let (energy_at, unix_ns) = both_clocks();
+        self.raw.unix_ns = unix_ns;
         self.raw.cpu = self.cpu.is_some().then(|| self.read_cpu(energy_at, collectors));
         let cpu_at = Instant::now();
 
@@ -229,7 +229,7 @@ impl Instruments {
     }
 
     /// Waits until drivers of GPUs have opened, for at most so long.
-    pub fn settle(&mut self, most: std::time::Duration) {
+    pub fn settle(&mut self, most: Duration) {
         if let Some(gpus) = &mut self.gpus {
             gpus.settle(most);
         }
@@ -418,6 +418,23 @@ fn own_cpu_ns() -> u64 {
 }
 
 /// Unix time in nanoseconds, whole microseconds.
+/// Both clocks at one moment: apart by more than a tick takes to be read, they would look like a wall clock that was set. Whoever is put off between them looks again.
+fn both_clocks() -> (Instant, i64) {
+    let mut best: Option<(Duration, Instant, i64)> = None;
+    for _ in 0..4 {
+        let before = Instant::now();
+        let unix_ns = unix_now();
+        let took = before.elapsed();
+        if best.as_ref().is_none_or(|(least, ..)| took < *least) {
+            best = Some((took, before + took / 2, unix_ns));
+        }
+        if took < Duration::from_micros(100) {
+            break;
+        }
+    }
+    best.map_or_else(|| (Instant::now(), unix_now()), |(_, at, unix_ns)| (at, unix_ns))
+}
+
 fn unix_now() -> i64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(now.as_micros()).unwrap_or(0) * 1000

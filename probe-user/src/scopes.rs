@@ -40,6 +40,8 @@ const HOME: &str = "wattcast";
 pub const MOST: usize = 64;
 /// Connections at once: every scope may be held, and entered by some at the same moment.
 const CONNECTIONS: usize = 256;
+/// How long those who were left in a scope may take to be gone; a kill is only a signal.
+const GONE: Duration = Duration::from_secs(2);
 /// How long somebody who has connected may take to say what it wants.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -293,11 +295,14 @@ impl Slot {
         self.holder.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn is_empty(&self) -> bool {
+        fs::read_to_string(self.dir.join("cgroup.procs")).is_ok_and(|procs| procs.is_empty())
+    }
+
     /// Gives it to a user, unless somebody has it, or is still in it: its joules would be theirs.
     fn take(&self, user: u32) -> bool {
         let mut holder = self.holder();
-        let free =
-            holder.is_none() && fs::read_to_string(self.dir.join("cgroup.procs")).is_ok_and(|procs| procs.is_empty());
+        let free = holder.is_none() && self.is_empty();
         if free {
             *holder = Some(user);
         }
@@ -332,6 +337,10 @@ impl Drop for Held<'_> {
         let mut holder = self.0.holder();
         if let Some(mut kill) = self.0.kill.as_ref() {
             let _ = kill.write_all(b"1");
+            let end = Instant::now() + GONE;
+            while !self.0.is_empty() && Instant::now() < end {
+                thread::sleep(Duration::from_millis(2));
+            }
         }
         *holder = None;
     }

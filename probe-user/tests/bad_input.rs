@@ -118,8 +118,8 @@ fn who_listens_outward_without_a_password_is_warned() {
             address,
         ]);
         let mut program = xtask::program::Program::start("probe", &mut command, dir.path()).unwrap();
-        program.address(0).unwrap();
-        std::thread::sleep(Duration::from_millis(100));
+        // Nobody is answered before it is said.
+        program.client().unwrap().text("/health").unwrap();
         program.log()
     };
     assert!(log("0.0.0.0:0").contains("SECURITY.md"));
@@ -232,14 +232,21 @@ fn a_docker_socket_that_never_answers_is_broken_and_delays_nothing() {
     let _silent = std::os::unix::net::UnixListener::bind(&socket).unwrap();
     let probe = Probe::start(&[&format!("--docker.socket={}", socket.display())]);
     // A container by its cgroup; no runtime knows it.
-    let id = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+    let id = format!("{:012x}{:052x}", std::process::id(), 1);
     let tree = xtask::cgroup::v2().unwrap();
     let cgroup = xtask::cgroup::Cgroup::create(&tree, &format!("docker-{id}.scope")).unwrap();
     let burner = xtask::program::Burner::start(0, &[&cgroup]).unwrap();
     eventually(8.0, "the socket is called broken", || probe.source("docker").0 == "broken");
     let page = probe.fresh();
-    assert!(page.cpu("0123456789ab") > 0.0, "it goes by its id");
-    assert_eq!(page.get("wattcast_ticks_missed_total", &[]), 0.0);
+    assert!(page.cpu(&id[..12]) > 0.0, "it goes by its id");
+    // A machine that is busy elsewhere misses a tick now and then; a socket that were waited for would make all late.
+    let missed = || probe.fresh().get("wattcast_ticks_missed_total", &[]);
+    let undisturbed = (0..3).any(|_| {
+        let before = missed();
+        support::sleep(3.0);
+        missed() == before
+    });
+    assert!(undisturbed, "ticks are missed");
     drop(burner);
 }
 
@@ -285,16 +292,23 @@ impl Machine {
     }
 }
 
+impl Machine {
+    /// Nothing is written any more when this is done.
+    fn halt(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let _ = self.thread.take().map(std::thread::JoinHandle::join);
+    }
+}
+
 impl Drop for Machine {
     fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        let _ = self.thread.take().unwrap().join();
+        self.halt();
     }
 }
 
 #[test]
 fn a_source_that_vanishes_is_broken_and_its_counters_stop_where_they_stood() {
-    let machine = Machine::start();
+    let mut machine = Machine::start();
     let sysfs = format!("--path.sysfs={}", machine.dir.path().display());
     let probe = Probe::start(&[&sysfs, "--energy.source=powercap", "--tick=200ms"]);
     let zone = |package| [("package", package), ("zone", "package"), ("source", "powercap")];
@@ -308,7 +322,7 @@ fn a_source_that_vanishes_is_broken_and_its_counters_stop_where_they_stood() {
 
     fs::remove_file(Machine::counter(machine.dir.path(), 1)).unwrap();
     // The open descriptor still reads, so the file must stop moving before the probe can tell.
-    machine.stop.store(true, Ordering::Relaxed);
+    machine.halt();
     eventually(5.0, "powercap is broken", || probe.source("powercap").0 == "broken");
     let stood = probe.fresh().get("wattcast_energy_joules_total", &zone("1"));
     assert!(stood > 0.0);

@@ -113,7 +113,13 @@ fn scraping_from_two_places_changes_no_number() {
             }
         };
         let threads = [scope.spawn(reader(0.02)), scope.spawn(reader(0.11))];
-        sleep(4.0);
+        // Until enough of both were seen: ticks that go on, and pages that more than one asked for.
+        let end = std::time::Instant::now() + std::time::Duration::from_secs(30);
+        let count = || probe.metrics().get("wattcast_tick_jitter_seconds_count", &[]);
+        let first = count();
+        while count() < first + 8.0 && std::time::Instant::now() < end {
+            sleep(0.3);
+        }
         stop.store(true, Ordering::Relaxed);
         threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
     });

@@ -8,6 +8,7 @@ use std::{
     io::Write as _,
     path::{Path, PathBuf},
     process::{Child, Command},
+    time::Instant,
 };
 
 use fake_nvml::scenario::{Engines, Gpu, Process, Scenario, Session, VARIABLE};
@@ -58,8 +59,17 @@ impl Bench {
         std::fs::rename(draft, &self.file).unwrap();
     }
 
+    /// A page of a tick that the driver's thread was in time for: one that was put off gives its joules with the next, and no watts with this.
     fn page(&self) -> Page {
-        self.probe.fresh()
+        let mut page = self.probe.fresh();
+        for _ in 0..20 {
+            if page.find("wattcast_collector_success", &[("collector", "gpu")]) != Some(0.0) {
+                break;
+            }
+            sleep(0.15);
+            page = self.probe.fresh();
+        }
+        page
     }
 
     fn gpu_page(&self) -> Page {
@@ -246,13 +256,13 @@ fn equal_users_whose_samples_come_at_different_moments_get_equal_joules() {
             let page = bench.page();
             joules(&page, one_user.name()) > 0.0 && joules(&page, other.name()) > 0.0
         });
-        let before = bench.page();
+        let (before, begun) = (bench.page(), Instant::now());
         // Whatever is asked meanwhile: each question is a tick of its own.
         (0..16).for_each(|_| {
             sleep(0.5);
             bench.page();
         });
-        let after = bench.page();
+        let (after, wall) = (bench.page(), begun.elapsed().as_secs_f64());
         let grown = |of: &dyn Fn(&Page) -> f64| of(&after) - of(&before);
         let (first, second) = (grown(&|page| joules(page, one_user.name())), grown(&|page| joules(page, other.name())));
         let nobody = grown(&|page| rest_of(page, "wattcast_unattributed_energy_joules_total"));
@@ -265,7 +275,8 @@ fn equal_users_whose_samples_come_at_different_moments_get_equal_joules() {
         };
         for who in [&one_user, &other] {
             let busy = grown(&|page| seconds(page, who));
-            assert!((2.6..4.6).contains(&busy), "{tick}: {busy} s of about 8 at 40 %");
+            // Samples of a second may be on either side of an edge.
+            assert!((busy - 0.4 * wall).abs() < 0.9, "{tick}: {busy} s of {wall} s at 40 %");
         }
         assert!(after.find("wattcast_power_watts", &BOARD).is_some(), "no gaps while joules wait");
         after.assert_closed();
@@ -288,8 +299,10 @@ fn a_gpu_that_is_lost_is_a_state_and_counts_on_when_it_is_back() {
     // After so many calls, in the middle of a look.
     let well = || {
         let other = UUID.replace("000000000000", "000000000001");
+        let asked = Instant::now();
         let page = bench.page();
-        (std::time::Instant::now(), page.get("wattcast_energy_joules_total", &[("package", &other), ("zone", "gpu")]))
+        let joules = page.get("wattcast_energy_joules_total", &[("package", &other), ("zone", "gpu")]);
+        (asked, joules, Instant::now())
     };
     let begun = well();
     bench.change(&two(Gpu { lost_after_calls: 1, ..working.clone() }));
@@ -314,20 +327,31 @@ fn a_gpu_that_is_lost_is_a_state_and_counts_on_when_it_is_back() {
 
     // The driver is loaded again: it counts from zero.
     bench.change(&two(Gpu { epoch: 1, ..working }));
-    eventually(25.0, "it is tried again", || bench.probe.source("nvml").0 == "usable");
+    let mut away = Instant::now();
+    eventually(25.0, "it is tried again", || {
+        let asked = Instant::now();
+        let usable = bench.probe.source("nvml").0 == "usable";
+        away = if usable { away } else { asked };
+        usable
+    });
     let back = bench.page();
+    let since = away.elapsed().as_secs_f64();
     sleep(2.0);
     let later = bench.page();
     let measured = |page: &Page| rest_of(page, "wattcast_energy_joules_total");
     assert!(measured(&back) >= measured(&lost) && measured(&later) > measured(&back) + 10.0);
     // What it used while it was lost nobody knows; it is not invented.
-    assert!(measured(&back) - measured(&lost) < 40.0, "{}", measured(&back) - measured(&lost));
+    // 19 W since it was seen to be away for the last time, and a tick before.
+    let invented = measured(&back) - measured(&lost);
+    assert!(invented < 19.5 * (since + 1.2), "{invented} J in {since} s");
     assert!(joules(&later, guest.name()) > joules(&back, guest.name()));
     later.assert_closed();
     // The library was opened anew meanwhile, and the board that was well lost nothing by it.
     let (from, to) = (begun, well());
-    let watts = (to.1 - from.1) / (to.0 - from.0).as_secs_f64();
-    assert!((watts - 40.0).abs() < 1.0, "{watts}");
+    let joules = to.1 - from.1;
+    let (least, most) = ((to.0 - from.2).as_secs_f64(), (to.2 - from.0).as_secs_f64());
+    // A look may be a tick old where its thread was late.
+    assert!(joules > 39.0 * least - 8.0 && joules < 41.0 * most + 8.0, "{joules} J at 40 W in {least} to {most} s");
 }
 
 #[test]
@@ -376,10 +400,18 @@ fn without_a_counter_that_counts_power_is_integrated_and_a_counter_that_stops_is
     eventually(5.0, "it is lost", || bench.probe.source("nvml").0 == "broken");
     let lost = measured(&bench.page());
     bench.change(&one(without));
-    eventually(25.0, "it is back", || bench.probe.source("nvml").0 == "usable");
+    let (from, mut away) = (Instant::now(), Instant::now());
+    eventually(25.0, "it is back", || {
+        let asked = Instant::now();
+        let usable = bench.probe.source("nvml").0 == "usable";
+        away = if usable { away } else { asked };
+        usable
+    });
     let back = measured(&bench.page());
-    // Ten seconds and more at 20 W.
-    assert!(back - lost < 60.0, "{back} after {lost}");
+    let since = away.elapsed().as_secs_f64();
+    // It was away for most of the time, at 20 W; since then it is measured.
+    println!("away for {:.1} s, back for {since:.1} s", (away - from).as_secs_f64());
+    assert!(back - lost < 20.5 * (since + 2.2), "{back} after {lost}, back for {since} s");
 }
 
 #[test]
@@ -517,11 +549,15 @@ fn a_driver_that_hangs_holds_nothing_else_up() {
     assert!(gpus.find("gpu_power_draw_watts", &[("gpu_uuid", UUID)]).is_none(), "what it said before does not hold");
     let package = |page: &Page| page.get("wattcast_energy_joules_total", &[("zone", "package")]);
     let missed = |page: &Page| page.get("wattcast_ticks_missed_total", &[]);
-    let before = bench.page();
-    sleep(1.0);
-    let after = bench.page();
-    assert!(package(&after) > package(&before));
-    assert_eq!(missed(&after), missed(&before), "the ticks go on");
+    // A machine that is busy elsewhere misses one now and then; a driver that were waited for would make all late.
+    let undisturbed = (0..5).any(|_| {
+        let before = bench.probe.fresh();
+        sleep(1.0);
+        let after = bench.probe.fresh();
+        assert!(package(&after) > package(&before));
+        missed(&after) == missed(&before)
+    });
+    assert!(undisturbed, "the ticks go on");
     bench.change(&one(Gpu::default()));
     eventually(25.0, "it answers again", || bench.probe.source("nvml").0 == "usable");
     bench.page().assert_closed();
@@ -640,7 +676,7 @@ fn a_recording_holds_gpus_and_gives_the_same_account_again() {
     std::fs::write(&scenario, one(gpu).text()).unwrap();
     let probe = || Command::new(env!("CARGO_BIN_EXE_wattcast-probe"));
     let library = format!("--path.nvml={}", library().display());
-    let flags = ["--energy.source=model", &library, "--tick=200ms", "record", "--time=3s"];
+    let flags = ["--energy.source=model", &library, "--tick=200ms", "record", "--time=6s"];
     let done = probe().env(VARIABLE, &scenario).args(flags).arg(&file).output().unwrap();
     assert!(done.status.success(), "{done:?}");
     let account = || {
@@ -703,7 +739,8 @@ fn what_a_command_used_of_a_gpu_is_in_its_cost() {
     let joules = gpu["joules"].as_f64().unwrap();
     println!("{gpu}");
     // 28 W for four seconds, whose idle power is not known; the driver's samples are up to a tick late at both ends.
-    assert!((60.0..125.0).contains(&joules), "{joules}");
+    let seconds = cost["seconds"].as_f64().unwrap();
+    assert!(joules > 60.0 && joules < 28.0 * (seconds + 0.5), "{joules} J in {seconds} s");
     assert_eq!(gpu["source"], "fake");
 }
 
@@ -733,16 +770,17 @@ fn an_integrated_gpu_s_joules_go_to_whoever_used_its_engines() {
     let stop = std::sync::atomic::AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            let mut video = 0;
+            let start = Instant::now();
+            let mut before = 0;
             // Not for ever, should the test fail meanwhile.
-            let end = std::time::Instant::now() + std::time::Duration::from_secs(40);
-            while !stop.load(std::sync::atomic::Ordering::Relaxed) && std::time::Instant::now() < end {
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) && start.elapsed().as_secs() < 40 {
+                let now = u64::try_from(start.elapsed().as_micros()).unwrap();
                 // 20 W, of which 8 W are the graphics'; a video engine is busy a third of the time.
-                count(&package, 2_000_000);
-                count(&uncore, 800_000);
-                video += 33_000_000;
-                client(&proc, encodes.child.id(), video);
-                std::thread::sleep(std::time::Duration::from_millis(100));
+                count(&package, 20 * (now - before));
+                count(&uncore, 8 * (now - before));
+                client(&proc, encodes.child.id(), now * 330);
+                before = now;
+                sleep(0.01);
             }
         });
         let flags = [format!("--path.sysfs={}", sys.display()), format!("--path.procfs={}", proc.display())];

@@ -301,6 +301,7 @@ fn waits_and_switches_are_what_the_kernel_counts_of_the_tasks() {
         [wait, switches("voluntary"), switches("involuntary")]
     };
     // From one look to the next, so that what the shells did before they were in the cgroup is in neither.
+    let kernel_start = kernel();
     let (first, kernel_first) = (ours(&probe.fresh()), kernel());
     sleep(3.0);
     let kernel_before = kernel();
@@ -312,12 +313,17 @@ fn waits_and_switches_are_what_the_kernel_counts_of_the_tasks() {
         "{grown:?} s waited, voluntary, involuntary; kernel {kernel_first:?} to {kernel_before:?} and {kernel_after:?}"
     );
     let least = kernel_before[0] - kernel_first[0];
-    let most = kernel_after[0] - kernel_first[0];
+    let most = kernel_after[0] - kernel_start[0];
     assert!(least > 1.0, "they were in each other's way: {least} s");
     // A wait is counted when its stint ends: two turns of a few milliseconds may be under way at either look.
     assert!(grown[0] >= least - 0.05 && grown[0] <= most + 0.05, "{} s waited, kernel {least} to {most} s", grown[0]);
-    let involuntary = kernel_after[2] - kernel_first[2];
-    assert!((grown[2] - involuntary).abs() <= 0.03 * involuntary + 5.0, "{} switches, kernel {involuntary}", grown[2]);
+    let (fewest, involuntary) = (kernel_before[2] - kernel_first[2], kernel_after[2] - kernel_start[2]);
+    let slack = 0.03 * involuntary + 5.0;
+    assert!(
+        grown[2] >= fewest - slack && grown[2] <= involuntary + slack,
+        "{} switches, kernel {fewest} to {involuntary}",
+        grown[2]
+    );
     assert!(grown[1] <= 0.1 * involuntary, "hogs do not leave by themselves: {grown:?}");
     let count = page.get("wattcast_container_runqueue_wait_seconds_count", &[("container", &name)]);
     assert_eq!(count, last[1] + last[2], "each stint that ended had waited, be it for no time");
@@ -329,6 +335,7 @@ fn waits_and_switches_are_what_the_kernel_counts_of_the_tasks() {
 /// The probe says what it costs itself.
 #[test]
 fn the_probe_states_its_own_cost() {
+    let _machine = machine();
     if let Some(reason) = no_ebpf() {
         skip!("{reason}");
     }
@@ -338,12 +345,24 @@ fn the_probe_states_its_own_cost() {
     let own = page.get("wattcast_self_energy_joules_total", &[("source", "model")]);
     let system = page.get("wattcast_system_energy_joules_total", &[("source", "model")]);
     assert!(own > 0.0 && own < system, "{own} J of {system} J");
-    let switch = "/proc/sys/kernel/bpf_stats_enabled";
-    let before = std::fs::read_to_string(switch).unwrap();
-    std::fs::write(switch, "1").unwrap();
-    sleep(0.3);
+    // As it was, however this ends.
+    struct Switch(String);
+    const SWITCH: &str = "/proc/sys/kernel/bpf_stats_enabled";
+    impl Drop for Switch {
+        fn drop(&mut self) {
+            let _ = std::fs::write(SWITCH, self.0.trim());
+        }
+    }
+    let _before = Switch(std::fs::read_to_string(SWITCH).unwrap());
+    std::fs::write(SWITCH, "1").unwrap();
+    // So many that one which the hypervisor interrupts is nothing in their mean.
+    eventually(60.0, "they have run often enough", || {
+        let page = probe.fresh();
+        ["sched_switch", "charge_running"]
+            .iter()
+            .all(|program| page.find("wattcast_bpf_runs_total", &[("program", program)]) > Some(100.0))
+    });
     let page = probe.fresh();
-    std::fs::write(switch, before.trim()).unwrap();
     for program in ["sched_switch", "charge_running"] {
         let labels = [("program", program)];
         let runs = page.get("wattcast_bpf_runs_total", &labels);

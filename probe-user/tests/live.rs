@@ -46,9 +46,14 @@ fn two_packages_at_three_to_one_give_equal_containers_joules_at_three_to_one() {
     let dirs = containers.each_ref().map(|container| container.cgroup().unwrap());
     // CPU seconds by the kernel's own figure: nothing of the probe's is in what its joules are held against.
     let kernel = || dirs.each_ref().map(|dir| xtask::cgroup::usage_us(dir).unwrap() as f64 / 1e6);
-    let (before, cpu_before) = (probe.fresh(), kernel());
+    // Before and after each page: what it counts lies between the two.
+    let look = || {
+        let (before, page, after) = (kernel(), probe.fresh(), kernel());
+        (page, [0, 1].map(|at| before[at].midpoint(after[at])))
+    };
+    let (before, cpu_before) = look();
     sleep(20.0);
-    let (after, cpu_after) = (probe.fresh(), kernel());
+    let (after, cpu_after) = look();
     let [fast, slow] = [0, 1].map(|at| joules(&after, at) - joules(&before, at));
     let [cpu_fast, cpu_slow] = [0, 1].map(|at| cpu_after[at] - cpu_before[at]);
     println!("{fast:.2} J in {cpu_fast:.2} CPU s, {slow:.2} J in {cpu_slow:.2} CPU s: {:.3} to 1", fast / slow);
@@ -75,7 +80,8 @@ fn the_power_pmu_is_read_through_real_descriptors_before_anything_else() {
         skip!("{detail}");
     }
     assert_eq!((&*state, &*detail), ("usable", "2 packages, 2 zones"));
-    sleep(2.2);
+    // Between two regular ticks, so that the last is long beside what separates the readings of one look.
+    sleep(2.6);
     let page = probe.fresh();
     for package in ["0", "1"] {
         let watts = page.get("wattcast_power_watts", &[("package", package), ("source", "perf")]);
@@ -136,7 +142,7 @@ fn registers_are_read_only_when_asked_for_by_name() {
         let outcome = std::panic::catch_unwind(|| {
             let probe = Probe::start(&flags);
             assert_eq!(probe.source("msr").0, "usable");
-            sleep(2.2);
+            sleep(2.6);
             let page = probe.fresh();
             let watts = page.get("wattcast_power_watts", &[("zone", "package"), ("source", "msr")]);
             assert!((watts - 16.0).abs() < 0.5, "{watts}");

@@ -718,7 +718,7 @@ fn names_of_quotes_newlines_and_four_kilobytes_are_bounded_labels() {
         "--container.labels=team",
         &format!("--docker.socket={}", socket.display()),
     ]);
-    let id = "0123456789abcdef".repeat(4);
+    let id = format!("{:012x}{:052x}", std::process::id(), 2);
     let cgroup = xtask::cgroup::Cgroup::create(&tree, &format!("docker-{id}.scope")).unwrap();
     let mut command = Command::new("sh");
     cgroup.enter(&mut command).unwrap();

@@ -285,9 +285,15 @@ fn counters_are_charged_to_whom_they_ran_for() {
     assert_eq!(reader.tier(), Tier::Counters);
     // Two on one CPU in turns, so that the counters pass from one to the other and back.
     let burners = [Burner::start(0, &[&one]).unwrap(), Burner::start(0, &[&two]).unwrap()];
-    sleep(4.0);
     let mut reading = Reading::default();
-    reader.read(&mut reading).unwrap();
+    let ran = |reading: &Reading, cgroup: &Cgroup| {
+        let row = reading.rows.iter().find(|(known, _)| *known == key(cgroup));
+        row.map_or(0, |(_, spaces)| spaces[0].ns())
+    };
+    eventually(60.0, "both ran for two seconds", || {
+        reader.read(&mut reading).unwrap();
+        [&one, &two].iter().all(|cgroup| ran(&reading, cgroup) > 2_000_000_000)
+    });
     drop(burners);
     assert_eq!(reading.counter_time[0], reading.counter_time[1], "software counters always have a place");
     for cgroup in [&one, &two] {
@@ -408,6 +414,7 @@ fn the_files_tell_no_package_and_say_so() {
 /// In a cgroup namespace of its own the root of the tree is the probe's own cgroup: what others run is not seen, and that is said.
 #[test]
 fn a_tier_that_would_see_only_a_part_of_the_tree_is_absent() {
+    let _machine = machine();
     if let Some(reason) = no_ebpf() {
         skip!("{reason}");
     }

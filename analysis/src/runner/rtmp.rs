@@ -2,15 +2,15 @@
 //! that the encoder alone is charged.
 
 use std::{
+    ffi::OsStr,
     fs,
     net::{TcpListener, TcpStream},
     path::{Path, PathBuf},
-    process::Command,
     time::{Duration, Instant},
 };
 
 use super::{
-    encode::{Running, pause, stopped},
+    encode::{Running, aside, pause, stopped},
     place::{Place, Places},
     plan::{Axes, Where, short_digest},
     source::{Clip, HOME},
@@ -40,18 +40,21 @@ pub fn cannot_carry(encoder: &str) -> Option<String> {
 ///
 /// # Errors
 /// When it cannot be made.
-pub fn prepare(clip: &Clip, ffmpeg: &Tool, dir: &Path) -> Result<PathBuf, String> {
+pub fn prepare(clip: &Clip, ffmpeg: &Tool, dir: &Path, stall: Duration) -> Result<PathBuf, String> {
     let file = dir.join(HOME).join(format!("live-{}.flv", short_digest(clip.sha256.as_bytes())));
     if !file.exists() {
         let draft = file.with_extension("part");
-        let mut command = Command::new(&ffmpeg.path);
-        command.args(["-nostdin", "-hide_banner", "-loglevel", "error", "-y", "-i"]).arg(dir.join(&clip.file));
-        command.args(["-an", "-c:v", "libx264", "-preset", "ultrafast", "-crf", "10", "-bf", "0", "-g"]);
-        command.arg(format!("{:.0}", clip.fps.max(1.0))).args(["-f", "flv"]).arg(&draft);
-        let (well, said) = super::quality::run(&mut command)?;
-        if !well || stopped() {
+        let (source, group) = (dir.join(&clip.file), format!("{:.0}", clip.fps.max(1.0)));
+        let how =
+            ["-an", "-c:v", "libx264", "-preset", "ultrafast", "-crf", "10", "-bf", "0", "-g", &group, "-f", "flv"];
+        let mut args = vec![OsStr::new("-y"), OsStr::new("-i"), source.as_os_str()];
+        args.extend(how.map(OsStr::new));
+        args.push(draft.as_os_str());
+        let made = aside(&ffmpeg.path, &args, stall);
+        if stopped() || made.is_err() {
             let _ = fs::remove_file(&draft);
-            return Err(format!("the live source cannot be made: {said}"));
+            let why = made.err().unwrap_or_else(|| "stopped".to_owned());
+            return Err(format!("the live source cannot be made: {why}"));
         }
         fs::rename(&draft, &file).map_err(|error| format!("{}: {error}", file.display()))?;
     }
@@ -162,7 +165,9 @@ impl Studio {
     }
 }
 
-/// A port that nobody has now.
+/// A port that nobody has now, below those that the kernel gives to connections: one of these could be somebody's before the server has it.
 fn free_port() -> std::io::Result<u16> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+    let free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    let port = (0..1000).map(|_| fastrand::u16(20_000..32_000)).find(free);
+    port.ok_or_else(|| std::io::ErrorKind::AddrInUse.into())
 }

@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
+    time::Instant,
 };
 
 use super::{
@@ -31,10 +32,16 @@ impl Runner<'_> {
         if !self.record.plan().quality {
             return Ok(());
         }
-        for cell in self.record.cells.clone() {
-            if self.record.well(&cell.id).next().is_some() {
-                self.score(&cell, &clips[&cell.id])?;
-            }
+        let mut cells = self.record.cells.clone();
+        cells.retain(|cell| self.record.well(&cell.id).next().is_some());
+        let began = Instant::now();
+        for (done, cell) in cells.iter().enumerate() {
+            // Nothing of how long it takes is known before the first.
+            let spent = began.elapsed().as_secs_f64();
+            let float = |count: usize| f64::from(u32::try_from(count).unwrap_or(u32::MAX));
+            let left = (done > 0).then(|| spent / float(done) * float(cells.len() - done));
+            self.live.plan(spent, left, "");
+            self.score(cell, &clips[&cell.id])?;
         }
         Ok(())
     }
@@ -45,7 +52,7 @@ impl Runner<'_> {
     /// As above.
     pub fn score(&mut self, cell: &Cell, clip: &Clip) -> Result<(), Early> {
         let plan = self.record.plan().clone();
-        let scratch = self.dir.join(format!(".wattcast-run-{}", std::process::id()));
+        let scratch = self.scratch();
         fs::create_dir_all(&scratch)?;
         let mut artefacts: Vec<Artefact> = Vec::new();
         for artefact in self.record.well(&cell.id).flat_map(|repeat| &repeat.artefacts) {
@@ -118,6 +125,7 @@ impl Runner<'_> {
                 size: (cell.axes.width, cell.axes.height),
                 fps: cell.axes.fps,
                 model: &plan.vmaf_model,
+                stall: plan.protocol.stall,
             };
             // By content: the same pictures of the same source, scored by the same tool, are not scored again, in whatever run.
             let tool_is = format!("{} {}", tool.version, tool.configuration);

@@ -125,11 +125,17 @@ fn streams(runner: &mut Runner<'_>, stage: &mut Stage, first: &Cell, most: u32) 
     let duration = runner.record.plan().protocol.duration.as_secs_f64();
     let mut keeps_up = |runner: &mut Runner<'_>, count: u32| -> Result<bool, Early> {
         let cell = at(&name, &first.axes, |axes: &mut Axes| axes.streams = count);
-        if !try_once(runner, stage, &cell)? {
-            return Ok(false);
+        // Something else on the machine can make it late once; what it can do is its better of two.
+        for _ in 0..2 {
+            if !try_once(runner, stage, &cell)? {
+                break;
+            }
+            let mut took = runner.record.well(&cell.id).filter_map(|repeat| Some(repeat.window?.seconds()));
+            if took.any(|took| took <= duration * KEEPS_UP.0 + KEEPS_UP.1) {
+                return Ok(true);
+            }
         }
-        let took = runner.record.well(&cell.id).filter_map(|repeat| Some(repeat.window?.seconds())).last();
-        Ok(took.is_some_and(|took| took <= duration * KEEPS_UP.0 + KEEPS_UP.1))
+        Ok(false)
     };
     // Doubled until it does not keep up, then halved between.
     let (mut good, mut bad) = (0, most + 1);

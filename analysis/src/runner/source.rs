@@ -2,17 +2,17 @@
 //! encoder. What it is, is said by the digest of its bytes.
 
 use std::{
+    ffi::OsStr,
     fs::{self, File},
     io::{self, BufRead as _, BufReader, Read},
     path::{Path, PathBuf},
-    process::{Command, Stdio},
 };
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use super::{
-    encode::stopped,
+    encode::{aside, stopped},
     plan::{Axes, Plan, short_digest},
     tool::Tool,
 };
@@ -93,30 +93,26 @@ pub fn prepare(plan: &Plan, axes: &Axes, ffmpeg: &Tool, dir: &Path) -> Result<Cl
     let name = home.join(format!("{}x{}-{}-{}.y4m", axes.width, axes.height, axes.fps, short_digest(key.as_bytes())));
     let file = dir.join(&name);
     if !file.exists() {
-        let mut command = Command::new(&ffmpeg.path);
-        command.args(["-nostdin", "-hide_banner", "-loglevel", "error", "-y"]);
-        let (width, height, fps) = (axes.width, axes.height, axes.fps);
-        match &plan.source {
-            None => {
-                let pattern = format!(
-                    "testsrc2=size={width}x{height}:rate={fps}:duration={seconds},noise=alls=4:allf=t:all_seed=1"
-                );
-                command.args(["-f", "lavfi", "-i", &pattern]);
-            }
+        let (width, height, fps, length) = (axes.width, axes.height, axes.fps, seconds.to_string());
+        let pattern =
+            format!("testsrc2=size={width}x{height}:rate={fps}:duration={seconds},noise=alls=4:allf=t:all_seed=1");
+        let scaled = format!("fps={fps},scale={width}:{height}:flags=bicubic");
+        let mut args = match &plan.source {
+            None => ["-y", "-f", "lavfi", "-i", &pattern].map(OsStr::new).to_vec(),
             Some(path) => {
-                command.arg("-i").arg(path).args(["-t", &seconds.to_string(), "-map", "0:v:0"]);
-                command.args(["-vf", &format!("fps={fps},scale={width}:{height}:flags=bicubic")]);
+                let after = ["-t", &length, "-map", "0:v:0", "-vf", &scaled].map(OsStr::new);
+                [&[OsStr::new("-y"), OsStr::new("-i"), path.as_os_str()][..], &after].concat()
             }
-        }
+        };
         let draft = file.with_extension("part");
-        command.args(["-an", "-pix_fmt", "yuv420p", "-f", "yuv4mpegpipe"]).arg(&draft);
-        let output = super::quality::run(command.stdin(Stdio::null()))?;
-        if stopped() || !output.0 {
+        args.extend(["-an", "-pix_fmt", "yuv420p", "-f", "yuv4mpegpipe"].map(OsStr::new));
+        args.push(draft.as_os_str());
+        let made = aside(&ffmpeg.path, &args, plan.protocol.stall);
+        if stopped() || made.is_err() {
             let _ = fs::remove_file(&draft);
-            return Err(if stopped() {
-                "stopped".to_owned()
-            } else {
-                format!("the source cannot be read: {}", output.1)
+            return Err(match made {
+                Err(why) if !stopped() => format!("the source cannot be read: {why}"),
+                _ => "stopped".to_owned(),
             });
         }
         fs::rename(&draft, &file).map_err(|error| format!("{}: {error}", file.display()))?;

@@ -2,14 +2,25 @@
 
 use std::{
     collections::BTreeSet,
+    io::Read as _,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::Command,
+    sync::mpsc,
+    time::Duration,
 };
 
 use exporter::nearest::nearest;
 use serde::{Deserialize, Serialize};
 
-use super::plan::{Axes, Mode, Rate};
+use super::{
+    encode::{Running, Trouble, wait},
+    plan::{Axes, Mode, Rate},
+};
+
+/// How long one may take to say what it can; a container has to start for it.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Longest answer: the lists of all filters and encoders are some 50 kB.
+const MOST: u64 = 4 << 20;
 
 /// What is known of one ffmpeg.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -44,7 +55,7 @@ impl Tool {
     /// # Errors
     /// What is wrong.
     pub fn asked(path: PathBuf, command: &dyn Fn() -> Command) -> Result<Self, String> {
-        let said = |args: &[&str]| said(command(), args);
+        let said = |args: &[&str]| said(command(), args, PATIENCE);
         let version = said(&["-version"])?;
         let mut lines = version.lines();
         let first = lines.next().unwrap_or_default();
@@ -78,15 +89,25 @@ fn second_words(text: &str) -> BTreeSet<String> {
     text.lines().filter_map(|line| line.split_whitespace().nth(1)).map(str::to_owned).collect()
 }
 
-fn said(mut command: Command, args: &[&str]) -> Result<String, String> {
-    let program = command.get_program().to_string_lossy().into_owned();
-    let output = command.args(args).stdin(Stdio::null()).output().map_err(|error| format!("{program}: {error}"))?;
-    if !output.status.success() {
-        let last = String::from_utf8_lossy(&output.stderr);
-        let last = last.lines().last().unwrap_or_default();
-        return Err(format!("{program} {}: ended with {}. {last}", args.join(" "), output.status));
-    }
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+fn said(mut command: Command, args: &[&str], patience: Duration) -> Result<String, String> {
+    let line = format!("{} {}", command.get_program().display(), args.join(" "));
+    let (sender, heard) = mpsc::channel();
+    let one = Running::listen(command.args(args), move |from| {
+        let mut text = Vec::new();
+        let _ = from.take(MOST).read_to_end(&mut text);
+        let _ = sender.send(text);
+    });
+    let one = one.map_err(|error| format!("{line}: {error}"))?;
+    wait(&mut [one], patience, &mut |_| true).map_err(|trouble| match trouble {
+        Trouble::Hangs { .. } => {
+            format!("{line}: no answer in {}; is that ffmpeg?", humantime::format_duration(patience))
+        }
+        Trouble::Ended { how, said, .. } => format!("{line}: ended with {how}. {said}"),
+        other => format!("{line}: {other}"),
+    })?;
+    // It has ended, so that all it said is in the pipe.
+    let text = heard.recv_timeout(patience).map_err(|_| format!("{line}: it has ended, and its answer has not"))?;
+    Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
 /// A program by its path, or by its name in PATH.
@@ -213,5 +234,11 @@ mod tests {
     fn a_program_that_is_no_ffmpeg_is_said_so() {
         assert!(Tool::find(Path::new("/nonexistent/ffmpeg")).unwrap_err().contains("--ffmpeg"));
         assert!(Tool::find(Path::new("/bin/true")).unwrap_err().contains("is that ffmpeg?"));
+        let hangs = said(Command::new("/bin/sleep"), &["60"], Duration::from_millis(300)).unwrap_err();
+        assert!(hangs.starts_with("/bin/sleep 60: no answer in 300ms"), "{hangs}");
+        let fails = said(Command::new("/bin/sh"), &["-c", "echo broken >&2; exit 3"], PATIENCE).unwrap_err();
+        assert!(fails.ends_with("ended with code 3. broken"), "{fails}");
+        let long = said(Command::new("/bin/sh"), &["-c", "head -c 300000 /dev/zero"], PATIENCE).unwrap();
+        assert_eq!(long.len(), 300_000, "more than a pipe holds");
     }
 }

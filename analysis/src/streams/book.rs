@@ -178,6 +178,13 @@ impl Book {
         true
     }
 
+    /// A source was heard so long before its first report was booked: whose it is was not known yet.
+    pub fn heard_before(&mut self, source: SourceId, ago: Duration) {
+        if let Some(source) = self.sources.get_mut(&source) {
+            source.began = source.began.checked_sub(ago).unwrap_or(source.began);
+        }
+    }
+
     fn admit(&mut self, source: SourceId, name: &str, now: Instant) {
         if self.sources.len() >= self.limit.saturating_mul(SOURCES) {
             let oldest = self.sources.iter().min_by_key(|(_, source)| source.at).map(|(id, _)| *id);

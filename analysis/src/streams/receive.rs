@@ -211,7 +211,10 @@ fn settle(peers: &mut HashMap<SocketAddr, Peer>, inlet: &Inlet) {
             if let Some(name) = &peer.name
                 && let Some(report) = peer.waiting.take()
             {
-                inlet.report(peer.source, name, report);
+                let mut book = inlet.book();
+                book.report(peer.source, name, report, Instant::now());
+                book.heard_before(peer.source, peer.since.elapsed());
+                drop(book);
                 if report.end {
                     return false;
                 }

@@ -221,8 +221,6 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("streams.ndjson");
         let price = Price::new(&Prices::defaults());
-        let now = SystemTime::now();
-        let unix = now.duration_since(UNIX_EPOCH).unwrap().as_secs_f64();
         let mut book = Book::new(4, Duration::from_secs(60));
         book.report(
             1,
@@ -230,6 +228,8 @@ mod tests {
             Report { frames: Some(50), out_time_us: Some(2_000_000), ..Report::default() },
             Instant::now(),
         );
+        let now = SystemTime::now();
+        let unix = now.duration_since(UNIX_EPOCH).unwrap().as_secs_f64();
         let job = Job {
             job: 3,
             streams: vec!["cam".into()],

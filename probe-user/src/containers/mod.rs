@@ -31,8 +31,9 @@ use crate::{
 
 /// How long a tick may wait for the names of containers that it sees for the first time.
 const NAME_PATIENCE: Duration = Duration::from_millis(150);
-/// A name that could not be had is asked for again after this time.
-const ASK_AGAIN: Duration = Duration::from_secs(30);
+/// A name that could not be had is asked for again after the first time, doubled each time up to the second: an engine may be busy with the very container that it starts, or
+/// away for an hour.
+const ASK_AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 /// Without a cgroup that is new to us, how often the trees are looked at for cgroups that have gone.
 const SCAN_EVERY: Duration = Duration::from_secs(10);
 
@@ -111,6 +112,8 @@ struct Record {
     reserved: Option<u64>,
     /// When its name is to be asked for again; `None` when there is nothing to ask.
     ask_at: Option<Instant>,
+    /// How long the next time is waited.
+    ask_after: Duration,
     /// Where its files are, one of each tree; only of containers.
     homes: Vec<Home>,
 }
@@ -342,6 +345,7 @@ impl Directory {
                 gone_at: None,
                 reserved: None,
                 ask_at,
+                ask_after: ASK_AGAIN.0,
                 homes: Vec::new(),
             },
         );
@@ -412,7 +416,7 @@ impl Directory {
             {
                 newcomers |= at == now;
                 names.request(id, record.shown.runtime);
-                record.ask_at = Some(now + ASK_AGAIN);
+                record.ask_at = Some(now + ASK_AGAIN.1);
             }
         }
         let patience = if newcomers && names.state().is_ok() { NAME_PATIENCE } else { Duration::ZERO };
@@ -435,7 +439,10 @@ impl Directory {
                     record.ask_at = None;
                 }
                 Said::Unknown => record.ask_at = None,
-                Said::Nothing => {}
+                Said::Nothing => {
+                    record.ask_at = Some(now + record.ask_after);
+                    record.ask_after = (record.ask_after * 2).min(ASK_AGAIN.1);
+                }
             }
         }
     }
@@ -488,6 +495,7 @@ impl Directory {
                 gone_at: None,
                 reserved: None,
                 ask_at: None,
+                ask_after: ASK_AGAIN.0,
                 homes: Vec::new(),
             },
         );

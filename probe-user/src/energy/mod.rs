@@ -121,6 +121,8 @@ pub enum Choice {
 /// not going to.
 const MOVES_WITHIN: Duration = Duration::from_millis(100);
 const SENSOR_MOVES_WITHIN: Duration = Duration::from_millis(2500);
+/// And it was read so often: a start that the machine held up for all of that time has not seen it stand.
+const MOVES_IN: u32 = 20;
 
 /// Where sources look.
 #[derive(Clone, Debug)]
@@ -250,8 +252,9 @@ pub fn moving(mut source: Box<dyn Source>) -> Result<Box<dyn Source>, Unavailabl
     };
     let first = read();
     let start = Instant::now();
-    let mut failed = None;
-    while start.elapsed() < patience {
+    let (mut failed, mut readings) = (None, 0);
+    while start.elapsed() < patience || readings < MOVES_IN {
+        readings += 1;
         std::thread::sleep(Duration::from_millis(2));
         let next = read();
         for root in &roots {

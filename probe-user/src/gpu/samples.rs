@@ -68,8 +68,8 @@ impl Samples {
     /// Adds up what each process used: percent of an engine times the time that a sample stands for, which begins at the process's sample before
     /// it, and for one that was silent a sampling period earlier. `span` is the time since the look before.
     ///
-    /// The driver's buffer may hold old samples and absurd ones (Syllo/nvtop#91, #110): what is not after the process's last, and what
-    /// is more than an engine has or later than now, is dropped and counted.
+    /// The driver's buffer may hold old samples and absurd ones (Syllo/nvtop#91, #110): what is older than was asked for, what is not after the process's last, and
+    /// what is more than an engine has or later than now, is dropped and counted.
     pub(super) fn fold(&mut self, samples: &[Sample], now_us: u64, span: Duration) -> Vec<Use> {
         let span_us = u64::try_from(span.as_micros()).unwrap_or(u64::MAX);
         // A clock that was set back must not make every sample to come an old one.
@@ -77,6 +77,7 @@ impl Samples {
             self.floor_us = now_us;
         }
         self.last.retain(|_, at| *at <= now_us.saturating_add(AHEAD_US) && at.saturating_add(FORGOTTEN_US) > now_us);
+        let asked_us = self.since_us(now_us);
         let mut good = Vec::new();
         for sample in samples {
             let last = self.last.get(&sample.pid).copied();
@@ -85,7 +86,7 @@ impl Samples {
                 || sample.percent.iter().any(|percent| *percent > 100);
             if impossible {
                 self.dropped[1] += 1;
-            } else if sample.at_us <= self.floor_us || last.is_some_and(|last| sample.at_us < last) {
+            } else if sample.at_us <= asked_us || last.is_some_and(|last| sample.at_us < last) {
                 self.dropped[0] += 1;
             } else if last != Some(sample.at_us) {
                 good.push(*sample);
@@ -193,6 +194,14 @@ mod tests {
         assert_eq!((encoder_ns(&uses, 7), encoder_ns(&uses, 8)), (700_000_000, 100_000_000));
         // The driver gives them again, and they count once.
         assert_eq!((known.fold(&both[1..], NOW, SECOND), known.dropped), (vec![], [0, 0, 0]));
+    }
+
+    #[test]
+    fn what_is_older_than_was_asked_for_is_nobodys_however_long_we_run() {
+        let mut known = samples(NOW - 20_000_000);
+        // Of one who is not known, and of one who was forgotten: the driver's buffer goes on giving it.
+        let uses = known.fold(&[sample(1, NOW - 8_000_000, 50), sample(7, NOW - 100_000, 50)], NOW, SECOND);
+        assert_eq!((encoder_ns(&uses, 1), encoder_ns(&uses, 7), known.dropped), (0, 500_000_000, [1, 0, 0]));
     }
 
     #[test]
