@@ -138,7 +138,12 @@ impl Stage {
         let logs = dir.path();
         let gpu = logs.join("gpu.toml");
         fs::write(&gpu, FAKE_GPU)?;
-        let mut probe = Command::new(bin.join("wattcast-probe"));
+        // The tree is one of an Intel processor, and what a zone means depends on who made it: an AMD host must not say so of it.
+        let cpuinfo = logs.join("cpuinfo");
+        fs::write(&cpuinfo, fs::read_to_string("/proc/cpuinfo")?.replace("AuthenticAMD", "GenuineIntel"))?;
+        let mut probe = Command::new("unshare");
+        probe.args(["--mount", "sh", "-c", "mount --bind \"$0\" /proc/cpuinfo && exec \"$@\""]);
+        probe.arg(&cpuinfo).arg(bin.join("wattcast-probe"));
         probe.env("FAKE_NVML_SCENARIO", &gpu).arg("--path.nvml").arg(bin.join("libfake_nvml.so"));
         probe.arg("--path.sysfs").arg(simulator.sysfs()).args(["--power.distribution=10", "--state.dir"]).arg(logs);
         probe.arg(format!("--web.listen-address=127.0.0.1:{}", places.port(9500)));
