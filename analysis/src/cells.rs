@@ -82,6 +82,12 @@ impl<'a> Cell<'a> {
         own.chain(shared).filter_map(|entry| of(&entry.scenario().quality)).map(|score| score.value).collect()
     }
 
+    /// True where all repeats have one score.
+    #[must_use]
+    pub fn shares_scores(&self) -> bool {
+        self.entries.len() > 1 && self.entries.iter().all(|entry| entry.scenario().quality_is_shared)
+    }
+
     /// The digest of what was encoded; empty where the file does not say.
     #[must_use]
     pub fn content(&self) -> &'a str {

@@ -138,15 +138,16 @@ impl Client {
     pub fn new(url: &str, access: &Access, timeout: Duration, limit: u64) -> Result<Self, Failed> {
         let wrong = |what: String| Failed::Settings(what);
         let base = url.trim().trim_end_matches('/');
-        let rest = base
-            .strip_prefix("http://")
-            .or_else(|| base.strip_prefix("https://"))
-            .ok_or_else(|| wrong(format!("{base:?} is no URL; write http://HOST:PORT or https://HOST")))?;
-        if rest.split('/').next().unwrap_or_default().contains('@') {
+        let schemed = base.strip_prefix("http://").or_else(|| base.strip_prefix("https://"));
+        let host = schemed.unwrap_or(base).split(['/', '?']).next().unwrap_or_default();
+        if host.contains('@') {
             return Err(wrong(
                 "a URL with a password in it would stand in logs; use username and password_file".into(),
             ));
         }
+        // The host alone: a path can be a secret.
+        let rest =
+            schemed.ok_or_else(|| wrong(format!("{host:?} is no URL; write http://HOST:PORT or https://HOST")))?;
         if access.bearer_token_file.is_some() && access.username.is_some() {
             return Err(wrong(format!("{base}: give a bearer token or a user, not both")));
         }
@@ -389,6 +390,8 @@ mod tests {
         for (url, access, word) in [
             ("localhost:9090", &Access::default(), "http://"),
             ("https://u:p@host", &Access::default(), "password_file"),
+            ("u:p@host:8428", &Access::default(), "password_file"),
+            ("hooks.example/u:p", &Access::default(), "hooks.example\" is no URL"),
             ("http://db.example", &with_token, "unencrypted"),
             ("http://localhost.example", &with_token, "unencrypted"),
             ("http://127.0.0.1.example/x", &with_token, "unencrypted"),

@@ -11,7 +11,10 @@ use std::{
 
 use analysis::{
     advise::{self, Question},
-    alerts::{Book as AlertBook, post::Posts},
+    alerts::{
+        Book as AlertBook,
+        post::{self as posts, Posts},
+    },
     backfill::{self, Target},
     compare::{Verdict, compare as compare_models},
     config::{Advise, Backfill, Check, Command, Compare, Config, Report, Serve},
@@ -125,7 +128,8 @@ fn main() -> ExitCode {
             match check(config, &plan) {
                 Ok(true) => Ok(()),
                 Ok(false) => return ExitCode::FAILURE,
-                Err(error) => Err(error),
+                // Nor is what cannot be read lost.
+                Err(error) => return program::checked(Err(format!("{error:#}"))),
             }
         }
         Command::Healthcheck { address } => exporter::healthcheck::healthcheck(address).map_err(anyhow::Error::msg),
@@ -150,6 +154,8 @@ fn opened(config: &Serve, file: &Table) -> Result<(Setup, Serving)> {
     let serving = config.web.open()?;
     plan(config, &setup, &serving, Vec::new())?;
     config.token().context("the token for posts of progress (--ffmpeg.token-file, FFMPEG_PROGRESS_TOKEN)")?;
+    posts::usable(&setup.webhooks).context("webhook")?;
+    Nginx::new(&config.nginx).context("--nginx.url")?;
     Ok((setup, serving))
 }
 
@@ -310,6 +316,11 @@ fn to_check(config: &Check, file: &Table) -> Result<Plan> {
     settings::plan(&config.health, &setup, &config.shared.client, &ours)
 }
 
+/// On standard output; a reader that went away has read enough.
+fn say(text: &str) {
+    let _ = std::io::stdout().lock().write_all(text.as_bytes());
+}
+
 /// True when all is well.
 fn check(config: &Check, plan: &Plan) -> Result<bool> {
     let access = config.shared.client.access();
@@ -318,11 +329,8 @@ fn check(config: &Check, plan: &Plan) -> Result<bool> {
         let (old, new) = (side(old)?, side(new)?);
         eprintln!("comparing over {:.0} s", config.over.as_secs_f64());
         let comparison = compare(&old, &new, config.over).map_err(anyhow::Error::msg)?;
-        if config.json {
-            println!("{}", serde_json::to_string(&comparison)?);
-        } else {
-            print!("{}", comparison.table());
-        }
+        let json = || serde_json::to_string(&comparison).map(|text| text + "\n");
+        say(&if config.json { json()? } else { comparison.table() });
         return Ok(comparison.complete);
     }
     let (began, mut round) = (Instant::now(), Looks::new(plan));
@@ -337,12 +345,10 @@ fn check(config: &Check, plan: &Plan) -> Result<bool> {
         round.look_again();
     }
     if config.json {
-        println!("{}", health_report::json(&round)?);
+        say(&(health_report::json(&round)? + "\n"));
     } else {
-        print!("{}", health_report::table(&round));
-        for job in &plan.left_out {
-            println!("not looked at: {job}");
-        }
+        let left_out = plan.left_out.iter().map(|job| format!("not looked at: {job}\n"));
+        say(&(health_report::table(&round) + &left_out.collect::<String>()));
     }
     Ok(health_report::is_well(&round))
 }
@@ -372,11 +378,8 @@ fn advise(config: &Advise, file: &Table) -> Result<()> {
     };
     let default = [setup.prices.energy_origin, setup.prices.core_hour.origin].contains(&Origin::Default);
     let advice = advise::advise(&model, &question, &setup.prices.currency, default);
-    if config.json {
-        println!("{}", serde_json::to_string_pretty(&advice)?);
-    } else {
-        print!("{}", advice.table());
-    }
+    let json = || serde_json::to_string_pretty(&advice).map(|text| text + "\n");
+    say(&if config.json { json()? } else { advice.table() });
     Ok(())
 }
 
@@ -518,7 +521,7 @@ async fn streams(config: &Serve, setup: &Setup, guarded: bool) -> Result<(Vec<Po
     ];
     let watcher = Watch::new(inlet, setup.nearest.clone(), record);
     let stop_watch = spawn("streams", move |stop| watcher.run(&ffmpeg, stop))?;
-    let (server, shown, every) = (Nginx::new(&config.nginx), config.stream_label, config.nginx_interval);
+    let (server, shown, every) = (Nginx::new(&config.nginx)?, config.stream_label, config.nginx_interval);
     let stop_nginx = spawn("nginx", move |stop| watch::nginx(&server, shown, every, &nginx, stop))?;
     Ok((ports, vec![stop_watch, stop_nginx]))
 }

@@ -330,6 +330,12 @@ fn a_run_that_was_killed_goes_on_with_each_cell_once_and_trusts_no_file_that_is_
     fs::remove_file(dir.path().join(first["artefacts"][0]["file"].as_str().unwrap())).unwrap();
     fs::write(&journal, format!("{before}{{\"event\":\"rep")).unwrap();
 
+    // A plan is not changed on the way.
+    for (flag, value) in [("--repeats", "7"), ("--duration", "3"), ("--analyze-quality", "")] {
+        let args: Vec<&str> = ["--resume", flag, value].into_iter().filter(|word| !word.is_empty()).collect();
+        let (code, said, _) = run(&probe.url, dir.path(), &args);
+        assert!(code == 64 && said.contains(flag), "{code} {said}");
+    }
     let (code, said, _) = run(&probe.url, dir.path(), &["--resume"]);
     assert_eq!(code, 0, "{said}");
     assert!(said.contains("again"), "{said}");
@@ -352,7 +358,6 @@ fn a_run_that_was_killed_goes_on_with_each_cell_once_and_trusts_no_file_that_is_
     assert_clean(dir.path());
     let (code, said, _) = run(&probe.url, dir.path(), &["--resume"]);
     assert!(code == 64 && said.contains("no run in it"), "{code} {said}");
-    // A plan is not changed on the way.
     let (code, said, _) = run(&probe.url, dir.path(), &["--resume", "--crf", "1"]);
     assert!(code == 64 && said.contains("leave out"), "{code} {said}");
 }
@@ -881,6 +886,9 @@ fn a_dry_run_says_what_and_writes_nothing() {
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(code == 0 && text.contains("2 configurations, 3 times each") && text.contains("Seed 5"), "{said}{text}");
     assert!(!out.exists());
+    let (_, _, output) =
+        run(NOBODY, &out, &["search", "streams", "--max-streams", "5", "--duration", "2", "--dry-run"]);
+    assert!(String::from_utf8_lossy(&output.stdout).contains("search for the most streams, up to 5"), "{output:?}");
     for (args, word) in [
         (&["--bitrate", "1M,2M"][..], "run suite"),
         (&["--bitrate", "fast"], "2500k or 5M"),

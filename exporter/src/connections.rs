@@ -37,6 +37,8 @@ pub(crate) const MOST: usize = 128;
 /// Longest from the start of a connection, or the end of a request on it, to the end of the next header. Longer than
 /// the usual scrape intervals, so that a scraper's connection lives from scrape to scrape.
 const PATIENCE: Duration = Duration::from_secs(65);
+/// Largest header of a request, with what has come of its body; hyper's own limit is 400 kB, which many connections hold at once.
+const MAX_HEADER: usize = 32 << 10;
 /// Longest for shaking hands.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// After a refused `accept` (no descriptors left, mostly): time for connections to end.
@@ -152,7 +154,7 @@ where
 {
     let service = Watched { inner: TowerToHyperService::new(router), peer: peer.clone() };
     let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(patience);
+    http.timer(TokioTimer::new()).header_read_timeout(patience).max_buf_size(MAX_HEADER);
     let io = TokioIo::new(Flushed { inner: stream, peer });
     let _ = watcher.watch(http.serve_connection(io, service)).await;
 }
@@ -188,7 +190,11 @@ struct Flushed<S> {
 
 impl<S: AsyncRead + Unpin> AsyncRead for Flushed<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_read(cx, buf)
+        let read = Pin::new(&mut self.inner).poll_read(cx, buf);
+        if read.is_ready() {
+            self.peer.heard();
+        }
+        read
     }
 }
 
@@ -277,7 +283,10 @@ mod tests {
                     say.send(listener.local_addr().unwrap()).unwrap();
                     // More than any socket's buffers hold.
                     let large = || async { "x".repeat(32 << 20) };
-                    let router = Router::new().route("/", get(|| async { "here" })).route("/large", get(large));
+                    let router = Router::new().route("/", get(|| async { "here" })).route("/large", get(large)).route(
+                        "/post",
+                        axum::routing::post(|body: axum::body::Bytes| async move { body.len().to_string() }),
+                    );
                     let limits = Connections { most, patience, web: Web::open(None).unwrap() };
                     limits.serve(listener, router, async { drop(stopped.await) }).await;
                 });
@@ -334,6 +343,36 @@ mod tests {
             .collect();
         assert!(ask(&mut server.connect()).ends_with("here"));
         drop(greedy);
+    }
+
+    #[test]
+    fn posts_that_stop_do_not_keep_a_scraper_out() {
+        let server = Server::start(4, NEVER);
+        let posts: Vec<_> = (0..8)
+            .map(|_| {
+                let mut stream = server.connect();
+                stream.write_all(b"POST /post HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n").unwrap();
+                stream
+            })
+            .collect();
+        assert!(ask(&mut server.connect()).ends_with("here"));
+        drop(posts);
+    }
+
+    #[test]
+    fn a_header_has_an_end() {
+        let server = Server::start(4, NEVER);
+        let with = |bytes: usize| {
+            let mut stream = server.connect();
+            let head = format!("GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nX: {}\r\n\r\n", "x".repeat(bytes));
+            // It may be told to go before it has said all.
+            let _ = stream.write_all(head.as_bytes());
+            let mut answer = String::new();
+            let _ = stream.read_to_string(&mut answer);
+            answer
+        };
+        assert!(with(MAX_HEADER / 2).ends_with("here"));
+        assert!(!with(2 * MAX_HEADER).contains("200 OK"));
     }
 
     #[test]

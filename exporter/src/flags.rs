@@ -69,7 +69,8 @@ fn telemetry_path(text: &str) -> Result<String, String> {
     if !plain {
         return Err("give a path that begins with /, for example /metrics".to_owned());
     }
-    if ["/health", "/ready"].contains(&text) || text.starts_with("/api/") || text.starts_with("/progress") {
+    if ["/health", "/ready", "/runbooks"].contains(&text) || text.starts_with("/api/") || text.starts_with("/progress")
+    {
         return Err(format!("{text} has a meaning already; take another"));
     }
     Ok(text.to_owned())
@@ -82,7 +83,7 @@ mod tests {
     #[test]
     fn a_path_that_is_taken_is_refused() {
         assert!(telemetry_path("/metrics").is_ok() && telemetry_path("/").is_ok());
-        for path in ["metrics", "/health", "/api/v1/window", "/{a}", "/*", ""] {
+        for path in ["metrics", "/health", "/runbooks", "/api/v1/window", "/{a}", "/*", ""] {
             assert!(telemetry_path(path).is_err(), "{path}");
         }
     }

@@ -1,6 +1,7 @@
 //! `healthcheck`: asks a running program whether it is alive, for images that have no other program in them.
 //!
-//! Without TLS, as inside a container: where the ports are behind TLS, whoever watches the container asks with what it has.
+//! Without TLS and passwords, which a container that watches itself has not: a door that asks for them is answered by a program that lives, and that much is told. Whether its sampler
+//! hangs, too, is seen where the port is open.
 
 use std::{
     io::{Read as _, Write as _},
@@ -41,12 +42,15 @@ fn ask(address: &str, mut stream: TcpStream) -> Result<(), String> {
     // The status is in the first line, and what is wrong in the last; neither is long.
     let mut answer = Vec::new();
     stream.take(4096).read_to_end(&mut answer).map_err(|error| told("read the answer", error))?;
-    let answer = String::from_utf8_lossy(&answer);
+    let bytes = answer;
+    let answer = String::from_utf8_lossy(&bytes);
     let status = answer.split(' ').nth(1).unwrap_or_default();
     match (answer.starts_with("HTTP/1."), status) {
-        (true, "200") => Ok(()),
+        (true, "200" | "401" | "403" | "429") => Ok(()),
         (true, status) => Err(format!("{address}: {status}: {}", answer.lines().last().unwrap_or_default())),
-        (false, _) => Err(format!("{address}: no answer over HTTP; is the port behind TLS?")),
+        // An alert of TLS (RFC 8446, section 6): the program has read what was asked, and wants a handshake.
+        (false, _) if bytes.starts_with(&[0x15, 0x03]) => Ok(()),
+        (false, _) => Err(format!("{address}: no answer over HTTP")),
     }
 }
 
@@ -75,7 +79,9 @@ mod tests {
     fn alive_sick_and_something_else_are_told_apart() {
         assert_eq!(said("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nOK"), Ok(()));
         assert!(said("HTTP/1.1 503 No\r\n\r\nthe sampler hangs").unwrap_err().ends_with("503: the sampler hangs"));
-        assert!(said("\u{15}\u{3}\u{3}").unwrap_err().contains("TLS"));
+        assert_eq!(said("\u{15}\u{3}\u{3}\0\u{2}\u{2}2"), Ok(()), "behind TLS");
+        assert_eq!(said("HTTP/1.1 401 Unauthorized\r\n\r\n"), Ok(()), "behind a password");
+        assert!(said("SSH-2.0-x\r\n").is_err());
         assert!(said("").is_err());
         assert!(healthcheck("127.0.0.1:1").unwrap_err().contains("cannot connect"));
         assert!(healthcheck("nonsense").is_err());

@@ -1,4 +1,5 @@
-//! Who is connected, and who has to leave when there is no room: whoever has waited for longest without asking, then whoever does not take its answer.
+//! Who is connected, and who has to leave when there is no room: whoever has waited for longest without asking, then whoever has begun to send and stopped,
+//! then whoever does not take its answer.
 //! A scraper asks as soon as it is connected and takes what it gets, so no number of others keeps it out.
 
 use std::{
@@ -18,6 +19,8 @@ const SLOW: Duration = Duration::from_millis(250);
 const NEW: Duration = Duration::from_millis(50);
 /// So much longer than others it may wait before it matters less than they: who was put off between connecting and asking loses what one who rests does not.
 const AHEAD: Duration = Duration::from_secs(1);
+/// A request whose body brings nothing for so long has stopped, as far as others who want the place are concerned; ffmpeg reports twice a second.
+const QUIET: Duration = Duration::from_secs(2);
 /// How often it is seen again who has become too slow, or has had its time.
 const AGAIN: Duration = Duration::from_millis(10);
 
@@ -28,7 +31,7 @@ pub(crate) enum Phase {
     New,
     /// It was answered, and asks nothing. Where it has to leave, it loses nothing.
     Resting,
-    /// It asked, and the answer is being made; its body may still come, for hours where it is a stream's progress.
+    /// It asked, and the answer is being made; its body may still come, for hours where it is a stream's progress. It counts from when something came for the last time.
     Working,
     /// It is being answered.
     Answering,
@@ -50,6 +53,14 @@ pub(crate) struct Peer {
 impl Peer {
     pub(crate) fn set(&self, phase: Phase) {
         *lock(&self.phase) = (phase, Instant::now());
+    }
+
+    /// Something came.
+    pub(crate) fn heard(&self) {
+        let mut phase = lock(&self.phase);
+        if phase.0 == Phase::Working {
+            phase.1 = Instant::now();
+        }
     }
 
     /// Keeps something until the answer has gone out, or the connection has ended.
@@ -128,7 +139,7 @@ impl Peers {
                 Phase::Resting => true,
                 Phase::New => lasts > NEW,
                 Phase::Answering => lasts > SLOW,
-                Phase::Working => false,
+                Phase::Working => lasts > QUIET,
             },
             now,
         )
@@ -160,11 +171,19 @@ fn tell(all: &[Arc<Peer>], may: impl Fn(Phase, Duration) -> bool, now: Instant) 
     let standing = all.iter().filter(|peer| !peer.told.load(Ordering::Relaxed)).map(|peer| (*lock(&peer.phase), peer));
     let least = standing
         .filter(|((phase, since), _)| may(*phase, now.saturating_duration_since(*since)))
-        .min_by_key(|((phase, since), _)| (*phase == Phase::Answering, *since + ahead(*phase)));
+        .min_by_key(|((phase, since), _)| (rank(*phase), *since + ahead(*phase)));
     let Some((_, peer)) = least else { return false };
     peer.told.store(true, Ordering::Relaxed);
     peer.leave.notify_one();
     true
+}
+
+fn rank(phase: Phase) -> u8 {
+    match phase {
+        Phase::New | Phase::Resting => 0,
+        Phase::Working => 1,
+        Phase::Answering => 2,
+    }
 }
 
 fn ahead(phase: Phase) -> Duration {
@@ -221,7 +240,10 @@ mod tests {
         assert_eq!(told(&places), [0]);
         assert!(!peers.tell_slow(now + SLOW * 2), "it was told already");
         places.remove(0);
-        assert!(!peers.tell_one(now + SLOW * 1000), "a stream's progress lasts as long as the stream");
-        assert_eq!(lock(&peers.all).len(), 1);
+        assert!(!peers.tell_one(now + QUIET / 2), "a stream's progress lasts as long as the stream");
+        places[0].peer.heard();
+        assert!(!peers.tell_one(now + QUIET / 2));
+        assert!(peers.tell_one(Instant::now() + QUIET * 2), "one that brings nothing has stopped");
+        assert_eq!((told(&places), lock(&peers.all).len()), (vec![0], 1));
     }
 }

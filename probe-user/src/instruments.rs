@@ -417,7 +417,6 @@ fn own_cpu_ns() -> u64 {
     part(now.tv_sec).saturating_mul(1_000_000_000).saturating_add(part(now.tv_nsec))
 }
 
-/// Unix time in nanoseconds, whole microseconds.
 /// Both clocks at one moment: apart by more than a tick takes to be read, they would look like a wall clock that was set. Whoever is put off between them looks again.
 fn both_clocks() -> (Instant, i64) {
     let mut best: Option<(Duration, Instant, i64)> = None;
@@ -435,6 +434,7 @@ fn both_clocks() -> (Instant, i64) {
     best.map_or_else(|| (Instant::now(), unix_now()), |(_, at, unix_ns)| (at, unix_ns))
 }
 
+/// Unix time in nanoseconds, whole microseconds.
 fn unix_now() -> i64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(now.as_micros()).unwrap_or(0) * 1000

@@ -90,6 +90,15 @@ fn nothing_in_the_cluster_is_privileged_and_labels_of_the_measured_stay() {
         assert!(rights["readOnlyRootFilesystem"] == true && rights["capabilities"]["drop"][0] == "ALL", "{rights}");
     }
     assert_eq!(probe["securityContext"]["runAsUser"], 0);
+    // A socket of a runtime is root on the node: nothing is mounted that has one in it.
+    let volumes = find("DaemonSet")["spec"]["template"]["spec"]["volumes"].clone();
+    for path in volumes.as_array().unwrap().iter().filter_map(|volume| volume["hostPath"]["path"].as_str()) {
+        let known = ["/sys", "/proc", "/var/lib/wattcast"].contains(&path);
+        assert!(
+            known || path.ends_with("/io.containerd.runtime.v2.task") || path.ends_with("/storage/overlay-containers"),
+            "{path}"
+        );
+    }
     assert_eq!(find("Deployment")["spec"]["template"]["spec"]["securityContext"]["runAsNonRoot"], true);
     // Each port of a service leads to one that the container has.
     for (service, container) in all.iter().filter(|document| document["kind"] == "Service").zip([&probe, &analysis]) {

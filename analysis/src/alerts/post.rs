@@ -125,6 +125,23 @@ struct Post {
     since: i64,
 }
 
+/// Who posts to a receiver.
+fn client(webhook: &Webhook) -> Result<Client, Failed> {
+    let client = Client::new(&webhook.url, &webhook.access, TIMEOUT, MAX_ANSWER)?;
+    if let Some(file) = &webhook.secret_file {
+        secret(file)?;
+    }
+    Ok(client)
+}
+
+/// Whether all of them could be told.
+///
+/// # Errors
+/// When a receiver's settings are wrong.
+pub fn usable(webhooks: &[Webhook]) -> Result<(), Failed> {
+    webhooks.iter().try_for_each(|webhook| client(webhook).map(|_| ()))
+}
+
 /// The threads that post, one for each receiver: one that hangs holds up nobody else.
 pub struct Posts {
     receivers: Vec<(String, mpsc::Sender<Post>)>,
@@ -139,10 +156,7 @@ impl Posts {
     pub fn start(webhooks: &[Webhook], home: &str, state: Option<&Path>) -> Result<Self, Failed> {
         let mut receivers = Vec::new();
         for (number, webhook) in webhooks.iter().enumerate() {
-            let client = Client::new(&webhook.url, &webhook.access, TIMEOUT, MAX_ANSWER)?;
-            if let Some(file) = &webhook.secret_file {
-                secret(file)?;
-            }
+            let client = client(webhook)?;
             let beside = |what: &str| state.map(|file| file.with_extension(format!("{number}.{what}")));
             let (waits, dead) = (beside("waiting"), beside("dead"));
             let waiting = waits.as_deref().filter(|file| file.exists()).map(waited).unwrap_or_default();

@@ -338,12 +338,16 @@ fn row(a: &Cell<'_>, b: &Cell<'_>, metric: Metric) -> Row {
         cell.first().scenario().quality.vmaf.as_ref().map(|score| (score.model.clone(), score.pooling.clone()))
     };
     let sources = (a.source(), b.source());
+    let shared = metric == Metric::Vmaf && a.shares_scores() && b.shares_scores();
     let why = if metric == Metric::Energy && sources.0 != sources.1 && sources.0.is_some() && sources.1.is_some() {
         format!("joules of two kinds: {} and {}", sources.0.unwrap_or_default(), sources.1.unwrap_or_default())
     } else if metric == Metric::Vmaf && model(a) != model(b) && !first.is_empty() && !second.is_empty() {
         "scores of two models".to_owned()
     } else if first.is_empty() || second.is_empty() {
         "not known of both".to_owned()
+    } else if shared {
+        "scored once for all repeats, so that how much it varies is not known; --mode file scores what each left"
+            .to_owned()
     } else if first.len() < 2 || second.len() < 2 {
         "one measurement says nothing of how much it varies; --repeats 3 and more".to_owned()
     } else {
@@ -367,7 +371,8 @@ fn row(a: &Cell<'_>, b: &Cell<'_>, metric: Metric) -> Row {
         effect: welch.and_then(|welch| welch.effect),
         detectable_percent: None,
         verdict: Verdict::Unknown,
-        incomplete: !(why.is_empty() || first.is_empty() && second.is_empty()),
+        // One score each, and the same: nothing is missing.
+        incomplete: !(why.is_empty() || first.is_empty() && second.is_empty() || shared && first == second),
         why,
         welch,
     }
@@ -435,8 +440,14 @@ impl Comparison {
                 let _ = writeln!(text, "  {metric:<7} –  {}", row.why);
                 continue;
             };
-            let difference =
-                row.difference_percent.map_or_else(|| "from nothing".to_owned(), |part| format!("{part:+.2} %"));
+            let difference = row.difference_percent.map_or_else(
+                || "from nothing".to_owned(),
+                |part| {
+                    // What is found is not shown as nothing.
+                    let digits = if part != 0.0 && part.abs() < 0.01 { 5 } else { 2 };
+                    format!("{part:+.digits$} %")
+                },
+            );
             let verdict = match row.verdict {
                 Verdict::Same => "no difference found",
                 Verdict::Better => "BETTER",
@@ -468,7 +479,7 @@ impl Comparison {
         }
         let _ = writeln!(
             text,
-            "\n{} better, {} worse, {} without a difference, {} unknown. p by Welch's test, corrected by Holm for all; g is Hedges'; «finds» is the smallest \
+            "\n{} better, {} worse, {} without a difference, {} unknown. p by Welch's test, corrected by Holm for all; intervals are of one test each, not corrected; g is Hedges'; «finds» is the smallest \
              difference that so many repeats, with so many tests, find in four of five cases.",
             self.count(Verdict::Better),
             self.count(Verdict::Worse),

@@ -9,7 +9,7 @@ use std::{
 use exporter::{file::read_whole, label, nearest::explain};
 use serde::Deserialize;
 
-use super::target::{Target, at, named};
+use super::target::{Target, at, is_known, named};
 use crate::client::Access;
 
 /// Largest configuration, in bytes.
@@ -148,7 +148,8 @@ pub fn scraped_text(text: &str, dir: &Path, max_age: Duration) -> Result<(Vec<Ta
         for address in &addresses {
             let scheme = job.scheme.as_deref().unwrap_or("http");
             let path = job.metrics_path.as_deref().unwrap_or("/metrics");
-            let usual = at("", &format!("{scheme}://{address}{path}"), false, &access, max_age)?;
+            let known = if is_known(&job.job_name) { &*job.job_name } else { "" };
+            let usual = at(known, &format!("{scheme}://{address}{path}"), false, &access, max_age)?;
             // Jobs of one target go by their own name; of several, by the addresses too.
             let name = if addresses.len() == 1 { job.job_name.clone() } else { format!("{} {address}", job.job_name) };
             // What would tell a secret on the way says so, instead of asking without it.
@@ -169,7 +170,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::health::target::{MAX_AGE, distinct};
+    use crate::health::target::{MAX_AGE, Shows, distinct};
 
     #[test]
     fn the_repository_s_own_scrape_configuration_is_read() {
@@ -179,6 +180,14 @@ mod tests {
         assert_eq!(otherwise, Vec::<String>::new());
         let probe = all.iter().find(|target| target.name == "rapl-power").unwrap();
         assert_eq!(probe.url, "http://127.0.0.1:9500/metrics");
+    }
+
+    #[test]
+    fn a_job_that_is_called_as_a_target_we_know_must_show_what_that_shows() {
+        let text = "scrape_configs:\n- job_name: node-exporter\n  static_configs: [{targets: ['n:9100']}]\n- job_name: mine\n  static_configs: [{targets: ['n:1']}]\n";
+        let (all, _) = scraped_text(text, Path::new("."), MAX_AGE).unwrap();
+        let expects = |at: usize| matches!(&all[at].shows, Shows::Metrics { expect, .. } if !expect.is_empty());
+        assert!(expects(0) && !expects(1));
     }
 
     #[test]

@@ -341,6 +341,11 @@ pub(super) fn at(name: &str, url: &str, whole: bool, access: &Access, max_age: D
     })
 }
 
+/// True for the name of a target whose page we know.
+pub(super) fn is_known(name: &str) -> bool {
+    DEFAULTS.iter().any(|(known, ..)| *known == name)
+}
+
 /// Refuses what would be two of one name, or too many.
 ///
 /// # Errors

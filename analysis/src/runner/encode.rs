@@ -327,7 +327,9 @@ pub enum Trouble {
         exit: Exit,
     },
     /// One reports nothing new.
-    #[error("stream {stream}: no progress for {seconds} s; ended. {said}")]
+    #[error(
+        "stream {stream}: no progress for {seconds} s (--stall-timeout; a slow encoder reports nothing while it looks ahead); ended. {said}"
+    )]
     Hangs {
         /// From 1.
         stream: usize,

@@ -114,6 +114,19 @@ pub enum Goal {
 }
 
 impl Goal {
+    /// For people.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        match *self {
+            Self::Quality { target_vmaf, min_bitrate, max_bitrate, tolerance } => format!(
+                "the smallest bitrate from {min_bitrate}k to {max_bitrate}k that reaches VMAF {target_vmaf}, to within {tolerance}"
+            ),
+            Self::Streams { max_streams } => {
+                format!("the most streams, up to {max_streams}, that are encoded as fast as they are shown")
+            }
+        }
+    }
+
     /// Whether it can be looked for.
     fn check(&self, duration: Duration) -> Result<(), String> {
         match *self {
@@ -384,6 +397,40 @@ impl Run {
             || cell.source.is_some()
             || protocol.seed.is_some()
             || protocol.ci_target.is_some()
+    }
+
+    /// Flags that say another than a plan does. What is as it is without a flag says nothing; what a configuration file said when the run was begun says the same again.
+    #[must_use]
+    pub fn contradicts(&self, plan: &Plan) -> Vec<&'static str> {
+        #[derive(clap::Parser)]
+        struct Alone {
+            #[command(flatten)]
+            cell: CellFlags,
+            #[command(flatten)]
+            protocol: ProtocolFlags,
+        }
+        let Ok(usual) = <Alone as clap::Parser>::try_parse_from(["run"]) else { return Vec::new() };
+        let (cell, own, then) = (&self.cell, &self.protocol, &plan.protocol);
+        let words: Vec<&str> = cell.encoder_args.split_whitespace().collect();
+        let time = |own: Duration, usual: Duration, then: Duration| own == usual || own == then;
+        [
+            ("--duration", time(cell.duration, usual.cell.duration, then.duration)),
+            ("--mode", cell.mode == usual.cell.mode || cell.mode == plan.mode),
+            ("--realtime", !cell.realtime || plan.realtime),
+            ("--analyze-quality", !cell.analyze_quality || plan.quality),
+            ("--vmaf-model", cell.vmaf_model.is_empty() || cell.vmaf_model == plan.vmaf_model),
+            ("--encoder-args", words.is_empty() || plan.encoder_args == words),
+            ("--repeats", own.repeats == usual.protocol.repeats || own.repeats == then.repeats),
+            ("--max-repeats", own.max_repeats == usual.protocol.max_repeats || own.max_repeats == then.max_repeats),
+            ("--stabilization", time(own.stabilization, usual.protocol.stabilization, then.stabilization)),
+            ("--cooldown", time(own.cooldown, usual.protocol.cooldown, then.cooldown)),
+            ("--baseline", time(own.baseline, usual.protocol.baseline, then.baseline)),
+            ("--stall-timeout", time(own.stall_timeout, usual.protocol.stall_timeout, then.stall)),
+            ("--place", own.place == usual.protocol.place || own.place == plan.place),
+        ]
+        .into_iter()
+        .filter_map(|(flag, so)| (!so).then_some(flag))
+        .collect()
     }
 
     fn cells(&self, name: &str) -> Result<(Vec<Cell>, Vec<String>), String> {

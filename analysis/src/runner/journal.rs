@@ -325,17 +325,25 @@ pub fn unfinished(dir: &Path) -> io::Result<PathBuf> {
     let mut all: Vec<PathBuf> = fs::read_dir(dir)?.filter_map(|entry| Some(entry.ok()?.path())).collect();
     all.retain(|path| path.file_name().is_some_and(|name| name.to_string_lossy().ends_with(ENDING)));
     all.sort();
+    let mut barely = None;
     for path in all.into_iter().rev() {
         let (events, _) = read(&path)
             .and_then(|bytes| parse(&bytes))
             .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))?;
         // One that was cut off before it began has nothing to go on with.
         let Some(Event::Run(head)) = events.first() else { continue };
-        if !head.plan.search && !matches!(events.last(), Some(Event::End { status, .. }) if status == "ok") {
+        if head.plan.search || matches!(events.last(), Some(Event::End { status, .. }) if status == "ok") {
+            continue;
+        }
+        // One that was refused before anything was measured does not hide one that has something to go on with.
+        if events.iter().any(|event| matches!(event, Event::Repeat(repeat) if repeat.status != "skipped")) {
             return Ok(path);
         }
+        barely.get_or_insert(path);
     }
-    Err(io::Error::new(io::ErrorKind::NotFound, format!("{}: no run in it is to be resumed", dir.display())))
+    barely.ok_or_else(|| {
+        io::Error::new(io::ErrorKind::NotFound, format!("{}: no run in it is to be resumed", dir.display()))
+    })
 }
 
 #[cfg(test)]

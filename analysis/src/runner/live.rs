@@ -2,7 +2,6 @@
 //! that is done is said instead.
 
 use std::{
-    fmt::Write as _,
     io::{IsTerminal as _, Write as _},
     sync::{
         Arc, Mutex, PoisonError,
@@ -14,7 +13,6 @@ use std::{
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
-use super::encode::Running;
 use crate::energy::probe::Probe;
 
 /// Between two looks at the probe's page, which changes once a tick.
@@ -105,31 +103,26 @@ impl Live {
         }
     }
 
-    /// The line of encoders that run.
-    pub fn line(
-        &self,
-        name: &str,
-        running: &[Running],
-        began: Instant,
-        watts: Option<f64>,
-        joules_per_frame: Option<f64>,
-    ) {
+    /// The line of encoders that run: frames since `began`.
+    pub fn line(&self, name: &str, frames: u64, began: Instant, watts: Option<f64>, joules_per_frame: Option<f64>) {
         if !self.watched {
             return;
         }
         if let (Some(left), Some(length)) = (self.ends.left(), self.all.length()) {
             self.all.set_position(length.saturating_sub(left.as_secs()));
         }
-        let frames: u64 = running.iter().map(|one| one.progress().frames).sum();
-        let mut text = format!(
-            "{name}: {frames} frames, {:.1} fps",
-            crate::figures::float(frames) / began.elapsed().as_secs_f64().max(1e-3)
-        );
+        let fps = crate::figures::float(frames) / began.elapsed().as_secs_f64().max(1e-3);
+        let mut text = format!("{name}: {frames} frames, {fps:.1} fps");
         if let Some(watts) = watts {
-            let _ = write!(text, ", {watts:.1} W");
+            text += &format!(", {watts:.1} W");
         }
-        if let Some(joules) = joules_per_frame {
-            let _ = write!(text, ", {:.2} mJ a frame before", joules * 1000.0);
+        // Its own joules are known when it has ended; until one has, there are the host's.
+        match (joules_per_frame, watts) {
+            (Some(joules), _) => text += &format!(", {:.2} mJ a frame before", joules * 1000.0),
+            (None, Some(watts)) if fps > 0.0 => {
+                text += &format!(", {:.2} mJ a frame of the whole host", watts / fps * 1000.0);
+            }
+            _ => {}
         }
         self.now.set_message(text);
     }
@@ -172,7 +165,8 @@ impl Watts {
                     thread::park_timeout(wait);
                     continue;
                 }
-                due += EVERY;
+                // One that was put off asks once, and not once for each time.
+                due = (due + EVERY).max(Instant::now());
                 if let Some(watts) = probe.watts() {
                     kept.lock().unwrap_or_else(PoisonError::into_inner).push(watts);
                 }

@@ -91,9 +91,11 @@ impl Runner<'_> {
             .collect())
     }
 
-    /// What is ours while we run; swept after one that was killed.
-    pub(super) fn scratch(&self) -> PathBuf {
-        self.dir.join(format!("{SCRATCH}{}", std::process::id()))
+    /// What is ours while we run; swept after one that was killed. Made where it is not there.
+    pub(super) fn scratch(&self) -> io::Result<PathBuf> {
+        let dir = self.dir.join(format!("{SCRATCH}{}", std::process::id()));
+        fs::create_dir_all(&dir)?;
+        Ok(dir)
     }
 
     /// What a run leaves beside its results.
@@ -105,8 +107,9 @@ impl Runner<'_> {
     /// disk that is full some versions end well.
     pub(super) fn keep(&self, cell: &Cell, outputs: &[PathBuf], done: &Done) -> Result<Vec<Artefact>, Failed> {
         let mut all: Vec<Artefact> = Vec::new();
+        let scratch = self.scratch()?;
         for (output, frames) in outputs.iter().zip(&done.frames) {
-            let there = quality::count(output, self.ffmpeg, &self.scratch(), self.record.plan().protocol.stall)?;
+            let there = quality::count(output, self.ffmpeg, &scratch, self.record.plan().protocol.stall)?;
             if u64::try_from(there).unwrap_or(u64::MAX) != *frames {
                 let said = &done.said;
                 return Err(Failed::Other(format!(
@@ -161,7 +164,7 @@ impl Runner<'_> {
             running.push(Running::start(&stage.place, &self.ffmpeg.path, line)?);
         }
         let waited = wait(&mut running, plan.protocol.stall, &mut |all| {
-            self.live.line(&cell.name, all, began, watts.last(), before);
+            self.live.line(&cell.name, sum(all).frames, began, watts.last(), before);
             true
         });
         let end = self.probe.mark();
@@ -224,7 +227,7 @@ impl Runner<'_> {
         let waited = phase(
             stall,
             &mut |all| {
-                self.live.line(&cell.name, all, began, watts.last(), before);
+                self.live.line(&cell.name, since(&first, &sum(all)).frames, began, watts.last(), before);
                 began.elapsed() >= plan.protocol.duration
             },
             &mut running,

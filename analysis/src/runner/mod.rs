@@ -132,7 +132,11 @@ pub fn run(asked: &Run, probe: &Probe, prices: &Prices) -> Result<End, Early> {
     }
     if asked.protocol.dry_run {
         let (plan, notes) = asked.plan().map_err(usage)?;
-        return dry_run(&plan, &notes, asked.protocol.json);
+        let goal = match &asked.what {
+            Some(What::Search { goal }) => Some(goal.describe()),
+            _ => None,
+        };
+        return dry_run(&plan, &notes, goal.as_deref(), asked.protocol.json);
     }
     encode::heed_signals();
     let unwritable = |error: io::Error| {
@@ -243,6 +247,16 @@ impl Begun {
                 Some((journal, record))
             }
         };
+        if let Some((_, record)) = &resumed {
+            let said = asked.contradicts(record.plan());
+            if !said.is_empty() {
+                let said = said.join(", ");
+                let why = format!(
+                    "--resume goes on with the plan that the run was begun with, and {said} says another: leave it out, or begin anew"
+                );
+                return Err(Early::new(End::Usage, why));
+            }
+        }
         let (plan, notes) = match &resumed {
             Some((_, record)) => (record.plan().clone(), Vec::new()),
             None => asked.plan().map_err(|why| Early::new(End::Usage, why))?,
@@ -289,7 +303,9 @@ impl Begun {
         };
         if let Some((mut journal, mut record)) = resumed {
             let before = &record.head.ffmpeg;
-            if record.head.host != hostname() {
+            let machine = |facts: &serde_json::Value| facts["machine_id_sha256"].as_str().map(str::to_owned);
+            let (then, now) = (machine(&record.head.machine), machine(&preflight::facts()));
+            if record.head.host != hostname() || then.is_some() && then != now {
                 let why = format!(
                     "it was begun on {}, and this is {}: one run is of one machine",
                     record.head.host,
@@ -297,19 +313,27 @@ impl Begun {
                 );
                 return Err(Early::new(End::Usage, why));
             }
-            if before.version != ffmpeg.version {
+            let other = |before: &Tool, now: &Tool| {
+                (&before.version, &before.configuration) != (&now.version, &now.configuration)
+            };
+            let shown = |tool: &Tool| {
+                format!("{} ({})", tool.version, super::runner::plan::short_digest(tool.configuration.as_bytes()))
+            };
+            if other(before, &ffmpeg) {
                 let why = format!(
                     "it was begun with ffmpeg {}, and this is {}: one run is of one ffmpeg. Name that one with --ffmpeg, or begin anew",
-                    before.version, ffmpeg.version
+                    shown(before),
+                    shown(&ffmpeg)
                 );
                 return Err(Early::new(End::Usage, why));
             }
             if let (Some(before), Some(now)) = (&record.head.scorer, &scorer)
-                && before.version != now.version
+                && other(before, now)
             {
                 let why = format!(
                     "its scores are by ffmpeg {}, and this is {}: one run is scored by one. Name that one with --quality-ffmpeg, or begin anew",
-                    before.version, now.version
+                    shown(before),
+                    shown(now)
                 );
                 return Err(Early::new(End::Usage, why));
             }
@@ -347,13 +371,12 @@ fn wait_for(probe: &Probe, most: Duration) {
 }
 
 /// What would be run.
-fn dry_run(plan: &Plan, notes: &[String], json: bool) -> Result<End, Early> {
-    let mut out = io::stdout().lock();
+fn dry_run(plan: &Plan, notes: &[String], goal: Option<&str>, json: bool) -> Result<End, Early> {
     let order = plan.order(0, (0..plan.cells.len()).collect());
     let names: Vec<&str> = order.iter().map(|at| &*plan.cells[*at].name).collect();
     let text = if json {
         serde_json::to_string_pretty(
-            &serde_json::json!({ "plan": plan, "first_block": names, "least_seconds": plan.least_seconds() }),
+            &serde_json::json!({ "plan": plan, "first_block": names, "about_seconds": plan.about_seconds(), "search": goal }),
         )
         .unwrap_or_default()
     } else {
@@ -361,15 +384,21 @@ fn dry_run(plan: &Plan, notes: &[String], json: bool) -> Result<End, Early> {
         for note in notes {
             text += &format!("note: {note}\n");
         }
+        if let Some(goal) = goal {
+            return say_dry(&format!(
+                "{text}A search for {goal}: each step is measured once, beginning with\n  {}",
+                names.join("\n  ")
+            ));
+        }
         text += &format!(
-            "{} {}, {} times each{}, {} at least. Seed {}. The first block:\n",
+            "{} {}, {} times each{}, about {} where encoders are as fast as the source is shown, without scores. Seed {}. The first block:\n",
             plan.cells.len(),
             if plan.cells.len() == 1 { "configuration" } else { "configurations" },
             plan.protocol.repeats,
             plan.protocol.ci_target.map_or_else(String::new, |target| {
                 format!(" and up to {}, until the interval is below {} %", plan.protocol.max_repeats, target * 100.0)
             }),
-            humantime::format_duration(Duration::from_secs_f64(plan.least_seconds().round())),
+            humantime::format_duration(Duration::from_secs_f64(plan.about_seconds().round())),
             plan.protocol.seed,
         );
         for name in names {
@@ -377,8 +406,12 @@ fn dry_run(plan: &Plan, notes: &[String], json: bool) -> Result<End, Early> {
         }
         text
     };
+    say_dry(&text)
+}
+
+fn say_dry(text: &str) -> Result<End, Early> {
     // A reader that went away has read enough.
-    let _ = out.write_all(format!("{}\n", text.trim_end()).as_bytes());
+    let _ = io::stdout().lock().write_all(format!("{}\n", text.trim_end()).as_bytes());
     Ok(End::Well)
 }
 

@@ -256,7 +256,8 @@ impl Cgroup {
             Some(dir) => dir.to_owned(),
             None => own().ok_or("no v2 tree is mounted here")?,
         };
-        sweep(&parent, "wattcast-run-", dismantle);
+        // Of one that was killed its encoders end with it. Who is of another namespace seems gone, too: nobody is ended here.
+        sweep(&parent, "wattcast-run-", remove);
         let dir = parent.join(format!("wattcast-run-{}-{role}", std::process::id()));
         fs::create_dir(&dir).map_err(|error| {
             format!(
@@ -289,13 +290,13 @@ impl Cgroup {
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
-        dismantle(&self.dir);
+        let _ = fs::write(self.dir.join("cgroup.kill"), "1");
+        remove(&self.dir);
     }
 }
 
-/// Ends who is in a cgroup of ours, and takes it away.
-fn dismantle(dir: &Path) {
-    let _ = fs::write(dir.join("cgroup.kill"), "1");
+/// Takes a cgroup away, once nobody is in it.
+fn remove(dir: &Path) {
     for _ in 0..100 {
         match fs::remove_dir(dir) {
             Err(error) if error.kind() == io::ErrorKind::ResourceBusy => thread::sleep(Duration::from_millis(20)),

@@ -190,15 +190,16 @@ impl Plan {
         cells
     }
 
-    /// Seconds that the least number of repeats takes, where an encoder is as fast as the source.
+    /// Seconds that the least number of repeats takes with the longest warm-up, where an encoder is as fast as the source is shown.
     #[must_use]
-    pub fn least_seconds(&self) -> f64 {
+    pub fn about_seconds(&self) -> f64 {
         let protocol = &self.protocol;
         let each = protocol.duration + protocol.cooldown;
         let each =
             each.as_secs_f64() + if self.mode == Mode::Rtmp { protocol.stabilization.as_secs_f64() } else { 0.0 };
         let cells = f64::from(u32::try_from(self.cells.len()).unwrap_or(u32::MAX));
-        f64::from(protocol.repeats) * (cells * each + protocol.baseline.as_secs_f64())
+        let warm_up = if self.mode == Mode::Rtmp { 0.0 } else { protocol.stabilization.as_secs_f64() };
+        warm_up + f64::from(protocol.repeats) * (cells * each + protocol.baseline.as_secs_f64())
     }
 }
 

@@ -227,6 +227,10 @@ impl Runner<'_> {
                 break;
             }
         }
+        // Who was stopped has looked at nothing.
+        if stopped() {
+            return Err(stopped_early());
+        }
         for event in gone {
             if let Event::Distrusted { why, .. } = &event {
                 self.live.done(&format!("  again   {why}"));
@@ -263,8 +267,7 @@ impl Runner<'_> {
     /// When the mode cannot do without, and there are none.
     pub fn stage(&mut self) -> Result<Stage, Early> {
         super::place::sweep(self.dir, SCRATCH, |left| drop(fs::remove_dir_all(left)));
-        let scratch = self.scratch();
-        fs::create_dir_all(&scratch)?;
+        let scratch = self.scratch()?;
         let mut stage = Stage { place: Place::None, studio: None, scratch };
         let (wanted, mode) = (self.record.plan().place, self.record.plan().mode);
         let place = self.places.make(wanted, "encoder");
@@ -375,6 +378,10 @@ impl Runner<'_> {
     /// How much of the whole is done: what was done tells how long the rest takes, each configuration by its own. `before` comes first.
     fn progress(&self, before: Duration) {
         let (record, plan) = (&self.record, self.record.plan());
+        if plan.search {
+            // How many steps there will be is what it finds out.
+            return self.live.plan(0.0, None, "");
+        }
         let count = |cell: &Cell, status: &str| {
             record.repeats.iter().filter(|repeat| repeat.cell == cell.id && repeat.status == status).count()
         };
@@ -482,7 +489,7 @@ impl Runner<'_> {
         }
         self.live.now("warming up");
         let (began, mut watts, mut flat) = (Instant::now(), Vec::<f64>::new(), false);
-        while !flat && (watts.len() < 2 || began.elapsed() < most) {
+        while !flat && (watts.is_empty() || began.elapsed() < most) {
             let outputs = self.outputs(cell, 0)?;
             let mut unused = row(cell, 0, 0, "ok", "");
             let power = self.file_window(cell, clip, stage, &outputs, &mut unused).and_then(|_| {
@@ -505,7 +512,11 @@ impl Runner<'_> {
             }
             flat = watts.len() > 1 && (watts[watts.len() - 1] / watts[watts.len() - 2] - 1.0).abs() < FLAT;
         }
-        if !flat && watts.len() > 1 {
+        if watts.len() == 1 {
+            self.live.done(
+                "  note    warm-up: one encode took longer than --stabilization; whether power was flat is not known",
+            );
+        } else if !flat && watts.len() > 1 {
             let seconds = began.elapsed().as_secs_f64();
             self.live.done(&format!("  warning warm-up: power was not flat within {FLAT} after {seconds:.0} s; see the baselines and the intervals"));
         }

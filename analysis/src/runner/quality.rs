@@ -159,6 +159,7 @@ fn one(
     // Frame by frame, by number: both sides were seen to have the same ones at the same times. By time, a file that keeps whole milliseconds lays every other frame
     // beside the one before it, and loses 20 points of VMAF and more (ab-av1#63, vmaf#611).
     let fps = asked.fps;
+    let (width, height) = if metric == "vmaf" { seen(width, height, asked.model) } else { (width, height) };
     let same = format!("settb=AVTB,setpts=N/({fps}*TB),scale={width}:{height}:flags=bicubic,format=yuv420p");
     let threads = thread::available_parallelism().map_or(1, usize::from);
     // The log's name stands in a filter's argument, where these mean something; ours has none of them, unless the directory has.
@@ -189,7 +190,29 @@ fn one(
         "vmaf" => of_libvmaf(&text, asked.model)?,
         _ => (of_lines(&text, metric), (filter.to_owned(), format!("ffmpeg {}", tool.version))),
     };
-    if found.0.is_empty() { Err(format!("{filter}: its log has no frame")) } else { Ok(found) }
+    // A frame that a decoder leaves out would move all that follow, and a side that is short would end the log.
+    let (there, wanted) = (found.0.len(), frames_in(asked));
+    if crate::figures::float(u64::try_from(there).unwrap_or(u64::MAX)) == wanted {
+        Ok(found)
+    } else {
+        Err(format!("misaligned: {there} of {wanted} frames were scored"))
+    }
+}
+
+/// How many frames went in.
+fn frames_in(asked: &Question<'_>) -> f64 {
+    (asked.seconds * asked.fps).round()
+}
+
+/// The size at which a model sees pictures: its own, as far as their shape allows. Models are of a screen, 1080 or 2160 lines high, from three of its heights away; smaller
+/// pictures fill it, as they do when they are watched (Netflix/vmaf, resource/doc/models.md and faq.md).
+fn seen(width: u32, height: u32, model: &str) -> (u32, u32) {
+    let lines = if ["4k", "2160"].iter().any(|word| model.contains(word)) { 2160.0 } else { 1080.0 };
+    let (long, short) = (f64::from(width.max(height)), f64::from(width.min(height)));
+    let by = (lines * 16.0 / 9.0 / long).min(lines / short);
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "pixels of a screen")]
+    let even = |pixels: u32| ((f64::from(pixels) * by / 2.0).round() as u32 * 2).max(2);
+    (even(width), even(height))
 }
 
 /// The log of libvmaf: a score for each frame, and its version.
@@ -244,7 +267,7 @@ pub fn of_lines(text: &str, metric: &str) -> Vec<f64> {
 /// True when both sides have the same frames at the same times: by their packets, which is quick, and says so when not.
 fn aligned(asked: &Question<'_>, tool: &Tool, scratch: &Path) -> Result<(), String> {
     let distorted = times(asked.distorted, tool, scratch, asked.stall)?;
-    let wanted = (asked.seconds * asked.fps).round();
+    let wanted = frames_in(asked);
     if distorted.is_empty() {
         return Err("nothing in it can be shown".to_owned());
     }
@@ -324,6 +347,18 @@ mod tests {
         assert!(
             of_libvmaf("{}", "").is_err() && of_libvmaf(r#"{"version":"3","frames":[{"metrics":{}}]}"#, "").is_err()
         );
+    }
+
+    #[test]
+    fn a_model_sees_its_own_screen() {
+        assert_eq!(seen(640, 360, ""), (1920, 1080));
+        assert_eq!(seen(3840, 2160, ""), (1920, 1080));
+        assert_eq!(seen(1280, 720, "version=vmaf_4k_v0.6.1"), (3840, 2160));
+        assert_eq!(
+            (seen(854, 480, ""), seen(640, 480, ""), seen(720, 1280, "")),
+            ((1920, 1080), (1440, 1080), (1080, 1920))
+        );
+        assert_eq!(seen(1920, 800, ""), (1920, 800));
     }
 
     #[test]

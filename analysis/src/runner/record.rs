@@ -90,6 +90,11 @@ impl Record {
                 self.repeats.push(*repeat);
             }
             Event::Distrusted { cell, n, .. } => {
+                // Its block is measured in part now: the host of then is not held against it.
+                let mut gone = self.repeats.iter().filter(|known| (&known.cell, known.n) == (&cell, n));
+                if let Some(block) = gone.next().map(|known| known.block) {
+                    self.baselines.retain(|known| known.block != block);
+                }
                 self.repeats.retain(|known| known.status != "ok" || (&known.cell, known.n) != (&cell, n));
                 self.scores.retain(|score| score.cell != cell);
             }

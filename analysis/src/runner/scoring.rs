@@ -20,6 +20,8 @@ use super::{
     tool::{Input, arguments},
 };
 
+/// How scores are made: another number where the same files would get others, so that none is taken from before.
+const SCORING: u32 = 2;
 /// Of scores, in the directory of results, by content.
 const SCORES: &str = ".wattcast-scores";
 
@@ -33,7 +35,16 @@ impl Runner<'_> {
             return Ok(());
         }
         let mut cells = self.record.cells.clone();
-        cells.retain(|cell| self.record.well(&cell.id).next().is_some());
+        let mode = self.record.plan().mode;
+        cells.retain(|cell| {
+            let scored =
+                |sha256: &str| self.record.scores.iter().any(|score| score.cell == cell.id && score.sha256 == sha256);
+            let mut artefacts = self.record.well(&cell.id).flat_map(|repeat| &repeat.artefacts);
+            match mode {
+                Mode::File => artefacts.any(|artefact| !scored(&artefact.sha256)),
+                _ => self.record.well(&cell.id).next().is_some(),
+            }
+        });
         let began = Instant::now();
         for (done, cell) in cells.iter().enumerate() {
             // Nothing of how long it takes is known before the first.
@@ -52,8 +63,7 @@ impl Runner<'_> {
     /// As above.
     pub fn score(&mut self, cell: &Cell, clip: &Clip) -> Result<(), Early> {
         let plan = self.record.plan().clone();
-        let scratch = self.scratch();
-        fs::create_dir_all(&scratch)?;
+        let scratch = self.scratch()?;
         let mut artefacts: Vec<Artefact> = Vec::new();
         for artefact in self.record.well(&cell.id).flat_map(|repeat| &repeat.artefacts) {
             if !artefacts.iter().any(|known| known.sha256 == artefact.sha256) {
@@ -129,7 +139,12 @@ impl Runner<'_> {
             };
             // By content: the same pictures of the same source, scored by the same tool, are not scored again, in whatever run.
             let tool_is = format!("{} {}", tool.version, tool.configuration);
-            let key = format!("{} {} {} {tool_is}", clip.sha256, artefact.sha256, plan.vmaf_model);
+            let model = match plan.vmaf_model.split(':').find_map(|word| word.strip_prefix("path=")) {
+                // Another file under the same name is another model.
+                Some(file) => digest(Path::new(file)).map_or_else(|error| error.to_string(), |(sha256, _)| sha256),
+                None => plan.vmaf_model.clone(),
+            };
+            let key = format!("{SCORING} {} {} {model} {tool_is}", clip.sha256, artefact.sha256);
             let cache = self.dir.join(SCORES).join(super::plan::short_digest(key.as_bytes())).with_extension("json");
             let (scores, frames) = match read_cache(&cache) {
                 Some(found) => found,

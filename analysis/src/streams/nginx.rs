@@ -11,6 +11,8 @@ use exporter::{
 };
 use quick_xml::{Reader, events::Event};
 
+use crate::client::{Access, Client, Failed};
+
 /// Longest that the server may take to answer.
 const TIMEOUT: Duration = Duration::from_secs(3);
 /// Largest page that is taken: a stream has a kilobyte, and each of its clients three hundred bytes.
@@ -107,27 +109,15 @@ impl NoStat {
 }
 
 /// A server by the address of its page.
-pub struct Nginx {
-    url: String,
-    /// The same without users, passwords and queries.
-    shown: String,
-    agent: ureq::Agent,
-}
+pub struct Nginx(Client);
 
 impl Nginx {
     /// Connects to nothing yet.
-    #[must_use]
-    pub fn new(url: &str) -> Self {
-        let agent = ureq::Agent::config_builder().timeout_global(Some(TIMEOUT)).build();
-        let bare = url.split(['?', '#']).next().unwrap_or_default();
-        let shown = match bare.split_once("://") {
-            Some((scheme, rest)) => {
-                let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
-                format!("{scheme}://{}/{path}", host.rsplit('@').next().unwrap_or_default())
-            }
-            None => bare.to_owned(),
-        };
-        Self { url: url.to_owned(), shown, agent: agent.into() }
+    ///
+    /// # Errors
+    /// When that is no URL, or has a password in it.
+    pub fn new(url: &str) -> Result<Self, Failed> {
+        Client::new(url, &Access::default(), TIMEOUT, MAX_PAGE).map(Self)
     }
 
     /// Asks for the page.
@@ -135,10 +125,11 @@ impl Nginx {
     /// # Errors
     /// When it does not come in time, is too long, or is not the module's.
     pub fn stat(&self) -> Result<Stat, NoStat> {
-        let unreachable = |error: ureq::Error| NoStat::Unreachable(format!("{}: {error}", self.shown));
-        let mut response = self.agent.get(&self.url).call().map_err(unreachable)?;
-        let page = response.body_mut().with_config().limit(MAX_PAGE).read_to_vec().map_err(unreachable)?;
-        parse(&page).map_err(|what| NoStat::NotStat(format!("{}: {what}", self.shown)))
+        let reply = self.0.get("", &[]).map_err(|error| NoStat::Unreachable(error.to_string()))?;
+        if reply.status != 200 {
+            return Err(NoStat::Unreachable(format!("{}: status {}", self.0.shown(), reply.status)));
+        }
+        parse(&reply.body).map_err(|what| NoStat::NotStat(format!("{}: {what}", self.0.shown())))
     }
 }
 
@@ -474,8 +465,12 @@ mod tests {
 
     #[test]
     fn what_is_said_of_a_server_holds_no_password() {
-        let why = Nginx::new("http://u:hunter2@127.0.0.1:1/stat?token=hunter2").stat().unwrap_err().to_string();
-        assert!(why.contains("http://127.0.0.1:1/stat") && !why.contains("hunter2"), "{why}");
+        let why = Nginx::new("http://127.0.0.1:1/stat?token=hunter2").unwrap().stat().unwrap_err().to_string();
+        assert!(why.contains("http://127.0.0.1:1") && !why.contains("hunter2"), "{why}");
+        for url in ["http://u:hunter2@127.0.0.1:1/stat", "u:hunter2@127.0.0.1:1", "127.0.0.1:1/hunter2"] {
+            let why = Nginx::new(url).err().unwrap().to_string();
+            assert!(!why.contains("hunter2"), "{why}");
+        }
     }
 
     #[test]

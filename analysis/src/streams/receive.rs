@@ -88,6 +88,13 @@ impl Inlet {
     fn report(&self, source: SourceId, name: &str, report: Report) {
         self.book().report(source, name, report, Instant::now());
     }
+
+    /// The first report under a name that came later than the source, by so much.
+    fn report_late(&self, source: SourceId, name: &str, report: Report, since: Instant) {
+        let mut book = self.book();
+        book.report(source, name, report, Instant::now());
+        book.heard_before(source, since.elapsed());
+    }
 }
 
 /// `POST /progress/STREAM`, as `-progress http://HOST:9506/progress/STREAM` sends it: one request for the whole job.
@@ -211,10 +218,7 @@ fn settle(peers: &mut HashMap<SocketAddr, Peer>, inlet: &Inlet) {
             if let Some(name) = &peer.name
                 && let Some(report) = peer.waiting.take()
             {
-                let mut book = inlet.book();
-                book.report(peer.source, name, report, Instant::now());
-                book.heard_before(peer.source, peer.since.elapsed());
-                drop(book);
+                inlet.report_late(peer.source, name, report, peer.since);
                 if report.end {
                     return false;
                 }
@@ -287,21 +291,22 @@ impl Unnamed {
     fn feed(&mut self, inlet: &Inlet, piece: &[u8], ask: impl Fn() -> Option<String>, fallback: impl Fn() -> String) {
         if self.name.is_none() {
             self.name = ask().or_else(|| (self.since.elapsed() >= NAMELESS).then(fallback));
+            // Its figures are totals: the next report has them too, but not when it was heard first.
+            if let (Some(name), Some(report)) = (&self.name, self.waiting.take()) {
+                inlet.report_late(self.source, name, report, self.since);
+            }
         }
         let (source, name, waiting) = (self.source, &self.name, &mut self.waiting);
         self.parser.feed(piece, |report| match name {
             Some(name) => inlet.report(source, name, report),
             None => *waiting = Some(report),
         });
-        if self.name.is_some() {
-            self.waiting = None;
-        }
     }
 
     /// What never got a name goes by another.
     fn end(self, inlet: &Inlet, ask: impl Fn() -> Option<String>, fallback: impl Fn() -> String) {
         if let Some(report) = self.waiting {
-            inlet.report(self.source, &ask().unwrap_or_else(fallback), report);
+            inlet.report_late(self.source, &ask().unwrap_or_else(fallback), report, self.since);
         }
     }
 }

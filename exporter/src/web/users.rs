@@ -28,7 +28,8 @@ type Mark = [u8; 32];
 struct Known {
     right: HashSet<Mark>,
     wrong: HashSet<Mark>,
-    waiting: HashMap<IpAddr, usize>,
+    /// Guesses that wait, by address, and how many wait for each.
+    waiting: HashMap<IpAddr, HashMap<Mark, usize>>,
 }
 
 /// What is known of passwords.
@@ -62,7 +63,7 @@ impl Users {
         if let Some(verdict) = self.remembered(&mark) {
             return verdict;
         }
-        let Some(waiting) = Waiting::enter(&self.known, from) else { return Verdict::TooMany };
+        let Some(waiting) = Waiting::enter(&self.known, from, mark) else { return Verdict::TooMany };
         // Never closed.
         let Ok(turn) = self.turn.clone().acquire_owned().await else { return Verdict::TooMany };
         // Whoever waited behind the same guess knows by now.
@@ -111,31 +112,38 @@ impl Users {
 struct Waiting {
     known: Arc<Mutex<Known>>,
     from: IpAddr,
+    mark: Mark,
 }
 
 impl Waiting {
-    fn enter(known: &Arc<Mutex<Known>>, from: IpAddr) -> Option<Self> {
+    /// Whoever brings what somebody waits for already waits for the same check, and takes no place: scrapers of one host all come from one address.
+    fn enter(known: &Arc<Mutex<Known>>, from: IpAddr, mark: Mark) -> Option<Self> {
         let mut all = lock(known);
-        if all.waiting.values().sum::<usize>() >= MOST_WAITING.1 {
-            return None;
-        }
+        let guesses: usize = all.waiting.values().map(HashMap::len).sum();
         let own = all.waiting.entry(from).or_default();
-        if *own >= MOST_WAITING.0 {
+        if !own.contains_key(&mark) && (guesses >= MOST_WAITING.1 || own.len() >= MOST_WAITING.0) {
+            if own.is_empty() {
+                all.waiting.remove(&from);
+            }
             return None;
         }
-        *own += 1;
-        Some(Self { known: known.clone(), from })
+        *own.entry(mark).or_default() += 1;
+        Some(Self { known: known.clone(), from, mark })
     }
 }
 
 impl Drop for Waiting {
     fn drop(&mut self) {
         let mut all = lock(&self.known);
-        if let Some(own) = all.waiting.get_mut(&self.from) {
-            *own -= 1;
-            if *own == 0 {
-                all.waiting.remove(&self.from);
+        let Some(own) = all.waiting.get_mut(&self.from) else { return };
+        if let Some(count) = own.get_mut(&self.mark) {
+            *count -= 1;
+            if *count == 0 {
+                own.remove(&self.mark);
             }
+        }
+        if own.is_empty() {
+            all.waiting.remove(&self.from);
         }
     }
 }
@@ -209,6 +217,18 @@ mod tests {
         let other = file::Users::from([("me".to_owned(), bcrypt::hash("new", 4).unwrap())]);
         assert_eq!(judge(&all, &other, "me", "right:colon").await, Verdict::Unauthorized, "it changed");
         assert_eq!(all.judge(&file::Users::new(), None, HERE).await, Verdict::Welcome, "nobody asks for one");
+    }
+
+    #[tokio::test]
+    async fn all_who_bring_the_same_wait_for_one_check() {
+        let users = file::Users::from([("me".to_owned(), bcrypt::hash("right", 8).unwrap())]);
+        let all = Users::new();
+        let mut scrapers: Vec<_> = (0..6).map(|_| Box::pin(judge(&all, &users, "me", "right"))).collect();
+        assert!(scrapers.iter_mut().all(waits), "none of them is turned away");
+        for scraper in scrapers {
+            assert_eq!(scraper.await, Verdict::Welcome);
+        }
+        assert!(lock(&all.known).waiting.is_empty());
     }
 
     #[tokio::test]
