@@ -302,41 +302,7 @@ impl Begun {
             }
         };
         if let Some((mut journal, mut record)) = resumed {
-            let before = &record.head.ffmpeg;
-            let machine = |facts: &serde_json::Value| facts["machine_id_sha256"].as_str().map(str::to_owned);
-            let (then, now) = (machine(&record.head.machine), machine(&preflight::facts()));
-            if record.head.host != hostname() || then.is_some() && then != now {
-                let why = format!(
-                    "it was begun on {}, and this is {}: one run is of one machine",
-                    record.head.host,
-                    hostname()
-                );
-                return Err(Early::new(End::Usage, why));
-            }
-            let other = |before: &Tool, now: &Tool| {
-                (&before.version, &before.configuration) != (&now.version, &now.configuration)
-            };
-            let shown = |tool: &Tool| {
-                format!("{} ({})", tool.version, super::runner::plan::short_digest(tool.configuration.as_bytes()))
-            };
-            if other(before, &ffmpeg) {
-                let why = format!(
-                    "it was begun with ffmpeg {}, and this is {}: one run is of one ffmpeg. Name that one with --ffmpeg, or begin anew",
-                    shown(before),
-                    shown(&ffmpeg)
-                );
-                return Err(Early::new(End::Usage, why));
-            }
-            if let (Some(before), Some(now)) = (&record.head.scorer, &scorer)
-                && other(before, now)
-            {
-                let why = format!(
-                    "its scores are by ffmpeg {}, and this is {}: one run is scored by one. Name that one with --quality-ffmpeg, or begin anew",
-                    shown(before),
-                    shown(now)
-                );
-                return Err(Early::new(End::Usage, why));
-            }
+            same(&record.head, &ffmpeg, scorer.as_ref()).map_err(|why| Early::new(End::Usage, why))?;
             let event = Event::Resumed { unix_ns: unix_ns() };
             journal.write(&event)?;
             record.apply(event);
@@ -359,6 +325,36 @@ impl Begun {
         let record = Record::of(vec![event]).map_err(|why| Early::new(End::Unwritable, why))?;
         Ok(Self { journal, record, checks, ffmpeg, scorer })
     }
+}
+
+/// One run is of one machine, one ffmpeg, and one that scores.
+///
+/// # Errors
+/// Which of them is another than that it was begun with.
+fn same(begun: &Head, ffmpeg: &Tool, scorer: Option<&Tool>) -> Result<(), String> {
+    let machine = |facts: &serde_json::Value| facts["machine_id_sha256"].as_str().map(str::to_owned);
+    let (then, now) = (machine(&begun.machine), machine(&preflight::facts()));
+    if begun.host != hostname() || then.is_some() && then != now {
+        return Err(format!("it was begun on {}, and this is {}: one run is of one machine", begun.host, hostname()));
+    }
+    let tools = [
+        ("begun with", "--ffmpeg", Some(&begun.ffmpeg), Some(ffmpeg)),
+        ("scored by", "--quality-ffmpeg", begun.scorer.as_ref(), scorer),
+    ];
+    for (what, flag, then, now) in tools {
+        let (Some(then), Some(now)) = (then, now) else { continue };
+        if (&then.version, &then.configuration) != (&now.version, &now.configuration) {
+            let built = |tool: &Tool| plan::short_digest(tool.configuration.as_bytes());
+            return Err(format!(
+                "it was {what} ffmpeg {} (configuration {}), and this is {} ({}): one run is of one. Name that one with {flag}, or begin anew",
+                then.version,
+                built(then),
+                now.version,
+                built(now)
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// Until the probe answers, for at most so long; whether it did is looked at afterwards.
