@@ -392,8 +392,16 @@ pub fn table(record: &Record) -> String {
         let well: Vec<&Repeat> = record.well(&cell.id).collect();
         let rates: Vec<f64> = well.iter().filter_map(|repeat| Some(rate(repeat, repeat.window?))).collect();
         let frames: Vec<f64> = well.iter().map(|repeat| float(repeat.progress.frames)).collect();
-        let vmaf = record.scores.iter().filter(|score| score.cell == cell.id).flat_map(|score| &score.scores);
-        let vmaf = vmaf.filter(|score| score.metric == "vmaf" && score.pooling == "mean").find_map(|score| score.value);
+        // Of what each repeat left; where they left nothing, the one score that they share.
+        let vmaf = |sha256: Option<&str>| -> Vec<f64> {
+            let own = record.scores.iter().filter(|score| score.cell == cell.id);
+            let own = own.filter(|score| sha256.is_none_or(|sha256| score.sha256 == sha256));
+            let vmaf = own.flat_map(|score| &score.scores).filter(|score| score.metric == "vmaf");
+            vmaf.filter(|score| score.pooling == "mean").filter_map(|score| score.value).collect()
+        };
+        let left = well.iter().flat_map(|repeat| &repeat.artefacts);
+        let each: Vec<f64> = left.flat_map(|artefact| vmaf(Some(&artefact.sha256))).collect();
+        let vmaf = mean(&each).or_else(|| mean(&vmaf(None)));
         let shown = |value: Option<f64>, digits: usize| {
             value.map_or_else(|| "–".to_owned(), |value| format!("{value:.digits$}"))
         };
