@@ -75,7 +75,7 @@ impl Scope {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "too long for the path of a socket"));
         }
         for (to, byte) in address.sun_path.iter_mut().zip(path) {
-            *to = byte.cast_signed();
+            *to = libc::c_char::from_ne_bytes([*byte]);
         }
         let line = format!("{ENTER} {}\n", self.name).into_bytes();
         // SAFETY: only calls that may stand between fork and exec: socket, connect, write, read; nothing is allocated.

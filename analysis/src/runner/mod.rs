@@ -443,7 +443,7 @@ fn alone() -> Result<OwnedFd, Early> {
     address.sun_family = libc::sa_family_t::try_from(libc::AF_UNIX).unwrap_or_default();
     let name = std::ffi::OsStr::new("wattcast-run").as_bytes();
     for (to, byte) in address.sun_path[1..].iter_mut().zip(name) {
-        *to = byte.cast_signed();
+        *to = libc::c_char::from_ne_bytes([*byte]);
     }
     let length = std::mem::offset_of!(libc::sockaddr_un, sun_path) + 1 + name.len();
     let length = libc::socklen_t::try_from(length).unwrap_or_default();
