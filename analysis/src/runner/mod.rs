@@ -26,8 +26,8 @@ use std::{
     fs::{self, File},
     io::{self, IsTerminal as _, Write as _},
     os::{
-        fd::{FromRawFd as _, OwnedFd},
-        unix::ffi::OsStrExt as _,
+        linux::net::SocketAddrExt as _,
+        unix::net::{SocketAddr, UnixListener},
     },
     path::{Path, PathBuf},
     process::ExitCode,
@@ -429,35 +429,17 @@ fn say(files: &outcome::Files, record: &Record, json: bool) -> Result<(), Early>
 }
 
 /// Nobody else measures on this host while this is held: a name in the kernel's own list, which goes with us however we end (unix(7), abstract sockets).
-fn alone() -> Result<OwnedFd, Early> {
-    let failed = |why: String| Early::new(End::Busy, why);
-    // SAFETY: plain numbers.
-    let socket = unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) };
-    if socket < 0 {
-        return Err(failed(io::Error::last_os_error().to_string()));
-    }
-    // SAFETY: ours, and nobody else's.
-    let socket = unsafe { OwnedFd::from_raw_fd(socket) };
-    // SAFETY: all zero is a valid address of no family.
-    let mut address: libc::sockaddr_un = unsafe { std::mem::zeroed() };
-    address.sun_family = libc::sa_family_t::try_from(libc::AF_UNIX).unwrap_or_default();
-    let name = std::ffi::OsStr::new("wattcast-run").as_bytes();
-    for (to, byte) in address.sun_path[1..].iter_mut().zip(name) {
-        *to = libc::c_char::from_ne_bytes([*byte]);
-    }
-    let length = std::mem::offset_of!(libc::sockaddr_un, sun_path) + 1 + name.len();
-    let length = libc::socklen_t::try_from(length).unwrap_or_default();
-    use std::os::fd::AsRawFd as _;
-    // SAFETY: an address of that length.
-    if unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length) } == 0 {
-        return Ok(socket);
-    }
-    let error = io::Error::last_os_error();
-    Err(failed(if error.kind() == io::ErrorKind::AddrInUse {
-        "another run measures on this host; two at once would measure each other. Wait until it has ended".to_owned()
-    } else {
-        error.to_string()
-    }))
+fn alone() -> Result<UnixListener, Early> {
+    let held = SocketAddr::from_abstract_name("wattcast-run").and_then(|name| UnixListener::bind_addr(&name));
+    held.map_err(|error| {
+        let why = if error.kind() == io::ErrorKind::AddrInUse {
+            "another run measures on this host; two at once would measure each other. Wait until it has ended"
+                .to_owned()
+        } else {
+            error.to_string()
+        };
+        Early::new(End::Busy, why)
+    })
 }
 
 /// `test_results_` and now, in the machine's time zone, as result files are called; the next second where that is taken.
