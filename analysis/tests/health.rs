@@ -20,7 +20,7 @@ use std::{
 
 use exporter::parse::parse;
 use support::{Database, NOBODY, Service, write};
-use xtask::{
+use testkit::{
     certs::{Authority, PASSWORD},
     shell::which,
 };
@@ -91,7 +91,7 @@ fn one_of_each(silent: &TcpListener) -> Vec<(&'static str, String, &'static str)
 }
 
 fn check(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_wattcast-analysis")).arg("check").args(args).output().unwrap()
+    Command::new(support::binary()).arg("check").args(args).output().unwrap()
 }
 
 fn targets(all: &[(&str, String, &str)]) -> String {
@@ -107,10 +107,10 @@ fn every_state_is_told_on_the_page_in_the_table_and_by_the_exit_code() {
     if let Some(authority) = &secured {
         authority.issue("server", "localhost").unwrap();
         let web = authority.web("server", "").unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_wattcast-analysis"));
+        let mut command = Command::new(support::binary());
         command.args(["serve", "--web.listen-address=127.0.0.1:0", "--probe-url", NOBODY]);
         command.arg("--results-dir").arg(dir.path()).arg(format!("--web.config.file={}", web.display()));
-        let mut program = xtask::program::Program::start("secret", &mut command, dir.path()).unwrap();
+        let mut program = testkit::program::Program::start("secret", &mut command, dir.path()).unwrap();
         all.push(("t-tls", format!("{}/metrics", program.address(0).unwrap()), "tls"));
         secret = Some(program);
     } else {
@@ -360,7 +360,7 @@ fn the_configuration_is_checked_before_anything_runs() {
     let file = dir.path().join("wattcast.toml");
     let run = |text: &str, more: &[&str]| {
         fs::write(&file, text).unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_wattcast-analysis"));
+        let mut command = Command::new(support::binary());
         command.args(["serve", "--config.check", "--config.file", file.to_str().unwrap()]).args(more);
         let out = command.output().unwrap();
         (out.status.code(), format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr)))
@@ -408,18 +408,18 @@ fn a_post_of_progress_shows_its_own_token_and_needs_no_user() {
     authority.issue("server", "localhost").unwrap();
     let web = authority.web("server", "").unwrap();
     let token = support::file(dir.path(), "token", "t0ken");
-    let mut command = Command::new(env!("CARGO_BIN_EXE_wattcast-analysis"));
+    let mut command = Command::new(support::binary());
     command.args(["serve", "--web.listen-address=127.0.0.1:0", "--probe-url", NOBODY]);
     command.arg("--results-dir").arg(dir.path()).arg(format!("--web.config.file={}", web.display()));
     command.arg("--ffmpeg.token-file").arg(token);
-    let mut service = xtask::program::Program::start("analysis", &mut command, dir.path()).unwrap();
+    let mut service = testkit::program::Program::start("analysis", &mut command, dir.path()).unwrap();
     let url = service.address(1).unwrap();
     let post = |token: &str| {
         let script = format!(
             "printf 'frame=1\\nprogress=end\\n' | curl -s -o /dev/null -w '%{{http_code}}' --cacert {} --data-binary @- '{url}/progress/cam?token={token}'",
             authority.ca().display()
         );
-        xtask::shell::output(Command::new("sh").args(["-c", &script])).unwrap()
+        testkit::shell::output(Command::new("sh").args(["-c", &script])).unwrap()
     };
     assert_eq!((&*post("wrong"), &*post("t0ken")), ("401", "204"));
 }
@@ -444,7 +444,7 @@ fn node_exporter_and_the_databases_are_healthy_as_they_come() {
     let (dir, port) = (tempfile::tempdir().unwrap(), support::free_port());
     let mut command = Command::new(node);
     command.arg(format!("--web.listen-address=127.0.0.1:{port}"));
-    let _node = xtask::program::Program::start("node_exporter", &mut command, dir.path()).unwrap();
+    let _node = testkit::program::Program::start("node_exporter", &mut command, dir.path()).unwrap();
     let targets = format!(
         "--health.targets=node-exporter=http://127.0.0.1:{port}/metrics,victoriametrics={}/metrics,prometheus={}/metrics",
         victoria.url, prometheus.url

@@ -10,27 +10,21 @@ use std::{
     os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
-    sync::{Mutex, MutexGuard, PoisonError},
     thread,
     time::{Duration, Instant},
 };
 
 use serde_json::Value;
 use support::{NOBODY, Service};
-use xtask::{
+use testkit::lock::{Resource, hold};
+use testkit::{
     docker::{Engine, MOUNTS},
     program::Program,
-    shell::{debug, is_root, which},
+    shell::{is_root, programs, which},
 };
 
 /// A user without any rights.
 const UNPRIVILEGED: u32 = 65_534;
-
-/// One at a time: the runner itself refuses more.
-fn machine() -> MutexGuard<'static, ()> {
-    static MACHINE: Mutex<()> = Mutex::new(());
-    MACHINE.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// Why the real thing cannot be had here; nothing where it can.
 fn missing() -> Option<&'static str> {
@@ -57,7 +51,7 @@ struct Probe {
 }
 
 fn probe(flags: &[&str]) -> Probe {
-    let bin = debug(&["probe-user"]).unwrap();
+    let bin = programs(&["probe-user"]).unwrap();
     let dir = tempfile::tempdir().unwrap();
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let mut command = Command::new(bin.join("wattcast-probe"));
@@ -70,7 +64,7 @@ fn probe(flags: &[&str]) -> Probe {
 
 /// A runner with little to do.
 fn command(probe: &str, dir: &Path, args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_wattcast-analysis"));
+    let mut command = Command::new(support::binary());
     command.arg("run").args(args);
     let small = [
         ("--duration", "0.5"),
@@ -178,7 +172,7 @@ fn stand_in(dir: &Path, encode: &str) -> PathBuf {
 #[test]
 fn a_suite_is_measured_scored_and_written_in_every_form() {
     needs!();
-    let _machine = machine();
+    let _cpus = hold(Resource::Runner);
     let (probe, dir) = (probe(&[]), tempfile::tempdir().unwrap());
     let (code, said, output) = run(
         &probe.url,
@@ -286,7 +280,7 @@ fn a_suite_is_measured_scored_and_written_in_every_form() {
 #[test]
 fn a_run_that_was_killed_goes_on_with_each_cell_once_and_trusts_no_file_that_is_gone() {
     needs!();
-    let _machine = machine();
+    let _cpus = hold(Resource::Runner);
     let (probe, dir) = (probe(&[]), tempfile::tempdir().unwrap());
     let args = [
         "suite",
@@ -365,7 +359,7 @@ fn a_run_that_was_killed_goes_on_with_each_cell_once_and_trusts_no_file_that_is_
 #[test]
 fn ctrl_c_ends_our_children_alone_keeps_what_was_measured_and_cleans_up() {
     needs!();
-    let _machine = machine();
+    let _cpus = hold(Resource::Runner);
     let (probe, dir) = (probe(&[]), tempfile::tempdir().unwrap());
     // Somebody else's ffmpeg.
     let mut other = Command::new("ffmpeg")
@@ -419,7 +413,7 @@ fn ctrl_c_ends_our_children_alone_keeps_what_was_measured_and_cleans_up() {
 #[test]
 fn whatever_goes_wrong_is_a_row_a_message_and_a_code_and_the_rest_is_kept() {
     needs!();
-    let _machine = machine();
+    let _cpus = hold(Resource::Runner);
     let probe = probe(&[]);
     let scratch = tempfile::tempdir().unwrap();
     let dies = "printf 'frame=9\\nout_time_us=300000\\nprogress=continue\\n'; sleep 0.3; echo 'it died' >&2; exit 7";
@@ -471,7 +465,7 @@ fn whatever_goes_wrong_is_a_row_a_message_and_a_code_and_the_rest_is_kept() {
     let sealed = Command::new("unshare")
         .args(["-m", "sh", "-c", "mount -t tmpfs -o ro none \"$0\" && exec \"$@\""])
         .arg(scratch.path())
-        .arg(env!("CARGO_BIN_EXE_wattcast-analysis"))
+        .arg(support::binary())
         .args(["run", "--skip-wait", "--probe-url", &probe.url, "--output-dir"])
         .arg(scratch.path())
         .output()
@@ -480,7 +474,7 @@ fn whatever_goes_wrong_is_a_row_a_message_and_a_code_and_the_rest_is_kept() {
     assert!(sealed.status.code() == Some(5) && said.contains("Read-only"), "{said}");
     // Nobody to ask for joules.
     let dir = tempfile::tempdir().unwrap();
-    let output = Command::new(env!("CARGO_BIN_EXE_wattcast-analysis"))
+    let output = Command::new(support::binary())
         .args(["run", "--skip-wait", "--probe-url", NOBODY, "--output-dir"])
         .arg(dir.path())
         .output()
@@ -493,7 +487,7 @@ fn whatever_goes_wrong_is_a_row_a_message_and_a_code_and_the_rest_is_kept() {
 #[test]
 fn a_full_disk_is_a_row_and_what_was_measured_is_kept() {
     needs!();
-    let _machine = machine();
+    let _cpus = hold(Resource::Runner);
     let (probe, dir) = (probe(&[]), tempfile::tempdir().unwrap());
     // Room for the source (1.3 MB) and a small file, and not for one without loss.
     let script =
@@ -525,7 +519,7 @@ fn a_full_disk_is_a_row_and_what_was_measured_is_kept() {
 #[test]
 fn two_at_once_would_measure_each_other() {
     needs!();
-    let _machine = machine();
+    let _cpus = hold(Resource::Runner);
     let (probe, dir, other) = (probe(&[]), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let mut first = command(&probe.url, dir.path(), &["--duration", "4", "--realtime", "--repeats", "1"])
         .stdout(Stdio::null())
@@ -543,7 +537,7 @@ fn two_at_once_would_measure_each_other() {
 #[test]
 fn a_probe_that_goes_away_ends_the_run_and_what_was_measured_is_kept() {
     needs!();
-    let _machine = machine();
+    let _cpus = hold(Resource::Runner);
     let (mut gone, dir) = (probe(&[]), tempfile::tempdir().unwrap());
     let args = [
         "suite",
@@ -578,7 +572,7 @@ fn a_probe_that_goes_away_ends_the_run_and_what_was_measured_is_kept() {
 #[test]
 fn without_rights_the_probe_holds_a_scope_and_the_encoder_is_counted_in_it() {
     needs!();
-    let _machine = machine();
+    let _cpus = hold(Resource::Runner);
     let probe = probe(&["--scope.socket=DIR/scope.sock", "--scope.group=65534"]);
     let home = tempfile::tempdir().unwrap();
     let dir = home.path().join("results");
@@ -588,7 +582,7 @@ fn without_rights_the_probe_holds_a_scope_and_the_encoder_is_counted_in_it() {
     }
     // The program, where that user may read it.
     let program = home.path().join("wattcast-analysis");
-    fs::copy(env!("CARGO_BIN_EXE_wattcast-analysis"), &program).unwrap();
+    fs::copy(support::binary(), &program).unwrap();
     let unprivileged = |command: Command| {
         let mut own = Command::new(&program);
         own.args(command.get_args()).uid(UNPRIVILEGED).gid(UNPRIVILEGED).stdin(Stdio::null()).output().unwrap()
@@ -629,7 +623,7 @@ fn without_rights_the_probe_holds_a_scope_and_the_encoder_is_counted_in_it() {
 #[test]
 fn in_a_container_the_encoder_is_the_container_s() {
     needs!();
-    let _machine = machine();
+    let _cpus = hold(Resource::Runner);
     let engine = match Engine::find() {
         Ok(engine) => engine,
         Err(reason) => {
@@ -647,7 +641,7 @@ fn in_a_container_the_encoder_is_the_container_s() {
         "2".to_owned(),
         "--realtime".to_owned(),
         "--container.image".to_owned(),
-        xtask::docker::IMAGE.to_owned(),
+        testkit::docker::IMAGE.to_owned(),
     ];
     args.extend(["--container.ffmpeg".to_owned(), which("ffmpeg").unwrap().display().to_string()]);
     for mount in MOUNTS.iter().filter(|mount| Path::new(mount).exists()) {
@@ -668,7 +662,7 @@ fn in_a_container_the_encoder_is_the_container_s() {
 #[test]
 fn a_live_run_charges_the_encoder_and_not_its_generator_and_server() {
     needs!();
-    let _machine = machine();
+    let _cpus = hold(Resource::Runner);
     if which("nginx").is_none() && !Path::new("/usr/sbin/nginx").exists() {
         println!("skipped: nginx is not installed");
         return;
@@ -712,7 +706,7 @@ fn a_live_run_charges_the_encoder_and_not_its_generator_and_server() {
 #[test]
 fn repeats_go_on_until_the_interval_is_small_enough_or_there_are_enough() {
     needs!();
-    let _machine = machine();
+    let _cpus = hold(Resource::Runner);
     let (probe, dir) = (probe(&[]), tempfile::tempdir().unwrap());
     let count = |args: &[&str]| {
         let (code, said, _) = run(&probe.url, dir.path(), &[&["--repeats", "2", "--baseline", "0"], args].concat());
@@ -727,7 +721,7 @@ fn repeats_go_on_until_the_interval_is_small_enough_or_there_are_enough() {
 #[test]
 fn a_preset_that_costs_more_is_found_and_the_same_run_is_the_same() {
     needs!();
-    let _machine = machine();
+    let _cpus = hold(Resource::Runner);
     let (probe, fast, slow) = (probe(&[]), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     for (dir, preset) in [(&fast, "ultrafast"), (&slow, "slower")] {
         let args = [
@@ -756,7 +750,7 @@ fn a_preset_that_costs_more_is_found_and_the_same_run_is_the_same() {
         all.find(|path| path.extension().is_some_and(|ending| ending == "json")).unwrap()
     };
     let compare = |a: &Path, b: &Path, flags: &[&str]| {
-        let output = Command::new(env!("CARGO_BIN_EXE_wattcast-analysis"))
+        let output = Command::new(support::binary())
             .arg("compare")
             .args([a, b])
             .args(flags)
@@ -793,7 +787,7 @@ fn a_preset_that_costs_more_is_found_and_the_same_run_is_the_same() {
 #[test]
 fn a_search_finds_how_many_streams_keep_up() {
     needs!();
-    let _machine = machine();
+    let _cpus = hold(Resource::Runner);
     let (probe, dir) = (probe(&[]), tempfile::tempdir().unwrap());
     let (code, said, _) =
         run(&probe.url, dir.path(), &["search", "streams", "--max-streams", "2", "--duration", "2", "--baseline", "0"]);
@@ -826,7 +820,7 @@ fn with_vmaf() -> Option<PathBuf> {
 #[test]
 fn vmaf_is_scored_by_a_second_ffmpeg_and_a_bitrate_is_found_for_it() {
     needs!();
-    let _machine = machine();
+    let _cpus = hold(Resource::Runner);
     let Some(scorer) = with_vmaf() else {
         println!("skipped: no ffmpeg with libvmaf here (pip install imageio-ffmpeg, or QUALITY_FFMPEG)");
         return;

@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use xtask::shell::{feed, output, which};
+use testkit::shell::{feed, output, which};
 
 mod support;
 
@@ -137,7 +137,7 @@ fn the_documentation_lists_the_metrics_of_the_code() {
 
 #[test]
 fn promtool_finds_nothing_on_any_port_without_the_names_that_are_kept() {
-    let Some(promtool) = xtask::shell::which("promtool") else {
+    let Some(promtool) = testkit::shell::which("promtool") else {
         println!("skipped: promtool is not in PATH");
         return;
     };
@@ -272,7 +272,7 @@ fn slow_readers_of_great_pages_do_not_stop_a_scrape() {
     let mut answered = 0;
     for _ in 0..20 {
         // Each by a connection of its own; a scraper comes again where it is turned away.
-        let client = xtask::api::Client::new(format!("http://{at}"));
+        let client = testkit::api::Client::new(format!("http://{at}"));
         let end = Instant::now() + Duration::from_secs(20);
         loop {
             let (status, body) = client.get("/metrics").unwrap();

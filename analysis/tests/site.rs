@@ -18,7 +18,7 @@ use std::{
 
 use serde_json::{Value, json};
 use support::{Database, NOBODY, Series, Service, file, free_port, now, write};
-use xtask::{
+use testkit::{
     program::Program,
     shell::{output, which},
 };
@@ -95,7 +95,7 @@ fn read(stream: &TcpStream) -> Option<Taken> {
 }
 
 fn run(command: &str, results: &Path, flags: &[&str]) -> Output {
-    let mut all = Command::new(env!("CARGO_BIN_EXE_wattcast-analysis"));
+    let mut all = Command::new(support::binary());
     all.arg(command).arg("--results-dir").arg(results).args(flags).env_remove("PROBE_URL").output().unwrap()
 }
 

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use xtask::{
+use testkit::{
     api::{Client, Sample},
     nginx::Nginx,
     program::{Program, die_with_us},
@@ -28,7 +28,7 @@ struct Service {
 impl Service {
     fn start(flags: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_wattcast-analysis"));
+        let mut command = Command::new(testkit::shell::under_test(env!("CARGO_BIN_EXE_wattcast-analysis")));
         command.args(["serve", "--web.listen-address=127.0.0.1:0", "--probe-url=http://127.0.0.1:1"]).args(flags);
         command.arg("--results-dir").arg(dir.path());
         let mut program = Program::start("analysis", &mut command, dir.path()).unwrap();

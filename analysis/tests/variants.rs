@@ -12,7 +12,7 @@ use analysis::{
 use exporter::units::Microjoules;
 use proptest::prelude::*;
 use serde_json::{Value, json};
-use xtask::shell::{output, which};
+use testkit::shell::{output, which};
 
 const TWO: &str = include_str!("data/test_results_20261120_120000.json");
 

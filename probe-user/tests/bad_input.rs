@@ -17,11 +17,12 @@ use std::{
     time::Duration,
 };
 
-use support::{Probe, eventually, skip};
-use xtask::shell::is_root;
+use support::{Probe, ebpf};
+use testkit::shell::is_root;
+use testkit::{eventually, or_skip, skip};
 
 fn run(args: &[&str]) -> (Option<i32>, String) {
-    let Output { status, stderr, .. } = Command::new(env!("CARGO_BIN_EXE_wattcast-probe")).args(args).output().unwrap();
+    let Output { status, stderr, .. } = Command::new(support::binary()).args(args).output().unwrap();
     (status.code(), String::from_utf8(stderr).unwrap())
 }
 
@@ -46,7 +47,7 @@ fn flags_win_over_the_environment_and_that_over_the_file_and_that_over_the_defau
     let file = dir.path().join("probe.toml");
     let check = |text: &str, environment: Option<&str>, args: &[&str]| {
         fs::write(&file, text).unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_wattcast-probe"));
+        let mut command = Command::new(support::binary());
         command.args(["--config.file", file.to_str().unwrap(), "--log.level=warn"]).args(args);
         if let Some(port) = environment {
             command.env("CPU_EXPORTER_PORT", port);
@@ -92,7 +93,7 @@ fn the_shipped_configuration_is_right() {
 #[test]
 fn manual_and_completions_come_from_the_same_definitions() {
     let print = |args: &[&str]| {
-        let out = Command::new(env!("CARGO_BIN_EXE_wattcast-probe")).args(args).output().unwrap();
+        let out = Command::new(support::binary()).args(args).output().unwrap();
         assert!(out.status.success());
         String::from_utf8(out.stdout).unwrap()
     };
@@ -109,7 +110,7 @@ fn manual_and_completions_come_from_the_same_definitions() {
 fn who_listens_outward_without_a_password_is_warned() {
     let log = |address: &str| {
         let dir = tempfile::tempdir().unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_wattcast-probe"));
+        let mut command = Command::new(support::binary());
         command.args([
             "--energy.source=model",
             "--no-collector.cpu",
@@ -117,7 +118,7 @@ fn who_listens_outward_without_a_password_is_warned() {
             "--web.listen-address",
             address,
         ]);
-        let mut program = xtask::program::Program::start("probe", &mut command, dir.path()).unwrap();
+        let mut program = testkit::program::Program::start("probe", &mut command, dir.path()).unwrap();
         // Nobody is answered before it is said.
         program.client().unwrap().text("/health").unwrap();
         program.log()
@@ -145,7 +146,7 @@ fn without_root_it_models_energy_and_says_what_it_may_not() {
     let dir = tempfile::Builder::new().prefix("wattcast-test").tempdir_in("/tmp").unwrap();
     fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let copy = dir.path().join("probe");
-    fs::copy(env!("CARGO_BIN_EXE_wattcast-probe"), &copy).unwrap();
+    fs::copy(support::binary(), &copy).unwrap();
     let mut command = Command::new(&copy);
     command.uid(65_534).gid(65_534);
     let probe = Probe::start_command(&mut command, &["--cpu.tier=switch"]);
@@ -164,9 +165,7 @@ fn without_root_it_models_energy_and_says_what_it_may_not() {
 
 #[test]
 fn a_kernel_without_btf_or_that_refuses_ebpf_is_said_so_and_the_rest_works() {
-    if let Some(reason) = support::no_ebpf() {
-        skip!("{reason}");
-    }
+    or_skip!(ebpf());
     let without_btf = ["unshare", "--mount", "sh", "-c", "mount -t tmpfs none /sys/kernel/btf && exec \"$0\" \"$@\""];
     // Root in a container without capabilities.
     let without_capabilities = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"];
@@ -176,7 +175,7 @@ fn a_kernel_without_btf_or_that_refuses_ebpf_is_said_so_and_the_rest_works() {
     ] {
         let wrapped = || {
             let mut command = Command::new(wrapper[0]);
-            command.args(&wrapper[1..]).arg(env!("CARGO_BIN_EXE_wattcast-probe"));
+            command.args(&wrapper[1..]).arg(support::binary());
             command
         };
         // Without a wish, the files serve, and the reason is said.
@@ -224,18 +223,16 @@ fn missing_paths_and_a_missing_docker_are_absent_and_the_rest_works() {
 
 #[test]
 fn a_docker_socket_that_never_answers_is_broken_and_delays_nothing() {
-    if let Some(reason) = support::no_ebpf() {
-        skip!("{reason}");
-    }
+    or_skip!(ebpf());
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("docker.sock");
     let _silent = std::os::unix::net::UnixListener::bind(&socket).unwrap();
     let probe = Probe::start(&[&format!("--docker.socket={}", socket.display())]);
     // A container by its cgroup; no runtime knows it.
     let id = format!("{:012x}{:052x}", std::process::id(), 1);
-    let tree = xtask::cgroup::v2().unwrap();
-    let cgroup = xtask::cgroup::Cgroup::create(&tree, &format!("docker-{id}.scope")).unwrap();
-    let burner = xtask::program::Burner::start(0, &[&cgroup]).unwrap();
+    let tree = testkit::cgroup::v2().unwrap();
+    let cgroup = testkit::cgroup::Cgroup::create(&tree, &format!("docker-{id}.scope")).unwrap();
+    let burner = testkit::program::Burner::start(0, &[&cgroup]).unwrap();
     eventually(8.0, "the socket is called broken", || probe.source("docker").0 == "broken");
     let page = probe.fresh();
     assert!(page.cpu(&id[..12]) > 0.0, "it goes by its id");
@@ -243,7 +240,7 @@ fn a_docker_socket_that_never_answers_is_broken_and_delays_nothing() {
     let missed = || probe.fresh().get("wattcast_ticks_missed_total", &[]);
     let undisturbed = (0..3).any(|_| {
         let before = missed();
-        support::sleep(3.0);
+        testkit::sleep(3.0);
         missed() == before
     });
     assert!(undisturbed, "ticks are missed");
@@ -326,7 +323,7 @@ fn a_source_that_vanishes_is_broken_and_its_counters_stop_where_they_stood() {
     eventually(5.0, "powercap is broken", || probe.source("powercap").0 == "broken");
     let stood = probe.fresh().get("wattcast_energy_joules_total", &zone("1"));
     assert!(stood > 0.0);
-    support::sleep(0.6);
+    testkit::sleep(0.6);
     let page = probe.fresh();
     assert_eq!(page.get("wattcast_energy_joules_total", &zone("1")), stood, "it stands, and is not zero");
     assert_eq!(page.find("wattcast_power_watts", &zone("1")), None, "no watts are known");
@@ -380,9 +377,7 @@ fn relay(to: &Path) -> std::os::unix::net::UnixListener {
 
 #[test]
 fn a_docker_that_goes_away_is_absent_and_usable_again_when_it_is_back() {
-    if let Some(reason) = support::no_ebpf() {
-        skip!("{reason}");
-    }
+    or_skip!(ebpf());
     if let Err(reason) = support::engine() {
         skip!("{reason}");
     }

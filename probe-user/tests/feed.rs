@@ -9,7 +9,8 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
-use support::{Probe, skip, sleep};
+use support::Probe;
+use testkit::{skip, sleep};
 
 fn model() -> Probe {
     Probe::start(&["--energy.source=model", "--no-collector.cpu"])
@@ -144,11 +145,11 @@ fn the_documentation_lists_the_metrics_of_the_code() {
 
 #[test]
 fn promtool_finds_nothing_in_the_primary_layer() {
-    let Some(promtool) = xtask::shell::which("promtool") else { skip!("promtool is not in PATH") };
+    let Some(promtool) = testkit::shell::which("promtool") else { skip!("promtool is not in PATH") };
     let probe = Probe::start(&["--energy.source=model", "--no-collector.cpu", "--no-compat-metrics"]);
     probe.client.mark().unwrap();
     let page = probe.client.text("/metrics").unwrap();
-    let said = support::feed(std::process::Command::new(promtool).args(["check", "metrics"]), &page);
+    let said = testkit::shell::feed(std::process::Command::new(promtool).args(["check", "metrics"]), &page).unwrap();
     assert_eq!(said, (true, String::new()));
 }
 

@@ -12,11 +12,17 @@ use std::{
 };
 
 use fake_nvml::scenario::{Engines, Gpu, Process, Scenario, Session, VARIABLE};
-use support::{Page, Probe, eventually, kernel_and_engine, machine, no_ebpf, skip, sleep, unique};
-use xtask::{
+use support::{Page, Probe, ebpf, ebpf_and_docker};
+use testkit::{
     cgroup::{self, Cgroup},
     program::{Burner, die_with_us},
     shell::which,
+};
+use testkit::{
+    eventually,
+    fixture::unique,
+    lock::{Resource, hold},
+    or_skip, skip, sleep,
 };
 
 const UUID: &str = "GPU-fa4efa4e-fa4e-fa4e-fa4e-000000000000";
@@ -33,7 +39,7 @@ fn library() -> PathBuf {
 /// A probe over a scenario, which a test may change.
 struct Bench {
     probe: Probe,
-    gpus: xtask::api::Client,
+    gpus: testkit::api::Client,
     file: PathBuf,
     _dir: tempfile::TempDir,
 }
@@ -45,7 +51,7 @@ impl Bench {
         std::fs::write(&file, scenario.text()).unwrap();
         let library = format!("--path.nvml={}", library().display());
         let all: Vec<&str> = [&*library, "--energy.source=model"].into_iter().chain(flags.iter().copied()).collect();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_wattcast-probe"));
+        let mut command = Command::new(support::binary());
         let mut probe = Probe::start_command(command.env(VARIABLE, &file), &all);
         let ports = if flags.contains(&"--no-collector.cpu") { 1 } else { 2 };
         let gpus = probe.program.client_of(ports).unwrap();
@@ -137,11 +143,8 @@ fn rest_of(page: &Page, name: &str) -> f64 {
 
 #[test]
 fn joules_of_two_containers_on_one_gpu_follow_the_engines_that_each_used() {
-    let _machine = machine();
-    let engine = match kernel_and_engine() {
-        Ok(engine) => engine,
-        Err(reason) => skip!("{reason}"),
-    };
+    let _cpus = hold(Resource::Cpus);
+    let engine = or_skip!(ebpf_and_docker());
     let start = |what| engine.start(&unique(what), &[], Path::new("/bin/sleep"), &["600"]).unwrap();
     let (encodes, computes) = (start("enc"), start("sm"));
     let pid = |name: &str| engine.call(&["inspect", "--format={{.State.Pid}}", name]).unwrap().trim().parse().unwrap();
@@ -210,10 +213,8 @@ fn joules_of_two_containers_on_one_gpu_follow_the_engines_that_each_used() {
 
 #[test]
 fn a_process_that_dies_leaves_its_last_joules_to_nobody() {
-    let _machine = machine();
-    if let Some(reason) = no_ebpf() {
-        skip!("{reason}");
-    }
+    let _cpus = hold(Resource::Cpus);
+    or_skip!(ebpf());
     let (mut dies, stays) = (Guest::start("dies"), Guest::start("stays"));
     let process = vec![uses(dies.child.id(), encoder(60.0)), uses(stays.child.id(), encoder(20.0))];
     let bench = Bench::start(&one(Gpu { process, junk: true, ..Gpu::default() }), &[]);
@@ -241,10 +242,8 @@ fn a_process_that_dies_leaves_its_last_joules_to_nobody() {
 
 #[test]
 fn equal_users_whose_samples_come_at_different_moments_get_equal_joules() {
-    let _machine = machine();
-    if let Some(reason) = no_ebpf() {
-        skip!("{reason}");
-    }
+    let _cpus = hold(Resource::Cpus);
+    or_skip!(ebpf());
     let (one_user, other) = (Guest::start("one"), Guest::start("other"));
     // A second's period, half a second apart, in ticks that are shorter and such as are not.
     let late = |process: Process| Process { phase_ms: 500, ..process };
@@ -285,10 +284,8 @@ fn equal_users_whose_samples_come_at_different_moments_get_equal_joules() {
 
 #[test]
 fn a_gpu_that_is_lost_is_a_state_and_counts_on_when_it_is_back() {
-    let _machine = machine();
-    if let Some(reason) = no_ebpf() {
-        skip!("{reason}");
-    }
+    let _cpus = hold(Resource::Cpus);
+    or_skip!(ebpf());
     let guest = Guest::start("lost");
     let working = Gpu { process: vec![uses(guest.child.id(), encoder(50.0))], ..Gpu::default() };
     // Another board beside it, which is well all the time.
@@ -356,7 +353,7 @@ fn a_gpu_that_is_lost_is_a_state_and_counts_on_when_it_is_back() {
 
 #[test]
 fn without_a_counter_that_counts_power_is_integrated_and_a_counter_that_stops_is_a_state() {
-    let _machine = machine();
+    let _cpus = hold(Resource::Cpus);
     let scenario = |gpus: [Gpu; 3]| Scenario { init: None, gpu: gpus.into() };
     let without = Gpu { energy_counter: false, idle_watts: 20.0, ..Gpu::default() };
     let all = [
@@ -416,7 +413,7 @@ fn without_a_counter_that_counts_power_is_integrated_and_a_counter_that_stops_is
 
 #[test]
 fn no_library_no_driver_no_device_and_no_permission_are_four_states() {
-    let _machine = machine();
+    let _cpus = hold(Resource::Cpus);
     let dir = tempfile::tempdir().unwrap();
     let missing = format!("--path.nvml={}", dir.path().join("libnvidia-ml.so.1").display());
     let no_text = dir.path().join("text.so");
@@ -457,7 +454,7 @@ fn no_library_no_driver_no_device_and_no_permission_are_four_states() {
 
 #[test]
 fn readings_that_a_gpu_does_not_give_are_absent_with_their_reason_and_not_zero() {
-    let _machine = machine();
+    let _cpus = hold(Resource::Cpus);
     let errors = [
         ("nvmlDeviceGetTemperature", "NOT_SUPPORTED"),
         ("nvmlDeviceGetEnforcedPowerLimit", "NO_PERMISSION"),
@@ -506,7 +503,7 @@ fn readings_that_a_gpu_does_not_give_are_absent_with_their_reason_and_not_zero()
 
 #[test]
 fn more_gpus_than_there_is_room_for_are_said() {
-    let _machine = machine();
+    let _cpus = hold(Resource::Cpus);
     let bench = Bench::start(&Scenario { init: None, gpu: vec![Gpu::default(); 65] }, &["--no-collector.cpu"]);
     bench.opened();
     let (state, detail) = bench.probe.source("nvml");
@@ -519,7 +516,7 @@ fn more_gpus_than_there_is_room_for_are_said() {
 
 #[test]
 fn an_energy_reading_that_goes_on_failing_is_a_state_although_the_gpu_answers() {
-    let _machine = machine();
+    let _cpus = hold(Resource::Cpus);
     let bench = Bench::start(&one(Gpu::default()), &["--no-collector.cpu", "--tick=500ms"]);
     bench.opened();
     bench.page();
@@ -536,7 +533,7 @@ fn an_energy_reading_that_goes_on_failing_is_a_state_although_the_gpu_answers() 
 
 #[test]
 fn a_driver_that_hangs_holds_nothing_else_up() {
-    let _machine = machine();
+    let _cpus = hold(Resource::Cpus);
     let bench = Bench::start(&one(Gpu::default()), &["--tick=200ms", "--no-collector.cpu"]);
     bench.opened();
     let delays = [("nvmlDeviceGetPowerUsage".to_owned(), 9000)].into();
@@ -565,10 +562,8 @@ fn a_driver_that_hangs_holds_nothing_else_up() {
 
 #[test]
 fn a_stream_has_the_joules_of_its_gpu_and_its_session_has_its_name() {
-    let _machine = machine();
-    if let Some(reason) = no_ebpf() {
-        skip!("{reason}");
-    }
+    let _cpus = hold(Resource::Cpus);
+    or_skip!(ebpf());
     let Some(ffmpeg) = which("ffmpeg") else { skip!("ffmpeg is not in PATH") };
     let session = Session { width: 640, height: 360, fps: 20, ..Session::default() };
     let process =
@@ -609,7 +604,7 @@ fn a_stream_has_the_joules_of_its_gpu_and_its_session_has_its_name() {
 
 #[test]
 fn the_gpu_s_page_has_the_names_of_the_exporter_that_it_replaces_and_lints_clean() {
-    let _machine = machine();
+    let _cpus = hold(Resource::Cpus);
     let process = Process {
         pid: Some(std::process::id()),
         memory: 1 << 30,
@@ -658,23 +653,21 @@ fn the_gpu_s_page_has_the_names_of_the_exporter_that_it_replaces_and_lints_clean
     plain.opened();
     plain.page();
     for text in [plain.gpus.text("/metrics").unwrap(), plain.probe.client.text("/metrics").unwrap()] {
-        let said = support::feed(Command::new(&promtool).args(["check", "metrics"]), &text);
+        let said = testkit::shell::feed(Command::new(&promtool).args(["check", "metrics"]), &text).unwrap();
         assert_eq!(said, (true, String::new()));
     }
 }
 
 #[test]
 fn a_recording_holds_gpus_and_gives_the_same_account_again() {
-    let _machine = machine();
-    if let Some(reason) = no_ebpf() {
-        skip!("{reason}");
-    }
+    let _cpus = hold(Resource::Cpus);
+    or_skip!(ebpf());
     let guest = Guest::start("rec");
     let dir = tempfile::tempdir().unwrap();
     let (scenario, file) = (dir.path().join("scenario.toml"), dir.path().join("a.rec"));
     let gpu = Gpu { process: vec![uses(guest.child.id(), encoder(50.0))], ..Gpu::default() };
     std::fs::write(&scenario, one(gpu).text()).unwrap();
-    let probe = || Command::new(env!("CARGO_BIN_EXE_wattcast-probe"));
+    let probe = || Command::new(support::binary());
     let library = format!("--path.nvml={}", library().display());
     let flags = ["--energy.source=model", &library, "--tick=200ms", "record", "--time=6s"];
     let done = probe().env(VARIABLE, &scenario).args(flags).arg(&file).output().unwrap();
@@ -697,10 +690,8 @@ fn a_recording_holds_gpus_and_gives_the_same_account_again() {
 
 #[test]
 fn what_a_command_used_of_a_gpu_is_in_its_cost() {
-    let _machine = machine();
-    if let Some(reason) = no_ebpf() {
-        skip!("{reason}");
-    }
+    let _cpus = hold(Resource::Cpus);
+    or_skip!(ebpf());
     let dir = tempfile::tempdir().unwrap();
     let scenario = dir.path().join("scenario.toml");
     // Named as nothing else here is.
@@ -708,7 +699,7 @@ fn what_a_command_used_of_a_gpu_is_in_its_cost() {
     std::fs::copy(which("sleep").unwrap(), &program).unwrap();
     let process = Process { comm: Some("gpu-job".into()), percent: encoder(100.0), ..Process::default() };
     std::fs::write(&scenario, one(Gpu { process: vec![process], ..Gpu::default() }).text()).unwrap();
-    let doctor = Command::new(env!("CARGO_BIN_EXE_wattcast-probe"))
+    let doctor = Command::new(support::binary())
         .env(VARIABLE, &scenario)
         .args(["doctor", "--json", "--log.level=error", &format!("--path.nvml={}", library().display())])
         .output()
@@ -719,7 +710,7 @@ fn what_a_command_used_of_a_gpu_is_in_its_cost() {
         gpus.iter().find(|gpu| gpu["name"] == name).unwrap()["detail"].as_str().unwrap().to_owned()
     };
     assert!(found("nvml").contains("FAKE") && found(UUID).contains("nvmlDeviceGetTotalEnergyConsumption"));
-    let done = Command::new(env!("CARGO_BIN_EXE_wattcast-probe"))
+    let done = Command::new(support::binary())
         .env(VARIABLE, &scenario)
         .args([
             "--energy.source=model",
@@ -746,10 +737,8 @@ fn what_a_command_used_of_a_gpu_is_in_its_cost() {
 
 #[test]
 fn an_integrated_gpu_s_joules_go_to_whoever_used_its_engines() {
-    let _machine = machine();
-    if let Some(reason) = no_ebpf() {
-        skip!("{reason}");
-    }
+    let _cpus = hold(Resource::Cpus);
+    or_skip!(ebpf());
     let encodes = Guest::start("qsv");
     let beside = Cgroup::create(&cgroup::v2().unwrap(), &unique("cpu")).unwrap();
     let neighbour = beside.dir.file_name().unwrap().to_str().unwrap().to_owned();

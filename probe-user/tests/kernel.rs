@@ -6,11 +6,17 @@ mod support;
 
 use std::path::Path;
 
-use support::{Page, Probe, eventually, kernel_and_engine, machine, no_ebpf, skip, sleep, unique};
-use xtask::{
+use support::{Page, Probe, ebpf, ebpf_and_docker};
+use testkit::{
     cgroup::{self, Cgroup, usage_us},
     docker::Container,
     program::Burner,
+};
+use testkit::{
+    eventually,
+    fixture::unique,
+    lock::{Resource, hold},
+    or_skip, skip, sleep,
 };
 
 /// The probe's CPU seconds of a container at the moment of a tick, and the kernel's figures right before and after it.
@@ -50,11 +56,8 @@ fn busy_seconds() -> f64 {
 /// Two containers burn a core each for 20 s: held against the kernel while they run, and when they rest.
 #[test]
 fn two_containers_agree_with_the_kernel_running_and_idle() {
-    let _machine = machine();
-    let engine = match kernel_and_engine() {
-        Ok(engine) => engine,
-        Err(reason) => skip!("{reason}"),
-    };
+    let _cpus = hold(Resource::Cpus);
+    let engine = or_skip!(ebpf_and_docker());
     let busy_before = busy_seconds();
     let probe = Probe::start(&[]);
     let burn = |cpu: usize| {
@@ -98,10 +101,8 @@ fn two_containers_agree_with_the_kernel_running_and_idle() {
 /// One identity on v1, hybrid and v2: named once, billed once, whichever tree a workload lives in.
 #[test]
 fn a_cgroup_in_either_tree_or_in_both_is_billed_once() {
-    let _machine = machine();
-    if let Some(reason) = no_ebpf() {
-        skip!("{reason}");
-    }
+    let _cpus = hold(Resource::Cpus);
+    or_skip!(ebpf());
     let v2 = cgroup::v2().unwrap();
     let Some(v1) = cgroup::v1_cpu() else { skip!("no v1 cpu tree is mounted") };
     let [only_v2, only_v1, both] = ["only-v2", "only-v1", "both"].map(unique);
@@ -141,12 +142,9 @@ fn a_cgroup_in_either_tree_or_in_both_is_billed_once() {
 /// A real ffmpeg in a real container: its name, its image, its joules, and what stays of it when it has gone.
 #[test]
 fn a_transcode_in_a_container_has_a_name_an_image_and_joules() {
-    let _machine = machine();
-    let engine = match kernel_and_engine() {
-        Ok(engine) => engine,
-        Err(reason) => skip!("{reason}"),
-    };
-    let Some(ffmpeg) = xtask::shell::which("ffmpeg") else { skip!("ffmpeg is not in PATH") };
+    let _cpus = hold(Resource::Cpus);
+    let engine = or_skip!(ebpf_and_docker());
+    let Some(ffmpeg) = testkit::shell::which("ffmpeg") else { skip!("ffmpeg is not in PATH") };
     let probe = Probe::start(&["--retain.dead=12s"]);
     let name = unique("ffmpeg");
     let container = engine
@@ -174,7 +172,7 @@ fn a_transcode_in_a_container_has_a_name_an_image_and_joules() {
         )
         .unwrap();
     let id = &container.id[..12];
-    let labels = [("container", &*name), ("id", id), ("image", xtask::docker::IMAGE), ("runtime", "docker")];
+    let labels = [("container", &*name), ("id", id), ("image", testkit::docker::IMAGE), ("runtime", "docker")];
     let joules = |page: &Page| page.find("wattcast_container_energy_joules_total", &labels);
     eventually(5.0, "the container has joules under its own name", || joules(&probe.fresh()) > Some(0.0));
     let page = probe.metrics();
@@ -197,10 +195,8 @@ fn a_transcode_in_a_container_has_a_name_an_image_and_joules() {
 /// A program that lives shorter than a tick leaves its CPU time in the account.
 #[test]
 fn many_short_lives_in_one_cgroup_are_all_counted() {
-    let _machine = machine();
-    if let Some(reason) = no_ebpf() {
-        skip!("{reason}");
-    }
+    let _cpus = hold(Resource::Cpus);
+    or_skip!(ebpf());
     let name = unique("short");
     let cgroup = Cgroup::create(&cgroup::v2().unwrap(), &name).unwrap();
     let probe = Probe::start(&[]);
@@ -216,10 +212,8 @@ fn many_short_lives_in_one_cgroup_are_all_counted() {
 /// More cgroups than the kernel side and the series ceiling hold: what falls over is counted, and nothing is lost.
 #[test]
 fn cgroups_beyond_every_ceiling_are_counted_and_the_account_closes() {
-    let _machine = machine();
-    if let Some(reason) = no_ebpf() {
-        skip!("{reason}");
-    }
+    let _cpus = hold(Resource::Cpus);
+    or_skip!(ebpf());
     let tree = cgroup::v2().unwrap();
     let prefix = unique("many");
     let probe = Probe::start(&["--limit.containers=20", "--retain.dead=1s"]);
@@ -252,9 +246,7 @@ fn cgroups_beyond_every_ceiling_are_counted_and_the_account_closes() {
 /// What the probe holds after its start: nothing that could be abused.
 #[test]
 fn the_running_probe_has_no_capabilities() {
-    if let Some(reason) = no_ebpf() {
-        skip!("{reason}");
-    }
+    or_skip!(ebpf());
     let probe = Probe::start(&[]);
     probe.fresh();
     for task in std::fs::read_dir(format!("/proc/{}/task", probe.program.pid())).unwrap() {
@@ -270,10 +262,8 @@ fn the_running_probe_has_no_capabilities() {
 /// Two that want one CPU: what each waited, and how often it was switched out, are the kernel's own figures of the tasks.
 #[test]
 fn waits_and_switches_are_what_the_kernel_counts_of_the_tasks() {
-    let _machine = machine();
-    if let Some(reason) = no_ebpf() {
-        skip!("{reason}");
-    }
+    let _cpus = hold(Resource::Cpus);
+    or_skip!(ebpf());
     let name = unique("queue");
     let cgroup = Cgroup::create(&cgroup::v2().unwrap(), &name).unwrap();
     let probe = Probe::start(&["--energy.source=model"]);
@@ -335,10 +325,8 @@ fn waits_and_switches_are_what_the_kernel_counts_of_the_tasks() {
 /// The probe says what it costs itself.
 #[test]
 fn the_probe_states_its_own_cost() {
-    let _machine = machine();
-    if let Some(reason) = no_ebpf() {
-        skip!("{reason}");
-    }
+    let _cpus = hold(Resource::Cpus);
+    or_skip!(ebpf());
     let probe = Probe::start(&["--energy.source=model"]);
     sleep(2.2);
     let page = probe.fresh();

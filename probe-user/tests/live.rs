@@ -6,17 +6,20 @@ mod support;
 
 use std::{path::Path, process::Command};
 
-use support::{Probe, eventually, fixture, kernel_and_engine, machine, skip, sleep, unique};
-use xtask::sim::{Simulator, Spec};
+use support::{Probe, ebpf_and_docker, fixture};
+use testkit::simulator::{Simulator, Spec};
+use testkit::{
+    eventually,
+    fixture::unique,
+    lock::{Resource, hold},
+    or_skip, skip, sleep,
+};
 
 /// The oracle that every host-wide formula fails: equal work on two sockets of unequal watts.
 #[test]
 fn two_packages_at_three_to_one_give_equal_containers_joules_at_three_to_one() {
-    let _machine = machine();
-    let engine = match kernel_and_engine() {
-        Ok(engine) => engine,
-        Err(reason) => skip!("{reason}"),
-    };
+    let _cpus = hold(Resource::Cpus);
+    let engine = or_skip!(ebpf_and_docker());
     if std::thread::available_parallelism().unwrap().get() < 2 {
         skip!("needs two CPUs");
     }
@@ -45,7 +48,7 @@ fn two_packages_at_three_to_one_give_equal_containers_joules_at_three_to_one() {
     });
     let dirs = containers.each_ref().map(|container| container.cgroup().unwrap());
     // CPU seconds by the kernel's own figure: nothing of the probe's is in what its joules are held against.
-    let kernel = || dirs.each_ref().map(|dir| xtask::cgroup::usage_us(dir).unwrap() as f64 / 1e6);
+    let kernel = || dirs.each_ref().map(|dir| testkit::cgroup::usage_us(dir).unwrap() as f64 / 1e6);
     // Before and after each page: what it counts lies between the two.
     let look = || {
         let (before, page, after) = (kernel(), probe.fresh(), kernel());
@@ -97,7 +100,7 @@ fn the_power_pmu_is_read_through_real_descriptors_before_anything_else() {
     }
     page.assert_closed();
     // No thread keeps what the start was allowed to do: capabilities are a thread's.
-    if xtask::shell::is_root() {
+    if testkit::shell::is_root() {
         let mut threads = 0;
         for thread in std::fs::read_dir(format!("/proc/{}/task", probe.program.pid())).unwrap() {
             let status = std::fs::read_to_string(thread.unwrap().path().join("status")).unwrap();
@@ -157,7 +160,7 @@ fn registers_are_read_only_when_asked_for_by_name() {
 fn the_doctor_says_what_is_there_and_ends_with_what_it_is_worth() {
     let doctor = |tree: &str, flags: &[&str]| {
         let root = fixture(tree);
-        let output = Command::new(env!("CARGO_BIN_EXE_wattcast-probe"))
+        let output = Command::new(support::binary())
             .args(["doctor", "--log.level=error"])
             .args(flags)
             .arg(format!("--path.sysfs={}", root.join("sys").display()))

@@ -22,7 +22,8 @@ use probe_user::{
     topology::PackageId,
     units::Unit,
 };
-use support::{Probe, eventually, skip};
+use support::Probe;
+use testkit::{eventually, skip};
 
 const SECOND: u64 = 1_000_000_000;
 
@@ -32,7 +33,7 @@ fn golden(name: &str) -> PathBuf {
 
 /// What `wattcast-probe account` prints.
 fn account(file: &Path) -> (Option<i32>, String, String) {
-    let output = Command::new(env!("CARGO_BIN_EXE_wattcast-probe")).arg("account").arg(file).output().unwrap();
+    let output = Command::new(support::binary()).arg("account").arg(file).output().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
     (output.status.code(), text(output.stdout), text(output.stderr))
 }
@@ -169,7 +170,7 @@ fn a_fresh_recording_replays_as_it_was_and_plays_as_a_source() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("now.rec");
     let sysfs = support::fixture("perf-two-sockets").join("sys");
-    let output = Command::new(env!("CARGO_BIN_EXE_wattcast-probe"))
+    let output = Command::new(support::binary())
         .args(["record", "--time=2s", "--tick=200ms", "--log.level=warn"])
         .arg(format!("--path.sysfs={}", sysfs.display()))
         .arg(&file)
@@ -196,7 +197,7 @@ fn a_fresh_recording_replays_as_it_was_and_plays_as_a_source() {
     // Where it ends is where the offline account ends, and it stays there.
     let line = text.lines().find(|line| line.starts_with("wattcast_energy_joules_total{package=\"0\"")).unwrap();
     assert_eq!(line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap(), joules(&page));
-    support::sleep(1.2);
+    testkit::sleep(1.2);
     assert_eq!(joules(&probe.metrics()), joules(&page));
 }
 
@@ -210,10 +211,7 @@ fn what_is_no_recording_is_said_in_one_line() {
         assert_eq!(code, Some(1));
         assert!(said.contains(word) && said.trim().lines().count() == 1, "{said}");
     }
-    let output = Command::new(env!("CARGO_BIN_EXE_wattcast-probe"))
-        .args(["--energy.source=replay", "--port=0"])
-        .output()
-        .unwrap();
+    let output = Command::new(support::binary()).args(["--energy.source=replay", "--port=0"]).output().unwrap();
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(!output.status.success() && said.contains("--replay.file"), "{said}");
 }

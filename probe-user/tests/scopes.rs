@@ -16,7 +16,11 @@ use std::{
 };
 
 use exporter::scope::Scope;
-use support::{Probe, machine, skip};
+use support::Probe;
+use testkit::{
+    lock::{Resource, hold},
+    skip,
+};
 
 /// A user without any rights.
 const NOBODY: u32 = 65_534;
@@ -36,8 +40,8 @@ fn say(socket: &Path, what: &str) -> String {
 
 #[test]
 fn who_holds_a_scope_runs_in_it_without_privileges_and_is_counted_there() {
-    let _machine = machine();
-    if !xtask::shell::is_root() {
+    let _cpus = hold(Resource::Cpus);
+    if !testkit::shell::is_root() {
         skip!("needs root");
     }
     let dir = tempfile::tempdir().unwrap();
@@ -65,8 +69,8 @@ fn who_holds_a_scope_runs_in_it_without_privileges_and_is_counted_there() {
 
 #[test]
 fn a_scope_has_one_holder_and_its_user_alone_gets_in() {
-    let _machine = machine();
-    if !xtask::shell::is_root() {
+    let _cpus = hold(Resource::Cpus);
+    if !testkit::shell::is_root() {
         skip!("needs root");
     }
     let dir = tempfile::tempdir().unwrap();
@@ -133,7 +137,7 @@ fn a_scope_has_one_holder_and_its_user_alone_gets_in() {
 #[test]
 fn a_place_that_cannot_be_had_is_a_state_with_a_remedy() {
     // One probe keeps the scopes of a host, so those of the other tests wait.
-    let _machine = machine();
+    let _cpus = hold(Resource::Cpus);
     let dir = tempfile::tempdir().unwrap();
     let probe = Probe::start(&["--scope.socket=/nonexistent/scope.sock", "--energy.source=model"]);
     let (state, detail) = probe.source("scopes");

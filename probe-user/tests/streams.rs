@@ -19,12 +19,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-use support::{Page, Probe, eventually, machine, no_ebpf, skip, unique};
-use xtask::{
+use support::{Page, Probe, ebpf};
+use testkit::{
     api::Client,
     docker::{Engine, IMAGE, MOUNTS},
     program::Program,
     shell::{is_root, which},
+};
+use testkit::{
+    eventually,
+    fixture::unique,
+    lock::{Resource, hold},
+    or_skip, skip,
 };
 
 /// The other program, built beside this one.
@@ -36,7 +42,7 @@ struct Analysis {
 
 impl Analysis {
     fn start(probe: &Client) -> Option<Self> {
-        let program = Path::new(env!("CARGO_BIN_EXE_wattcast-probe")).with_file_name("wattcast-analysis");
+        let program = support::binary().with_file_name("wattcast-analysis");
         if !program.exists() {
             return None;
         }
@@ -69,9 +75,7 @@ fn ffmpeg() -> Option<PathBuf> {
 
 /// What a test of real containers and a real ffmpeg needs, or why it cannot run.
 fn needs() -> Result<(Engine, PathBuf), String> {
-    if let Some(reason) = no_ebpf() {
-        return Err(reason);
-    }
+    ebpf()?;
     let ffmpeg = ffmpeg().ok_or("ffmpeg is not in PATH")?;
     let engine = Engine::find().map_err(|error| format!("no Docker engine: {error:#}"))?;
     Ok((engine, ffmpeg))
@@ -88,7 +92,7 @@ fn job(seconds: u32, target: &str) -> String {
 #[test]
 fn three_containers_and_five_streams_each_have_name_image_codec_frames_and_joules() {
     const SECONDS: u32 = 12;
-    let _machine = machine();
+    let _cpus = hold(Resource::Cpus);
     let (engine, _) = match needs() {
         Ok(needs) => needs,
         Err(reason) => skip!("{reason}"),
@@ -162,7 +166,7 @@ fn three_containers_and_five_streams_each_have_name_image_codec_frames_and_joule
         let last: Vec<u64> = finals(&log);
         assert_eq!(last, vec![u64::from(SECONDS) * 25; jobs[at].len()], "{log}");
         let seconds = page.cpu(&container.name);
-        let kernel = xtask::cgroup::usage_us(&container.cgroup().unwrap()).unwrap() as f64 / 1e6;
+        let kernel = testkit::cgroup::usage_us(&container.cgroup().unwrap()).unwrap() as f64 / 1e6;
         println!("{}: {seconds:.4} CPU seconds, cpu.stat {kernel:.4}", container.name);
         assert!((seconds - kernel).abs() <= 0.01 * kernel + 0.02, "{seconds} {kernel}");
         let whole: f64 = page
@@ -200,12 +204,12 @@ fn assert_lints(page: &str) {
         !seed.iter().any(|name| line.starts_with(name) || line.split(' ').nth(2).is_some_and(|of| of.starts_with(name)))
     };
     let primary: String = page.lines().filter(ours).map(|line| format!("{line}\n")).collect();
-    let said = support::feed(Command::new(promtool).args(["check", "metrics"]), &primary);
+    let said = testkit::shell::feed(Command::new(promtool).args(["check", "metrics"]), &primary).unwrap();
     assert_eq!(said, (true, String::new()));
 }
 
 /// Memory of a container's cgroup, wherever the kernel keeps it.
-fn kernel_memory(container: &xtask::docker::Container) -> f64 {
+fn kernel_memory(container: &testkit::docker::Container) -> f64 {
     let v2 = container.cgroup().unwrap().join("memory.current");
     let v1 = Path::new("/sys/fs/cgroup/memory/docker").join(&container.id).join("memory.usage_in_bytes");
     let text = fs::read_to_string(v2).or_else(|_| fs::read_to_string(v1)).unwrap();
@@ -221,10 +225,8 @@ fn finals(log: &str) -> Vec<u64> {
 /// A ladder of one process is divided by its pixels, and a job that is shorter than a tick is known by its command line and its time.
 #[test]
 fn a_job_shorter_than_a_tick_is_known_whole_and_its_outputs_are_divided() {
-    let _machine = machine();
-    if let Some(reason) = no_ebpf() {
-        skip!("{reason}");
-    }
+    let _cpus = hold(Resource::Cpus);
+    or_skip!(ebpf());
     let Some(ffmpeg) = ffmpeg() else { skip!("ffmpeg is not in PATH") };
     let probe = Probe::start(&[
         "--tick=10s",
@@ -268,14 +270,12 @@ fn a_job_shorter_than_a_tick_is_known_whole_and_its_outputs_are_divided() {
 /// Jobs that were there before the probe are found, in a systemd unit and beside a shell, and their ends are seen.
 #[test]
 fn jobs_that_were_there_before_are_met_in_units_and_beside_shells() {
-    let _machine = machine();
-    if let Some(reason) = no_ebpf() {
-        skip!("{reason}");
-    }
+    let _cpus = hold(Resource::Cpus);
+    or_skip!(ebpf());
     let Some(ffmpeg) = ffmpeg() else { skip!("ffmpeg is not in PATH") };
-    let tree = xtask::cgroup::v2().unwrap();
+    let tree = testkit::cgroup::v2().unwrap();
     let unit = format!("{}.service", unique("encode"));
-    let cgroup = xtask::cgroup::Cgroup::create(&tree, &unit).unwrap();
+    let cgroup = testkit::cgroup::Cgroup::create(&tree, &unit).unwrap();
     let tag = unique("m");
     let start = |stream: &str, inside: bool| {
         let mut command = Command::new(&ffmpeg);
@@ -299,7 +299,7 @@ fn jobs_that_were_there_before_are_met_in_units_and_beside_shells() {
         if inside {
             cgroup.enter(&mut command).unwrap();
         }
-        xtask::program::die_with_us(&mut command);
+        testkit::program::die_with_us(&mut command);
         command.spawn().unwrap()
     };
     let (in_unit, plain) = (format!("{tag}-unit"), format!("{tag}-plain"));
@@ -339,10 +339,8 @@ fn jobs_that_were_there_before_are_met_in_units_and_beside_shells() {
 /// What ffmpeg's words hold of secrets is on no page.
 #[test]
 fn keys_and_passwords_of_a_command_line_are_on_no_page() {
-    let _machine = machine();
-    if let Some(reason) = no_ebpf() {
-        skip!("{reason}");
-    }
+    let _cpus = hold(Resource::Cpus);
+    or_skip!(ebpf());
     let Some(ffmpeg) = ffmpeg() else { skip!("ffmpeg is not in PATH") };
     let probe = Probe::start(&["--energy.source=model"]);
     let secret = unique("hunter");
@@ -378,7 +376,7 @@ fn keys_and_passwords_of_a_command_line_are_on_no_page() {
 #[test]
 fn containers_that_come_and_go_have_their_names_and_leave_no_series() {
     const CONTAINERS: usize = 200;
-    let _machine = machine();
+    let _cpus = hold(Resource::Cpus);
     let (engine, _) = match needs() {
         Ok(needs) => needs,
         Err(reason) => skip!("{reason}"),
@@ -466,7 +464,7 @@ fn counting_socket(dir: &Path) -> (PathBuf, Arc<AtomicU32>) {
 /// Podman's and containerd's own containers, run for real.
 #[test]
 fn podman_and_containerd_containers_have_their_names() {
-    let _machine = machine();
+    let _cpus = hold(Resource::Cpus);
     let (engine, _) = match needs() {
         Ok(needs) => needs,
         Err(reason) => skip!("{reason}"),
@@ -592,14 +590,12 @@ fn ctr(script: &str) -> Result<Ends, String> {
 /// `exec`: the command's output and exit code as they are, what it cost, and no cgroup left.
 #[test]
 fn exec_passes_the_command_through_and_says_what_it_cost() {
-    let _machine = machine();
-    if let Some(reason) = no_ebpf() {
-        skip!("{reason}");
-    }
+    let _cpus = hold(Resource::Cpus);
+    or_skip!(ebpf());
     let dir = tempfile::tempdir().unwrap();
     let report = dir.path().join("cost.json");
     let exec = |args: &[&str]| {
-        let output = Command::new(env!("CARGO_BIN_EXE_wattcast-probe"))
+        let output = Command::new(support::binary())
             .args(["exec", "--json", "--price=0.30", "--currency=EUR"])
             .arg(format!("--output={}", report.display()))
             .arg("--")
@@ -631,8 +627,7 @@ fn exec_passes_the_command_through_and_says_what_it_cost() {
 
     let (code, ..) = exec(&["sh", "-c", "kill -TERM $$"]);
     assert_eq!(code, Some(128 + 15));
-    let output =
-        Command::new(env!("CARGO_BIN_EXE_wattcast-probe")).args(["exec", "--", "/nonexistent"]).output().unwrap();
+    let output = Command::new(support::binary()).args(["exec", "--", "/nonexistent"]).output().unwrap();
     assert_eq!(output.status.code(), Some(127));
     assert!(String::from_utf8(output.stderr).unwrap().contains("cannot start /nonexistent"));
 
@@ -663,7 +658,7 @@ fn exec_passes_the_command_through_and_says_what_it_cost() {
         let each = cost["frames"]["joules_per_frame"].as_f64().unwrap();
         assert!((each * 100.0 - cost["joules"].as_f64().unwrap()).abs() < 1e-9);
     }
-    let left: Vec<_> = [xtask::cgroup::v2(), xtask::cgroup::v1_cpu()]
+    let left: Vec<_> = [testkit::cgroup::v2(), testkit::cgroup::v1_cpu()]
         .into_iter()
         .flatten()
         .flat_map(|tree| fs::read_dir(tree).unwrap().flatten())
@@ -675,14 +670,12 @@ fn exec_passes_the_command_through_and_says_what_it_cost() {
 /// A Docker that lies: names of every kind, and the pages stay what they are.
 #[test]
 fn names_of_quotes_newlines_and_four_kilobytes_are_bounded_labels() {
-    let _machine = machine();
+    let _cpus = hold(Resource::Cpus);
     if !is_root() {
         skip!("needs root");
     }
-    if let Some(reason) = no_ebpf() {
-        skip!("{reason}");
-    }
-    let tree = xtask::cgroup::v2().unwrap();
+    or_skip!(ebpf());
+    let tree = testkit::cgroup::v2().unwrap();
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("docker.sock");
     let listener = UnixListener::bind(&socket).unwrap();
@@ -719,7 +712,7 @@ fn names_of_quotes_newlines_and_four_kilobytes_are_bounded_labels() {
         &format!("--docker.socket={}", socket.display()),
     ]);
     let id = format!("{:012x}{:052x}", std::process::id(), 2);
-    let cgroup = xtask::cgroup::Cgroup::create(&tree, &format!("docker-{id}.scope")).unwrap();
+    let cgroup = testkit::cgroup::Cgroup::create(&tree, &format!("docker-{id}.scope")).unwrap();
     let mut command = Command::new("sh");
     cgroup.enter(&mut command).unwrap();
     let mut burner = command.args(["-c", "while :; do :; done"]).spawn().unwrap();

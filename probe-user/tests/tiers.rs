@@ -16,10 +16,16 @@ use probe_user::{
     state::Reason,
     topology::Topology,
 };
-use support::{Page, Probe, eventually, fixture, kernel_and_engine, machine, no_ebpf, skip, sleep, unique};
-use xtask::{
+use support::{Page, Probe, ebpf, ebpf_and_docker, fixture};
+use testkit::{
     cgroup::{self, Cgroup, usage_us},
     program::{Burner, die_with_us},
+};
+use testkit::{
+    eventually,
+    fixture::unique,
+    lock::{Resource, hold},
+    or_skip, skip, sleep,
 };
 
 fn places() -> Places {
@@ -84,10 +90,8 @@ fn scheduler_tick_ns() -> u64 {
 /// Two hogs that never leave their CPUs, read ten times while they run: no tier is further behind than the kernel's own tick.
 #[test]
 fn hogs_are_counted_while_they_run_up_to_a_tick_of_their_scheduler() {
-    let _machine = machine();
-    if let Some(reason) = no_ebpf() {
-        skip!("{reason}");
-    }
+    let _cpus = hold(Resource::Cpus);
+    or_skip!(ebpf());
     let cgroup = Cgroup::create(&cgroup::v2().unwrap(), &unique("hogs")).unwrap();
     let mut readers = readers();
     let hogs: Vec<Burner> = (0..2).map(|cpu| Burner::start(cpu % cpus(), &[&cgroup]).unwrap()).collect();
@@ -126,7 +130,7 @@ fn ping_pong_helper() {
     if std::env::var_os("WATTCAST_PING_PONG").is_none() {
         return;
     }
-    xtask::ping_pong::ping_pong(500_000, 0).unwrap();
+    testkit::ping_pong::ping_pong(500_000, 0).unwrap();
 }
 
 /// This test binary once more, to run one of its helpers.
@@ -140,10 +144,8 @@ fn helper(name: &str, variable: &str, value: &str) -> Command {
 
 #[test]
 fn a_million_switches_are_counted_within_a_thousandth() {
-    let _machine = machine();
-    if let Some(reason) = no_ebpf() {
-        skip!("{reason}");
-    }
+    let _cpus = hold(Resource::Cpus);
+    or_skip!(ebpf());
     let cgroup = Cgroup::create(&cgroup::v2().unwrap(), &unique("pipe")).unwrap();
     let mut readers = readers();
     let mut command = helper("ping_pong_helper", "WATTCAST_PING_PONG", "1");
@@ -165,11 +167,8 @@ fn a_million_switches_are_counted_within_a_thousandth() {
 /// A thousand programs that each burn 50 ms, two at a time, in a real container: three probes, one for each way to its CPU time.
 #[test]
 fn a_thousand_children_of_a_container_are_all_counted() {
-    let _machine = machine();
-    let engine = match kernel_and_engine() {
-        Ok(engine) => engine,
-        Err(reason) => skip!("{reason}"),
-    };
+    let _cpus = hold(Resource::Cpus);
+    let engine = or_skip!(ebpf_and_docker());
     // How often a shell must turn for 50 ms.
     let turns = 200_000;
     let spin = |turns: u64| format!("i=0; while [ $i -lt {turns} ]; do i=$((i+1)); done");
@@ -210,10 +209,8 @@ fn a_thousand_children_of_a_container_are_all_counted() {
 /// Time beside a busy sibling is the same seen from either side, and with all other time it is what the kernel counts.
 #[test]
 fn time_beside_a_busy_sibling_is_told_apart() {
-    let _machine = machine();
-    if let Some(reason) = no_ebpf() {
-        skip!("{reason}");
-    }
+    let _cpus = hold(Resource::Cpus);
+    or_skip!(ebpf());
     if cpus() < 2 {
         skip!("one CPU has no sibling");
     }
@@ -272,10 +269,8 @@ fn time_beside_a_busy_sibling_is_told_apart() {
 /// The counters' way into the account, with the kernel's own clocks where the processor's are not shown.
 #[test]
 fn counters_are_charged_to_whom_they_ran_for() {
-    let _machine = machine();
-    if let Some(reason) = no_ebpf() {
-        skip!("{reason}");
-    }
+    let _cpus = hold(Resource::Cpus);
+    or_skip!(ebpf());
     let tree = cgroup::v2().unwrap();
     let [one, two] = ["one", "two"].map(|name| Cgroup::create(&tree, &unique(name)).unwrap());
     // PERF_TYPE_SOFTWARE: the CPU's clock counts nanoseconds, whoever runs; faults and migrations stand for the other two.
@@ -308,10 +303,8 @@ fn counters_are_charged_to_whom_they_ran_for() {
 /// is ever the other's.
 #[test]
 fn a_slot_that_is_given_back_is_nobodys_until_every_cpu_forgot_it() {
-    let _machine = machine();
-    if let Some(reason) = no_ebpf() {
-        skip!("{reason}");
-    }
+    let _cpus = hold(Resource::Cpus);
+    or_skip!(ebpf());
     let tree = cgroup::v2().unwrap();
     let mut reader = Switch::load_with(Ok(vec![None; cpus()]), None, true).unwrap();
     let old = Cgroup::create(&tree, &unique("old")).unwrap();
@@ -351,10 +344,8 @@ fn a_slot_that_is_given_back_is_nobodys_until_every_cpu_forgot_it() {
 /// Without eBPF the machine is shared as a whole: the labels say so, the account closes, and the bound is wider.
 #[test]
 fn the_files_tell_no_package_and_say_so() {
-    let _machine = machine();
-    if let Some(reason) = no_ebpf() {
-        skip!("{reason}");
-    }
+    let _cpus = hold(Resource::Cpus);
+    or_skip!(ebpf());
     let sysfs = format!("--path.sysfs={}", fixture("perf-two-sockets").join("sys").display());
     let name = unique("files");
     let cgroup = Cgroup::create(&cgroup::v2().unwrap(), &name).unwrap();
@@ -414,16 +405,14 @@ fn the_files_tell_no_package_and_say_so() {
 /// In a cgroup namespace of its own the root of the tree is the probe's own cgroup: what others run is not seen, and that is said.
 #[test]
 fn a_tier_that_would_see_only_a_part_of_the_tree_is_absent() {
-    let _machine = machine();
-    if let Some(reason) = no_ebpf() {
-        skip!("{reason}");
-    }
+    let _cpus = hold(Resource::Cpus);
+    or_skip!(ebpf());
     let cgroup = Cgroup::create(&cgroup::v2().unwrap(), &unique("namespace")).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let script = format!("mount -t cgroup2 none {0} && exec \"$0\" --path.cgroupfs={0} \"$@\"", dir.path().display());
     for (tier, word) in [("kernel", "read_cgroups"), ("files", "private cgroup namespace")] {
         let mut command = Command::new("unshare");
-        command.args(["--cgroup", "--mount", "sh", "-c", &script]).arg(env!("CARGO_BIN_EXE_wattcast-probe"));
+        command.args(["--cgroup", "--mount", "sh", "-c", &script]).arg(support::binary());
         cgroup.enter(&mut command).unwrap();
         let probe = Probe::start_command(&mut command, &["--energy.source=model", &format!("--cpu.tier={tier}")]);
         let (state, detail) = probe.source("cpu");
@@ -478,10 +467,8 @@ unsafe fn born_in(cgroup: i32) -> libc::pid_t {
 /// A thousand cgroups a second for half a minute: memory stays, no series is left, the account closes.
 #[test]
 fn cgroups_that_come_and_go_a_thousand_a_second_leave_nothing_behind() {
-    let _machine = machine();
-    if let Some(reason) = no_ebpf() {
-        skip!("{reason}");
-    }
+    let _cpus = hold(Resource::Cpus);
+    or_skip!(ebpf());
     let parent = Cgroup::create(&cgroup::v2().unwrap(), &unique("churn")).unwrap();
     let logs = tempfile::tempdir().unwrap();
     let probe = Probe::start(&["--energy.source=model", "--retain.dead=2s", "--limit.containers=64"]);

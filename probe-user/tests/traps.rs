@@ -30,7 +30,11 @@ use probe_user::{
     topology::{PackageId, Topology},
     units::Microjoules,
 };
-use support::{Probe, copy_fixture, fixture, no_ebpf, skip};
+use support::{Probe, copy_fixture, ebpf, fixture};
+use testkit::{
+    lock::{Resource, hold},
+    or_skip, skip,
+};
 
 const SECOND: u64 = 1_000_000_000;
 
@@ -280,17 +284,15 @@ fn trap_06_joules_are_divided_by_the_measured_time_and_the_skew_is_published() {
 
 #[test]
 fn trap_07_a_task_that_never_switches_is_charged_all_the_same() {
-    if let Some(reason) = no_ebpf() {
-        skip!("{reason}");
-    }
-    let _machine = support::machine();
-    let name = support::unique("spin");
-    let cgroup = xtask::cgroup::Cgroup::create(&xtask::cgroup::v2().unwrap(), &name).unwrap();
+    or_skip!(ebpf());
+    let _cpus = hold(Resource::Cpus);
+    let name = testkit::fixture::unique("spin");
+    let cgroup = testkit::cgroup::Cgroup::create(&testkit::cgroup::v2().unwrap(), &name).unwrap();
     let probe = Probe::start(&["--energy.source=model"]);
-    let burner = xtask::program::Burner::start(0, &[&cgroup]).unwrap();
-    support::eventually(10.0, "it is known", || probe.fresh().cpu(&name) > 0.0);
-    support::sleep(1.0);
-    let usage = |dir: &Path| xtask::cgroup::usage_us(dir).unwrap() as f64 / 1e6;
+    let burner = testkit::program::Burner::start(0, &[&cgroup]).unwrap();
+    testkit::eventually(10.0, "it is known", || probe.fresh().cpu(&name) > 0.0);
+    testkit::sleep(1.0);
+    let usage = |dir: &Path| testkit::cgroup::usage_us(dir).unwrap() as f64 / 1e6;
     let before = usage(&cgroup.dir);
     let ours = probe.fresh().cpu(&name);
     let after = usage(&cgroup.dir);
@@ -416,7 +418,7 @@ fn trap_13_two_scrapers_at_1_hz_and_5_hz_change_no_number() {
     let scrape = |times: u32, pause: f64| {
         for _ in 0..times {
             pages.lock().unwrap().push(probe.client.text("/metrics").unwrap());
-            support::sleep(pause);
+            testkit::sleep(pause);
         }
     };
     // A machine that was busy elsewhere misses a tick now and then; scrapers that made one late would make some late each time.
@@ -465,7 +467,7 @@ fn the_old_names_are_right_for_two_sockets_at_once() {
         skip!("perf_event_open is not allowed here");
     }
     // Between two regular ticks, so that the last is long beside what separates the readings of one look.
-    support::sleep(2.6);
+    testkit::sleep(2.6);
     let page = probe.fresh();
     for package in ["0", "1"] {
         let old = [("package", &*format!("package-{package}")), ("zone", &*format!("package_{package}"))];

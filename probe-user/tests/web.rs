@@ -20,8 +20,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use support::{Probe, skip};
-use xtask::{
+use support::Probe;
+use testkit::skip;
+use testkit::{
     api::Client,
     certs::{Authority, PASSWORD},
     program::Program,
@@ -31,17 +32,17 @@ use xtask::{
 const USER: Option<(&str, &str)> = Some(("prom", PASSWORD.0));
 
 fn free_port() -> u16 {
-    xtask::databases::free_port().unwrap()
+    testkit::ports::free_port().unwrap()
 }
 
 fn analysis() -> Option<PathBuf> {
-    let program = Path::new(env!("CARGO_BIN_EXE_wattcast-probe")).with_file_name("wattcast-analysis");
+    let program = support::binary().with_file_name("wattcast-analysis");
     program.exists().then_some(program)
 }
 
 /// The probe without what takes time to open, with TLS or not.
 fn probe(dir: &Path, flags: &[&str]) -> Program {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_wattcast-probe"));
+    let mut command = Command::new(support::binary());
     command.args(["--web.listen-address=127.0.0.1:0", "--energy.source=model", "--no-collector.docker"]).args(flags);
     Program::start("probe", &mut command, dir).unwrap()
 }
@@ -278,10 +279,10 @@ fn a_parser_that_is_not_ours_takes_every_page_as_openmetrics() {
         r#"{{"scenarios":[{{"name":"{nasty}","bitrate":"1k","total_frames":10,"vmaf_score":90,"energy_joules":5,"duration":5,"cpu_usage_cores":[1],"pixels_processed":100}}]}}"#
     );
     fs::write(dir.path().join("test_results_20240115_103000.json"), run).unwrap();
-    let fake = Path::new(env!("CARGO_BIN_EXE_wattcast-probe")).with_file_name("libfake_nvml.so");
+    let fake = support::binary().with_file_name("libfake_nvml.so");
     let scenario = dir.path().join("gpu.toml");
     fs::write(&scenario, "[[gpu]]\nname = \"T \\\"4\\\"\\n😀\"\nidle_watts = 10.0\n").unwrap();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_wattcast-probe"));
+    let mut command = Command::new(support::binary());
     command.args(["--web.listen-address=127.0.0.1:0", "--energy.source=model"]);
     command.arg("--path.nvml").arg(&fake).env("FAKE_NVML_SCENARIO", &scenario);
     let mut probe = Program::start("probe", &mut command, dir.path()).unwrap();
@@ -300,7 +301,7 @@ fn a_parser_that_is_not_ours_takes_every_page_as_openmetrics() {
     for client in &pages {
         let (_, kind, page) = client.get_as("/metrics", "application/openmetrics-text;version=1.0.0").unwrap();
         assert!(kind.starts_with("application/openmetrics-text; version=1.0.0"), "{kind}");
-        let (right, said) = support::feed(Command::new(python).args(["-c", CHECK]), &page);
+        let (right, said) = testkit::shell::feed(Command::new(python).args(["-c", CHECK]), &page).unwrap();
         assert!(right, "{}: {said}\n{page}", client.url("/metrics"));
         let ours = exporter::parse::parse(&page).unwrap();
         assert_eq!(said.trim().parse::<usize>().unwrap(), ours.samples.len(), "{}", client.url("/metrics"));
@@ -315,7 +316,7 @@ fn systemd_is_told_when_there_is_something_to_show_and_that_it_works() {
     let path = dir.path().join("notify");
     let socket = UnixDatagram::bind(&path).unwrap();
     socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_wattcast-probe"));
+    let mut command = Command::new(support::binary());
     command.args(["--web.listen-address=127.0.0.1:0", "--energy.source=model", "--no-collector.cpu"]);
     command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "400000");
     let mut probe = Program::start("probe", &mut command, dir.path()).unwrap();

@@ -11,13 +11,12 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use crate::{
+use crate::{build_ebpf, results_bench, web_bench};
+use testkit::{
     api::{Client, Sample},
-    build_ebpf, cgroup,
+    cgroup,
     program::{Program, die_with_us},
-    results_bench,
     shell::{self, is_root, output, root, step, target, which},
-    web_bench,
 };
 
 const STARTS: usize = 7;
@@ -68,7 +67,7 @@ pub fn bench(args: &Bench) -> Result<()> {
     if args.what == What::Cpu {
         return cpu();
     }
-    shell::release(&["probe-user", "analysis"])?;
+    shell::build(&["probe-user", "analysis"], "release")?;
     let reading = readings()?;
     step("what GPUs cost");
     // A library that takes no time of its own to speak of stands in for NVIDIA's; what it takes is told apart.

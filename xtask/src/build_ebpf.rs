@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context, Result, anyhow, bail};
 
-use crate::shell::{output, packages, root, run, step, target, which};
+use testkit::shell::{output, packages, root, run, step, target, which};
 
 /// bpf-linker 0.13 can be built against these; the newest comes first because it reads the bitcode of all the older.
 const LLVM_VERSIONS: [u32; 3] = [22, 21, 20];

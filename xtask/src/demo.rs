@@ -17,13 +17,13 @@ use std::{
 use anyhow::{Context, Result, bail};
 use serde_json::json;
 
-use crate::{
+use crate::stop::{pause, stopped};
+use testkit::{
     api::{Client, Sample},
     cgroup::{self, Cgroup},
     docker::{Engine, IMAGE},
     program::die_with_us,
     shell::{give_to_caller, packages, run as run_quietly, step, target, which},
-    stop::{pause, stopped},
 };
 
 /// The demo's video.

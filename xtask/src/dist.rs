@@ -12,10 +12,8 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 
-use crate::{
-    build_ebpf,
-    shell::{self, output, root, run, step, target, which},
-};
+use crate::build_ebpf;
+use testkit::shell::{self, output, root, run, step, target, which};
 
 /// The oldest glibc that the probe runs on: Debian 10, RHEL 8, Ubuntu 18.10.
 const GLIBC: &str = "2.28";
@@ -189,7 +187,7 @@ fn tool(name: &str, version: &str) -> Result<PathBuf> {
 
 /// Manual pages and completions, by programs that run here.
 fn pages() -> Result<()> {
-    let bin = shell::debug(&PROGRAMS.map(|program| program.package))?;
+    let bin = shell::build(&PROGRAMS.map(|program| program.package), "dev")?;
     for program in &PROGRAMS {
         // Where the packages' descriptions look for them, wherever cargo builds.
         let place = root().join("target/dist").join(program.short);

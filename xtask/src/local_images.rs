@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use crate::shell::{output, which};
+use testkit::shell::{output, which};
 
 /// What a program is linked to, as the loader finds it; nothing for a static one.
 fn libraries(program: &Path) -> BTreeSet<PathBuf> {

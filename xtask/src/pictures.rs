@@ -10,11 +10,8 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::{
-    check_dashboards, dashboards,
-    shell::{root, run, step, which},
-    stop,
-};
+use crate::{check_dashboards, dashboards, stop};
+use testkit::shell::{root, run, step, which};
 
 /// Flags of `pictures`.
 #[derive(Debug, clap::Args)]

@@ -4,7 +4,8 @@ use std::fs;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::{databases::free_port, scrape, shell::root};
+use crate::scrape;
+use testkit::{ports::free_port, shell::root};
 
 /// Which port stands for each of the stack's.
 #[derive(Debug)]

@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use crate::{
+use testkit::{
     api::Client,
     program::Program,
     shell::{self, step, target},
@@ -36,7 +36,7 @@ struct Cost {
 /// # Errors
 /// When it cannot be built or does not run.
 pub(crate) fn bench() -> Result<()> {
-    shell::release(&["analysis"])?;
+    shell::build(&["analysis"], "release")?;
     let dir = tempfile::tempdir()?;
     let (files, scenarios) = (dir.path().join("files"), dir.path().join("scenarios"));
     step("writing 10,000 files of 4 scenarios, and one of 240 with 118 sets of labels");

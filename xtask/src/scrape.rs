@@ -3,7 +3,7 @@
 
 use std::{fmt::Write as _, path::PathBuf};
 
-use crate::shell::root;
+use testkit::shell::root;
 
 /// A job of ours or of what stands beside us.
 struct Job {

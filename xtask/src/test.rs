@@ -10,8 +10,8 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use crate::{
-    build_ebpf, check_dashboards,
+use crate::{build_ebpf, check_dashboards};
+use testkit::{
     program::die_with_us,
     shell::{is_root, output, root, step, target, which},
 };
@@ -83,7 +83,7 @@ impl Outcome {
     }
 
     fn check(&mut self, what: &str, args: &[&str]) {
-        self.report(what, crate::shell::run(what, Command::new("cargo").args(args).current_dir(root())));
+        self.report(what, testkit::shell::run(what, Command::new("cargo").args(args).current_dir(root())));
     }
 
     fn report(&mut self, what: &str, outcome: Result<()>) {

@@ -14,12 +14,11 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use crate::{
+use crate::{build_ebpf, demo, stop};
+use testkit::{
     api::Client,
-    build_ebpf, demo,
     program::Program,
     shell::{give_to_caller, is_root, root, step, sudo_caller, target},
-    stop,
 };
 
 /// `nobody` on every distribution.
@@ -212,13 +211,13 @@ fn say_sources(probe: &Client) -> Result<()> {
 }
 
 /// The rows of the live table, most watts first.
-fn table(samples: &[crate::api::Sample]) -> Vec<String> {
+fn table(samples: &[testkit::api::Sample]) -> Vec<String> {
     let find = |name: &'static str| samples.iter().filter(move |sample| sample.name == name);
     let mut rows: Vec<(f64, String)> = find("wattcast_container_power_watts")
         .map(|sample| {
             let (id, zone) = (sample.label("id"), sample.label("zone"));
             let sum = |name| {
-                let of = |row: &&crate::api::Sample| row.label("id") == id && ["", zone].contains(&row.label("zone"));
+                let of = |row: &&testkit::api::Sample| row.label("id") == id && ["", zone].contains(&row.label("zone"));
                 find(name).filter(of).map(|row| row.value).sum::<f64>()
             };
             let (name, image) = (printable(sample.label("container"), 28), printable(sample.label("image"), 24));

@@ -14,8 +14,8 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::{
-    build_ebpf,
+use crate::build_ebpf;
+use testkit::{
     program::die_with_us,
     shell::{self, output, packages, step, target, which},
 };
@@ -119,7 +119,7 @@ pub fn vm_test() -> Result<()> {
         )?;
     }
     build_ebpf::build_ebpf()?;
-    shell::release(&["probe-user"])?;
+    shell::build(&["probe-user"], "release")?;
     let dir = target().join("vm");
     fs::create_dir_all(&dir)?;
     let initramfs = dir.join("initramfs.cpio");

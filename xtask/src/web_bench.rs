@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use crate::{
+use testkit::{
     api::Client,
     certs::{Authority, PASSWORD},
     program::Program,
@@ -84,7 +84,7 @@ impl Way {
 /// # Errors
 /// When they cannot be built or do not run.
 pub(crate) fn bench(seconds: u64) -> Result<()> {
-    shell::release(&["probe-user", "analysis"])?;
+    shell::build(&["probe-user", "analysis"], "release")?;
     let dir = tempfile::tempdir()?;
     let results = dir.path().join("results");
     fs::create_dir(&results)?;

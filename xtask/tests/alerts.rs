@@ -9,14 +9,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use xtask::{
+use testkit::{
     api::Client,
     databases::Database,
-    places::Places,
     program::Program,
-    shell::{debug, is_root, root, which},
-    sim::{Simulator, Spec},
+    shell::{is_root, programs, root, which},
+    simulator::{Simulator, Spec},
 };
+use xtask::places::Places;
 
 fn eventually(what: &str, mut so: impl FnMut() -> Result<bool, String>) {
     let end = Instant::now() + Duration::from_secs(150);
@@ -59,7 +59,7 @@ fn a_lost_source_reaches_the_receiver_and_is_over_when_it_is_back() {
         println!("skipped: the probe's sources need root");
         return;
     }
-    let (bin, dir) = (debug(&["probe-user", "analysis"]).unwrap(), tempfile::tempdir().unwrap());
+    let (bin, dir) = (programs(&["probe-user", "analysis"]).unwrap(), tempfile::tempdir().unwrap());
     let places = Places::choose().unwrap();
     let simulator = Simulator::start(dir.path(), &Spec::default()).unwrap();
     let at = |port: u16| format!("127.0.0.1:{}", places.port(port));

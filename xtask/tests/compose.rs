@@ -12,12 +12,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use xtask::{
+use testkit::{
     api::Client,
     docker::Engine,
-    local_images,
-    shell::{debug, is_root, output, root, which},
+    shell::{is_root, output, programs, root, which},
 };
+use xtask::local_images;
 
 const PORTS: [u16; 17] =
     [80, 1935, 8428, 9090, 9093, 9100, 9500, 9501, 9502, 9503, 9504, 9505, 9506, 9510, 9511, 9600, 9728];
@@ -73,7 +73,7 @@ fn eventually(stack: &Stack, what: &str, mut so: impl FnMut() -> anyhow::Result<
 
 /// Images of both programs by the shipped Dockerfile, on bases made here, and of others from their packages.
 fn images(dir: &Path) -> Vec<(&'static str, String)> {
-    let bin = debug(&["probe-user", "analysis"]).unwrap();
+    let bin = programs(&["probe-user", "analysis"]).unwrap();
     let programs = dir.join("programs");
     fs::create_dir(&programs).unwrap();
     fs::create_dir(dir.join("state")).unwrap();

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use xtask::{
+use testkit::{
     api::Client,
     shell::{is_root, root, which},
 };

@@ -5,7 +5,7 @@
 use std::{fs, process::Command};
 
 use serde_json::Value;
-use xtask::shell::{output, root, which};
+use testkit::shell::{output, root, which};
 
 fn documents(file: &str) -> Vec<Value> {
     let text = fs::read_to_string(root().join(file)).unwrap();

@@ -13,19 +13,23 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
-    thread,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{SystemTime, UNIX_EPOCH},
 };
 
-pub use xtask::databases::Series;
-use xtask::{api::Client, program::Program, shell::which};
+pub use testkit::databases::Series;
+use testkit::{api::Client, program::Program, require, shell, wait::eventually_ok};
 
 /// Nobody listens there.
 pub const NOBODY: &str = "http://127.0.0.1:1";
 
-/// A port that was free a moment ago.
+/// The service under test.
+pub fn binary() -> PathBuf {
+    shell::under_test(env!("CARGO_BIN_EXE_wattcast-analysis"))
+}
+
+/// A port that no other test is given.
 pub fn free_port() -> u16 {
-    xtask::databases::free_port().unwrap()
+    testkit::ports::free_port().unwrap()
 }
 
 /// Unix seconds.
@@ -50,7 +54,7 @@ pub struct Service {
 impl Service {
     pub fn start(results: &Path, probe: &str, flags: &[&str]) -> Self {
         let logs = tempfile::tempdir().unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_wattcast-analysis"));
+        let mut command = Command::new(binary());
         command.args(["serve", "--web.listen-address=127.0.0.1:0", "--cache-ttl=1h", "--probe-url", probe]).args(flags);
         command.arg("--results-dir").arg(results);
         let mut program = Program::start("analysis", &mut command, logs.path()).unwrap();
@@ -80,45 +84,34 @@ impl Service {
     }
 
     pub fn eventually_at(&self, port: usize, what: &str, so: impl Fn(&str) -> bool) -> String {
-        let end = Instant::now() + Duration::from_secs(20);
         let client = self.port(port);
-        loop {
+        eventually_ok(20.0, what, || {
             let page = client.text("/metrics").unwrap();
-            if so(&page) {
-                return page;
-            }
-            assert!(Instant::now() < end, "not within 20 s: {what}\n{page}\n{}", self.log());
-            thread::sleep(Duration::from_millis(50));
-        }
+            if so(&page) { Ok(page) } else { Err(format!("{page}\n{}", self.log())) }
+        })
     }
 }
 
 /// A Prometheus or a VictoriaMetrics that holds samples.
 pub struct Database {
     pub url: String,
-    real: xtask::databases::Database,
+    real: testkit::databases::Database,
 }
 
 impl Database {
     /// `None`, and the reason printed, where there is none.
     pub fn victoria(all: &[Series]) -> Option<Self> {
-        if which("victoria-metrics").is_none() {
-            println!("skipped: victoria-metrics is not in PATH");
-            return None;
-        }
-        Some(Self::of(xtask::databases::Database::victoria(all, None).unwrap()))
+        skipped(require::victoria_metrics())?;
+        Some(Self::of(testkit::databases::Database::victoria(all, None).unwrap()))
     }
 
     /// `None`, and the reason printed, where there is none.
     pub fn prometheus(all: &[Series]) -> Option<Self> {
-        if which("prometheus").is_none() || which("promtool").is_none() {
-            println!("skipped: prometheus and promtool are not in PATH");
-            return None;
-        }
-        Some(Self::of(xtask::databases::Database::prometheus(all, "global: {}\n", None).unwrap()))
+        skipped(require::prometheus().and_then(|()| require::promtool()))?;
+        Some(Self::of(testkit::databases::Database::prometheus(all, "global: {}\n", None).unwrap()))
     }
 
-    fn of(real: xtask::databases::Database) -> Self {
+    fn of(real: testkit::databases::Database) -> Self {
         Self { url: real.url.clone(), real }
     }
 
@@ -126,6 +119,11 @@ impl Database {
     pub fn flush(&self) {
         self.real.flush().unwrap();
     }
+}
+
+/// `None`, and the reason printed, where a requirement is not met.
+fn skipped(requirement: require::Requirement) -> Option<()> {
+    requirement.map_err(|reason| println!("skipped: {reason}")).ok()
 }
 
 /// A file in a directory of the test.

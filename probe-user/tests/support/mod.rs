@@ -7,31 +7,18 @@ use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
     process::Command,
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
 };
 
-use xtask::{
+use testkit::{
     api::{Client, Sample},
-    cgroup,
     docker::Engine,
     program::Program,
-    shell::is_root,
+    require, shell,
 };
 
-/// Says why a test did not run; `cargo xtask test` counts these.
-macro_rules! skip {
-    ($($reason:tt)*) => {{
-        println!("skipped: {}", format_args!($($reason)*));
-        return;
-    }};
-}
-pub(crate) use skip;
-
-/// Tests that load the machine take turns: each needs the CPUs for itself.
-pub(crate) fn machine() -> MutexGuard<'static, ()> {
-    static MACHINE: Mutex<()> = Mutex::new(());
-    MACHINE.lock().unwrap_or_else(PoisonError::into_inner)
+/// The probe under test.
+pub(crate) fn binary() -> PathBuf {
+    shell::under_test(env!("CARGO_BIN_EXE_wattcast-probe"))
 }
 
 /// A running probe on a port of its own.
@@ -44,7 +31,7 @@ pub(crate) struct Probe {
 impl Probe {
     /// Starts the real binary with more flags.
     pub(crate) fn start(flags: &[&str]) -> Self {
-        Self::start_command(&mut Command::new(env!("CARGO_BIN_EXE_wattcast-probe")), flags)
+        Self::start_command(&mut Command::new(binary()), flags)
     }
 
     pub(crate) fn start_command(command: &mut Command, flags: &[&str]) -> Self {
@@ -154,69 +141,48 @@ impl Account {
     }
 }
 
-/// Why tests of the kernel side cannot run here.
-pub(crate) fn no_ebpf() -> Option<String> {
-    if !is_root() {
-        return Some("needs root".to_owned());
-    }
-    if cgroup::v2().is_none() {
-        return Some("no cgroup v2 tree is mounted".to_owned());
-    }
+/// Whether eBPF programs can be loaded here: asks a probe.
+///
+/// # Errors
+/// Why not.
+///
+/// # Panics
+/// When they are neither usable, absent nor denied: that is a fault, not a reason to skip.
+pub(crate) fn ebpf() -> Result<(), String> {
+    require::root()?;
+    require::cgroup_v2()?;
     let probe = Probe::start(&["--energy.source=model", "--cpu.tier=switch"]);
     match probe.source("cpu") {
-        (state, _) if state == "usable" => None,
-        (state, detail) if state == "absent" || state == "denied" => Some(format!("eBPF is {state}: {detail}")),
+        (state, _) if state == "usable" => Ok(()),
+        (state, detail) if state == "absent" || state == "denied" => Err(format!("eBPF is {state}: {detail}")),
         (state, detail) => panic!("eBPF is {state}: {detail}"),
     }
 }
 
-/// The engine, where the kernel side works too, or why not.
-pub(crate) fn kernel_and_engine() -> Result<Engine, String> {
-    no_ebpf().map_or_else(engine, Err)
+/// The Docker engine, where eBPF programs can be loaded too.
+///
+/// # Errors
+/// What is missing.
+pub(crate) fn ebpf_and_docker() -> Result<Engine, String> {
+    ebpf()?;
+    engine()
 }
 
-/// The engine, or why there is none.
+/// The Docker engine.
+///
+/// # Errors
+/// Why there is none.
 pub(crate) fn engine() -> Result<Engine, String> {
-    if !is_root() {
-        return Err("needs root".to_owned());
-    }
+    require::root()?;
     Engine::find().map_err(|error| format!("{error:#}"))
 }
 
-/// A machine as a plain tree.
+/// A machine as a directory tree.
 pub(crate) fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
 }
 
 /// A copy of it, whose counters a test may move.
 pub(crate) fn copy_fixture(name: &str) -> tempfile::TempDir {
-    let dir = tempfile::tempdir().unwrap();
-    let done = Command::new("cp").arg("-a").arg(fixture(name).join(".")).arg(dir.path()).status().unwrap();
-    assert!(done.success());
-    dir
-}
-
-/// A name that no other test uses.
-pub(crate) fn unique(what: &str) -> String {
-    use std::sync::atomic::{AtomicU32, Ordering};
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    format!("wattcast-test-{what}-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
-}
-
-pub(crate) fn sleep(seconds: f64) {
-    std::thread::sleep(Duration::from_secs_f64(seconds));
-}
-
-/// Asks again until it is so, for up to `seconds`.
-pub(crate) fn eventually(seconds: f64, what: &str, mut so: impl FnMut() -> bool) {
-    let end = std::time::Instant::now() + Duration::from_secs_f64(seconds);
-    while !so() {
-        assert!(std::time::Instant::now() < end, "not within {seconds} s: {what}");
-        sleep(0.05);
-    }
-}
-
-/// Runs a command on `input`; gives whether it succeeded, and all that it said.
-pub(crate) fn feed(command: &mut Command, input: &str) -> (bool, String) {
-    xtask::shell::feed(command, input).unwrap()
+    testkit::fixture::copy(&fixture(name)).unwrap()
 }

@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 
 use super::rules;
-use crate::shell::root;
+use testkit::shell::root;
 
 /// What is known of a family.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

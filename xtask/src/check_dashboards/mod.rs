@@ -22,11 +22,8 @@ use self::{
     ask::{Database, Labels},
     stage::Stage,
 };
-use crate::{
-    dashboards, generate,
-    shell::{output, step, which},
-    stop,
-};
+use crate::{dashboards, generate, stop};
+use testkit::shell::{output, step, which};
 
 /// What may be empty, by dashboard and panel, while something of others does not run: the name is one of [`Stage::missing`].
 const OF_OTHERS: [(&str, &str, &str); 6] = [

@@ -3,7 +3,7 @@
 
 use serde_json::json;
 
-use crate::databases::Series;
+use testkit::databases::Series;
 
 /// The instance of all of it.
 pub(super) const INSTANCE: &str = "recorded:9500";

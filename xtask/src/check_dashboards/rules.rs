@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fs, path::PathBuf};
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 
-use crate::shell::root;
+use testkit::shell::root;
 
 /// Where they lie.
 pub(super) fn dir() -> PathBuf {

@@ -15,17 +15,15 @@ use std::{
 use anyhow::{Context, Result};
 
 use super::{recorded, rules};
-use crate::{
+use crate::{places::Places, stop::pause, up::FAKE_GPU};
+use testkit::{
     cgroup::{self, Cgroup},
     databases::Database,
     docker::{Container, Engine},
     nginx::Nginx,
-    places::Places,
     program::{Program, die_with_us},
     shell::{self, root, step, which},
-    sim::{Simulator, Spec},
-    stop::pause,
-    up::FAKE_GPU,
+    simulator::{Simulator, Spec},
 };
 
 /// All that runs; it ends when this is dropped, in this order.
@@ -102,7 +100,7 @@ pub(super) fn needs() -> std::result::Result<(), String> {
     if !missing.is_empty() {
         return Err(format!("{} not in PATH", missing.join(", ")));
     }
-    if !crate::shell::is_root() {
+    if !testkit::shell::is_root() {
         return Err("dashboards are fed by containers and eBPF, which need root".to_owned());
     }
     Ok(())
@@ -119,7 +117,7 @@ impl Stage {
     /// # Errors
     /// When something does not come up.
     pub(super) fn start(recorded_end: u64, now: u64) -> Result<Self> {
-        let bin = shell::debug(&["probe-user", "analysis", "fake-nvml"])?;
+        let bin = shell::programs(&["probe-user", "analysis", "fake-nvml"])?;
         let dir = tempfile::tempdir()?;
         let simulator = Simulator::start(dir.path(), &Spec { packages: Some(2), parts: true, ..Spec::default() })?;
         let (mut programs, mut missing) = (Vec::new(), vec!["cadvisor", "dcgm"]);

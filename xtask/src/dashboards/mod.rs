@@ -11,7 +11,7 @@ use anyhow::Result;
 
 pub use panel::{Board, Panel};
 
-use crate::shell::root;
+use testkit::shell::root;
 
 /// All of them.
 #[must_use]

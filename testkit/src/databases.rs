@@ -3,10 +3,8 @@
 use std::{
     fmt::Write as _,
     fs,
-    net::TcpListener,
     path::Path,
     process::Command,
-    sync::atomic::{AtomicU32, Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -15,6 +13,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::{
     api::Client,
+    ports::free_port,
     program::Program,
     shell::{output, which},
 };
@@ -37,27 +36,6 @@ pub struct Database {
     pub url: String,
     _program: Program,
     _dir: tempfile::TempDir,
-}
-
-/// A port of 127.0.0.1 that was free a moment ago, and that nobody is given by chance until it is used: it is below those that the kernel gives to connections
-/// (`ip_local_port_range`, 32768 and up), and not one that this process was given before.
-///
-/// # Errors
-/// When there is none.
-pub fn free_port() -> Result<u16> {
-    const FIRST: u32 = 20_000;
-    const COUNT: u32 = 12_000;
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    // Processes that run at once begin elsewhere each.
-    let start = std::process::id().wrapping_mul(101);
-    for _ in 0..COUNT {
-        let number = start.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % COUNT;
-        let port = u16::try_from(FIRST + number)?;
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return Ok(port);
-        }
-    }
-    bail!("no port from {FIRST} on is free")
 }
 
 fn value(micro: u64) -> String {

@@ -22,32 +22,39 @@ pub fn target() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
 }
 
-/// Builds programs of this workspace as they are shipped; gives their directory.
+/// Names the directory of the programs under test, when they were built before the tests run.
+pub const PROGRAMS: &str = "WATTCAST_PROGRAMS";
+
+/// A program under test by the path that cargo gives an integration test in `CARGO_BIN_EXE_…`, or its namesake in [`PROGRAMS`].
+#[must_use]
+pub fn under_test(built_by_cargo: &str) -> PathBuf {
+    let path = Path::new(built_by_cargo);
+    match (std::env::var_os(PROGRAMS), path.file_name()) {
+        (Some(dir), Some(name)) => PathBuf::from(dir).join(name),
+        _ => path.to_owned(),
+    }
+}
+
+/// The directory of programs of this workspace for tests: [`PROGRAMS`] where it is set, else built now as `up` builds them.
 ///
 /// # Errors
 /// When the build fails.
-pub fn release(packages: &[&str]) -> Result<PathBuf> {
-    build(packages, &["--release"])?;
-    Ok(target().join("release"))
+pub fn programs(packages: &[&str]) -> Result<PathBuf> {
+    std::env::var_os(PROGRAMS).map_or_else(|| build(packages, "e2e"), |dir| Ok(PathBuf::from(dir)))
 }
 
-/// Builds them as tests have them.
+/// Builds programs of this workspace with a profile of the workspace; gives their directory.
 ///
 /// # Errors
 /// When the build fails.
-pub fn debug(packages: &[&str]) -> Result<PathBuf> {
-    build(packages, &[])?;
-    Ok(target().join("debug"))
-}
-
-fn build(packages: &[&str], flags: &[&str]) -> Result<()> {
+pub fn build(packages: &[&str], profile: &str) -> Result<PathBuf> {
     let mut cargo = Command::new("cargo");
-    cargo.args(["build", "--quiet"]).args(flags).current_dir(root());
+    cargo.args(["build", "--quiet", "--profile", profile]).current_dir(root());
     cargo.args(packages.iter().flat_map(|package| ["--package", package]));
     if !cargo.status().context("cannot run cargo")?.success() {
         bail!("the build failed");
     }
-    Ok(())
+    Ok(target().join(if profile == "dev" { "debug" } else { profile }))
 }
 
 /// Says one step of a longer job.

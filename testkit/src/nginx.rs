@@ -9,10 +9,10 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::{api::Client, databases::free_port, program::Program, shell::which};
+use crate::{api::Client, ports::free_port, program::Program, shell::which};
 
 /// Debian's place of the module.
-const MODULE: &str = "/usr/lib/nginx/modules/ngx_rtmp_module.so";
+pub(crate) const MODULE: &str = "/usr/lib/nginx/modules/ngx_rtmp_module.so";
 
 /// The running server.
 #[derive(Debug)]

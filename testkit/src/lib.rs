@@ -1,0 +1,22 @@
+//! What tests share with the demonstration and the benchmarks: programs as child processes, HTTP clients, cgroups, containers,
+//! databases, a simulated powercap tree; and for tests alone: requirements, deadlines, locks.
+//!
+//! Development only: nothing that is shipped depends on this crate.
+
+pub mod api;
+pub mod certs;
+pub mod cgroup;
+pub mod databases;
+pub mod docker;
+pub mod fixture;
+pub mod lock;
+pub mod nginx;
+pub mod ping_pong;
+pub mod ports;
+pub mod program;
+pub mod require;
+pub mod shell;
+pub mod simulator;
+pub mod wait;
+
+pub use wait::{eventually, sleep};
