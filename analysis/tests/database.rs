@@ -9,7 +9,8 @@ use analysis::energy::{
     Energy, Refused, Scope, Way,
     database::{Database as Asked, Settings},
 };
-use support::{Database, NOBODY, Series, Service, now, write};
+use support::{Database, NO_SERVER, Series, Service, now, write};
+use testkit::requires;
 
 /// A counter that grows evenly from `first`, begins anew at `reset`, and is not scraped between `gap.0` and `gap.1`.
 struct Counter {
@@ -165,22 +166,23 @@ fn check(database: &Database, fixture: &Fixture) {
 
 #[test]
 fn a_window_from_victoriametrics_is_exact_and_its_gap_is_reported() {
+    requires!(victoria_metrics);
     let fixture = fixture();
-    let Some(database) = Database::victoria(&fixture.series) else { return };
-    check(&database, &fixture);
+    check(&Database::victoria(&fixture.series), &fixture);
 }
 
 #[test]
 fn a_window_from_prometheus_is_exact_and_its_gap_is_reported() {
+    requires!(prometheus, promtool);
     let fixture = fixture();
-    let Some(database) = Database::prometheus(&fixture.series) else { return };
-    check(&database, &fixture);
+    check(&Database::prometheus(&fixture.series), &fixture);
 }
 
 #[test]
 fn a_run_gets_its_joules_from_the_database_when_the_probe_has_none() {
+    requires!(victoria_metrics);
     let fixture = fixture();
-    let Some(database) = Database::victoria(&fixture.series) else { return };
+    let database = Database::victoria(&fixture.series);
     let dir = tempfile::tempdir().unwrap();
     let (start, end) = (fixture.base + 60, fixture.base + 570);
     let row = |name: &str, more: &str| {
@@ -193,7 +195,7 @@ fn a_run_gets_its_joules_from_the_database_when_the_probe_has_none() {
         row("sampled", r#","power_watts":[1,1],"step_seconds":510"#),
     ];
     write(dir.path(), "20260101_000000", &format!("{{\"scenarios\":[{}]}}", rows.join(",")));
-    let service = Service::start(dir.path(), NOBODY, &["--database.url", &database.url]);
+    let service = Service::start(dir.path(), NO_SERVER, &["--database.url", &database.url]);
     let page = service.eventually("the energy of the database", |page| {
         page.contains("way=\"database\"") && page.contains("wattcast_run_energy_joules{scenario=\"second\"")
     });

@@ -18,11 +18,12 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use exporter::parse::parse;
-use support::{Database, NOBODY, Service, write};
+use exporter::parse::{Sample, parse};
+use support::{Database, NO_SERVER, Service, write};
 use testkit::{
     certs::{Authority, PASSWORD},
-    shell::which,
+    program::Program,
+    requires,
 };
 
 /// Answers each request on a port of its own with what `say` gives.
@@ -64,7 +65,7 @@ fn one_of_each(silent: &TcpListener) -> Vec<(&'static str, String, &'static str)
     let dated = |body: &'static str| move || page(&format!("{text}Date: {}\r\n", date(0)), body);
     vec![
         ("t-well", server(moving()), "healthy"),
-        ("t-down", format!("{NOBODY}/metrics"), "down"),
+        ("t-down", format!("{NO_SERVER}/metrics"), "down"),
         ("t-hanging", format!("http://{}/metrics", silent.local_addr().unwrap()), "hanging"),
         ("t-html", server(|| page("Content-Type: text/html\r\n", "<html>It works!</html>")), "wrong_type"),
         ("t-nonsense", server(dated("this is no page")), "wrong_type"),
@@ -98,83 +99,81 @@ fn targets(all: &[(&str, String, &str)]) -> String {
     all.iter().map(|(name, url, _)| format!("{name}={url}")).collect::<Vec<_>>().join(",")
 }
 
-#[test]
-fn every_state_is_told_on_the_page_in_the_table_and_by_the_exit_code() {
-    let (dir, silent) = (tempfile::tempdir().unwrap(), TcpListener::bind("127.0.0.1:0").unwrap());
-    let mut all = one_of_each(&silent);
-    let secured = Authority::new(dir.path()).unwrap();
-    let mut secret = None;
-    if let Some(authority) = &secured {
-        authority.issue("server", "localhost").unwrap();
-        let web = authority.web("server", "").unwrap();
-        let mut command = Command::new(support::binary());
-        command.args(["serve", "--web.listen-address=127.0.0.1:0", "--probe-url", NOBODY]);
-        command.arg("--results-dir").arg(dir.path()).arg(format!("--web.config.file={}", web.display()));
-        let mut program = testkit::program::Program::start("secret", &mut command, dir.path()).unwrap();
-        all.push(("t-tls", format!("{}/metrics", program.address(0).unwrap()), "tls"));
-        secret = Some(program);
-    } else {
-        println!("skipped: openssl is not in PATH");
-    }
-    let flag = format!("--health.targets={}", targets(&all));
-    let flags = [&*flag, "--health.timeout=1s", "--health.interval=1s"];
-    let service = Service::start(dir.path(), NOBODY, &flags);
-    // Each round asks all again: one that was slow to answer once is itself in the next.
-    let page = service.eventually_at(5, "each in its state", |page| {
+/// Waits until the page of a service shows each target in its state.
+fn each_in_its_state(service: &Service, all: &[(&str, String, &str)]) -> String {
+    // Each round asks all of them again: a target that was slow once is in its state in the next.
+    service.eventually_at(5, "each in its state", |page| {
         all.iter().all(|(name, _, state)| {
             let row = page.lines().filter(|line| line.starts_with("wattcast_target_state{"));
             row.filter(|line| line.ends_with(" 1") && line.contains(&format!("state=\"{state}\"")))
                 .any(|line| line.contains(&format!("target=\"{name}\"")))
         })
-    });
-    assert_eq!(exporter::page::faults(&page), Vec::<String>::new());
-    let page = parse(&page).unwrap();
-    let value = |name: &str, target: &str, more: (&str, &str)| {
-        let row = page.samples.iter().find(|row| {
-            row.name == name
-                && [row.label("target"), row.label("exporter")].contains(&target)
-                && row.label(more.0) == more.1
-        });
-        row.map(|row| row.value)
-    };
-    for (name, url, state) in &all {
-        assert_eq!(
-            value("wattcast_target_state", name, ("state", state)),
-            Some(1.0),
-            "{name}: {state}\n{}",
-            service.log()
-        );
-        let healthy = Some(f64::from(u8::from(*state == "healthy")));
-        assert_eq!(value("wattcast_target_healthy", name, ("url", url)), healthy, "{name}");
-        assert_eq!(value("exporter_healthy", name, ("url", url)), healthy, "{name}");
-        assert_eq!(value("exporter_health_status", name, ("", "")), healthy, "{name}");
-        let reached = f64::from(u8::from(!["down", "hanging", "tls"].contains(state)));
-        assert_eq!(value("exporter_reachable", name, ("", "")), Some(reached), "{name}");
-        assert_eq!(value("exporter_response_time_ms", name, ("url", url)).is_some(), reached > 0.0, "{name}");
-        assert!(value("exporter_last_check_timestamp", name, ("", "")).unwrap() > 1.7e9);
-    }
-    let skew = |name| {
-        page.samples.iter().find(|row| row.name == "wattcast_target_clock_skew_seconds" && row.label("target") == name)
-    };
-    assert!(
-        (skew("t-behind").unwrap().value + 3600.0).abs() < 2.0 && (skew("t-ahead").unwrap().value - 3600.0).abs() < 2.0
-    );
-    let row = |name: &str| page.samples.iter().find(|row| row.name == name).unwrap().value;
-    let number = f64::from(u32::try_from(all.len()).unwrap());
-    assert_eq!((row("exporter_total"), row("exporter_healthy_total")), (number, 1.0));
-    assert_eq!(
-        (value("exporter_has_data", "t-well", ("", "")), value("exporter_has_data", "t-empty", ("", ""))),
-        (Some(1.0), Some(0.0))
-    );
-    assert_eq!(value("exporter_metric_count", "t-still", ("", "")), Some(1.0));
+    })
+}
 
-    let done = check(&[&format!("--targets={}", targets(&all)), "--timeout=5"]);
-    let table = String::from_utf8(done.stdout).unwrap();
-    assert_eq!(done.status.code(), Some(1), "{table}");
-    for (name, _, state) in &all {
+/// The value of a family that has this target, and another label.
+fn value(page: &[Sample], name: &str, target: &str, more: (&str, &str)) -> Option<f64> {
+    let row = page.iter().find(|row| {
+        row.name == name
+            && [row.label("target"), row.label("exporter")].contains(&target)
+            && row.label(more.0) == more.1
+    });
+    row.map(|row| row.value)
+}
+
+/// Every family says of a target what its state is: the new ones, and those of the checkers that
+/// were replaced.
+fn assert_all_families_agree(page: &[Sample], all: &[(&str, String, &str)]) {
+    for (name, url, state) in all {
+        let value = |family: &str, more| value(page, family, name, more);
+        assert_eq!(value("wattcast_target_state", ("state", state)), Some(1.0), "{name}: {state}");
+        let healthy = Some(f64::from(u8::from(*state == "healthy")));
+        assert_eq!(value("wattcast_target_healthy", ("url", url)), healthy, "{name}");
+        assert_eq!(value("exporter_healthy", ("url", url)), healthy, "{name}");
+        assert_eq!(value("exporter_health_status", ("", "")), healthy, "{name}");
+        let reached = f64::from(u8::from(!["down", "hanging", "tls"].contains(state)));
+        assert_eq!(value("exporter_reachable", ("", "")), Some(reached), "{name}");
+        assert_eq!(value("exporter_response_time_ms", ("url", url)).is_some(), reached > 0.0, "{name}");
+        assert!(value("exporter_last_check_timestamp", ("", "")).unwrap() > 1.7e9);
+    }
+}
+
+/// The table of `check` has each target in its state.
+fn assert_table(table: &str, all: &[(&str, String, &str)]) {
+    for (name, _, state) in all {
         let row = table.lines().find(|line| line.split_whitespace().next() == Some(name));
         assert_eq!(row.and_then(|row| row.split_whitespace().nth(1)), Some(*state), "{table}");
     }
+}
+
+#[test]
+fn every_state_is_told_on_the_page() {
+    let (dir, silent) = (tempfile::tempdir().unwrap(), TcpListener::bind("127.0.0.1:0").unwrap());
+    let all = one_of_each(&silent);
+    let flag = format!("--health.targets={}", targets(&all));
+    let service = Service::start(dir.path(), NO_SERVER, &[&flag, "--health.timeout=1s", "--health.interval=1s"]);
+    let page = each_in_its_state(&service, &all);
+    assert_eq!(exporter::page::faults(&page), Vec::<String>::new());
+    let page = parse(&page).unwrap().samples;
+    assert_all_families_agree(&page, &all);
+    let skew = |name| value(&page, "wattcast_target_clock_skew_seconds", name, ("", "")).unwrap();
+    assert!((skew("t-behind") + 3600.0).abs() < 2.0 && (skew("t-ahead") - 3600.0).abs() < 2.0);
+    let row = |name: &str| page.iter().find(|row| row.name == name).unwrap().value;
+    let number = f64::from(u32::try_from(all.len()).unwrap());
+    assert_eq!((row("exporter_total"), row("exporter_healthy_total")), (number, 1.0));
+    let has_data = |name| value(&page, "exporter_has_data", name, ("", ""));
+    assert_eq!((has_data("t-well"), has_data("t-empty")), (Some(1.0), Some(0.0)));
+    assert_eq!(value(&page, "exporter_metric_count", "t-still", ("", "")), Some(1.0));
+}
+
+#[test]
+fn every_state_is_told_in_the_table_and_by_the_exit_code() {
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let all = one_of_each(&silent);
+    let done = check(&[&format!("--targets={}", targets(&all)), "--timeout=5"]);
+    let table = String::from_utf8(done.stdout).unwrap();
+    assert_eq!(done.status.code(), Some(1), "{table}");
+    assert_table(&table, &all);
     let done = check(&[&format!("--targets={}", targets(&all[..1])), "--debug"]);
     let said = String::from_utf8(done.stderr).unwrap();
     assert!(said.contains("level=DEBUG") && said.contains("status=200"), "{said}");
@@ -184,30 +183,54 @@ fn every_state_is_told_on_the_page_in_the_table_and_by_the_exit_code() {
         (done.status.code(), &json["healthy"], &json["targets"][0]["state"]),
         (Some(0), &true.into(), &"healthy".into())
     );
+}
 
-    if let (Some(authority), Some(_program)) = (&secured, secret) {
-        // With what it asks for, the one that refused us is itself.
-        let at = |name: &str| dir.path().join(name).display().to_string();
-        let known = [format!("--client.ca-file={}", authority.ca().display()), "--client.username=prom".to_owned()];
-        let target = format!("--targets={}", targets(&all[all.len() - 1..]));
-        let done = check(&[&target, &known[0], &known[1], &format!("--client.password-file={}", at("password"))]);
-        let said = String::from_utf8(done.stdout).unwrap();
-        assert!(done.status.success() && said.contains("healthy"), "{said}");
-        fs::write(dir.path().join("wrong"), format!("{}x", PASSWORD.0)).unwrap();
-        let done = check(&[&target, &known[0], &known[1], &format!("--client.password-file={}", at("wrong"))]);
-        let said = String::from_utf8(done.stdout).unwrap();
-        assert!(done.status.code() == Some(1) && said.contains("denied") && !said.contains(PASSWORD.0), "{said}");
-    }
+/// The service behind TLS and a password, and the authority that signed its certificate.
+fn secured(dir: &Path, flags: &[&str]) -> (Authority, Program) {
+    let authority = Authority::new(dir).unwrap().unwrap();
+    authority.issue("server", "localhost").unwrap();
+    let web = authority.web("server", "").unwrap();
+    let mut command = Command::new(support::binary());
+    command.args(["serve", "--web.listen-address=127.0.0.1:0", "--probe-url", NO_SERVER]).args(flags);
+    command.arg("--results-dir").arg(dir).arg(format!("--web.config.file={}", web.display()));
+    (authority, Program::start("secured", &mut command, dir).unwrap())
+}
+
+#[test]
+fn a_target_behind_tls_is_in_that_state_until_it_is_given_what_it_asks_for() {
+    requires!(openssl);
+    let dir = tempfile::tempdir().unwrap();
+    let (authority, mut program) = secured(dir.path(), &[]);
+    let all = [("t-tls", format!("{}/metrics", program.address(0).unwrap()), "tls")];
+    let results = tempfile::tempdir().unwrap();
+    let flag = format!("--health.targets={}", targets(&all));
+    let service = Service::start(results.path(), NO_SERVER, &[&flag, "--health.timeout=5s", "--health.interval=1s"]);
+    let page = parse(&each_in_its_state(&service, &all)).unwrap().samples;
+    assert_all_families_agree(&page, &all);
+    let target = format!("--targets={}", targets(&all));
+    let done = check(&[&target, "--timeout=5"]);
+    assert_eq!(done.status.code(), Some(1));
+    assert_table(&String::from_utf8(done.stdout).unwrap(), &all);
+    // With what it asks for, the target that refused us is healthy.
+    let at = |name: &str| dir.path().join(name).display().to_string();
+    let known = [format!("--client.ca-file={}", authority.ca().display()), "--client.username=prom".to_owned()];
+    let done = check(&[&target, &known[0], &known[1], &format!("--client.password-file={}", at("password"))]);
+    let said = String::from_utf8(done.stdout).unwrap();
+    assert!(done.status.success() && said.contains("healthy"), "{said}");
+    fs::write(dir.path().join("wrong"), format!("{}x", PASSWORD.0)).unwrap();
+    let done = check(&[&target, &known[0], &known[1], &format!("--client.password-file={}", at("wrong"))]);
+    let said = String::from_utf8(done.stdout).unwrap();
+    assert!(done.status.code() == Some(1) && said.contains("denied") && !said.contains(PASSWORD.0), "{said}");
 }
 
 #[test]
 fn a_program_that_stops_working_is_healthy_no_more() {
     let dir = tempfile::tempdir().unwrap();
     write(dir.path(), "20240115_103000", r#"{"scenarios":[{"name":"a","energy_joules":5,"duration":5}]}"#);
-    let watched = Service::start(dir.path(), NOBODY, &[]);
+    let watched = Service::start(dir.path(), NO_SERVER, &[]);
     let other = tempfile::tempdir().unwrap();
     let target = format!("--health.targets=results-exporter={}", watched.client.url("/metrics"));
-    let checker = Service::start(other.path(), NOBODY, &[&target, "--health.timeout=5s", "--health.interval=1s"]);
+    let checker = Service::start(other.path(), NO_SERVER, &[&target, "--health.timeout=5s", "--health.interval=1s"]);
     checker.eventually_at(5, "it is well", |page| page.contains("exporter_healthy_total 1\n"));
     // SAFETY: the process is a child of ours that was not waited for.
     let signal = |what| unsafe { libc::kill(libc::pid_t::try_from(watched.pid()).unwrap(), what) };
@@ -288,11 +311,9 @@ fn what_cannot_be_used_of_one_target_stops_no_other() {
 
 #[test]
 fn a_certificate_and_a_key_that_do_not_belong_together_are_said_before_anything_runs() {
+    requires!(openssl);
     let dir = tempfile::tempdir().unwrap();
-    let Some(authority) = Authority::new(dir.path()).unwrap() else {
-        println!("skipped: openssl is not in PATH");
-        return;
-    };
+    let authority = Authority::new(dir.path()).unwrap().unwrap();
     let (cert, _) = authority.issue("one", "one").unwrap();
     let (_, key) = authority.issue("other", "other").unwrap();
     let flags = [format!("--client.cert-file={}", cert.display()), format!("--client.key-file={}", key.display())];
@@ -390,7 +411,7 @@ fn the_configuration_is_checked_before_anything_runs() {
 #[test]
 fn the_log_has_the_form_that_was_asked_for() {
     let dir = tempfile::tempdir().unwrap();
-    let service = Service::start(dir.path(), NOBODY, &["--log.format=json"]);
+    let service = Service::start(dir.path(), NO_SERVER, &["--log.format=json"]);
     service.page();
     for line in service.log().lines() {
         let line: serde_json::Value = serde_json::from_str(line).unwrap();
@@ -400,19 +421,10 @@ fn the_log_has_the_form_that_was_asked_for() {
 
 #[test]
 fn a_post_of_progress_shows_its_own_token_and_needs_no_user() {
+    requires!(openssl);
     let dir = tempfile::tempdir().unwrap();
-    let Some(authority) = Authority::new(dir.path()).unwrap() else {
-        println!("skipped: openssl is not in PATH");
-        return;
-    };
-    authority.issue("server", "localhost").unwrap();
-    let web = authority.web("server", "").unwrap();
     let token = support::file(dir.path(), "token", "t0ken");
-    let mut command = Command::new(support::binary());
-    command.args(["serve", "--web.listen-address=127.0.0.1:0", "--probe-url", NOBODY]);
-    command.arg("--results-dir").arg(dir.path()).arg(format!("--web.config.file={}", web.display()));
-    command.arg("--ffmpeg.token-file").arg(token);
-    let mut service = testkit::program::Program::start("analysis", &mut command, dir.path()).unwrap();
+    let (authority, mut service) = secured(dir.path(), &["--ffmpeg.token-file", token.to_str().unwrap()]);
     let url = service.address(1).unwrap();
     let post = |token: &str| {
         let script = format!(
@@ -427,29 +439,19 @@ fn a_post_of_progress_shows_its_own_token_and_needs_no_user() {
 /// What stands beside us on every host, as it is: none of them has our habits, and none may be called sick for that.
 #[test]
 fn node_exporter_and_the_databases_are_healthy_as_they_come() {
-    let Some(node) = which("prometheus-node-exporter") else {
-        println!("skipped: prometheus-node-exporter is not in PATH");
-        return;
-    };
-    let (Some(victoria), Some(prometheus)) = (
-        Database::victoria(&[]),
-        Database::prometheus(&[support::Series {
-            name: "x_total",
-            labels: String::new(),
-            samples: vec![(1_700_000_000, 1)],
-        }]),
-    ) else {
-        return;
-    };
+    requires!(node_exporter, victoria_metrics, prometheus, promtool);
+    let samples = vec![(1_700_000_000, 1)];
+    let victoria = Database::victoria(&[]);
+    let prometheus = Database::prometheus(&[support::Series { name: "x_total", labels: String::new(), samples }]);
     let (dir, port) = (tempfile::tempdir().unwrap(), support::free_port());
-    let mut command = Command::new(node);
+    let mut command = Command::new("prometheus-node-exporter");
     command.arg(format!("--web.listen-address=127.0.0.1:{port}"));
-    let _node = testkit::program::Program::start("node_exporter", &mut command, dir.path()).unwrap();
+    let _node = Program::start("node_exporter", &mut command, dir.path()).unwrap();
     let targets = format!(
         "--health.targets=node-exporter=http://127.0.0.1:{port}/metrics,victoriametrics={}/metrics,prometheus={}/metrics",
         victoria.url, prometheus.url
     );
-    let service = Service::start(dir.path(), NOBODY, &[&targets, "--health.interval=1s"]);
+    let service = Service::start(dir.path(), NO_SERVER, &[&targets, "--health.interval=1s"]);
     let page = service.eventually_at(5, "all three are healthy", |page| page.contains("exporter_healthy_total 3\n"));
     assert!(page.contains("exporter_total 3\n"), "{page}");
 }
@@ -458,7 +460,7 @@ fn node_exporter_and_the_databases_are_healthy_as_they_come() {
 #[test]
 fn alerts_are_taken_shown_and_over_and_nothing_else_is() {
     let dir = tempfile::tempdir().unwrap();
-    let service = Service::start(dir.path(), NOBODY, &["--health.interval=1h"]);
+    let service = Service::start(dir.path(), NO_SERVER, &["--health.interval=1h"]);
     let at = service.port(5).url("").trim_start_matches("http://").to_owned();
     let ask = |headers: &str, body: &str| -> String {
         let mut stream = std::net::TcpStream::connect(&at).unwrap();

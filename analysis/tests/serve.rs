@@ -4,19 +4,22 @@
 
 use std::{
     fs,
-    io::{Read as _, Write as _},
+    io::{ErrorKind, Read as _, Write as _},
     net::{TcpListener, TcpStream},
     path::Path,
     process::Command,
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
-
-use testkit::shell::{feed, output, which};
 
 mod support;
 
-use support::{NOBODY, Service, write};
+use support::{NO_SERVER, Service, write};
+use testkit::{
+    requires,
+    shell::{feed, output},
+    wait::eventually_ok,
+};
 
 const SAMPLE: &str = include_str!("data/test_results_20240115_103000.json");
 
@@ -41,7 +44,7 @@ fn probe(status: &'static str, body: &'static str) -> String {
 #[test]
 fn a_file_that_appears_is_served_and_the_newest_wins() {
     let dir = tempfile::tempdir().unwrap();
-    let service = Service::start(dir.path(), NOBODY, &[]);
+    let service = Service::start(dir.path(), NO_SERVER, &[]);
     service.eventually("an empty directory serves nothing", |page| page.contains("results_scenarios_total 0\n"));
     let (status, why) = service.client.get("/ready").unwrap();
     assert_eq!((status, why.contains("no test_results_")), (503, true), "{why}");
@@ -63,25 +66,27 @@ fn torn_and_alien_files_are_named_once_and_the_rest_is_served() {
     write(dir.path(), "20240115_103000", SAMPLE);
     write(dir.path(), "20240115_110000", &SAMPLE[..700]);
     write(dir.path(), "20240115_120000", "\u{0}\u{1}binary");
-    let service = Service::start(dir.path(), NOBODY, &[]);
+    let service = Service::start(dir.path(), NO_SERVER, &[]);
     let page = service.eventually("the whole one", |page| page.contains("results_scenarios_total 4\n"));
     assert!(page.contains("wattcast_results_problems 2\n"), "{page}");
     assert!(page.contains("wattcast_source_up{source=\"results\",reason=\"broken\"} 0\n"), "{page}");
-    thread::sleep(Duration::from_millis(500));
+    // A file that appears makes the service look at all of them again.
+    write(dir.path(), "20240115_130000", r#"{"scenarios":[{"name":"another"}]}"#);
+    service.eventually("the next look", |page| page.contains("results_scenarios_total 5\n"));
     let log = service.log();
     for file in ["110000", "120000"] {
         assert_eq!(log.lines().filter(|line| line.contains(file) && line.contains("WARN")).count(), 1, "{log}");
     }
     // A torn file becomes whole.
     write(dir.path(), "20240115_120000", r#"{"scenarios":[{"name":"whole now"}]}"#);
-    service.eventually("the file that became whole", |page| page.contains("scenarios_total 5\n"));
+    service.eventually("the file that became whole", |page| page.contains("scenarios_total 6\n"));
 }
 
 #[test]
 fn a_missing_directory_is_said_and_waited_for() {
     let dir = tempfile::tempdir().unwrap();
     let results = dir.path().join("later");
-    let service = Service::start(&results, NOBODY, &[]);
+    let service = Service::start(&results, NO_SERVER, &[]);
     let (status, why) = service.client.get("/ready").unwrap();
     assert_eq!((status, why.contains("--results-dir")), (503, true), "{why}");
     assert_eq!(service.client.text("/health").unwrap(), "OK");
@@ -118,7 +123,7 @@ fn a_refusal_of_the_probe_is_on_the_page_with_its_reason() {
     write(dir.path(), "20240115_103000", WITH_TIMES);
     let service = Service::start(dir.path(), &probe("410 Gone", r#"{"code":"too_old","error":"only from 5 on"}"#), &[]);
     service.eventually("the refusal", |page| page.contains("reason=\"too_old\"} 0\n"));
-    let unreachable = Service::start(dir.path(), NOBODY, &[]);
+    let unreachable = Service::start(dir.path(), NO_SERVER, &[]);
     unreachable.eventually("no probe", |page| page.contains("reason=\"unreachable\"} 0\n"));
     assert!(unreachable.log().contains("--probe-url"), "{}", unreachable.log());
 }
@@ -137,24 +142,17 @@ fn the_documentation_lists_the_metrics_of_the_code() {
 
 #[test]
 fn promtool_finds_nothing_on_any_port_without_the_names_that_are_kept() {
-    let Some(promtool) = testkit::shell::which("promtool") else {
-        println!("skipped: promtool is not in PATH");
-        return;
-    };
+    requires!(promtool);
     let dir = tempfile::tempdir().unwrap();
     let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/test_results_20240115_103000.json");
     fs::copy(sample, dir.path().join("test_results_20240115_103000.json")).unwrap();
-    let service = Service::start(dir.path(), NOBODY, &["--no-compat-metrics"]);
+    let service = Service::start(dir.path(), NO_SERVER, &["--no-compat-metrics"]);
     service.eventually("the run", |page| page.contains("wattcast_run_info"));
     service.eventually_at(5, "targets", |page| page.contains("wattcast_target_state"));
     for port in 0..6 {
         let page = service.port(port).text("/metrics").unwrap();
         assert!(!page.contains("exporter_up") && !page.contains("exporter_alive") && !page.is_empty());
-        let file = dir.path().join("page");
-        fs::write(&file, page).unwrap();
-        let script = format!("{} check metrics < {}", promtool.display(), file.display());
-        let done = std::process::Command::new("sh").args(["-c", &script]).output().unwrap();
-        let said = String::from_utf8_lossy(&done.stderr).into_owned() + &String::from_utf8_lossy(&done.stdout);
+        let (_, said) = feed(Command::new("promtool").args(["check", "metrics"]), &page).unwrap();
         // A server's own names are nginx's, and those of a gauge of bytes a second are kept by name.
         let said: Vec<_> = said.lines().filter(|line| !line.starts_with("nginx_rtmp_")).collect();
         assert!(said.is_empty(), "port {port}: {said:?}");
@@ -196,7 +194,7 @@ fn scenarios_that_share_their_names_are_series_of_their_own() {
         })
         .collect();
     write(dir.path(), "20240115_103000", &format!("{{\"scenarios\":[{}]}}", rows.join(",")));
-    let service = Service::start(dir.path(), NOBODY, &[]);
+    let service = Service::start(dir.path(), NO_SERVER, &[]);
     service.eventually("all of them", |page| page.contains("results_scenarios_total 240\n"));
     for (port, metric) in [(0, "wattcast_run_energy_joules{"), (3, "qoe_vmaf_score{"), (4, "cost_total{")] {
         let page = service.port(port).text("/metrics").unwrap();
@@ -208,12 +206,9 @@ fn scenarios_that_share_their_names_are_series_of_their_own() {
 /// The rules that are shipped are sound, and give what their cases say.
 #[test]
 fn promtool_agrees_with_the_recording_rules() {
-    let Some(promtool) = which("promtool") else {
-        println!("skipped: promtool is not in PATH");
-        return;
-    };
+    requires!(promtool);
     let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/prometheus");
-    let run = |args: &[&str]| output(Command::new(&promtool).args(args).current_dir(deploy.join("rules"))).unwrap();
+    let run = |args: &[&str]| output(Command::new("promtool").args(args).current_dir(deploy.join("rules"))).unwrap();
     run(&["check", "rules", "--lint=all", "cost.yml"]);
     run(&["test", "rules", "cost.test.yml"]);
     run(&["check", "config", "../prometheus.yml"]);
@@ -221,14 +216,11 @@ fn promtool_agrees_with_the_recording_rules() {
 
 #[test]
 fn promtool_finds_nothing_in_the_primary_layer() {
-    let Some(promtool) = which("promtool") else {
-        println!("skipped: promtool is not in PATH");
-        return;
-    };
+    requires!(promtool);
     let dir = tempfile::tempdir().unwrap();
     write(dir.path(), "20240115_103000", SAMPLE);
     write(dir.path(), "20240116_103000", WITH_TIMES);
-    let service = Service::start(dir.path(), NOBODY, &[]);
+    let service = Service::start(dir.path(), NO_SERVER, &[]);
     service.eventually("a page", |page| page.contains("wattcast_run_energy_available"));
     for port in [0, 3, 4] {
         let page = service.port(port).text("/metrics").unwrap();
@@ -241,7 +233,7 @@ fn promtool_finds_nothing_in_the_primary_layer() {
                 primary.push_str(block);
             }
         }
-        let said = feed(Command::new(&promtool).args(["check", "metrics"]), &primary).unwrap();
+        let said = feed(Command::new("promtool").args(["check", "metrics"]), &primary).unwrap();
         assert_eq!(said, (true, String::new()), "port {port}");
     }
 }
@@ -260,40 +252,36 @@ fn slow_readers_of_great_pages_do_not_stop_a_scrape() {
         })
         .collect();
     write(dir.path(), "20240115_103000", &format!("{{\"scenarios\":[{}]}}", rows.join(",")));
-    let service = Service::start(dir.path(), NOBODY, &["--web.max-requests=10"]);
+    let service = Service::start(dir.path(), NO_SERVER, &["--web.max-requests=10"]);
     let page = service.eventually("all of them", |page| page.contains("results_scenarios_total 1200\n"));
     println!("a page of {} bytes", page.len());
     assert!(page.len() > 6_000_000, "it must be more than the kernel keeps for a connection: {}", page.len());
     let at = service.client.url("").trim_start_matches("http://").to_owned();
-    let mut slow: Vec<TcpStream> = (0..200).map(|_| TcpStream::connect(&at).unwrap()).collect();
-    for stream in &mut slow {
-        let _ = stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n");
-    }
-    let mut answered = 0;
+    let ask = || {
+        let mut stream = TcpStream::connect(&at).unwrap();
+        let _ = stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        stream
+    };
+    let mut slow: Vec<TcpStream> = (0..200).map(|_| ask()).collect();
     for _ in 0..20 {
         // Each by a connection of its own; a scraper comes again where it is turned away.
-        let client = testkit::api::Client::new(format!("http://{at}"));
-        let end = Instant::now() + Duration::from_secs(20);
-        loop {
-            let (status, body) = client.get("/metrics").unwrap();
-            if status == 200 {
-                assert!(body.contains("results_scenarios_total 1200\n"));
-                break answered += 1;
-            }
-            assert!(status == 503 && Instant::now() < end, "{status}: {body}");
-            std::thread::sleep(Duration::from_millis(50));
-        }
+        let answer = eventually_ok(20.0, "a page", || {
+            let mut answer = Vec::new();
+            ask().read_to_end(&mut answer).unwrap();
+            let status = String::from_utf8_lossy(&answer[..12]).into_owned();
+            assert!(["HTTP/1.1 200", "HTTP/1.1 503"].contains(&&*status), "{status}");
+            if status.ends_with("200") { Ok(answer) } else { Err(status) }
+        });
+        assert!(String::from_utf8(answer).unwrap().contains("results_scenarios_total 1200\n"));
     }
-    assert_eq!(answered, 20);
     // Some of the slow were told to leave, or there was no need to make room.
-    let mut rest = Vec::new();
-    let cut = slow.iter_mut().filter_map(|stream| {
-        rest.clear();
-        stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-        stream
-            .read_to_end(&mut rest)
-            .err()
-            .or_else(|| (rest.len() < page.len()).then(|| std::io::ErrorKind::Other.into()))
+    let cut = slow.iter_mut().map(|stream| {
+        let mut rest = Vec::new();
+        match stream.read_to_end(&mut rest) {
+            Ok(_) => rest.len() < page.len(),
+            Err(error) => error.kind() != ErrorKind::WouldBlock,
+        }
     });
-    assert!(cut.take(3).count() == 3, "nobody had to leave");
+    assert!(cut.filter(|cut| *cut).take(3).count() == 3, "no slow reader had to leave");
 }

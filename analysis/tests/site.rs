@@ -13,14 +13,16 @@ use std::{
     process::{Command, Output},
     sync::{Arc, Mutex},
     thread,
-    time::{Duration, Instant},
 };
 
 use serde_json::{Value, json};
-use support::{Database, NOBODY, Series, Service, file, free_port, now, write};
+use support::{Database, NO_SERVER, Series, Service, file, free_port, now, write};
 use testkit::{
+    eventually,
     program::Program,
+    requires,
     shell::{output, which},
+    wait::eventually_ok,
 };
 
 const SAMPLE: &str = include_str!("data/test_results_20240115_103000.json");
@@ -68,12 +70,10 @@ impl Server {
     }
 
     fn eventually(&self, what: &str, so: impl Fn(&[Taken]) -> bool) -> Vec<Taken> {
-        let end = Instant::now() + Duration::from_secs(20);
-        while !so(&self.taken()) {
-            assert!(Instant::now() < end, "not within 20 s: {what}: {:?}", self.taken());
-            thread::sleep(Duration::from_millis(20));
-        }
-        self.taken()
+        eventually_ok(20.0, what, || {
+            let taken = self.taken();
+            if so(&taken) { Ok(taken) } else { Err(format!("{taken:?}")) }
+        })
     }
 }
 
@@ -99,6 +99,12 @@ fn run(command: &str, results: &Path, flags: &[&str]) -> Output {
     all.arg(command).arg("--results-dir").arg(results).args(flags).env_remove("PROBE_URL").output().unwrap()
 }
 
+/// Waits until the service has logged a word.
+fn logs(service: &Service, word: &str) {
+    let found = || if service.log().contains(word) { Ok(()) } else { Err(service.log()) };
+    eventually_ok(20.0, word, found);
+}
+
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
@@ -113,15 +119,13 @@ fn an_hour(host: &str, watts: u64) -> (u64, Series) {
 
 #[test]
 fn a_database_behind_tls_a_password_and_a_tenants_path_is_asked_and_no_secret_is_told() {
-    let (Some(nginx), Some(openssl)) = (which("nginx"), which("openssl")) else {
-        println!("skipped: nginx and openssl are not in PATH");
-        return;
-    };
+    requires!(nginx, openssl, victoria_metrics);
+    let nginx = which("nginx").unwrap_or_else(|| "/usr/sbin/nginx".into());
     let (start, series) = an_hour("enc-1", 40);
-    let Some(database) = Database::victoria(&[series]) else { return };
+    let database = Database::victoria(&[series]);
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name);
-    let make = |args: &[&str]| output(Command::new(&openssl).args(args).current_dir(dir.path())).unwrap();
+    let make = |args: &[&str]| output(Command::new("openssl").args(args).current_dir(dir.path())).unwrap();
     make(&[
         "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=test",
         "-days", "2",
@@ -161,12 +165,10 @@ fn a_database_behind_tls_a_password_and_a_tenants_path_is_asked_and_no_secret_is
     );
     fs::write(at("nginx.conf"), config).unwrap();
     let mut proxy = Program::start("nginx", Command::new(nginx).arg("-c").arg(at("nginx.conf")), dir.path()).unwrap();
-    let end = Instant::now() + Duration::from_secs(20);
-    while TcpStream::connect(("127.0.0.1", port)).is_err() {
+    eventually_ok(20.0, "nginx listens", || {
         proxy.alive().unwrap();
-        assert!(Instant::now() < end, "{}", proxy.log());
-        thread::sleep(Duration::from_millis(20));
-    }
+        TcpStream::connect(("127.0.0.1", port)).map_err(|error| format!("{error}: {}", proxy.log()))
+    });
     file(dir.path(), "password", "pa55word\n");
     file(dir.path(), "token", "t0ken\n");
     let results = at("results");
@@ -180,7 +182,7 @@ fn a_database_behind_tls_a_password_and_a_tenants_path_is_asked_and_no_secret_is
     for (name, how) in [("basic.toml", &basic), ("bearer.toml", &bearer)] {
         let settings = file(dir.path(), name, &format!("[database]\n{common}\n{how}\n"));
         let service =
-            Service::start(&results, NOBODY, &["--config.file", settings.to_str().unwrap(), "--log.level=trace"]);
+            Service::start(&results, NO_SERVER, &["--config.file", settings.to_str().unwrap(), "--log.level=trace"]);
         let page = service.eventually(name, |page| page.contains("way=\"database\"} 24000\n"));
         let landing = service.client.text("/").unwrap();
         for shown in [&page, &landing, &service.log()] {
@@ -193,14 +195,10 @@ fn a_database_behind_tls_a_password_and_a_tenants_path_is_asked_and_no_secret_is
     let wrong = format!("[database]\n{common}\n{}\n", basic.replace("/password\"", "/wrong\""));
     for (name, settings, word) in [("roots.toml", without, "certificate"), ("wrong.toml", wrong, "401")] {
         let settings = file(dir.path(), name, &settings);
-        let service = Service::start(&results, NOBODY, &["--config.file", settings.to_str().unwrap()]);
+        let service = Service::start(&results, NO_SERVER, &["--config.file", settings.to_str().unwrap()]);
         service
             .eventually(name, |page| page.contains("scope=\"host\"") || page.contains("wattcast_run_energy_available"));
-        let end = Instant::now() + Duration::from_secs(20);
-        while !service.log().contains(word) {
-            assert!(Instant::now() < end, "{name}: {}", service.log());
-            thread::sleep(Duration::from_millis(50));
-        }
+        logs(&service, word);
         assert!(!service.page().contains("way=\"database\""));
     }
 }
@@ -224,32 +222,41 @@ fn a_bad_run_is_told_once_and_so_is_its_end() {
     let state = dir.path().join("alerts.json");
     let flags = ["--config.file", settings.to_str().unwrap(), "--alerts.state", state.to_str().unwrap()];
     let row = |vmaf: f64| json!({"scenarios": [{"name": "live \"1\"", "bitrate": "2M", "vmaf_score": vmaf, "total_frames": 100, "dropped_frames": 0}]});
+    let other = json!({"scenarios": [{"name": "other", "vmaf_score": 60}]});
     write(&results, "20260101_000000", &row(80.0).to_string());
     {
-        let service = Service::start(&results, NOBODY, &flags);
+        let service = Service::start(&results, NO_SERVER, &flags);
         receiver.eventually("tried a third time", |taken| taken.len() >= 3);
         write(&results, "20260102_000000", &row(70.0).to_string());
         service.eventually("the second run", |page| page.contains("run=\"20260102_000000\""));
-        thread::sleep(Duration::from_millis(2500));
+        // Posts go in order: one of the second run would come before that of another scenario.
+        write(&results, "20251231_000000", &other.to_string());
+        receiver.eventually("what another scenario began", |taken| taken.len() >= 4);
+        // A post whose answer was not written down is sent again by the next start.
+        let waiting = || fs::read_to_string(state.with_extension("0.waiting")).unwrap_or_default();
+        eventually(20.0, "the answer is written down", || waiting().trim() == "[]");
     }
     let taken = receiver.taken();
-    assert_eq!(taken.len(), 3, "still bad is nothing new: {taken:?}");
-    let same = |name: &str| taken.iter().all(|one| one.headers[name] == taken[0].headers[name]);
-    assert!(same("idempotency-key") && taken.iter().all(|one| one.body == taken[0].body && one.path == "/hook"));
+    assert_eq!(taken.len(), 4, "still bad is nothing new: {taken:?}");
+    let body = |number: usize| -> Value { serde_json::from_slice(&taken[number].body).unwrap() };
+    assert_eq!(body(3)["alerts"][0]["labels"]["scenario"], "other");
+    let tries = &taken[..3];
+    let same = |name: &str| tries.iter().all(|one| one.headers[name] == taken[0].headers[name]);
+    assert!(same("idempotency-key") && tries.iter().all(|one| one.body == taken[0].body && one.path == "/hook"));
     let signature = &taken[2].headers["x-wattcast-signature"];
     let unix: i64 = signature.trim_start_matches("t=").split(',').next().unwrap().parse().unwrap();
     assert_eq!(*signature, analysis::alerts::post::signature("k3y", unix, &taken[2].body));
-    let body: Value = serde_json::from_slice(&taken[2].body).unwrap();
+    let body = body(2);
     assert_eq!((&body["status"], &body["version"], &body["receiver"]), (&json!("firing"), &json!("4"), &json!("ops")));
     assert_eq!(body["alerts"][0]["labels"]["scenario"], "live \"1\"");
     assert_eq!(body["commonLabels"]["severity"], "critical");
     // A restart tells nothing again, and what is over is told also of before it.
-    let service = Service::start(&results, NOBODY, &flags);
-    service.eventually("both runs", |page| page.contains("run=\"20260102_000000\""));
+    let service = Service::start(&results, NO_SERVER, &flags);
+    service.eventually("all runs", |page| page.contains("run=\"20260102_000000\""));
     write(&results, "20260103_000000", &row(95.0).to_string());
-    let taken = receiver.eventually("it is over", |taken| taken.len() >= 4);
-    let body: Value = serde_json::from_slice(&taken[3].body).unwrap();
-    assert_eq!((taken.len(), &body["status"]), (4, &json!("resolved")));
+    let taken = receiver.eventually("it is over", |taken| taken.len() >= 5);
+    let body: Value = serde_json::from_slice(&taken[4].body).unwrap();
+    assert_eq!((taken.len(), &body["status"]), (5, &json!("resolved")));
     assert_eq!(
         body["alerts"][0]["fingerprint"],
         serde_json::from_slice::<Value>(&taken[0].body).unwrap()["alerts"][0]["fingerprint"]
@@ -274,27 +281,21 @@ fn a_post_that_waits_is_sent_after_a_restart() {
     write(&results, "20260101_000000", &json!({"scenarios": [{"name": "a", "vmaf_score": 50}]}).to_string());
     let waiting = dir.path().join("alerts.0.waiting");
     {
-        let service = Service::start(&results, NOBODY, &flags);
-        let end = Instant::now() + Duration::from_secs(20);
-        while !service.log().contains("tried again") {
-            assert!(Instant::now() < end, "{}", service.log());
-            thread::sleep(Duration::from_millis(50));
-        }
+        let service = Service::start(&results, NO_SERVER, &flags);
+        logs(&service, "tried again");
         assert!(fs::read_to_string(&waiting).unwrap().contains("firing"));
     }
     let receiver = Server::start(|_, _| (410, "never again".into()));
     settings(&format!("{}/hook", receiver.url));
-    let service = Service::start(&results, NOBODY, &flags);
+    let service = Service::start(&results, NO_SERVER, &flags);
     let taken = receiver.eventually("what waited", |taken| !taken.is_empty());
     assert!(text(&taken[0].body).contains("\"alertname\":\"Low\""), "{taken:?}");
     let dead = dir.path().join("alerts.0.dead");
-    let end = Instant::now() + Duration::from_secs(20);
-    let is_empty = || fs::read_to_string(&waiting).is_ok_and(|text| text == "[]");
-    while !(fs::read_to_string(&dead).is_ok_and(|lines| lines.lines().count() == 1) && is_empty()) {
-        assert!(Instant::now() < end, "{}", service.log());
-        thread::sleep(Duration::from_millis(50));
-    }
-    assert!(service.log().contains("given up: status 410"), "{}", service.log());
+    eventually(20.0, "what was refused is kept, and waits no more", || {
+        let is_empty = fs::read_to_string(&waiting).is_ok_and(|text| text == "[]");
+        is_empty && fs::read_to_string(&dead).is_ok_and(|lines| lines.lines().count() == 1)
+    });
+    logs(&service, "given up: status 410");
     assert_eq!(receiver.taken().len(), 1);
 }
 
@@ -321,7 +322,7 @@ fn carbon_intensity_of_a_page_is_on_ours_with_its_origin_and_its_time() {
     let at = now() - 400;
     let row = |start: u64| json!({"name": format!("at {start}"), "start_time": start, "end_time": start + 100, "energy_joules": 3.6e6});
     write(&results, "20260101_000000", &json!({"scenarios": [row(at), row(at - 86400)]}).to_string());
-    let service = Service::start(&results, NOBODY, &["--config.file", settings.to_str().unwrap(), "--region=SE"]);
+    let service = Service::start(&results, NO_SERVER, &["--config.file", settings.to_str().unwrap(), "--region=SE"]);
     let page = service.eventually_at(4, "a footprint", |page| page.contains("wattcast_cost_carbon_grams{"));
     // 1 kWh in the machine is 1.5 in the building.
     assert!(page.contains(&format!("wattcast_cost_carbon_grams{{scenario=\"at {at}\",bitrate=\"\",encoder=\"\",run=\"20260101_000000\",origin=\"http\"}} 54\n")), "{page}");
@@ -348,6 +349,7 @@ fn rfc3339(unix: u64) -> String {
 
 #[test]
 fn a_budget_on_live_counters_is_spent_burnt_and_forecast() {
+    requires!(victoria_metrics);
     // 40 days of 1 kW, scraped twice; of a host that is not in the budget; and of one whose only counters are its platform's, 2 kW, and of a GPU in it.
     let until = now() / 300 * 300;
     let count = 40 * 24 * 12;
@@ -363,7 +365,7 @@ fn a_budget_on_live_counters_is_spent_burnt_and_forecast() {
         series("enc-3", "rapl", "psys", 2000),
         series("enc-3", "rapl", "gpu", 500),
     ];
-    let Some(database) = Database::victoria(&all) else { return };
+    let database = Database::victoria(&all);
     let dir = tempfile::tempdir().unwrap();
     let settings = format!(
         "[energy]\nprice = 1\n[tariff]\ntime_zone = \"UTC\"\n[database]\nurl = \"{}\"\n\
@@ -373,7 +375,7 @@ fn a_budget_on_live_counters_is_spent_burnt_and_forecast() {
         database.url
     );
     let settings = file(dir.path(), "wattcast.toml", &settings);
-    let service = Service::start(dir.path(), NOBODY, &["--config.file", settings.to_str().unwrap()]);
+    let service = Service::start(dir.path(), NO_SERVER, &["--config.file", settings.to_str().unwrap()]);
     let page = service.eventually_at(4, "the budget", |page| page.contains("wattcast_budget_spent_amount{"));
     let value = |name: &str| -> f64 {
         let found = page.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("{name}\n{page}"));
@@ -401,7 +403,8 @@ fn a_budget_on_live_counters_is_spent_burnt_and_forecast() {
 
 #[test]
 fn the_history_is_in_the_database_at_its_own_times() {
-    let Some(database) = Database::victoria(&[]) else { return };
+    requires!(victoria_metrics);
+    let database = Database::victoria(&[]);
     let dir = tempfile::tempdir().unwrap();
     write(dir.path(), "20240115_103000", SAMPLE);
     write(dir.path(), "20240115_113000", "torn");
@@ -435,7 +438,7 @@ fn the_history_is_in_the_database_at_its_own_times() {
     let dry = run("backfill", dir.path(), &["--dry-run"]);
     assert!(text(&dry.stdout).contains("qoe_vmaf_score{scenario=\"2 streams @ 2500k\",bitrate=\"2500k\",encoder=\"libx264\",run=\"20240115_103000\"} 92.5 1705315920500\n"));
     // Who names a probe may learn more from it, and writes nothing that would stand beside that.
-    let open = run("backfill", dir.path(), &["--dry-run", "--probe-url", NOBODY]);
+    let open = run("backfill", dir.path(), &["--dry-run", "--probe-url", NO_SERVER]);
     assert!(
         !open.status.success() && text(&open.stderr).contains("4 scenarios were left out"),
         "{}",
@@ -521,7 +524,7 @@ fn the_advisor_takes_the_cheapest_that_is_good_enough_and_refuses_to_guess() {
 fn energy_at_equal_quality_is_on_the_page_and_not_beyond_what_was_measured() {
     let dir = tempfile::tempdir().unwrap();
     write(dir.path(), "20260101_000000", &measured());
-    let service = Service::start(dir.path(), NOBODY, &[]);
+    let service = Service::start(dir.path(), NO_SERVER, &[]);
     let page = service.eventually_at(3, "curves", |page| page.contains("wattcast_quality_equal_energy_joules{"));
     let at = |encoder: &str, vmaf: &str| -> Option<f64> {
         let start = format!("wattcast_quality_equal_energy_joules{{run=\"20260101_000000\",encoder=\"{encoder}\"");

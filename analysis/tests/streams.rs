@@ -2,42 +2,45 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed")]
 
+mod support;
+
 use std::{
     fs,
     io::{Read as _, Write as _},
-    net::{TcpListener, TcpStream, UdpSocket},
-    process::{Child, Command, Stdio},
+    net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
+    process::Command,
     thread,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
+use support::NO_SERVER;
 use testkit::{
     api::{Client, Sample},
     nginx::Nginx,
-    program::{Program, die_with_us},
+    program::Program,
+    requires,
     shell::{feed, which},
+    wait::eventually_ok,
 };
 
+/// The service with its ports for streams.
 struct Service {
-    program: Program,
+    all: support::Service,
     ffmpeg: Client,
     nginx: Client,
-    dir: tempfile::TempDir,
+    _results: tempfile::TempDir,
 }
 
 impl Service {
     fn start(flags: &[&str]) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let mut command = Command::new(testkit::shell::under_test(env!("CARGO_BIN_EXE_wattcast-analysis")));
-        command.args(["serve", "--web.listen-address=127.0.0.1:0", "--probe-url=http://127.0.0.1:1"]).args(flags);
-        command.arg("--results-dir").arg(dir.path());
-        let mut program = Program::start("analysis", &mut command, dir.path()).unwrap();
-        let (ffmpeg, nginx) = (program.client_of(1).unwrap(), program.client_of(2).unwrap());
-        Self { program, ffmpeg, nginx, dir }
+        let results = tempfile::tempdir().unwrap();
+        let all = support::Service::start(results.path(), NO_SERVER, flags);
+        let (ffmpeg, nginx) = (all.port(1), all.port(2));
+        Self { all, ffmpeg, nginx, _results: results }
     }
 
-    fn address(&self) -> String {
-        self.ffmpeg.url("").trim_start_matches("http://").trim_end_matches('/').to_owned()
+    fn address(&self) -> SocketAddr {
+        self.ffmpeg.url("").trim_start_matches("http://").parse().unwrap()
     }
 
     fn post(&self, path: &str, body: &[u8]) -> String {
@@ -57,22 +60,23 @@ impl Service {
     }
 
     fn eventually(&self, what: &str, mut so: impl FnMut() -> bool) {
-        let end = Instant::now() + Duration::from_secs(20);
-        while !so() {
-            assert!(
-                Instant::now() < end,
-                "not within 20 s: {what}\n{}\n{}",
-                self.ffmpeg.text("/metrics").unwrap(),
-                self.program.log()
-            );
-            thread::sleep(Duration::from_millis(100));
-        }
+        let shown = || format!("{}\n{}", self.ffmpeg.text("/metrics").unwrap_or_default(), self.all.log());
+        eventually_ok(20.0, what, || if so() { Ok(()) } else { Err(shown()) });
     }
 
     fn resident(&self) -> u64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.program.pid())).unwrap();
+        let status = fs::read_to_string(format!("/proc/{}/status", self.all.pid())).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
         line.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
+    /// True once the service has read all datagrams: `rx_queue` of /proc/net/udp is 0 (proc(5)).
+    fn has_read_all_datagrams(&self) -> bool {
+        let port = format!(":{:04X}", self.address().port());
+        let sockets = fs::read_to_string("/proc/net/udp").unwrap();
+        let mut sockets = sockets.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+        let own = sockets.find(|fields| fields.get(1).is_some_and(|address| address.ends_with(&port))).unwrap();
+        own[4].ends_with(":00000000")
     }
 }
 
@@ -119,7 +123,7 @@ fn with_a_token_only_who_has_it_may_post() {
     service.eventually("the post was taken", || service.value("ffmpeg_frames_total", "a") == Some(1.0));
     let page = service.ffmpeg.text("/metrics").unwrap();
     assert!(page.contains("wattcast_progress_refused_total 2") && !page.contains("stream=\"udp"), "{page}");
-    assert!(!page.contains("s3cret") && !service.program.log().contains("s3cret"));
+    assert!(!page.contains("s3cret") && !service.all.log().contains("s3cret"));
 }
 
 /// Endless lines, binary, a million names: clear answers, bounded memory, a page that can be read.
@@ -143,7 +147,7 @@ fn bad_posts_cost_little_and_change_nothing() {
         let page = service.ffmpeg.metrics().unwrap();
         page.iter().any(|sample| sample.name == "wattcast_progress_dropped_total" && sample.value >= 100.0)
     });
-    thread::sleep(Duration::from_secs(1));
+    service.eventually("all datagrams are read", || service.has_read_all_datagrams());
     let page = service.ffmpeg.metrics().unwrap();
     let streams: Vec<&Sample> = page.iter().filter(|sample| sample.name == "ffmpeg_frames_total").collect();
     assert!(streams.len() <= 50, "{}", streams.len());
@@ -157,40 +161,17 @@ fn bad_posts_cost_little_and_change_nothing() {
 /// An encoder never waits for us: neither a scraper that stalls nor a service that stands still stops its datagrams.
 #[test]
 fn a_service_that_stands_still_does_not_stop_an_encoder() {
-    let Some(ffmpeg) = which("ffmpeg") else {
-        println!("skipped: ffmpeg is not in PATH");
-        return;
-    };
+    requires!(ffmpeg);
     let service = Service::start(&[]);
-    let pid = libc::pid_t::try_from(service.program.pid()).unwrap();
+    let pid = libc::pid_t::try_from(service.all.pid()).unwrap();
     // SAFETY: a child of ours that was not waited for.
     unsafe { libc::kill(pid, libc::SIGSTOP) };
     let begun = Instant::now();
-    let status = Command::new(&ffmpeg)
-        .args([
-            "-nostdin",
-            "-loglevel",
-            "error",
-            "-stats_period",
-            "0.2",
-            "-f",
-            "lavfi",
-            "-i",
-            "testsrc2=size=320x180:rate=25:duration=20",
-        ])
-        .args([
-            "-c:v",
-            "libx264",
-            "-preset",
-            "ultrafast",
-            "-progress",
-            &format!("udp://{}/cam", service.address()),
-            "-f",
-            "null",
-            "-",
-        ])
-        .status()
-        .unwrap();
+    let mut encoder = Command::new("ffmpeg");
+    encoder.args(["-nostdin", "-loglevel", "error", "-stats_period", "0.2"]);
+    encoder.args(["-f", "lavfi", "-i", "testsrc2=size=320x180:rate=25:duration=20", "-c:v", "libx264"]);
+    encoder.args(["-preset", "ultrafast", "-progress", &format!("udp://{}/cam", service.address()), "-f", "null", "-"]);
+    let status = encoder.status().unwrap();
     // SAFETY: as above.
     unsafe { libc::kill(pid, libc::SIGCONT) };
     println!("the encoder took {:.2} s", begun.elapsed().as_secs_f64());
@@ -205,68 +186,33 @@ fn a_service_that_stands_still_does_not_stop_an_encoder() {
     });
 }
 
-struct Kill(Child);
-
-impl Drop for Kill {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 #[test]
 fn two_publishers_and_three_players_are_what_nginx_says_they_are() {
-    let Some(ffmpeg) = which("ffmpeg") else {
-        println!("skipped: ffmpeg is not in PATH");
-        return;
-    };
-    let nginx = match Nginx::start() {
-        Ok(nginx) => nginx,
-        Err(reason) => {
-            println!("skipped: {reason:#}");
-            return;
-        }
-    };
+    requires!(ffmpeg, nginx_rtmp);
+    let nginx = Nginx::start().unwrap();
     let service = Service::start(&[&format!("--nginx.url={}/stat", nginx.stat), "--nginx.interval=500ms"]);
-    let run = |args: &[&str]| {
-        let mut command = Command::new(&ffmpeg);
-        command
-            .args(["-nostdin", "-loglevel", "quiet"])
-            .args(args)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
-        die_with_us(&mut command);
-        Kill(command.spawn().unwrap())
+    let logs = tempfile::tempdir().unwrap();
+    let run = |name: &str, args: &[&str]| {
+        let mut command = Command::new("ffmpeg");
+        command.args(["-nostdin", "-loglevel", "error"]).args(args);
+        Program::start(name, &mut command, logs.path()).unwrap()
     };
     let url = |key: &str| format!("rtmp://127.0.0.1:{}/live/{key}", nginx.rtmp);
     let (one, two) = (url("secret-key-one"), url("secret-key-two"));
-    let source = "testsrc2=size=320x180:rate=25:duration=60";
-    let publish = |to: &str| {
-        run(&[
-            "-re",
-            "-f",
-            "lavfi",
-            "-i",
-            source,
-            "-c:v",
-            "libx264",
-            "-preset",
-            "ultrafast",
-            "-g",
-            "25",
-            "-f",
-            "flv",
-            to,
-        ])
-    };
-    let _publishers = [publish(&one), publish(&two)];
+    let source = ["-re", "-f", "lavfi", "-i", "testsrc2=size=320x180:rate=25"];
+    let encode = ["-c:v", "libx264", "-preset", "ultrafast", "-g", "25", "-f", "flv"];
+    let publish = |name: &str, to: &str| run(name, &[&source[..], &encode, &[to]].concat());
+    let _publishers = [publish("publisher-1", &one), publish("publisher-2", &two)];
     let page = || service.nginx.metrics().unwrap();
     let whole = |name: &str| page().iter().filter(|sample| sample.name == name).map(|sample| sample.value).sum::<f64>();
     service.eventually("two streams", || whole("nginx_rtmp_stream_publishers") == 2.0);
-    let _players = [&one, &one, &two].map(|url| run(&["-i", url, "-f", "null", "-"]));
-    service.eventually("five connections", || whole("nginx_rtmp_connections") == 5.0);
-    thread::sleep(Duration::from_millis(1500));
+    let play = |name: &str, from: &str| run(name, &["-i", from, "-f", "null", "-"]);
+    let _players = [play("player-1", &one), play("player-2", &one), play("player-3", &two)];
+    service.eventually("five connections, and what is in the streams", || {
+        let known = |sample: &&Sample| sample.name == "nginx_rtmp_stream_info" && sample.label("video_codec") == "H264";
+        let clients = ["nginx_rtmp_connections", "nginx_rtmp_stream_clients"].map(whole);
+        clients == [5.0, 5.0] && page().iter().filter(known).count() == 2
+    });
 
     // Against the server's own page, taken between two of ours.
     let stat = Client::new(&nginx.stat).text("/stat").unwrap();
@@ -288,7 +234,7 @@ fn two_publishers_and_three_players_are_what_nginx_says_they_are() {
         shown.iter().filter(|sample| sample.name == "nginx_rtmp_stream_clients").map(|sample| sample.value).collect();
     clients.sort_by(f64::total_cmp);
     assert_eq!(clients, [2.0, 3.0], "each with its publisher");
-    if let Some(promtool) = which("promtool") {
+    if which("promtool").is_some() {
         let seed = |name: &str| {
             ["nginx_rtmp_connections", "nginx_rtmp_streams", "nginx_rtmp_bandwidth"]
                 .iter()
@@ -297,7 +243,7 @@ fn two_publishers_and_three_players_are_what_nginx_says_they_are() {
         let text = service.nginx.text("/metrics").unwrap();
         let of = |line: &str| line.strip_prefix("# HELP ").or(line.strip_prefix("# TYPE ")).unwrap_or(line).to_owned();
         let primary: String = text.lines().filter(|line| !seed(&of(line))).map(|line| format!("{line}\n")).collect();
-        let said = feed(Command::new(promtool).args(["check", "metrics"]), &primary).unwrap();
+        let said = feed(Command::new("promtool").args(["check", "metrics"]), &primary).unwrap();
         assert_eq!(said, (true, String::new()));
     }
     let info: Vec<&Sample> = shown.iter().filter(|sample| sample.name == "nginx_rtmp_stream_info").collect();
@@ -313,7 +259,6 @@ fn two_publishers_and_three_players_are_what_nginx_says_they_are() {
     assert!(page().iter().any(|sample| sample.name == "nginx_rtmp_up" && sample.label("reason") == "absent"));
     assert_eq!(service.nginx.get("/ready").unwrap().0, 503);
     assert_eq!(service.nginx.get("/health").unwrap().0, 200);
-    assert!(service.dir.path().exists());
 }
 
 #[test]

@@ -12,7 +12,7 @@ use analysis::{
 use exporter::units::Microjoules;
 use proptest::prelude::*;
 use serde_json::{Value, json};
-use testkit::shell::{output, which};
+use testkit::{require, requires, shell::output};
 
 const TWO: &str = include_str!("data/test_results_20261120_120000.json");
 
@@ -108,31 +108,32 @@ fn our_own_shape_brings_its_counters_and_names_what_failed() {
 #[test]
 fn the_schema_of_the_documentation_holds_for_the_example_and_not_for_others() {
     let schema = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/results-schema.json");
-    let Some(python) =
-        which("python3").filter(|python| output(Command::new(python).args(["-c", "import jsonschema"])).is_ok())
-    else {
-        println!("skipped: python3 has no jsonschema (apt-get install python3-jsonschema)");
-        return;
-    };
+    requires!(jsonschema);
+    let (python, _) = require::python("import jsonschema").unwrap();
     let dir = tempfile::tempdir().unwrap();
-    let check = |name: &str, text: &str| {
-        let file = dir.path().join(name);
-        std::fs::write(&file, text).unwrap();
-        let program = "import json, sys, jsonschema\n\
-                       schema = json.load(open(sys.argv[1]))\n\
-                       kind = getattr(jsonschema, 'Draft202012Validator', jsonschema.Draft7Validator)\n\
-                       kind.check_schema(schema)\n\
-                       print(len(list(kind(schema).iter_errors(json.load(open(sys.argv[2]))))))";
-        output(Command::new(&python).args(["-c", program]).arg(&schema).arg(&file)).unwrap()
-    };
-    assert_eq!(check("whole.json", TWO), "0");
-    for (name, from, to) in [
+    let faulty = [
         ("energy.json", "\"microjoules\": 2100000000", "\"microjoules\": -1"),
         ("status.json", "\"status\": \"failed\"", "\"status\": \"sort of\""),
         ("schema.json", "results/2", "results/3"),
         ("scope.json", "\"scope\": \"container\"", "\"scope\": \"planet\""),
-    ] {
-        assert_ne!(check(name, &TWO.replace(from, to)), "0", "{name}");
+    ];
+    let mut files = vec![dir.path().join("whole.json")];
+    std::fs::write(&files[0], TWO).unwrap();
+    for (name, from, to) in faulty {
+        files.push(dir.path().join(name));
+        std::fs::write(dir.path().join(name), TWO.replace(from, to)).unwrap();
+    }
+    let program = "import json, sys, jsonschema\n\
+                   schema = json.load(open(sys.argv[1]))\n\
+                   kind = getattr(jsonschema, 'Draft202012Validator', jsonschema.Draft7Validator)\n\
+                   kind.check_schema(schema)\n\
+                   for name in sys.argv[2:]:\n    \
+                       print(len(list(kind(schema).iter_errors(json.load(open(name))))))";
+    let counts = output(Command::new(python).args(["-c", program]).arg(&schema).args(&files)).unwrap();
+    let counts: Vec<&str> = counts.lines().collect();
+    assert_eq!((counts.len(), counts[0]), (files.len(), "0"));
+    for (count, file) in counts[1..].iter().zip(&files[1..]) {
+        assert_ne!(*count, "0", "{}", file.display());
     }
 }
 

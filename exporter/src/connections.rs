@@ -401,8 +401,7 @@ mod tests {
     #[test]
     fn ten_thousand_connections_that_ask_nothing_do_not_keep_a_scraper_out() {
         if crate::program::raise_open_files() < 12_000 {
-            println!("skipped: fewer than 12000 open files are allowed");
-            return;
+            testkit::skip!("fewer than 12000 open files are allowed");
         }
         let server = Server::start(MOST, NEVER);
         let mut silent = Vec::new();

@@ -645,25 +645,20 @@ mod tests {
     #[test]
     fn scrapes_count_until_their_last_byte_and_nothing_else_counts() {
         let server = Server::start(Arc::new(Large), 1, "{}");
-        let end = Instant::now() + Duration::from_secs(60);
         let mut slow = Vec::new();
-        loop {
-            // Its answer has begun when something of it is there; for a moment nobody else is answered, and then it counts as slow.
+        testkit::eventually(60.0, "a scrape beside a slow one is refused", || {
+            // Its answer has begun when something of it is there; from then on, until it counts as
+            // slow, no other scrape is answered.
             slow.push(server.connect("/metrics", ""));
             slow[slow.len() - 1].peek(&mut [0]).unwrap();
             let mut status = [0; 12];
             std::io::Read::read_exact(&mut server.connect("/metrics", CLOSE), &mut status).unwrap();
-            if status == *b"HTTP/1.1 503" {
-                break;
-            }
-            assert!(Instant::now() < end, "nobody was refused");
-        }
+            status == *b"HTTP/1.1 503"
+        });
         assert!(server.ask("/health", CLOSE).starts_with("HTTP/1.1 200"), "no scrape");
-        // The slow ones are still there, and are no reason to refuse anybody for long.
-        while !server.ask("/metrics", CLOSE).starts_with("HTTP/1.1 200") {
-            assert!(Instant::now() < end, "a slow reader keeps others out");
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        // The slow ones are still there, and keep others out only for a while.
+        let answered = || server.ask("/metrics", CLOSE).starts_with("HTTP/1.1 200");
+        testkit::eventually(60.0, "a scrape beside slow ones is answered", answered);
     }
 
     #[test]

@@ -66,7 +66,7 @@ fn attach(name: &str) -> Attached {
 /// Microseconds of one turn on the last CPU.
 fn ping_pong(turns: u32) -> f64 {
     let last = std::thread::available_parallelism().unwrap().get() - 1;
-    xtask::ping_pong::ping_pong(turns, last).unwrap().as_secs_f64() * 1e6 / f64::from(turns)
+    testkit::ping_pong::ping_pong(turns, last).unwrap().as_secs_f64() * 1e6 / f64::from(turns)
 }
 
 /// The same by perf's own benchmark, where it is installed.
@@ -149,14 +149,14 @@ fn pipes() {
 
 /// Cgroups that each ran once, so that they have rows.
 fn readings() {
-    let root = xtask::cgroup::v2().unwrap();
+    let root = testkit::cgroup::v2().unwrap();
     for rows in [16, 512, 4096 - 64] {
         // Banks of 64 CPUs; those that this machine lacks are offline, and hold zeros that are read all the same.
         let mut switch = Switch::load_with(Ok(vec![None; 64]), None, true).unwrap();
         let places = Places { cgroupfs: "/sys/fs/cgroup".into(), procfs: "/proc".into() };
         let cgroups: Vec<_> = (0..rows)
             .map(|number| {
-                let cgroup = xtask::cgroup::Cgroup::create(&root, &format!("wattcast-read-{number}")).unwrap();
+                let cgroup = testkit::cgroup::Cgroup::create(&root, &format!("wattcast-read-{number}")).unwrap();
                 let mut command = Command::new("/bin/true");
                 cgroup.enter(&mut command).unwrap();
                 command.status().unwrap();
@@ -188,7 +188,7 @@ fn main() {
     let wanted: Vec<String> = std::env::args().skip(1).collect();
     let wants = |name: &str| wanted.is_empty() || wanted.iter().any(|one| one == name);
     // As a container's tasks are: in a leaf of their own.
-    let leaf = xtask::cgroup::Cgroup::create(&xtask::cgroup::v2().unwrap(), "wattcast-switch-cost").unwrap();
+    let leaf = testkit::cgroup::Cgroup::create(&testkit::cgroup::v2().unwrap(), "wattcast-switch-cost").unwrap();
     fs::write(leaf.dir.join("cgroup.procs"), "0").unwrap();
     if wants("switch") {
         switches();
@@ -200,6 +200,6 @@ fn main() {
         readings();
     }
     // It empties itself of whoever is in it.
-    fs::write(xtask::cgroup::v2().unwrap().join("cgroup.procs"), "0").unwrap();
+    fs::write(testkit::cgroup::v2().unwrap().join("cgroup.procs"), "0").unwrap();
     drop(leaf);
 }

@@ -1,63 +1,73 @@
-//! The probe on machines that move: the simulator over this machine's real load, and real descriptors of the kernel.
+//! The probe on machines that move: the simulator over this machine's real load, and real
+//! descriptors of the kernel.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed")]
 
 mod support;
 
-use std::{path::Path, process::Command};
+use std::{
+    fs,
+    os::unix::fs::FileExt as _,
+    path::Path,
+    process::Command,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::Duration,
+};
 
-use support::{Probe, ebpf_and_docker, fixture};
-use testkit::simulator::{Simulator, Spec};
+use support::{Page, Probe, ebpf_and_docker, fixture};
 use testkit::{
+    cgroup::{usage_us, wait_for_usage},
     eventually,
     fixture::unique,
-    lock::{Resource, hold},
-    or_skip, skip, sleep,
+    or_skip,
+    program::{prefer, urgent},
+    requires,
+    simulator::{Simulator, Spec},
+    skip, sleep,
+    wait::eventually_ok,
 };
 
 /// The oracle that every host-wide formula fails: equal work on two sockets of unequal watts.
 #[test]
 fn two_packages_at_three_to_one_give_equal_containers_joules_at_three_to_one() {
-    let _cpus = hold(Resource::Cpus);
+    requires!(two_cpus);
     let engine = or_skip!(ebpf_and_docker());
-    if std::thread::available_parallelism().unwrap().get() < 2 {
-        skip!("needs two CPUs");
-    }
     let dir = tempfile::tempdir().unwrap();
     // Hardly any idle power: what is asked here is how the dynamic part is shared.
     let spec = Spec { packages: Some(2), idle: 0.05, busy: vec![30.0, 10.0], ..Spec::default() };
     let simulator = Simulator::start(dir.path(), &spec).unwrap();
-    let cpus = std::thread::available_parallelism().unwrap().get();
+    let cpus = thread::available_parallelism().unwrap().get();
     let probe = Probe::start(&[&format!("--path.sysfs={}", simulator.sysfs().display())]);
     assert_eq!(probe.source("powercap").0, "usable");
-    let burn = |cpu: usize| {
-        let name = unique("socket");
+    let containers = [0, cpus - 1].map(|cpu| {
         let pinned = format!("--cpuset-cpus={cpu}");
-        engine.start(&name, &[&pinned], Path::new("/bin/sh"), &["-c", "while :; do :; done"]).unwrap()
-    };
-    let containers = [burn(0), burn(cpus - 1)];
-    let joules = |page: &support::Page, at: usize| -> f64 {
-        page.all("wattcast_container_energy_joules_total")
-            .filter(|sample| sample.label("container") == containers[at].name)
-            .map(|sample| sample.value)
-            .sum()
-    };
-    eventually(10.0, "both are known", || {
-        let page = probe.fresh();
-        joules(&page, 0) > 0.0 && joules(&page, 1) > 0.0
+        engine.start(&unique("socket"), &[&pinned], Path::new("/bin/sh"), &["-c", "while :; do :; done"]).unwrap()
     });
     let dirs = containers.each_ref().map(|container| container.cgroup().unwrap());
-    // CPU seconds by the kernel's own figure: nothing of the probe's is in what its joules are held against.
-    let kernel = || dirs.each_ref().map(|dir| testkit::cgroup::usage_us(dir).unwrap() as f64 / 1e6);
-    // Before and after each page: what it counts lies between the two.
+    let joules = |page: &Page| {
+        containers.each_ref().map(|container| -> f64 {
+            let rows = page.all("wattcast_container_energy_joules_total");
+            rows.filter(|row| row.label("container") == container.name).map(|row| row.value).sum()
+        })
+    };
+    eventually(60.0, "both are known", || joules(&probe.fresh()).iter().all(|joules| *joules > 0.0));
+    // CPU seconds by the kernel's own figure: nothing of the probe's is in what its joules are held
+    // against.
+    let kernel = || dirs.each_ref().map(|dir| Duration::from_micros(usage_us(dir).unwrap()).as_secs_f64());
+    // Before and after each page: what it counts lies between the two, which are close beside what
+    // is measured.
     let look = || {
-        let (before, page, after) = (kernel(), probe.fresh(), kernel());
-        (page, [0, 1].map(|at| before[at].midpoint(after[at])))
+        eventually_ok(60.0, "a tick is answered within 0.02 CPU seconds", || {
+            let (before, page, after) = (kernel(), probe.fresh(), kernel());
+            let narrow = [0, 1].iter().all(|at| after[*at] - before[*at] <= 0.02);
+            if narrow { Ok((page, [0, 1].map(|at| before[at].midpoint(after[at])))) } else { Err("it took longer") }
+        })
     };
     let (before, cpu_before) = look();
-    sleep(20.0);
+    dirs.iter().zip(cpu_before).for_each(|(dir, cpu)| wait_for_usage(dir, cpu + 3.0));
     let (after, cpu_after) = look();
-    let [fast, slow] = [0, 1].map(|at| joules(&after, at) - joules(&before, at));
+    let [fast, slow] = [0, 1].map(|at| joules(&after)[at] - joules(&before)[at]);
     let [cpu_fast, cpu_slow] = [0, 1].map(|at| cpu_after[at] - cpu_before[at]);
     println!("{fast:.2} J in {cpu_fast:.2} CPU s, {slow:.2} J in {cpu_slow:.2} CPU s: {:.3} to 1", fast / slow);
     after.assert_closed();
@@ -76,34 +86,44 @@ fn two_packages_at_three_to_one_give_equal_containers_joules_at_three_to_one() {
 
 #[test]
 fn the_power_pmu_is_read_through_real_descriptors_before_anything_else() {
-    let sysfs = fixture("perf-two-sockets").join("sys");
-    let probe = Probe::start(&[&format!("--path.sysfs={}", sysfs.display()), "--power.distribution=20"]);
+    let sysfs = format!("--path.sysfs={}", fixture("perf-two-sockets").join("sys").display());
+    // The clock that stands in for a power meter moves on between a reading and its time stamp:
+    // nothing may come in between.
+    let mut command = Command::new(support::binary());
+    prefer(&mut command);
+    let probe = Probe::start_command(&mut command, &[&sysfs, "--tick=30s", "--power.distribution=20"]);
     let (state, detail) = probe.source("perf");
     if state == "denied" {
         skip!("{detail}");
     }
     assert_eq!((&*state, &*detail), ("usable", "2 packages, 2 zones"));
-    // Between two regular ticks, so that the last is long beside what separates the readings of one look.
-    sleep(2.6);
-    let page = probe.fresh();
+    let page = probe.undisturbed_tick(0.3).page;
     for package in ["0", "1"] {
         let watts = page.get("wattcast_power_watts", &[("package", package), ("source", "perf")]);
         assert!((watts - 1.0).abs() < 0.02, "one watt for each CPU: {watts}");
-        // A distribution of one watt, read twenty times a second.
-        let at = |name: &str, labels: &[(&str, &str)]| {
-            page.get(&format!("wattcast_power_distribution_watts_{name}"), &[&[("package", package)], labels].concat())
-        };
+    }
+    // A distribution of one watt, read twenty times a second.
+    let distribution = |page: &Page, package: &str, name: &str, labels: &[(&str, &str)]| {
+        let name = format!("wattcast_power_distribution_watts_{name}");
+        page.get(&name, &[&[("package", package)], labels].concat())
+    };
+    eventually(20.0, "twenty readings of each package", || {
+        let page = probe.fresh();
+        ["0", "1"].iter().all(|package| distribution(&page, package, "count", &[]) >= 20.0)
+    });
+    let page = probe.fresh();
+    for package in ["0", "1"] {
+        let at = |name: &str, labels: &[(&str, &str)]| distribution(&page, package, name, labels);
         let count = at("count", &[]);
-        assert!(count >= 20.0, "{count} readings");
-        assert!((at("sum", &[]) / count - 1.0).abs() < 0.05);
+        assert!((at("sum", &[]) / count - 1.0).abs() < 0.05, "{} W in {count} readings", at("sum", &[]));
         assert_eq!(at("bucket", &[("le", "2")]), count);
     }
     page.assert_closed();
     // No thread keeps what the start was allowed to do: capabilities are a thread's.
     if testkit::shell::is_root() {
         let mut threads = 0;
-        for thread in std::fs::read_dir(format!("/proc/{}/task", probe.program.pid())).unwrap() {
-            let status = std::fs::read_to_string(thread.unwrap().path().join("status")).unwrap();
+        for thread in fs::read_dir(format!("/proc/{}/task", probe.program.pid())).unwrap() {
+            let status = fs::read_to_string(thread.unwrap().path().join("status")).unwrap();
             let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().to_owned();
             assert_eq!(
                 (&*field("CapEff:"), &*field("CapBnd:"), &*field("NoNewPrivs:")),
@@ -114,46 +134,60 @@ fn the_power_pmu_is_read_through_real_descriptors_before_anything_else() {
         }
         assert!(threads >= 3, "the sampler, the server and the distribution: {threads}");
     }
-    let without = Probe::start(&[&format!("--path.sysfs={}", sysfs.display())]);
+    let without = Probe::start(&[&sysfs]);
     assert_eq!(without.fresh().all("wattcast_power_distribution_watts_count").count(), 0, "off unless asked for");
 }
 
 #[test]
 fn registers_are_read_only_when_asked_for_by_name() {
-    use std::os::unix::fs::FileExt as _;
+    const PACKAGE_ENERGY: u64 = 0x611;
     let tree = support::copy_fixture("client-psys");
     let device = tree.path().join("dev/cpu/0/msr");
-    std::fs::create_dir_all(device.parent().unwrap()).unwrap();
-    let file = std::fs::File::create(&device).unwrap();
+    fs::create_dir_all(device.parent().unwrap()).unwrap();
+    let file = fs::File::create(&device).unwrap();
     file.set_len(0x1000).unwrap();
     file.write_all_at(&(14u64 << 8).to_ne_bytes(), 0x606).unwrap();
-    let stop = std::sync::atomic::AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            // 16 W: 262,144 steps of 2^-14 J a second, from just before the 32 bits are full.
-            let start = std::time::Instant::now();
-            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
-                let steps = 0xffff_0000 + start.elapsed().as_micros() as u64 * 262_144 / 1_000_000;
-                file.write_all_at(&(steps & 0xffff_ffff).to_ne_bytes(), 0x611).unwrap();
-                std::thread::sleep(std::time::Duration::from_millis(1));
+    let set = |steps: u64| file.write_all_at(&(steps & 0xffff_ffff).to_ne_bytes(), PACKAGE_ENERGY).unwrap();
+    let flags = [
+        format!("--path.sysfs={}", tree.path().join("sys").display()),
+        format!("--path.procfs={}", tree.path().join("proc").display()),
+        format!("--path.dev={}", tree.path().join("dev").display()),
+        "--energy.source=msr".to_owned(),
+        "--tick=30s".to_owned(),
+    ];
+    // The probe takes no register that stands still: until it has started, this one moves.
+    let started = AtomicBool::new(false);
+    let (probe, steps) = thread::scope(|scope| {
+        let moving = scope.spawn(|| {
+            urgent();
+            let mut steps = 0xffff_0000;
+            while !started.load(Ordering::Relaxed) {
+                steps += 1;
+                set(steps);
+                thread::sleep(Duration::from_millis(1));
             }
+            steps
         });
-        let sysfs = format!("--path.sysfs={}", tree.path().join("sys").display());
-        let (procfs, dev) = (tree.path().join("proc"), tree.path().join("dev"));
-        let paths = [sysfs, format!("--path.procfs={}", procfs.display()), format!("--path.dev={}", dev.display())];
-        let flags: Vec<&str> = paths.iter().map(String::as_str).chain(["--energy.source=msr"]).collect();
-        let outcome = std::panic::catch_unwind(|| {
-            let probe = Probe::start(&flags);
-            assert_eq!(probe.source("msr").0, "usable");
-            sleep(2.6);
-            let page = probe.fresh();
-            let watts = page.get("wattcast_power_watts", &[("zone", "package"), ("source", "msr")]);
-            assert!((watts - 16.0).abs() < 0.5, "{watts}");
-            assert_eq!(page.all("wattcast_energy_rejects_total").count(), 0);
-        });
-        stop.store(true, std::sync::atomic::Ordering::Relaxed);
-        outcome.unwrap();
+        // The probe ends with the thread that starts it.
+        let probe = std::panic::catch_unwind(|| Probe::start(&flags.each_ref().map(String::as_str)));
+        started.store(true, Ordering::Relaxed);
+        (probe.unwrap(), moving.join().unwrap())
     });
+    assert_eq!(probe.source("msr").0, "usable");
+    probe.first_regular_tick();
+    let joules = |page: &Page| page.get("wattcast_energy_joules_total", &[("zone", "package"), ("source", "msr")]);
+    let (start, before) = (probe.client.mark().unwrap(), probe.metrics());
+    sleep(0.4);
+    // 8 J are 131,072 steps of 2^-14 J, and more than were left of the 32 bits.
+    assert!(steps + (8 << 14) > 1 << 32);
+    set(steps + (8 << 14));
+    let (end, page) = (probe.client.mark().unwrap(), probe.metrics());
+    let grown = joules(&page) - joules(&before);
+    assert!((grown - 8.0).abs() < 1e-5, "{grown} J");
+    let watts = page.get("wattcast_power_watts", &[("zone", "package"), ("source", "msr")]);
+    let expected = 8.0 / (end - start);
+    assert!((watts / expected - 1.0).abs() < 0.01, "{watts} W, 8 J in {} s", end - start);
+    assert_eq!(page.all("wattcast_energy_rejects_total").count(), 0);
 }
 
 #[test]
@@ -206,15 +240,17 @@ fn what_was_learnt_of_idle_power_outlives_the_probe() {
     if probe.source("perf").0 == "denied" || probe.source("cpu").0 != "usable" {
         skip!("needs perf_event_open and eBPF");
     }
-    sleep(2.5);
+    // Ticks become a sample of load and power after 0.9 s.
+    let start = probe.client.mark().unwrap();
+    eventually(20.0, "a second of ticks", || probe.client.mark().unwrap() - start > 1.0);
     assert!(probe.program.stop().unwrap().success());
     let file = dir.path().join("state/idle.json");
-    let text = std::fs::read_to_string(&file).unwrap();
+    let text = fs::read_to_string(&file).unwrap();
     assert!(text.contains("package of package 1"), "{text}");
     let again = Probe::start(&[&sysfs, &state]);
     assert!(again.program.log().contains("remembering what was learnt"), "{}", again.program.log());
     drop(again);
-    std::fs::write(&file, "{").unwrap();
+    fs::write(&file, "{").unwrap();
     let torn = Probe::start(&[&sysfs, &state]);
     assert!(torn.program.log().contains("--state.dir"), "{}", torn.program.log());
     torn.fresh().assert_closed();

@@ -171,7 +171,7 @@ fn a_fresh_recording_replays_as_it_was_and_plays_as_a_source() {
     let file = dir.path().join("now.rec");
     let sysfs = support::fixture("perf-two-sockets").join("sys");
     let output = Command::new(support::binary())
-        .args(["record", "--time=2s", "--tick=200ms", "--log.level=warn"])
+        .args(["record", "--time=1s", "--tick=100ms", "--log.level=warn"])
         .arg(format!("--path.sysfs={}", sysfs.display()))
         .arg(&file)
         .output()
@@ -187,7 +187,7 @@ fn a_fresh_recording_replays_as_it_was_and_plays_as_a_source() {
     assert!(!text.contains("rapl_"), "an old recording is not what RAPL says now");
 
     let flag = format!("--replay.file={}", file.display());
-    let probe = Probe::start(&["--energy.source=replay", &flag]);
+    let probe = Probe::start(&["--energy.source=replay", "--tick=100ms", &flag]);
     assert!(probe.source("replay").1.contains("recorded from perf"));
     eventually(10.0, "the recording ends", || probe.source("replay").0 == "broken");
     assert!(probe.source("replay").1.contains("has ended"));
@@ -197,7 +197,8 @@ fn a_fresh_recording_replays_as_it_was_and_plays_as_a_source() {
     // Where it ends is where the offline account ends, and it stays there.
     let line = text.lines().find(|line| line.starts_with("wattcast_energy_joules_total{package=\"0\"")).unwrap();
     assert_eq!(line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap(), joules(&page));
-    testkit::sleep(1.2);
+    let ticks = |page: &support::Page| page.get("wattcast_tick_jitter_seconds_count", &[]);
+    eventually(10.0, "five more ticks", || ticks(&probe.metrics()) >= ticks(&page) + 5.0);
     assert_eq!(joules(&probe.metrics()), joules(&page));
 }
 

@@ -17,27 +17,25 @@ use std::{
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use support::Probe;
-use testkit::skip;
 use testkit::{
     api::Client,
     certs::{Authority, PASSWORD},
+    ports::free_port,
     program::Program,
-    shell::{output, which},
+    requires,
+    shell::{feed, output, programs},
+    skip,
+    wait::eventually_ok,
 };
 
 const USER: Option<(&str, &str)> = Some(("prom", PASSWORD.0));
 
-fn free_port() -> u16 {
-    testkit::ports::free_port().unwrap()
-}
-
-fn analysis() -> Option<PathBuf> {
-    let program = support::binary().with_file_name("wattcast-analysis");
-    program.exists().then_some(program)
+fn analysis() -> PathBuf {
+    programs().unwrap().join("wattcast-analysis")
 }
 
 /// The probe without what takes time to open, with TLS or not.
@@ -53,12 +51,9 @@ fn address(url: &str) -> &str {
 
 #[test]
 fn prometheus_and_victoriametrics_scrape_both_over_tls_and_a_certificate_is_changed_under_load() {
+    requires!(openssl, prometheus, victoria_metrics);
     let dir = tempfile::tempdir().unwrap();
-    let Some(authority) = Authority::new(dir.path()).unwrap() else { skip!("openssl is not in PATH") };
-    let (Some(prometheus), Some(victoria)) = (which("prometheus"), which("victoria-metrics")) else {
-        skip!("prometheus and victoria-metrics are not in PATH")
-    };
-    let Some(analysis) = analysis() else { skip!("wattcast-analysis is not built beside wattcast-probe") };
+    let authority = Authority::new(dir.path()).unwrap().unwrap();
     authority.issue("server", "localhost").unwrap();
     let web = authority.web("server", "").unwrap();
     let flag = format!("--web.config.file={}", web.display());
@@ -66,7 +61,7 @@ fn prometheus_and_victoriametrics_scrape_both_over_tls_and_a_certificate_is_chan
     let (ca, password) = (authority.ca(), dir.path().join("password"));
     let results = dir.path().join("results");
     fs::create_dir(&results).unwrap();
-    let mut command = Command::new(analysis);
+    let mut command = Command::new(analysis());
     command.args(["serve", "--web.listen-address=127.0.0.1:0", &flag, "--probe-url", &probe.address(0).unwrap()]);
     command.arg("--results-dir").arg(&results).arg("--client.ca-file").arg(&ca).arg("--client.username=prom");
     command.arg("--client.password-file").arg(&password);
@@ -76,14 +71,11 @@ fn prometheus_and_victoriametrics_scrape_both_over_tls_and_a_certificate_is_chan
     let mut urls: Vec<String> = (0..3).map(|port| probe.address(port).unwrap()).collect();
     urls.extend((0..6).map(|port| service.address(port).unwrap()));
     let of_service = Client::secure(&urls[3], &ca, USER, None).unwrap();
-    let end = Instant::now() + Duration::from_secs(30);
-    while !of_service
-        .text("/metrics")
-        .is_ok_and(|page| page.contains("wattcast_source_up{source=\"probe\",reason=\"\"} 1"))
-    {
-        assert!(Instant::now() < end, "{}", service.log());
-        thread::sleep(Duration::from_millis(100));
-    }
+    eventually_ok(30.0, "the analysis reads the probe", || {
+        let page = of_service.text("/metrics").unwrap_or_default();
+        let up = page.contains("wattcast_source_up{source=\"probe\",reason=\"\"} 1");
+        if up { Ok(()) } else { Err(service.log()) }
+    });
 
     let targets = urls.iter().map(|url| format!("'{}'", address(url))).collect::<Vec<_>>().join(", ");
     let config = format!(
@@ -94,13 +86,13 @@ fn prometheus_and_victoriametrics_scrape_both_over_tls_and_a_certificate_is_chan
     );
     let file = dir.path().join("prometheus.yml");
     fs::write(&file, config).unwrap();
-    let (p_port, v_port) = (free_port(), free_port());
-    let mut command = Command::new(prometheus);
+    let (p_port, v_port) = (free_port().unwrap(), free_port().unwrap());
+    let mut command = Command::new("prometheus");
     command.arg(format!("--config.file={}", file.display()));
     command.arg(format!("--storage.tsdb.path={}", dir.path().join("p").display()));
     command.arg(format!("--web.listen-address=127.0.0.1:{p_port}"));
     let _prometheus = Program::start("prometheus", &mut command, dir.path()).unwrap();
-    let mut command = Command::new(victoria);
+    let mut command = Command::new("victoria-metrics");
     command.arg(format!("-promscrape.config={}", file.display()));
     command.arg(format!("-storageDataPath={}", dir.path().join("v").display()));
     command.arg(format!("-httpListenAddr=127.0.0.1:{v_port}"));
@@ -112,12 +104,10 @@ fn prometheus_and_victoriametrics_scrape_both_over_tls_and_a_certificate_is_chan
         let rows = answer["data"]["result"].as_array().cloned().unwrap_or_default();
         rows.iter().filter_map(|row| row["value"][1].as_str()?.parse().ok()).collect()
     };
-    let end = Instant::now() + Duration::from_secs(60);
-    while databases.iter().any(|database| ask(database, "up==1").len() < urls.len()) {
-        let now = databases.each_ref().map(|database| ask(database, "up"));
-        assert!(Instant::now() < end, "not all targets are up: {now:?}");
-        thread::sleep(Duration::from_millis(200));
-    }
+    eventually_ok(60.0, "all targets are up", || {
+        let up = databases.each_ref().map(|database| ask(database, "up==1").len());
+        if up.iter().all(|up| *up == urls.len()) { Ok(()) } else { Err(format!("{up:?} of {}", urls.len())) }
+    });
 
     // Load: each scrape a connection and a handshake of its own, on a port of either program.
     let (stop, scrapes) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
@@ -132,6 +122,8 @@ fn prometheus_and_victoriametrics_scrape_both_over_tls_and_a_certificate_is_chan
                         other => failed.push(format!("{other:?}")),
                     }
                     scrapes.fetch_add(1, Ordering::Relaxed);
+                    // Both programs and both databases need CPU time as well.
+                    thread::sleep(Duration::from_millis(10));
                 }
                 failed
             })
@@ -141,27 +133,31 @@ fn prometheus_and_victoriametrics_scrape_both_over_tls_and_a_certificate_is_chan
     let mut serials = vec![authority.serial(address(&urls[0])).unwrap()];
     for round in 0..4 {
         authority.issue("next", "localhost").unwrap();
-        for kind in ["pem", "key"] {
-            let (from, to) = (dir.path().join(format!("next.{kind}")), dir.path().join(format!("server.{kind}")));
-            if round % 2 == 0 {
-                fs::rename(from, to).unwrap();
-            } else {
-                // As a careless script does it: over what is there, and for a while the two do not belong together.
-                fs::copy(from, to).unwrap();
-                thread::sleep(Duration::from_millis(1500));
-            }
+        let [(pem, new_pem), (key, new_key)] = ["pem", "key"]
+            .map(|kind| (dir.path().join(format!("server.{kind}")), dir.path().join(format!("next.{kind}"))));
+        if round % 2 == 0 {
+            fs::rename(new_pem, pem).unwrap();
+            fs::rename(new_key, key).unwrap();
+        } else {
+            // As a careless script does it: over what is there, and for a while the two do not
+            // belong together.
+            fs::copy(new_pem, pem).unwrap();
+            thread::sleep(Duration::from_millis(1500));
+            fs::copy(new_key, key).unwrap();
         }
-        let end = Instant::now() + Duration::from_secs(10);
-        loop {
-            let serial = authority.serial(address(&urls[0])).unwrap();
-            let second = authority.serial(address(&urls[3])).unwrap();
-            if serial != serials[round] && serial == second {
-                serials.push(serial);
-                break;
-            }
-            assert!(Instant::now() < end, "{serials:?}\n{}", probe.log());
-            thread::sleep(Duration::from_millis(50));
-        }
+        serials.push(eventually_ok(10.0, "both programs serve the next certificate", || {
+            let [serial, second] = [0, 3].map(|port: usize| authority.serial(address(&urls[port])).unwrap());
+            let next = serial != serials[round] && serial == second;
+            if next { Ok(serial) } else { Err(format!("{serials:?}\n{}", probe.log())) }
+        }));
+    }
+    // Both databases went on scraping every target under that load.
+    for (name, database) in ["Prometheus", "VictoriaMetrics"].iter().zip(&databases) {
+        eventually_ok(30.0, name, || {
+            let well = ask(database, "max_over_time(up[5s])");
+            let all = well.len() == urls.len() && well.iter().all(|up| *up >= 1.0);
+            if all { Ok(()) } else { Err(format!("{well:?}")) }
+        });
     }
     stop.store(true, Ordering::Relaxed);
     let failed: Vec<String> = load.into_iter().flat_map(|thread| thread.join().unwrap()).collect();
@@ -172,8 +168,6 @@ fn prometheus_and_victoriametrics_scrape_both_over_tls_and_a_certificate_is_chan
         // A handshake that fails does so at once; one second is what a machine may be busy elsewhere for.
         let failed = ask(database, "count_over_time((up == 0 and scrape_duration_seconds < 0.9)[10s:500ms])");
         assert!(failed.is_empty(), "{name}: {failed:?}");
-        let well = ask(database, "max_over_time(up[5s])");
-        assert!(well.len() == urls.len() && well.iter().all(|up| *up >= 1.0), "{name}: {well:?}");
         assert!(!ask(database, "wattcast_energy_joules_total").is_empty(), "{name}");
     }
     assert!(!probe.log().contains(PASSWORD.0) && !service.log().contains(PASSWORD.0));
@@ -181,8 +175,9 @@ fn prometheus_and_victoriametrics_scrape_both_over_tls_and_a_certificate_is_chan
 
 #[test]
 fn who_has_no_password_or_no_certificate_stays_out() {
+    requires!(openssl);
     let dir = tempfile::tempdir().unwrap();
-    let Some(authority) = Authority::new(dir.path()).unwrap() else { skip!("openssl is not in PATH") };
+    let authority = Authority::new(dir.path()).unwrap().unwrap();
     authority.issue("server", "localhost").unwrap();
     let (cert, key) = authority.issue("scraper", "scraper.example").unwrap();
     let (other_cert, other_key) = authority.issue("other", "other.example").unwrap();
@@ -235,21 +230,15 @@ fn ten_thousand_connections_do_not_stop_a_scrape() {
 
 #[test]
 fn a_hundred_scrapers_see_the_same_page_and_change_no_number() {
+    const SCRAPES: usize = 20;
     let probe = Probe::start(&["--energy.source=model"]);
     let url = probe.client.url("");
+    let scrape = || {
+        let client = Client::new(url.clone());
+        (0..SCRAPES).filter(|_| client.text("/metrics").is_err()).count()
+    };
     let errors: usize = thread::scope(|scope| {
-        let all: Vec<_> = (0..100)
-            .map(|_| {
-                scope.spawn(|| {
-                    let (client, end) = (Client::new(url.clone()), Instant::now() + Duration::from_secs(3));
-                    let mut errors = 0;
-                    while Instant::now() < end {
-                        errors += usize::from(client.text("/metrics").is_err());
-                    }
-                    errors
-                })
-            })
-            .collect();
+        let all: Vec<_> = (0..100).map(|_| scope.spawn(scrape)).collect();
         all.into_iter().map(|one| one.join().unwrap()).sum()
     });
     assert_eq!(errors, 0);
@@ -265,43 +254,33 @@ fn a_hundred_scrapers_see_the_same_page_and_change_no_number() {
 fn a_parser_that_is_not_ours_takes_every_page_as_openmetrics() {
     const CHECK: &str = "import sys\nfrom prometheus_client.openmetrics.parser import text_string_to_metric_families as parse\n\
                          print(sum(len(f.samples) for f in parse(sys.stdin.read())))";
-    let python = ["/usr/bin/python3", "python3"].into_iter().find(|python| {
-        Command::new(python)
-            .args(["-c", "import prometheus_client.openmetrics.parser"])
-            .output()
-            .is_ok_and(|out| out.status.success())
-    });
-    let Some(python) = python else { skip!("no Python has prometheus_client (python3-prometheus-client)") };
-    let Some(analysis) = analysis() else { skip!("wattcast-analysis is not built beside wattcast-probe") };
+    let python = testkit::require::python("import prometheus_client.openmetrics.parser");
+    let Some((python, _)) = python else { skip!("no Python has prometheus_client (python3-prometheus-client)") };
     let dir = tempfile::tempdir().unwrap();
     let nasty = "job \\\"a\\\"\\n\\\\ 😀";
     let run = format!(
         r#"{{"scenarios":[{{"name":"{nasty}","bitrate":"1k","total_frames":10,"vmaf_score":90,"energy_joules":5,"duration":5,"cpu_usage_cores":[1],"pixels_processed":100}}]}}"#
     );
     fs::write(dir.path().join("test_results_20240115_103000.json"), run).unwrap();
-    let fake = support::binary().with_file_name("libfake_nvml.so");
     let scenario = dir.path().join("gpu.toml");
     fs::write(&scenario, "[[gpu]]\nname = \"T \\\"4\\\"\\n😀\"\nidle_watts = 10.0\n").unwrap();
     let mut command = Command::new(support::binary());
     command.args(["--web.listen-address=127.0.0.1:0", "--energy.source=model"]);
-    command.arg("--path.nvml").arg(&fake).env("FAKE_NVML_SCENARIO", &scenario);
+    command.arg("--path.nvml").arg(support::fake_nvml()).env("FAKE_NVML_SCENARIO", &scenario);
     let mut probe = Program::start("probe", &mut command, dir.path()).unwrap();
-    let mut command = Command::new(analysis);
+    let mut command = Command::new(analysis());
     command.args(["serve", "--web.listen-address=127.0.0.1:0", "--probe-url", &probe.address(0).unwrap()]);
     let mut service = Program::start("analysis", command.arg("--results-dir").arg(dir.path()), dir.path()).unwrap();
     let mut pages: Vec<Client> = (0..3).map(|port| probe.client_of(port).unwrap()).collect();
     pages.extend((0..6).map(|port| service.client_of(port).unwrap()));
-    let end = Instant::now() + Duration::from_secs(20);
-    while !pages[3].text("/metrics").unwrap().contains('😀')
-        || fake.exists() && !pages[2].text("/metrics").unwrap().contains('😀')
-    {
-        assert!(Instant::now() < end, "{}", probe.log());
-        thread::sleep(Duration::from_millis(100));
-    }
+    eventually_ok(20.0, "both programs show the nasty names", || {
+        let shown = [2, 3].map(|page: usize| pages[page].text("/metrics").unwrap().contains('😀'));
+        if shown == [true; 2] { Ok(()) } else { Err(probe.log()) }
+    });
     for client in &pages {
         let (_, kind, page) = client.get_as("/metrics", "application/openmetrics-text;version=1.0.0").unwrap();
         assert!(kind.starts_with("application/openmetrics-text; version=1.0.0"), "{kind}");
-        let (right, said) = testkit::shell::feed(Command::new(python).args(["-c", CHECK]), &page).unwrap();
+        let (right, said) = feed(Command::new(python).args(["-c", CHECK]), &page).unwrap();
         assert!(right, "{}: {said}\n{page}", client.url("/metrics"));
         let ours = exporter::parse::parse(&page).unwrap();
         assert_eq!(said.trim().parse::<usize>().unwrap(), ours.samples.len(), "{}", client.url("/metrics"));

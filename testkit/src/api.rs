@@ -1,16 +1,17 @@
 //! Talking to the two programs as any other client would: their pages and their feed.
 
-use std::{
-    fs,
-    path::Path,
-    time::{Duration, Instant},
-};
+use std::{fs, path::Path, time::Duration};
 
 use anyhow::{Context, Result, bail};
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 pub use exporter::parse::Sample;
 use serde_json::Value;
 use ureq::tls::{Certificate, ClientCert, PrivateKey, RootCerts, TlsConfig};
+
+use crate::wait::Deadline;
+
+/// How long one answer may take: longer than any does on a loaded machine.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A program by its base URL.
 #[derive(Clone, Debug)]
@@ -25,10 +26,7 @@ impl Client {
     /// Connects to nothing yet.
     #[must_use]
     pub fn new(base: impl Into<String>) -> Self {
-        let config = ureq::Agent::config_builder()
-            .timeout_global(Some(Duration::from_secs(5)))
-            .http_status_as_error(false)
-            .build();
+        let config = ureq::Agent::config_builder().timeout_global(Some(PATIENCE)).http_status_as_error(false).build();
         Self { base: base.into(), agent: config.into(), user: None }
     }
 
@@ -45,7 +43,7 @@ impl Client {
             tls = tls.client_cert(Some(ClientCert::new_with_certs(&[certificate(cert)?], key)));
         }
         let config = ureq::Agent::config_builder()
-            .timeout_global(Some(Duration::from_secs(5)))
+            .timeout_global(Some(PATIENCE))
             .http_status_as_error(false)
             .tls_config(tls.build())
             .build();
@@ -146,10 +144,10 @@ impl Client {
     /// # Errors
     /// When it does not answer in time, or is not alive.
     pub fn wait(&self, patience: Duration, mut alive: impl FnMut() -> Result<()>) -> Result<()> {
-        let start = Instant::now();
+        let mut deadline = Deadline::after(patience);
         while self.text("/metrics").is_err() {
             alive()?;
-            if start.elapsed() > patience {
+            if deadline.passed() {
                 bail!("{} does not answer", self.url("/metrics"));
             }
             std::thread::sleep(Duration::from_millis(5));

@@ -3,13 +3,15 @@
 use std::{
     fs,
     io::{self, Write as _},
-    os::unix::process::CommandExt as _,
+    os::{fd::AsRawFd as _, unix::process::CommandExt as _},
     path::{Path, PathBuf},
     process::Command,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
+
+use crate::wait::{Deadline, eventually_ok};
 
 /// Root of the v2 tree, on pure and on hybrid hosts.
 #[must_use]
@@ -47,15 +49,17 @@ impl Cgroup {
         Ok(Self { dir })
     }
 
-    /// Lets `command` begin its life in here. It sleeps for a moment first: the slice in which a task moves is charged to the cgroup
-    /// in which it ends by the probe, and by the kernel from its last look (`update_curr` after `css_set_move_task`, 6.18
-    /// kernel/cgroup/cgroup.c), so what ran before must not be in that slice if the two are to be held against each other.
+    /// Lets `command` begin its life in here. It sleeps for a moment first: the slice in which a
+    /// task moves is charged to the cgroup in which it ends by the probe, and by the kernel from
+    /// its last look (`update_curr` after `css_set_move_task`, 6.18 kernel/cgroup/cgroup.c), so
+    /// what ran before must not be in that slice if the two are to be held against each other.
     ///
     /// # Errors
     /// When the cgroup is gone.
     pub fn enter(&self, command: &mut Command) -> Result<()> {
         let procs = fs::OpenOptions::new().write(true).open(self.dir.join("cgroup.procs"))?;
-        // SAFETY: a sleep and a write of a literal to a descriptor that was opened before the fork: both are async-signal-safe.
+        // SAFETY: a sleep and a write of a literal to a descriptor that was opened before the fork:
+        // both are async-signal-safe.
         unsafe {
             command.pre_exec(move || {
                 std::thread::sleep(Duration::from_micros(1));
@@ -63,6 +67,75 @@ impl Cgroup {
             });
         }
         Ok(())
+    }
+
+    /// Runs a process in here that was never elsewhere, and ends at once.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn run_nothing(&self) -> Result<()> {
+        let child = self.fork_into(|| {})?;
+        // SAFETY: a child of this process, which nothing else waits for.
+        unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) };
+        Ok(())
+    }
+
+    /// Runs `job` in a copy of this process that was never in another cgroup: `clone3` with
+    /// `CLONE_INTO_CGROUP` (Linux 5.7). `job` must do only what may stand between fork and exec. Gives
+    /// the number of the process, which the caller waits for.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub(crate) fn fork_into(&self, job: impl FnOnce()) -> Result<libc::pid_t> {
+        const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+        let dir = fs::File::open(&self.dir)?;
+        let mut arguments = [0u64; 11];
+        arguments[0] = CLONE_INTO_CGROUP;
+        arguments[4] = u64::try_from(libc::SIGCHLD)?;
+        arguments[10] = u64::try_from(dir.as_raw_fd())?;
+        // SAFETY: the arguments are of the stated size; the child does what the caller promised.
+        let child = unsafe { libc::syscall(libc::SYS_clone3, arguments.as_ptr(), size_of_val(&arguments)) };
+        if child == 0 {
+            job();
+            // SAFETY: ends the child without running anything of the parent's.
+            unsafe { libc::_exit(0) };
+        }
+        if child < 0 {
+            return Err(io::Error::last_os_error()).with_context(|| format!("clone3 into {}", self.dir.display()));
+        }
+        Ok(libc::pid_t::try_from(child)?)
+    }
+
+    /// Stops everything in here; returns when nothing of it runs any more. Only in the v2 tree.
+    ///
+    /// # Errors
+    /// When the kernel refuses, or not everything stops.
+    pub fn freeze(&self) -> Result<()> {
+        fs::write(self.dir.join("cgroup.freeze"), "1")?;
+        let mut deadline = Deadline::after(Duration::from_secs(10));
+        let mut last = None;
+        loop {
+            // A task counts as frozen a moment before it leaves its CPU; after that its CPU time
+            // stands still.
+            let frozen = fs::read_to_string(self.dir.join("cgroup.events"))?.contains("frozen 1");
+            let usage = self.usage_us()?;
+            if frozen && last == Some(usage) {
+                return Ok(());
+            }
+            if deadline.passed() {
+                bail!("{} does not freeze", self.dir.display());
+            }
+            last = frozen.then_some(usage);
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Lets everything in here run again.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn thaw(&self) -> Result<()> {
+        Ok(fs::write(self.dir.join("cgroup.freeze"), "0")?)
     }
 
     /// CPU microseconds of everything that ever ran in here, as the kernel counts them.
@@ -84,11 +157,39 @@ pub fn usage_us(dir: &Path) -> Result<u64> {
     Ok(usage.parse()?)
 }
 
+/// Waits until everything that ran in a cgroup of the v2 tree has used so many CPU seconds.
+///
+/// # Panics
+/// When it makes no progress, or the cgroup is gone.
+#[track_caller]
+pub fn wait_for_usage(dir: &Path, seconds: f64) {
+    let enough = |us: u64| Duration::from_micros(us).as_secs_f64() >= seconds;
+    eventually_ok(30.0 + 10.0 * seconds, &format!("{} used {seconds} CPU seconds", dir.display()), || {
+        let us = usage_us(dir)?;
+        if enough(us) { Ok(()) } else { bail!("{us} microseconds") }
+    });
+}
+
+/// CPU seconds of everything on this machine since it started, idle time aside: `/proc/stat`, in
+/// hundredths of a second.
+///
+/// # Panics
+/// When /proc is not mounted.
+#[must_use]
+#[expect(clippy::expect_used, reason = "there is no Linux without it")]
+pub fn busy_seconds() -> f64 {
+    let stat = fs::read_to_string("/proc/stat").expect("/proc/stat is readable");
+    let fields = stat.lines().next().unwrap_or_default().split_whitespace().skip(1);
+    let fields: Vec<f64> = fields.filter_map(|field| field.parse().ok()).collect();
+    // user nice system idle iowait irq softirq
+    [0, 1, 2, 5, 6].iter().filter_map(|at| fields.get(*at)).sum::<f64>() / 100.0
+}
+
 impl Drop for Cgroup {
     fn drop(&mut self) {
-        let end = Instant::now() + Duration::from_secs(2);
+        let mut deadline = Deadline::after(Duration::from_secs(5));
         while let Err(error) = fs::remove_dir(&self.dir) {
-            if error.kind() == io::ErrorKind::NotFound || Instant::now() > end {
+            if error.kind() == io::ErrorKind::NotFound || deadline.passed() {
                 return;
             }
             // Busy: whoever is left in it goes.

@@ -10,6 +10,7 @@ pub mod databases;
 pub mod docker;
 pub mod fixture;
 pub mod lock;
+pub mod netns;
 pub mod nginx;
 pub mod ping_pong;
 pub mod ports;

@@ -16,6 +16,8 @@ pub enum Resource {
     Runner,
     /// `/proc/sys/kernel/bpf_stats_enabled`.
     BpfStats,
+    /// The scopes of the host, which one probe keeps at a time.
+    Scopes,
 }
 
 /// Held until dropped, or until the process ends.

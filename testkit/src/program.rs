@@ -5,12 +5,12 @@ use std::{
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::{Context, Result, bail};
 
-use crate::api::Client;
+use crate::{api::Client, cgroup::Cgroup, wait::Deadline};
 
 /// A program that ends with us, whatever ends us.
 #[derive(Debug)]
@@ -84,7 +84,7 @@ impl Program {
     /// # Errors
     /// When it ends first, or says nothing.
     pub fn address(&mut self, port: usize) -> Result<String> {
-        let end = Instant::now() + Duration::from_secs(20);
+        let mut deadline = Deadline::after(Duration::from_secs(20));
         loop {
             let log = self.log();
             let address = |line: &'_ str| {
@@ -96,7 +96,7 @@ impl Program {
                 return Ok(url);
             }
             self.alive()?;
-            if Instant::now() > end {
+            if deadline.passed() {
                 bail!("{} says no address", self.name);
             }
             std::thread::sleep(Duration::from_millis(2));
@@ -106,11 +106,11 @@ impl Program {
     /// Asks it to end, and waits.
     ///
     /// # Errors
-    /// When it does not end within five seconds; it is killed then.
+    /// When it does not end within five seconds of a [`Deadline`]; it is killed then.
     pub fn stop(mut self) -> Result<ExitStatus> {
         self.terminate();
-        let end = Instant::now() + Duration::from_secs(5);
-        while Instant::now() < end {
+        let mut deadline = Deadline::after(Duration::from_secs(5));
+        while !deadline.passed() {
             if let Some(status) = self.child.try_wait()? {
                 return Ok(status);
             }
@@ -132,8 +132,8 @@ impl Program {
 impl Drop for Program {
     fn drop(&mut self) {
         self.terminate();
-        let end = Instant::now() + Duration::from_secs(5);
-        while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < end {
+        let mut deadline = Deadline::after(Duration::from_secs(5));
+        while matches!(self.child.try_wait(), Ok(None)) && !deadline.passed() {
             std::thread::sleep(Duration::from_millis(20));
         }
         let _ = self.child.kill();
@@ -154,29 +154,56 @@ pub fn die_with_us(command: &mut Command) {
 
 /// The child runs on one CPU only.
 pub fn pin(command: &mut Command, cpu: usize) {
-    // SAFETY: `set` is a value of the closure's own; the calls touch nothing else and may stand between fork and exec.
+    // SAFETY: what it calls may stand between fork and exec.
     unsafe {
-        command.pre_exec(move || {
-            let mut set: libc::cpu_set_t = std::mem::zeroed();
-            libc::CPU_SET(cpu, &mut set);
-            if libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set) != 0 {
-                return Err(std::io::Error::last_os_error());
-            }
+        command.pre_exec(move || stay_on(cpu));
+    }
+}
+
+/// This thread runs on one CPU only, from now on. It may be called between fork and exec.
+fn stay_on(cpu: usize) -> std::io::Result<()> {
+    // SAFETY: `set` is a value of this function's own, of the stated size; nothing else is touched.
+    unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        libc::CPU_SET(cpu, &mut set);
+        if libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set) != 0 {
+            return Err(std::io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+/// From now on this thread goes before all that have a normal priority, where the kernel allows it:
+/// what stands in for hardware does not wait for a CPU.
+pub fn urgent() {
+    const HIGHEST: libc::c_int = -20;
+    // SAFETY: setpriority takes three numbers; 0 stands for the calling thread (man 2 setpriority,
+    // C library/kernel differences).
+    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, HIGHEST) };
+}
+
+/// The child has the highest priority of nice(2), where the caller may grant it: for a test's
+/// instrument, which must not be late, and not for its subject.
+pub fn prefer(command: &mut Command) {
+    // SAFETY: nice is a system call without memory of ours; it may be called between fork and exec.
+    unsafe {
+        command.pre_exec(|| {
+            libc::nice(-20);
             Ok(())
         });
     }
 }
 
-/// A child that is killed when this is dropped.
+/// A child that keeps a CPU busy, and is killed when this is dropped.
 #[derive(Debug)]
-pub struct Burner(Child);
+pub struct Burner(libc::pid_t);
 
 impl Burner {
     /// Burns one CPU until dropped, in the cgroups of `cgroups`.
     ///
     /// # Errors
     /// When it cannot be started there.
-    pub fn start(cpu: usize, cgroups: &[&crate::cgroup::Cgroup]) -> Result<Self> {
+    pub fn start(cpu: usize, cgroups: &[&Cgroup]) -> Result<Self> {
         let mut command = Command::new("sh");
         command.args(["-c", "while :; do :; done"]).stdin(Stdio::null());
         for cgroup in cgroups {
@@ -184,21 +211,55 @@ impl Burner {
         }
         pin(&mut command, cpu);
         die_with_us(&mut command);
-        Ok(Self(command.spawn()?))
+        Ok(Self(libc::pid_t::try_from(command.spawn()?.id())?))
     }
-}
 
-impl Burner {
+    /// The same in one cgroup, and never in another: the kernel counts all of its CPU time there.
+    ///
+    /// # Errors
+    /// When it cannot be started there.
+    pub fn born_in(cgroup: &Cgroup, cpu: usize) -> Result<Self> {
+        let burn = || {
+            // SAFETY: a system call without memory of ours.
+            unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM) };
+            while stay_on(cpu).is_ok() {
+                for _ in 0..1_000_000 {
+                    std::hint::spin_loop();
+                }
+            }
+        };
+        Ok(Self(cgroup.fork_into(burn)?))
+    }
+
     /// Its process id.
     #[must_use]
     pub fn pid(&self) -> u32 {
-        self.0.id()
+        self.0.unsigned_abs()
+    }
+
+    /// Its CPU time up to this moment, with the time slice that it is in.
+    ///
+    /// # Panics
+    /// When it has ended.
+    #[must_use]
+    pub fn cpu_time(&self) -> Duration {
+        let mut clock = 0;
+        let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        // SAFETY: both are valid and outlive the calls.
+        let failed = unsafe {
+            libc::clock_getcpuclockid(self.0, &raw mut clock) != 0 || libc::clock_gettime(clock, &raw mut time) != 0
+        };
+        assert!(!failed, "process {} has a clock of its CPU time", self.pid());
+        Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or_default())
     }
 }
 
 impl Drop for Burner {
     fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        // SAFETY: a child of ours that nothing else waits for, so the pid is still its own.
+        unsafe {
+            libc::kill(self.0, libc::SIGKILL);
+            libc::waitpid(self.0, std::ptr::null_mut(), 0);
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{
     ffi::OsStr,
-    io::Write as _,
+    io::{IsTerminal as _, Write as _},
     path::{Path, PathBuf},
     process::{Command, Stdio},
     time::Instant,
@@ -35,12 +35,24 @@ pub fn under_test(built_by_cargo: &str) -> PathBuf {
     }
 }
 
-/// The directory of programs of this workspace for tests: [`PROGRAMS`] where it is set, else built now as `up` builds them.
+/// The packages of the programs, and of the library that stands in for NVIDIA's. They are always built together: cargo
+/// chooses the features of dependencies by the packages it builds, and another set would compile many of them again.
+const PACKAGES: [&str; 3] = ["probe-user", "analysis", "fake-nvml"];
+
+/// The directory of the programs for tests: [`PROGRAMS`] where it is set, else built now by [`build_programs`].
 ///
 /// # Errors
 /// When the build fails.
-pub fn programs(packages: &[&str]) -> Result<PathBuf> {
-    std::env::var_os(PROGRAMS).map_or_else(|| build(packages, "e2e"), |dir| Ok(PathBuf::from(dir)))
+pub fn programs() -> Result<PathBuf> {
+    std::env::var_os(PROGRAMS).map_or_else(build_programs, |dir| Ok(PathBuf::from(dir)))
+}
+
+/// Builds the programs with the profile `e2e`; gives their directory.
+///
+/// # Errors
+/// When the build fails.
+pub fn build_programs() -> Result<PathBuf> {
+    build(&PACKAGES, "e2e")
 }
 
 /// Builds programs of this workspace with a profile of the workspace; gives their directory.
@@ -49,7 +61,11 @@ pub fn programs(packages: &[&str]) -> Result<PathBuf> {
 /// When the build fails.
 pub fn build(packages: &[&str], profile: &str) -> Result<PathBuf> {
     let mut cargo = Command::new("cargo");
-    cargo.args(["build", "--quiet", "--profile", profile]).current_dir(root());
+    cargo.args(["build", "--profile", profile]).current_dir(root());
+    if !std::io::stderr().is_terminal() {
+        // On a terminal cargo shows how far it is; in a log that is a line for each crate.
+        cargo.arg("--quiet");
+    }
     cargo.args(packages.iter().flat_map(|package| ["--package", package]));
     if !cargo.status().context("cannot run cargo")?.success() {
         bail!("the build failed");

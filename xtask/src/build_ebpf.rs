@@ -60,7 +60,7 @@ impl Toolchain {
 }
 
 /// A rustc that can build `core` for the BPF target.
-struct Compiler {
+pub(crate) struct Compiler {
     what: String,
     /// `cargo` with what makes it use that rustc.
     cargo: Vec<String>,
@@ -99,7 +99,11 @@ impl Compiler {
             .context("/usr/bin/rustc was installed, but its library source is not in its sysroot")
     }
 
-    fn nightly() -> Result<Self> {
+    /// rustup's nightly with rust-src, which is added where it is missing.
+    ///
+    /// # Errors
+    /// When rustup has no nightly, or cannot add its source.
+    pub(crate) fn nightly() -> Result<Self> {
         let rustup = which("rustup").context("rustup is not in PATH")?;
         let list = output(Command::new(&rustup).args(["toolchain", "list"]))?;
         let Some(name) =
@@ -139,6 +143,17 @@ impl Compiler {
             bootstrap: true,
             llvm: llvm_of(&verbose).ok()?,
         })
+    }
+
+    /// `cargo` with this compiler.
+    pub(crate) fn cargo(&self) -> Command {
+        let (program, args) = self.cargo.split_first().map_or(("cargo", &[][..]), |(program, args)| (program, args));
+        let mut cargo = Command::new(program);
+        cargo.args(args);
+        if self.bootstrap {
+            cargo.env("RUSTC_BOOTSTRAP", "1");
+        }
+        cargo
     }
 }
 
@@ -189,11 +204,12 @@ fn linker(llvm: u32) -> Result<PathBuf> {
         }
     };
     let prefix = llvm_prefix(version).context("LLVM is installed, but llvm-config is not where it should be")?;
+    // Without optimisation: the work of linking is LLVM's, and the object is the same.
     run(
         &format!("building bpf-linker {BPF_LINKER_VERSION} against LLVM {version} (once, under a minute)"),
         Command::new("cargo")
-            .args(["install", "bpf-linker", "--version", BPF_LINKER_VERSION, "--locked", "--no-default-features"])
-            .args(["--features", &format!("llvm-{version}"), "--root"])
+            .args(["install", "bpf-linker", "--version", BPF_LINKER_VERSION, "--locked", "--debug"])
+            .args(["--no-default-features", "--features", &format!("llvm-{version}"), "--root"])
             .arg(&home)
             .env("LLVM_PREFIX", prefix),
     )?;
@@ -236,10 +252,8 @@ fn build(compiler: &Compiler, linker: &Path) -> Result<PathBuf> {
     let endian = if cfg!(target_endian = "big") { "bpfeb" } else { "bpfel" };
     let triple = format!("{endian}-unknown-none");
     let dir = target().join("bpf");
-    let (program, args) = compiler.cargo.split_first().context("no cargo")?;
-    let mut cargo = Command::new(program);
+    let mut cargo = compiler.cargo();
     cargo
-        .args(args)
         .args(["build", "--package", "probe-ebpf", "--features", "programs", "--bin", "wattcast-bpf", "--release"])
         .args(["--target", &triple, "-Z", "build-std=core", "--target-dir"])
         .arg(&dir)
@@ -259,9 +273,6 @@ fn build(compiler: &Compiler, linker: &Path) -> Result<PathBuf> {
             ]
             .join("\x1f"),
         );
-    if compiler.bootstrap {
-        cargo.env("RUSTC_BOOTSTRAP", "1");
-    }
     run("building probe-ebpf", &mut cargo)?;
     let built = dir.join(&triple).join("release/wattcast-bpf");
     let object = object();

@@ -107,23 +107,44 @@ pub fn dist(args: &Dist) -> Result<()> {
         return Ok(());
     }
     eprintln!("Archives and packages");
-    pages()?;
-    let deb = tools.cargo_deb()?;
+    pages(&shell::build(&PROGRAMS.map(|program| program.package), "dev")?)?;
     let mut made = Vec::new();
     for arch in &arches {
         made.push(archive(*arch, &out)?);
         for program in &PROGRAMS {
-            let mut command = Command::new(&deb);
-            // The programs are there already, stripped.
-            command.args(["--no-build", "--no-strip", "--no-separate-debug-symbols", "-p", program.package]);
-            command.args(["--target", &arch.triple(program), "--output"]).arg(&out).current_dir(root());
-            let path = output(command.env("CARGO_TARGET_DIR", target()))?;
-            let path = PathBuf::from(path.lines().last().context("cargo-deb says no path")?);
+            let path = debian_package(program, &target(), &out, &["--target", &arch.triple(program)])?;
             step(path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default());
             made.push(path);
         }
     }
     sums(&out, &made)
+}
+
+/// Debian packages of both programs for this machine, from programs that are built already.
+/// They come in the order of [`PROGRAMS`].
+///
+/// # Errors
+/// When cargo-deb cannot be had here, or a package cannot be made.
+pub(crate) fn debian_packages(programs: &Path, version: &str, out: &Path) -> Result<Vec<PathBuf>> {
+    // cargo-deb looks for programs in the directory release of the target directory only.
+    let release = out.join("release");
+    fs::create_dir_all(&release)?;
+    for program in &PROGRAMS {
+        fs::copy(programs.join(program.name), release.join(program.name))
+            .with_context(|| format!("no {} in {}", program.name, programs.display()))?;
+    }
+    pages(programs)?;
+    PROGRAMS.iter().map(|program| debian_package(program, out, out, &["--deb-version", version, "--fast"])).collect()
+}
+
+/// The package of a program that `target` has, in a directory; gives its path.
+fn debian_package(program: &Program, target: &Path, out: &Path, args: &[&str]) -> Result<PathBuf> {
+    let mut command = Command::new(tool("cargo-deb", CARGO_DEB)?);
+    // The programs are there already, stripped.
+    command.args(["--no-build", "--no-strip", "--no-separate-debug-symbols", "-p", program.package]).args(args);
+    command.arg("--output").arg(out).current_dir(root()).env("CARGO_TARGET_DIR", target);
+    let printed = output(&mut command)?;
+    Ok(PathBuf::from(printed.lines().last().context("cargo-deb says no path")?))
 }
 
 /// The cross compiler, as `cargo zigbuild`.
@@ -151,10 +172,6 @@ impl Tools {
         Ok(Self { zigbuild: tool("cargo-zigbuild", ZIGBUILD)?, path })
     }
 
-    fn cargo_deb(&self) -> Result<PathBuf> {
-        tool("cargo-deb", CARGO_DEB)
-    }
-
     fn build(&self, arch: Arch, program: &Program) -> Result<PathBuf> {
         let triple = arch.triple(program);
         if which("rustup").is_some() {
@@ -179,15 +196,15 @@ fn tool(name: &str, version: &str) -> Result<PathBuf> {
     let path = tools.join("bin").join(name);
     if !path.exists() {
         let mut command = Command::new("cargo");
-        command.args(["install", name, "--version", version, "--locked", "--root"]).arg(&tools);
+        // Without optimisation: that halves the time of compiling, and cargo-deb compresses no slower.
+        command.args(["install", name, "--version", version, "--locked", "--debug", "--root"]).arg(&tools);
         run(&format!("installing {name} {version}"), &mut command)?;
     }
     Ok(path)
 }
 
 /// Manual pages and completions, by programs that run here.
-fn pages() -> Result<()> {
-    let bin = shell::build(&PROGRAMS.map(|program| program.package), "dev")?;
+fn pages(bin: &Path) -> Result<()> {
     for program in &PROGRAMS {
         // Where the packages' descriptions look for them, wherever cargo builds.
         let place = root().join("target/dist").join(program.short);

@@ -3,11 +3,13 @@
 pub mod bench;
 pub mod build_ebpf;
 pub mod check_dashboards;
+pub mod cross_lint;
 pub mod dashboards;
 mod demo;
 pub mod dist;
 pub mod generate;
 pub mod local_images;
+pub mod package_test;
 pub mod pictures;
 pub mod places;
 mod results_bench;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{bench, build_ebpf, check_dashboards, dist, generate, pictures, sim, test, up, vm};
+use xtask::{bench, build_ebpf, check_dashboards, dist, generate, package_test, pictures, sim, test, up, vm};
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", about = "Build, run, test and measure Wattcast")]
@@ -17,7 +17,7 @@ enum Command {
     /// Build everything and run both programs in the foreground, with a live table of containers. Needs root
     Up(up::Up),
     /// Run every check and every test; what cannot run here is counted with its reason
-    Test,
+    Test(test::Test),
     /// Measure what the probe costs, beside the claims of the exporters it replaces. Needs root
     Bench(bench::Bench),
     /// Build the programs that run inside the kernel, and the toolchain for it where it is missing
@@ -34,12 +34,14 @@ enum Command {
     Dist(dist::Dist),
     /// Boot other kernels in QEMU, with two sockets and with two threads a core, and run the probe there
     VmTest,
+    /// Install, start, upgrade, remove and purge both Debian packages in a throw-away root. Needs root
+    PackageTest,
 }
 
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Up(args) => up::up(&args),
-        Command::Test => test::test(),
+        Command::Test(args) => test::test(&args),
         Command::Bench(args) => bench::bench(&args),
         Command::BuildEbpf => build_ebpf::build_ebpf().map(|_| ()),
         Command::SimRapl(args) => sim::sim_rapl(&args),
@@ -48,6 +50,7 @@ fn main() -> ExitCode {
         Command::Pictures(args) => pictures::pictures(&args),
         Command::Dist(args) => dist::dist(&args),
         Command::VmTest => vm::vm_test(),
+        Command::PackageTest => package_test::package_test(),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -18,7 +18,7 @@ use crate::{build_ebpf, demo, stop};
 use testkit::{
     api::Client,
     program::Program,
-    shell::{give_to_caller, is_root, root, step, sudo_caller, target},
+    shell::{self, give_to_caller, is_root, root, step, sudo_caller, target},
 };
 
 /// `nobody` on every distribution.
@@ -65,7 +65,7 @@ pub fn up(args: &Up) -> Result<()> {
         );
     }
     stop::catch_signals();
-    let bin = build(args.fake_gpu)?;
+    let bin = build()?;
     if stop::stopped() {
         return Ok(());
     }
@@ -154,20 +154,14 @@ height = 720
 fps = 30
 ";
 
-/// Builds both programs as they are shipped; gives their directory.
-fn build(fake_gpu: bool) -> Result<PathBuf> {
+/// Builds both programs, and says what takes how long; gives their directory.
+fn build() -> Result<PathBuf> {
     build_ebpf::build_ebpf()?;
-    eprintln!("Programs");
-    let mut cargo = Command::new("cargo");
-    cargo.args(["build", "--release", "--package", "probe-user", "--package", "analysis"]).current_dir(root());
-    if fake_gpu {
-        cargo.args(["--package", "fake-nvml"]);
-    }
-    let done = cargo.status().context("cannot run cargo")?;
-    if !done.success() {
-        bail!("the build failed");
-    }
-    Ok(target().join("release"))
+    let start = Instant::now();
+    eprintln!("Programs: compiling the probe and the analysis service (minutes the first time, seconds later)");
+    let bin = shell::build_programs()?;
+    step(format!("in {}, {:.0} s", bin.display(), start.elapsed().as_secs_f64()));
+    Ok(bin)
 }
 
 /// Lets the service run as whoever called sudo, else as nobody, if that user can reach what it needs.

@@ -3,63 +3,27 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed")]
 
-use std::{
-    fs,
-    process::Command,
-    time::{Duration, Instant},
-};
+use std::{fs, process::Command};
 
 use testkit::{
     api::Client,
     databases::Database,
+    eventually,
     program::Program,
-    shell::{is_root, programs, root, which},
+    requires,
+    shell::{programs, which},
     simulator::{Simulator, Spec},
+    wait::eventually_ok,
 };
-use xtask::places::Places;
+use xtask::places::{Places, short_intervals, short_rules};
 
-fn eventually(what: &str, mut so: impl FnMut() -> Result<bool, String>) {
-    let end = Instant::now() + Duration::from_secs(150);
-    loop {
-        let last = match so() {
-            Ok(true) => return,
-            Ok(false) => String::new(),
-            Err(last) => last,
-        };
-        assert!(Instant::now() < end, "not within 150 s: {what}\n{last}");
-        std::thread::sleep(Duration::from_millis(250));
-    }
-}
-
-/// The shipped waits are for people: minutes become seconds, and nothing else changes.
-fn hurried(text: &str) -> String {
-    let mut text = text.to_owned();
-    for (shipped, here) in [
-        ("for: 1m", "for: 2s"),
-        ("scrape_interval: 5s", "scrape_interval: 1s"),
-        ("scrape_timeout: 5s", "scrape_timeout: 1s"),
-        ("evaluation_interval: 15s", "evaluation_interval: 1s"),
-        ("interval: 15s", "interval: 1s"),
-        ("group_wait: 10s", "group_wait: 1s"),
-        ("group_interval: 1m", "group_interval: 2s"),
-    ] {
-        text = text.replace(shipped, here);
-    }
-    text
-}
+/// Of each step from a source to the receiver, where intervals are short.
+const PATIENCE: f64 = 150.0;
 
 #[test]
 fn a_lost_source_reaches_the_receiver_and_is_over_when_it_is_back() {
-    let missing = ["prometheus", "promtool", "prometheus-alertmanager"].into_iter().find(|name| which(name).is_none());
-    if let Some(name) = missing {
-        println!("skipped: {name} is not in PATH");
-        return;
-    }
-    if !is_root() {
-        println!("skipped: the probe's sources need root");
-        return;
-    }
-    let (bin, dir) = (programs(&["probe-user", "analysis"]).unwrap(), tempfile::tempdir().unwrap());
+    requires!(root, prometheus, promtool, alertmanager);
+    let (bin, dir) = (programs().unwrap(), tempfile::tempdir().unwrap());
     let places = Places::choose().unwrap();
     let simulator = Simulator::start(dir.path(), &Spec::default()).unwrap();
     let at = |port: u16| format!("127.0.0.1:{}", places.port(port));
@@ -81,7 +45,7 @@ fn a_lost_source_reaches_the_receiver_and_is_over_when_it_is_back() {
     analysis.client().unwrap();
 
     let file = dir.path().join("alertmanager.yml");
-    fs::write(&file, hurried(&places.put_into("deploy/compose/alertmanager.yml", "").unwrap())).unwrap();
+    fs::write(&file, short_intervals(&places.put_into("deploy/compose/alertmanager.yml", "").unwrap())).unwrap();
     let mut command = Command::new(which("prometheus-alertmanager").unwrap());
     command.arg(format!("--config.file={}", file.display()));
     command.arg(format!("--storage.path={}", dir.path().join("alerts").display()));
@@ -89,14 +53,9 @@ fn a_lost_source_reaches_the_receiver_and_is_over_when_it_is_back() {
     let _alertmanager = Program::start("alertmanager", &mut command, dir.path()).unwrap();
 
     let rules = dir.path().join("rules");
-    fs::create_dir(&rules).unwrap();
-    for entry in fs::read_dir(root().join("deploy/prometheus/rules")).unwrap() {
-        let path = entry.unwrap().path();
-        let text = hurried(&fs::read_to_string(&path).unwrap());
-        fs::write(rules.join(path.file_name().unwrap()), text).unwrap();
-    }
-    // Nobody takes what is written to a VictoriaMetrics here.
-    let config = hurried(&places.put_into("deploy/compose/prometheus.yml", "http://127.0.0.1:1").unwrap());
+    short_rules(&rules).unwrap();
+    // Remote writes have no VictoriaMetrics to go to.
+    let config = short_intervals(&places.put_into("deploy/compose/prometheus.yml", "http://127.0.0.1:1").unwrap());
     let database = Database::prometheus(&[], &config, Some(&rules)).unwrap();
 
     let page = || Client::new(format!("http://{}", at(9600))).text("/metrics").map_err(|error| error.to_string());
@@ -109,7 +68,7 @@ fn a_lost_source_reaches_the_receiver_and_is_over_when_it_is_back() {
             .iter()
             .any(|series| series["metric"]["source"] == "powercap" && series["value"][1] == "1")
     };
-    eventually("the source is seen well", || Ok(seen()));
+    eventually(PATIENCE, "the source is seen well", seen);
     assert!(!landing().unwrap().contains("WattcastSourceLost"));
 
     // The probe keeps its descriptors, so what breaks is what it reads through them.
@@ -121,9 +80,10 @@ fn a_lost_source_reaches_the_receiver_and_is_over_when_it_is_back() {
             fs::write(energy, "nonsense\n").unwrap();
         }
     }
-    eventually("the receiver shows it", || {
+    eventually_ok(PATIENCE, "the receiver shows it", || {
         let landing = landing()?;
-        Ok(landing.contains("WattcastSourceLost") && landing.contains("Source powercap of"))
+        let shown = landing.contains("WattcastSourceLost") && landing.contains("Source powercap of");
+        if shown { Ok(()) } else { Err(landing) }
     });
     assert!(page().unwrap().contains("wattcast_alerts_firing{severity=\"critical\"} 1\n"), "{}", page().unwrap());
     let log = analysis.log();
@@ -133,6 +93,9 @@ fn a_lost_source_reaches_the_receiver_and_is_over_when_it_is_back() {
     assert!(runbooks.contains("id=\"wattcastsourcelost\""));
 
     let _simulator = Simulator::start(dir.path(), &Spec::default()).unwrap();
-    eventually("the receiver has it no more", || Ok(!landing()?.contains("WattcastSourceLost")));
+    eventually_ok(PATIENCE, "the receiver has it no more", || {
+        let landing = landing()?;
+        if landing.contains("WattcastSourceLost") { Err(landing) } else { Ok(()) }
+    });
     assert!(analysis.log().contains("alert WattcastSourceLost is over"), "{}", analysis.log());
 }

@@ -9,13 +9,16 @@ use std::{
     net::TcpListener,
     path::{Path, PathBuf},
     process::Command,
-    time::{Duration, Instant},
 };
 
 use testkit::{
     api::Client,
     docker::Engine,
-    shell::{is_root, output, programs, root, which},
+    lock::{Resource, hold},
+    requires,
+    shell::{output, programs, root, which},
+    skip,
+    wait::eventually_ok,
 };
 use xtask::local_images;
 
@@ -56,24 +59,27 @@ impl Drop for Stack {
     }
 }
 
-fn eventually(stack: &Stack, what: &str, mut so: impl FnMut() -> anyhow::Result<bool>) {
-    let end = Instant::now() + Duration::from_secs(120);
-    loop {
-        let last = so();
-        if matches!(last, Ok(true)) {
-            return;
-        }
-        if Instant::now() > end {
-            let logs = stack.call(&["logs", "--tail=20", "--no-color"]).unwrap_or_default();
-            panic!("not within 120 s: {what}: {last:?}\n{logs}");
-        }
-        std::thread::sleep(Duration::from_millis(500));
+/// Each step that the stack takes by itself.
+fn eventually(stack: &Stack, what: &str, mut condition: impl FnMut() -> anyhow::Result<bool>) {
+    eventually_ok(120.0, what, || match condition() {
+        Ok(true) => Ok(()),
+        other => Err(StackLog(stack, format!("{other:?}"))),
+    });
+}
+
+/// Shows the logs of the stack only when the last error is shown.
+struct StackLog<'a>(&'a Stack, String);
+
+impl std::fmt::Display for StackLog<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let logs = self.0.call(&["logs", "--tail=20", "--no-color"]).unwrap_or_default();
+        write!(f, "{}\n{logs}", self.1)
     }
 }
 
 /// Images of both programs by the shipped Dockerfile, on bases made here, and of others from their packages.
 fn images(dir: &Path) -> Vec<(&'static str, String)> {
-    let bin = programs(&["probe-user", "analysis"]).unwrap();
+    let bin = programs().unwrap();
     let programs = dir.join("programs");
     fs::create_dir(&programs).unwrap();
     fs::create_dir(dir.join("state")).unwrap();
@@ -126,176 +132,174 @@ fn images(dir: &Path) -> Vec<(&'static str, String)> {
     env
 }
 
-#[test]
-fn the_stack_comes_up_and_the_probe_measures_its_neighbour() {
-    let needed = [
-        "docker",
-        "docker-compose",
-        "ffmpeg",
-        "prometheus",
-        "victoria-metrics",
-        "prometheus-alertmanager",
-        "prometheus-node-exporter",
-        "busybox",
-    ];
-    if let Some(name) = needed.into_iter().find(|name| which(name).is_none()) {
-        println!("skipped: {name} is not in PATH");
-        return;
-    }
-    if !is_root() {
-        println!("skipped: needs root");
-        return;
-    }
-    let engine = match Engine::find() {
-        Ok(engine) => engine,
-        Err(why) => {
-            println!("skipped: {why:#}");
-            return;
-        }
-    };
-    if !Path::new("/usr/lib/nginx/modules/ngx_rtmp_module.so").exists() {
-        println!("skipped: nginx has no RTMP module (libnginx-mod-rtmp)");
-        return;
-    }
-    if let Some(port) = PORTS.into_iter().find(|port| TcpListener::bind(("127.0.0.1", *port)).is_err()) {
-        println!("skipped: port {port} is taken");
-        return;
-    }
-    let dir = tempfile::tempdir().unwrap();
-    let mut env = images(dir.path());
-    let results = dir.path().join("results");
-    fs::create_dir(&results).unwrap();
-    fs::copy(
-        root().join("analysis/tests/data/test_results_20240115_103000.json"),
-        results.join("test_results_20240115_103000.json"),
-    )
-    .unwrap();
-    for path in [dir.path(), &results] {
-        fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-    }
-    env.push(("RESULTS_DIR", results.to_str().unwrap().to_owned()));
-    env.push(("ENERGY_COST_PER_KWH", "0.25".to_owned()));
-    let mut create = Command::new("docker");
-    create.args(["create", "--cap-add=PERFMON", "--cap-add=BPF", "wattcast-test-base:latest", "/bin/sh"]);
-    match output(&mut create) {
-        Ok(id) => drop(output(Command::new("docker").args(["rm", &id]))),
-        Err(why) => {
-            println!("this Docker engine does not know PERFMON and BPF, so it is the older capabilities: {why:#}");
-            env.push(("WATTCAST_CAP_ENERGY", "SYS_ADMIN".to_owned()));
-            env.push(("WATTCAST_CAP_EBPF", "IPC_LOCK".to_owned()));
-        }
-    }
-    let stack = Stack { compose: which("docker-compose").unwrap(), env };
-    stack.call(&["down", "--volumes", "--timeout", "2"]).unwrap();
-    let mut up = vec!["up", "-d", "--no-build"];
-    up.extend(SERVICES);
-    stack.call(&up).unwrap();
+mod standard_ports {
+    use super::*;
 
-    // What images say of themselves.
-    let container = |service: &str| stack.call(&["ps", "-q", service]).unwrap().trim().to_owned();
-    let inspect = |service: &str, what: &str| {
-        output(Command::new("docker").args(["inspect", "--format", what, &container(service)])).unwrap()
-    };
-    for service in ["wattcast-probe", "wattcast-analysis", "victoriametrics", "prometheus", "alertmanager"] {
-        eventually(&stack, &format!("{service} is healthy"), || {
-            Ok(inspect(service, "{{.State.Health.Status}}") == "healthy")
-        });
-    }
-    // Least rights: nobody and nothing for the one, root without a capability and without privileges for the other.
-    assert_eq!(inspect("wattcast-probe", "{{.HostConfig.Privileged}} {{.HostConfig.ReadonlyRootfs}}"), "false true");
-    assert_eq!(inspect("wattcast-analysis", "{{.Config.User}} {{.HostConfig.ReadonlyRootfs}}"), "65534:65534 true");
-    let status = |service: &str| {
-        let pid = inspect(service, "{{.State.Pid}}");
-        let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-        let of = |name: &str| {
-            text.lines().find_map(|line| line.strip_prefix(name)).unwrap().split_whitespace().next().unwrap().to_owned()
+    #[test]
+    fn the_stack_comes_up_and_the_probe_measures_its_neighbour() {
+        requires!(
+            root,
+            docker,
+            docker_compose,
+            ffmpeg,
+            prometheus,
+            victoria_metrics,
+            alertmanager,
+            node_exporter,
+            busybox,
+            nginx_rtmp
+        );
+        let engine = Engine::find().unwrap();
+        let _ports = hold(Resource::StandardPorts);
+        if let Some(port) = PORTS.into_iter().find(|port| TcpListener::bind(("127.0.0.1", *port)).is_err()) {
+            skip!("port {port} is taken");
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let mut env = images(dir.path());
+        let results = dir.path().join("results");
+        fs::create_dir(&results).unwrap();
+        fs::copy(
+            root().join("analysis/tests/data/test_results_20240115_103000.json"),
+            results.join("test_results_20240115_103000.json"),
+        )
+        .unwrap();
+        for path in [dir.path(), &results] {
+            fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        }
+        env.push(("RESULTS_DIR", results.to_str().unwrap().to_owned()));
+        env.push(("ENERGY_COST_PER_KWH", "0.25".to_owned()));
+        let mut create = Command::new("docker");
+        create.args(["create", "--cap-add=PERFMON", "--cap-add=BPF", "wattcast-test-base:latest", "/bin/sh"]);
+        match output(&mut create) {
+            Ok(id) => drop(output(Command::new("docker").args(["rm", &id]))),
+            Err(why) => {
+                println!("this Docker engine does not know PERFMON and BPF, so it is the older capabilities: {why:#}");
+                env.push(("WATTCAST_CAP_ENERGY", "SYS_ADMIN".to_owned()));
+                env.push(("WATTCAST_CAP_EBPF", "IPC_LOCK".to_owned()));
+            }
+        }
+        let stack = Stack { compose: which("docker-compose").unwrap(), env };
+        stack.call(&["down", "--volumes", "--timeout", "2"]).unwrap();
+        let mut up = vec!["up", "-d", "--no-build"];
+        up.extend(SERVICES);
+        stack.call(&up).unwrap();
+
+        // What images say of themselves.
+        let container = |service: &str| stack.call(&["ps", "-q", service]).unwrap().trim().to_owned();
+        let inspect = |service: &str, what: &str| {
+            output(Command::new("docker").args(["inspect", "--format", what, &container(service)])).unwrap()
         };
-        (of("Uid:"), of("CapEff:"), of("NoNewPrivs:"))
-    };
-    let none = "0000000000000000".to_owned();
-    assert_eq!(status("wattcast-probe"), ("0".to_owned(), none.clone(), "1".to_owned()));
-    assert_eq!(status("wattcast-analysis"), ("65534".to_owned(), none, "1".to_owned()));
+        for service in ["wattcast-probe", "wattcast-analysis", "victoriametrics", "prometheus", "alertmanager"] {
+            eventually(&stack, &format!("{service} is healthy"), || {
+                Ok(inspect(service, "{{.State.Health.Status}}") == "healthy")
+            });
+        }
+        // Least rights: nobody and nothing for the one, root without a capability and without privileges for the other.
+        assert_eq!(
+            inspect("wattcast-probe", "{{.HostConfig.Privileged}} {{.HostConfig.ReadonlyRootfs}}"),
+            "false true"
+        );
+        assert_eq!(inspect("wattcast-analysis", "{{.Config.User}} {{.HostConfig.ReadonlyRootfs}}"), "65534:65534 true");
+        let status = |service: &str| {
+            let pid = inspect(service, "{{.State.Pid}}");
+            let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+            let of = |name: &str| {
+                text.lines()
+                    .find_map(|line| line.strip_prefix(name))
+                    .unwrap()
+                    .split_whitespace()
+                    .next()
+                    .unwrap()
+                    .to_owned()
+            };
+            (of("Uid:"), of("CapEff:"), of("NoNewPrivs:"))
+        };
+        let none = "0000000000000000".to_owned();
+        assert_eq!(status("wattcast-probe"), ("0".to_owned(), none.clone(), "1".to_owned()));
+        assert_eq!(status("wattcast-analysis"), ("65534".to_owned(), none, "1".to_owned()));
 
-    // What it may write is its own state, and nothing else of its file system.
-    let may = |path: &str| {
-        let touch = format!(": > {path}");
-        stack.call(&["exec", "-T", "wattcast-analysis", "/bin/sh", "-c", &touch]).is_ok()
-    };
-    assert!(may("/state/probe") && !may("/probe") && !may("/results/probe") && !may("/tmp/probe"));
+        // What it may write is its own state, and nothing else of its file system.
+        let may = |path: &str| {
+            let touch = format!(": > {path}");
+            stack.call(&["exec", "-T", "wattcast-analysis", "/bin/sh", "-c", &touch]).is_ok()
+        };
+        assert!(may("/state/probe") && !may("/probe") && !may("/results/probe") && !may("/tmp/probe"));
 
-    // A neighbour. Docker hands datagrams on from an address of its own, which tells nobody whose they are; a post says its name.
-    let name = format!("wattcast-neighbour-{}", std::process::id());
-    let args = [
-        "-nostdin",
-        "-loglevel",
-        "error",
-        "-progress",
-        "http://127.0.0.1:9506/progress/neighbour",
-        "-re",
-        "-f",
-        "lavfi",
-        "-i",
-        "testsrc2=size=320x180:rate=15",
-        "-c:v",
-        "libx264",
-        "-preset",
-        "ultrafast",
-        "-f",
-        "null",
-        "-",
-    ];
-    let _neighbour = engine.start(&name, &["--network", "host"], &which("ffmpeg").unwrap(), &args).unwrap();
-    let page = |port: u16| Client::new(format!("http://127.0.0.1:{port}")).text("/metrics");
-    eventually(&stack, "the neighbour's joules are on 9500", || {
-        let samples = Client::new("http://127.0.0.1:9500").metrics()?;
-        Ok(samples.iter().any(|sample| {
-            sample.name == "wattcast_container_energy_joules_total"
-                && sample.label("container") == name
-                && sample.value > 0.0
-        }) && samples.iter().any(|sample| sample.label("stream") == "neighbour"))
-    });
-    let probe = page(9500).unwrap();
-    assert!(probe.contains("wattcast_cpu_source_info{tier=\"switch\""), "eBPF without privileges: {probe}");
-    // Two looks at one page, unless a tick with news came between.
-    eventually(&stack, "9510 shows what 9500 shows", || Ok(page(9510)?.lines().count() == page(9500)?.lines().count()));
-    eventually(&stack, "frames of the stream are on 9506", || {
-        Ok(page(9506)?.contains("wattcast_stream_frames_total{stream=\"neighbour\""))
-    });
-    assert!(page(9502).unwrap().contains("results_scenarios_total 4\n"));
-    eventually(&stack, "the price of the environment is in force", || {
-        Ok(page(9504)?.contains("wattcast_price_amount{item=\"energy\"") && page(9504)?.contains("} 0.25\n"))
-    });
-    for (database, port) in [("prometheus", 9090), ("victoriametrics", 8428)] {
-        let ask = |query: &str| -> anyhow::Result<usize> {
-            let query: String =
-                query
+        // A neighbour. Docker hands datagrams on from an address of its own, which tells nobody whose they are; a post says its name.
+        let name = format!("wattcast-neighbour-{}", std::process::id());
+        let args = [
+            "-nostdin",
+            "-loglevel",
+            "error",
+            "-progress",
+            "http://127.0.0.1:9506/progress/neighbour",
+            "-re",
+            "-f",
+            "lavfi",
+            "-i",
+            "testsrc2=size=320x180:rate=15",
+            "-c:v",
+            "libx264",
+            "-preset",
+            "ultrafast",
+            "-f",
+            "null",
+            "-",
+        ];
+        let _neighbour = engine.start(&name, &["--network", "host"], &which("ffmpeg").unwrap(), &args).unwrap();
+        let page = |port: u16| Client::new(format!("http://127.0.0.1:{port}")).text("/metrics");
+        eventually(&stack, "the neighbour's joules are on 9500", || {
+            let samples = Client::new("http://127.0.0.1:9500").metrics()?;
+            Ok(samples.iter().any(|sample| {
+                sample.name == "wattcast_container_energy_joules_total"
+                    && sample.label("container") == name
+                    && sample.value > 0.0
+            }) && samples.iter().any(|sample| sample.label("stream") == "neighbour"))
+        });
+        let probe = page(9500).unwrap();
+        assert!(probe.contains("wattcast_cpu_source_info{tier=\"switch\""), "eBPF without privileges: {probe}");
+        // Two looks at one page, unless a tick with news came between.
+        eventually(&stack, "9510 shows what 9500 shows", || {
+            Ok(page(9510)?.lines().count() == page(9500)?.lines().count())
+        });
+        eventually(&stack, "frames of the stream are on 9506", || {
+            Ok(page(9506)?.contains("wattcast_stream_frames_total{stream=\"neighbour\""))
+        });
+        assert!(page(9502).unwrap().contains("results_scenarios_total 4\n"));
+        eventually(&stack, "the price of the environment is in force", || {
+            Ok(page(9504)?.contains("wattcast_price_amount{item=\"energy\"") && page(9504)?.contains("} 0.25\n"))
+        });
+        for (database, port) in [("prometheus", 9090), ("victoriametrics", 8428)] {
+            let ask = |query: &str| -> anyhow::Result<usize> {
+                let query: String = query
                     .bytes()
                     .map(|byte| {
                         if byte.is_ascii_alphanumeric() { char::from(byte).to_string() } else { format!("%{byte:02X}") }
                     })
                     .collect();
-            let found =
-                Client::new(format!("http://127.0.0.1:{port}")).json(&format!("/api/v1/query?query={query}"))?;
-            Ok(found["data"]["result"].as_array().map_or(0, Vec::len))
-        };
-        eventually(&stack, &format!("{database} has the neighbour's joules"), || {
-            Ok(ask(&format!("rate(wattcast_container_energy_joules_total{{container=\"{name}\"}}[30s]) > 0"))? > 0)
-        });
-        eventually(&stack, &format!("{database} has what the rules make"), || {
-            Ok(ask("instance:wattcast_power_watts:rate5m > 0")? > 0)
-        });
-        // Ours are all up; what is not there is down, and nothing else.
-        eventually(&stack, &format!("{database} scrapes every port of ours"), || {
-            Ok(ask("up{service=~\".+\"} == 1")? >= 9)
+                let found =
+                    Client::new(format!("http://127.0.0.1:{port}")).json(&format!("/api/v1/query?query={query}"))?;
+                Ok(found["data"]["result"].as_array().map_or(0, Vec::len))
+            };
+            eventually(&stack, &format!("{database} has the neighbour's joules"), || {
+                Ok(ask(&format!("rate(wattcast_container_energy_joules_total{{container=\"{name}\"}}[30s]) > 0"))? > 0)
+            });
+            eventually(&stack, &format!("{database} has what the rules make"), || {
+                Ok(ask("instance:wattcast_power_watts:rate5m > 0")? > 0)
+            });
+            // Ours are all up; what is not there is down, and nothing else.
+            eventually(&stack, &format!("{database} scrapes every port of ours"), || {
+                Ok(ask("up{service=~\".+\"} == 1")? >= 9)
+            });
+        }
+        eventually(&stack, "what runs is healthy on 9600", || {
+            let page = page(9600)?;
+            let healthy = |name: &str| {
+                page.lines().any(|line| {
+                    line.starts_with(&format!("wattcast_target_healthy{{target=\"{name}\"")) && line.ends_with(" 1")
+                })
+            };
+            Ok(["rapl-power", "results-exporter", "node-exporter", "nginx-rtmp"].into_iter().all(healthy))
         });
     }
-    eventually(&stack, "what runs is healthy on 9600", || {
-        let page = page(9600)?;
-        let healthy = |name: &str| {
-            page.lines().any(|line| {
-                line.starts_with(&format!("wattcast_target_healthy{{target=\"{name}\"")) && line.ends_with(" 1")
-            })
-        };
-        Ok(["rapl-power", "results-exporter", "node-exporter", "nginx-rtmp"].into_iter().all(healthy))
-    });
 }

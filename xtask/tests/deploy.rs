@@ -5,6 +5,7 @@
 use std::{fs, process::Command};
 
 use serde_json::Value;
+use testkit::requires;
 use testkit::shell::{output, root, which};
 
 fn documents(file: &str) -> Vec<Value> {
@@ -14,10 +15,7 @@ fn documents(file: &str) -> Vec<Value> {
 
 #[test]
 fn the_units_are_hardened_as_systemd_itself_counts_it() {
-    if which("systemd-analyze").is_none() {
-        println!("skipped: systemd-analyze is not in PATH");
-        return;
-    }
+    requires!(systemd_analyze);
     for unit in ["wattcast-probe.service", "wattcast-analysis.service"] {
         let path = root().join("deploy/systemd").join(unit);
         let said = output(Command::new("systemd-analyze").args(["security", "--offline=true", "--no-pager"]).arg(path))
@@ -32,10 +30,7 @@ fn the_units_are_hardened_as_systemd_itself_counts_it() {
 /// The lines of a unit go on from each other, and a set that is taken away takes what a line before let in.
 #[test]
 fn what_the_probe_calls_is_what_its_unit_lets_through() {
-    if which("systemd-analyze").is_none() {
-        println!("skipped: systemd-analyze is not in PATH");
-        return;
-    }
+    requires!(systemd_analyze);
     let calls = |set: &str| -> Vec<String> {
         if !set.starts_with('@') {
             return vec![set.to_owned()];
@@ -124,10 +119,8 @@ fn nothing_in_the_cluster_is_privileged_and_labels_of_the_measured_stay() {
 
 #[test]
 fn compose_takes_the_file_from_where_people_stand() {
-    let Some(compose) = which("docker-compose") else {
-        println!("skipped: docker-compose is not in PATH");
-        return;
-    };
+    requires!(docker_compose);
+    let compose = which("docker-compose").unwrap();
     // In the directory of the tree, by .env; and beside the file.
     let all = output(Command::new(&compose).args(["config", "--services"]).current_dir(root())).unwrap();
     let beside = Command::new(&compose)

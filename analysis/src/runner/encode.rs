@@ -397,6 +397,8 @@ pub fn aside(program: &Path, args: &[&OsStr], stall: Duration) -> Result<(), Str
 
 #[cfg(test)]
 mod tests {
+    use testkit::{eventually, wait::eventually_ok};
+
     use super::*;
 
     fn shell(script: &str) -> Running {
@@ -407,15 +409,15 @@ mod tests {
     fn what_an_encoder_says_last_is_kept_with_how_it_ended() {
         let mut all =
             [shell("printf 'frame=7\\ntotal_size=99\\nout_time_us=280000\\ndrop_frames=1\\nprogress=end\\n'")];
-        wait(&mut all, Duration::from_secs(5), &mut |_| true).unwrap();
+        wait(&mut all, Duration::from_secs(60), &mut |_| true).unwrap();
         let progress = all[0].progress();
         assert_eq!((progress.frames, progress.bytes, progress.media_us, progress.dropped), (7, 99, 280_000, 1));
     }
 
     #[test]
     fn one_that_fails_ends_all_and_says_why() {
-        let mut all = [shell("sleep 60"), shell("echo No space left on device >&2; exit 3")];
-        let trouble = wait(&mut all, Duration::from_secs(30), &mut |_| true).unwrap_err();
+        let mut all = [shell("sleep 3600"), shell("echo No space left on device >&2; exit 3")];
+        let trouble = wait(&mut all, Duration::from_secs(60), &mut |_| true).unwrap_err();
         assert!(
             matches!(&trouble, Trouble::Ended { stream: 2, how, said, .. } if how == "code 3" && said.contains("No space")),
             "{trouble}"
@@ -426,30 +428,30 @@ mod tests {
     }
 
     #[test]
-    fn one_that_hangs_is_ended_and_one_that_was_killed_says_the_signal() {
+    fn one_that_hangs_is_ended() {
         let mut hangs = [shell("trap '' TERM; sleep 60")];
         let trouble = wait(&mut hangs, Duration::from_millis(200), &mut |_| true).unwrap_err();
         assert!(matches!(trouble, Trouble::Hangs { stream: 1, .. }), "{trouble}");
-        // A wrapper whose child lives on is not waited for, and its child is ended.
-        let mut wrapper = [shell("trap '' TERM; sleep 61 & echo $! >&2; wait")];
-        let end = Instant::now() + Duration::from_secs(30);
-        let mut grandchild = String::new();
-        while grandchild.parse::<u32>().is_err() {
-            assert!(Instant::now() < end, "{grandchild:?}");
-            thread::sleep(Duration::from_millis(5));
-            grandchild = wrapper[0].said();
-        }
+        let hung = hangs[0].pid();
+        drop(hangs);
+        assert!(!Path::new(&format!("/proc/{hung}")).exists(), "our child is gone");
+    }
+
+    #[test]
+    fn the_child_of_a_wrapper_that_hangs_is_ended_with_it() {
+        let mut wrapper = [shell("trap '' TERM; sleep 3601 & echo $! >&2; wait")];
+        let grandchild: u32 = eventually_ok(30.0, "the wrapper's child has a number", || wrapper[0].said().parse());
         wait(&mut wrapper, Duration::from_millis(300), &mut |_| true).unwrap_err();
         drop(wrapper);
-        let lives =
-            || std::fs::read_to_string(format!("/proc/{grandchild}/cmdline")).is_ok_and(|line| line.contains("61"));
-        // A minute is what it would take by itself.
-        while lives() {
-            assert!(Instant::now() < end, "{grandchild} lives");
-            thread::sleep(Duration::from_millis(5));
-        }
+        // An hour is what it would take by itself.
+        let line = || std::fs::read_to_string(format!("/proc/{grandchild}/cmdline"));
+        eventually(30.0, "the wrapper's child has ended", || !line().is_ok_and(|line| line.contains("3601")));
+    }
+
+    #[test]
+    fn one_that_was_killed_says_the_signal() {
         let mut killed = [shell("kill -9 $$")];
-        let trouble = wait(&mut killed, Duration::from_secs(5), &mut |_| true).unwrap_err();
+        let trouble = wait(&mut killed, Duration::from_secs(60), &mut |_| true).unwrap_err();
         assert!(trouble.to_string().contains("signal 9"), "{trouble}");
     }
 }

@@ -233,7 +233,7 @@ mod tests {
         let job = Job {
             job: 3,
             streams: vec!["cam".into()],
-            started: unix - 1.0,
+            started: unix - 60.0,
             ended: Some(unix),
             joules: 36.0,
             source: "perf".into(),

@@ -17,10 +17,10 @@ use std::{
 };
 
 pub use testkit::databases::Series;
-use testkit::{api::Client, program::Program, require, shell, wait::eventually_ok};
+use testkit::{api::Client, program::Program, shell, wait::eventually_ok};
 
-/// Nobody listens there.
-pub const NOBODY: &str = "http://127.0.0.1:1";
+/// No program listens there.
+pub const NO_SERVER: &str = "http://127.0.0.1:1";
 
 /// The service under test.
 pub fn binary() -> PathBuf {
@@ -86,7 +86,7 @@ impl Service {
     pub fn eventually_at(&self, port: usize, what: &str, so: impl Fn(&str) -> bool) -> String {
         let client = self.port(port);
         eventually_ok(20.0, what, || {
-            let page = client.text("/metrics").unwrap();
+            let page = client.text("/metrics").map_err(|error| format!("{error:#}\n{}", self.log()))?;
             if so(&page) { Ok(page) } else { Err(format!("{page}\n{}", self.log())) }
         })
     }
@@ -99,16 +99,12 @@ pub struct Database {
 }
 
 impl Database {
-    /// `None`, and the reason printed, where there is none.
-    pub fn victoria(all: &[Series]) -> Option<Self> {
-        skipped(require::victoria_metrics())?;
-        Some(Self::of(testkit::databases::Database::victoria(all, None).unwrap()))
+    pub fn victoria(all: &[Series]) -> Self {
+        Self::of(testkit::databases::Database::victoria(all, None).unwrap())
     }
 
-    /// `None`, and the reason printed, where there is none.
-    pub fn prometheus(all: &[Series]) -> Option<Self> {
-        skipped(require::prometheus().and_then(|()| require::promtool()))?;
-        Some(Self::of(testkit::databases::Database::prometheus(all, "global: {}\n", None).unwrap()))
+    pub fn prometheus(all: &[Series]) -> Self {
+        Self::of(testkit::databases::Database::prometheus(all, "global: {}\n", None).unwrap())
     }
 
     fn of(real: testkit::databases::Database) -> Self {
@@ -119,11 +115,6 @@ impl Database {
     pub fn flush(&self) {
         self.real.flush().unwrap();
     }
-}
-
-/// `None`, and the reason printed, where a requirement is not met.
-fn skipped(requirement: require::Requirement) -> Option<()> {
-    requirement.map_err(|reason| println!("skipped: {reason}")).ok()
 }
 
 /// A file in a directory of the test.

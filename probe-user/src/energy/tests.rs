@@ -34,6 +34,7 @@ impl Live {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
         let thread = std::thread::spawn(move || {
+            testkit::program::urgent();
             let file = fs::OpenOptions::new().write(true).open(file).unwrap();
             for energy in 1000u64.. {
                 if stopped.load(Ordering::Relaxed) {

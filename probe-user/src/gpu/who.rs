@@ -182,18 +182,11 @@ mod tests {
         assert!(processes.held.contains_key(&child.id()));
         processes.held.get_mut(&child.id()).unwrap().asked = true;
         child.kill().unwrap();
-        let mut seen = false;
-        for _ in 0..200 {
+        testkit::eventually(10.0, "its end is seen", || {
             processes.refresh();
-            seen = !processes.held.contains_key(&child.id());
-            if seen {
-                break;
-            }
-            processes.held.get_mut(&child.id()).unwrap().asked = true;
-            std::thread::sleep(Duration::from_millis(10));
-        }
+            processes.held.get_mut(&child.id()).map(|held| held.asked = true).is_none()
+        });
         child.wait().unwrap();
-        assert!(seen);
         assert_eq!(pidfd(child.id()).unwrap_err().raw_os_error(), Some(libc::ESRCH));
     }
 }

@@ -5,15 +5,19 @@
 
 use std::{
     collections::BTreeMap,
+    fs,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Child, Command},
 };
 
 use testkit::{
     api::{Client, Sample},
+    cgroup::{self, Cgroup},
     docker::Engine,
-    program::Program,
-    require, shell,
+    eventually,
+    program::{Program, die_with_us},
+    require, shell, sleep,
+    wait::eventually_ok,
 };
 
 /// The probe under test.
@@ -52,6 +56,27 @@ impl Probe {
         self.metrics()
     }
 
+    /// Waits for the regular tick that follows the start soon. With a long `--tick` only marks make
+    /// ticks after it.
+    pub(crate) fn first_regular_tick(&self) {
+        let regular = || self.metrics().get("wattcast_tick_jitter_seconds_count", &[]);
+        eventually(20.0, "a regular tick", || regular() >= 1.0);
+    }
+
+    /// A tick of at least so many seconds, at both ends of which nothing interrupted the probe
+    /// while it read energy. Needs a long `--tick`.
+    pub(crate) fn undisturbed_tick(&self, seconds: f64) -> Tick {
+        self.first_regular_tick();
+        let took = |page: &Page| page.get("wattcast_collector_duration_seconds", &[("collector", "energy")]);
+        eventually_ok(30.0, "energy is read within 1 ms at both ends of a tick", || {
+            let (start, before) = (self.client.mark().unwrap(), self.metrics());
+            sleep(seconds);
+            let (end, page) = (self.client.mark().unwrap(), self.metrics());
+            let longest = took(&page).max(took(&before));
+            if longest < 0.001 { Ok(Tick { before, page, seconds: end - start }) } else { Err(longest) }
+        })
+    }
+
     /// State and reason of a source.
     pub(crate) fn source(&self, name: &str) -> (String, String) {
         let sources = self.client.json("/api/v1/sources").unwrap();
@@ -59,6 +84,56 @@ impl Probe {
         let source = source.unwrap_or_else(|| panic!("no source {name} in {sources}"));
         (source["state"].as_str().unwrap().to_owned(), source["detail"].as_str().unwrap().to_owned())
     }
+}
+
+/// A process in a cgroup of its own that wakes ten times a second and computes a little. It ends
+/// when this is dropped.
+pub(crate) struct Guest {
+    child: Child,
+    cgroup: Cgroup,
+}
+
+impl Guest {
+    /// Starts it in a new cgroup of this name.
+    pub(crate) fn start(name: &str) -> Self {
+        let cgroup = Cgroup::create(&cgroup::v2().unwrap(), name).unwrap();
+        let mut command = Command::new("sh");
+        command.args(["-c", "while :; do sleep 0.1; done"]);
+        cgroup.enter(&mut command).unwrap();
+        die_with_us(&mut command);
+        Self { child: command.spawn().unwrap(), cgroup }
+    }
+
+    /// The name of its cgroup.
+    pub(crate) fn name(&self) -> &str {
+        self.cgroup.dir.file_name().unwrap().to_str().unwrap()
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Kills it, and returns once the kernel says that it is dead. Its parent has not waited for
+    /// it: its number stays its own.
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().unwrap();
+        let stat = format!("/proc/{}/stat", self.pid());
+        eventually(10.0, "the process is dead", || fs::read_to_string(&stat).unwrap().contains(") Z "));
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A tick: the page of the one before it, its own, and how long it was.
+pub(crate) struct Tick {
+    pub(crate) before: Page,
+    pub(crate) page: Page,
+    pub(crate) seconds: f64,
 }
 
 /// A metrics page.
@@ -175,6 +250,15 @@ pub(crate) fn ebpf_and_docker() -> Result<Engine, String> {
 pub(crate) fn engine() -> Result<Engine, String> {
     require::root()?;
     Engine::find().map_err(|error| format!("{error:#}"))
+}
+
+/// The library that stands in for NVIDIA's, which cargo builds as a dependency of the tests, beside
+/// them.
+pub(crate) fn fake_nvml() -> PathBuf {
+    let exe = std::env::current_exe().unwrap();
+    let library = exe.parent().unwrap().join("libfake_nvml.so");
+    assert!(library.exists(), "{} is not built", library.display());
+    library
 }
 
 /// A machine as a directory tree.

@@ -14,8 +14,12 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use super::{recorded, rules};
-use crate::{places::Places, stop::pause, up::FAKE_GPU};
+use super::recorded;
+use crate::{
+    places::{Places, short_intervals, short_rules},
+    stop::pause,
+    up::FAKE_GPU,
+};
 use testkit::{
     cgroup::{self, Cgroup},
     databases::Database,
@@ -117,7 +121,7 @@ impl Stage {
     /// # Errors
     /// When something does not come up.
     pub(super) fn start(recorded_end: u64, now: u64) -> Result<Self> {
-        let bin = shell::programs(&["probe-user", "analysis", "fake-nvml"])?;
+        let bin = shell::programs()?;
         let dir = tempfile::tempdir()?;
         let simulator = Simulator::start(dir.path(), &Spec { packages: Some(2), parts: true, ..Spec::default() })?;
         let (mut programs, mut missing) = (Vec::new(), vec!["cadvisor", "dcgm"]);
@@ -128,10 +132,12 @@ impl Stage {
         past.push(recorded::history(now / 300 * 300));
         let scrape = dir.path().join("victoriametrics.yml");
         let places = Places::choose()?;
-        fs::write(&scrape, places.put_into("deploy/compose/victoriametrics.yml", "")?)?;
+        fs::write(&scrape, short_intervals(&places.put_into("deploy/compose/victoriametrics.yml", "")?))?;
         let victoria = Database::victoria(&past, Some(&scrape))?;
-        let config = places.put_into("deploy/compose/prometheus.yml", &victoria.url)?;
-        let prometheus = Database::prometheus(&recorded, &config, Some(&rules::dir()))?;
+        let config = short_intervals(&places.put_into("deploy/compose/prometheus.yml", &victoria.url)?);
+        let rules = dir.path().join("rules");
+        short_rules(&rules)?;
+        let prometheus = Database::prometheus(&recorded, &config, Some(&rules))?;
 
         let logs = dir.path();
         let gpu = logs.join("gpu.toml");

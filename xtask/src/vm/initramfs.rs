@@ -1,0 +1,67 @@
+//! The initramfs that all guests share.
+
+use std::{fs, path::Path, process::Command};
+
+use anyhow::{Context, Result};
+use testkit::shell::{output, which};
+
+/// The script that is a guest's first process.
+const INIT: &str = include_str!("init.sh");
+
+/// Writes an archive of busybox, the probe with the libraries that it is linked to, and the script.
+///
+/// # Errors
+/// When one of them cannot be read.
+pub(super) fn pack(probe: &Path, to: &Path) -> Result<()> {
+    let mut out = Vec::new();
+    for dir in ["bin", "dev", "proc", "sys", "tmp", "lib64", "lib", "lib/x86_64-linux-gnu", "etc"] {
+        entry(&mut out, dir, 0o040_755, &[]);
+    }
+    entry(&mut out, "init", 0o100_755, INIT.as_bytes());
+    let busybox = which("busybox").context("busybox is not in PATH")?;
+    for (from, name) in [(&*busybox, "bin/busybox"), (probe, "probe")] {
+        entry(&mut out, name, 0o100_755, &fs::read(from).with_context(|| format!("{}", from.display()))?);
+    }
+    // `libc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x…)`, and the loader without an arrow.
+    for line in output(Command::new("ldd").arg(probe))?.lines() {
+        let Some(path) = line.split_whitespace().find(|word| word.starts_with('/')) else { continue };
+        let name = path.trim_start_matches('/').replacen("usr/", "", 1);
+        if let Some((dir, _)) = name.rsplit_once('/') {
+            entry(&mut out, dir, 0o040_755, &[]);
+        }
+        entry(&mut out, &name, 0o100_755, &fs::read(path)?);
+    }
+    entry(&mut out, "TRAILER!!!", 0, &[]);
+    fs::write(to, out).with_context(|| format!("cannot write {}", to.display()))
+}
+
+/// One file of the archive format that the kernel unpacks, newc
+/// (Documentation/driver-api/early-userspace/buffer-format.rst).
+fn entry(out: &mut Vec<u8>, name: &str, mode: u32, content: &[u8]) {
+    let pad = |out: &mut Vec<u8>| out.resize(out.len().next_multiple_of(4), 0);
+    // ino mode uid gid nlink mtime filesize devmajor devminor rdevmajor rdevminor namesize check
+    let fields = [0, mode as usize, 0, 0, 1, 0, content.len(), 0, 0, 0, 0, name.len() + 1, 0];
+    out.extend_from_slice(b"070701");
+    for field in fields {
+        out.extend_from_slice(format!("{field:08X}").as_bytes());
+    }
+    out.extend_from_slice(name.as_bytes());
+    out.push(0);
+    pad(out);
+    out.extend_from_slice(content);
+    pad(out);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_is_a_header_a_name_and_the_content_each_padded_to_four_bytes() {
+        let mut out = Vec::new();
+        entry(&mut out, "ab", 0o100_644, b"12345");
+        assert_eq!(out.len(), 116 + 8);
+        assert_eq!(&out[..22], b"07070100000000000081A4");
+        assert_eq!(&out[110..], b"ab\x00\x00\x00\x0012345\x00\x00\x00");
+    }
+}
