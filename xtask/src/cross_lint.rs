@@ -17,10 +17,8 @@ use anyhow::{Context, Result, bail};
 use crate::build_ebpf::Compiler;
 use testkit::shell::{output, root, step, target, which};
 
-/// What is linted for the probe's target and for the analysis service's: each crate once per libc
-/// that it is shipped with.
-const SHIPPED: [(&str, &[&str]); 2] =
-    [("gnu", &["probe-ebpf", "exporter", "probe-user"]), ("musl", &["exporter", "analysis"])];
+/// The crates that are shipped. The analysis service is linked to musl, but what differs between architectures is the same there.
+const SHIPPED: [&str; 4] = ["probe-ebpf", "exporter", "probe-user", "analysis"];
 
 /// Stands in for the target's C compiler when a build script asks for one: ring's objects are never
 /// linked here. It fails where there is no -o: that is how the crate cc, which asks a compiler for
@@ -41,14 +39,12 @@ exit 1
 /// When clippy finds something.
 pub fn cross_lint() -> Result<Option<String>> {
     let arch = if cfg!(target_arch = "aarch64") { "x86_64" } else { "aarch64" };
-    for (libc, packages) in SHIPPED {
-        let triple = format!("{arch}-unknown-linux-{libc}");
-        let library = match Library::find(&triple) {
-            Ok(library) => library,
-            Err(reason) => return Ok(Some(format!("{triple}: {reason:#}"))),
-        };
-        lint(&triple, packages, &library)?;
-    }
+    let triple = format!("{arch}-unknown-linux-gnu");
+    let library = match Library::find(&triple) {
+        Ok(library) => library,
+        Err(reason) => return Ok(Some(format!("{triple}: {reason:#}"))),
+    };
+    lint(&triple, &library)?;
     Ok(None)
 }
 
@@ -75,7 +71,7 @@ impl Library {
     }
 }
 
-fn lint(triple: &str, packages: &[&str], library: &Library) -> Result<()> {
+fn lint(triple: &str, library: &Library) -> Result<()> {
     // A directory of its own: an empty object of ring's must never be found by a build that links.
     let dir = target().join("cross-lint");
     let compiler = c_compiler(&dir)?;
@@ -87,7 +83,7 @@ fn lint(triple: &str, packages: &[&str], library: &Library) -> Result<()> {
     let mut nice = Command::new("nice");
     nice.args(["-n", "19"]).arg(cargo.get_program()).args(cargo.get_args()).current_dir(root());
     nice.args(["clippy", "--quiet", "--lib", "--bins", "--target", triple, "--target-dir"]).arg(&dir);
-    nice.args(packages.iter().flat_map(|package| ["--package", package]));
+    nice.args(SHIPPED.iter().flat_map(|package| ["--package", package]));
     let suffix = triple.replace('-', "_");
     nice.env(format!("CC_{suffix}"), &compiler).env(format!("AR_{suffix}"), "ar");
     // Nothing runs but build scripts.
