@@ -324,8 +324,8 @@ fn a_slot_that_is_given_back_is_nobodys_until_every_cpu_forgot_it() {
         reader.read(&mut reading).unwrap();
         total += ns(&reading, &key(&old));
         reader.forget(&key(&old));
-        // Newcomers at once, each on the same CPU, to get the slot that was just given back.
         let missed = reading.missed;
+        // Newcomers at once, each on the same CPU, to get the slot that was just given back.
         let new = Cgroup::create(&tree, &unique("new")).unwrap();
         let burner = Burner::born_in(&new, 0).unwrap();
         run_on(&new, 0.01);
@@ -334,18 +334,18 @@ fn a_slot_that_is_given_back_is_nobodys_until_every_cpu_forgot_it() {
         drop(burner);
         reader.read(&mut reading).unwrap();
         let (read, kernel) = (ns(&reading, &key(&new)), new.usage_us().unwrap() * 1000);
-        // A slice of the other would be milliseconds. Interrupts within its own slices, which the kernel counts as no task's,
-        // are less; in most rounds there are none.
-        let apart = read.abs_diff(kernel).saturating_sub(kernel / 1000);
-        assert!(apart < 500_000, "round {round}: {read} ns, cpu.stat {kernel}");
-        errors.push(apart);
+        let apart = read.abs_diff(kernel);
+        println!("{given_back}: {read} ns, cpu.stat {kernel}, {apart} apart, {} not seen", reading.missed - missed);
+        // What a task ran up to a switch that the reader did not see, it does not know.
+        if reading.missed == missed {
+            assert!(apart <= kernel / 1000 + 20_000, "round {given_back}: {read} ns, cpu.stat {kernel}");
+            compared += 1;
+        }
         total += ns(&reading, &key(&old));
         given_back += 1;
         reader.forget(&key(&old));
         reader.forget(&key(&new));
     }
-    errors.sort_unstable();
-    assert!(errors[errors.len() / 2] <= 20_000, "nanoseconds apart: {errors:?}");
     // So that the kernel's figure is of the same moment as the reading.
     drop(burner_of_old);
     reader.read(&mut reading).unwrap();
