@@ -290,8 +290,8 @@ fn waits_and_switches_are_what_the_kernel_counts_of_the_tasks() {
         let wait = page.get("wattcast_container_runqueue_wait_seconds_sum", &[who]);
         [wait, switches("voluntary"), switches("involuntary")]
     };
-    // The kernel counts a wait when it ends, the probe when the stint ends that follows it: at rest
-    // both have counted all of them.
+    // The kernel counts a wait when it ends, the probe at the context switch after it: at rest both
+    // have counted all of them.
     let at_rest = || {
         cgroup.freeze().unwrap();
         let page = probe.fresh();

@@ -98,8 +98,8 @@ fn the_power_pmu_is_read_through_real_descriptors_before_anything_else() {
         let watts = page.get("wattcast_power_watts", &[("package", package), ("source", "perf")]);
         assert!((watts - 1.0).abs() < 0.02, "one watt for each CPU: {watts}");
     }
-    // A distribution of one watt, read twenty times a second. A reading that is interrupted before its
-    // time is taken shows less, and the next one as much more.
+    // A distribution of one watt, read twenty times a second. A reading that is interrupted before
+    // its time is taken shows less, and the next one as much more.
     let distribution = |page: &Page| {
         ["0", "1"].map(|package| {
             let at = |name: &str, labels: &[(&str, &str)]| {

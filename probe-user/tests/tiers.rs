@@ -256,8 +256,8 @@ fn time_beside_a_busy_sibling_is_told_apart() {
     let (a, b) = (row(&reading, &key(&always)), row(&reading, &key(&half)));
     let (alone, shared) = (a[0].alone_ns as f64 / 1e9, a[0].shared_ns as f64 / 1e9);
     println!("the hog: {alone:.3} s alone, {shared:.3} s beside the other, which ran {:.3} s", b[1].ns() as f64 / 1e9);
-    // Others may run here too: what ran on a CPU, whoever it was, is all that the hog can have been
-    // beside, or been kept off by.
+    // Other processes may run here too: all that ran on a CPU is what the hog can have been beside,
+    // or been kept off by.
     let ran = |cpu: usize| reading.rows.iter().map(|(_, row)| row[cpu].ns()).sum::<u64>() as f64 / 1e9;
     let others = ran(0) - a[0].ns() as f64 / 1e9;
     assert!(shared <= 1.02 * ran(1) + unseen, "{shared} beside {}", ran(1));
@@ -276,7 +276,7 @@ fn counters_are_charged_to_whom_they_ran_for() {
     or_skip!(ebpf());
     let tree = cgroup::v2().unwrap();
     let [one, two] = ["one", "two"].map(|name| Cgroup::create(&tree, &unique(name)).unwrap());
-    // PERF_TYPE_SOFTWARE: the CPU's clock counts nanoseconds, whoever runs; faults and migrations
+    // PERF_TYPE_SOFTWARE: the CPU's clock counts nanoseconds of every task; faults and migrations
     // stand for the other two.
     let all: Vec<usize> = (0..cpus()).collect();
     let events = Events::open(&all, [(1, 0), (1, 2), (1, 4)]).unwrap();
@@ -381,8 +381,8 @@ fn the_files_tell_no_package_and_say_so() {
         let labels = [("container", &*name), ("package", package), ("zone", "package")];
         page.find("wattcast_container_energy_joules_total", &labels).unwrap_or(0.0)
     };
-    // Over seconds, and not of the last tick: the shorter a tick, the more its edges weigh, whoever
-    // counts. Joules and bound by package.
+    // Over seconds, and not of the last tick: the shorter a tick, the more its edges weigh in every
+    // tier. Joules and bound by package.
     let window = |probe: &Probe, start: f64| {
         let end = probe.client.mark().unwrap();
         let answer = probe.client.json(&format!("/api/v1/window?start={start}&end={end}")).unwrap();

@@ -81,8 +81,8 @@ impl Cgroup {
     }
 
     /// Runs `job` in a copy of this process that was never in another cgroup: `clone3` with
-    /// `CLONE_INTO_CGROUP` (Linux 5.7). `job` must do only what may stand between fork and exec. Gives
-    /// the number of the process, which the caller waits for.
+    /// `CLONE_INTO_CGROUP` (Linux 5.7). `job` must do only what may stand between fork and exec.
+    /// Gives the number of the process, which the caller waits for.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -192,7 +192,7 @@ impl Drop for Cgroup {
             if error.kind() == io::ErrorKind::NotFound || deadline.passed() {
                 return;
             }
-            // Busy: whoever is left in it goes.
+            // Busy: the processes that are left in it are killed.
             for pid in fs::read_to_string(self.dir.join("cgroup.procs")).unwrap_or_default().lines() {
                 if let Ok(pid) = pid.parse::<libc::pid_t>() {
                     // SAFETY: a signal to a process that is in a cgroup of ours.

@@ -1,5 +1,6 @@
-//! What tests share with the demonstration and the benchmarks: programs as child processes, HTTP clients, cgroups, containers,
-//! databases, a simulated powercap tree; and for tests alone: requirements, deadlines, locks.
+//! What tests share with the demonstration and the benchmarks: programs as child processes, HTTP
+//! clients, cgroups, containers, databases, a simulated powercap tree; and for tests alone:
+//! requirements, deadlines, locks.
 //!
 //! Development only: nothing that is shipped depends on this crate.
 

@@ -1,7 +1,8 @@
 //! Locks between test processes, one per resource that only one test can use at a time.
 //!
-//! Under cargo-nextest every test is a process, under `cargo test` a thread; a locked file serves both. nextest's test groups
-//! (`.config/nextest.toml`) keep tests that would wait here from taking a slot; the lock keeps them right without nextest.
+//! Under cargo-nextest every test is a process, under `cargo test` a thread; a locked file serves
+//! both. nextest's test groups (`.config/nextest.toml`) keep tests that would wait here from taking
+//! a slot; the lock keeps them right without nextest.
 
 use std::fs::File;
 

@@ -7,6 +7,8 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow};
 
+use crate::program::stay_on;
+
 /// Plays so many turns, each a byte there and a byte back and so two switches, with both ends on one CPU; gives how long it took.
 ///
 /// # Errors
@@ -24,7 +26,7 @@ pub fn ping_pong(turns: u32, cpu: usize) -> Result<Duration> {
 }
 
 fn play(turns: u32, cpu: usize, mut from: PipeReader, mut to: PipeWriter, first: bool) -> Result<Duration> {
-    stay_on(cpu)?;
+    stay_on(cpu).with_context(|| format!("cannot stay on CPU {cpu}"))?;
     let start = Instant::now();
     let mut byte = [0];
     for _ in 0..turns {
@@ -37,16 +39,4 @@ fn play(turns: u32, cpu: usize, mut from: PipeReader, mut to: PipeWriter, first:
         }
     }
     Ok(start.elapsed())
-}
-
-/// Binds this thread to a CPU.
-fn stay_on(cpu: usize) -> Result<()> {
-    // SAFETY: plain data; an empty set is a valid one.
-    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
-    // SAFETY: the set is ours and of the size that is said.
-    let failed = unsafe {
-        libc::CPU_SET(cpu, &mut set);
-        libc::sched_setaffinity(0, size_of_val(&set), &raw const set)
-    } != 0;
-    if failed { Err(std::io::Error::last_os_error()).with_context(|| format!("CPU {cpu}")) } else { Ok(()) }
 }

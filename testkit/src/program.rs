@@ -161,7 +161,7 @@ pub fn pin(command: &mut Command, cpu: usize) {
 }
 
 /// This thread runs on one CPU only, from now on. It may be called between fork and exec.
-fn stay_on(cpu: usize) -> std::io::Result<()> {
+pub(crate) fn stay_on(cpu: usize) -> std::io::Result<()> {
     // SAFETY: `set` is a value of this function's own, of the stated size; nothing else is touched.
     unsafe {
         let mut set: libc::cpu_set_t = std::mem::zeroed();
@@ -182,13 +182,13 @@ pub fn urgent() {
     unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, HIGHEST) };
 }
 
-/// The child has the highest priority of nice(2), where the caller may grant it: for a test's
-/// instrument, which must not be late, and not for its subject.
+/// The child is [`urgent`]: for what a test measures with, which must not be late, and not for its
+/// subject.
 pub fn prefer(command: &mut Command) {
-    // SAFETY: nice is a system call without memory of ours; it may be called between fork and exec.
+    // SAFETY: setpriority takes numbers alone; it may be called between fork and exec.
     unsafe {
         command.pre_exec(|| {
-            libc::nice(-20);
+            urgent();
             Ok(())
         });
     }

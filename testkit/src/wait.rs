@@ -1,7 +1,8 @@
 //! Deadlines that follow the progress a program could have made, not the wall clock.
 //!
-//! On a machine with more runnable tasks than CPUs each of them gets a part of a CPU. A deadline counts that part: it passes at the
-//! speed of the wall clock on an idle machine, and at a quarter of it where eight tasks want two CPUs.
+//! On a machine with more runnable tasks than CPUs each of them gets a part of a CPU. A deadline
+//! counts that part: it passes at the speed of the wall clock on an idle machine, and at a quarter
+//! of it where eight tasks want two CPUs.
 
 use std::{
     fs, thread,

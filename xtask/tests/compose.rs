@@ -194,7 +194,7 @@ mod standard_ports {
                 Ok(inspect(service, "{{.State.Health.Status}}") == "healthy")
             });
         }
-        // Least rights: nobody and nothing for the one, root without a capability and without privileges for the other.
+        // Least privilege: user 65534 for the analysis service, root without capabilities for the probe.
         assert_eq!(
             inspect("wattcast-probe", "{{.HostConfig.Privileged}} {{.HostConfig.ReadonlyRootfs}}"),
             "false true"
@@ -225,7 +225,8 @@ mod standard_ports {
         };
         assert!(may("/state/probe") && !may("/probe") && !may("/results/probe") && !may("/tmp/probe"));
 
-        // A neighbour. Docker hands datagrams on from an address of its own, which tells nobody whose they are; a post says its name.
+        // An ffmpeg in another container. Docker forwards datagrams from its own address, which does not
+        // identify the sender; a post carries the name of the stream.
         let name = format!("wattcast-neighbour-{}", std::process::id());
         let args = [
             "-nostdin",

@@ -51,7 +51,7 @@ mod standard_ports {
         if let Some(port) = PORTS.into_iter().find(|port| TcpListener::bind(("127.0.0.1", *port)).is_err()) {
             skip!("port {port} is taken");
         }
-        // The service runs as nobody, and must reach it.
+        // The service runs as user 65534, and must reach it.
         let dir = tempfile::tempdir().unwrap();
         fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
         let results = dir.path().join("results");

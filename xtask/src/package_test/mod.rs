@@ -25,8 +25,9 @@ use self::root::Root;
 use crate::dist::debian_packages;
 use testkit::{
     api::Client,
+    netns,
     program::Program,
-    shell::{self, packages, run, step, target, which},
+    shell::{self, run, step, target, which},
     wait::Deadline,
 };
 
@@ -66,9 +67,6 @@ pub fn package_test() -> Result<()> {
         println!("skipped: {reason}");
         println!("0 passed, 0 failed, 1 skipped");
         return Ok(());
-    }
-    if which("ip").is_none() {
-        packages(&["iproute2"], "start programs in a network namespace", "your package manager for the command ip")?;
     }
     let programs = shell::programs()?;
     let dir = tempfile::Builder::new().prefix("package-test-").tempdir_in(target())?;
@@ -421,15 +419,15 @@ impl Test<'_> {
     }
 }
 
-/// A loopback interface that is up, in a network namespace of the calling thread; and a mount
-/// namespace.
+/// Gives the calling thread, and what it starts from here on, namespaces of the network and of
+/// mounts.
 fn enter_namespaces() -> Result<()> {
-    // SAFETY: unshare takes flags alone; both namespaces belong to the calling thread and its
-    // children from here on.
-    if unsafe { libc::unshare(libc::CLONE_NEWNS | libc::CLONE_NEWNET) } != 0 {
-        return Err(std::io::Error::last_os_error()).context("cannot make namespaces of mounts and of the network");
+    netns::enter().context("cannot make a network namespace")?;
+    // SAFETY: unshare takes flags alone; the namespace belongs to the calling thread and its
+    // children.
+    if unsafe { libc::unshare(libc::CLONE_NEWNS) } != 0 {
+        return Err(std::io::Error::last_os_error()).context("cannot make a mount namespace");
     }
     shell::output(Command::new("mount").args(["--make-rprivate", "/"]))?;
-    shell::output(Command::new("ip").args(["link", "set", "lo", "up"]))?;
     Ok(())
 }
