@@ -77,26 +77,58 @@ fn sample(mut source: Box<dyn Source>, packages: &[usize], pause: Duration, into
     let start = Instant::now();
     let mut raw = Vec::new();
     let mut due = start;
+    let mut last = None;
     while !stop.load(Ordering::Relaxed) {
         raw.clear();
+        let before = start.elapsed();
         source.read(&mut raw);
-        let at_ns = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        let mut shown = into.lock().unwrap_or_else(PoisonError::into_inner);
-        for ((zone, counter), (_, _, buckets)) in packages.iter().zip(&mut counters).zip(shown.iter_mut()) {
-            let value = raw.get(*zone).and_then(|value| value.as_ref().ok()).copied();
-            if let Step::Grew(joules, ns) = counter.advance(value, at_ns)
-                && let Some(watts) = joules.watts_over(ns)
-            {
-                observe(buckets, watts);
+        let after = start.elapsed();
+        let reading = Reading { before, after };
+        if reading.is_timely(last) {
+            last = Some(reading);
+            let at_ns = u64::try_from(reading.at().as_nanos()).unwrap_or(u64::MAX);
+            let mut shown = into.lock().unwrap_or_else(PoisonError::into_inner);
+            for ((zone, counter), (_, _, buckets)) in packages.iter().zip(&mut counters).zip(shown.iter_mut()) {
+                let value = raw.get(*zone).and_then(|value| value.as_ref().ok()).copied();
+                if let Step::Grew(joules, ns) = counter.advance(value, at_ns)
+                    && let Some(watts) = joules.watts_over(ns)
+                {
+                    observe(buckets, watts);
+                }
             }
         }
-        drop(shown);
-        due += pause;
-        let now = Instant::now();
-        // Readings that were missed are not made up for: two at once would show noise.
-        due = due.max(now);
-        thread::sleep(due - now);
+        due = next_due(due, pause, Instant::now());
+        thread::sleep(due.saturating_duration_since(Instant::now()));
     }
+}
+
+/// The times since the start between which all counters were read.
+#[derive(Clone, Copy)]
+struct Reading {
+    before: Duration,
+    after: Duration,
+}
+
+impl Reading {
+    fn at(self) -> Duration {
+        (self.before + self.after) / 2
+    }
+
+    /// Whether the interval since the `last` reading used is known to a twentieth. A thread that is descheduled between
+    /// the clock and the counter would otherwise show a peak that was never drawn. The reading after one that is left out
+    /// covers the interval of both, so a slow source gets longer intervals.
+    fn is_timely(self, last: Option<Self>) -> bool {
+        last.is_none_or(|last| {
+            let uncertain = (self.after - self.before) + (last.after - last.before);
+            uncertain / 2 <= self.at().saturating_sub(last.at()) / 20
+        })
+    }
+}
+
+/// Keeps to the grid of `pause`, but leaves at least half of it after a late reading: the shorter the interval, the more
+/// a counter's resolution (about 1 ms) and the clock weigh. Readings that were missed are not made up for.
+fn next_due(due: Instant, pause: Duration, now: Instant) -> Instant {
+    (due + pause).max(now + pause / 2)
 }
 
 fn observe(buckets: &mut Buckets, watts: f64) {
@@ -138,6 +170,29 @@ mod tests {
         fn read(&mut self, out: &mut Vec<io::Result<u64>>) {
             out.push(Ok(u64::try_from(self.start.elapsed().as_micros()).unwrap() * 42));
         }
+    }
+
+    #[test]
+    fn a_reading_interrupted_between_clock_and_counter_is_not_used() {
+        let reading = |before, took| Reading {
+            before: Duration::from_millis(before),
+            after: Duration::from_millis(before + took),
+        };
+        let last = Some(reading(0, 1));
+        assert!(reading(0, 40).is_timely(None), "the first has no interval yet");
+        assert!(reading(50, 1).is_timely(last));
+        assert!(!reading(50, 40).is_timely(last), "interrupted");
+        assert!(!reading(90, 1).is_timely(Some(reading(0, 40))), "the one before was interrupted");
+        assert!(reading(900, 40).is_timely(Some(reading(0, 40))), "a slow source gets longer intervals");
+    }
+
+    #[test]
+    fn a_late_reading_is_not_followed_at_once() {
+        let start = Instant::now();
+        let pause = Duration::from_millis(50);
+        assert_eq!(next_due(start, pause, start), start + pause);
+        let late = start + Duration::from_millis(120);
+        assert_eq!(next_due(start, pause, late), late + pause / 2);
     }
 
     #[test]
