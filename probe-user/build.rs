@@ -1,7 +1,8 @@
-//! Embeds the eBPF object that `cargo xtask build-ebpf` made.
+//! Embeds the eBPF object that `cargo xtask build-ebpf` creates.
 //!
-//! Without the object the build still succeeds: the probe then says that it was built without its kernel side, and
-//! everything else works. `WATTCAST_BPF_OBJECT` names an object that lies elsewhere.
+//! Without the object the build still succeeds: the probe then reports that it was built without
+//! its eBPF programs, and everything else works. `WATTCAST_BPF_OBJECT` names an object at another
+//! path.
 
 use std::{env, fs, path::PathBuf};
 

@@ -1,206 +1,187 @@
-//! `advise`: which configuration to take. Ranks, what nothing else beats in everything, the cheapest for a quality, and the power of more streams than one has
-//! tried, as far as that can be said from what was measured.
+//! `advise`: recommends a configuration from measured runs.
+//!
+//! It prints the efficiency ranking and the Pareto front, the best configuration for a target
+//! quality, and the power of a number of streams, interpolated between measured ones.
 
 use std::{collections::BTreeMap, fmt::Write as _};
 
 use serde::Serialize;
 
-use crate::{
+use crate::curves::{curves, energy_at};
+use results::{
     cost::money::float,
-    figures::{Entry, Kind, Model},
-    qoe::{curves, energy_at},
+    derived::EnergyClass,
+    model::{Entry, Model},
+    repeats::configurations,
     run::UNKNOWN,
-    statistics::{Line, mean},
 };
+use statistics::{Line, mean};
 
-/// What is to be small.
+/// The quantity to minimise.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Objective {
-    /// Joules for a second of media.
+    /// Joules per second of media
     #[default]
     Energy,
-    /// Money for an hour of a stream.
+    /// Cost per stream hour
     Cost,
-    /// Grams of CO2-equivalents for an hour of a stream.
+    /// Grams of CO2-equivalents per stream hour
     Carbon,
-    /// Bits for a second.
+    /// Bits per second
     Bitrate,
 }
 
-/// What is asked for.
+/// The requested quality, output and number of streams.
 #[derive(Clone, Debug, Default)]
-pub struct Question {
-    /// The least VMAF.
+pub struct AdviceRequest {
+    /// Minimum VMAF.
     pub vmaf: Option<f64>,
-    /// Only outputs of this size: `1920x1080`, or its height.
+    /// Output size, `1920x1080` or `1080p`; `None` for any.
     pub resolution: Option<String>,
     /// What is to be small.
     pub objective: Objective,
-    /// For how many streams power is wanted.
+    /// Number of streams to predict the power of.
     pub streams: Option<u32>,
 }
 
-/// One scenario, as far as it matters here.
+/// A measured configuration; its values are means over the repeats.
 #[derive(Clone, Debug, Serialize)]
 pub struct Candidate {
-    /// As in the label.
     pub run: String,
-    /// As in the label.
     pub scenario: String,
-    /// As in the label.
     pub encoder: String,
-    /// Of the encoder.
     pub preset: String,
-    /// As it was asked for.
     pub bitrate: String,
-    /// Scenarios with the same are comparable.
+    /// Configurations with the same outputs are comparable.
     pub output_ladder: String,
-    /// Streams at once.
     pub streams: u32,
-    /// 0 to 100.
     pub vmaf: Option<f64>,
-    /// Of the host, or as --energy.scope says.
+    /// Energy of the host, unless --energy.scope is set.
     pub joules_per_media_second: Option<f64>,
-    /// In the currency of prices.
+    /// In the currency of the prices.
     pub cost_per_stream_hour: Option<f64>,
-    /// CO2-equivalents.
     pub carbon_grams_per_stream_hour: Option<f64>,
-    /// One stream's.
+    /// Of one stream.
     pub bits_per_second: Option<f64>,
-    /// Pixels, or megabits, for a joule.
+    /// Pixels, or megabits, per joule.
     pub efficiency: Option<f64>,
-    /// Of the run.
+    /// Rank in the run.
     pub rank: Option<u32>,
-    /// Of those with the same outputs.
+    /// Rank among the configurations with the same outputs.
     pub ladder_rank: Option<u32>,
-    /// True when no other with the same outputs is as good in everything and better in something.
+    /// True if the configuration is on the Pareto front of those with the same outputs.
     pub pareto: bool,
-    /// Mean power.
+    /// Mean power in watts.
     pub watts: Option<f64>,
-    /// How its joules were obtained; `model` is no measurement.
+    /// Source of the energy; `model` is an estimate.
     pub source: String,
-    /// The model of its VMAF; empty where the file does not say. Scores of two are not compared.
+    /// VMAF model, empty if unknown; scores of different models are not comparable.
     pub vmaf_model: String,
-    /// How often it was run; its figures are the means.
     pub repeats: usize,
     #[serde(skip)]
-    kind: Kind,
-    /// Why it is not compared; empty when it is.
+    energy_class: EnergyClass,
+    /// Reason why it is not compared, else empty.
     pub left_out: String,
 }
 
-/// What to take.
+/// The recommended configuration.
 #[derive(Clone, Debug, Serialize)]
 pub struct Recommendation {
-    /// What is small.
     pub objective: Objective,
-    /// The measured scenario.
     pub scenario: String,
-    /// Its run.
     pub run: String,
-    /// In words.
     pub why: String,
-    /// Joules for a second of media at exactly that VMAF, between two measured bitrates of the same encoder.
+    /// Joules per second of media at exactly that VMAF, interpolated between measured bitrates.
     pub interpolated_joules_per_media_second: Option<f64>,
 }
 
-/// The power of a number of streams.
+/// The predicted power of a number of streams.
 #[derive(Clone, Debug, Serialize)]
 pub struct Prediction {
-    /// What was run: encoder, preset, outputs, bitrate.
+    /// Encoder, preset, outputs and bitrate.
     pub configuration: String,
-    /// How many.
     pub streams: u32,
-    /// Of the host.
+    /// Power of the host.
     pub watts: f64,
-    /// How far such a line missed each measured number of streams that it had not seen, in the mean, as a part.
+    /// Mean relative error of the fit in leave-one-out cross-validation.
     pub leave_one_out_error: f64,
-    /// Numbers of streams that were measured.
+    /// Measured numbers of streams.
     pub measured: Vec<u32>,
 }
 
-/// The answer.
+/// The result of `advise`.
 #[derive(Clone, Debug, Serialize)]
 pub struct Advice {
-    /// Currency of costs.
     pub currency: String,
-    /// True while a price in it is nobody's.
+    /// True if a price is not configured and has its default.
     pub default_prices: bool,
-    /// By run, and rank.
+    /// Sorted by run and rank.
     pub scenarios: Vec<Candidate>,
-    /// What to take, or why nothing can be said.
+    /// The recommended configuration, or why there is none.
     pub recommendation: Option<Result<Recommendation, String>>,
-    /// The power of more streams, or why nothing can be said; for each configuration.
+    /// The predicted power of each configuration, or why there is none.
     pub predictions: Vec<Result<Prediction, String>>,
 }
 
-/// Answers.
+/// Ranks the configurations of a model, and recommends one if a minimum VMAF is requested.
 #[must_use]
-pub fn advise(model: &Model, question: &Question, currency: &str, default_prices: bool) -> Advice {
+pub fn advise(model: &Model, request: &AdviceRequest, currency: &str, default_prices: bool) -> Advice {
     let mut all = candidates(model);
-    let fits = |candidate: &Candidate| fits(question.resolution.as_deref(), &candidate.output_ladder);
-    all.retain(fits);
-    pareto(&mut all);
+    all.retain(|candidate| has_resolution(&candidate.output_ladder, request.resolution.as_deref()));
+    mark_pareto_front(&mut all);
     all.sort_by(|a, b| {
-        let place = |candidate: &Candidate| candidate.rank.unwrap_or(u32::MAX);
-        (&b.run, place(a)).cmp(&(&a.run, place(b)))
+        let rank = |candidate: &Candidate| candidate.rank.unwrap_or(u32::MAX);
+        (&b.run, rank(a)).cmp(&(&a.run, rank(b)))
     });
-    let recommendation = question.vmaf.map(|vmaf| recommend(model, &all, vmaf, question.objective));
-    let predictions = question.streams.map(|streams| predict(&all, streams)).unwrap_or_default();
+    let recommendation = request.vmaf.map(|vmaf| recommend(model, &all, vmaf, request.objective));
+    let predictions = request.streams.map(|streams| predict(&all, streams)).unwrap_or_default();
     Advice { currency: currency.to_owned(), default_prices, scenarios: all, recommendation, predictions }
 }
 
-/// `1080p`, `1080` and `1920x1080` are the outputs whose largest is that.
-fn fits(resolution: Option<&str>, ladder: &str) -> bool {
-    let Some(wanted) = resolution else { return true };
+/// True if the largest output of the ladder has this size: `1080p`, `1080` or `1920x1080`.
+fn has_resolution(ladder: &str, resolution: Option<&str>) -> bool {
+    let Some(requested) = resolution else { return true };
     let largest = ladder.split(['@', ',']).next().unwrap_or_default();
-    let height = wanted.trim_end_matches(['p', 'P']);
-    largest == wanted || largest.split_once('x').is_some_and(|(_, known)| known == height)
+    let height = requested.trim_end_matches(['p', 'P']);
+    largest == requested || largest.split_once('x').is_some_and(|(_, own)| own == height)
 }
 
-/// One for each configuration: repeats of a cell are one, at the mean of those that are whole.
+/// One candidate per configuration, with the means over the repeats whose energy is complete.
 fn candidates(model: &Model) -> Vec<Candidate> {
-    let mut cells: BTreeMap<(&str, usize), Vec<Candidate>> = BTreeMap::new();
-    let mut order = Vec::new();
-    for entry in model.entries.iter().filter(|entry| !entry.scenario().is_baseline()) {
-        let key = (&*entry.run.id, entry.scenario().cell.unwrap_or(usize::MAX - entry.at));
-        if !cells.contains_key(&key) {
-            order.push(key);
-        }
-        cells.entry(key).or_default().push(candidate(entry));
-    }
-    let one = |key| {
-        let repeats: Vec<Candidate> = cells.remove(&key)?;
-        let whole: Vec<&Candidate> = repeats.iter().filter(|repeat| repeat.is_compared()).collect();
-        let of = |which: fn(&Candidate) -> Option<f64>| {
-            mean(&whole.iter().filter_map(|repeat| which(repeat)).collect::<Vec<_>>())
+    let merge = |repeats: Vec<Candidate>| {
+        let complete: Vec<&Candidate> = repeats.iter().filter(|repeat| repeat.is_compared()).collect();
+        let mean_of = |value: fn(&Candidate) -> Option<f64>| {
+            mean(&complete.iter().filter_map(|repeat| value(repeat)).collect::<Vec<_>>())
         };
-        let first = whole.first().copied().or(repeats.first())?;
-        if whole.len() < 2 {
+        let first = complete.first().copied().or(repeats.first())?;
+        if complete.len() < 2 {
             return Some(first.clone());
         }
         Some(Candidate {
-            vmaf: of(|repeat| repeat.vmaf),
-            joules_per_media_second: of(|repeat| repeat.joules_per_media_second),
-            cost_per_stream_hour: of(|repeat| repeat.cost_per_stream_hour),
-            carbon_grams_per_stream_hour: of(|repeat| repeat.carbon_grams_per_stream_hour),
-            efficiency: of(|repeat| repeat.efficiency),
-            watts: of(|repeat| repeat.watts),
-            repeats: whole.len(),
+            vmaf: mean_of(|repeat| repeat.vmaf),
+            joules_per_media_second: mean_of(|repeat| repeat.joules_per_media_second),
+            cost_per_stream_hour: mean_of(|repeat| repeat.cost_per_stream_hour),
+            carbon_grams_per_stream_hour: mean_of(|repeat| repeat.carbon_grams_per_stream_hour),
+            efficiency: mean_of(|repeat| repeat.efficiency),
+            watts: mean_of(|repeat| repeat.watts),
+            repeats: complete.len(),
             ..first.clone()
         })
     };
-    order.into_iter().filter_map(one).collect()
+    configurations(model)
+        .iter()
+        .filter_map(|configuration| merge(configuration.entries.iter().map(|entry| candidate(entry)).collect()))
+        .collect()
 }
 
 fn candidate(entry: &Entry) -> Candidate {
-    let (scenario, figures) = (entry.scenario(), &entry.figures);
+    let (scenario, figures) = (entry.scenario(), &entry.derived);
     let hours = figures.media_seconds.map(|seconds| seconds / 3600.0).filter(|hours| *hours > 0.0);
-    let left_out = match &entry.answer.energy {
-        None => format!("no energy: {}", entry.answer.reason(scenario)),
+    let left_out = match &entry.lookup.energy {
+        None => format!("no energy: {}", entry.lookup.reason(scenario)),
         Some(energy) if !energy.is_whole() => {
-            let part = energy.coverage.map_or("nobody knows what".to_owned(), |part| format!("{:.0} %", part * 100.0));
+            let part = energy.coverage.map_or("an unknown part".to_owned(), |part| format!("{:.0} %", part * 100.0));
             format!("samples cover {part} of its window")
         }
         Some(_) => String::new(),
@@ -226,7 +207,7 @@ fn candidate(entry: &Entry) -> Candidate {
         source: figures.source.clone(),
         vmaf_model: scenario.quality.vmaf.as_ref().map(|score| score.model.clone()).unwrap_or_default(),
         repeats: 1,
-        kind: figures.kind(),
+        energy_class: figures.energy_class(),
         left_out,
     }
 }
@@ -234,6 +215,12 @@ fn candidate(entry: &Entry) -> Candidate {
 impl Candidate {
     fn is_compared(&self) -> bool {
         self.left_out.is_empty()
+    }
+
+    /// True if the energy of the whole window is known; such a candidate may still be no point of
+    /// the Pareto front.
+    fn is_measured(&self) -> bool {
+        self.left_out.is_empty() || self.left_out.starts_with(INCOMPARABLE)
     }
 
     fn value(&self, objective: Objective) -> Option<f64> {
@@ -246,10 +233,15 @@ impl Candidate {
     }
 }
 
-/// Marks what is not beaten. Compared are scenarios of one run with the same outputs and streams, in bitrate, quality and energy, and in cost where each of them has one.
-fn pareto(all: &mut [Candidate]) {
-    let group =
-        |one: &Candidate| (one.run.clone(), one.output_ladder.clone(), one.streams, one.vmaf_model.clone(), one.kind);
+/// Prefix of the reason why a measured candidate is not compared.
+const INCOMPARABLE: &str = "not comparable";
+
+/// Marks the Pareto front among the candidates of a run with the same outputs and streams, in
+/// bitrate, quality and energy, and in cost if all of them have one.
+fn mark_pareto_front(all: &mut [Candidate]) {
+    let group = |one: &Candidate| {
+        (one.run.clone(), one.output_ladder.clone(), one.streams, one.vmaf_model.clone(), one.energy_class)
+    };
     let mut groups: BTreeMap<_, Vec<usize>> = BTreeMap::new();
     for (at, candidate) in all.iter_mut().enumerate() {
         if candidate.is_compared() {
@@ -257,11 +249,11 @@ fn pareto(all: &mut [Candidate]) {
                 || candidate.bits_per_second.is_none()
                 || candidate.joules_per_media_second.is_none()
             {
-                candidate.left_out = "no point: it lacks VMAF, bitrate or energy".to_owned();
+                candidate.left_out = format!("{INCOMPARABLE}: VMAF, bitrate or energy is missing");
                 continue;
             }
             if candidate.output_ladder == UNKNOWN {
-                candidate.left_out = "no point: nobody says what its outputs are".to_owned();
+                candidate.left_out = format!("{INCOMPARABLE}: its outputs are unknown");
                 continue;
             }
             groups.entry(group(candidate)).or_default().push(at);
@@ -269,7 +261,7 @@ fn pareto(all: &mut [Candidate]) {
     }
     for members in groups.into_values() {
         let with_cost = members.iter().all(|at| all[*at].cost_per_stream_hour.is_some());
-        // All to be small.
+        // Smaller is better in each coordinate.
         let point = |candidate: &Candidate| -> [f64; 4] {
             [
                 candidate.bits_per_second.unwrap_or_default(),
@@ -280,42 +272,42 @@ fn pareto(all: &mut [Candidate]) {
         };
         let points: Vec<(usize, [f64; 4])> = members.iter().map(|at| (*at, point(&all[*at]))).collect();
         for (at, own) in &points {
-            let beaten = points.iter().any(|(_, other)| {
+            let dominated = points.iter().any(|(_, other)| {
                 other.iter().zip(own).all(|(a, b)| a <= b) && other.iter().zip(own).any(|(a, b)| a < b)
             });
-            all[*at].pareto = !beaten;
+            all[*at].pareto = !dominated;
         }
     }
 }
 
 fn recommend(model: &Model, all: &[Candidate], vmaf: f64, objective: Objective) -> Result<Recommendation, String> {
-    let newest = all.iter().map(|candidate| &candidate.run).max().ok_or("no scenario fits")?;
-    // Two runs are two days of one machine, or two machines.
+    let newest = all.iter().map(|candidate| &candidate.run).max().ok_or("no scenario matches")?;
+    // Only within one run, as another run may be of another machine.
     let run: Vec<&Candidate> = all.iter().filter(|candidate| candidate.run == *newest).collect();
-    let compared =
-        |candidate: &&&Candidate| candidate.left_out.is_empty() || candidate.left_out.starts_with("no point");
-    let scored: Vec<&&Candidate> = run.iter().filter(compared).filter(|candidate| candidate.vmaf.is_some()).collect();
-    let alike = |a: &&&Candidate, b: &&&Candidate| a.vmaf_model == b.vmaf_model && a.kind == b.kind;
-    if let Some(other) = scored.iter().find(|other| !alike(other, &scored[0])) {
+    let scored: Vec<&&Candidate> =
+        run.iter().filter(|candidate| candidate.is_measured() && candidate.vmaf.is_some()).collect();
+    let comparable =
+        |a: &&&Candidate, b: &&&Candidate| a.vmaf_model == b.vmaf_model && a.energy_class == b.energy_class;
+    if let Some(other) = scored.iter().find(|other| !comparable(other, &scored[0])) {
         return Err(format!(
-            "run {newest}: {} and {} are not to be compared: VMAF models {:?} and {:?}, joules from {} and {}",
+            "run {newest}: {} and {} are not comparable: VMAF models {:?} and {:?}, energy from {} and {}",
             scored[0].scenario, other.scenario, scored[0].vmaf_model, other.vmaf_model, scored[0].source, other.source
         ));
     }
     let best = scored.iter().filter_map(|candidate| candidate.vmaf).max_by(f64::total_cmp);
     let best =
-        best.ok_or_else(|| format!("run {newest}: no scenario with both quality and energy of its whole window"))?;
+        best.ok_or_else(|| format!("run {newest}: no scenario with both quality and the energy of its whole window"))?;
     let good = scored.iter().filter(|candidate| candidate.vmaf.is_some_and(|score| score >= vmaf));
     let mut good: Vec<(&&&Candidate, f64)> =
         good.filter_map(|candidate| Some((candidate, candidate.value(objective)?))).collect();
     good.sort_by(|a, b| a.1.total_cmp(&b.1));
     let Some((chosen, value)) = good.first() else {
-        return Err(format!("run {newest}: nothing measured reaches VMAF {vmaf} with that known; the best is {best}"));
+        return Err(format!("run {newest}: no scenario with a known value reaches VMAF {vmaf}; the best is {best}"));
     };
     let unit = match objective {
-        Objective::Energy => "J for a second of media",
-        Objective::Cost => "for an hour of a stream",
-        Objective::Carbon => "g for an hour of a stream",
+        Objective::Energy => "J per second of media",
+        Objective::Cost => "per stream hour",
+        Objective::Carbon => "g per stream hour",
         Objective::Bitrate => "bit/s",
     };
     let score = chosen.vmaf.unwrap_or_default();
@@ -328,7 +320,7 @@ fn recommend(model: &Model, all: &[Candidate], vmaf: f64, objective: Objective) 
                 && curve.ladder == chosen.output_ladder
                 && curve.streams == chosen.streams
                 && curve.model == chosen.vmaf_model
-                && curve.kind == chosen.kind
+                && curve.energy_class == chosen.energy_class
         })
         .and_then(|(_, points)| energy_at(&points, vmaf));
     Ok(Recommendation {
@@ -336,7 +328,7 @@ fn recommend(model: &Model, all: &[Candidate], vmaf: f64, objective: Objective) 
         scenario: chosen.scenario.clone(),
         run: chosen.run.clone(),
         why: format!(
-            "VMAF {score} with {value:.6} {unit}; {} of {} measured reach VMAF {vmaf}",
+            "VMAF {score} with {value:.6} {unit}; {} of {} measured scenarios reach VMAF {vmaf}",
             good.len(),
             scored.len()
         ),
@@ -344,70 +336,104 @@ fn recommend(model: &Model, all: &[Candidate], vmaf: f64, objective: Objective) 
     })
 }
 
-/// A line through the measured power over the number of streams, for each configuration of a run.
+/// Predicts the power of a number of streams by a linear fit, for each configuration of a run.
 fn predict(all: &[Candidate], streams: u32) -> Vec<Result<Prediction, String>> {
     let mut groups: BTreeMap<(String, String), Vec<(f64, f64)>> = BTreeMap::new();
     let mut counts: BTreeMap<(String, String), Vec<u32>> = BTreeMap::new();
-    for candidate in
-        all.iter().filter(|candidate| candidate.left_out.is_empty() || candidate.left_out.starts_with("no point"))
-    {
+    for candidate in all.iter().filter(|candidate| candidate.is_measured()) {
         let Some(watts) = candidate.watts else { continue };
-        let of = if candidate.kind == Kind::default() { String::new() } else { format!("({})", candidate.source) };
-        let words = [&*candidate.encoder, &candidate.preset, &candidate.output_ladder, &candidate.bitrate, &of];
+        let source = if candidate.energy_class == EnergyClass::default() {
+            String::new()
+        } else {
+            format!("({})", candidate.source)
+        };
+        let words = [&*candidate.encoder, &candidate.preset, &candidate.output_ladder, &candidate.bitrate, &source];
         let configuration = words.iter().filter(|word| !word.is_empty()).copied().collect::<Vec<_>>().join(" ");
         let key = (candidate.run.clone(), configuration);
         groups.entry(key.clone()).or_default().push((f64::from(candidate.streams), watts));
         counts.entry(key).or_default().push(candidate.streams);
     }
-    let one = |((run, configuration), points): (&(String, String), &Vec<(f64, f64)>)| {
+    let predict_one = |((run, configuration), points): (&(String, String), &Vec<(f64, f64)>)| {
         let mut measured = counts.get(&(run.clone(), configuration.clone())).cloned().unwrap_or_default();
         measured.sort_unstable();
         measured.dedup();
-        let what = format!("run {run}, {configuration}");
-        let said = measured.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        let configuration = format!("run {run}, {configuration}");
+        let numbers = measured.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
         if measured.len() < 3 {
-            return Err(format!("{what}: measured with {said} streams; three different numbers are needed"));
+            return Err(format!(
+                "{configuration}: measured with {numbers} streams; three different numbers are needed"
+            ));
         }
         if !(measured[0]..=measured[measured.len() - 1]).contains(&streams) {
-            return Err(format!("{what}: measured with {said} streams; {streams} is outside of that"));
+            return Err(format!("{configuration}: measured with {numbers} streams; {streams} is outside that range"));
         }
-        let (Some(line), Some(missed)) = (Line::fit(points), Line::leave_one_out(points)) else {
-            return Err(format!("{what}: no line through its points"));
+        let (Some(line), Some(error)) = (Line::fit(points), Line::leave_one_out(points)) else {
+            return Err(format!("{configuration}: no linear fit possible"));
         };
         Ok(Prediction {
-            configuration: what,
+            configuration,
             streams,
             watts: line.at(f64::from(streams)),
-            leave_one_out_error: missed,
+            leave_one_out_error: error,
             measured,
         })
     };
-    let mut said: Vec<_> = groups.iter().map(one).collect();
-    if said.is_empty() {
-        said.push(Err("no scenario with power of its whole window".to_owned()));
+    let mut predictions: Vec<_> = groups.iter().map(predict_one).collect();
+    if predictions.is_empty() {
+        predictions.push(Err("no scenario with the power of its whole window".to_owned()));
     }
-    said
+    predictions
 }
 
 impl Advice {
-    /// For people.
+    /// The text output.
     #[must_use]
     pub fn table(&self) -> String {
-        let mut out = String::new();
+        let mut out = self.candidates_table();
+        out.push_str(
+            "* on the Pareto front of bitrate, VMAF, energy and cost among the same outputs and streams\n  \
+             rank by pixels per joule in its run, in brackets among the same outputs\n",
+        );
+        if self.default_prices {
+            out.push_str("  prices: some are defaults, set --energy.price and --cpu.price\n");
+        }
+        match &self.recommendation {
+            None => {}
+            Some(Err(why)) => {
+                let _ = writeln!(out, "\nNo recommendation: {why}");
+            }
+            Some(Ok(chosen)) => {
+                let _ = writeln!(out, "\nRecommended: {} (run {}): {}", chosen.scenario, chosen.run, chosen.why);
+                if let Some(joules) = chosen.interpolated_joules_per_media_second {
+                    let _ = writeln!(
+                        out,
+                        "  at exactly that VMAF, interpolated between bitrates: {joules:.3} J per second of media"
+                    );
+                }
+            }
+        }
+        for prediction in &self.predictions {
+            let _ = match prediction {
+                Ok(prediction) => writeln!(
+                    out,
+                    "\n{} streams, {}: {:.1} W (mean error of the fit in cross-validation: {:.1} %)",
+                    prediction.streams,
+                    prediction.configuration,
+                    prediction.watts,
+                    prediction.leave_one_out_error * 100.0
+                ),
+                Err(why) => writeln!(out, "\nNo prediction: {why}"),
+            };
+        }
+        out
+    }
+
+    fn candidates_table(&self) -> String {
         let number =
             |value: Option<f64>, digits: usize| value.map_or_else(|| "–".to_owned(), |v| format!("{v:.digits$}"));
-        let head = [
-            "",
-            "scenario",
-            "encoder",
-            "VMAF",
-            "J/media s",
-            &format!("{}/stream h", self.currency),
-            "Mbit/s",
-            "rank",
-            "",
-        ];
-        let mut rows: Vec<[String; 9]> = vec![head.map(str::to_owned)];
+        let cost_head = format!("{}/stream h", self.currency);
+        let heads = ["", "scenario", "encoder", "VMAF", "J/media s", &cost_head, "Mbit/s", "rank", ""];
+        let mut rows: Vec<[String; 9]> = vec![heads.map(str::to_owned)];
         for candidate in &self.scenarios {
             let rank = match (candidate.rank, candidate.ladder_rank) {
                 (Some(all), Some(ladder)) => format!("{all} ({ladder})"),
@@ -425,49 +451,17 @@ impl Advice {
                 candidate.left_out.clone(),
             ]);
         }
-        let wide: Vec<usize> =
-            (0..9).map(|at| rows.iter().map(|row| row[at].chars().count()).max().unwrap_or_default()).collect();
+        let widths: Vec<usize> =
+            (0..9).map(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or_default()).collect();
+        let mut out = String::new();
         for row in &rows {
             let mut line = String::new();
-            for (at, cell) in row.iter().enumerate() {
-                let pad = " ".repeat(wide[at] - cell.chars().count());
-                let right = (3..8).contains(&at);
+            for (column, cell) in row.iter().enumerate() {
+                let pad = " ".repeat(widths[column] - cell.chars().count());
+                let right = (3..8).contains(&column);
                 let _ = if right { write!(line, "{pad}{cell}  ") } else { write!(line, "{cell}{pad}  ") };
             }
             let _ = writeln!(out, "{}", line.trim_end());
-        }
-        out.push_str("* nothing with the same outputs and streams is as good in bitrate, VMAF, energy and cost, and better in one of them\n");
-        out.push_str("  rank by pixels for a joule in its run, in brackets among the same outputs\n");
-        if self.default_prices {
-            out.push_str("  prices: a default stands in for one that nobody gave (--energy.price, --cpu.price)\n");
-        }
-        match &self.recommendation {
-            None => {}
-            Some(Err(why)) => {
-                let _ = writeln!(out, "\nNo recommendation: {why}");
-            }
-            Some(Ok(chosen)) => {
-                let _ = writeln!(out, "\nTake {} (run {}): {}", chosen.scenario, chosen.run, chosen.why);
-                if let Some(joules) = chosen.interpolated_joules_per_media_second {
-                    let _ = writeln!(
-                        out,
-                        "  at exactly that VMAF, between measured bitrates: {joules:.3} J for a second of media"
-                    );
-                }
-            }
-        }
-        for prediction in &self.predictions {
-            let _ = match prediction {
-                Ok(known) => writeln!(
-                    out,
-                    "\n{} streams, {}: {:.1} W (a line that has not seen a point misses it by {:.1} % in the mean)",
-                    known.streams,
-                    known.configuration,
-                    known.watts,
-                    known.leave_one_out_error * 100.0
-                ),
-                Err(why) => writeln!(out, "\nNo prediction: {why}"),
-            };
         }
         out
     }

@@ -1,31 +1,27 @@
-//! The unprivileged service: turns runs into results.
+//! The unprivileged service: results, quality and cost of runs, live streams, and the health of
+//! every exporter.
 //!
-//! [`store`] reads result files into the model of [`run`]; [`energy`] finds the joules of a run's window, in the file, at the probe or in a database; [`cost`] knows
-//! prices; [`figures`] works every number out, once. Pages of it are [`results`], [`qoe`] and [`cost::page`], which [`serve`] keeps fresh, with what [`follow`] learns; [`advise`], [`alerts`]
-//! and [`backfill`] read the same numbers.
-//! [`runner`] makes such files; [`cells`] takes repeats together, [`compare`] and [`report`] say what is in them, and how sure that is. [`streams`] takes what encoders and RTMP servers say of themselves, and [`health`] looks after every exporter of the stack.
+//! [`loader`] reads the runs and renders their [`pages`], with data of [`live`] sources;
+//! [`index_tables`] has their tables for the index page, and [`rendered_page`] is the page that the
+//! server reads. [`qoe`] and [`curves`] derive the score and the rate-energy curves. [`advise`]
+//! recommends configurations, [`alerts`] evaluates rules, and [`backfill`] writes the history.
+//! [`streams`] receives progress reports of encoders and statistics of RTMP servers, and [`health`]
+//! checks every exporter. [`config`] is the command line, and [`settings`] the configuration file.
+
+#![forbid(unsafe_code)]
+#![allow(missing_docs, reason = "no API: for its own binary, tests and fuzz targets")]
 
 pub mod advise;
 pub mod alerts;
 pub mod backfill;
-pub mod cells;
-pub mod client;
-pub mod columns;
-pub mod compare;
 pub mod config;
-pub mod cost;
-pub mod energy;
-pub mod figures;
-pub mod follow;
+pub mod curves;
 pub mod health;
+pub mod index_tables;
+pub mod live;
+pub mod loader;
+pub mod pages;
 pub mod qoe;
-pub mod report;
-pub mod results;
-pub mod run;
-pub mod runner;
-pub mod serve;
+pub mod rendered_page;
 pub mod settings;
-pub mod sheet;
-pub mod statistics;
-pub mod store;
 pub mod streams;

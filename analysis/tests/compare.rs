@@ -1,19 +1,23 @@
-//! Comparisons and reports of whole result files: what must be found, what must not, and what no file may do to a page.
+//! Comparisons and reports of complete result files: verdicts, incomparable metrics, and hostile
+//! input.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed")]
 
 use std::sync::Arc;
 
-use analysis::{
+use experiment::{
     compare::{Comparison, Metric, Verdict, compare},
+    report,
+};
+use results::{
     cost::Prices,
-    energy::{Scope, Sources},
-    figures::{self, Model},
-    report, store,
+    energy::{EnergySources, Scope},
+    model::Model,
+    store,
 };
 use serde_json::{Value, json};
 
-/// A repeat: joules of the host, by which source, and bytes.
+/// A repeat with energy of the host from `source`, and an output size.
 fn repeat(n: usize, joules: f64, source: &str, bytes: u64) -> Value {
     json!({
         "n": n, "status": "ok", "frames": { "encoded": 300, "dropped": 0 }, "bytes": bytes, "media_seconds": 10.0,
@@ -35,8 +39,8 @@ fn file(cells: Vec<Value>) -> Value {
 
 fn model(file: &Value) -> Model {
     let run = Arc::new(store::parse("20261120_120000", file.to_string().as_bytes()).unwrap());
-    let answers = run.scenarios.iter().map(Sources::in_file).collect();
-    figures::model(&[(run, answers)], Scope::Container, &Prices::defaults())
+    let answers = run.scenarios.iter().map(EnergySources::from_file).collect();
+    Model::new(&[(run, answers)], Scope::Container, &Prices::defaults())
 }
 
 fn of(a: &Value, b: &Value) -> Comparison {
@@ -53,7 +57,7 @@ fn plain(joules: &[f64]) -> Value {
 }
 
 #[test]
-fn what_differs_is_found_and_what_never_varies_is_the_same_however_often_it_was_run() {
+fn differences_are_found_and_constant_values_are_the_same() {
     let (few, more) = (plain(&[10.0, 10.1, 10.2]), plain(&[12.0, 12.1, 12.3]));
     let found = of(&few, &more);
     assert_eq!(verdicts(&found, Metric::Energy), [Verdict::Worse]);
@@ -63,12 +67,12 @@ fn what_differs_is_found_and_what_never_varies_is_the_same_however_often_it_was_
         let found = of(&plain(&[0.1; 3]), &plain(&vec![0.1; count]));
         assert_eq!((verdicts(&found, Metric::Energy), found.is_incomplete()), (vec![Verdict::Same], false), "{count}");
     }
-    // From nothing to something.
+    // From zero to something.
     assert_eq!(verdicts(&of(&plain(&[0.0; 3]), &plain(&[50.0; 3])), Metric::Energy), [Verdict::Worse]);
 }
 
 #[test]
-fn what_cannot_be_compared_is_said_and_the_answer_is_not_whole() {
+fn incomparable_metrics_have_a_reason_and_are_incomplete() {
     let a = plain(&[10.0, 10.1, 10.2]);
     let with = |change: &dyn Fn(&mut Value)| {
         let mut file = a.clone();
@@ -90,12 +94,12 @@ fn what_cannot_be_compared_is_said_and_the_answer_is_not_whole() {
     let larger = with(&|cell| cell["axes"]["width"] = json!(1280));
     let single = plain(&[10.0]);
     for (what, b, word) in [
-        ("failed", &failed, "failed there"),
+        ("failed", &failed, "missing or failed in the candidate"),
         ("another source", &other_source, "different sources"),
-        ("modelled", &modelled, "two kinds"),
-        ("mixed", &mixed, "not known of both"),
-        ("another size", &larger, "not in the second run"),
-        ("single", &single, "how much it varies"),
+        ("modelled", &modelled, "energy from different sources"),
+        ("mixed", &mixed, "missing in at least one of the runs"),
+        ("another size", &larger, "missing or failed in the candidate"),
+        ("single", &single, "a single measurement has no variance"),
     ] {
         let found = of(&a, b);
         let energy = found.rows.iter().find(|row| row.metric == Metric::Energy).unwrap();
@@ -105,7 +109,7 @@ fn what_cannot_be_compared_is_said_and_the_answer_is_not_whole() {
 }
 
 #[test]
-fn a_score_that_all_repeats_share_is_one_measurement() {
+fn a_score_shared_by_all_repeats_is_not_tested() {
     let scored = |value: f64| {
         let mut file = plain(&[10.0, 10.1, 10.2]);
         file["cells"][0]["quality"] = json!([{ "metric": "vmaf", "value": value, "model": "m", "pooling": "mean" }]);
@@ -114,17 +118,17 @@ fn a_score_that_all_repeats_share_is_one_measurement() {
     let found = of(&scored(90.0), &scored(89.9));
     assert_eq!(verdicts(&found, Metric::Vmaf), [Verdict::Unknown]);
     let model = model(&scored(90.0));
-    let intervals = analysis::qoe::families(&model, &[])
+    let intervals = analysis::pages::quality::families(&model, &[])
         .find(|family| family.def().name == "wattcast_cell_vmaf_interval_score")
         .unwrap();
-    assert_eq!(intervals.rows().count(), 0, "an interval of one number");
+    assert_eq!(intervals.rows().count(), 0, "a single value has no interval");
 }
 
 #[test]
-fn curves_are_compared_by_bjontegaard_and_another_source_is_refused() {
+fn curves_have_bjontegaard_deltas_unless_sources_differ() {
     let curve = |factor: f64, content: &str| {
         let cells = [("500k", 80.0), ("1M", 88.0), ("2M", 93.0), ("4M", 96.0)].map(|(bitrate, vmaf)| {
-            let rate = analysis::runner::plan::bits(bitrate).unwrap();
+            let rate = experiment::runner::plan::parse_bitrate(bitrate).unwrap();
             let repeats = [1.0, 1.01, 0.99].iter().enumerate().map(|(n, noise)| {
                 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "bytes of a test")]
                 let mut one = repeat(n + 1, factor * rate / 1e5 * noise, "perf", (rate * 10.0 / 8.0 * factor) as u64);
@@ -139,25 +143,25 @@ fn curves_are_compared_by_bjontegaard_and_another_source_is_refused() {
     };
     let found = of(&curve(1.0, "c"), &curve(1.2, "c"));
     for (measure, wanted) in [("BD-rate", 20.0), ("BD-energy", 20.0)] {
-        let apart = found.curves.iter().find(|apart| apart.measure == measure).unwrap();
+        let delta = found.curves.iter().find(|delta| delta.measure == measure).unwrap();
         assert!(
-            (apart.percent.unwrap() - wanted).abs() < 0.01 && (apart.akima_percent.unwrap() - wanted).abs() < 0.01,
-            "{apart:?}"
+            (delta.percent.unwrap() - wanted).abs() < 0.01 && (delta.akima_percent.unwrap() - wanted).abs() < 0.01,
+            "{delta:?}"
         );
-        let (low, high) = apart.interval_percent.unwrap();
-        assert!(low <= wanted + 0.01 && high >= wanted - 0.01, "{apart:?}");
+        let (low, high) = delta.interval_percent.unwrap();
+        assert!(low <= wanted + 0.01 && high >= wanted - 0.01, "{delta:?}");
     }
     let refused = of(&curve(1.0, "c"), &curve(1.2, "d"));
     assert!(
         refused
             .curves
             .iter()
-            .all(|apart| apart.refused.as_deref().is_some_and(|why| why.contains("different sources")))
+            .all(|delta| delta.refused.as_deref().is_some_and(|why| why.contains("different sources")))
     );
 }
 
 #[test]
-fn no_file_can_write_into_a_report_or_keep_it_from_its_end() {
+fn a_report_escapes_its_input_and_always_ends() {
     let html = |file: &Value| report::html(&model(file), file, &Prices::defaults());
     let evil = "<script>alert(1)</script>";
     let mut file = plain(&[10.0, 10.1, 10.2]);

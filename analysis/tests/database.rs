@@ -1,18 +1,20 @@
-//! Windows from a real Prometheus and a real VictoriaMetrics that hold counters with a reset, a gap, a second host and a second scrape: exact to the sample, and
-//! what was missing said.
+//! Windows from a real Prometheus and a real VictoriaMetrics. Their counters have a reset, a gap, a
+//! second host and a duplicate scrape; energy must be exact to the sample, and gaps and resets must
+//! be reported.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed")]
 
 mod support;
 
-use analysis::energy::{
-    Energy, Refused, Scope, Way,
-    database::{Database as Asked, Settings},
+use results::energy::{
+    EnergyMethod, Scope, SourceError, WindowEnergy,
+    database::{Database as Client, DatabaseSettings},
 };
 use support::{Database, NO_SERVER, Series, Service, now, write};
 use testkit::requires;
 
-/// A counter that grows evenly from `first`, begins anew at `reset`, and is not scraped between `gap.0` and `gap.1`.
+/// A counter that grows evenly from `first`, is reset at `reset`, and is not scraped between
+/// `gap.0` and `gap.1`.
 struct Counter {
     at: u64,
     step: u64,
@@ -26,7 +28,7 @@ struct Counter {
 impl Counter {
     fn samples(&self) -> Vec<(u64, u64)> {
         let mut micro = self.first;
-        let mut all = Vec::new();
+        let mut samples = Vec::new();
         for number in 0..self.count {
             let at = self.at + number * self.step;
             if number > 0 {
@@ -38,15 +40,16 @@ impl Counter {
                 micro = to;
             }
             if !(at > self.gap.0 && at < self.gap.1) {
-                all.push((at, micro));
+                samples.push((at, micro));
             }
         }
-        all
+        samples
     }
 }
 
-/// What a counter grew between two of its samples, reckoned here by hand: differences, and what it shows where it fell.
-fn grew(samples: &[(u64, u64)], start: u64, end: u64) -> u64 {
+/// The expected increase of a counter between two of its samples: the sum of differences, or of the
+/// new value after a reset.
+fn increase(samples: &[(u64, u64)], start: u64, end: u64) -> u64 {
     let within: Vec<_> = samples.iter().filter(|(at, _)| (start..=end).contains(at)).collect();
     within.windows(2).map(|pair| if pair[1].1 < pair[0].1 { pair[1].1 } else { pair[1].1 - pair[0].1 }).sum()
 }
@@ -58,7 +61,8 @@ struct Fixture {
     series: Vec<Series>,
 }
 
-/// Ten minutes, hours ago, scraped each 5 s. At 300 s the probe was started anew; from 400 to 500 s nobody scraped.
+/// Ten minutes, hours ago, scraped every 5 s. The probe was restarted at 300 s; there are no
+/// scrapes from 400 to 500 s.
 fn fixture() -> Fixture {
     let base = (now() - 4 * 3600) / 60 * 60;
     let counter = |first, grows| Counter {
@@ -79,9 +83,8 @@ fn fixture() -> Fixture {
     let roots: Vec<_> = [(7_000_001, 125_000_003), (0, 62_500_000), (9, 15_000_000)]
         .map(|(first, grows)| counter(first, grows).samples())
         .into();
-    // A container that began at 150 s, and had used 2 J when it was first seen.
-    let born = Counter { at: base + 150, count: 91, ..counter(2_000_000, 50_000_000) };
-    let container = born.samples();
+    // A container that started at 150 s and had used 2 J at its first scrape.
+    let container = Counter { at: base + 150, count: 91, ..counter(2_000_000, 50_000_000) }.samples();
     let cpu = Counter {
         reset: Some((base + 300, 100_000)),
         ..Counter { at: base + 150, count: 91, ..counter(400_000, 3_000_000) }
@@ -90,10 +93,11 @@ fn fixture() -> Fixture {
         energy(&format!("{enc1},package=\"0\",zone=\"package\""), roots[0].clone()),
         energy(&format!("{enc1},package=\"1\",zone=\"package\""), roots[1].clone()),
         energy(&format!("{enc1},package=\"0\",zone=\"dram\""), roots[2].clone()),
-        // Parts and wholes of the above: in no sum.
+        // Zones that are parts of the above or include them must not be summed.
         energy(&format!("{enc1},package=\"0\",zone=\"core\""), counter(0, 90_000_000).samples()),
         energy(&format!("{enc1},package=\"0\",zone=\"psys\""), counter(0, 900_000_000).samples()),
-        // Another host, which is in no sum either; and the first root scraped a second time, with fewer samples.
+        // Another host, which must not be summed either, and a duplicate of the first root with
+        // fewer samples.
         energy("instance=\"enc-2:9500\",package=\"0\",zone=\"package\"", counter(0, 500_000_000).samples()),
         Series {
             name: "wattcast_energy_joules_total",
@@ -101,85 +105,85 @@ fn fixture() -> Fixture {
             samples: roots[0].iter().step_by(3).copied().collect(),
         },
     ];
-    let named = format!("{enc1},container=\"cam\",id=\"0123456789ab\",image=\"x\",package=\"0\"");
+    let container_labels = format!("{enc1},container=\"cam\",id=\"0123456789ab\",image=\"x\",package=\"0\"");
     series.push(Series {
         name: "wattcast_container_energy_joules_total",
-        labels: format!("source=\"perf\",zone=\"package\",{named}"),
+        labels: format!("source=\"perf\",zone=\"package\",{container_labels}"),
         samples: container.clone(),
     });
     series.push(Series {
         name: "wattcast_container_cpu_seconds_total",
-        labels: format!("mode=\"alone\",{named}"),
+        labels: format!("mode=\"alone\",{container_labels}"),
         samples: cpu.samples(),
     });
     Fixture { base, roots, container, series }
 }
 
-fn ask(
+fn query(
     database: &Database,
     start: f64,
     end: f64,
     host: Option<&str>,
     container: Option<&str>,
-) -> Result<Energy, Refused> {
-    let settings = Settings { url: Some(database.url.clone()), ..Settings::default() };
-    Asked::new(&settings).unwrap().unwrap().window(start, end, host, container)
+) -> Result<WindowEnergy, SourceError> {
+    let settings = DatabaseSettings { url: Some(database.url.clone()), ..DatabaseSettings::default() };
+    Client::new(&settings).unwrap().unwrap().window(start, end, host, container)
 }
 
 fn check(database: &Database, fixture: &Fixture) {
     let base = fixture.base;
     let at = |second: u64| (base + second) as f64;
     // Edges on samples: exact to the microjoule.
-    let found = ask(database, at(60), at(570), Some("enc-1"), Some("cam")).unwrap();
-    let host: u64 = fixture.roots.iter().map(|root| grew(root, base + 60, base + 570)).sum();
-    assert_eq!((found.way, found.of(Scope::Host).unwrap().0), (Way::Database, host));
+    let found = query(database, at(60), at(570), Some("enc-1"), Some("cam")).unwrap();
+    let host: u64 = fixture.roots.iter().map(|root| increase(root, base + 60, base + 570)).sum();
+    assert_eq!((found.method, found.total(Scope::Host).unwrap().0), (EnergyMethod::Database, host));
     assert_eq!((found.gap_seconds, found.resets), (100.0, 1));
     assert!(found.rows.iter().all(|row| row.edge_error == 0.0), "{:?}", found.rows);
     let first = fixture.container[0].1;
-    assert_eq!(found.of(Scope::Container).unwrap().0, first + grew(&fixture.container, base + 150, base + 570));
+    assert_eq!(found.total(Scope::Container).unwrap().0, first + increase(&fixture.container, base + 150, base + 570));
     assert_eq!(found.cpu_seconds.map(|seconds| (seconds * 1e6).round()), Some(0.4e6 + 29.0 * 3e6 + 0.1e6 + 54.0 * 3e6));
     assert_eq!(found.sources(Scope::Host), "perf");
-    // 125.000003 + 62.5 + 15 J in each 5 s, but in the one with the reset.
+    // 125.000003 + 62.5 + 15 J in each 5 s, except for the interval with the reset.
     assert_eq!(
         found.watts.iter().filter(|watts| (**watts - 202.500_003 / 5.0).abs() < 1e-6).count(),
         found.watts.len() - 1
     );
-    // Edges between samples: in proportion, and the doubt said.
-    let between = ask(database, at(62) + 0.5, at(150), Some("enc-1:9500"), None).unwrap();
-    let whole: u64 = fixture.roots.iter().map(|root| grew(root, base + 65, base + 150)).sum();
-    let half: u64 = fixture.roots.iter().map(|root| grew(root, base + 60, base + 65)).sum();
-    assert!(between.of(Scope::Host).unwrap().0.abs_diff(whole + half / 2) <= 3, "{between:?}");
-    let doubt: f64 = between.rows.iter().map(|row| row.edge_error).sum();
-    assert!((doubt - half as f64 / 2e6).abs() < 1e-3, "{doubt}");
+    // Edges between samples are interpolated, with an edge error.
+    let between = query(database, at(62) + 0.5, at(150), Some("enc-1:9500"), None).unwrap();
+    let whole: u64 = fixture.roots.iter().map(|root| increase(root, base + 65, base + 150)).sum();
+    let half: u64 = fixture.roots.iter().map(|root| increase(root, base + 60, base + 65)).sum();
+    assert!(between.total(Scope::Host).unwrap().0.abs_diff(whole + half / 2) <= 3, "{between:?}");
+    let edge_error: f64 = between.rows.iter().map(|row| row.edge_error).sum();
+    assert!((edge_error - half as f64 / 2e6).abs() < 1e-3, "{edge_error}");
     assert_eq!((between.gap_seconds, between.resets), (0.0, 0));
-    // Nobody says which host: nothing is summed.
-    let refused = ask(database, at(60), at(570), None, None).unwrap_err();
-    assert!(refused.reason() == "which_host" && refused.to_string().contains("enc-2"), "{refused}");
-    let refused = ask(database, at(60), at(570), Some("enc-9"), None).unwrap_err();
-    assert_eq!(refused.reason(), "no_samples");
-    // Before the first sample: less than the window is no answer.
-    let refused = ask(database, at(0) - 30.0, at(100), Some("enc-1"), None).unwrap_err();
-    assert!(refused.reason() == "incomplete" && !refused.is_passing(), "{refused}");
-    let wide = ask(database, at(60), at(570), Some("enc-1\"} or vector(1) #"), None).unwrap_err();
-    assert_eq!(wide.reason(), "no_samples", "a host's name stays a name");
+    // Without a host nothing is summed.
+    let error = query(database, at(60), at(570), None, None).unwrap_err();
+    assert!(error.reason() == "which_host" && error.to_string().contains("enc-2"), "{error}");
+    let error = query(database, at(60), at(570), Some("enc-9"), None).unwrap_err();
+    assert_eq!(error.reason(), "no_samples");
+    // A window that starts before the first sample is an error.
+    let error = query(database, at(0) - 30.0, at(100), Some("enc-1"), None).unwrap_err();
+    assert!(error.reason() == "incomplete" && !error.is_transient(), "{error}");
+    let escaped = query(database, at(60), at(570), Some("enc-1\"} or vector(1) #"), None).unwrap_err();
+    assert_eq!(escaped.reason(), "no_samples", "host names are escaped");
 }
 
 #[test]
-fn a_window_from_victoriametrics_is_exact_and_its_gap_is_reported() {
+fn window_from_victoriametrics_is_exact() {
     requires!(victoria_metrics);
     let fixture = fixture();
     check(&Database::victoria(&fixture.series), &fixture);
 }
 
 #[test]
-fn a_window_from_prometheus_is_exact_and_its_gap_is_reported() {
+fn window_from_prometheus_is_exact() {
     requires!(prometheus, promtool);
     let fixture = fixture();
     check(&Database::prometheus(&fixture.series), &fixture);
 }
 
 #[test]
-fn a_run_gets_its_joules_from_the_database_when_the_probe_has_none() {
+fn run_gets_its_energy_from_the_database_without_a_probe() {
     requires!(victoria_metrics);
     let fixture = fixture();
     let database = Database::victoria(&fixture.series);
@@ -199,7 +203,7 @@ fn a_run_gets_its_joules_from_the_database_when_the_probe_has_none() {
     let page = service.eventually("the energy of the database", |page| {
         page.contains("way=\"database\"") && page.contains("wattcast_run_energy_joules{scenario=\"second\"")
     });
-    let joules: u64 = fixture.roots.iter().map(|root| grew(root, start, end)).sum();
+    let joules: u64 = fixture.roots.iter().map(|root| increase(root, start, end)).sum();
     let labels = r#"{scenario="known",bitrate="",encoder="",run="20260101_000000""#;
     let host = format!(
         "wattcast_run_energy_joules{labels},scope=\"host\",source=\"perf\",way=\"database\"}} {}",
@@ -214,17 +218,17 @@ fn a_run_gets_its_joules_from_the_database_when_the_probe_has_none() {
         assert!(page.contains(&format!("{line}\n")), "{line}\n{page}");
     }
     assert!(
-        service.log().contains("no sample for 100.0 s") && service.log().contains("reset 1 time"),
+        service.log().contains("no sample in the database for 100.0 s") && service.log().contains("counter resets: 1"),
         "{}",
         service.log()
     );
-    // And the second is there: a probe that is away keeps nobody else from being asked.
-    // The others are asked when the probe has been given up for a moment.
+    // An unreachable probe does not prevent queries of other sources; they follow when its timeout
+    // has passed.
     let page = service.eventually("the samples of the file", |page| {
         page.contains("scenario=\"sampled\",bitrate=\"\",encoder=\"\",run=\"20260101_000000\",scope=\"host\",source=\"file\",way=\"samples\"} 510\n")
     });
     drop(page);
-    service.eventually("who is there", |page| {
+    service.eventually("the state of the sources", |page| {
         page.contains("wattcast_source_up{source=\"probe\",reason=\"absent\"} 0\n")
             && page.contains("wattcast_source_up{source=\"database\",reason=\"\"} 1\n")
     });

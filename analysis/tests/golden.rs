@@ -1,36 +1,38 @@
-//! The seeds' sample under the names its users query, with the values that the contract has for it; and that a run has one energy on every port.
+//! The sample result file has the values and legacy names of the metrics contract, and the same
+//! energy on every port.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a panic fails the test")]
 
 use std::{collections::HashMap, sync::Arc};
 
-use analysis::{
-    cost::{self, Prices},
-    energy::{Answer, Energy, Joules, Refused, Scope, Sources, Way},
-    figures::{self, Model},
-    qoe, results,
+use analysis::pages::{cost as cost_page, quality, scenarios};
+use metrics::page;
+use proptest::prelude::*;
+use results::{
+    cost::Prices,
+    energy::{EnergyLookup, EnergyMethod, EnergyReading, EnergySources, Scope, SourceError, WindowEnergy},
+    model::Model,
     run::Run,
     store,
 };
-use exporter::{page, units::Microjoules};
-use proptest::prelude::*;
+use units::Microjoules;
 
 const SAMPLE: &[u8] = include_bytes!("data/test_results_20240115_103000.json");
 
-fn model(run: Run, answers: Option<Vec<Answer>>) -> Model {
+fn model(run: Run, answers: Option<Vec<EnergyLookup>>) -> Model {
     let run = Arc::new(run);
-    let answers = answers.unwrap_or_else(|| run.scenarios.iter().map(Sources::in_file).collect());
-    figures::model(&[(run, answers)], Scope::Host, &Prices::defaults())
+    let answers = answers.unwrap_or_else(|| run.scenarios.iter().map(EnergySources::from_file).collect());
+    Model::new(&[(run, answers)], Scope::Host, &Prices::defaults())
 }
 
-/// All three pages of a model, by series.
+/// The scenario, quality and cost pages of a model.
 fn pages(model: &Model) -> [String; 3] {
     let text = |page: page::Page| String::from_utf8(page.text().to_vec()).unwrap();
     let prices = Prices::defaults();
     let all = [
-        text(page::render("runs", results::families(model)).unwrap()),
-        text(page::render("runs", qoe::families(model, &[90.0])).unwrap()),
-        text(page::render("runs", cost::page::families(model, &prices)).unwrap()),
+        text(page::render("runs", scenarios::families(model)).unwrap()),
+        text(page::render("runs", quality::families(model, &[90.0])).unwrap()),
+        text(page::render("runs", cost_page::families(model, &prices)).unwrap()),
     ];
     for page in &all {
         assert_eq!(page::faults(page), Vec::<String>::new());
@@ -43,48 +45,62 @@ fn series(page: &str) -> HashMap<String, f64> {
     page.lines().filter(|line| !line.starts_with('#')).filter_map(row).collect()
 }
 
-/// The value of a metric for a scenario; panics where it is not there exactly once.
+/// The value of a metric for a scenario, if present; panics if there are several.
 fn value(page: &HashMap<String, f64>, name: &str, scenario: &str, also: &str) -> Option<f64> {
     let label = format!("scenario=\"{scenario}\"");
     let fits = |id: &&String| id.starts_with(&format!("{name}{{")) && id.contains(&label) && id.contains(also);
     let mut found = page.keys().filter(fits);
     let first = found.next()?;
-    assert!(found.next().is_none(), "{name} of {scenario} stands twice");
+    assert!(found.next().is_none(), "{name} of {scenario} is ambiguous");
     page.get(first).copied()
 }
 
-fn close(got: Option<f64>, wanted: f64, what: &str) {
+fn assert_close(got: Option<f64>, wanted: f64, what: &str) {
     let got = got.unwrap_or_else(|| panic!("{what} is absent"));
     assert!((got - wanted).abs() <= wanted.abs() * 1e-12, "{what}: {got} is not {wanted}");
 }
 
-/// The golden table of the metrics contract, to full precision: exact fractions where the contract shows some digits of them.
+/// The golden table of the metrics contract in full precision, where the contract shows rounded
+/// values.
 #[test]
 fn the_sample_has_the_values_of_the_contract() {
     let [results, qoe, cost] = pages(&model(store::parse("20240115_103000", SAMPLE).unwrap(), None));
     let (results, qoe, cost) = (series(&results), series(&qoe), series(&cost));
     #[rustfmt::skip]
     let golden = [
-        // scenario, joules, seconds covered of, core-seconds, VMAF, pixels, mean of the samples
+        // scenario, joules, covered seconds, seconds, core-seconds, (VMAF, pixels), mean of the
+        // samples
         ("2 streams @ 2500k",      2077.5, 45.0, 120.5, 101.75, Some((92.5, 8_957_952_000.0)),  461.2 / 10.0),
         ("4 streams @ 5000k",      3855.0, 55.0, 180.3, 263.5,  Some((95.2, 13_436_928_000.0)), 840.5 / 12.0),
         ("single stream @ 1500k",  1154.0, 35.0, 90.2,  46.0,   Some((88.3, 2_508_185_600.0)),  263.5 / 8.0),
         ("baseline idle",          1135.0, 45.0, 60.0,  4.5,    None,                           1.0),
     ];
-    for (scenario, joules, covered, seconds, core_seconds, picture, mean) in golden {
-        close(value(&results, "wattcast_run_energy_joules", scenario, "way=\"samples\""), joules, "joules");
-        close(value(&results, "results_scenario_total_energy_joules", scenario, ""), joules, "joules");
-        close(value(&results, "wattcast_run_energy_coverage_ratio", scenario, ""), covered / seconds, "coverage");
-        close(value(&results, "wattcast_run_cpu_seconds", scenario, ""), core_seconds, "core-seconds");
-        close(value(&cost, "cost_energy_load_aware", scenario, "USD"), joules * 0.12 / 3.6e6, "energy cost");
-        close(value(&cost, "cost_compute_load_aware", scenario, "USD"), core_seconds * 0.5 / 3600.0, "compute cost");
+    for (scenario, joules, covered, seconds, core_seconds, quality, mean) in golden {
+        assert_close(value(&results, "wattcast_run_energy_joules", scenario, "way=\"samples\""), joules, "joules");
+        assert_close(value(&results, "results_scenario_total_energy_joules", scenario, ""), joules, "joules");
+        assert_close(
+            value(&results, "wattcast_run_energy_coverage_ratio", scenario, ""),
+            covered / seconds,
+            "coverage",
+        );
+        assert_close(value(&results, "wattcast_run_cpu_seconds", scenario, ""), core_seconds, "core-seconds");
+        assert_close(value(&cost, "cost_energy_load_aware", scenario, "USD"), joules * 0.12 / 3.6e6, "energy cost");
+        assert_close(
+            value(&cost, "cost_compute_load_aware", scenario, "USD"),
+            core_seconds * 0.5 / 3600.0,
+            "compute cost",
+        );
         let total = joules * 0.12 / 3.6e6 + core_seconds * 0.5 / 3600.0;
-        close(value(&cost, "cost_total_load_aware", scenario, "USD"), total, "total");
-        match picture {
+        assert_close(value(&cost, "cost_total_load_aware", scenario, "USD"), total, "total");
+        match quality {
             Some((vmaf, pixels)) => {
-                close(value(&qoe, "qoe_efficiency_score", scenario, ""), vmaf / 100.0 * pixels / joules, "pixels");
-                close(value(&qoe, "qoe_quality_per_watt", scenario, ""), vmaf / mean, "VMAF for a watt");
-                close(value(&cost, "cost_per_pixel", scenario, "USD"), total / pixels, "a pixel's cost");
+                assert_close(
+                    value(&qoe, "qoe_efficiency_score", scenario, ""),
+                    vmaf / 100.0 * pixels / joules,
+                    "pixels",
+                );
+                assert_close(value(&qoe, "qoe_quality_per_watt", scenario, ""), vmaf / mean, "VMAF for a watt");
+                assert_close(value(&cost, "cost_per_pixel", scenario, "USD"), total / pixels, "a pixel's cost");
             }
             None => {
                 assert_eq!(value(&qoe, "qoe_efficiency_score", scenario, ""), None);
@@ -92,7 +108,7 @@ fn the_sample_has_the_values_of_the_contract() {
             }
         }
     }
-    // As the contract prints them.
+    // Rounded values as in the contract.
     let printed = |page: &HashMap<String, f64>, name: &str, scenario: &str, digits: usize| {
         format!("{:.digits$}", value(page, name, scenario, "").unwrap())
     };
@@ -112,7 +128,7 @@ fn the_sample_has_the_values_of_the_contract() {
 }
 
 #[test]
-fn the_sample_is_served_under_the_names_its_users_query() {
+fn the_sample_has_the_legacy_names() {
     let [results, qoe, _] = pages(&model(store::parse("20240115_103000", SAMPLE).unwrap(), None));
     let labels = r#"{scenario="4 streams @ 5000k",bitrate="5000k",encoder="libx264",run="20240115_103000"}"#;
     for line in [
@@ -128,16 +144,20 @@ fn the_sample_is_served_under_the_names_its_users_query() {
         assert!(results.contains(&format!("{line}\n")), "{line}\n{results}");
     }
     assert!(qoe.contains(&format!("qoe_ssim_score{labels} ")), "{qoe}");
-    // The baseline is scaled to the scenario: its power over the part that the samples cover.
-    let (results, _) = (series(&results), ());
+    // The baseline is scaled to the scenario: its power over the time that the samples cover.
+    let results = series(&results);
     let net = value(&results, "wattcast_run_net_power_watts", "2 streams @ 2500k", "").unwrap();
     let base = value(&results, "wattcast_run_baseline_power_watts", "2 streams @ 2500k", "").unwrap();
     assert!((net + base - 46.12).abs() < 1e-9);
-    close(value(&results, "wattcast_run_net_energy_joules", "2 streams @ 2500k", ""), 2077.5 - base * 45.0, "net");
+    assert_close(
+        value(&results, "wattcast_run_net_energy_joules", "2 streams @ 2500k", ""),
+        2077.5 - base * 45.0,
+        "net",
+    );
 }
 
 #[test]
-fn what_is_missing_is_absent_and_what_is_zero_is_zero() {
+fn missing_values_are_absent_and_zeros_are_zero() {
     let [results, qoe, cost] =
         pages(&model(store::parse("x", br#"{"scenarios":[{"name":"a","dropped_frames":0}]}"#).unwrap(), None));
     let labels = r#"{scenario="a",bitrate="",encoder="",run="x"}"#;
@@ -149,17 +169,17 @@ fn what_is_missing_is_absent_and_what_is_zero_is_zero() {
 }
 
 #[test]
-fn joules_come_with_their_source_their_way_and_their_frames() {
+fn energy_has_labels_for_scope_source_and_way() {
     let text = br#"{"scenarios":[{"name":"a","total_frames":50,"start_time":10,"end_time":20,"container":"enc"}]}"#;
     let run = store::parse("x", text).unwrap();
-    let row = |scope, source: &str, joules| Joules {
+    let row = |scope, source: &str, joules| EnergyReading {
         scope,
         source: source.into(),
         joules: Microjoules(joules),
         edge_error: 0.5,
     };
-    let energy = |rows| Energy {
-        way: Way::Probe,
+    let energy = |rows| WindowEnergy {
+        method: EnergyMethod::Probe,
         rows,
         coverage: Some(1.0),
         seconds: Some(10.0),
@@ -173,7 +193,7 @@ fn joules_come_with_their_source_their_way_and_their_frames() {
         row(Scope::Host, "nvml", 10_000_000),
         row(Scope::Container, "perf", 25_000_000),
     ]);
-    let answer = Answer { energy: Some(both), refused: vec![] };
+    let answer = EnergyLookup { energy: Some(both), failures: vec![] };
     let [results, _, cost] = pages(&model(run.clone(), Some(vec![answer])));
     let labels = |scope: &str, source: &str| {
         format!(r#"{{scenario="a",bitrate="",encoder="",run="x",scope="{scope}",source="{source}",way="probe"}}"#)
@@ -190,12 +210,15 @@ fn joules_come_with_their_source_their_way_and_their_frames() {
     ] {
         assert!(results.contains(&format!("{line}\n")), "{line}\n{results}");
     }
-    let paid = value(&series(&cost), "wattcast_cost_amount", "a", "part=\"energy\"");
-    close(paid, 90.0 * 0.12 / 3.6e6, "the host's energy, all sources");
-    let host_only = Answer { energy: Some(energy(vec![row(Scope::Host, "model", 9)])), refused: vec![] };
+    let energy_cost = value(&series(&cost), "wattcast_cost_amount", "a", "part=\"energy\"");
+    assert_close(energy_cost, 90.0 * 0.12 / 3.6e6, "the host's energy, all sources");
+    let host_only = EnergyLookup { energy: Some(energy(vec![row(Scope::Host, "model", 9)])), failures: vec![] };
     let [results, ..] = pages(&model(run.clone(), Some(vec![host_only])));
     assert!(results.contains("reason=\"no_container\"} 0\n"), "{results}");
-    let refused = Answer { energy: None, refused: vec![(Way::Probe, Refused::Never("too_old".into(), "gone".into()))] };
+    let refused = EnergyLookup {
+        energy: None,
+        failures: vec![(EnergyMethod::Probe, SourceError::Permanent("too_old".into(), "gone".into()))],
+    };
     let [results, ..] = pages(&model(run, Some(vec![refused])));
     assert!(
         results.contains("reason=\"too_old\"} 0\n") && !results.contains("wattcast_run_energy_joules"),
@@ -205,41 +228,45 @@ fn joules_come_with_their_source_their_way_and_their_frames() {
 
 /// Two sockets are two counters of one source, and one row.
 #[test]
-fn files_of_our_own_shape_give_pages_that_can_be_read() {
+fn files_of_schema_2_have_the_expected_values() {
     let text = include_bytes!("data/test_results_20261120_120000.json");
     let [results, qoe, cost] = pages(&model(store::parse("20261120_120000", text).unwrap(), None));
     let (results, qoe, cost) = (series(&results), series(&qoe), series(&cost));
     let first = "x264 veryfast 4M";
-    close(value(&results, "wattcast_run_energy_joules", first, "scope=\"host\""), 8_100.000_001, "both sockets");
-    close(value(&results, "wattcast_run_energy_edge_error_joules", first, "scope=\"host\""), 0.012, "their doubt");
-    close(
+    assert_close(value(&results, "wattcast_run_energy_joules", first, "scope=\"host\""), 8_100.000_001, "both sockets");
+    assert_close(
+        value(&results, "wattcast_run_energy_edge_error_joules", first, "scope=\"host\""),
+        0.012,
+        "edge error",
+    );
+    assert_close(
         value(&results, "wattcast_run_net_energy_joules", first, ""),
         8_100.000_001 - 21.5 * 100.5,
         "above the baseline",
     );
-    close(
+    assert_close(
         value(&results, "wattcast_run_energy_per_media_second_joules", first, "scope=\"host\""),
         8_100.000_001 / 200.0,
         "media",
     );
-    close(
+    assert_close(
         value(&results, "wattcast_run_energy_per_megabit_joules", first, "scope=\"host\""),
         8_100.000_001 / 800.0,
         "megabits",
     );
-    close(
+    assert_close(
         value(&results, "wattcast_run_energy_per_pixel_joules", first, "scope=\"host\""),
         8_100.000_001 / 17_971_200_000.0,
         "pixels",
     );
     // 1 + 4 · VMAF / 100 · (1 − drops / 0.2)
     let drops = 3.0 / 6000.0;
-    close(
+    assert_close(
         value(&qoe, "wattcast_qoe_score", first, "made_of=\"vmaf+drops\""),
         1.0 + 4.0 * 0.9325 * (1.0 - drops / 0.2),
         "score",
     );
-    close(value(&qoe, "wattcast_qoe_component_ratio", first, "smoothness"), 1.0 - drops / 0.2, "smoothness");
+    assert_close(value(&qoe, "wattcast_qoe_component_ratio", first, "smoothness"), 1.0 - drops / 0.2, "smoothness");
     let total = 8_100.000_001 * 0.12 / 3.6e6 + 150.25 * 0.5 / 3600.0;
     let unit = |unit: &str| value(&cost, "wattcast_cost_per_unit_amount", first, &format!("unit=\"{unit}\""));
     for (name, amount) in [
@@ -249,38 +276,39 @@ fn files_of_our_own_shape_give_pages_that_can_be_read() {
         ("stream_hour", 200.0 / 3600.0),
         ("viewer_hour", 40.0 * 100.5 / 3600.0),
     ] {
-        close(unit(name), total / amount, name);
+        assert_close(unit(name), total / amount, name);
     }
 }
 
 prop_compose! {
-    /// A scenario as any of the ways would bring it.
+    /// A scenario with energy of any way.
     fn any_row()(
         uj in 1u64..50_000_000_000,
         samples in proptest::collection::vec(0.5f64..400.0, 1..30),
-        way in 0usize..3,
+        method in 0usize..3,
         seconds in 1u32..5000,
         frames in 1u64..1_000_000,
         vmaf in 1.0f64..100.0,
         name in "[a-z\"\\\\ ]{1,6}",
     ) -> (u64, Vec<f64>, usize, u32, u64, f64, String) {
-        (uj, samples, way, seconds, frames, vmaf, name)
+        (uj, samples, method, seconds, frames, vmaf, name)
     }
 }
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
 
-    /// One run, one energy: what 9502 shows, what 9503 divides by and what 9504 charges are the same to the microjoule, however it was obtained.
+    /// The energy of a run on port 9502, in the ratios of 9503 and in the costs of 9504 is equal to
+    /// the microjoule.
     #[test]
     fn every_port_has_the_same_energy(rows in proptest::collection::vec(any_row(), 1..12)) {
-        let scenarios: Vec<_> = rows.iter().map(|(uj, samples, way, seconds, frames, vmaf, name)| {
+        let scenarios: Vec<_> = rows.iter().map(|(uj, samples, method, seconds, frames, vmaf, name)| {
             let mut row = serde_json::json!({
                 "name": name, "bitrate": "2500k", "encoder_type": "libx264", "duration": seconds, "total_frames": frames,
                 "vmaf_score": vmaf, "pixels_processed": frames * 100, "start_time": 1000, "end_time": 1000 + seconds,
                 "cpu_usage_cores": samples, "step_seconds": 5,
             });
-            match way {
+            match method {
                 0 => row["energy_joules"] = serde_json::json!(Microjoules(*uj).joules()),
                 1 => row["power_watts"] = serde_json::json!(samples),
                 _ => {}
@@ -289,19 +317,19 @@ proptest! {
         }).collect();
         let run = store::parse("x", serde_json::json!({"scenarios": scenarios}).to_string().as_bytes()).unwrap();
         let run = Arc::new(run);
-        let answers: Vec<Answer> = run.scenarios.iter().zip(&rows).map(|(scenario, (uj, _, way, ..))| {
-            if *way < 2 {
-                return Sources::in_file(scenario);
+        let answers: Vec<EnergyLookup> = run.scenarios.iter().zip(&rows).map(|(scenario, (uj, _, method, ..))| {
+            if *method < 2 {
+                return EnergySources::from_file(scenario);
             }
-            let joules = |part| Joules { scope: Scope::Host, source: format!("s{part}"), joules: Microjoules(part), edge_error: 0.0 };
-            let energy = Energy {
-                way: Way::Database, rows: vec![joules(uj / 3), joules(uj - uj / 3)], coverage: Some(1.0),
+            let joules = |part| EnergyReading { scope: Scope::Host, source: format!("s{part}"), joules: Microjoules(part), edge_error: 0.0 };
+            let energy = WindowEnergy {
+                method: EnergyMethod::Database, rows: vec![joules(uj / 3), joules(uj - uj / 3)], coverage: Some(1.0),
                 seconds: None, gap_seconds: 0.0, resets: 0,
                 watts: vec![], cpu_seconds: None,
             };
-            Answer { energy: Some(energy), refused: vec![] }
+            EnergyLookup { energy: Some(energy), failures: vec![] }
         }).collect();
-        let model = figures::model(&[(run.clone(), answers)], Scope::Host, &Prices::defaults());
+        let model = Model::new(&[(run.clone(), answers)], Scope::Host, &Prices::defaults());
         let [results, qoe, cost] = pages(&model);
         let (results, qoe, cost) = (series(&results), series(&qoe), series(&cost));
         for (entry, (_, _, _, _, frames, vmaf, _)) in model.entries.iter().zip(&rows) {
@@ -310,18 +338,18 @@ proptest! {
             let joules: f64 = results.iter()
                 .filter(|(id, _)| id.starts_with("wattcast_run_energy_joules{") && id.contains(&label)).map(|(_, value)| value).sum();
             let one = |page: &HashMap<String, f64>, metric: &str, also: &str| {
-                let fits = |id: &str| id.starts_with(&format!("{metric}{{")) && id.contains(&label) && id.contains(also);
-                let found: Vec<f64> = page.iter().filter(|(id, _)| fits(id)).map(|(_, value)| *value).collect();
-                assert_eq!(found.len(), 1, "{metric} of {name}");
-                found[0]
+                let matches = |id: &str| id.starts_with(&format!("{metric}{{")) && id.contains(&label) && id.contains(also);
+                let values: Vec<f64> = page.iter().filter(|(id, _)| matches(id)).map(|(_, value)| *value).collect();
+                assert_eq!(values.len(), 1, "{metric} of {name}");
+                values[0]
             };
             let micro = |joules: f64| (joules * 1e6).round();
             let pixels = (frames * 100) as f64;
             prop_assert_eq!(micro(joules), micro(vmaf / 100.0 * pixels / one(&qoe, "qoe_efficiency_score", "")), "9503");
             prop_assert_eq!(micro(joules), micro(vmaf / one(&qoe, "wattcast_quality_vmaf_per_joule", "")), "9503, per joule");
             prop_assert_eq!(micro(joules), micro(one(&cost, "wattcast_cost_amount", "part=\"energy\"") / 0.12 * 3.6e6), "9504");
-            prop_assert_eq!(micro(joules), micro(one(&cost, "cost_energy_load_aware", "") / 0.12 * 3.6e6), "9504, the old name");
-            prop_assert_eq!(micro(joules), micro(one(&results, "results_scenario_total_energy_joules", "")), "9502, the old name");
+            prop_assert_eq!(micro(joules), micro(one(&cost, "cost_energy_load_aware", "") / 0.12 * 3.6e6), "9504, legacy name");
+            prop_assert_eq!(micro(joules), micro(one(&results, "results_scenario_total_energy_joules", "")), "9502, legacy name");
         }
     }
 }

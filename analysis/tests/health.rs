@@ -1,6 +1,7 @@
-//! The health checker on real sockets: every state a target can be in, the names of both checkers that it replaces, and the command line.
+//! The health checker on real sockets: every state of a target, the legacy metric names, and the
+//! command line.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a panic fails the test")]
 
 mod support;
 
@@ -18,7 +19,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use exporter::parse::{Sample, parse};
+use metrics::parse::{Sample, parse};
 use support::{Database, NO_SERVER, Service, write};
 use testkit::{
     certs::{Authority, PASSWORD},
@@ -26,8 +27,8 @@ use testkit::{
     requires,
 };
 
-/// Answers each request on a port of its own with what `say` gives.
-fn server(say: impl Fn() -> String + Send + Sync + 'static) -> String {
+/// A server on its own port that sends what `respond` returns.
+fn server(respond: impl Fn() -> String + Send + Sync + 'static) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     thread::spawn(move || {
@@ -35,7 +36,7 @@ fn server(say: impl Fn() -> String + Send + Sync + 'static) -> String {
             let mut stream = stream.unwrap();
             let mut request = [0; 4096];
             let _ = stream.read(&mut request);
-            let _ = stream.write_all(say().as_bytes());
+            let _ = stream.write_all(respond().as_bytes());
         }
     });
     format!("http://{address}/metrics")
@@ -51,7 +52,8 @@ fn date(seconds_ago: i64) -> String {
     httpdate::fmt_http_date(at)
 }
 
-fn moving() -> impl Fn() -> String {
+/// A page with a value that changes.
+fn changing() -> impl Fn() -> String {
     let count = Arc::new(AtomicUsize::new(0));
     move || {
         let date = date(0);
@@ -59,12 +61,12 @@ fn moving() -> impl Fn() -> String {
     }
 }
 
-/// One of each: name, URL, and the state that it is in.
-fn one_of_each(silent: &TcpListener) -> Vec<(&'static str, String, &'static str)> {
+/// A target in each state: name, URL, state.
+fn targets_in_each_state(silent: &TcpListener) -> Vec<(&'static str, String, &'static str)> {
     let text = "Content-Type: text/plain; version=0.0.4\r\n";
     let dated = |body: &'static str| move || page(&format!("{text}Date: {}\r\n", date(0)), body);
     vec![
-        ("t-well", server(moving()), "healthy"),
+        ("t-healthy", server(changing()), "healthy"),
         ("t-down", format!("{NO_SERVER}/metrics"), "down"),
         ("t-hanging", format!("http://{}/metrics", silent.local_addr().unwrap()), "hanging"),
         ("t-html", server(|| page("Content-Type: text/html\r\n", "<html>It works!</html>")), "wrong_type"),
@@ -100,9 +102,9 @@ fn targets(all: &[(&str, String, &str)]) -> String {
 }
 
 /// Waits until the page of a service shows each target in its state.
-fn each_in_its_state(service: &Service, all: &[(&str, String, &str)]) -> String {
-    // Each round asks all of them again: a target that was slow once is in its state in the next.
-    service.eventually_at(5, "each in its state", |page| {
+fn wait_for_states(service: &Service, all: &[(&str, String, &str)]) -> String {
+    // Every round repeats all checks, so a target that was slow once has its state in the next one.
+    service.eventually_at(5, "all states", |page| {
         all.iter().all(|(name, _, state)| {
             let row = page.lines().filter(|line| line.starts_with("wattcast_target_state{"));
             row.filter(|line| line.ends_with(" 1") && line.contains(&format!("state=\"{state}\"")))
@@ -111,7 +113,7 @@ fn each_in_its_state(service: &Service, all: &[(&str, String, &str)]) -> String 
     })
 }
 
-/// The value of a family that has this target, and another label.
+/// The value of a family for a target and another label.
 fn value(page: &[Sample], name: &str, target: &str, more: (&str, &str)) -> Option<f64> {
     let row = page.iter().find(|row| {
         row.name == name
@@ -121,8 +123,7 @@ fn value(page: &[Sample], name: &str, target: &str, more: (&str, &str)) -> Optio
     row.map(|row| row.value)
 }
 
-/// Every family says of a target what its state is: the new ones, and those of the checkers that
-/// were replaced.
+/// Every family agrees with the state of each target, including those with legacy names.
 fn assert_all_families_agree(page: &[Sample], all: &[(&str, String, &str)]) {
     for (name, url, state) in all {
         let value = |family: &str, more| value(page, family, name, more);
@@ -138,7 +139,7 @@ fn assert_all_families_agree(page: &[Sample], all: &[(&str, String, &str)]) {
     }
 }
 
-/// The table of `check` has each target in its state.
+/// The table of `check` shows each target in its state.
 fn assert_table(table: &str, all: &[(&str, String, &str)]) {
     for (name, _, state) in all {
         let row = table.lines().find(|line| line.split_whitespace().next() == Some(name));
@@ -147,13 +148,13 @@ fn assert_table(table: &str, all: &[(&str, String, &str)]) {
 }
 
 #[test]
-fn every_state_is_told_on_the_page() {
+fn the_page_shows_every_state() {
     let (dir, silent) = (tempfile::tempdir().unwrap(), TcpListener::bind("127.0.0.1:0").unwrap());
-    let all = one_of_each(&silent);
+    let all = targets_in_each_state(&silent);
     let flag = format!("--health.targets={}", targets(&all));
     let service = Service::start(dir.path(), NO_SERVER, &[&flag, "--health.timeout=1s", "--health.interval=1s"]);
-    let page = each_in_its_state(&service, &all);
-    assert_eq!(exporter::page::faults(&page), Vec::<String>::new());
+    let page = wait_for_states(&service, &all);
+    assert_eq!(metrics::page::faults(&page), Vec::<String>::new());
     let page = parse(&page).unwrap().samples;
     assert_all_families_agree(&page, &all);
     let skew = |name| value(&page, "wattcast_target_clock_skew_seconds", name, ("", "")).unwrap();
@@ -162,21 +163,21 @@ fn every_state_is_told_on_the_page() {
     let number = f64::from(u32::try_from(all.len()).unwrap());
     assert_eq!((row("exporter_total"), row("exporter_healthy_total")), (number, 1.0));
     let has_data = |name| value(&page, "exporter_has_data", name, ("", ""));
-    assert_eq!((has_data("t-well"), has_data("t-empty")), (Some(1.0), Some(0.0)));
+    assert_eq!((has_data("t-healthy"), has_data("t-empty")), (Some(1.0), Some(0.0)));
     assert_eq!(value(&page, "exporter_metric_count", "t-still", ("", "")), Some(1.0));
 }
 
 #[test]
-fn every_state_is_told_in_the_table_and_by_the_exit_code() {
+fn table_and_exit_code_of_check_show_every_state() {
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
-    let all = one_of_each(&silent);
+    let all = targets_in_each_state(&silent);
     let done = check(&[&format!("--targets={}", targets(&all)), "--timeout=5"]);
     let table = String::from_utf8(done.stdout).unwrap();
     assert_eq!(done.status.code(), Some(1), "{table}");
     assert_table(&table, &all);
     let done = check(&[&format!("--targets={}", targets(&all[..1])), "--debug"]);
-    let said = String::from_utf8(done.stderr).unwrap();
-    assert!(said.contains("level=DEBUG") && said.contains("status=200"), "{said}");
+    let output = String::from_utf8(done.stderr).unwrap();
+    assert!(output.contains("level=DEBUG") && output.contains("status=200"), "{output}");
     let done = check(&[&format!("--targets={}", targets(&all[..1])), "--json"]);
     let json: serde_json::Value = serde_json::from_slice(&done.stdout).unwrap();
     assert_eq!(
@@ -197,7 +198,7 @@ fn secured(dir: &Path, flags: &[&str]) -> (Authority, Program) {
 }
 
 #[test]
-fn a_target_behind_tls_is_in_that_state_until_it_is_given_what_it_asks_for() {
+fn a_tls_target_is_healthy_with_ca_and_password_only() {
     requires!(openssl);
     let dir = tempfile::tempdir().unwrap();
     let (authority, mut program) = secured(dir.path(), &[]);
@@ -205,51 +206,52 @@ fn a_target_behind_tls_is_in_that_state_until_it_is_given_what_it_asks_for() {
     let results = tempfile::tempdir().unwrap();
     let flag = format!("--health.targets={}", targets(&all));
     let service = Service::start(results.path(), NO_SERVER, &[&flag, "--health.timeout=5s", "--health.interval=1s"]);
-    let page = parse(&each_in_its_state(&service, &all)).unwrap().samples;
+    let page = parse(&wait_for_states(&service, &all)).unwrap().samples;
     assert_all_families_agree(&page, &all);
     let target = format!("--targets={}", targets(&all));
     let done = check(&[&target, "--timeout=5"]);
     assert_eq!(done.status.code(), Some(1));
     assert_table(&String::from_utf8(done.stdout).unwrap(), &all);
-    // With what it asks for, the target that refused us is healthy.
+    // With CA and password the target is healthy.
     let at = |name: &str| dir.path().join(name).display().to_string();
-    let known = [format!("--client.ca-file={}", authority.ca().display()), "--client.username=prom".to_owned()];
-    let done = check(&[&target, &known[0], &known[1], &format!("--client.password-file={}", at("password"))]);
-    let said = String::from_utf8(done.stdout).unwrap();
-    assert!(done.status.success() && said.contains("healthy"), "{said}");
+    let client = [format!("--client.ca-file={}", authority.ca().display()), "--client.username=prom".to_owned()];
+    let done = check(&[&target, &client[0], &client[1], &format!("--client.password-file={}", at("password"))]);
+    let output = String::from_utf8(done.stdout).unwrap();
+    assert!(done.status.success() && output.contains("healthy"), "{output}");
     fs::write(dir.path().join("wrong"), format!("{}x", PASSWORD.0)).unwrap();
-    let done = check(&[&target, &known[0], &known[1], &format!("--client.password-file={}", at("wrong"))]);
-    let said = String::from_utf8(done.stdout).unwrap();
-    assert!(done.status.code() == Some(1) && said.contains("denied") && !said.contains(PASSWORD.0), "{said}");
+    let done = check(&[&target, &client[0], &client[1], &format!("--client.password-file={}", at("wrong"))]);
+    let output = String::from_utf8(done.stdout).unwrap();
+    assert!(done.status.code() == Some(1) && output.contains("denied") && !output.contains(PASSWORD.0), "{output}");
 }
 
 #[test]
-fn a_program_that_stops_working_is_healthy_no_more() {
+fn a_stopped_program_is_hanging() {
     let dir = tempfile::tempdir().unwrap();
     write(dir.path(), "20240115_103000", r#"{"scenarios":[{"name":"a","energy_joules":5,"duration":5}]}"#);
     let watched = Service::start(dir.path(), NO_SERVER, &[]);
     let other = tempfile::tempdir().unwrap();
     let target = format!("--health.targets=results-exporter={}", watched.client.url("/metrics"));
     let checker = Service::start(other.path(), NO_SERVER, &[&target, "--health.timeout=5s", "--health.interval=1s"]);
-    checker.eventually_at(5, "it is well", |page| page.contains("exporter_healthy_total 1\n"));
-    // SAFETY: the process is a child of ours that was not waited for.
-    let signal = |what| unsafe { libc::kill(libc::pid_t::try_from(watched.pid()).unwrap(), what) };
+    checker.eventually_at(5, "healthy", |page| page.contains("exporter_healthy_total 1\n"));
+    // SAFETY: the process is our child and was not waited for.
+    let signal = |signal| unsafe { libc::kill(libc::pid_t::try_from(watched.pid()).unwrap(), signal) };
     signal(libc::SIGSTOP);
-    let page = checker.eventually_at(5, "it hangs", |page| page.contains("state=\"hanging\"} 1"));
+    let page = checker.eventually_at(5, "hanging", |page| page.contains("state=\"hanging\"} 1"));
     assert!(page.contains("exporter_healthy_total 0\n"));
     signal(libc::SIGCONT);
-    checker.eventually_at(5, "it is well again", |page| page.contains("exporter_healthy_total 1\n"));
+    checker.eventually_at(5, "healthy again", |page| page.contains("exporter_healthy_total 1\n"));
     let log = checker.log();
-    let said = |word: &str| log.lines().filter(|line| line.contains("results-exporter") && line.contains(word)).count();
-    assert_eq!((said("hanging"), said("healthy again")), (1, 1), "each change once: {log}");
+    let count =
+        |word: &str| log.lines().filter(|line| line.contains("results-exporter") && line.contains(word)).count();
+    assert_eq!((count("hanging"), count("healthy again")), (1, 1), "each change once: {log}");
 }
 
 #[test]
-fn who_says_that_something_is_missing_is_not_healthy_and_nobody_else_is_shown_our_password() {
+fn an_unready_target_is_unhealthy_and_gets_no_password() {
     let dir = tempfile::tempdir().unwrap();
     let password = support::file(dir.path(), "password", "hunter2");
-    let heard = Arc::new(Mutex::new(Vec::new()));
-    let keep = heard.clone();
+    let requests = Arc::new(Mutex::new(Vec::new()));
+    let server_requests = requests.clone();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     thread::spawn(move || {
@@ -264,8 +266,8 @@ fn who_says_that_something_is_missing_is_not_healthy_and_nobody_else_is_shown_ou
             } else {
                 page(&now, "wattcast_energy_joules_total 5\nwattcast_tick_seconds 1\n")
             };
-            // Before the answer: who has it looks.
-            keep.lock().unwrap().push(request);
+            // Before the response, after which the test reads them.
+            server_requests.lock().unwrap().push(request);
             let _ = stream.write_all(answer.as_bytes());
         }
     });
@@ -277,32 +279,38 @@ fn who_says_that_something_is_missing_is_not_healthy_and_nobody_else_is_shown_ou
         ),
     );
     let done = check(&["--config.file", file.to_str().unwrap()]);
-    let said = String::from_utf8(done.stdout).unwrap();
-    assert!(done.status.code() == Some(1) && said.contains("unready") && said.contains("powercap: broken"), "{said}");
-    let heard = heard.lock().unwrap();
+    let output = String::from_utf8(done.stdout).unwrap();
     assert!(
-        heard.len() == 2 && heard.iter().all(|request| !request.to_lowercase().contains("authorization")),
-        "{heard:?}"
+        done.status.code() == Some(1) && output.contains("unready") && output.contains("powercap: broken"),
+        "{output}"
+    );
+    let requests = requests.lock().unwrap();
+    assert!(
+        requests.len() == 2 && requests.iter().all(|request| !request.to_lowercase().contains("authorization")),
+        "{requests:?}"
     );
 }
 
 #[test]
-fn what_cannot_be_used_of_one_target_stops_no_other() {
+fn invalid_settings_of_a_target_do_not_stop_the_others() {
     let dir = tempfile::tempdir().unwrap();
     let file = support::file(
         dir.path(),
         "wattcast.toml",
         &format!(
             "[[health.target]]\nname = \"t-bad\"\nurl = \"https://h\"\naccess = {{ ca_file = \"/nowhere.pem\" }}\n[[health.target]]\nname = \"t-well\"\nurl = \"{}\"\n",
-            server(moving())
+            server(changing())
         ),
     );
     let done = check(&["--config.file", file.to_str().unwrap()]);
-    let said = String::from_utf8(done.stdout).unwrap();
-    assert!(said.contains("settings") && said.contains("/nowhere.pem") && said.contains("1 healthy, 1 not"), "{said}");
+    let output = String::from_utf8(done.stdout).unwrap();
+    assert!(
+        output.contains("settings") && output.contains("/nowhere.pem") && output.contains("1 healthy, 1 unhealthy"),
+        "{output}"
+    );
     let done = check(&["--config.file", file.to_str().unwrap(), "--config.check"]);
-    let said = String::from_utf8(done.stderr).unwrap();
-    assert!(done.status.code() == Some(64) && said.contains("/nowhere.pem"), "{said}");
+    let output = String::from_utf8(done.stderr).unwrap();
+    assert!(done.status.code() == Some(64) && output.contains("/nowhere.pem"), "{output}");
     let done = check(&["--config.file", file.to_str().unwrap(), "--health.skip=t-bad"]);
     assert_eq!(done.status.code(), Some(0));
     let done = check(&["--config.file", file.to_str().unwrap(), "--health.skip=t-bda"]);
@@ -310,7 +318,7 @@ fn what_cannot_be_used_of_one_target_stops_no_other() {
 }
 
 #[test]
-fn a_certificate_and_a_key_that_do_not_belong_together_are_said_before_anything_runs() {
+fn a_certificate_with_another_key_is_a_configuration_error() {
     requires!(openssl);
     let dir = tempfile::tempdir().unwrap();
     let authority = Authority::new(dir.path()).unwrap().unwrap();
@@ -318,25 +326,25 @@ fn a_certificate_and_a_key_that_do_not_belong_together_are_said_before_anything_
     let (_, key) = authority.issue("other", "other").unwrap();
     let flags = [format!("--client.cert-file={}", cert.display()), format!("--client.key-file={}", key.display())];
     let done = check(&["--config.check", &flags[0], &flags[1]]);
-    let said = String::from_utf8(done.stderr).unwrap();
-    assert!(done.status.code() == Some(64) && said.contains("one.pem"), "{said}");
+    let output = String::from_utf8(done.stderr).unwrap();
+    assert!(done.status.code() == Some(64) && output.contains("one.pem"), "{output}");
 }
 
 #[test]
-fn many_that_hang_are_waited_for_together() {
+fn hanging_targets_are_checked_concurrently() {
     let (dir, silent) = (tempfile::tempdir().unwrap(), TcpListener::bind("127.0.0.1:0").unwrap());
     let url = |number: usize| format!("http://{}/{number}", silent.local_addr().unwrap());
     let all = (0..48).map(|number| format!("t{number}={}", url(number))).collect::<Vec<_>>().join(",");
     let began = Instant::now();
     let done = check(&[&format!("--targets={all}"), "--timeout=1", "--results-dir", dir.path().to_str().unwrap()]);
-    let said = String::from_utf8(done.stdout).unwrap();
-    assert!(said.contains("0 healthy, 48 not"), "{said}");
-    // Not a speed: one after the other they would take 48 s by their time-outs alone.
+    let output = String::from_utf8(done.stdout).unwrap();
+    assert!(output.contains("0 healthy, 48 unhealthy"), "{output}");
+    // One after the other, the timeouts alone would take 48 s.
     assert!(began.elapsed() < Duration::from_secs(40));
 }
 
 #[test]
-fn the_stack_of_a_host_is_looked_at_where_nothing_is_said() {
+fn the_default_targets_are_checked_without_flags() {
     let done = check(&["--json", "--timeout=1"]);
     let json: serde_json::Value = serde_json::from_slice(&done.stdout).unwrap();
     let names: Vec<_> =
@@ -360,7 +368,7 @@ fn the_stack_of_a_host_is_looked_at_where_nothing_is_said() {
 }
 
 #[test]
-fn two_exporters_are_laid_beside_each_other() {
+fn two_exporters_are_compared() {
     let dir = tempfile::tempdir().unwrap();
     let old = dir.path().join("old.prom");
     fs::write(&old, "# TYPE rapl_power_watts gauge\nrapl_power_watts{zone=\"package_0\"} 5\ngone 1\n# TYPE c_total counter\nc_total 9\n").unwrap();
@@ -368,15 +376,15 @@ fn two_exporters_are_laid_beside_each_other() {
         page("", "# TYPE rapl_power_watts gauge\nrapl_power_watts{zone=\"package_0\",package=\"package-0\"} 6\n")
     });
     let done = check(&["--compare", old.to_str().unwrap(), &new, "--compare.over=100ms"]);
-    let said = String::from_utf8(done.stdout).unwrap();
-    assert!(done.status.code() == Some(1) && said.contains("LOST: family") && said.contains("+20.0 %"), "{said}");
+    let output = String::from_utf8(done.stdout).unwrap();
+    assert!(done.status.code() == Some(1) && output.contains("LOST: family") && output.contains("+20.0 %"), "{output}");
     let done = check(&["--compare", &new, &new, "--compare.over=100ms", "--json"]);
     let json: serde_json::Value = serde_json::from_slice(&done.stdout).unwrap();
     assert_eq!((done.status.code(), &json["complete"]), (Some(0), &true.into()));
 }
 
 #[test]
-fn the_configuration_is_checked_before_anything_runs() {
+fn config_check_reports_invalid_settings() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("wattcast.toml");
     let run = |text: &str, more: &[&str]| {
@@ -386,11 +394,11 @@ fn the_configuration_is_checked_before_anything_runs() {
         let out = command.output().unwrap();
         (out.status.code(), format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr)))
     };
-    let (code, said) = run(
+    let (code, output) = run(
         "results-dir = \"x\"\n[web]\nlisten-address = [\":9502\"]\n[health]\ninterval = \"10s\"\n[[health.target]]\nname = \"a\"\nurl = \"http://a:1\"\n",
         &[],
     );
-    assert!(code == Some(0) && said.contains("right"), "{said}");
+    assert!(code == Some(0) && output.contains("is valid"), "{output}");
     for (text, more, word) in [
         ("[web]\nlisten-adress = \":1\"", &[][..], "web.listen-address"),
         ("[health]\nintervall = \"1s\"", &[], "health.interval"),
@@ -400,16 +408,16 @@ fn the_configuration_is_checked_before_anything_runs() {
         ("", &["--web.config.file=/nowhere.yml"], "/nowhere.yml"),
         ("", &["--client.ca-file=/nowhere.pem", "--probe-url=https://x"], "/nowhere.pem"),
     ] {
-        let (code, said) = run(text, more);
-        assert!(code == Some(64) && said.contains(word), "{text}: {code:?} {said}");
+        let (code, output) = run(text, more);
+        assert!(code == Some(64) && output.contains(word), "{text}: {code:?} {output}");
     }
     let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/analysis/wattcast-analysis.toml");
-    let (code, said) = run(&fs::read_to_string(shipped).unwrap(), &[]);
-    assert!(code == Some(0), "{said}");
+    let (code, output) = run(&fs::read_to_string(shipped).unwrap(), &[]);
+    assert!(code == Some(0), "{output}");
 }
 
 #[test]
-fn the_log_has_the_form_that_was_asked_for() {
+fn the_log_has_the_configured_format() {
     let dir = tempfile::tempdir().unwrap();
     let service = Service::start(dir.path(), NO_SERVER, &["--log.format=json"]);
     service.page();
@@ -420,7 +428,7 @@ fn the_log_has_the_form_that_was_asked_for() {
 }
 
 #[test]
-fn a_post_of_progress_shows_its_own_token_and_needs_no_user() {
+fn a_progress_request_needs_a_token_but_no_user() {
     requires!(openssl);
     let dir = tempfile::tempdir().unwrap();
     let token = support::file(dir.path(), "token", "t0ken");
@@ -436,9 +444,9 @@ fn a_post_of_progress_shows_its_own_token_and_needs_no_user() {
     assert_eq!((&*post("wrong"), &*post("t0ken")), ("401", "204"));
 }
 
-/// What stands beside us on every host, as it is: none of them has our habits, and none may be called sick for that.
+/// Common exporters without Wattcast's conventions must be healthy too.
 #[test]
-fn node_exporter_and_the_databases_are_healthy_as_they_come() {
+fn node_exporter_and_databases_are_healthy() {
     requires!(node_exporter, victoria_metrics, prometheus, promtool);
     let samples = vec![(1_700_000_000, 1)];
     let victoria = Database::victoria(&[]);
@@ -456,16 +464,17 @@ fn node_exporter_and_the_databases_are_healthy_as_they_come() {
     assert!(page.contains("exporter_total 3\n"), "{page}");
 }
 
-/// Posts of an Alertmanager, by whoever may reach the port: what is none, too large or too slow is refused, and what is right is shown.
+/// Webhook requests with another format, too large or too slow are rejected, and valid alerts are
+/// shown.
 #[test]
-fn alerts_are_taken_shown_and_over_and_nothing_else_is() {
+fn alerts_are_received_shown_and_resolved() {
     let dir = tempfile::tempdir().unwrap();
     let service = Service::start(dir.path(), NO_SERVER, &["--health.interval=1h"]);
     let at = service.port(5).url("").trim_start_matches("http://").to_owned();
-    let ask = |headers: &str, body: &str| -> String {
+    let post = |headers: &str, body: &str| -> String {
         let mut stream = std::net::TcpStream::connect(&at).unwrap();
         let request = format!("POST /api/v1/alerts HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{headers}\r\n{body}");
-        // One that is refused by its header is not read to its end.
+        // The server need not read a request to its end that it rejects by its headers.
         let _ = stream.write_all(request.as_bytes());
         let mut answer = String::new();
         let _ = stream.read_to_string(&mut answer);
@@ -478,18 +487,21 @@ fn alerts_are_taken_shown_and_over_and_nothing_else_is() {
     };
     let json = |body: &str| format!("Content-Type: application/json\r\nContent-Length: {}\r\n", body.len());
     let firing = alert("firing");
-    assert_eq!(ask(&format!("Content-Type: text/plain\r\nContent-Length: {}\r\n", firing.len()), &firing), "415");
-    assert_eq!(ask(&json("{}"), "{}"), "400");
+    assert_eq!(post(&format!("Content-Type: text/plain\r\nContent-Length: {}\r\n", firing.len()), &firing), "415");
+    assert_eq!(post(&json("{}"), "{}"), "400");
     let large = format!("{}{}", " ".repeat(1 << 20), firing);
-    assert_eq!(ask(&json(&large), &large), "413");
-    // It says that more comes, and nothing does.
-    assert_eq!(ask("Content-Type: application/json\r\nContent-Length: 100\r\n", "{"), "408");
-    assert_eq!(ask(&json(&firing), &firing), "204");
-    service.eventually_at(5, "it is counted", |page| page.contains("wattcast_alerts_firing{severity=\"warning\"} 1\n"));
-    let landing = service.port(5).text("/").unwrap();
-    assert!(landing.contains("it is &lt;hot&gt;") && !landing.contains("<hot>"), "{landing}");
-    let over = alert("resolved");
-    assert_eq!(ask(&json(&over), &over), "204");
-    service.eventually_at(5, "it is over", |page| page.contains("wattcast_alerts_firing{severity=\"warning\"} 0\n"));
+    assert_eq!(post(&json(&large), &large), "413");
+    // A body that never arrives.
+    assert_eq!(post("Content-Type: application/json\r\nContent-Length: 100\r\n", "{"), "408");
+    assert_eq!(post(&json(&firing), &firing), "204");
+    service
+        .eventually_at(5, "the alert fires", |page| page.contains("wattcast_alerts_firing{severity=\"warning\"} 1\n"));
+    let index = service.port(5).text("/").unwrap();
+    assert!(index.contains("it is &lt;hot&gt;") && !index.contains("<hot>"), "{index}");
+    let resolved = alert("resolved");
+    assert_eq!(post(&json(&resolved), &resolved), "204");
+    service.eventually_at(5, "the alert is resolved", |page| {
+        page.contains("wattcast_alerts_firing{severity=\"warning\"} 0\n")
+    });
     assert_eq!(service.log().lines().filter(|line| line.contains("alert Hot")).count(), 2, "{}", service.log());
 }

@@ -1,6 +1,6 @@
-//! The running service: real files in a real directory, real pages on a real port.
+//! The running service with result files and HTTP.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a panic fails the test")]
 
 use std::{
     fs,
@@ -23,7 +23,7 @@ use testkit::{
 
 const SAMPLE: &str = include_str!("data/test_results_20240115_103000.json");
 
-/// A probe that gives one answer to whoever asks.
+/// A probe with the same response to every request.
 fn probe(status: &'static str, body: &'static str) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
@@ -42,7 +42,7 @@ fn probe(status: &'static str, body: &'static str) -> String {
 }
 
 #[test]
-fn a_file_that_appears_is_served_and_the_newest_wins() {
+fn new_files_are_served() {
     let dir = tempfile::tempdir().unwrap();
     let service = Service::start(dir.path(), NO_SERVER, &[]);
     service.eventually("an empty directory serves nothing", |page| page.contains("results_scenarios_total 0\n"));
@@ -51,39 +51,39 @@ fn a_file_that_appears_is_served_and_the_newest_wins() {
     write(dir.path(), "20240115_103000", SAMPLE);
     let page = service.eventually("the sample", |page| page.contains("results_scenarios_total 4\n"));
     assert!(page.contains("run=\"20240115_103000\""));
-    assert_eq!(exporter::page::faults(&page), Vec::<String>::new());
+    assert_eq!(metrics::page::faults(&page), Vec::<String>::new());
     assert_eq!(service.client.get("/ready").unwrap().0, 200);
     assert!(page.contains("wattcast_results_watched 1\n"), "{page}");
     write(dir.path(), "20240116_000000", r#"{"scenarios":[{"name":"newer"}]}"#);
-    let page = service.eventually("the newer beside it", |page| page.contains("results_scenarios_total 5\n"));
+    let page = service.eventually("the newer run too", |page| page.contains("results_scenarios_total 5\n"));
     assert!(page.contains("run=\"20240116_000000\"") && page.contains("run=\"20240115_103000\""), "{page}");
     assert!(page.contains("results_file_stale 0\n") && page.contains("results_file_age_seconds "), "{page}");
 }
 
 #[test]
-fn torn_and_alien_files_are_named_once_and_the_rest_is_served() {
+fn invalid_files_are_logged_once_and_the_rest_is_served() {
     let dir = tempfile::tempdir().unwrap();
     write(dir.path(), "20240115_103000", SAMPLE);
     write(dir.path(), "20240115_110000", &SAMPLE[..700]);
     write(dir.path(), "20240115_120000", "\u{0}\u{1}binary");
     let service = Service::start(dir.path(), NO_SERVER, &[]);
-    let page = service.eventually("the whole one", |page| page.contains("results_scenarios_total 4\n"));
+    let page = service.eventually("the valid file", |page| page.contains("results_scenarios_total 4\n"));
     assert!(page.contains("wattcast_results_problems 2\n"), "{page}");
     assert!(page.contains("wattcast_source_up{source=\"results\",reason=\"broken\"} 0\n"), "{page}");
-    // A file that appears makes the service look at all of them again.
+    // A new file causes another scan of all of them.
     write(dir.path(), "20240115_130000", r#"{"scenarios":[{"name":"another"}]}"#);
-    service.eventually("the next look", |page| page.contains("results_scenarios_total 5\n"));
+    service.eventually("the next scan", |page| page.contains("results_scenarios_total 5\n"));
     let log = service.log();
     for file in ["110000", "120000"] {
         assert_eq!(log.lines().filter(|line| line.contains(file) && line.contains("WARN")).count(), 1, "{log}");
     }
-    // A torn file becomes whole.
-    write(dir.path(), "20240115_120000", r#"{"scenarios":[{"name":"whole now"}]}"#);
-    service.eventually("the file that became whole", |page| page.contains("scenarios_total 6\n"));
+    // An incomplete file becomes complete.
+    write(dir.path(), "20240115_120000", r#"{"scenarios":[{"name":"complete now"}]}"#);
+    service.eventually("the completed file", |page| page.contains("scenarios_total 6\n"));
 }
 
 #[test]
-fn a_missing_directory_is_said_and_waited_for() {
+fn a_missing_directory_is_reported_and_served_later() {
     let dir = tempfile::tempdir().unwrap();
     let results = dir.path().join("later");
     let service = Service::start(&results, NO_SERVER, &[]);
@@ -99,7 +99,7 @@ const WITH_TIMES: &str = r#"{"scenarios":[{"name":"a","start_time":1700000000,"e
     "total_frames":250,"container":"enc"}]}"#;
 
 #[test]
-fn a_scenario_with_times_gets_its_joules_from_the_probe() {
+fn a_scenario_with_times_gets_its_energy_from_the_probe() {
     let dir = tempfile::tempdir().unwrap();
     write(dir.path(), "20240115_103000", WITH_TIMES);
     let url = probe(
@@ -118,11 +118,11 @@ fn a_scenario_with_times_gets_its_joules_from_the_probe() {
 }
 
 #[test]
-fn a_refusal_of_the_probe_is_on_the_page_with_its_reason() {
+fn the_page_has_the_reason_of_missing_energy() {
     let dir = tempfile::tempdir().unwrap();
     write(dir.path(), "20240115_103000", WITH_TIMES);
     let service = Service::start(dir.path(), &probe("410 Gone", r#"{"code":"too_old","error":"only from 5 on"}"#), &[]);
-    service.eventually("the refusal", |page| page.contains("reason=\"too_old\"} 0\n"));
+    service.eventually("the error of the probe", |page| page.contains("reason=\"too_old\"} 0\n"));
     let unreachable = Service::start(dir.path(), NO_SERVER, &[]);
     unreachable.eventually("no probe", |page| page.contains("reason=\"unreachable\"} 0\n"));
     assert!(unreachable.log().contains("--probe-url"), "{}", unreachable.log());
@@ -131,17 +131,17 @@ fn a_refusal_of_the_probe_is_on_the_page_with_its_reason() {
 #[test]
 fn the_documentation_lists_the_metrics_of_the_code() {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/metrics.md");
-    exporter::docs::check(&file, "analysis 9502", &analysis::results::defs()).unwrap();
-    exporter::docs::check(&file, "analysis 9503", &analysis::qoe::defs()).unwrap();
-    exporter::docs::check(&file, "analysis 9504", &analysis::cost::page::defs()).unwrap();
-    exporter::docs::check(&file, "analysis history", analysis::backfill::DEFS).unwrap();
-    exporter::docs::check(&file, "analysis 9506", analysis::streams::page::DEFS).unwrap();
-    exporter::docs::check(&file, "analysis 9728", analysis::streams::nginx::DEFS).unwrap();
-    exporter::docs::check(&file, "analysis 9600", analysis::health::page::DEFS).unwrap();
+    metrics::docs::check(&file, "analysis 9502", &analysis::pages::scenarios::defs()).unwrap();
+    metrics::docs::check(&file, "analysis 9503", &analysis::pages::quality::defs()).unwrap();
+    metrics::docs::check(&file, "analysis 9504", &analysis::pages::cost::defs()).unwrap();
+    metrics::docs::check(&file, "analysis history", analysis::backfill::DEFS).unwrap();
+    metrics::docs::check(&file, "analysis 9506", analysis::streams::page::DEFS).unwrap();
+    metrics::docs::check(&file, "analysis 9728", analysis::streams::nginx::DEFS).unwrap();
+    metrics::docs::check(&file, "analysis 9600", analysis::health::page::DEFS).unwrap();
 }
 
 #[test]
-fn promtool_finds_nothing_on_any_port_without_the_names_that_are_kept() {
+fn promtool_finds_nothing_without_the_legacy_names() {
     requires!(promtool);
     let dir = tempfile::tempdir().unwrap();
     let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/test_results_20240115_103000.json");
@@ -152,16 +152,15 @@ fn promtool_finds_nothing_on_any_port_without_the_names_that_are_kept() {
     for port in 0..6 {
         let page = service.port(port).text("/metrics").unwrap();
         assert!(!page.contains("exporter_up") && !page.contains("exporter_alive") && !page.is_empty());
-        let (_, said) = feed(Command::new("promtool").args(["check", "metrics"]), &page).unwrap();
-        // A server's own names are nginx's, and those of a gauge of bytes a second are kept by name.
-        let said: Vec<_> = said.lines().filter(|line| !line.starts_with("nginx_rtmp_")).collect();
-        assert!(said.is_empty(), "port {port}: {said:?}");
+        let (_, output) = feed(Command::new("promtool").args(["check", "metrics"]), &page).unwrap();
+        // The names of the nginx exporter are kept.
+        let output: Vec<_> = output.lines().filter(|line| !line.starts_with("nginx_rtmp_")).collect();
+        assert!(output.is_empty(), "port {port}: {output:?}");
     }
 }
 
-/// Whoever moves from the replaced exporters finds each name that they know.
 #[test]
-fn the_mapping_table_has_every_name_that_is_kept() {
+fn the_migration_table_has_every_legacy_name() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs");
     let metrics = fs::read_to_string(root.join("metrics.md")).unwrap();
     let operations = fs::read_to_string(root.join("operations.md")).unwrap();
@@ -170,7 +169,7 @@ fn the_mapping_table_has_every_name_that_is_kept() {
     assert!(names.len() > 80, "{names:?}");
     let missing: Vec<_> = names.iter().filter(|name| !operations.contains(&format!("`{name}`"))).collect();
     assert!(missing.is_empty(), "{missing:?}");
-    // And what it sends them to is there.
+    // The successors in the table exist.
     let rows = operations
         .lines()
         .filter(|line| line.starts_with("| `") && names.iter().any(|name| line.contains(&format!("`{name}`"))));
@@ -180,9 +179,9 @@ fn the_mapping_table_has_every_name_that_is_kept() {
     assert!(unknown.is_empty(), "{unknown:?}");
 }
 
-/// As the replaced exporters' file of five days had it: 240 scenarios, of which 118 could be told apart.
+/// Like a result file of the legacy exporters: 240 scenarios with 118 distinct names.
 #[test]
-fn scenarios_that_share_their_names_are_series_of_their_own() {
+fn scenarios_with_equal_names_have_their_own_series() {
     let dir = tempfile::tempdir().unwrap();
     let rows: Vec<String> = (0..240)
         .map(|number| {
@@ -198,14 +197,13 @@ fn scenarios_that_share_their_names_are_series_of_their_own() {
     service.eventually("all of them", |page| page.contains("results_scenarios_total 240\n"));
     for (port, metric) in [(0, "wattcast_run_energy_joules{"), (3, "qoe_vmaf_score{"), (4, "cost_total{")] {
         let page = service.port(port).text("/metrics").unwrap();
-        assert_eq!(exporter::page::faults(&page), Vec::<String>::new());
+        assert_eq!(metrics::page::faults(&page), Vec::<String>::new());
         assert_eq!(page.lines().filter(|line| line.starts_with(metric)).count(), 240, "{metric}");
     }
 }
 
-/// The rules that are shipped are sound, and give what their cases say.
 #[test]
-fn promtool_agrees_with_the_recording_rules() {
+fn promtool_accepts_the_recording_rules() {
     requires!(promtool);
     let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/prometheus");
     let run = |args: &[&str]| output(Command::new("promtool").args(args).current_dir(deploy.join("rules"))).unwrap();
@@ -215,7 +213,7 @@ fn promtool_agrees_with_the_recording_rules() {
 }
 
 #[test]
-fn promtool_finds_nothing_in_the_primary_layer() {
+fn promtool_finds_nothing_in_the_primary_metrics() {
     requires!(promtool);
     let dir = tempfile::tempdir().unwrap();
     write(dir.path(), "20240115_103000", SAMPLE);
@@ -225,7 +223,7 @@ fn promtool_finds_nothing_in_the_primary_layer() {
     for port in [0, 3, 4] {
         let page = service.port(port).text("/metrics").unwrap();
         assert!(page.contains("# TYPE wattcast_"), "{page}");
-        // The names of the old exporters are what they are; a family is a block.
+        // Legacy names are skipped by block, one per family.
         let mut primary = String::new();
         for block in page.split_inclusive("# HELP ").flat_map(|part| part.split("# HELP ")) {
             if block.starts_with("wattcast_") || block.starts_with("process_") {
@@ -233,15 +231,15 @@ fn promtool_finds_nothing_in_the_primary_layer() {
                 primary.push_str(block);
             }
         }
-        let said = feed(Command::new("promtool").args(["check", "metrics"]), &primary).unwrap();
-        assert_eq!(said, (true, String::new()), "port {port}");
+        let output = feed(Command::new("promtool").args(["check", "metrics"]), &primary).unwrap();
+        assert_eq!(output, (true, String::new()), "port {port}");
     }
 }
 
-/// Pages of megabytes do not fit into the buffers of a connection: who asks for one and takes nothing of it holds its place, until
-/// somebody who does read wants it.
+/// A page of megabytes exceeds the buffers of a connection: a client that does not read it keeps
+/// its connection until another one needs it.
 #[test]
-fn slow_readers_of_great_pages_do_not_stop_a_scrape() {
+fn slow_readers_of_large_pages_do_not_block_a_scrape() {
     let dir = tempfile::tempdir().unwrap();
     let rows: Vec<String> = (0..1200)
         .map(|number| {
@@ -255,27 +253,28 @@ fn slow_readers_of_great_pages_do_not_stop_a_scrape() {
     let service = Service::start(dir.path(), NO_SERVER, &["--web.max-requests=10"]);
     let page = service.eventually("all of them", |page| page.contains("results_scenarios_total 1200\n"));
     println!("a page of {} bytes", page.len());
-    assert!(page.len() > 6_000_000, "it must be more than the kernel keeps for a connection: {}", page.len());
+    assert!(page.len() > 6_000_000, "it must exceed the socket buffers: {}", page.len());
     let at = service.client.url("").trim_start_matches("http://").to_owned();
-    let ask = || {
+    let request = |seconds| {
         let mut stream = TcpStream::connect(&at).unwrap();
         let _ = stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
-        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(seconds))).unwrap();
         stream
     };
-    let mut slow: Vec<TcpStream> = (0..200).map(|_| ask()).collect();
+    let mut slow: Vec<TcpStream> = (0..200).map(|_| request(10)).collect();
     for _ in 0..20 {
-        // Each by a connection of its own; a scraper comes again where it is turned away.
+        // Each with its own connection; a rejected scraper tries again.
         let answer = eventually_ok(20.0, "a page", || {
             let mut answer = Vec::new();
-            ask().read_to_end(&mut answer).unwrap();
+            // A busy machine takes long for a page of megabytes.
+            request(60).read_to_end(&mut answer).map_err(|error| error.to_string())?;
             let status = String::from_utf8_lossy(&answer[..12]).into_owned();
             assert!(["HTTP/1.1 200", "HTTP/1.1 503"].contains(&&*status), "{status}");
             if status.ends_with("200") { Ok(answer) } else { Err(status) }
         });
         assert!(String::from_utf8(answer).unwrap().contains("results_scenarios_total 1200\n"));
     }
-    // Some of the slow were told to leave, or there was no need to make room.
+    // Some of the slow connections must have been closed to make room.
     let cut = slow.iter_mut().map(|stream| {
         let mut rest = Vec::new();
         match stream.read_to_end(&mut rest) {
@@ -283,5 +282,5 @@ fn slow_readers_of_great_pages_do_not_stop_a_scrape() {
             Err(error) => error.kind() != ErrorKind::WouldBlock,
         }
     });
-    assert!(cut.filter(|cut| *cut).take(3).count() == 3, "no slow reader had to leave");
+    assert!(cut.filter(|cut| *cut).take(3).count() == 3, "no slow connection was closed");
 }

@@ -1,6 +1,7 @@
-//! The service among others: databases behind TLS and passwords, receivers of alerts, a source of carbon intensity, several hosts, a history.
+//! The service with other services: databases with TLS and passwords, alert receivers, a carbon
+//! intensity source, several hosts, and a history.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a panic fails the test")]
 
 mod support;
 
@@ -27,57 +28,57 @@ use testkit::{
 
 const SAMPLE: &str = include_str!("data/test_results_20240115_103000.json");
 
-/// One request as a server took it.
+/// A request that a server received.
 #[derive(Clone, Debug, Default)]
-struct Taken {
+struct Request {
     path: String,
     headers: HashMap<String, String>,
     body: Vec<u8>,
 }
 
-/// A server that keeps what it is sent, and answers what it is told to.
+/// A server that stores requests and sends configured responses.
 struct Server {
     url: String,
-    taken: Arc<Mutex<Vec<Taken>>>,
+    requests: Arc<Mutex<Vec<Request>>>,
 }
 
 impl Server {
-    fn start(answer: impl Fn(&Taken, usize) -> (u16, String) + Send + 'static) -> Self {
+    fn start(respond: impl Fn(&Request, usize) -> (u16, String) + Send + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        let taken: Arc<Mutex<Vec<Taken>>> = Arc::default();
-        let kept = taken.clone();
+        let requests: Arc<Mutex<Vec<Request>>> = Arc::default();
+        let stored = requests.clone();
         thread::spawn(move || {
             for stream in listener.incoming() {
                 let mut stream = stream.unwrap();
                 let Some(request) = read(&stream) else { continue };
                 let count = {
-                    let mut kept = kept.lock().unwrap();
-                    kept.push(request.clone());
-                    kept.len()
+                    let mut stored = stored.lock().unwrap();
+                    stored.push(request.clone());
+                    stored.len()
                 };
-                let (status, body) = answer(&request, count);
+                let (status, body) = respond(&request, count);
                 let head =
                     format!("HTTP/1.1 {status} X\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
                 let _ = stream.write_all(format!("{head}{body}").as_bytes());
             }
         });
-        Self { url, taken }
+        Self { url, requests }
     }
 
-    fn taken(&self) -> Vec<Taken> {
-        self.taken.lock().unwrap().clone()
+    fn requests(&self) -> Vec<Request> {
+        self.requests.lock().unwrap().clone()
     }
 
-    fn eventually(&self, what: &str, so: impl Fn(&[Taken]) -> bool) -> Vec<Taken> {
+    fn eventually(&self, what: &str, so: impl Fn(&[Request]) -> bool) -> Vec<Request> {
         eventually_ok(20.0, what, || {
-            let taken = self.taken();
-            if so(&taken) { Ok(taken) } else { Err(format!("{taken:?}")) }
+            let requests = self.requests();
+            if so(&requests) { Ok(requests) } else { Err(format!("{requests:?}")) }
         })
     }
 }
 
-fn read(stream: &TcpStream) -> Option<Taken> {
+fn read(stream: &TcpStream) -> Option<Request> {
     let mut reader = BufReader::new(stream);
     let mut line = String::new();
     reader.read_line(&mut line).ok()?;
@@ -91,7 +92,7 @@ fn read(stream: &TcpStream) -> Option<Taken> {
     }
     let mut body = vec![0; headers.get("content-length").and_then(|text| text.parse().ok()).unwrap_or(0)];
     reader.read_exact(&mut body).ok()?;
-    Some(Taken { path, headers, body })
+    Some(Request { path, headers, body })
 }
 
 fn run(command: &str, results: &Path, flags: &[&str]) -> Output {
@@ -99,8 +100,8 @@ fn run(command: &str, results: &Path, flags: &[&str]) -> Output {
     all.arg(command).arg("--results-dir").arg(results).args(flags).env_remove("PROBE_URL").output().unwrap()
 }
 
-/// Waits until the service has logged a word.
-fn logs(service: &Service, word: &str) {
+/// Waits until the service has logged a text.
+fn wait_for_log(service: &Service, word: &str) {
     let found = || if service.log().contains(word) { Ok(()) } else { Err(service.log()) };
     eventually_ok(20.0, word, found);
 }
@@ -109,7 +110,8 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// A counter of one host that grows by `watts`, an hour of samples at 15 s that ended ten minutes ago.
+/// A counter of one host that grows by `watts`, an hour of samples at 15 s that ended ten minutes
+/// ago.
 fn an_hour(host: &str, watts: u64) -> (u64, Series) {
     let start = (now() - 4200) / 60 * 60;
     let samples = (0..240).map(|number| (start + number * 15, number * 15 * watts * 1_000_000)).collect();
@@ -118,7 +120,7 @@ fn an_hour(host: &str, watts: u64) -> (u64, Series) {
 }
 
 #[test]
-fn a_database_behind_tls_a_password_and_a_tenants_path_is_asked_and_no_secret_is_told() {
+fn a_database_with_tls_password_and_tenant_is_queried() {
     requires!(nginx, openssl, victoria_metrics);
     let nginx = which("nginx").unwrap_or_else(|| "/usr/sbin/nginx".into());
     let (start, series) = an_hour("enc-1", 40);
@@ -184,12 +186,12 @@ fn a_database_behind_tls_a_password_and_a_tenants_path_is_asked_and_no_secret_is
         let service =
             Service::start(&results, NO_SERVER, &["--config.file", settings.to_str().unwrap(), "--log.level=trace"]);
         let page = service.eventually(name, |page| page.contains("way=\"database\"} 24000\n"));
-        let landing = service.client.text("/").unwrap();
-        for shown in [&page, &landing, &service.log()] {
-            assert!(!shown.contains("pa55word") && !shown.contains("t0ken"), "{name} told a secret");
+        let index = service.client.text("/").unwrap();
+        for text in [&page, &index, &service.log()] {
+            assert!(!text.contains("pa55word") && !text.contains("t0ken"), "{name}: a secret was shown");
         }
     }
-    // Without the authority, or with a wrong password, there is no answer, and the reason is said.
+    // Without the CA or with a wrong password there is no energy, and the log has the reason.
     file(dir.path(), "wrong", "nothing");
     let without = format!("[database]\nurl = \"https://localhost:{port}\"\n{basic}\n");
     let wrong = format!("[database]\n{common}\n{}\n", basic.replace("/password\"", "/wrong\""));
@@ -198,14 +200,14 @@ fn a_database_behind_tls_a_password_and_a_tenants_path_is_asked_and_no_secret_is
         let service = Service::start(&results, NO_SERVER, &["--config.file", settings.to_str().unwrap()]);
         service
             .eventually(name, |page| page.contains("scope=\"host\"") || page.contains("wattcast_run_energy_available"));
-        logs(&service, word);
+        wait_for_log(&service, word);
         assert!(!service.page().contains("way=\"database\""));
     }
 }
 
-/// Bad and then well, with a receiver that is ill at first: each event arrives once, signed, and says when it is over.
+/// With a receiver that fails at first: start and end of an alert arrive once, signed.
 #[test]
-fn a_bad_run_is_told_once_and_so_is_its_end() {
+fn start_and_end_of_an_alert_are_sent_once() {
     let receiver = Server::start(|_, count| if count <= 2 { (503, "later".into()) } else { (200, String::new()) });
     let dir = tempfile::tempdir().unwrap();
     let results = dir.path().join("results");
@@ -226,47 +228,49 @@ fn a_bad_run_is_told_once_and_so_is_its_end() {
     write(&results, "20260101_000000", &row(80.0).to_string());
     {
         let service = Service::start(&results, NO_SERVER, &flags);
-        receiver.eventually("tried a third time", |taken| taken.len() >= 3);
+        receiver.eventually("the third attempt", |requests| requests.len() >= 3);
         write(&results, "20260102_000000", &row(70.0).to_string());
         service.eventually("the second run", |page| page.contains("run=\"20260102_000000\""));
-        // Posts go in order: one of the second run would come before that of another scenario.
+        // Notifications are in order: one of the second run would come before that of another
+        // scenario.
         write(&results, "20251231_000000", &other.to_string());
-        receiver.eventually("what another scenario began", |taken| taken.len() >= 4);
-        // A post whose answer was not written down is sent again by the next start.
-        let waiting = || fs::read_to_string(state.with_extension("0.waiting")).unwrap_or_default();
-        eventually(20.0, "the answer is written down", || waiting().trim() == "[]");
+        receiver.eventually("the alert of another scenario", |requests| requests.len() >= 4);
+        // A delivery that was not saved is repeated after the next start.
+        let queue = || fs::read_to_string(state.with_extension("0.waiting")).unwrap_or_default();
+        eventually(20.0, "the delivery is saved", || queue().trim() == "[]");
     }
-    let taken = receiver.taken();
-    assert_eq!(taken.len(), 4, "still bad is nothing new: {taken:?}");
-    let body = |number: usize| -> Value { serde_json::from_slice(&taken[number].body).unwrap() };
+    let requests = receiver.requests();
+    assert_eq!(requests.len(), 4, "an active alert is not sent again: {requests:?}");
+    let body = |number: usize| -> Value { serde_json::from_slice(&requests[number].body).unwrap() };
     assert_eq!(body(3)["alerts"][0]["labels"]["scenario"], "other");
-    let tries = &taken[..3];
-    let same = |name: &str| tries.iter().all(|one| one.headers[name] == taken[0].headers[name]);
-    assert!(same("idempotency-key") && tries.iter().all(|one| one.body == taken[0].body && one.path == "/hook"));
-    let signature = &taken[2].headers["x-wattcast-signature"];
+    let attempts = &requests[..3];
+    let same = |name: &str| attempts.iter().all(|one| one.headers[name] == requests[0].headers[name]);
+    assert!(same("idempotency-key") && attempts.iter().all(|one| one.body == requests[0].body && one.path == "/hook"));
+    let signature = &requests[2].headers["x-wattcast-signature"];
     let unix: i64 = signature.trim_start_matches("t=").split(',').next().unwrap().parse().unwrap();
-    assert_eq!(*signature, analysis::alerts::post::signature("k3y", unix, &taken[2].body));
+    assert_eq!(*signature, analysis::alerts::webhook::signature("k3y", unix, &requests[2].body));
     let body = body(2);
     assert_eq!((&body["status"], &body["version"], &body["receiver"]), (&json!("firing"), &json!("4"), &json!("ops")));
     assert_eq!(body["alerts"][0]["labels"]["scenario"], "live \"1\"");
     assert_eq!(body["commonLabels"]["severity"], "critical");
-    // A restart tells nothing again, and what is over is told also of before it.
+    // A restart repeats nothing, and the end of an earlier alert is sent.
     let service = Service::start(&results, NO_SERVER, &flags);
     service.eventually("all runs", |page| page.contains("run=\"20260102_000000\""));
     write(&results, "20260103_000000", &row(95.0).to_string());
-    let taken = receiver.eventually("it is over", |taken| taken.len() >= 5);
-    let body: Value = serde_json::from_slice(&taken[4].body).unwrap();
-    assert_eq!((taken.len(), &body["status"]), (5, &json!("resolved")));
+    let requests = receiver.eventually("the resolved alert", |requests| requests.len() >= 5);
+    let body: Value = serde_json::from_slice(&requests[4].body).unwrap();
+    assert_eq!((requests.len(), &body["status"]), (5, &json!("resolved")));
     assert_eq!(
         body["alerts"][0]["fingerprint"],
-        serde_json::from_slice::<Value>(&taken[0].body).unwrap()["alerts"][0]["fingerprint"]
+        serde_json::from_slice::<Value>(&requests[0].body).unwrap()["alerts"][0]["fingerprint"]
     );
     assert!(!service.log().contains("k3y"));
 }
 
-/// A receiver that is away while the service is stopped and started hears of it all the same, once; what it refuses is kept where somebody can find it.
+/// A receiver that is down during a restart of the service gets the notification once; rejected
+/// ones are kept in a file.
 #[test]
-fn a_post_that_waits_is_sent_after_a_restart() {
+fn a_queued_notification_is_sent_after_a_restart() {
     let port = free_port();
     let dir = tempfile::tempdir().unwrap();
     let results = dir.path().join("results");
@@ -276,38 +280,38 @@ fn a_post_that_waits_is_sent_after_a_restart() {
         let text = format!("[[webhook]]\nurl = \"{url}\"\n[[rule]]\nname = \"Low\"\nmetric = \"vmaf\"\nbelow = 90\n");
         file(dir.path(), "wattcast.toml", &text)
     };
-    let away = settings(&format!("http://127.0.0.1:{port}/hook"));
-    let flags = ["--config.file", away.to_str().unwrap(), "--alerts.state", state.to_str().unwrap()];
+    let down = settings(&format!("http://127.0.0.1:{port}/hook"));
+    let flags = ["--config.file", down.to_str().unwrap(), "--alerts.state", state.to_str().unwrap()];
     write(&results, "20260101_000000", &json!({"scenarios": [{"name": "a", "vmaf_score": 50}]}).to_string());
-    let waiting = dir.path().join("alerts.0.waiting");
+    let queue = dir.path().join("alerts.0.waiting");
     {
         let service = Service::start(&results, NO_SERVER, &flags);
-        logs(&service, "tried again");
-        assert!(fs::read_to_string(&waiting).unwrap().contains("firing"));
+        wait_for_log(&service, "retry in");
+        assert!(fs::read_to_string(&queue).unwrap().contains("firing"));
     }
     let receiver = Server::start(|_, _| (410, "never again".into()));
     settings(&format!("{}/hook", receiver.url));
     let service = Service::start(&results, NO_SERVER, &flags);
-    let taken = receiver.eventually("what waited", |taken| !taken.is_empty());
-    assert!(text(&taken[0].body).contains("\"alertname\":\"Low\""), "{taken:?}");
+    let requests = receiver.eventually("the queued notification", |requests| !requests.is_empty());
+    assert!(text(&requests[0].body).contains("\"alertname\":\"Low\""), "{requests:?}");
     let dead = dir.path().join("alerts.0.dead");
-    eventually(20.0, "what was refused is kept, and waits no more", || {
-        let is_empty = fs::read_to_string(&waiting).is_ok_and(|text| text == "[]");
+    eventually(20.0, "the rejected notification is kept and no longer queued", || {
+        let is_empty = fs::read_to_string(&queue).is_ok_and(|text| text == "[]");
         is_empty && fs::read_to_string(&dead).is_ok_and(|lines| lines.lines().count() == 1)
     });
-    logs(&service, "given up: status 410");
-    assert_eq!(receiver.taken().len(), 1);
+    wait_for_log(&service, "given up: status 410");
+    assert_eq!(receiver.requests().len(), 1);
 }
 
 #[test]
-fn carbon_intensity_of_a_page_is_on_ours_with_its_origin_and_its_time() {
+fn carbon_intensity_has_its_origin_and_time() {
     let since = now() - 600;
     let stamp = rfc3339(since);
     let answer = json!({"zone": "SE", "carbonIntensity": 36, "datetime": stamp, "isEstimated": true}).to_string();
     let source = Server::start(move |request, _| {
         let known =
             request.headers.get("auth-token").map(String::as_str) == Some("t0ken") && request.path == "/latest?zone=SE";
-        if known { (200, answer.clone()) } else { (403, "who are you".into()) }
+        if known { (200, answer.clone()) } else { (403, "unknown token".into()) }
     });
     let dir = tempfile::tempdir().unwrap();
     let token = file(dir.path(), "token", "t0ken");
@@ -324,11 +328,11 @@ fn carbon_intensity_of_a_page_is_on_ours_with_its_origin_and_its_time() {
     write(&results, "20260101_000000", &json!({"scenarios": [row(at), row(at - 86400)]}).to_string());
     let service = Service::start(&results, NO_SERVER, &["--config.file", settings.to_str().unwrap(), "--region=SE"]);
     let page = service.eventually_at(4, "a footprint", |page| page.contains("wattcast_cost_carbon_grams{"));
-    // 1 kWh in the machine is 1.5 in the building.
+    // 1 kWh of the machine is 1.5 kWh of the building.
     assert!(page.contains(&format!("wattcast_cost_carbon_grams{{scenario=\"at {at}\",bitrate=\"\",encoder=\"\",run=\"20260101_000000\",origin=\"http\"}} 54\n")), "{page}");
     assert!(
         !page.contains(&format!("wattcast_cost_carbon_grams{{scenario=\"at {}\"", at - 86400)),
-        "yesterday is not known: {page}"
+        "yesterday is unknown: {page}"
     );
     for line in [
         "wattcast_carbon_intensity_grams{origin=\"http\",region=\"SE\",estimated=\"true\"} 36".to_owned(),
@@ -338,7 +342,7 @@ fn carbon_intensity_of_a_page_is_on_ours_with_its_origin_and_its_time() {
     ] {
         assert!(page.contains(&format!("{line}\n")), "{line}\n{page}");
     }
-    assert!(service.port(4).text("/").unwrap().contains("default: nobody gave one"));
+    assert!(service.port(4).text("/").unwrap().contains("default, not configured"));
     assert!(!service.log().contains("t0ken"));
 }
 
@@ -348,9 +352,10 @@ fn rfc3339(unix: u64) -> String {
 }
 
 #[test]
-fn a_budget_on_live_counters_is_spent_burnt_and_forecast() {
+fn a_budget_has_spending_burn_rate_and_forecast() {
     requires!(victoria_metrics);
-    // 40 days of 1 kW, scraped twice; of a host that is not in the budget; and of one whose only counters are its platform's, 2 kW, and of a GPU in it.
+    // 40 days of 1 kW, scraped twice; a host outside the budget; and a host with counters of the
+    // platform (2 kW) and of a GPU in it.
     let until = now() / 300 * 300;
     let count = 40 * 24 * 12;
     let series = |host: &str, job: &str, zone: &str, watts: u64| Series {
@@ -390,7 +395,7 @@ fn a_budget_on_live_counters_is_spent_burnt_and_forecast() {
     // 1 kWh and 1 USD an hour; five minutes and a scrape at the edges.
     assert!((spent - hours).abs() < 0.3 + hours * 0.01, "{spent} of {hours}");
     let platform = value("wattcast_budget_spent_amount{budget=\"platform\",currency=\"USD\"}");
-    assert!((platform / 2.0 - spent).abs() < 0.1 + hours * 0.01, "the platform's sensor holds the GPU: {platform}");
+    assert!((platform / 2.0 - spent).abs() < 0.1 + hours * 0.01, "the platform includes the GPU: {platform}");
     assert_eq!(value("wattcast_budget_unknown_seconds{budget=\"studio\"}"), 0.0);
     let middle = value("wattcast_budget_forecast_amount{budget=\"studio\",currency=\"USD\",bound=\"middle\"}");
     assert!((28.0 * 24.0 - 8.0..=31.0 * 24.0 + 8.0).contains(&middle), "{middle}");
@@ -402,7 +407,7 @@ fn a_budget_on_live_counters_is_spent_burnt_and_forecast() {
 }
 
 #[test]
-fn the_history_is_in_the_database_at_its_own_times() {
+fn backfill_writes_runs_with_their_own_timestamps() {
     requires!(victoria_metrics);
     let database = Database::victoria(&[]);
     let dir = tempfile::tempdir().unwrap();
@@ -410,7 +415,7 @@ fn the_history_is_in_the_database_at_its_own_times() {
     write(dir.path(), "20240115_113000", "torn");
     let done = run("backfill", dir.path(), &["--database.url", &database.url]);
     assert!(done.status.success() && text(&done.stderr).contains("1 runs"), "{}", text(&done.stderr));
-    // Twice is as once.
+    // A second backfill changes nothing.
     assert!(run("backfill", dir.path(), &["--database.url", &database.url]).status.success());
     database.flush();
     let export = |name: &str| -> Vec<Value> {
@@ -437,7 +442,7 @@ fn the_history_is_in_the_database_at_its_own_times() {
     assert_eq!(export("qoe_vmaf_score").len(), 3);
     let dry = run("backfill", dir.path(), &["--dry-run"]);
     assert!(text(&dry.stdout).contains("qoe_vmaf_score{scenario=\"2 streams @ 2500k\",bitrate=\"2500k\",encoder=\"libx264\",run=\"20240115_103000\"} 92.5 1705315920500\n"));
-    // Who names a probe may learn more from it, and writes nothing that would stand beside that.
+    // A configured probe may have more energy, so nothing is written without its answer.
     let open = run("backfill", dir.path(), &["--dry-run", "--probe-url", NO_SERVER]);
     assert!(
         !open.status.success() && text(&open.stderr).contains("4 scenarios were left out"),
@@ -474,15 +479,15 @@ fn measured() -> String {
 }
 
 #[test]
-fn the_advisor_takes_the_cheapest_that_is_good_enough_and_refuses_to_guess() {
+fn advise_recommends_the_best_and_does_not_extrapolate() {
     let dir = tempfile::tempdir().unwrap();
     write(dir.path(), "20260101_000000", &measured());
-    let ask = |flags: &[&str]| -> Value {
+    let advise = |flags: &[&str]| -> Value {
         let out = run("advise", dir.path(), &[&["--json"], flags].concat());
         assert!(out.status.success(), "{}", text(&out.stderr));
         serde_json::from_slice(&out.stdout).unwrap()
     };
-    let advice = ask(&["--target-vmaf=93", "--resolution=1080p"]);
+    let advice = advise(&["--target-vmaf=93", "--resolution=1080p"]);
     assert_eq!(advice["recommendation"]["Ok"]["scenario"], "libx264 4000k");
     let between = advice["recommendation"]["Ok"]["interpolated_joules_per_media_second"].as_f64().unwrap();
     assert!((32.0..36.0).contains(&between), "{between}");
@@ -499,29 +504,29 @@ fn the_advisor_takes_the_cheapest_that_is_good_enough_and_refuses_to_guess() {
     );
     assert!(!pareto.contains(&"mpeg2video 4000k"), "{pareto:?}");
     assert_eq!(
-        ask(&["--target-vmaf=93", "--resolution=1080p", "--objective=bitrate"])["recommendation"]["Ok"]["scenario"],
+        advise(&["--target-vmaf=93", "--resolution=1080p", "--objective=bitrate"])["recommendation"]["Ok"]["scenario"],
         "libx265 2000k"
     );
-    let refused = &ask(&["--target-vmaf=99", "--resolution=1080p"])["recommendation"]["Err"];
-    assert!(refused.as_str().unwrap().contains("best is 97"), "{refused}");
-    let predicted = &ask(&["--streams=3", "--resolution=720p"])["predictions"][0]["Ok"];
+    let error = &advise(&["--target-vmaf=99", "--resolution=1080p"])["recommendation"]["Err"];
+    assert!(error.as_str().unwrap().contains("best is 97"), "{error}");
+    let predicted = &advise(&["--streams=3", "--resolution=720p"])["predictions"][0]["Ok"];
     assert!(
         (predicted["watts"].as_f64().unwrap() - 65.0).abs() < 1e-9
             && predicted["leave_one_out_error"].as_f64().unwrap() < 1e-9
     );
-    let beyond = &ask(&["--streams=9", "--resolution=720p"])["predictions"][0]["Err"];
+    let beyond = &advise(&["--streams=9", "--resolution=720p"])["predictions"][0]["Err"];
     assert!(beyond.as_str().unwrap().contains("outside"), "{beyond}");
-    let few = &ask(&["--streams=2", "--resolution=1080p"])["predictions"][0]["Err"];
+    let few = &advise(&["--streams=2", "--resolution=1080p"])["predictions"][0]["Err"];
     assert!(few.as_str().unwrap().contains("three different"), "{few}");
     let table = text(&run("advise", dir.path(), &["--target-vmaf=93", "--resolution=1080p"]).stdout);
-    assert!(table.contains("Take libx264 4000k") && table.contains("default stands in"), "{table}");
+    assert!(table.contains("Recommended: libx264 4000k") && table.contains("some are defaults"), "{table}");
     println!("{table}");
     let nothing = run("advise", &dir.path().join("nowhere"), &[]);
     assert!(!nothing.status.success() && text(&nothing.stderr).contains("--results-dir"));
 }
 
 #[test]
-fn energy_at_equal_quality_is_on_the_page_and_not_beyond_what_was_measured() {
+fn energy_at_equal_quality_is_not_extrapolated() {
     let dir = tempfile::tempdir().unwrap();
     write(dir.path(), "20260101_000000", &measured());
     let service = Service::start(dir.path(), NO_SERVER, &[]);
@@ -537,9 +542,8 @@ fn energy_at_equal_quality_is_on_the_page_and_not_beyond_what_was_measured() {
     assert_eq!((at("libx265", "80"), at("libx264", "80").is_some()), (None, true));
 }
 
-/// Each host has its probe; a run belongs to one, and nothing is added up over both.
 #[test]
-fn several_hosts_have_a_probe_each_and_nothing_is_summed_over_them() {
+fn energy_of_several_hosts_is_not_summed() {
     let probe = |joules: u64, container: &'static str| {
         Server::start(move |_, _| {
             let accounts = json!([{"package": "0", "zone": "package", "source": "perf", "measured_joules": joules, "edge_error_joules": 0, "missing_seconds": 0}]);
@@ -564,7 +568,7 @@ fn several_hosts_have_a_probe_each_and_nothing_is_summed_over_them() {
     write(dir.path(), "20260101_000000", &json!({"scenarios": rows}).to_string());
     let probes = format!("enc-1={},enc-2={}", one.url, two.url);
     let service = Service::start(dir.path(), &probes, &[]);
-    let page = service.eventually("all are asked", |page| {
+    let page = service.eventually("all probes have answered", |page| {
         page.contains(
             "scenario=\"elsewhere\",bitrate=\"\",encoder=\"\",run=\"20260101_000000\",reason=\"no_probe\"} 0\n",
         )

@@ -1,6 +1,6 @@
-//! The ports for streams, as encoders, servers and whoever means no good meet them.
+//! The ports for streams with encoders, servers and hostile clients.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a panic fails the test")]
 
 mod support;
 
@@ -23,7 +23,7 @@ use testkit::{
     wait::eventually_ok,
 };
 
-/// The service with its ports for streams.
+/// The service with clients of its stream ports.
 struct Service {
     all: support::Service,
     ffmpeg: Client,
@@ -47,7 +47,7 @@ impl Service {
         let mut stream = TcpStream::connect(self.address()).unwrap();
         let head =
             format!("POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
-        // A server may refuse before it has read all.
+        // A server may reject a request before it has read all of it.
         let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body));
         let mut answer = String::new();
         let _ = stream.read_to_string(&mut answer);
@@ -60,8 +60,8 @@ impl Service {
     }
 
     fn eventually(&self, what: &str, mut so: impl FnMut() -> bool) {
-        let shown = || format!("{}\n{}", self.ffmpeg.text("/metrics").unwrap_or_default(), self.all.log());
-        eventually_ok(20.0, what, || if so() { Ok(()) } else { Err(shown()) });
+        let state = || format!("{}\n{}", self.ffmpeg.text("/metrics").unwrap_or_default(), self.all.log());
+        eventually_ok(20.0, what, || if so() { Ok(()) } else { Err(state()) });
     }
 
     fn resident(&self) -> u64 {
@@ -85,7 +85,7 @@ fn report(frames: u64) -> String {
 }
 
 #[test]
-fn every_way_in_is_taken_and_every_stream_has_its_own_label() {
+fn every_transport_is_received_with_its_own_label() {
     let dir = tempfile::tempdir().unwrap();
     let (socket, fifo) = (dir.path().join("progress.sock"), dir.path().join("cam.fifo"));
     let service = Service::start(&[
@@ -99,7 +99,7 @@ fn every_way_in_is_taken_and_every_stream_has_its_own_label() {
     unix.write_all(report(30).as_bytes()).unwrap();
     drop(unix);
     fs::OpenOptions::new().write(true).open(&fifo).unwrap().write_all(report(40).as_bytes()).unwrap();
-    // Nobody knows whose datagrams these are: they go by their address, after a time in which the probe might have told.
+    // Without a name from the probe, the label of datagrams is their address after a timeout.
     let datagrams = format!("udp-127.0.0.1-{}", udp.local_addr().unwrap().port());
     let own = format!("unix-{}", std::process::id());
     for (stream, frames) in [("posted", 10.0), (&*datagrams, 20.0), (&*own, 30.0), ("piped", 40.0)] {
@@ -111,7 +111,7 @@ fn every_way_in_is_taken_and_every_stream_has_its_own_label() {
 }
 
 #[test]
-fn with_a_token_only_who_has_it_may_post() {
+fn with_a_token_only_requests_with_it_are_accepted() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("token");
     fs::write(&file, "s3cret\n").unwrap();
@@ -120,15 +120,15 @@ fn with_a_token_only_who_has_it_may_post() {
     assert!(service.post("/progress/a?token=wrong", report(1).as_bytes()).contains("401"));
     assert!(service.post("/progress/a?token=s3cret", report(1).as_bytes()).contains("204"));
     let _ = UdpSocket::bind("127.0.0.1:0").unwrap().send_to(report(9).as_bytes(), service.address());
-    service.eventually("the post was taken", || service.value("ffmpeg_frames_total", "a") == Some(1.0));
+    service.eventually("the accepted report", || service.value("ffmpeg_frames_total", "a") == Some(1.0));
     let page = service.ffmpeg.text("/metrics").unwrap();
     assert!(page.contains("wattcast_progress_refused_total 2") && !page.contains("stream=\"udp"), "{page}");
     assert!(!page.contains("s3cret") && !service.all.log().contains("s3cret"));
 }
 
-/// Endless lines, binary, a million names: clear answers, bounded memory, a page that can be read.
+/// Endless lines, binary data and many names: error responses, bounded memory, a valid page.
 #[test]
-fn bad_posts_cost_little_and_change_nothing() {
+fn hostile_requests_need_little_memory() {
     let service = Service::start(&["--limit.streams=50"]);
     let before = service.resident();
     assert!(service.post("/progress/huge", &vec![b'x'; 32 << 20]).contains("400"));
@@ -143,7 +143,7 @@ fn bad_posts_cost_little_and_change_nothing() {
     }
     let evil = "%22%0A%5C%F0%9F%8E%A5".repeat(100);
     service.post(&format!("/progress/{evil}"), report(7).as_bytes());
-    service.eventually("what found no room is counted", || {
+    service.eventually("dropped reports are counted", || {
         let page = service.ffmpeg.metrics().unwrap();
         page.iter().any(|sample| sample.name == "wattcast_progress_dropped_total" && sample.value >= 100.0)
     });
@@ -158,13 +158,12 @@ fn bad_posts_cost_little_and_change_nothing() {
     assert_eq!(service.ffmpeg.get("/health").unwrap().0, 200);
 }
 
-/// An encoder never waits for us: neither a scraper that stalls nor a service that stands still stops its datagrams.
 #[test]
-fn a_service_that_stands_still_does_not_stop_an_encoder() {
+fn a_stopped_service_does_not_block_an_encoder() {
     requires!(ffmpeg);
     let service = Service::start(&[]);
     let pid = libc::pid_t::try_from(service.all.pid()).unwrap();
-    // SAFETY: a child of ours that was not waited for.
+    // SAFETY: the process is our child and was not waited for.
     unsafe { libc::kill(pid, libc::SIGSTOP) };
     let begun = Instant::now();
     let mut encoder = Command::new("ffmpeg");
@@ -176,7 +175,7 @@ fn a_service_that_stands_still_does_not_stop_an_encoder() {
     unsafe { libc::kill(pid, libc::SIGCONT) };
     println!("the encoder took {:.2} s", begun.elapsed().as_secs_f64());
     assert!(status.success());
-    service.eventually("its last report was kept by the kernel", || {
+    service.eventually("the last report, which the kernel buffered", || {
         service
             .ffmpeg
             .metrics()
@@ -187,7 +186,7 @@ fn a_service_that_stands_still_does_not_stop_an_encoder() {
 }
 
 #[test]
-fn two_publishers_and_three_players_are_what_nginx_says_they_are() {
+fn publishers_and_players_match_the_page_of_nginx() {
     requires!(ffmpeg, nginx_rtmp);
     let nginx = Nginx::start().unwrap();
     let service = Service::start(&[&format!("--nginx.url={}/stat", nginx.stat), "--nginx.interval=500ms"]);
@@ -208,71 +207,72 @@ fn two_publishers_and_three_players_are_what_nginx_says_they_are() {
     service.eventually("two streams", || whole("nginx_rtmp_stream_publishers") == 2.0);
     let play = |name: &str, from: &str| run(name, &["-i", from, "-f", "null", "-"]);
     let _players = [play("player-1", &one), play("player-2", &one), play("player-3", &two)];
-    service.eventually("five connections, and what is in the streams", || {
+    service.eventually("five connections and both codecs", || {
         let known = |sample: &&Sample| sample.name == "nginx_rtmp_stream_info" && sample.label("video_codec") == "H264";
         let clients = ["nginx_rtmp_connections", "nginx_rtmp_stream_clients"].map(whole);
         clients == [5.0, 5.0] && page().iter().filter(known).count() == 2
     });
 
-    // Against the server's own page, taken between two of ours.
+    // Compared with the server's own page, read between two of ours.
     let stat = Client::new(&nginx.stat).text("/stat").unwrap();
     let tag = |name: &str| -> f64 {
         stat.split(&format!("<{name}>")).nth(1).unwrap().split('<').next().unwrap().parse().unwrap()
     };
     let of = |page: &[Sample], name: &str| page.iter().find(|sample| sample.name == name).unwrap().value;
-    // Counters of a page that was asked for later are not behind it.
-    service.eventually("the next look at the server", || {
+    // Counters of a later page are not lower.
+    service.eventually("the next page of the server", || {
         let page = page();
         of(&page, "nginx_rtmp_received_bytes_total") >= tag("bytes_in")
             && of(&page, "nginx_rtmp_sent_bytes_total") >= tag("bytes_out")
     });
-    let shown = page();
-    let get = |name: &str| of(&shown, name);
+    let samples = page();
+    let get = |name: &str| of(&samples, name);
     assert_eq!(get("nginx_rtmp_streams"), 2.0);
     assert_eq!(get("nginx_rtmp_accepted_connections_total"), tag("naccepted"));
     let mut clients: Vec<f64> =
-        shown.iter().filter(|sample| sample.name == "nginx_rtmp_stream_clients").map(|sample| sample.value).collect();
+        samples.iter().filter(|sample| sample.name == "nginx_rtmp_stream_clients").map(|sample| sample.value).collect();
     clients.sort_by(f64::total_cmp);
-    assert_eq!(clients, [2.0, 3.0], "each with its publisher");
+    assert_eq!(clients, [2.0, 3.0], "including the publishers");
     if which("promtool").is_some() {
-        let seed = |name: &str| {
+        let is_legacy = |name: &str| {
             ["nginx_rtmp_connections", "nginx_rtmp_streams", "nginx_rtmp_bandwidth"]
                 .iter()
-                .any(|seed| name.starts_with(seed))
+                .any(|prefix| name.starts_with(prefix))
         };
         let text = service.nginx.text("/metrics").unwrap();
         let of = |line: &str| line.strip_prefix("# HELP ").or(line.strip_prefix("# TYPE ")).unwrap_or(line).to_owned();
-        let primary: String = text.lines().filter(|line| !seed(&of(line))).map(|line| format!("{line}\n")).collect();
-        let said = feed(Command::new("promtool").args(["check", "metrics"]), &primary).unwrap();
-        assert_eq!(said, (true, String::new()));
+        let primary: String =
+            text.lines().filter(|line| !is_legacy(&of(line))).map(|line| format!("{line}\n")).collect();
+        let output = feed(Command::new("promtool").args(["check", "metrics"]), &primary).unwrap();
+        assert_eq!(output, (true, String::new()));
     }
-    let info: Vec<&Sample> = shown.iter().filter(|sample| sample.name == "nginx_rtmp_stream_info").collect();
+    let info: Vec<&Sample> = samples.iter().filter(|sample| sample.name == "nginx_rtmp_stream_info").collect();
     println!("{info:?}");
     assert!(info.iter().all(|sample| sample.label("video_codec") == "H264" && sample.label("resolution") == "320x180"));
     for path in ["/metrics", "/"] {
-        assert!(!service.nginx.text(path).unwrap().contains("secret-key"), "a stream's name is its key");
+        assert!(!service.nginx.text(path).unwrap().contains("secret-key"), "a stream name is secret");
     }
 
-    // A server that goes away is said, and the page still comes at once.
+    // A stopped server is reported, and the page is still served.
     drop(nginx);
-    service.eventually("nginx is gone", || whole("nginx_rtmp_up") == 0.0);
+    service.eventually("nginx is absent", || whole("nginx_rtmp_up") == 0.0);
     assert!(page().iter().any(|sample| sample.name == "nginx_rtmp_up" && sample.label("reason") == "absent"));
     assert_eq!(service.nginx.get("/ready").unwrap().0, 503);
     assert_eq!(service.nginx.get("/health").unwrap().0, 200);
 }
 
 #[test]
-fn a_server_that_hangs_or_sends_rubbish_is_broken_and_delays_no_page() {
+fn a_hanging_or_broken_server_delays_no_page() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}/stat", listener.local_addr().unwrap());
     thread::spawn(move || {
-        // The first is never answered; the others get what is no page.
-        let mut held = Vec::new();
+        // The first request gets no response, the others an invalid page.
+        let mut open = Vec::new();
         for stream in listener.incoming() {
             let mut stream = stream.unwrap();
             let _ = stream.read(&mut [0; 4096]);
-            if held.is_empty() {
-                held.push(stream);
+            if open.is_empty() {
+                open.push(stream);
                 continue;
             }
             let body = "<rtmp><server>".repeat(50);
@@ -284,7 +284,7 @@ fn a_server_that_hangs_or_sends_rubbish_is_broken_and_delays_no_page() {
     let begun = Instant::now();
     let _ = service.nginx.get("/health").unwrap();
     println!("a page in {:.3} s while nginx hangs", begun.elapsed().as_secs_f64());
-    service.eventually("rubbish is broken", || {
+    service.eventually("an invalid page is broken", || {
         let page = service.nginx.metrics().unwrap_or_default();
         page.iter().any(|sample| sample.name == "nginx_rtmp_up" && sample.label("reason") == "broken")
     });

@@ -1,22 +1,22 @@
-//! The shapes of result files: each is understood, none loses anything, and our own is what its schema says.
+//! Formats of result files: each is parsed without losing fields, and our own matches its schema.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed")]
 
 use std::{path::Path, process::Command};
 
-use analysis::{
-    energy::{Scope, Sources, Way},
+use proptest::prelude::*;
+use results::{
+    energy::{EnergyMethod, EnergySources, Scope},
     run::{Run, Variant},
     store,
 };
-use exporter::units::Microjoules;
-use proptest::prelude::*;
 use serde_json::{Value, json};
 use testkit::{require, requires, shell::output};
+use units::Microjoules;
 
 const TWO: &str = include_str!("data/test_results_20261120_120000.json");
 
-/// Of the Python runner, as analysis.md has it.
+/// A file of the Python runner, as in analysis.md.
 const A: &str = r#"{"test_date": "2026-01-15T10:30:00", "scenarios": [
     {"name": "Baseline (Idle)", "bitrate": "0k", "resolution": "N/A", "fps": 0, "duration": 120, "encoder": "none", "preset": null,
      "start_time": 1768473000.25, "end_time": 1768473120.25, "outputs": null},
@@ -24,7 +24,7 @@ const A: &str = r#"{"test_date": "2026-01-15T10:30:00", "scenarios": [
      "preset": "p4", "start_time": 1768473200, "end_time": 1768473500, "viewers": 12, "gpu_power": {"mean_watts": 61.5},
      "outputs": [{"resolution": "1280x720", "fps": 30}, {"resolution": "1920x1080", "fps": 30}]}]}"#;
 
-/// Of the scheduler.
+/// A file of the scheduler.
 const C: &str = r#"{"test_date": "2026-01-15T10:30:00Z", "test_metadata": {"timestamp": "x", "platform": "distributed", "source": "scheduler"},
     "scenarios": [
     {"name": "job-1", "bitrate": "0k", "duration": 1.5, "encoder_type": "ffmpeg", "start_time": 1768400000, "end_time": 1768473500,
@@ -32,30 +32,30 @@ const C: &str = r#"{"test_date": "2026-01-15T10:30:00Z", "test_metadata": {"time
     {"name": "job-2", "bitrate": 2500, "duration": 10, "encoder_type": "auto", "start_time": 1768473500, "end_time": 1768473510,
      "energy_joules": 505.25, "efficiency_score": 7, "qoe_score": 4.2}]}"#;
 
-/// What a run kept of its file, put together again.
-fn again(run: &Run) -> Value {
+/// Reassembles the file from what a run kept of it.
+fn reassemble(run: &Run) -> Value {
     let mut file = run.rest.clone();
     let mut rows: Vec<Value> = run.scenarios.iter().map(|scenario| Value::Object((*scenario.raw).clone())).collect();
-    // A cell of several repeats is several scenarios.
+    // A configuration with several repeats results in several scenarios.
     rows.dedup();
     file.insert(if run.variant == Variant::V2 { "cells" } else { "scenarios" }.to_owned(), Value::Array(rows));
     Value::Object(file)
 }
 
 #[test]
-fn every_shape_is_known_and_nothing_of_it_is_lost() {
+fn every_format_is_detected_without_loss() {
     let sample = include_str!("data/test_results_20240115_103000.json");
     for (text, variant, count) in
         [(A, Variant::A, 2), (sample, Variant::B, 4), (C, Variant::C, 2), (TWO, Variant::V2, 2)]
     {
         let run = store::parse("x", text.as_bytes()).unwrap();
         assert_eq!((run.variant, run.scenarios.len()), (variant, count));
-        assert_eq!(again(&run), serde_json::from_str::<Value>(text).unwrap());
+        assert_eq!(reassemble(&run), serde_json::from_str::<Value>(text).unwrap());
     }
 }
 
 #[test]
-fn the_runners_and_the_schedulers_files_mean_what_they_meant() {
+fn runner_and_scheduler_files_are_interpreted() {
     let run = store::parse("x", A.as_bytes()).unwrap();
     let [rest, ladder] = &*run.scenarios else { panic!("{run:?}") };
     assert!(rest.is_baseline() && rest.bits_per_second().is_none() && rest.fps.is_none());
@@ -66,28 +66,31 @@ fn the_runners_and_the_schedulers_files_mean_what_they_meant() {
     );
     let run = store::parse("x", C.as_bytes()).unwrap();
     let [mean, stated] = &*run.scenarios else { panic!("{run:?}") };
-    assert_eq!(mean.window(), Some((1_768_473_498.5, 1_768_473_500.0)), "the start is when it was queued");
-    let energy = |at: usize| Sources::in_file(&run.scenarios[at]).energy.unwrap();
+    assert_eq!(mean.window(), Some((1_768_473_498.5, 1_768_473_500.0)), "start_time is when the job was queued");
+    let energy = |at: usize| EnergySources::from_file(&run.scenarios[at]).energy.unwrap();
     assert_eq!(
-        (energy(0).of(Scope::Host), energy(0).coverage),
+        (energy(0).total(Scope::Host), energy(0).coverage),
         (Some(Microjoules(75_750_000)), Some(1.0)),
-        "one mean, and its length"
+        "mean power times length"
     );
-    assert_eq!((energy(1).of(Scope::Host), energy(1).way), (Some(Microjoules(505_250_000)), Way::Counters));
+    assert_eq!(
+        (energy(1).total(Scope::Host), energy(1).method),
+        (Some(Microjoules(505_250_000)), EnergyMethod::Counters)
+    );
     assert_eq!((&*stated.bitrate, stated.file_qoe), ("2500k", Some(4.2)));
 }
 
 #[test]
-fn our_own_shape_brings_its_counters_and_names_what_failed() {
+fn schema_2_files_have_counters_and_failures() {
     let run = store::parse("20261120_120000", TWO.as_bytes()).unwrap();
     assert_eq!(run.host.as_deref(), Some("enc-1"));
     assert_eq!(run.problems, ["x264 veryfast 4M, repeat 2: failed encoder ended with signal 9"]);
     let [first, third] = &*run.scenarios else { panic!("{run:?}") };
     assert_eq!((&*first.name, &*third.name), ("x264 veryfast 4M", "x264 veryfast 4M #2"));
     assert_eq!((first.window(), first.seconds()), (Some((1_795_176_060.0, 1_795_176_160.5)), Some(100.5)));
-    let energy = Sources::in_file(first).energy.unwrap();
-    assert_eq!((energy.way, energy.of(Scope::Host)), (Way::Counters, Some(Microjoules(8_100_000_001))));
-    assert_eq!(energy.of(Scope::Container), Some(Microjoules(4_000_000_000)));
+    let energy = EnergySources::from_file(first).energy.unwrap();
+    assert_eq!((energy.method, energy.total(Scope::Host)), (EnergyMethod::Counters, Some(Microjoules(8_100_000_001))));
+    assert_eq!(energy.total(Scope::Container), Some(Microjoules(4_000_000_000)));
     assert_eq!((first.cpu_seconds, first.reserved_cores, first.media_seconds), (Some(150.25), Some(4.0), Some(200.0)));
     let vmaf = first.quality.vmaf.as_ref().unwrap();
     assert_eq!((vmaf.value, &*vmaf.model, &*vmaf.pooling), (93.25, "vmaf_v0.6.1", "mean"));
@@ -104,9 +107,9 @@ fn our_own_shape_brings_its_counters_and_names_what_failed() {
     assert!(lost.scenarios.is_empty() && lost.problems[0].contains("b9"), "{:?}", lost.problems);
 }
 
-/// By a validator that is not ours.
+/// Validated with the Python package jsonschema.
 #[test]
-fn the_schema_of_the_documentation_holds_for_the_example_and_not_for_others() {
+fn the_schema_accepts_the_example_and_rejects_faults() {
     let schema = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/results-schema.json");
     requires!(jsonschema);
     let (python, _) = require::python("import jsonschema").unwrap();
@@ -155,7 +158,7 @@ fn any_json() -> impl Strategy<Value = Value> {
 }
 
 proptest! {
-    /// Whatever else stands in a row or a file, it is still there after reading.
+    /// Unknown fields of rows and files are kept.
     #[test]
     fn unknown_fields_are_kept(extra in proptest::collection::btree_map("x_[a-z]{1,8}", any_json(), 0..6), count in 1usize..4) {
         let extra: serde_json::Map<String, Value> = extra.into_iter().collect();
@@ -169,6 +172,6 @@ proptest! {
         let file = Value::Object(file);
         let run = store::parse("x", file.to_string().as_bytes()).unwrap();
         prop_assert!(run.problems.is_empty());
-        prop_assert_eq!(again(&run), serde_json::from_str::<Value>(&file.to_string()).unwrap());
+        prop_assert_eq!(reassemble(&run), serde_json::from_str::<Value>(&file.to_string()).unwrap());
     }
 }

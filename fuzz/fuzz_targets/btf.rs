@@ -1,4 +1,4 @@
-//! Type information of a kernel, or what claims to be.
+//! Type information of a kernel (BTF) from any bytes.
 #![no_main]
 
 use probe_user::cpu::btf::Btf;

@@ -1,7 +1,8 @@
-//! A file of carbon intensities: any text gives readings in the order of time, or a reason; and a price of any text is one, or none.
+//! A file of carbon intensities: any text gives readings in time order or an error; any price text
+//! gives a finite price or none.
 #![no_main]
 
-use analysis::cost::{carbon::parse, money};
+use results::cost::{carbon::parse, money};
 
 libfuzzer_sys::fuzz_target!(|text: &str| {
     if let Ok(readings) = parse(text) {

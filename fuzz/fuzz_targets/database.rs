@@ -1,16 +1,17 @@
-//! What a database answers, and the growth of a counter of any samples: no panic, and no more than the counter could have grown.
+//! Responses of a database, and the increase of a counter over any samples: no panic, and never
+//! more than the sum of the samples.
 #![no_main]
 
-use analysis::energy::{
+use results::energy::{
     counter::{Sample, growth},
     database::parse,
 };
 
 libfuzzer_sys::fuzz_target!(|input: (&[u8], Vec<(u32, u32)>, u16, u16)| {
     let (bytes, steps, start, long) = input;
-    if let Ok(series) = parse(bytes) {
-        for one in series {
-            let _ = one.points();
+    if let Ok(all) = parse(bytes) {
+        for series in all {
+            let _ = series.points();
         }
     }
     let (mut at, mut samples) = (0.0, Vec::new());
@@ -19,11 +20,11 @@ libfuzzer_sys::fuzz_target!(|input: (&[u8], Vec<(u32, u32)>, u16, u16)| {
         samples.push(Sample { at, micro: micro.into() });
     }
     let (start, end) = (f64::from(start), f64::from(start) + f64::from(long) + 1.0);
-    let grown = growth(&samples, start, end);
-    let most: u64 = samples.iter().map(|sample| sample.micro).sum();
-    assert!(grown.micro <= most);
-    let mut born = grown.clone();
-    born.add_birth(&samples);
-    assert!(born.micro <= most);
-    assert!(grown.missing_before + grown.missing_after <= 2.0 * (end - start));
+    let increase = growth(&samples, start, end);
+    let total: u64 = samples.iter().map(|sample| sample.micro).sum();
+    assert!(increase.micro <= total);
+    let mut with_first = increase.clone();
+    with_first.add_first_value(&samples);
+    assert!(with_first.micro <= total);
+    assert!(increase.missing_before + increase.missing_after <= 2.0 * (end - start));
 });

@@ -1,8 +1,9 @@
-//! Pages of metrics of other programs: any text is a page or says in which line it is none; every sample has a name, and belongs to a family.
+//! Metrics pages of other programs: any text is a page or an error with a line number; every sample
+//! has a name and belongs to a family.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|text: &str| {
-    match exporter::parse::parse(text) {
+    match metrics::parse::parse(text) {
         Ok(page) => {
             for sample in &page.samples {
                 assert!(!sample.name.is_empty());

@@ -1,4 +1,4 @@
-//! The RTMP module's page, and the metrics made of it.
+//! The status page of the RTMP module, and the metrics rendered from it.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -6,6 +6,6 @@ use libfuzzer_sys::fuzz_target;
 fuzz_target!(|page: &[u8]| {
     use analysis::streams::nginx::{StreamLabel, families, parse};
     if let Ok(stat) = parse(page) {
-        assert!(exporter::page::render("nginx", families(&Ok(stat), StreamLabel::Name)).is_ok());
+        assert!(metrics::page::render("nginx", families(&Ok(stat), StreamLabel::Name)).is_ok());
     }
 });

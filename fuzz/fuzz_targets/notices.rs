@@ -1,11 +1,12 @@
-//! A post of an Alertmanager: any bytes are alerts or a reason, and never more are kept than there is room for.
+//! Webhook requests of Alertmanager: any bytes are alerts or an error, and the number of stored
+//! alerts is limited.
 #![no_main]
 
-use analysis::health::notices::Book;
+use analysis::health::alertmanager::AlertLog;
 use jiff::Timestamp;
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    let mut book = Book::default();
-    let _ = book.take(bytes, Timestamp::UNIX_EPOCH);
-    let _ = book.take(bytes, Timestamp::UNIX_EPOCH);
+    let mut log = AlertLog::default();
+    let _ = log.receive(bytes, Timestamp::UNIX_EPOCH);
+    let _ = log.receive(bytes, Timestamp::UNIX_EPOCH);
 });

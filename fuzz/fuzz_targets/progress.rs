@@ -1,10 +1,10 @@
-//! ffmpeg's reports, in pieces of any length.
+//! Progress reports of ffmpeg, in pieces of any length.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|pieces: Vec<Vec<u8>>| {
-    let mut parser = exporter::progress::Parser::default();
+    let mut parser = ffmpeg::Parser::default();
     for piece in &pieces {
         parser.feed(piece, |report| assert!(report.fps.is_none_or(f64::is_finite)));
     }

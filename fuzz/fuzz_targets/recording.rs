@@ -1,10 +1,10 @@
-//! Any bytes as a recording: read, accounted, rendered.
+//! Any bytes as a recording: read, attributed, rendered.
 #![no_main]
 
 use std::path::Path;
 
 use libfuzzer_sys::fuzz_target;
-use probe_user::{accountant::Accountant, ledger::IdlePolicy, pages, recording::Reader};
+use probe_user::{attribution::Accountant, endpoints::pages, ledger::IdlePolicy, tick::recording::Reader};
 
 fuzz_target!(|bytes: &[u8]| {
     let Ok(mut reader) = Reader::start(Path::new("fuzz"), bytes) else { return };

@@ -1,27 +1,33 @@
-//! A result file: any bytes give a run or a reason, and what a run gives is three pages without faults, a report and a comparison with itself that finds nothing.
+//! Result files: any bytes give a run or an error; a run gives three valid pages, a report, and a
+//! comparison with itself without differences.
 #![no_main]
 
 use std::sync::Arc;
 
-use analysis::{
+use analysis::pages::{self, quality, scenarios};
+use experiment::{
     compare::{Metric, Verdict, compare},
-    cost::{self, Prices},
-    energy::{Scope, Sources},
-    figures, qoe, report, results, store,
+    report,
 };
-use exporter::page;
+use metrics::page;
+use results::{
+    cost::Prices,
+    energy::{EnergySources, Scope},
+    model::Model,
+    store,
+};
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     let Ok(run) = store::parse("20240115_103000", bytes) else { return };
     let run = Arc::new(run);
-    // What the file says for itself; nobody is asked.
-    let answers = run.scenarios.iter().map(|scenario| Sources::in_file(scenario)).collect();
+    // Only sources in the file; neither probe nor database.
+    let answers = run.scenarios.iter().map(|scenario| EnergySources::from_file(scenario)).collect();
     let prices = Prices::defaults();
-    let model = figures::model(&[(run, answers)], Scope::Host, &prices);
+    let model = Model::new(&[(run, answers)], Scope::Host, &prices);
     for page in [
-        page::render("runs", results::families(&model)),
-        page::render("runs", qoe::families(&model, &[90.0])),
-        page::render("runs", cost::page::families(&model, &prices)),
+        page::render("runs", scenarios::families(&model)),
+        page::render("runs", quality::families(&model, &[90.0])),
+        page::render("runs", pages::cost::families(&model, &prices)),
     ] {
         let page = page.expect("a page");
         let page = std::str::from_utf8(page.text()).expect("text");

@@ -1,7 +1,8 @@
-//! What the runner reads of others: matrix and batch files, journals, and the logs of ffmpeg's filters. Any bytes give something, or a reason.
+//! Files that the experiment runner reads: matrix and batch files, journals, and logs of ffmpeg
+//! filters. Arbitrary bytes result in a value or an error.
 #![no_main]
 
-use analysis::runner::{
+use experiment::runner::{
     journal,
     plan::{self, Matrix},
     quality,
@@ -9,20 +10,20 @@ use analysis::runner::{
 };
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    if let Ok((events, whole)) = journal::parse(bytes) {
-        assert!(whole <= bytes.len());
-        let _ = Record::of(events);
+    if let Ok((events, length)) = journal::parse(bytes) {
+        assert!(length <= bytes.len());
+        let _ = Record::from_events(events);
     }
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     if let Ok(matrix) = Matrix::parse(text)
-        && let Ok(cells) = matrix.cells("x")
+        && let Ok(configurations) = matrix.configurations("x")
     {
-        assert!(!cells.is_empty());
+        assert!(!configurations.is_empty());
     }
-    let _ = plan::batch(text, "x");
-    let _ = quality::of_libvmaf(text, "");
-    let _ = quality::of_framecrc(text);
+    let _ = plan::parse_batch(text, "x");
+    let _ = quality::parse_libvmaf_log(text, "");
+    let _ = quality::parse_framecrc(text);
     for metric in ["psnr", "ssim", "xpsnr"] {
-        assert!(quality::of_lines(text, metric).iter().all(|score| score.is_finite()));
+        assert!(quality::parse_frame_log(text, metric).iter().all(|score| score.is_finite()));
     }
 });

@@ -1,13 +1,13 @@
-//! Any bytes as the state file, and its samples as a memory.
+//! Any bytes as the state file, and its samples as a baseline.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use probe_user::{baselines, ledger::idle::Baseline};
+use probe_user::{attribution::baseline_file, ledger::idle::Baseline};
 
 fuzz_target!(|bytes: &[u8]| {
-    for (_, zones) in baselines::parse(bytes).unwrap_or_default() {
+    for (_, zones) in baseline_file::parse(bytes).unwrap_or_default() {
         for samples in zones.values() {
-            let _ = Baseline::remember(samples).estimate();
+            let _ = Baseline::restore(samples).estimate();
         }
     }
 });

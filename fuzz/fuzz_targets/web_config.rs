@@ -1,8 +1,8 @@
-//! The web configuration: any text gives what it says or a reason, and no reason holds a key or a hash.
+//! Web configurations: any text gives settings or an error without keys and hashes.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|text: &str| {
-    if let Err(why) = exporter::web::parse_file(text) {
+    if let Err(why) = http::web::parse_file(text) {
         assert!(!why.is_empty());
     }
 });

@@ -1,10 +1,10 @@
-//! The times that a window is asked for.
+//! Start and end times of window requests.
 #![no_main]
 
-use probe_user::window::{Ring, Tick};
+use probe_user::snapshot::history::{Ring, Tick};
 
-libfuzzer_sys::fuzz_target!(|asked: (f64, f64, Vec<(u32, u32)>)| {
-    let (start, end, ticks) = asked;
+libfuzzer_sys::fuzz_target!(|input: (f64, f64, Vec<(u32, u32)>)| {
+    let (start, end, ticks) = input;
     let mut ring = Ring::new(1 << 16);
     let (mut unix_ns, mut monotonic_ns) = (0, 0);
     for (sequence, (unix_us, monotonic_us)) in ticks.into_iter().enumerate() {
@@ -19,8 +19,8 @@ libfuzzer_sys::fuzz_target!(|asked: (f64, f64, Vec<(u32, u32)>)| {
             cpu: Box::default(),
         });
     }
-    if let Ok(answer) = ring.window(start, end) {
-        // Asked times are rounded to the microsecond.
-        assert!(answer.from <= start + 1e-6 && end <= answer.to + 1e-6);
+    if let Ok(window) = ring.window(start, end) {
+        // Requested times are rounded to the microsecond.
+        assert!(window.from <= start + 1e-6 && end <= window.to + 1e-6);
     }
 });

@@ -1,6 +1,6 @@
 #!/usr/bin/env node
-// Owns the command line: reads dashboards, has them queried and drawn, prints one
-// line per panel and sets the exit status.
+// Owns the command line: reads, queries and draws dashboards, prints one line per panel and sets
+// the exit status.
 import { mkdir } from 'node:fs/promises';
 import path from 'node:path';
 

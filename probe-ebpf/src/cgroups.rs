@@ -1,8 +1,10 @@
-//! CPU time per cgroup and CPU, read where the kernel keeps it: no program at any switch.
+//! CPU time per cgroup and CPU, copied from the kernel's own counters: no program runs at context
+//! switches.
 //!
-//! Since 4.18 each v2 cgroup counts what its own tasks ran, CPU by CPU, for `cpu.stat` to sum up (kernel/cgroup/rstat.c). An
-//! iterator over the cgroups (6.1) copies those figures into the banks, in the order of its walk. The root counts nothing of
-//! its own; what all tasks ran is in the root of `cpuacct`, whether or not that is mounted anywhere.
+//! Since 4.18 each v2 cgroup counts the run time of its own tasks per CPU, which `cpu.stat` sums
+//! up (kernel/cgroup/rstat.c). An iterator over the cgroups (6.1) copies these counters into the
+//! banks, in iteration order. The root cgroup has no counter of its own; the run time of all tasks
+//! is in the root of `cpuacct`, whether or not that controller is mounted.
 
 use aya_ebpf::{
     bindings::BPF_F_MMAPABLE,
@@ -14,38 +16,39 @@ use aya_ebpf::{
 use probe_ebpf::MAX_CPUS;
 
 use crate::{
-    kernel::{Object, Probed, Read, follow, kernfs_id},
-    offsets::{HAS_CPUACCT, POSSIBLE_CPUS, SLOTS_PER_CPU, field},
+    kernel::{Probed, Read, follow, kernfs_id},
+    offsets::{HAS_CPUACCT, Object, POSSIBLE_CPUS, SLOTS_PER_CPU, field},
     slots::{OWNERS, TIMES},
 };
 
-/// Where the memory of each CPU lies, as what is to be added to the address of a per-CPU object.
+/// Offset of each CPU's memory: added to the address of a per-CPU object, it gives that CPU's copy.
 #[btf_map]
 static BASES: Array<u64, MAX_CPUS> = Array::new();
 
-/// A per-CPU object of our own, to find that out with.
+/// A per-CPU object of this program, from which the offsets are computed.
 #[btf_map]
-static ONE: PerCpuArray<[u64; 2], 1> = PerCpuArray::new();
+static PERCPU_SAMPLE: PerCpuArray<[u64; 2], 1> = PerCpuArray::new();
 
-/// How many cgroups the last walk met.
+/// Number of cgroups in the last iteration.
 #[btf_map]
 static WALKED: Array<u64, 1, { BPF_F_MMAPABLE as usize }> = Array::new();
 
-/// What an iterator over cgroups is called with (kernel/bpf/cgroup_iter.c).
+/// Context of an iterator over cgroups (kernel/bpf/cgroup_iter.c).
 #[repr(C)]
-pub struct Visit {
+pub struct CgroupIteration {
     meta: *const u8,
     cgroup: Object,
 }
 
-/// Copies what one cgroup ran into the next row: no slot is anybody's longer than a walk. The first that a walk meets is the
-/// root, whose row is what all tasks ran.
+/// Copies the run time of one cgroup into the next row; slots are assigned for one iteration only.
+/// The first cgroup is the root, whose row holds the run time of all tasks.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/cgroup")]
-pub extern "C" fn read_cgroups(visit: *const Visit) -> i32 {
-    // SAFETY: the kernel calls with such a context; `Probed` takes any address; the maps' elements are nobody else's now.
+pub extern "C" fn read_cgroups(iteration: *const CgroupIteration) -> i32 {
+    // SAFETY: the kernel passes such a context; `Probed` accepts any address; no other program
+    // writes these map elements now.
     unsafe {
-        let cgroup = (*visit).cgroup;
+        let cgroup = (*iteration).cgroup;
         let Some(walked) = WALKED.get_ptr_mut(0) else { return 0 };
         if cgroup.is_null() {
             return 0;
@@ -76,17 +79,18 @@ pub extern "C" fn read_cgroups(visit: *const Visit) -> i32 {
     0
 }
 
-/// The per-CPU nanoseconds that the root of `cpuacct` keeps of all tasks but the idle ones; null where there is none.
+/// Address of the per-CPU run time of all tasks except the idle tasks, in nanoseconds, which the
+/// root of `cpuacct` keeps; null where the kernel has none.
 ///
 /// # Safety
-/// None is asked; it reads through helpers.
+/// No requirement: it reads through helpers.
 unsafe fn usage_of_all() -> Object {
-    /// Deeper than anybody nests, and the verifier wants an end.
+    /// More levels than cgroups are nested in practice; the verifier needs a bound.
     const DEPTH: u32 = 64;
     if HAS_CPUACCT.load() == 0 {
         return core::ptr::null();
     }
-    // SAFETY: a helper without arguments; `Probed` takes any address.
+    // SAFETY: a helper without arguments; `Probed` accepts any address.
     unsafe {
         let set = follow::<Probed>(field!(bpf_get_current_task() as Object, TaskCgroups));
         let mut css = follow::<Probed>(field!(set, CssSetCpuacct));
@@ -103,21 +107,24 @@ unsafe fn usage_of_all() -> Object {
     core::ptr::null()
 }
 
-/// Finds [`BASES`]: the address of a CPU's copy of our own object, less the address that stands for all copies. The symbol that
-/// holds the same, `__per_cpu_offset`, is not in every kernel's table. Run once by user space.
+/// Computes [`BASES`]: the address of a CPU's copy of [`PERCPU_SAMPLE`] minus the per-CPU base
+/// address of the map. The symbol that holds the same values, `__per_cpu_offset`, is not in every
+/// kernel's symbol table. User space runs it once.
 #[raw_tracepoint]
 pub fn find_bases(_ctx: RawTracePointContext) -> i32 {
-    let Some(scratch) = ONE.get_ptr_mut(0) else { return 1 };
+    let Some(scratch) = PERCPU_SAMPLE.get_ptr_mut(0) else { return 1 };
     let scratch = scratch.cast::<u64>();
-    // SAFETY: the element is this CPU's own; an address that went through memory is a number to the verifier.
+    // SAFETY: the element belongs to this CPU; to the verifier, an address that was stored in and
+    // loaded from memory is a number.
     unsafe {
-        scratch.write_volatile((&raw const ONE) as u64);
+        scratch.write_volatile((&raw const PERCPU_SAMPLE) as u64);
         let map = scratch.read_volatile() as Object;
         let all = Probed::read::<u64>(field!(map, BpfArrayPptrs));
         let mut cpu = 0;
         while cpu < POSSIBLE_CPUS.load() as u32 {
             let key = 0u32;
-            let copy = bpf_map_lookup_percpu_elem((&raw const ONE).cast_mut().cast(), (&raw const key).cast(), cpu);
+            let map = (&raw const PERCPU_SAMPLE).cast_mut().cast();
+            let copy = bpf_map_lookup_percpu_elem(map, (&raw const key).cast(), cpu);
             if copy.is_null() {
                 return 2;
             }

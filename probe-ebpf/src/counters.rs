@@ -1,17 +1,17 @@
 //! Hardware counters per cgroup: cycles, instructions, misses of the last-level cache.
 //!
-//! One set of counters runs on each CPU all the time. It is read when the CPU passes from one cgroup to another, never for
-//! each switch: what the hardware counted in between is the first one's.
+//! One set of counters runs on each CPU all the time. It is read only when the CPU switches from
+//! one cgroup to another: the events counted in between belong to the previous cgroup.
 
 use aya_ebpf::{
     bindings::bpf_perf_event_value, btf_maps::PerfEventArray, helpers::generated::bpf_perf_event_read_value,
     macros::btf_map,
 };
-use probe_ebpf::{COUNTERS, Counted, CpuState};
+use probe_ebpf::{COUNTERS, CpuState, HardwareCounts};
 
 use crate::slots::COUNTS;
 
-/// The descriptors of the counters, by CPU. Filled by user space.
+/// Perf event descriptors by CPU. Filled by user space.
 #[btf_map]
 static CYCLES: PerfEventArray = PerfEventArray::new();
 /// As [`CYCLES`].
@@ -21,37 +21,39 @@ static INSTRUCTIONS: PerfEventArray = PerfEventArray::new();
 #[btf_map]
 static CACHE_MISSES: PerfEventArray = PerfEventArray::new();
 
-/// Charges the counters to the element that they ran for, and lets them go on for `next`: an element of the bank plus one, or 0 for nobody.
+/// Charges the events counted since the last call to the current element, and makes `next` the
+/// current one: an element of the bank plus one, or 0 for none.
 ///
 /// # Safety
-/// `state` is this CPU's own.
+/// `state` belongs to this CPU.
 #[inline(always)]
 pub unsafe fn charge(cpu: u32, state: *mut CpuState, next: u64) {
-    // SAFETY: the caller's contract; the element of the bank is this CPU's own.
+    // SAFETY: the caller's contract; the element of the bank belongs to this CPU.
     unsafe {
-        let current = (*state).counting;
-        (*state).counting = next;
-        let mut grown = Counted::default();
+        let current = (*state).counter_element;
+        (*state).counter_element = next;
+        let mut delta = HardwareCounts::default();
         let mut time = [0, 0];
-        grown.events[0] = read(&CYCLES, cpu, state, 0, &mut time);
-        grown.events[1] = read(&INSTRUCTIONS, cpu, state, 1, &mut time);
-        grown.events[2] = read(&CACHE_MISSES, cpu, state, 2, &mut time);
+        delta.events[0] = read(&CYCLES, cpu, state, 0, &mut time);
+        delta.events[1] = read(&INSTRUCTIONS, cpu, state, 1, &mut time);
+        delta.events[2] = read(&CACHE_MISSES, cpu, state, 2, &mut time);
         (*state).counter_time = time;
         if current == 0 {
             return;
         }
         if let Some(bank) = COUNTS.get_ptr_mut((current - 1) as u32) {
             for counter in 0..COUNTERS {
-                (*bank).events[counter] = (*bank).events[counter].wrapping_add(grown.events[counter]);
+                (*bank).events[counter] = (*bank).events[counter].wrapping_add(delta.events[counter]);
             }
         }
     }
 }
 
-/// What a counter of this CPU counted since it was read last, nothing where it cannot be read; adds its times.
+/// Events that a counter of this CPU counted since it was last read, 0 where it cannot be read;
+/// adds its enabled and running time to `time`.
 ///
 /// # Safety
-/// `state` is this CPU's own; `counter` is below [`COUNTERS`].
+/// `state` belongs to this CPU; `counter` is below [`COUNTERS`].
 #[inline(always)]
 unsafe fn read(
     map: &'static PerfEventArray,
@@ -62,16 +64,16 @@ unsafe fn read(
 ) -> u64 {
     let mut value = bpf_perf_event_value { counter: 0, enabled: 0, running: 0 };
     let size = size_of::<bpf_perf_event_value>() as u32;
-    // SAFETY: the helper writes no more than `size`; the caller's contract.
+    // SAFETY: the helper writes at most `size` bytes; the caller's contract.
     unsafe {
         let map = core::ptr::from_ref(map).cast_mut().cast();
         if bpf_perf_event_read_value(map, u64::from(cpu), &raw mut value, size) != 0 {
             return 0;
         }
-        let grown = value.counter.wrapping_sub((*state).counted[counter]);
-        (*state).counted[counter] = value.counter;
+        let delta = value.counter.wrapping_sub((*state).counter_values[counter]);
+        (*state).counter_values[counter] = value.counter;
         time[0] += value.enabled;
         time[1] += value.running;
-        grown
+        delta
     }
 }

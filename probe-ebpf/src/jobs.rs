@@ -1,8 +1,8 @@
-//! Jobs: programs of some names, from the moment that they are executed to their end, so that one that lives shorter than a tick is
-//! known by its command line and by what it ran.
+//! Jobs: processes with configured names, traced from exec to exit, so that the command line and
+//! the CPU time are known even of a job that is shorter than a tick.
 //!
-//! Both hooks are rare events, not switches. The end of a job is the end of its last thread; what its threads ran is added up as each of
-//! them ends, for when the process is gone nobody can be asked.
+//! Both hooks are rare compared with context switches. A job ends with its last thread; the CPU
+//! time of each thread is added up as the thread exits, because it cannot be read afterwards.
 
 use aya_ebpf::{
     bindings::BPF_F_MMAPABLE,
@@ -17,78 +17,81 @@ use aya_ebpf::{
 use probe_ebpf::{JOB_ARGS, JOB_EVENTS_BYTES, JOB_NAMES, JOB_PORTS, JobEvent, JobName, JobStarted, MAX_JOBS};
 
 use crate::{
-    kernel::{Object, Probed, Read, follow, tag},
+    kernel::{Probed, Read, follow, tag},
+    offsets::Object,
     offsets::{HAS_CPU, field},
 };
 
-/// What the threads of a job ran that have ended, by its thread group.
+/// CPU time of the exited threads of a job, by thread group.
 #[btf_map]
 static JOBS: HashMap<u32, u64, MAX_JOBS> = HashMap::new();
 
-/// Beginnings and ends, in order.
+/// Start and end events, in order.
 #[btf_map]
 static JOB_EVENTS: RingBuf<JobEvent, JOB_EVENTS_BYTES> = RingBuf::new();
 
-/// The names that are looked for. Filled by user space.
+/// Name patterns to match. Filled by user space.
 #[btf_map]
 static NAMES: Array<JobName, JOB_NAMES> = Array::new();
 
-/// Events that found no room.
+/// Events lost because the ring was full.
 #[btf_map]
 static JOBS_LOST: Array<u64, 1, { BPF_F_MMAPABLE as usize }> = Array::new();
 
-/// `sched_process_exec(task, old_pid, bprm)`: after the new image and its arguments are in place, in the new program's own context.
+/// `sched_process_exec(task, old_pid, bprm)`: runs after the new image and its arguments are in
+/// place, in the context of the new program.
 #[btf_tracepoint(function = "sched_process_exec")]
 pub fn job_started(_ctx: BtfTracePointContext) -> i32 {
-    // SAFETY: a helper without arguments; `Probed` takes any address.
-    unsafe { started(bpf_get_current_task() as Object) }
+    // SAFETY: a helper without arguments; `Probed` accepts any address.
+    unsafe { report_start(bpf_get_current_task() as Object) }
 }
 
-/// The same for kernels that refuse the typed program.
+/// Raw tracepoint variant, for kernels that refuse the typed program.
 #[raw_tracepoint(tracepoint = "sched_process_exec")]
 pub fn job_started_raw(_ctx: RawTracePointContext) -> i32 {
     // SAFETY: as above.
-    unsafe { started(bpf_get_current_task() as Object) }
+    unsafe { report_start(bpf_get_current_task() as Object) }
 }
 
-/// `sched_process_exit(task)`: a thread ends, in its own context.
+/// `sched_process_exit(task)`: a thread exits, in its own context.
 #[btf_tracepoint(function = "sched_process_exit")]
 pub fn job_ended(_ctx: BtfTracePointContext) -> i32 {
     // SAFETY: as above.
-    unsafe { ended(bpf_get_current_task() as Object) }
+    unsafe { add_exit(bpf_get_current_task() as Object) }
 }
 
-/// The same for kernels that refuse the typed program.
+/// Raw tracepoint variant, for kernels that refuse the typed program.
 #[raw_tracepoint(tracepoint = "sched_process_exit")]
 pub fn job_ended_raw(_ctx: RawTracePointContext) -> i32 {
     // SAFETY: as above.
-    unsafe { ended(bpf_get_current_task() as Object) }
+    unsafe { add_exit(bpf_get_current_task() as Object) }
 }
 
-/// The ports that jobs send datagrams from, by thread group. A walk adds to it; user space takes out.
+/// Local UDP ports of jobs, by thread group. An iteration adds ports; user space removes them.
 #[btf_map]
 static JOB_UDP: HashMap<u32, [u16; JOB_PORTS], MAX_JOBS> = HashMap::new();
 
-/// What an iterator over the files of tasks is called with (kernel/bpf/task_iter.c).
+/// Context of an iterator over the open files of tasks (kernel/bpf/task_iter.c).
 #[repr(C)]
-pub struct OpenFile {
+pub struct FileIteration {
     meta: *const u8,
     task: Object,
     descriptor: u32,
     file: Object,
 }
 
-/// Notes the local port of a UDP socket that a job has open: what its reports come from, which its command line does not say. A walk is made
-/// when such a job is new, and needs no right to look into other processes.
+/// Records the local port of a UDP socket that a job has open. Its progress reports come from this
+/// port, which the command line does not contain. User space iterates once when a job is new; this
+/// needs no permission to inspect other processes.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/task_file")]
-pub extern "C" fn find_ports(visit: *const OpenFile) -> i32 {
+pub extern "C" fn find_ports(iteration: *const FileIteration) -> i32 {
     const S_IFMT: u16 = 0o170_000;
     const S_IFSOCK: u16 = 0o140_000;
     const IPPROTO_UDP: u16 = 17;
-    // SAFETY: the kernel calls with such a context; `Probed` takes any address.
+    // SAFETY: the kernel passes such a context; `Probed` accepts any address.
     unsafe {
-        let (task, file) = ((*visit).task, (*visit).file);
+        let (task, file) = ((*iteration).task, (*iteration).file);
         if task.is_null() || file.is_null() {
             return 0;
         }
@@ -111,12 +114,12 @@ pub extern "C" fn find_ports(visit: *const OpenFile) -> i32 {
                 let ports = ports.cast::<u16>();
                 let mut at = 0;
                 while at < JOB_PORTS {
-                    let place = ports.add(at);
-                    if *place == port {
+                    let entry = ports.add(at);
+                    if *entry == port {
                         break;
                     }
-                    if *place == 0 {
-                        *place = port;
+                    if *entry == 0 {
+                        *entry = port;
                         break;
                     }
                     at += 1;
@@ -130,7 +133,7 @@ pub extern "C" fn find_ports(visit: *const OpenFile) -> i32 {
     0
 }
 
-/// True for a name that the probe looks for.
+/// Whether the task's name matches one of the configured patterns.
 ///
 /// # Safety
 /// As [`Read::read`].
@@ -153,10 +156,11 @@ unsafe fn is_job(task: Object) -> bool {
 }
 
 /// # Safety
-/// `task` is the current one, whose user memory is that of the new program.
+/// `task` is the current task, and its user memory is that of the new program.
 #[inline(always)]
-unsafe fn started(task: Object) -> i32 {
-    // SAFETY: the caller's contract; `Probed` takes any address; the record is ours until it is submitted.
+unsafe fn report_start(task: Object) -> i32 {
+    // SAFETY: the caller's contract; `Probed` accepts any address; the record is exclusive until it
+    // is submitted.
     unsafe {
         if !is_job(task) {
             return 0;
@@ -165,26 +169,27 @@ unsafe fn started(task: Object) -> i32 {
         let signal = follow::<Probed>(field!(task, TaskSignal));
         let ended_ns: u64 = Probed::read(field!(signal, SignalSumSched));
         if JOBS.insert(tgid, ended_ns, 0).is_err() {
-            lose();
+            count_lost();
             return 0;
         }
         let Some(mut record) = JOB_EVENTS.reserve_untyped::<JobStarted>(0) else {
-            lose();
+            count_lost();
             return 0;
         };
         let event = record.as_mut_ptr();
         let head = head(task, tgid, JobEvent::STARTED);
         let mm = follow::<Probed>(field!(task, TaskMm));
         let start: u64 = Probed::read(field!(mm, MmArgStart));
-        let whole = Probed::read::<u64>(field!(mm, MmArgEnd)).wrapping_sub(start);
-        let mut size = if whole < JOB_ARGS as u64 { whole } else { JOB_ARGS as u64 - 1 };
-        // The compiler knows the bound and would leave a mask out; a verifier may have forgotten it.
+        let length = Probed::read::<u64>(field!(mm, MmArgEnd)).wrapping_sub(start);
+        let mut size = if length < JOB_ARGS as u64 { length } else { JOB_ARGS as u64 - 1 };
+        // The compiler knows the bound and would optimise a mask away; the verifier may no longer
+        // know it here.
         core::arch::asm!("{0} &= {1}", inout(reg) size, const JOB_ARGS as i32 - 1, options(pure, nomem, nostack, preserves_flags));
         let read = bpf_probe_read_user((&raw mut (*event).args).cast(), size as u32, start as *const _);
         (&raw mut (*event).head).write(JobEvent {
             ran_ns: head.ran_ns.wrapping_add(ended_ns),
-            args: if read == 0 { size as u32 } else { 0 },
-            whole: u32::from(read == 0 && size == whole),
+            args_len: if read == 0 { size as u32 } else { 0 },
+            args_complete: u32::from(read == 0 && size == length),
             ..head
         });
         record.submit(0);
@@ -193,10 +198,11 @@ unsafe fn started(task: Object) -> i32 {
 }
 
 /// # Safety
-/// As [`started`].
+/// As [`report_start`].
 #[inline(always)]
-unsafe fn ended(task: Object) -> i32 {
-    // SAFETY: the caller's contract; the value is one word, which threads of one process may add to at once.
+unsafe fn add_exit(task: Object) -> i32 {
+    // SAFETY: the caller's contract; the value is one word, to which the threads of a process may
+    // add concurrently.
     unsafe {
         let tgid: u32 = Probed::read(field!(task, TaskTgid));
         let Some(sum) = JOBS.get_ptr_mut(tgid) else { return 0 };
@@ -206,9 +212,10 @@ unsafe fn ended(task: Object) -> i32 {
         if Probed::read::<u32>(field!(signal, SignalLive)) != 0 {
             return 0;
         }
-        // Others that end in this moment add to the sum yet, so it is read when the event is.
+        // Threads that exit at this moment may still add to the sum, so user space reads the sum
+        // when it reads the event.
         let Some(mut record) = JOB_EVENTS.reserve_untyped::<JobEvent>(0) else {
-            lose();
+            count_lost();
             return 0;
         };
         let head = head(task, tgid, JobEvent::ENDED);
@@ -218,10 +225,10 @@ unsafe fn ended(task: Object) -> i32 {
     0
 }
 
-/// What every event says.
+/// The part that all events have.
 ///
 /// # Safety
-/// As [`started`].
+/// As [`report_start`].
 #[inline(always)]
 unsafe fn head(task: Object, tgid: u32, kind: u32) -> JobEvent {
     // SAFETY: the caller's contract.
@@ -235,25 +242,26 @@ unsafe fn head(task: Object, tgid: u32, kind: u32) -> JobEvent {
             cgroup: tag::<Probed>(set, leaf, root),
             ran_ns: Probed::read(field!(task, TaskSumExec)),
             at_ns: bpf_ktime_get_ns(),
-            args: 0,
-            whole: 0,
+            args_len: 0,
+            args_complete: 0,
         }
     }
 }
 
-/// Counts an event that found no room.
-fn lose() {
+/// Counts an event that was lost because the ring was full.
+fn count_lost() {
     if let Some(lost) = JOBS_LOST.get_ptr_mut(0) {
-        // SAFETY: one word of the map, which other CPUs may add to at once.
+        // SAFETY: one word of the map, to which other CPUs may add concurrently.
         unsafe { add(lost, 1) };
     }
 }
 
-/// Adds to a word of a map that other CPUs may add to at once. The instruction is older than what the compiler makes of
-/// `AtomicU64::fetch_add`, which this target has only for newer machines.
+/// Adds to a word of a map to which other CPUs may add concurrently. The compiler supports
+/// `AtomicU64::fetch_add` on this target only for newer instruction sets; this instruction is in
+/// the oldest.
 ///
 /// # Safety
-/// `word` is the value of a map's element.
+/// `word` points to the value of a map element.
 #[inline(always)]
 unsafe fn add(word: *mut u64, by: u64) {
     // SAFETY: the caller's contract; one instruction that changes this word and nothing else.

@@ -1,33 +1,33 @@
-//! Reading the kernel's objects, and who a task belongs to.
+//! Reading kernel objects, and the cgroup that a task belongs to.
 
 use aya_ebpf::helpers::bpf_probe_read_kernel;
 use probe_ebpf::{Tag, V1_TAG};
 
-use crate::offsets::field;
+use crate::offsets::{Object, field};
 
-/// An object of the kernel.
-pub type Object = *const u8;
-
-/// A way to read a field of an object.
+/// A way to read a field of a kernel object.
 pub trait Read {
-    /// What lies at an address.
+    /// Reads the value at an address.
     ///
     /// # Safety
-    /// For [`Typed`], it is a field of an object that came as an argument of the program, or by a field that was read so.
+    /// For [`Typed`], `field` is a field of an object that is a program argument or was reached
+    /// through such fields.
     unsafe fn read<T: Copy + Default>(field: Object) -> T;
 }
 
-/// Loads it directly: the verifier knows the type of a pointer that came typed, holds the offset against it, and lets a fault
-/// read as zero (kernel/bpf/verifier.c, PTR_TO_BTF_ID). A fifth of the cost of the helper.
+/// Loads the field directly: the verifier knows the type of a typed pointer, checks the offset
+/// against it, and a fault reads as zero (kernel/bpf/verifier.c, PTR_TO_BTF_ID). It costs a fifth
+/// of the helper call.
 pub struct Typed;
 
-/// Asks the helper, which checks the address itself; for pointers without a type.
+/// Reads through a helper, which checks the address; for pointers without a type.
 pub struct Probed;
 
 impl Read for Typed {
     #[inline(always)]
     unsafe fn read<T: Copy + Default>(field: Object) -> T {
-        // SAFETY: the caller's contract. Volatile, so that the load stays one load at this address, as the verifier wants it.
+        // SAFETY: the caller's contract. Volatile, so that it stays a single load at this address,
+        // as the verifier requires.
         unsafe { field.cast::<T>().read_volatile() }
     }
 }
@@ -35,12 +35,12 @@ impl Read for Typed {
 impl Read for Probed {
     #[inline(always)]
     unsafe fn read<T: Copy + Default>(field: Object) -> T {
-        // SAFETY: the helper checks the address itself and reports a fault instead of taking it.
+        // SAFETY: the helper checks the address itself and returns an error on a fault.
         unsafe { bpf_probe_read_kernel(field.cast()) }.unwrap_or_default()
     }
 }
 
-/// A pointer that is a field.
+/// Reads a pointer field.
 ///
 /// # Safety
 /// As [`Read::read`].
@@ -50,7 +50,7 @@ pub unsafe fn follow<R: Read>(field: Object) -> Object {
     unsafe { R::read::<Pointer>(field) }.0
 }
 
-/// A pointer that starts as null, for [`Read::read`].
+/// A pointer whose default is null, for [`Read::read`].
 #[derive(Clone, Copy)]
 #[repr(transparent)]
 struct Pointer(Object);
@@ -61,7 +61,7 @@ impl Default for Pointer {
     }
 }
 
-/// The name of a workload: its v2 leaf, or its v1 `cpu` cgroup when it sits in the v2 root.
+/// The cgroup of a workload: its v2 leaf, or its v1 `cpu` cgroup if it is in the v2 root.
 ///
 /// # Safety
 /// As [`Read::read`]; `set` is a `css_set`, `leaf` its v2 leaf.
@@ -93,14 +93,14 @@ pub unsafe fn kernfs_id<R: Read>(cgroup: Object) -> u64 {
     }
 }
 
-/// What is known of a task at a switch.
+/// The fields of a task that are read at a context switch.
 #[derive(Clone, Copy)]
 pub struct Task {
-    /// Its `task_struct`.
+    /// Address of its `task_struct`.
     pub object: Object,
     /// 0 is the idle task.
     pub pid: u32,
-    /// Nanoseconds that it ever ran.
+    /// Total run time in nanoseconds.
     pub ran_ns: u64,
 }
 

@@ -1,17 +1,19 @@
-//! The ABI between the kernel side and the probe: plain data, no logic, no allocation.
+//! The ABI between the eBPF programs and the probe: plain data, no logic, no allocation.
 //!
-//! Both sides compile this file, so a layout cannot drift. Field order and sizes are asserted below because the probe
-//! maps these bytes into its own memory and reads them as they are.
+//! Both sides compile this file, so their layouts cannot differ. Field order and sizes are asserted
+//! below because the probe maps these bytes into its own memory and reads them directly.
 //!
-//! What a CPU counts lies in its own *bank*: element `cpu * slots + slot` of [`RunTime`], [`Waits`] and [`Counted`]. Only
-//! that CPU writes there, so nothing needs a lock or an atomic operation, and every number only grows (or wraps).
+//! Each CPU has its own *bank* of per-cgroup counters: the elements `cpu * slots + slot` of
+//! [`RunTime`], [`RunQueueCounts`] and [`HardwareCounts`]. Only that CPU writes them, so no lock or
+//! atomic operation is needed, and every counter only grows (or wraps).
 #![no_std]
 
-/// A field of an object of the kernel, wherever the running kernel has it.
+/// A field of a kernel object, whose offset depends on the running kernel.
 ///
-/// rustc emits no CO-RE relocations (aya-rs/aya#349), so the programs add a marked number, [`FIELD_MARK`] and the field's own, to an
-/// object's address, and the probe puts the offset there before it loads them: an instruction holds it, as if it had been
-/// compiled for this kernel.
+/// rustc emits no CO-RE relocations (aya-rs/aya#349). Instead the programs add a marked constant,
+/// [`FIELD_MARK`] plus the field's number, to an object's address, and the probe replaces it with
+/// the offset before it loads them. The instruction then holds the offset as if the program had
+/// been compiled for this kernel.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Field {
@@ -91,18 +93,19 @@ pub enum Field {
     SockPort,
 }
 
-/// In the immediate of an addition: the low byte is a [`Field`]. `WCF`, and far beyond any offset.
+/// Marks the immediate operand of an addition whose low byte is a [`Field`]: `WCF`, far above any
+/// offset.
 pub const FIELD_MARK: u32 = 0x5743_4600;
 
-/// Most cgroups that can be told apart at once. Time of a cgroup beyond it goes to [`CpuState::overflow`],
-/// so it is counted, only not named.
+/// Maximum number of cgroups that are counted separately. Further cgroups are counted in
+/// [`CpuState::overflow`], without their identity.
 pub const MAX_CGROUPS: usize = 4096;
 
-/// Most CPUs that the programs serve. The banks of a machine are made for those it may have.
+/// Maximum number of CPUs. The banks are sized for the possible CPUs of the machine.
 pub const MAX_CPUS: usize = 8192;
 
-/// Which cgroup tree an id belongs to. Ids are inode numbers of one kernfs root each, so the same number
-/// occurs in both trees of a hybrid host.
+/// The cgroup tree that an id belongs to. Ids are inode numbers of one kernfs root each, so the
+/// same number occurs in both trees of a hybrid host.
 pub mod hierarchy {
     /// The unified (v2) hierarchy.
     pub const V2: u64 = 0;
@@ -110,33 +113,36 @@ pub mod hierarchy {
     pub const V1_CPU: u64 = 1;
 }
 
-/// Who is charged: the task's v2 leaf, or its v1 `cpu` cgroup when the task sits in the v2 root.
+/// The cgroup that a task is charged to: its v2 leaf, or its v1 `cpu` cgroup if the task is in the
+/// v2 root.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[cfg_attr(feature = "user", derive(serde::Serialize, serde::Deserialize))]
 pub struct CgroupKey {
-    /// kernfs id, equal to `st_ino` of the cgroup's directory on 64-bit kernels (fs/kernfs/mount.c, 5.5 and later). Its
-    /// upper half is a generation that the kernel counts up, so an id is never used twice.
+    /// kernfs id, equal to `st_ino` of the cgroup's directory on 64-bit kernels
+    /// (fs/kernfs/mount.c, 5.5 and later). Its upper half is a generation that the kernel
+    /// increments, so an id is never reused.
     pub id: u64,
-    /// One of [`hierarchy`].
+    /// One of the constants in [`hierarchy`].
     pub hierarchy: u64,
 }
 
-/// A [`CgroupKey`] in one word, as the programs hold it: the id, and the tree in the topmost bit, which no generation reaches
-/// (fs/kernfs/dir.c counts it up by one each time that 2^32 inode numbers are used up). Zero is nobody.
+/// A [`CgroupKey`] packed into one word, as the programs store it: the id, with the tree in the
+/// topmost bit, which no generation reaches (fs/kernfs/dir.c increments it each time that 2^32
+/// inode numbers are used up). Zero means no cgroup.
 pub type Tag = u64;
 
-/// The bit of a [`Tag`] that says [`hierarchy::V1_CPU`].
+/// The bit of a [`Tag`] that stands for [`hierarchy::V1_CPU`].
 pub const V1_TAG: Tag = 1 << 63;
 
 impl CgroupKey {
-    /// In one word.
+    /// Packs the key into one word.
     #[must_use]
     pub const fn tag(&self) -> Tag {
         if self.hierarchy == hierarchy::V1_CPU { self.id | V1_TAG } else { self.id }
     }
 
-    /// Back from one word.
+    /// Unpacks a key.
     #[must_use]
     pub const fn of(tag: Tag) -> Self {
         let hierarchy = if tag & V1_TAG == 0 { hierarchy::V2 } else { hierarchy::V1_CPU };
@@ -144,9 +150,9 @@ impl CgroupKey {
     }
 }
 
-/// Upper ends of the classes of run-queue waits, in nanoseconds; the last class has none. From what no viewer sees up to several
-/// frames: at 60 a second a frame lasts 16.7 ms.
-pub const WAIT_NS: [u64; WAIT_CLASSES - 1] = [
+/// Upper bounds of the histogram buckets of run-queue waits, in nanoseconds; the last bucket has
+/// none. They range from imperceptible to several frames: at 60 fps a frame lasts 16.7 ms.
+pub const WAIT_BOUNDS_NS: [u64; WAIT_BUCKETS - 1] = [
     10_000,
     50_000,
     100_000,
@@ -159,165 +165,173 @@ pub const WAIT_NS: [u64; WAIT_CLASSES - 1] = [
     50_000_000,
     100_000_000,
 ];
-/// Classes of run-queue waits.
-pub const WAIT_CLASSES: usize = 12;
+/// Number of histogram buckets of run-queue waits.
+pub const WAIT_BUCKETS: usize = 12;
 
-/// Nanoseconds that a cgroup was on a CPU since counting began, in the scheduler's own figure, which `cpu.stat` shows too.
-/// Two fields that both only grow, and no sum: a reader may see one of them before the other.
+/// Run time of a cgroup since counting began, as the scheduler counts it, which `cpu.stat` shows
+/// too. Both fields only grow and there is no sum field, because a reader may see one update before
+/// the other.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "user", derive(serde::Serialize, serde::Deserialize))]
 pub struct RunTime {
-    /// While the CPU's sibling idled, or where it has none.
+    /// Nanoseconds while the SMT sibling was idle, or where there is none.
     pub alone_ns: u64,
-    /// While the CPU's sibling was busy too.
+    /// Nanoseconds while the SMT sibling was busy too.
     pub shared_ns: u64,
 }
 
 impl RunTime {
-    /// Time without a busy sibling.
+    /// Run time without a busy sibling.
     #[must_use]
     pub const fn alone(ns: u64) -> Self {
         Self { alone_ns: ns, shared_ns: 0 }
     }
 
-    /// All of it.
+    /// Total run time in nanoseconds.
     #[must_use]
     pub const fn ns(&self) -> u64 {
         self.alone_ns.saturating_add(self.shared_ns)
     }
 }
 
-/// How a cgroup's tasks came to run on a CPU and ceased to. The counts wrap.
+/// Run-queue waits and context switches of a cgroup's tasks. The counts wrap.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Waits {
-    /// Nanoseconds runnable and not running, of stints that have ended: Δ `sched_info.run_delay`.
+pub struct RunQueueCounts {
+    /// Nanoseconds spent runnable but not running, counted at switch-out: Δ `sched_info.run_delay`.
     pub wait_ns: u64,
-    /// Stints by how long they had waited for the CPU, in the classes of [`WAIT_NS`].
-    pub classes: [u32; WAIT_CLASSES],
-    /// Stints that ended because the task waits for something, and those that ended although it could have gone on.
-    pub ends: [u32; 2],
+    /// Context switches by the wait that preceded the run, in the buckets of
+    /// [`WAIT_BOUNDS_NS`].
+    pub wait_buckets: [u32; WAIT_BUCKETS],
+    /// Voluntary context switches (the task blocked) and involuntary ones (it was still runnable).
+    pub switches: [u32; 2],
 }
 
-/// Hardware counters, in this order, of a CPU.
+/// Number of hardware counters of each CPU.
 pub const COUNTERS: usize = 3;
 
-/// What the hardware counted while a cgroup was on a CPU.
+/// Hardware events counted while a cgroup was on a CPU.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counted {
+pub struct HardwareCounts {
     /// Cycles, instructions, misses of the last-level cache.
     pub events: [u64; COUNTERS],
-    /// Keeps an element within one line of the cache.
+    /// Padding that keeps an element within one cache line.
     pub unused: u64,
 }
 
-/// One place of a CPU's memory of who has which slot.
+/// An entry of a CPU's cache of slots.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Known {
-    /// Address of a `css_set`, the kernel's object for all tasks of the same cgroups. It may be taken again for another.
+pub struct CachedSlot {
+    /// Address of a `css_set`, the kernel object that all tasks of the same cgroups share. The
+    /// kernel may reuse the address.
     pub set: u64,
-    /// `serial_nr` of its v2 leaf, which the kernel never gives twice; where that is the root, of its v1 `cpu` state, with the topmost
-    /// bit set.
+    /// `serial_nr` of its v2 leaf, which the kernel never reuses; if the leaf is the root, that of
+    /// its v1 `cpu` state, with the topmost bit set.
     pub serial: u64,
-    /// Where its time goes: an element of the banks.
-    pub at: u64,
+    /// Element of the banks that its time is added to.
+    pub element: u64,
 }
 
-/// Places in that memory; a power of two.
-pub const KNOWN: usize = 64;
+/// Entries of that cache; a power of two.
+pub const SLOT_CACHE_SIZE: usize = 64;
 
-/// What a CPU remembers between two switches. Written by that CPU, but for `sibling` and `forget`. What every switch needs lies in
-/// the first line of the cache.
+/// State of a CPU between context switches. Only that CPU writes it, except `sibling` and
+/// `clear_cache`. The fields that every context switch needs are in the first cache line.
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CpuState {
     /// `task_struct` of the task that was switched in last; 0 before the first switch.
     pub running: u64,
-    /// That task's pid; 0 is the idle task, which is never charged.
+    /// That task's pid; 0 is the idle task, whose time is never charged.
     pub running_pid: u32,
-    /// The CPU that shares the core, plus one; 0 where there is none. Written by user space.
+    /// The SMT sibling's number plus one; 0 if there is none. Written by user space.
     pub sibling: u32,
     /// That task's `se.sum_exec_runtime` when it was last charged.
     pub charged_ns: u64,
-    /// That task's `sched_info.run_delay` when it was switched in; the kernel adds the wait before this stint only afterwards.
+    /// That task's `sched_info.run_delay` when it was switched in; the kernel adds the wait that
+    /// preceded this run only afterwards.
     pub delay_ns: u64,
-    /// Who was charged last.
-    pub last: Known,
-    /// How long this CPU has been busy, in a word that another CPU can read at any moment: while busy, twice the time (`CLOCK_MONOTONIC`)
-    /// at which it would have begun, had it never idled, plus one; while idle, twice the nanoseconds that it was busy.
+    /// The slot that was charged last.
+    pub last: CachedSlot,
+    /// Busy time of this CPU, in one word that another CPU can read at any time. While busy:
+    /// twice the time (`CLOCK_MONOTONIC`) at which it would have started if it had never been
+    /// idle, plus one. While idle: twice the nanoseconds that it was busy.
     pub busy: u64,
-    /// How long the sibling had been busy when this CPU was last charged.
+    /// Busy time of the sibling when this CPU was last charged.
     pub sibling_busy_ns: u64,
-    /// Time of cgroups that found no slot.
+    /// Run time of cgroups without a slot.
     pub overflow: RunTime,
-    /// Intervals lost in whole or in part: a switch was not seen, and no figure of the kernel says what ran meanwhile.
+    /// Intervals lost in whole or in part: no program ran at a context switch, and no kernel
+    /// counter shows what ran in between.
     pub missed: u64,
-    /// `CLOCK_MONOTONIC` of the last run of `charge_running` here; bounds what an unseen interval can hold.
-    pub swept_at_ns: u64,
-    /// Slots that this CPU took.
-    pub newcomers: u64,
-    /// The element of the bank that the hardware counters run for, plus one; 0 for nobody's.
-    pub counting: u64,
-    /// The hardware counters when they were last charged.
-    pub counted: [u64; COUNTERS],
-    /// For how long they were wanted, and for how long the hardware had a place for them, in nanoseconds, all of them together.
+    /// `CLOCK_MONOTONIC` of the last run of `charge_running` on this CPU; an upper bound for a
+    /// missed interval.
+    pub charged_at_ns: u64,
+    /// Number of slots that this CPU has assigned.
+    pub slots_taken: u64,
+    /// Bank element that the hardware counters are charged to, plus one; 0 for none.
+    pub counter_element: u64,
+    /// Values of the hardware counters when they were last charged.
+    pub counter_values: [u64; COUNTERS],
+    /// Nanoseconds that the hardware counters were enabled and running, summed over all counters.
     pub counter_time: [u64; 2],
-    /// Set by user space when a slot is to be given back: `charge_running` then forgets who has which, and clears it.
-    pub forget: u64,
-    /// `CLOCK_MONOTONIC` when `busy` was last brought up to date.
-    pub beside_at_ns: u64,
-    /// Fills the line.
+    /// Set by user space before it frees a slot: `charge_running` then clears the slot cache and
+    /// this field.
+    pub clear_cache: u64,
+    /// `CLOCK_MONOTONIC` when `busy` was last updated.
+    pub busy_updated_ns: u64,
+    /// Padding to a full cache line.
     pub unused: [u64; 2],
-    /// Who was charged before that.
-    pub known: [Known; KNOWN],
+    /// Slots of recently charged cgroups.
+    pub slot_cache: [CachedSlot; SLOT_CACHE_SIZE],
 }
 
-/// Names of programs that are jobs, at most.
+/// Maximum number of name patterns of jobs.
 pub const JOB_NAMES: usize = 4;
 
-/// Jobs that are followed at once, at most.
+/// Maximum number of jobs that are tracked at once.
 pub const MAX_JOBS: usize = 4096;
 
-/// Bytes of a command line that an event holds; a power of two.
+/// Size of the command line buffer in a start event; a power of two.
 pub const JOB_ARGS: usize = 4096;
 
-/// Bytes of the ring of events: 120 beginnings with their command lines between two ticks.
+/// Size of the event ring in bytes: room for 120 start events between two ticks.
 pub const JOB_EVENTS_BYTES: usize = 512 << 10;
 
-/// Ports of datagrams that are kept of each job.
+/// Maximum number of local UDP ports per job.
 pub const JOB_PORTS: usize = 4;
 
-/// A name to look for, as the kernel keeps names: 16 bytes, zeros at the end.
+/// A pattern for `comm`, as the kernel stores it: 16 bytes, padded with zeros.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct JobName {
-    /// The name.
+    /// The bytes to compare.
     pub name: [u64; 2],
-    /// Which of its bits must be the same; all zero for no name.
+    /// The bits that must match; all zero for an unused pattern.
     pub mask: [u64; 2],
 }
 
-/// A job began or ended.
+/// A job started or ended.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct JobEvent {
     /// [`Self::STARTED`] or [`Self::ENDED`].
     pub kind: u32,
-    /// Its thread group.
+    /// Thread group of the job.
     pub tgid: u32,
-    /// Where it ran.
+    /// Cgroup of the job.
     pub cgroup: Tag,
-    /// What it had run when it began, in nanoseconds: as whoever executed it.
+    /// CPU time of the process before the exec, in nanoseconds.
     pub ran_ns: u64,
-    /// `CLOCK_MONOTONIC`.
+    /// Time of the event, `CLOCK_MONOTONIC`.
     pub at_ns: u64,
-    /// Bytes of its command line that follow.
-    pub args: u32,
-    /// 1 when that is all of it.
-    pub whole: u32,
+    /// Length of the command line that follows, in bytes.
+    pub args_len: u32,
+    /// 1 if the command line is complete.
+    pub args_complete: u32,
 }
 
 impl JobEvent {
@@ -327,12 +341,12 @@ impl JobEvent {
     pub const ENDED: u32 = 2;
 }
 
-/// A job began.
+/// A job started.
 #[repr(C)]
 pub struct JobStarted {
-    /// What every event says.
+    /// The part that all events have.
     pub head: JobEvent,
-    /// The command line, its words ended by zeros.
+    /// The command line; each argument ends with a zero byte.
     pub args: [u8; JOB_ARGS],
 }
 
@@ -341,22 +355,23 @@ const _: () = {
     assert!(size_of::<JobStarted>() == 40 + JOB_ARGS);
     assert!(size_of::<CgroupKey>() == 16);
     assert!(size_of::<RunTime>() == 16);
-    assert!(size_of::<Waits>() == 64);
-    assert!(size_of::<Counted>() == 32);
+    assert!(size_of::<RunQueueCounts>() == 64);
+    assert!(size_of::<HardwareCounts>() == 32);
     assert!(core::mem::offset_of!(CpuState, busy) == 56);
-    assert!(size_of::<CpuState>() == 192 + 24 * KNOWN);
+    assert!(size_of::<CpuState>() == 192 + 24 * SLOT_CACHE_SIZE);
 };
 
 #[cfg(feature = "user")]
 mod pod {
-    // SAFETY: `repr(C)`, only unsigned integers, no padding (sizes asserted above), every bit pattern is valid.
+    // SAFETY: `repr(C)`, only unsigned integers, no padding (sizes asserted above), every bit
+    // pattern is valid.
     unsafe impl aya::Pod for super::CgroupKey {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::RunTime {}
     // SAFETY: as above.
-    unsafe impl aya::Pod for super::Waits {}
+    unsafe impl aya::Pod for super::RunQueueCounts {}
     // SAFETY: as above.
-    unsafe impl aya::Pod for super::Counted {}
+    unsafe impl aya::Pod for super::HardwareCounts {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::CpuState {}
     // SAFETY: as above.
@@ -368,7 +383,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_tag_holds_the_tree_and_the_whole_id() {
+    fn tag_contains_hierarchy_and_full_id() {
         for hierarchy in [hierarchy::V2, hierarchy::V1_CPU] {
             let key = CgroupKey { id: 7 << 32 | 0xffff_fff1, hierarchy };
             assert_eq!(CgroupKey::of(key.tag()), key);

@@ -1,7 +1,9 @@
-//! The object that the probe loads: one module per program or pair of programs, the maps beside who writes them.
+//! The eBPF object that the probe loads: one module per program or pair of programs, each map in
+//! the module that writes it.
 #![no_std]
 #![no_main]
-// Inline assembly for BPF; stable compilers take it with RUSTC_BOOTSTRAP=1, as they do build-std.
+// Inline assembly for BPF; stable compilers accept it with RUSTC_BOOTSTRAP=1, which build-std
+// needs too.
 #![feature(asm_experimental_arch)]
 
 mod cgroups;
@@ -13,12 +15,13 @@ mod offsets;
 mod slots;
 mod switch;
 
-/// Some helpers used here are offered only to GPL-compatible programs (kernel/bpf/verifier.c, `gpl_compatible`).
+/// The kernel offers some of the helpers used here only to GPL-compatible programs
+/// (kernel/bpf/verifier.c, `gpl_compatible`).
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
 static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
 
-/// Unreachable: the verifier rejects a program that could get here, but `core` wants the symbol.
+/// Unreachable: the verifier rejects a program that could get here, but `core` requires the symbol.
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
     loop {}

@@ -1,12 +1,15 @@
-//! What the probe tells the programs before it loads them: where the running kernel keeps the fields that they read, and what
-//! they are to do.
+//! Values that the probe sets before it loads the programs: kernel field offsets, and settings.
 
 use aya_ebpf::Global;
 
-/// The address of a field of an object: where the probe puts the offset ([`probe_ebpf::Field`]). Unsafe like what is done with it.
+/// Address of a kernel object.
+pub type Object = *const u8;
+
+/// Address of a field of an object; the probe inserts the offset ([`probe_ebpf::Field`]). It adds a
+/// constant to a pointer, so reading the result is unsafe.
 macro_rules! field {
     ($object:expr, $field:ident) => {{
-        let mut address: $crate::kernel::Object = $object;
+        let mut address: $crate::offsets::Object = $object;
         // Adds a constant to a register and touches nothing else.
         core::arch::asm!(
             "{0} += {1}",
@@ -25,9 +28,10 @@ macro_rules! settings {
     };
 }
 
-// In frozen read-only data: the verifier sees constants, and takes branches on them that are never gone out.
+// These are in frozen read-only data: the verifier sees constants and skips branches that are
+// never taken.
 settings! {
-    /// 1 where the kernel counts waits (CONFIG_SCHED_INFO)
+    /// 1 where the kernel records run-queue waits (CONFIG_SCHED_INFO)
     COUNTS_WAITS,
     /// 1 where the kernel has the cpu controller
     HAS_CPU,
@@ -35,9 +39,9 @@ settings! {
     HAS_CPUACCT,
     /// 1 where `sched_switch` has an argument between `preempt` and `prev` (5.18-rc1 to -rc6)
     SWITCH_SHIFTED,
-    /// Slots of a bank
+    /// Number of slots in a bank
     SLOTS_PER_CPU,
-    /// CPUs that the machine may have
+    /// Number of possible CPUs
     POSSIBLE_CPUS,
     /// 1 where CPUs have siblings
     SIBLINGS,

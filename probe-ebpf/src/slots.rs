@@ -1,24 +1,26 @@
-//! Which cgroup has which slot, and the banks that the slots lie in.
+//! Assignment of slots to cgroups, and the banks that contain the slots.
 //!
-//! A slot is taken by the first CPU that meets a cgroup, and given back by user space after the cgroup has gone, its last figures
-//! were read and every CPU has forgotten whose it was. Until then it is nobody else's, and a cgroup's id is never used twice, so
-//! nothing can be mixed up.
+//! The first CPU that runs a task of a cgroup assigns a slot to it. User space frees the slot after
+//! the cgroup is gone, its last values are read and every CPU has cleared the slot from its cache.
+//! Until then no other cgroup gets the slot, and the kernel never reuses a cgroup id, so values of
+//! two cgroups are never mixed.
 
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_NOEXIST},
     btf_maps::{Array, HashMap, Queue},
     macros::btf_map,
 };
-use probe_ebpf::{Counted, CpuState, KNOWN, Known, MAX_CGROUPS, RunTime, Tag, Waits};
+use probe_ebpf::{CachedSlot, CpuState, HardwareCounts, MAX_CGROUPS, RunQueueCounts, RunTime, SLOT_CACHE_SIZE, Tag};
 
 use crate::{
-    kernel::{Object, Read, Task, follow, tag},
-    offsets::{HAS_CPU, SLOTS_PER_CPU, field},
+    kernel::{Read, Task, follow, tag},
+    offsets::{HAS_CPU, Object, SLOTS_PER_CPU, field},
 };
 
 const MAPPED: usize = BPF_F_MMAPABLE as usize;
 
-/// What each CPU remembers, by its number. The probe sets the number of elements of this and of the banks for the machine.
+/// State of each CPU, by its number. The probe sets the size of this map and of the banks for the
+/// machine.
 #[btf_map]
 pub static CPUS: Array<CpuState, 1, MAPPED> = Array::new();
 
@@ -26,36 +28,38 @@ pub static CPUS: Array<CpuState, 1, MAPPED> = Array::new();
 #[btf_map]
 pub static TIMES: Array<RunTime, MAX_CGROUPS, MAPPED> = Array::new();
 
-/// Waits and switches, in banks; a single element where the kernel does not count waits.
+/// Run-queue waits and context switches, in banks; a single element where the kernel does not
+/// record waits.
 #[btf_map]
-pub static WAITS: Array<Waits, 1, MAPPED> = Array::new();
+pub static WAITS: Array<RunQueueCounts, 1, MAPPED> = Array::new();
 
 /// Hardware counters, in banks; a single element where there are none.
 #[btf_map]
-pub static COUNTS: Array<Counted, 1, MAPPED> = Array::new();
+pub static COUNTS: Array<HardwareCounts, 1, MAPPED> = Array::new();
 
-/// Who has a slot; 0 for nobody.
+/// The cgroup of each slot; 0 for a free slot.
 #[btf_map]
 pub static OWNERS: Array<Tag, MAX_CGROUPS, MAPPED> = Array::new();
 
-/// The slot of a cgroup.
+/// The slot of each cgroup.
 #[btf_map]
 static SLOTS: HashMap<Tag, u64, MAX_CGROUPS> = HashMap::new();
 
-/// The slots that are nobody's. Filled by user space.
+/// Free slots. Filled by user space.
 #[btf_map]
 static FREE: Queue<u64, MAX_CGROUPS> = Queue::new();
 
-/// Beyond every element.
+/// Beyond the last element: no slot.
 pub const NONE: u64 = u64::MAX;
 
-/// The element of this CPU's banks for a task's workload, of a new slot if need be; [`NONE`] when there is none left.
+/// The element of this CPU's banks for a task's workload, assigning a slot if needed; [`NONE`] if
+/// no slot is free.
 ///
-/// A hit costs no look at the cgroup's name: the serial number, which is never given twice, tells a `css_set` from an older one
-/// at the same address.
+/// A cache hit does not read the cgroup's id: the serial number, which is never reused,
+/// distinguishes a `css_set` from an older one at the same address.
 ///
 /// # Safety
-/// `state` is that of `cpu`, which is this one; `task` is one that `R` can read.
+/// `state` is the state of `cpu`, which is this CPU; `task` can be read by `R`.
 #[inline(always)]
 pub unsafe fn element<R: Read>(cpu: u32, state: *mut CpuState, task: Task) -> u64 {
     // SAFETY: the caller's contract.
@@ -65,82 +69,91 @@ pub unsafe fn element<R: Read>(cpu: u32, state: *mut CpuState, task: Task) -> u6
         let serial: u64 = R::read(field!(leaf, CgroupSerial));
         let last = &raw mut (*state).last;
         if (*last).set == set as u64 && (*last).serial == serial {
-            return (*last).at;
+            return (*last).element;
         }
-        recall::<R>(cpu, state, task.pid, set, leaf, serial)
+        cached_element::<R>(cpu, state, task.pid, set, leaf, serial)
     }
 }
 
-/// The rest of [`element`], for whoever was not the last.
+/// The rest of [`element`], for a cgroup that was not the last one charged.
 ///
 /// # Safety
-/// As [`element`]; `leaf` is the v2 leaf of `set`, `serial` its number.
+/// As [`element`]; `leaf` is the v2 leaf of `set`, and `serial` its serial number.
 #[inline(always)]
-unsafe fn recall<R: Read>(cpu: u32, state: *mut CpuState, pid: u32, set: Object, leaf: Object, mut serial: u64) -> u64 {
-    const OF_V1: u64 = 1 << 63;
-    // SAFETY: the caller's contract; `place` is below the number of places.
+unsafe fn cached_element<R: Read>(
+    cpu: u32,
+    state: *mut CpuState,
+    pid: u32,
+    set: Object,
+    leaf: Object,
+    mut serial: u64,
+) -> u64 {
+    const V1_SERIAL: u64 = 1 << 63;
+    // SAFETY: the caller's contract; the index is below the number of entries.
     unsafe {
-        // In the v2 root the workload is the v1 cgroup, if that is not a root too.
+        // In the v2 root the workload is identified by its v1 cgroup, unless that is a root too.
         let root = HAS_CPU.load() != 0 && R::read::<u32>(field!(leaf, CgroupLevel)) == 0;
         if root {
             let css = follow::<R>(field!(set, CssSetCpu));
-            serial = R::read::<u64>(field!(css, CssSerial)) | OF_V1;
+            serial = R::read::<u64>(field!(css, CssSerial)) | V1_SERIAL;
         }
-        // By the pid, which is a number to the verifier. Two threads of one workload in one place do not mind each other.
-        let place = pid as usize & (KNOWN - 1);
-        let known = (&raw mut (*state).known).cast::<Known>().add(place);
-        if (*known).set != set as u64 || (*known).serial != serial {
-            let slot = find(state, tag::<R>(set, leaf, root));
+        // The index is derived from the pid, which is a plain number to the verifier. Two threads
+        // of one workload may share an entry without harm.
+        let index = pid as usize & (SLOT_CACHE_SIZE - 1);
+        let cached = (&raw mut (*state).slot_cache).cast::<CachedSlot>().add(index);
+        if (*cached).set != set as u64 || (*cached).serial != serial {
+            let slot = find_or_assign(state, tag::<R>(set, leaf, root));
             if slot == NONE {
                 return NONE;
             }
-            (*known).set = set as u64;
-            (*known).serial = serial;
-            (*known).at = u64::from(cpu) * SLOTS_PER_CPU.load() + slot;
+            (*cached).set = set as u64;
+            (*cached).serial = serial;
+            (*cached).element = u64::from(cpu) * SLOTS_PER_CPU.load() + slot;
         }
         (*state).last.set = set as u64;
         (*state).last.serial = serial;
-        (*state).last.at = (*known).at;
-        (*known).at
+        (*state).last.element = (*cached).element;
+        (*cached).element
     }
 }
 
 /// # Safety
-/// `state` is this CPU's own.
+/// `state` belongs to this CPU.
 #[inline(always)]
-unsafe fn find(state: *mut CpuState, tag: Tag) -> u64 {
-    // SAFETY: the value is one word; its element is taken for another cgroup only after user space removed this one, whose tasks are
-    // gone then.
+unsafe fn find_or_assign(state: *mut CpuState, tag: Tag) -> u64 {
+    // SAFETY: the value is one word; its element is reused only after user space removed this
+    // cgroup, which has no tasks then.
     if let Some(slot) = unsafe { SLOTS.get(tag) } {
         return *slot;
     }
     let Ok(Some(slot)) = FREE.pop() else { return NONE };
     if SLOTS.insert(tag, slot, u64::from(BPF_NOEXIST)).is_err() {
-        // Another CPU met it in the same moment.
+        // Another CPU assigned a slot to this cgroup at the same time.
         let _ = FREE.push(slot, 0);
         // SAFETY: as above.
         return unsafe { SLOTS.get(tag) }.map_or(NONE, |slot| *slot);
     }
     let _ = OWNERS.set(slot as u32, tag, 0);
-    // SAFETY: the caller's contract. After the owner, so that who sees the count finds him.
-    unsafe { (&raw mut (*state).newcomers).write_volatile((*state).newcomers + 1) }
+    // SAFETY: the caller's contract. Written after the owner, so that a reader that sees the new
+    // count finds the owner.
+    unsafe { (&raw mut (*state).slots_taken).write_volatile((*state).slots_taken + 1) }
     slot
 }
 
-/// Forgets what this CPU remembers of slots.
+/// Clears this CPU's slot cache.
 ///
 /// # Safety
-/// `state` is this CPU's own.
+/// `state` belongs to this CPU.
 #[inline(always)]
-pub unsafe fn forget(state: *mut CpuState) {
-    // SAFETY: the caller's contract; places below their number.
+pub unsafe fn clear_cache(state: *mut CpuState) {
+    // SAFETY: the caller's contract; the index is below the number of entries.
     unsafe {
-        let mut place = 0;
-        while place < KNOWN {
-            (&raw mut (*state).known).cast::<Known>().add(place).cast::<u64>().write_volatile(0);
-            place += 1;
+        let mut index = 0;
+        while index < SLOT_CACHE_SIZE {
+            (&raw mut (*state).slot_cache).cast::<CachedSlot>().add(index).cast::<u64>().write_volatile(0);
+            index += 1;
         }
         (*state).last.set = 0;
-        (*state).forget = 0;
+        (*state).clear_cache = 0;
     }
 }

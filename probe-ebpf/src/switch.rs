@@ -1,31 +1,33 @@
-//! CPU time, waits and switches per cgroup and CPU, on `sched_switch`.
+//! CPU time, run-queue waits and context switches per cgroup and CPU, on `sched_switch`.
 //!
-//! The interval charged is Δ `se.sum_exec_runtime`, not Δ clock: it is the scheduler's own figure, so the sums equal
-//! `cpu.stat` by construction and interrupt time is billed to whom the kernel bills it.
+//! The charged interval is Δ `se.sum_exec_runtime`, not Δ clock: it is the scheduler's own counter,
+//! so the sums equal `cpu.stat` by construction, and interrupt time is charged to the same task as
+//! in the kernel.
 //!
-//! A switch program alone never sees a task that does not switch: two encoders still running when the banks are read were
-//! measured 10.9 % short. So a second program, `charge_running`, is run by user space on every CPU at every tick
-//! (BPF_PROG_TEST_RUN, 5.10) and charges what is on the CPU right now.
+//! A program on `sched_switch` alone misses a task that does not switch: two encoders that were
+//! still running when the banks were read were measured 10.9 % short. Therefore user space runs a
+//! second program, `charge_running`, on every CPU at every tick (BPF_PROG_TEST_RUN, 5.10), which
+//! charges the task that is running.
 
 use aya_ebpf::{
     helpers::{bpf_get_smp_processor_id, bpf_ktime_get_ns, generated::bpf_get_current_task},
     macros::{btf_tracepoint, raw_tracepoint},
     programs::{BtfTracePointContext, RawTracePointContext},
 };
-use probe_ebpf::{CpuState, WAIT_NS, Waits};
+use probe_ebpf::{CpuState, RunQueueCounts, WAIT_BOUNDS_NS};
 
 use crate::{
     counters,
-    kernel::{Object, Probed, Read, Task, Typed},
-    offsets::{COUNTING, COUNTS_WAITS, SIBLINGS, SWITCH_SHIFTED, field},
+    kernel::{Probed, Read, Task, Typed},
+    offsets::{COUNTING, COUNTS_WAITS, Object, SIBLINGS, SWITCH_SHIFTED, field},
     slots::{self, CPUS, TIMES, WAITS, element},
 };
 
-/// `sched_switch(preempt, prev, next)`: charges `prev`, remembers `next`.
+/// `sched_switch(preempt, prev, next)`: charges `prev` and records `next` as running.
 #[btf_tracepoint(function = "sched_switch")]
 pub fn sched_switch(ctx: BtfTracePointContext) -> i32 {
     let preempted: u64 = ctx.arg(0);
-    // SAFETY: tasks of a typed tracepoint.
+    // SAFETY: the tasks are arguments of a typed tracepoint.
     unsafe {
         if SWITCH_SHIFTED.load() == 0 {
             switch::<Typed>(preempted, ctx.arg(1), ctx.arg(2))
@@ -35,11 +37,11 @@ pub fn sched_switch(ctx: BtfTracePointContext) -> i32 {
     }
 }
 
-/// The same for kernels that refuse the typed program.
+/// Raw tracepoint variant, for kernels that refuse the typed program.
 #[raw_tracepoint(tracepoint = "sched_switch")]
 pub fn sched_switch_raw(ctx: RawTracePointContext) -> i32 {
     let preempted: u64 = ctx.arg(0);
-    // SAFETY: `Probed` takes any address.
+    // SAFETY: `Probed` accepts any address.
     unsafe {
         if SWITCH_SHIFTED.load() == 0 {
             switch::<Probed>(preempted, ctx.arg(1), ctx.arg(2))
@@ -49,47 +51,47 @@ pub fn sched_switch_raw(ctx: RawTracePointContext) -> i32 {
     }
 }
 
-/// Charges the task that is running on this CPU now. Run by user space, attached to nothing.
+/// Charges the task that is running on this CPU now. User space runs it; it is attached to nothing.
 #[raw_tracepoint]
 pub fn charge_running(_ctx: RawTracePointContext) -> i32 {
-    // SAFETY: helpers without arguments; `state` is this CPU's own element; `Probed` takes any address.
+    // SAFETY: helpers without arguments; `state` belongs to this CPU; `Probed` accepts any address.
     unsafe {
         let cpu = bpf_get_smp_processor_id();
         let Some(state) = CPUS.get_ptr_mut(cpu) else { return 0 };
         let now = Task::read::<Probed>(bpf_get_current_task() as Object);
         if (*state).running != now.object as u64 {
-            (*state).delay_ns = UNSEEN;
+            (*state).delay_ns = SWITCH_MISSED;
         }
-        account::<Probed>(cpu, state, now, now, Stint::NONE);
-        // Before the counters are told whom they run for.
-        if (*state).forget != 0 {
-            slots::forget(state);
+        charge_interval::<Probed>(cpu, state, now, now, SwitchOut::NONE);
+        // Before the counters get their next element, which may come from the cache.
+        if (*state).clear_cache != 0 {
+            slots::clear_cache(state);
         }
         if COUNTING.load() != 0 {
-            counters::charge(cpu, state, counted_for::<Probed>(cpu, state, now));
+            counters::charge(cpu, state, counter_element::<Probed>(cpu, state, now));
         }
-        (*state).swept_at_ns = bpf_ktime_get_ns();
+        (*state).charged_at_ns = bpf_ktime_get_ns();
     }
     0
 }
 
 /// # Safety
-/// `prev` and `next` are tasks that `R` can read.
+/// `prev` and `next` can be read by `R`.
 #[inline(always)]
 unsafe fn switch<R: Read>(preempted: u64, prev: Object, next: Object) -> i32 {
-    // SAFETY: a helper without arguments; the caller's contract; `state` is this CPU's own element.
+    // SAFETY: a helper without arguments; the caller's contract; `state` belongs to this CPU.
     unsafe {
         let cpu = bpf_get_smp_processor_id();
         let Some(state) = CPUS.get_ptr_mut(cpu) else { return 0 };
         let (task, next) = (Task::read::<R>(prev), Task::read::<R>(next));
-        let stint = if task.pid == 0 { Stint::NONE } else { Stint::ended::<R>(state, prev, preempted) };
-        account::<R>(cpu, state, task, next, stint);
+        let switch_out = if task.pid == 0 { SwitchOut::NONE } else { SwitchOut::of::<R>(state, prev, preempted) };
+        charge_interval::<R>(cpu, state, task, next, switch_out);
         if COUNTS_WAITS.load() != 0 {
             (*state).delay_ns = R::read(field!(next.object, TaskRunDelay));
         }
         if COUNTING.load() != 0 {
-            let next = counted_for::<R>(cpu, state, next);
-            if next != (*state).counting {
+            let next = counter_element::<R>(cpu, state, next);
+            if next != (*state).counter_element {
                 counters::charge(cpu, state, next);
             }
         }
@@ -97,48 +99,49 @@ unsafe fn switch<R: Read>(preempted: u64, prev: Object, next: Object) -> i32 {
     0
 }
 
-/// The element of the banks that the counters run for while `task` does, plus one; 0 for nobody's, as the idle task's.
+/// The bank element to charge counters to while `task` runs, plus one; 0 for the idle task.
 ///
 /// # Safety
 /// As [`element`].
 #[inline(always)]
-unsafe fn counted_for<R: Read>(cpu: u32, state: *mut CpuState, task: Task) -> u64 {
+unsafe fn counter_element<R: Read>(cpu: u32, state: *mut CpuState, task: Task) -> u64 {
     // SAFETY: the caller's contract.
     if task.pid == 0 { 0 } else { unsafe { element::<R>(cpu, state, task) }.wrapping_add(1) }
 }
 
-/// Charges `task` up to now, with the stint that ends if one does, and remembers `next` as running.
+/// Charges `task` up to now, with its switch-out if there is one, and records `next` as running.
 ///
 /// # Safety
-/// `state` is this CPU's own: nothing else of ours writes there meanwhile, for interrupts are off in sched_switch, and what runs
-/// `charge_running` keeps the CPU (net/bpf/test_run.c: an interrupt on another CPU, get_cpu on this one), so no switch comes
-/// between. `task` is one that `R` can read.
+/// `state` belongs to this CPU, and no other program of ours writes it at the same time:
+/// interrupts are off in sched_switch, and `charge_running` keeps the CPU (net/bpf/test_run.c: an
+/// interrupt on another CPU, get_cpu on this one), so no context switch happens in between. `task`
+/// can be read by `R`.
 #[inline(always)]
-unsafe fn account<R: Read>(cpu: u32, state: *mut CpuState, task: Task, next: Task, stint: Stint) {
+unsafe fn charge_interval<R: Read>(cpu: u32, state: *mut CpuState, task: Task, next: Task, switch_out: SwitchOut) {
     // SAFETY: the caller's contract.
     unsafe {
-        let (was_busy, since) = ((*state).busy & 1, (*state).beside_at_ns);
-        let overlap = if SIBLINGS.load() == 0 { 0 } else { beside(state, next.pid != 0) };
+        let (was_busy, since) = ((*state).busy & 1, (*state).busy_updated_ns);
+        let overlap = if SIBLINGS.load() == 0 { 0 } else { sibling_busy(state, next.pid != 0) };
         let (running, pid, charged) = ((*state).running, (*state).running_pid, (*state).charged_ns);
         (*state).running = next.object as u64;
         (*state).running_pid = next.pid;
         (*state).charged_ns = next.ran_ns;
-        let seen = running == task.object as u64 && pid == task.pid;
-        let left = Task { object: running as Object, pid, ran_ns: charged };
+        let observed = running == task.object as u64 && pid == task.pid;
+        let previous = Task { object: running as Object, pid, ran_ns: charged };
         if running == 0 {
             return;
         }
-        if !seen {
-            let left_ran = if pid == 0 { 0 } else { leave_unseen(cpu, state, left) };
-            let ran = if task.pid == 0 { 0 } else { since_unseen_switch::<R>(state, left, task) };
-            if SIBLINGS.load() != 0 && left_ran != UNKNOWN && ran != UNKNOWN {
-                let span = (*state).beside_at_ns.wrapping_sub(since);
+        if !observed {
+            let previous_ran = if pid == 0 { 0 } else { charge_missed_switch_out(cpu, state, previous) };
+            let ran = if task.pid == 0 { 0 } else { ran_since_missed_switch::<R>(state, previous, task) };
+            if SIBLINGS.load() != 0 && previous_ran != UNKNOWN && ran != UNKNOWN {
+                let span = (*state).busy_updated_ns.wrapping_sub(since);
                 let counted = if was_busy == 0 { 0 } else { span };
-                let ran = left_ran.wrapping_add(ran);
+                let ran = previous_ran.wrapping_add(ran);
                 correct_busy(state, (if ran < span { ran } else { span }).wrapping_sub(counted));
             }
             if task.pid != 0 && ran != UNKNOWN {
-                charge::<R>(cpu, state, task, ran, overlap, Stint::NONE);
+                charge::<R>(cpu, state, task, ran, overlap, SwitchOut::NONE);
             }
             return;
         }
@@ -147,46 +150,48 @@ unsafe fn account<R: Read>(cpu: u32, state: *mut CpuState, task: Task, next: Tas
         }
         let ran = task.ran_ns.wrapping_sub(charged);
         if (ran as i64) < 0 {
-            // The figure of a task only grows: this is another task at the same address.
+            // A task's run time only grows: this is another task at the same address.
             (*state).missed += 1;
             return;
         }
-        charge::<R>(cpu, state, task, ran, overlap, stint);
+        charge::<R>(cpu, state, task, ran, overlap, switch_out);
     }
 }
 
-/// What no figure of the kernel tells.
+/// A run time that no kernel counter shows.
 const UNKNOWN: u64 = u64::MAX;
 
-/// Adds `by`, which may be below zero, to the time that this CPU was busy: between two switches of which one was not seen, it was busy
-/// for as long as its tasks ran, and not for as long as the switches that were seen lay apart. The sibling, which may have counted
-/// that already, counts so much less, or more, from now on.
+/// Adds `by`, which may be negative, to this CPU's busy time. Between two context switches of
+/// which one was missed, the CPU was busy for as long as its tasks ran, not for the whole time
+/// between the observed switches. If the sibling has already counted the uncorrected time, it
+/// counts correspondingly less, or more, from now on.
 ///
 /// # Safety
-/// `state` is this CPU's own.
+/// `state` belongs to this CPU.
 #[inline(always)]
 unsafe fn correct_busy(state: *mut CpuState, by: u64) {
     // SAFETY: the caller's contract.
     unsafe {
         let word = (*state).busy;
-        // While busy the word holds a beginning, which is the earlier the longer it lasts.
+        // While busy, the word contains a start time: the earlier, the longer the busy time.
         let corrected = if word & 1 == 0 { word.wrapping_add(by << 1) } else { word.wrapping_sub(by << 1) };
         (&raw mut (*state).busy).write_volatile(corrected);
     }
 }
 
-/// Adds `ran` nanoseconds, of which the sibling was busy for at most `overlap`, and a stint that ended, to whoever owns `task`.
+/// Charges `ran` nanoseconds, of which the sibling was busy for at most `overlap`, and a
+/// switch-out, to the cgroup of `task`.
 ///
 /// # Safety
-/// As [`account`].
+/// As [`charge_interval`].
 #[inline(always)]
-unsafe fn charge<R: Read>(cpu: u32, state: *mut CpuState, task: Task, ran: u64, overlap: u64, stint: Stint) {
-    if ran == 0 && stint.end == Stint::NONE.end {
+unsafe fn charge<R: Read>(cpu: u32, state: *mut CpuState, task: Task, ran: u64, overlap: u64, switch_out: SwitchOut) {
+    if ran == 0 && switch_out.kind == SwitchOut::NONE.kind {
         return;
     }
-    // The two clocks differ by what the scheduler does not count: interrupts, and time that a hypervisor took.
+    // The two clocks differ by what the scheduler does not count: interrupts and steal time.
     let shared = if overlap < ran { overlap } else { ran };
-    // SAFETY: the caller's contract; elements of the banks are this CPU's own.
+    // SAFETY: the caller's contract; elements of this CPU's bank are written by this CPU alone.
     unsafe {
         let element = element::<R>(cpu, state, task);
         let time = match TIMES.get_ptr_mut(element as u32) {
@@ -197,27 +202,29 @@ unsafe fn charge<R: Read>(cpu: u32, state: *mut CpuState, task: Task, ran: u64, 
         if SIBLINGS.load() != 0 {
             (*time).shared_ns = (*time).shared_ns.wrapping_add(shared);
         }
-        if stint.end != Stint::NONE.end
+        if switch_out.kind != SwitchOut::NONE.kind
             && let Some(waits) = WAITS.get_ptr_mut(element as u32)
         {
-            stint.count(waits);
+            switch_out.add_to(waits);
         }
     }
 }
 
-/// For how long the sibling was busy since this was last asked here, and notes whether this CPU is `busy` from now on.
+/// The sibling's busy time since the last call on this CPU. Records whether this CPU is `busy` from
+/// now on.
 ///
 /// # Safety
-/// `state` is this CPU's own.
+/// `state` belongs to this CPU.
 #[inline(always)]
-unsafe fn beside(state: *mut CpuState, busy: bool) -> u64 {
-    // SAFETY: a helper without arguments; the caller's contract; of the sibling's element one word is read, which it writes whole.
+unsafe fn sibling_busy(state: *mut CpuState, busy: bool) -> u64 {
+    // SAFETY: a helper without arguments; the caller's contract; one word of the sibling's state is
+    // read, which the sibling writes in one piece.
     unsafe {
         let now = bpf_ktime_get_ns();
-        (*state).beside_at_ns = now;
+        (*state).busy_updated_ns = now;
         let word = (*state).busy;
         if word & 1 != u64::from(busy) {
-            // From the time that it would have begun to the time that it was, or back.
+            // Converts the start time to the busy time, or back.
             (&raw mut (*state).busy).write_volatile(now.wrapping_sub(word >> 1) << 1 | u64::from(busy));
         }
         let sibling = (&raw const (*state).sibling).read_volatile();
@@ -228,7 +235,7 @@ unsafe fn beside(state: *mut CpuState, busy: bool) -> u64 {
         let word = (&raw const (*other).busy).read_volatile();
         let total = if word & 1 == 0 { word >> 1 } else { now.wrapping_sub(word >> 1) };
         let last = (*state).sibling_busy_ns;
-        // It may have read the clock a moment after us.
+        // The sibling may have read the clock a moment after this CPU.
         if (total.wrapping_sub(last) as i64) <= 0 {
             return 0;
         }
@@ -237,31 +244,33 @@ unsafe fn beside(state: *mut CpuState, busy: bool) -> u64 {
     }
 }
 
-/// What a task ran since it was switched in, when that switch was not seen, or [`UNKNOWN`].
+/// The run time of a task since it was switched in, when no program ran at that switch, or
+/// [`UNKNOWN`].
 ///
-/// Some switches reach no tracing program (seen on 6.18: two threads of a VM's agent are switched in and never out; the
-/// kernel counts no recursion miss). Whoever runs after such a thread would lose its whole interval, up to a tick. The scheduler keeps
-/// two figures of it, and the longer is the true one that does not claim more than has passed since this CPU was last charged by the
-/// clock:
-/// - `exec_start` is this CPU's own clock when a task was last charged: for `left`, when it left, if it was not switched in again; for
-///   `task`, now.
-/// - `set_next_entity` copies `sum_exec_runtime` to `prev_sum_exec_runtime` (kernel/sched/fair.c) when a task of the fair class is
-///   switched in, and sometimes later: measured to be short by up to one period of the scheduler's tick.
+/// Some context switches reach no tracing program (observed on 6.18: two threads of a VM's agent
+/// are switched in and never out; the kernel counts no recursion miss). The task that runs after
+/// such a thread would lose its whole interval, up to a tick. The scheduler provides two estimates;
+/// the longer one that does not exceed the time since this CPU was last charged is correct:
+/// - `exec_start` is the CPU's clock when a task was last charged: for `previous`, when it left,
+///   unless it was switched in again; for `task`, now.
+/// - `set_next_entity` copies `sum_exec_runtime` to `prev_sum_exec_runtime` (kernel/sched/fair.c)
+///   when a task of the fair class is switched in, and sometimes later: measured to be short by up
+///   to one period of the scheduler's tick.
 ///
 /// # Safety
-/// As [`account`]; `left` as in [`leave_unseen`].
+/// As [`charge_interval`]; `previous` as in [`charge_missed_switch_out`].
 #[inline(always)]
-unsafe fn since_unseen_switch<R: Read>(state: *mut CpuState, left: Task, task: Task) -> u64 {
+unsafe fn ran_since_missed_switch<R: Read>(state: *mut CpuState, previous: Task, task: Task) -> u64 {
     // SAFETY: the caller's contract.
     unsafe {
         let elapsed = elapsed(state);
         let copied = task.ran_ns.wrapping_sub(R::read(field!(task.object, TaskPrevSumExec)));
         let copied = if is_fair::<R>(task.object) && copied <= elapsed { copied } else { 0 };
-        if left.pid != 0
-            && Probed::read::<u32>(field!(left.object, TaskPid)) == left.pid
-            && Probed::read::<u64>(field!(left.object, TaskPrevSumExec)) <= left.ran_ns
+        if previous.pid != 0
+            && Probed::read::<u32>(field!(previous.object, TaskPid)) == previous.pid
+            && Probed::read::<u64>(field!(previous.object, TaskPrevSumExec)) <= previous.ran_ns
         {
-            let start: u64 = Probed::read(field!(left.object, TaskExecStart));
+            let start: u64 = Probed::read(field!(previous.object, TaskExecStart));
             let span = R::read::<u64>(field!(task.object, TaskExecStart)).wrapping_sub(start);
             if start != 0 && span >= copied && span <= elapsed && span <= task.ran_ns {
                 return span;
@@ -275,33 +284,35 @@ unsafe fn since_unseen_switch<R: Read>(state: *mut CpuState, left: Task, task: T
     }
 }
 
-/// Charges what `left` ran up to a switch that was not seen, from the last moment that it was charged, `left.ran_ns`, and returns it,
-/// or [`UNKNOWN`].
+/// Charges the run time of `previous` from when it was last charged, `previous.ran_ns`, up to a
+/// missed context switch, and returns it, or [`UNKNOWN`].
 ///
-/// What it ran altogether is in its own figures; they say what it ran here as long as it was not switched in again.
+/// The task's counters contain its total run time, which is its run time on this CPU unless the
+/// task was switched in again.
 ///
 /// # Safety
-/// As [`account`]; `left` may be gone: its memory is only read by the helper, and only believed while the pid is the same.
+/// As [`charge_interval`]; `previous` may no longer exist: its memory is read only through the
+/// helper, and the values are used only if the pid is the same.
 #[inline(always)]
-unsafe fn leave_unseen(cpu: u32, state: *mut CpuState, left: Task) -> u64 {
+unsafe fn charge_missed_switch_out(cpu: u32, state: *mut CpuState, previous: Task) -> u64 {
     // SAFETY: the caller's contract.
     unsafe {
-        let now = Task::read::<Probed>(left.object);
-        let began: u64 = Probed::read(field!(left.object, TaskPrevSumExec));
-        let ran = now.ran_ns.wrapping_sub(left.ran_ns);
-        let here = began <= left.ran_ns && is_fair::<Probed>(left.object);
-        if now.pid == left.pid && here && ran <= elapsed(state) {
-            charge::<Probed>(cpu, state, now, ran, 0, Stint::NONE);
+        let now = Task::read::<Probed>(previous.object);
+        let started: u64 = Probed::read(field!(previous.object, TaskPrevSumExec));
+        let ran = now.ran_ns.wrapping_sub(previous.ran_ns);
+        let here = started <= previous.ran_ns && is_fair::<Probed>(previous.object);
+        if now.pid == previous.pid && here && ran <= elapsed(state) {
+            charge::<Probed>(cpu, state, now, ran, 0, SwitchOut::NONE);
             ran
         } else {
-            // Nobody knows what it ran before it left.
+            // Its run time before the missed switch is unknown.
             (*state).missed += 1;
             UNKNOWN
         }
     }
 }
 
-/// True where `prev_sum_exec_runtime` is kept.
+/// Whether the task is in the fair class, which maintains `prev_sum_exec_runtime`.
 ///
 /// # Safety
 /// As [`Read::read`].
@@ -322,70 +333,76 @@ unsafe fn is_fair<R: Read>(task: Object) -> bool {
 /// Nanoseconds since this CPU was last charged by the clock.
 ///
 /// # Safety
-/// `state` is this CPU's own.
+/// `state` belongs to this CPU.
 #[inline(always)]
 unsafe fn elapsed(state: *mut CpuState) -> u64 {
     // SAFETY: a helper without arguments; the caller's contract.
-    unsafe { bpf_ktime_get_ns().wrapping_sub((*state).swept_at_ns) }
+    unsafe { bpf_ktime_get_ns().wrapping_sub((*state).charged_at_ns) }
 }
 
-/// In [`CpuState::delay_ns`]: the switch that began this stint was not seen.
-const UNSEEN: u64 = u64::MAX;
+/// In [`CpuState::delay_ns`]: no program ran at the switch-in of the running task.
+const SWITCH_MISSED: u64 = u64::MAX;
 
-/// The end of a stint on the CPU. Plain words and no `Option`: the kernel takes no type information of a Rust enum with data.
+/// A switch-out of a task. It consists of integers and uses no `Option`, because the kernel does
+/// not accept the type information of a Rust enum with data.
 #[derive(Clone, Copy)]
-struct Stint {
-    /// How long the task had waited for it.
+struct SwitchOut {
+    /// Run-queue wait that preceded the run.
     wait_ns: u64,
-    /// 0 when the task waits for something, 1 when it could have gone on, [`Stint::NONE`]'s when no stint ended.
-    end: u64,
+    /// 0: voluntary, the task blocked; 1: involuntary, it was still runnable; 2: no switch-out
+    /// ([`SwitchOut::NONE`]).
+    kind: u64,
 }
 
-impl Stint {
-    /// No stint ended, or its beginning was not seen.
-    const NONE: Self = Self { wait_ns: 0, end: 2 };
+impl SwitchOut {
+    /// No switch-out, or the matching switch-in was missed.
+    const NONE: Self = Self { wait_ns: 0, kind: 2 };
 
-    /// The stint of `prev` that ends here; none where the kernel does not count waits.
+    /// The switch-out of `prev`; none where the kernel does not record waits.
     ///
     /// # Safety
-    /// As [`account`].
+    /// As [`charge_interval`].
     #[inline(always)]
-    unsafe fn ended<R: Read>(state: *mut CpuState, prev: Object, preempted: u64) -> Self {
+    unsafe fn of<R: Read>(state: *mut CpuState, prev: Object, preempted: u64) -> Self {
         // SAFETY: the caller's contract.
         unsafe {
             let delay_ns = (*state).delay_ns;
-            if COUNTS_WAITS.load() == 0 || delay_ns == UNSEEN {
+            if COUNTS_WAITS.load() == 0 || delay_ns == SWITCH_MISSED {
                 return Self::NONE;
             }
             let wait_ns = R::read::<u64>(field!(prev, TaskRunDelay)).wrapping_sub(delay_ns);
-            // TASK_RUNNING is 0: such a task did not ask to leave. Without a branch, for nothing predicts it.
+            // TASK_RUNNING is 0: such a task did not block. Computed without a branch, which would
+            // be unpredictable.
             let runs = u64::from(R::read::<u32>(field!(prev, TaskState))).wrapping_sub(1) >> 63;
-            Self { wait_ns, end: (preempted | runs) & 1 }
+            Self { wait_ns, kind: (preempted | runs) & 1 }
         }
     }
 
     /// # Safety
-    /// `waits` is this CPU's own; a stint ended.
+    /// `waits` belongs to this CPU's bank; `self` is not [`SwitchOut::NONE`].
     #[inline(always)]
-    unsafe fn count(self, waits: *mut Waits) {
-        // SAFETY: the caller's contract; the class is below the number of classes, and the end is 0 or 1.
+    unsafe fn add_to(self, waits: *mut RunQueueCounts) {
+        // SAFETY: the caller's contract; the bucket index is below the number of buckets, and the
+        // kind is 0 or 1.
         unsafe {
             (*waits).wait_ns = (*waits).wait_ns.wrapping_add(self.wait_ns);
-            let class = (&raw mut (*waits).classes).cast::<u32>().add(class(self.wait_ns));
-            *class = (*class).wrapping_add(1);
-            // The compiler knows that it is 0 or 1 and would leave a mask out; the verifier of 6.1 has forgotten it by now.
-            let mut end = self.end as usize;
-            core::arch::asm!("{0} &= 1", inout(reg) end, options(pure, nomem, nostack, preserves_flags));
-            let end = (&raw mut (*waits).ends).cast::<u32>().add(end);
-            *end = (*end).wrapping_add(1);
+            let bucket = (&raw mut (*waits).wait_buckets).cast::<u32>().add(bucket(self.wait_ns));
+            *bucket = (*bucket).wrapping_add(1);
+            // The compiler knows that it is 0 or 1 and would optimise a mask away; the verifier of
+            // 6.1 no longer knows it here.
+            let mut kind = self.kind as usize;
+            core::arch::asm!("{0} &= 1", inout(reg) kind, options(pure, nomem, nostack, preserves_flags));
+            let count = (&raw mut (*waits).switches).cast::<u32>().add(kind);
+            *count = (*count).wrapping_add(1);
         }
     }
 }
 
-/// The class of a wait. Written out: each way through it leaves a constant, which is what the verifier wants of an index.
+/// The histogram bucket of a wait. Written out so that each path ends in a constant, which the
+/// verifier requires of an index.
 #[inline(always)]
-fn class(ns: u64) -> usize {
-    let [a, b, c, d, e, f, g, h, i, j, k] = WAIT_NS;
+fn bucket(ns: u64) -> usize {
+    let [a, b, c, d, e, f, g, h, i, j, k] = WAIT_BOUNDS_NS;
     if ns < d {
         if ns < b {
             if ns < a { 0 } else { 1 }

@@ -1,6 +1,6 @@
-//! What a look at GPUs costs in a tick, with 1 and with 8 of them and 8 processes on each: reading them, saying who is who, and the
-//! arithmetic. Run by `cargo xtask bench`; prints `WHAT GPUS MICROSECONDS` lines: CPU time, median of batches, less what the
-//! library that stands in for NVIDIA's takes itself, which is told apart.
+//! Cost of polling GPUs per tick, with 1 and 8 GPUs and 8 processes on each: reading, attribution
+//! and arithmetic. Run by `cargo xtask bench`. Prints lines `PART GPUS MICROSECONDS`: CPU time,
+//! median of batches. The CPU time of the fake NVML library itself is reported separately.
 
 #![allow(clippy::unwrap_used, reason = "a measurement that cannot go on has failed")]
 
@@ -8,7 +8,7 @@ use std::process::{Child, Command};
 
 use clap::Parser as _;
 use fake_nvml::scenario::{Engines, Gpu, Process, Scenario, Session, VARIABLE};
-use probe_user::{accountant::Accountant, config::Config, instruments::Instruments, ledger::IdlePolicy, start};
+use probe_user::{attribution::Accountant, config::Config, ledger::IdlePolicy, start, tick::Collectors};
 
 const BATCHES: usize = 15;
 const TICKS: u32 = 20;
@@ -21,16 +21,16 @@ fn cpu_ns(clock: libc::clockid_t) -> u64 {
     u64::try_from(now.tv_sec).unwrap() * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap()
 }
 
-/// What the library that is loaded says it took.
+/// CPU time that the loaded fake library has used.
 fn library_ns(library: &std::path::Path) -> u64 {
     let name = std::ffi::CString::new(library.to_str().unwrap()).unwrap();
-    // SAFETY: the library is loaded already, and this gives another handle to it.
+    // SAFETY: the library is already loaded, and this returns another handle to it.
     let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_NOLOAD) };
     assert!(!handle.is_null());
-    // SAFETY: a name that ends in zero, in a library that is open.
+    // SAFETY: a zero-terminated name, and the handle of an open library.
     let symbol = unsafe { libc::dlsym(handle, c"fake_nvml_own_ns".as_ptr()) };
     assert!(!symbol.is_null());
-    // SAFETY: the function takes nothing and gives a number, as it is declared in fake-nvml.
+    // SAFETY: this is the function's declaration in fake-nvml.
     let own: extern "C" fn() -> u64 = unsafe { std::mem::transmute(symbol) };
     let ns = own();
     // SAFETY: the handle was opened above.
@@ -61,7 +61,7 @@ fn main() {
     let scenario = dir.join("scenario.toml");
     let exe = std::env::current_exe().unwrap();
     let library = exe.ancestors().nth(2).unwrap().join("deps/libfake_nvml.so");
-    // SAFETY: nothing else runs yet.
+    // SAFETY: no other thread runs yet.
     unsafe { std::env::set_var(VARIABLE, &scenario) };
     let mut processes: Vec<Child> =
         (0..8 * PROCESSES).map(|_| Command::new("sleep").arg("600").spawn().unwrap()).collect();
@@ -76,7 +76,7 @@ fn main() {
             |more: &str| Config::parse_from([&["wattcast-probe"], &flags[..], &[&*library_flag, more]].concat());
         let mut all = Probe::start(&config("--collector.gpu"));
         let mut none = Probe::start(&config("--no-collector.gpu"));
-        all.instruments.settle(std::time::Duration::from_secs(10));
+        all.collectors.wait_for_gpus(std::time::Duration::from_secs(10));
         let mut costs: Vec<(u64, u64)> = (0..BATCHES)
             .map(|_| {
                 let own = library_ns(&library);
@@ -86,9 +86,9 @@ fn main() {
                 (with.saturating_sub(without + own) / u64::from(TICKS), own / u64::from(TICKS))
             })
             .collect();
-        // What was measured is what was meant: every process of every GPU was seen to use it.
-        let seen = all.instruments.gpus().iter().map(|shown| (shown.gpu.uses.len(), shown.encoding.len()));
-        assert_eq!(seen.collect::<Vec<_>>(), vec![(PROCESSES, PROCESSES); count]);
+        // Check that every process of every GPU was reported.
+        let reported = all.collectors.gpus().iter().map(|status| (status.gpu.uses.len(), status.sessions.len()));
+        assert_eq!(reported.collect::<Vec<_>>(), vec![(PROCESSES, PROCESSES); count]);
         costs.sort_unstable();
         let (probe, own) = costs[BATCHES / 2];
         let micro = |ns: u64| f64::from(u32::try_from(ns).unwrap()) / 1000.0;
@@ -103,26 +103,26 @@ fn main() {
 }
 
 struct Probe {
-    instruments: Instruments,
+    collectors: Collectors,
     accountant: Accountant,
 }
 
 impl Probe {
     fn start(config: &Config) -> Self {
-        let instruments = start::instruments(config).0;
-        let accountant = Accountant::new(instruments.setup(), IdlePolicy::Separate, 0);
-        Self { instruments, accountant }
+        let collectors = start::collectors(config).0;
+        let accountant = Accountant::new(collectors.setup(), IdlePolicy::Separate, 0);
+        Self { collectors, accountant }
     }
 
-    /// CPU time of the whole process over some ticks: the sampler's thread and that of GPUs.
+    /// CPU time of the process over some ticks, including the GPU thread.
     fn ticks(&mut self) -> u64 {
         let mut collectors = Vec::new();
-        let began = cpu_ns(libc::CLOCK_PROCESS_CPUTIME_ID);
+        let start = cpu_ns(libc::CLOCK_PROCESS_CPUTIME_ID);
         for _ in 0..TICKS {
-            self.accountant.tick(self.instruments.read(&Default::default(), &mut collectors));
-            // The driver's samples are of a tenth of a second.
+            self.accountant.tick(self.collectors.read(&Default::default(), &mut collectors));
+            // The driver's sampling period is a tenth of a second.
             std::thread::sleep(std::time::Duration::from_millis(100));
         }
-        cpu_ns(libc::CLOCK_PROCESS_CPUTIME_ID) - began
+        cpu_ns(libc::CLOCK_PROCESS_CPUTIME_ID) - start
     }
 }

@@ -1,5 +1,6 @@
-//! What one tick of containers' memory, network and block I/O costs, with real cgroups and a network for each. Run by `cargo xtask bench`;
-//! prints `stats CONTAINERS MILLISECONDS`: CPU time of this thread, median of ticks. Needs root.
+//! Measures the cost of one tick of the stats collector (memory, network and block I/O), with a
+//! real cgroup and network namespace for each container. Run by `cargo xtask bench`; needs root.
+//! Prints `stats CONTAINERS MILLISECONDS`: the median CPU time of this thread per tick.
 
 #![allow(clippy::unwrap_used, reason = "a measurement that cannot go on has failed")]
 
@@ -13,11 +14,11 @@ use std::{
 };
 
 use probe_user::{
+    cgroup::hierarchy,
     containers::{
         Container,
-        stats::{Home, Stats},
+        stats::{CgroupPath, StatsCollector},
     },
-    cpu::hierarchy,
 };
 
 const TICKS: usize = 31;
@@ -51,7 +52,7 @@ fn main() {
         .filter(|dir| dir.join("cgroup.procs").exists())
         .collect();
     let v2 = trees.iter().any(|dir| dir.join("cgroup.controllers").exists());
-    let mut made = Cleanup(Vec::new(), Vec::new());
+    let mut cleanup = Cleanup(Vec::new(), Vec::new());
     let mut containers = Vec::new();
     for count in [50u32, 500] {
         while containers.len() < usize::try_from(count).unwrap() {
@@ -60,12 +61,12 @@ fn main() {
             let mut procs = Vec::new();
             for tree in &trees {
                 fs::create_dir(tree.join(&name)).unwrap();
-                made.1.push(tree.join(&name));
+                cleanup.1.push(tree.join(&name));
                 procs.push(fs::OpenOptions::new().write(true).open(tree.join(&name).join("cgroup.procs")).unwrap());
             }
             let mut command = Command::new("sleep");
             command.arg("600");
-            // SAFETY: writes of a literal to descriptors that were opened before the fork, and a system call without memory of ours.
+            // SAFETY: only async-signal-safe calls; the descriptors were opened before the fork.
             unsafe {
                 command.pre_exec(move || {
                     libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
@@ -73,21 +74,21 @@ fn main() {
                     if libc::unshare(libc::CLONE_NEWNET) == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
                 });
             }
-            made.0.push(command.spawn().unwrap());
+            cleanup.0.push(command.spawn().unwrap());
             let hierarchy = if v2 { hierarchy::V2 } else { hierarchy::V1_CPU };
             containers.push((
-                Arc::new(Container::plain(number, format!("c{number}"), format!("{number:012}"), "docker")),
-                [Home { hierarchy, path: format!("/{name}") }],
+                Arc::new(Container::new(number, format!("c{number}"), format!("{number:012}"), "docker")),
+                [CgroupPath { hierarchy, path: format!("/{name}") }],
             ));
         }
-        let mut stats = Stats::new(&cgroupfs, "/proc".as_ref());
+        let mut stats = StatsCollector::new(&cgroupfs, "/proc".as_ref());
         let mut read = || {
             let start = cpu_ns();
-            let rows = stats.read(containers.iter().map(|(container, homes)| (container, &homes[..])));
+            let rows = stats.read(containers.iter().map(|(container, cgroup_paths)| (container, &cgroup_paths[..])));
             assert!(rows.iter().all(|row| row.usage.memory.is_some() && row.usage.network.is_some()), "{:?}", rows[0]);
             cpu_ns() - start
         };
-        // The first tick opens the files.
+        // The first tick also opens the files.
         read();
         let mut ticks: Vec<u64> = (0..TICKS).map(|_| read()).collect();
         ticks.sort_unstable();

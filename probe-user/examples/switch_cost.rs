@@ -1,28 +1,29 @@
-//! What each way to CPU time costs the kernel at a switch, and what reading it costs. Run by `cargo xtask bench cpu`; prints lines.
+//! Cost of each tier of CPU time per context switch, and of a reading. Run by `cargo xtask bench
+//! cpu`; prints lines.
 //!
-//! `switch NAME NANOSECONDS` is the kernel's own average of a run, `kernel.bpf_stats_enabled` on; `pipe NAME RATIO` is how much longer
-//! a ping-pong through two pipes on one CPU takes than with nothing attached, statistics off; `read NAME ROWS MICROSECONDS` is one
-//! reading. What is compared was measured in turns, and the median is given.
+//! `switch NAME NANOSECONDS` is the kernel's average per run, with `kernel.bpf_stats_enabled` on.
+//! `pipe NAME RATIO` is the duration of a ping-pong through two pipes on one CPU, relative to that
+//! with nothing attached, with statistics off. `read NAME ROWS MICROSECONDS` is the duration of a
+//! reading. Compared values are measured in turns, and the median is printed.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a measurement that cannot go on has failed")]
 
 use std::{fs, process::Command, time::Instant};
 
 use probe_user::{
-    cpu::{Empty, Events, Kernel, Places, Reader, Reading, Switch},
-    snapshot::ProgramRow,
-    topology::Topology,
+    cpu::{CpuPaths, CpuReader, CpuReading, EmptyProgram, KernelTier, PerfCounters, ProgramRow, SwitchTier},
+    host::topology::Topology,
 };
 
 const TURNS: u32 = 200_000;
 const ROUNDS: usize = 7;
 const STATISTICS: &str = "/proc/sys/kernel/bpf_stats_enabled";
 
-/// What is attached while a measurement runs.
+/// The program that is attached during a measurement.
 enum Attached {
     Nothing,
-    Empty(Empty),
-    Tier(Box<dyn Reader>),
+    Empty(EmptyProgram),
+    Tier(Box<dyn CpuReader>),
 }
 
 impl Attached {
@@ -39,25 +40,26 @@ impl Attached {
 fn attach(name: &str) -> Attached {
     let cpus = std::thread::available_parallelism().unwrap().get();
     let alone = || Ok(vec![None; cpus]);
-    let places = Places { cgroupfs: "/sys/fs/cgroup".into(), procfs: "/proc".into() };
+    let paths = CpuPaths { cgroupfs: "/sys/fs/cgroup".into(), procfs: "/proc".into() };
     let topology = Topology::read("/sys".as_ref());
     match name {
         "nothing" => Attached::Nothing,
-        "empty" => Attached::Empty(Empty::load().unwrap()),
-        "kernel" => Attached::Tier(Box::new(Kernel::load(&places).unwrap())),
-        "switch" => Attached::Tier(Box::new(Switch::load_with(alone(), None, true).unwrap())),
-        "switch-untyped" => Attached::Tier(Box::new(Switch::load_with(alone(), None, false).unwrap())),
-        // As on a core of two threads: CPUs 0 and 1 are taken for one.
+        "empty" => Attached::Empty(EmptyProgram::load().unwrap()),
+        "kernel" => Attached::Tier(Box::new(KernelTier::load(&paths).unwrap())),
+        "switch" => Attached::Tier(Box::new(SwitchTier::load_with(alone(), None, true).unwrap())),
+        "switch-untyped" => Attached::Tier(Box::new(SwitchTier::load_with(alone(), None, false).unwrap())),
+        // As on a core with two threads: CPUs 0 and 1 are declared siblings.
         "switch-siblings" => {
-            Attached::Tier(Box::new(Switch::load_with(Ok(vec![Some(1), Some(0)]), None, true).unwrap()))
+            Attached::Tier(Box::new(SwitchTier::load_with(Ok(vec![Some(1), Some(0)]), None, true).unwrap()))
         }
         "counters" => {
-            // Where there is no hardware, software counters stand in: the same helper, another PMU.
-            let events = Events::hardware(&topology).unwrap_or_else(|_| {
+            // Without hardware counters, software events are used: the same helper with another
+            // PMU.
+            let events = PerfCounters::hardware(&topology).unwrap_or_else(|_| {
                 let cpus: Vec<usize> = (0..cpus).collect();
-                Events::open(&cpus, [(1, 0), (1, 2), (1, 4)]).unwrap()
+                PerfCounters::open(&cpus, [(1, 0), (1, 2), (1, 4)]).unwrap()
             });
-            Attached::Tier(Box::new(Switch::load_with(alone(), Some(events), true).unwrap()))
+            Attached::Tier(Box::new(SwitchTier::load_with(alone(), Some(events), true).unwrap()))
         }
         other => panic!("{other}"),
     }
@@ -69,7 +71,7 @@ fn ping_pong(turns: u32) -> f64 {
     testkit::ping_pong::ping_pong(turns, last).unwrap().as_secs_f64() * 1e6 / f64::from(turns)
 }
 
-/// The same by perf's own benchmark, where it is installed.
+/// The same with perf's benchmark, if perf is installed.
 fn perf_pipe() -> Option<f64> {
     let last = std::thread::available_parallelism().unwrap().get() - 1;
     let mut command = Command::new("taskset");
@@ -124,7 +126,7 @@ fn switches() {
 
 fn pipes() {
     let names = ["nothing", "empty", "kernel", "switch", "switch-siblings", "switch-untyped", "counters"];
-    // The machine's own pace changes from minute to minute: what is compared ran right after each other.
+    // The speed of the machine varies over minutes, so compared runs follow each other directly.
     let mut all: Vec<(Vec<f64>, Vec<f64>)> = vec![Default::default(); names.len()];
     for _ in 0..ROUNDS {
         let (mut nothing, mut nothing_perf) = (1.0, None);
@@ -147,13 +149,13 @@ fn pipes() {
     }
 }
 
-/// Cgroups that each ran once, so that they have rows.
+/// Duration of readings with many cgroups, each of which ran once and so has a row.
 fn readings() {
     let root = testkit::cgroup::v2().unwrap();
     for rows in [16, 512, 4096 - 64] {
-        // Banks of 64 CPUs; those that this machine lacks are offline, and hold zeros that are read all the same.
-        let mut switch = Switch::load_with(Ok(vec![None; 64]), None, true).unwrap();
-        let places = Places { cgroupfs: "/sys/fs/cgroup".into(), procfs: "/proc".into() };
+        // Banks of 64 CPUs; missing CPUs are offline, and their zeros are read all the same.
+        let mut switch = SwitchTier::load_with(Ok(vec![None; 64]), None, true).unwrap();
+        let paths = CpuPaths { cgroupfs: "/sys/fs/cgroup".into(), procfs: "/proc".into() };
         let cgroups: Vec<_> = (0..rows)
             .map(|number| {
                 let cgroup = testkit::cgroup::Cgroup::create(&root, &format!("wattcast-read-{number}")).unwrap();
@@ -163,43 +165,43 @@ fn readings() {
                 cgroup
             })
             .collect();
-        let mut reading = Reading::default();
-        let mut time = |job: &mut dyn FnMut(&mut Reading)| {
+        let mut reading = CpuReading::default();
+        let mut time = |read: &mut dyn FnMut(&mut CpuReading)| {
             let times = (0..51).map(|_| {
                 let start = Instant::now();
-                job(&mut reading);
+                read(&mut reading);
                 start.elapsed().as_secs_f64() * 1e6
             });
             let cost = median(times.collect());
             (reading.rows.len(), cost)
         };
         let (found, banks) = time(&mut |reading| switch.read_banks(reading));
-        let (_, whole) = time(&mut |reading| switch.read(reading).unwrap());
+        let (_, total) = time(&mut |reading| switch.read(reading).unwrap());
         println!("read switch-banks {found} {banks:.1}");
-        println!("read switch-with-closing {found} {whole:.1}");
-        let mut kernel = Kernel::load(&places).unwrap();
-        let (_, walk) = time(&mut |reading| kernel.read(reading).unwrap());
-        println!("read kernel {rows} {walk:.1}");
+        println!("read switch-with-closing {found} {total:.1}");
+        let mut kernel = KernelTier::load(&paths).unwrap();
+        let (_, iteration) = time(&mut |reading| kernel.read(reading).unwrap());
+        println!("read kernel {rows} {iteration:.1}");
         drop(cgroups);
     }
 }
 
 fn main() {
-    let wanted: Vec<String> = std::env::args().skip(1).collect();
-    let wants = |name: &str| wanted.is_empty() || wanted.iter().any(|one| one == name);
-    // As a container's tasks are: in a leaf of their own.
+    let selected: Vec<String> = std::env::args().skip(1).collect();
+    let is_selected = |name: &str| selected.is_empty() || selected.iter().any(|one| one == name);
+    // Like the tasks of a container, this process runs in its own leaf.
     let leaf = testkit::cgroup::Cgroup::create(&testkit::cgroup::v2().unwrap(), "wattcast-switch-cost").unwrap();
     fs::write(leaf.dir.join("cgroup.procs"), "0").unwrap();
-    if wants("switch") {
+    if is_selected("switch") {
         switches();
     }
-    if wants("pipe") {
+    if is_selected("pipe") {
         pipes();
     }
-    if wants("read") {
+    if is_selected("read") {
         readings();
     }
-    // It empties itself of whoever is in it.
+    // Leave the cgroup so that it can be removed.
     fs::write(testkit::cgroup::v2().unwrap().join("cgroup.procs"), "0").unwrap();
     drop(leaf);
 }

@@ -1,14 +1,15 @@
-//! What one reading of each source costs, with 4, 16 and 64 zones, and what the arithmetic of a tick costs. Run by `cargo xtask bench`;
-//! prints `SOURCE ZONES MICROSECONDS` lines: CPU time of this thread, median of batches.
+//! Cost of one reading of each source and of the arithmetic of a tick, with 4, 8, 16 and 64 zones.
+//! Run by `cargo xtask bench`. Prints lines `SOURCE ZONES MICROSECONDS`: CPU time of this thread,
+//! median of batches.
 
 #![allow(clippy::unwrap_used, reason = "a measurement that cannot go on has failed")]
 
 use std::{fs, os::unix::fs::FileExt as _, path::Path};
 
 use probe_user::{
-    accountant::Accountant,
+    attribution::Accountant,
     energy::{
-        Places, Source,
+        Source, SourcePaths,
         hwmon::Hwmon,
         model::Model,
         msr::Msr,
@@ -16,9 +17,9 @@ use probe_user::{
         powercap::Powercap,
         processor::{Processor, Vendor},
     },
+    host::topology::Topology,
     ledger::IdlePolicy,
     tick::{RawTick, Setup},
-    topology::Topology,
 };
 
 const BATCHES: usize = 31;
@@ -85,12 +86,12 @@ fn main() {
         tree(dir.path(), zones);
         let topology = Topology::read(dir.path());
         let intel = Processor { vendor: Vendor::Intel, family: 6, model: 85, name: String::new() };
-        let places = Places { sysfs: dir.path().into(), procfs: "/proc".into(), dev: dir.path().join("dev") };
+        let paths = SourcePaths { sysfs: dir.path().into(), procfs: "/proc".into(), dev: dir.path().join("dev") };
         let mut powercap = Powercap::open(dir.path(), &topology, &intel).unwrap();
         measure("powercap", &mut powercap);
-        measure("msr", &mut Msr::open(&places.dev, &topology, &intel).unwrap());
+        measure("msr", &mut Msr::open(&paths.dev, &topology, &intel).unwrap());
         measure("hwmon", &mut Hwmon::open(dir.path(), &topology).unwrap());
-        measure("model", &mut Model::new(None, &intel, &topology, &places));
+        measure("model", &mut Model::new(None, &intel, &topology, &paths));
         perf(zones, dir.path());
 
         let setup = Setup {
@@ -98,7 +99,7 @@ fn main() {
             zones: powercap.zones().to_vec(),
             idle_uw: vec![None; zones],
             packages: topology.packages(false),
-            places: (0..zones).map(Some).collect(),
+            cpu_packages: (0..zones).map(Some).collect(),
             smt: false,
             lag_ns: 0,
             cpu: None,
@@ -115,7 +116,8 @@ fn main() {
     }
 }
 
-/// As many descriptors of the kernel's CPU clock as zones, on the CPUs that there are: events of one CPU, by turns.
+/// As many descriptors of the kernel's CPU clock as zones, on the CPUs that there are: events of
+/// one CPU, by turns.
 fn perf(zones: usize, dir: &Path) {
     let cpus = std::thread::available_parallelism().unwrap().get();
     let pmu = dir.join("bus/event_source/devices/power");

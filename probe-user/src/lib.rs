@@ -1,9 +1,23 @@
-//! The privileged probe, as a library; `main.rs` tells its story.
+//! The privileged probe, as a library. `main.rs` contains the program.
 //!
-//! Data moves one way. The [`instruments`] read [`energy`], [`cpu`], [`gpu`], [`containers`] and [`jobs`] once a [`tick`], when the [`sampler`] says
-//! so; the [`accountant`], which is pure arithmetic, closes the [`ledger`] and makes a [`snapshot`], from which [`pages`], the
-//! [`window`] and the [`routes`] are made. A [`recording`] keeps the raw ticks, and can stand for the machine as a [`feed`].
-// Energy arithmetic has no lossy casts; where output needs one, it says why it is safe.
+//! Data flows in one direction, and modules import only from earlier stages:
+//!
+//! 1. sources: [`host`] (topology, processes, capabilities), [`energy`], [`cgroup`], [`cpu`],
+//!    [`containers`], [`jobs`], [`gpu`];
+//! 2. [`tick`]: one reading of all sources as raw data, from the machine or from a recording;
+//! 3. [`ledger`]: pure arithmetic on integer microjoules (split, totals, idle power, uncertainty,
+//!    streams);
+//! 4. [`snapshot`]: the result of a tick, with the history of past ticks;
+//! 5. [`attribution`]: turns raw ticks into snapshots by means of the ledger, without a clock and
+//!    without I/O except for the file of learnt idle power;
+//! 6. [`sampler`]: the schedule that runs all of it once a tick;
+//! 7. [`endpoints`]: metrics pages and the JSON API, rendered from a snapshot;
+//! 8. [`config`], [`start`] and [`commands`]: flags, opening the sources, and the subcommands.
+
+// System calls and loaded libraries are used in the modules that allow it, and nowhere else.
+#![deny(unsafe_code)]
+#![allow(missing_docs, reason = "an internal crate, in which most names and types need no comment")]
+// Energy arithmetic has no lossy casts. Where output needs one, a comment says why it is safe.
 #![warn(
     clippy::cast_possible_truncation,
     clippy::cast_precision_loss,
@@ -11,37 +25,19 @@
     clippy::cast_possible_wrap
 )]
 
-pub mod accountant;
-pub mod baselines;
+pub mod attribution;
+pub mod cgroup;
+pub mod commands;
 pub mod config;
 pub mod containers;
 pub mod cpu;
-pub mod distribution;
-pub mod doctor;
+pub mod endpoints;
 pub mod energy;
-pub mod exec;
-pub mod feed;
 pub mod gpu;
-mod gpu_page;
-pub use gpu_page::DEFS as GPU_DEFS;
-pub mod instruments;
+pub mod host;
 pub mod jobs;
 pub mod ledger;
-pub mod metrics;
-pub mod pages;
-mod perf_event;
-pub mod privileges;
-pub mod recording;
-pub mod routes;
 pub mod sampler;
-pub mod scopes;
 pub mod snapshot;
 pub mod start;
-pub mod state;
-mod stats_page;
-pub use stats_page::DEFS as STATS_DEFS;
 pub mod tick;
-pub mod topology;
-pub mod window;
-
-pub use exporter::units;

@@ -1,7 +1,8 @@
-//! The schedule: when to tick, and who is told.
+//! The schedule: takes a tick per interval, and publishes its snapshot.
 //!
-//! One thread, its own monotonic clock, measured intervals: instruments -> accountant -> snapshot. Requests never reach it,
-//! but for marks: "take an extra tick now", which are spaced apart and share ticks.
+//! One thread with its own monotonic clock and measured intervals: tick source -> accountant ->
+//! snapshot. The only requests that reach it are marks, which ask for an extra tick now. Extra
+//! ticks have a minimum distance, and marks share them.
 
 use std::{
     sync::{Arc, mpsc},
@@ -9,67 +10,65 @@ use std::{
     time::{Duration, Instant},
 };
 
-use exporter::family::Buckets;
+use metrics::family::Buckets;
 use tokio::sync::oneshot;
 use tracing::warn;
 
 use crate::{
-    accountant::Accountant,
-    baselines::StateFile,
-    distribution::Distribution,
-    feed::Feed,
-    snapshot::{CollectorRow, Snapshot},
-    state::{SourceState, set_found, set_state},
-    window::seconds,
+    attribution::{Accountant, baseline_file::BaselineFile},
+    energy::power_histogram::PowerHistogram,
+    host::availability::{SourceState, update_or_add, update_state},
+    snapshot::{Snapshot, history::seconds},
+    tick::{CollectorRow, TickSource},
 };
 
-/// A tick for a mark is at least this far from other ticks: power at a finer grain is a side channel (PLATYPUS), and a tick has a cost.
+/// Minimum distance of an extra tick from other ticks: power at a finer grain is a side channel
+/// (PLATYPUS), and ticks have a cost.
 pub const SPACING: Duration = Duration::from_millis(100);
-/// The first interval is short, so that the first whole page is there soon after the start.
+/// The first interval is short, so that the first complete page is available soon after the start.
 const FIRST_INTERVAL: Duration = Duration::from_millis(200);
 /// Bounds of the jitter histogram in seconds.
 const JITTER_BOUNDS: [f64; 9] = [0.000_1, 0.000_5, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0];
 
-/// What the outside may ask of the sampler.
+/// A request to the sampler.
 #[derive(Debug)]
 pub enum Request {
-    /// Take a tick soon and say when it was.
-    Mark(oneshot::Sender<Marked>),
-    /// End after the tick under way.
+    /// Take a tick soon and return its time.
+    Mark(oneshot::Sender<MarkReply>),
+    /// End after the current tick.
     Stop,
 }
 
-/// The tick that answered a mark.
+/// The tick of a mark.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Marked {
-    /// Its number.
+pub struct MarkReply {
+    /// Number of the tick.
     pub sequence: u64,
-    /// Its end in unix seconds: an exact edge for `/api/v1/window`.
+    /// End of the tick in unix seconds: an exact edge for `/api/v1/window`.
     pub unix_seconds: f64,
 }
 
-/// How often what was learnt of idle power is written down.
-const SAVE_EVERY: Duration = Duration::from_secs(300);
+/// Interval between two saves of the learnt idle power.
+const SAVE_INTERVAL: Duration = Duration::from_secs(300);
 
-/// What the sampler works with.
-pub struct Parts {
+/// What the sampler needs.
+pub struct SamplerInputs {
     /// Interval between ticks.
-    pub tick: Duration,
-    /// Where the ticks come from.
-    pub feed: Feed,
-    /// The arithmetic.
+    pub interval: Duration,
+    pub source: TickSource,
     pub accountant: Accountant,
-    /// Sub-second power, where it is asked for.
-    pub distribution: Option<Distribution>,
-    /// Where what was learnt of idle power is kept.
-    pub state: Option<StateFile>,
-    /// How every source stood at the start. The states of energy, cpu and docker are kept up to date from here.
+    /// Sub-second power, where it is enabled.
+    pub histogram: Option<PowerHistogram>,
+    /// The file of learnt idle power.
+    pub baselines: Option<BaselineFile>,
+    /// State of every source at the start. The sampler updates those of energy, CPU time, names,
+    /// jobs and GPUs.
     pub sources: Vec<SourceState>,
 }
 
 /// The state between two ticks.
 pub struct Sampler {
-    parts: Parts,
+    inputs: SamplerInputs,
     sources: Arc<[SourceState]>,
     jitter: Buckets,
     ticks_missed: u64,
@@ -81,11 +80,11 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    /// Ready for its first tick, which is the point that everything counts from.
+    /// Ready for the first tick, which is the starting point of all totals.
     #[must_use]
-    pub fn new(parts: Parts) -> Self {
+    pub fn new(inputs: SamplerInputs) -> Self {
         Self {
-            sources: parts.sources.clone().into(),
+            sources: inputs.sources.clone().into(),
             jitter: Buckets {
                 cumulative: JITTER_BOUNDS.iter().map(|bound| (*bound, 0)).collect(),
                 ..Buckets::default()
@@ -95,20 +94,23 @@ impl Sampler {
             saved: Instant::now(),
             saving: None,
             engine_ns: None,
-            parts,
+            inputs,
         }
     }
 
-    /// Ticks until told to stop. Each snapshot is published before the marks that asked for it are answered.
+    /// Takes ticks until a request to stop. A snapshot is published before the replies to its marks
+    /// are sent.
     pub fn run(mut self, requests: &mpsc::Receiver<Request>, publish: impl Fn(Arc<Snapshot>)) {
-        let mut marks: Vec<oneshot::Sender<Marked>> = Vec::new();
+        let mut marks: Vec<oneshot::Sender<MarkReply>> = Vec::new();
         let mut last = Instant::now();
         let mut newest = Arc::new(self.tick().unwrap_or_default());
         publish(newest.clone());
         let mut due = Instant::now() + self.interval().min(FIRST_INTERVAL);
         loop {
-            // Whoever asks soon after a tick waits; whoever asks meanwhile, or shortly before a regular tick, shares it.
-            let wake = if marks.is_empty() || !self.parts.feed.takes_marks() { due } else { due.min(last + SPACING) };
+            // A mark soon after a tick waits. Marks that arrive meanwhile, or shortly before a
+            // regular tick, share it.
+            let wake =
+                if marks.is_empty() || !self.inputs.source.takes_marks() { due } else { due.min(last + SPACING) };
             match requests.recv_timeout(wake.saturating_duration_since(Instant::now())) {
                 Ok(Request::Mark(reply)) => {
                     marks.push(reply);
@@ -121,30 +123,30 @@ impl Sampler {
             let regular = now >= due;
             if regular {
                 self.observe_jitter(now - due);
-            } else if marks.is_empty() || !self.parts.feed.takes_marks() {
+            } else if marks.is_empty() || !self.inputs.source.takes_marks() {
                 continue;
             }
             last = now;
-            // A recording that has ended shows its last tick for as long as anybody looks.
+            // A recording that has ended keeps its last tick.
             newest = Arc::new(match self.tick() {
                 Some(snapshot) => snapshot,
-                None => self.again(&newest),
+                None => self.refresh(&newest),
             });
-            let marked = Marked { sequence: newest.sequence, unix_seconds: seconds(newest.unix_ns) };
+            let marked = MarkReply { sequence: newest.sequence, unix_seconds: seconds(newest.unix_ns) };
             publish(newest.clone());
             if regular {
                 due += self.interval();
             }
             for reply in marks.drain(..) {
-                // Whoever asked may have gone.
+                // The client may have disconnected.
                 let _ = reply.send(marked);
             }
-            // On schedule, not from now: lateness must not add up.
+            // On schedule and not from now, because delays must not accumulate.
             while due <= Instant::now() {
                 due += self.interval();
                 self.ticks_missed += 1;
             }
-            // The tick of a mark stands for the regular one that would follow at once.
+            // The tick of a mark replaces a regular tick that would follow at once.
             if !regular && due < last + SPACING {
                 due += self.interval();
             }
@@ -161,59 +163,60 @@ impl Sampler {
     }
 
     fn interval(&self) -> Duration {
-        self.parts.feed.interval(self.parts.tick)
+        self.inputs.source.interval(self.inputs.interval)
     }
 
-    /// Waits until drivers of GPUs have opened, for at most so long.
-    pub fn settle(&mut self, most: Duration) {
-        self.parts.feed.settle(most);
+    /// Waits until the drivers of GPUs are open, at most for `timeout`.
+    pub fn wait_for_gpus(&mut self, timeout: Duration) {
+        self.inputs.source.wait_for_gpus(timeout);
     }
 
-    /// One tick; `None` when there are no more.
+    /// Takes one tick; `None` at the end of a recording.
     pub fn tick(&mut self) -> Option<Snapshot> {
-        let Parts { feed, accountant, .. } = &mut self.parts;
-        let raw = feed.read(accountant.ran(), &mut self.collectors)?;
+        let SamplerInputs { source, accountant, .. } = &mut self.inputs;
+        let raw = source.read(accountant.ran(), &mut self.collectors)?;
         let mut snapshot = accountant.tick(raw);
-        self.dress(&mut snapshot);
-        if self.saved.elapsed() >= SAVE_EVERY {
+        self.complete(&mut snapshot);
+        if self.saved.elapsed() >= SAVE_INTERVAL {
             self.saved = Instant::now();
-            self.save_aside();
+            self.save_in_background();
         }
         Some(snapshot)
     }
 
-    fn again(&mut self, shown: &Snapshot) -> Snapshot {
-        let mut snapshot = shown.clone();
-        self.dress(&mut snapshot);
+    /// The last snapshot with current states.
+    fn refresh(&mut self, last: &Snapshot) -> Snapshot {
+        let mut snapshot = last.clone();
+        self.complete(&mut snapshot);
         snapshot
     }
 
-    /// Adds what only the sampler knows.
-    fn dress(&mut self, snapshot: &mut Snapshot) {
-        for (name, state) in self.parts.feed.states(self.parts.accountant.trouble()) {
-            set_state(&mut self.parts.sources, name, state);
+    /// Adds the states of the sources, the collectors and the sampler's own figures.
+    fn complete(&mut self, snapshot: &mut Snapshot) {
+        for (name, state) in self.inputs.source.states(self.inputs.accountant.trouble()) {
+            update_state(&mut self.inputs.sources, name, state);
         }
-        for (name, state, detail) in self.parts.feed.gpu_states(self.parts.accountant.gpu_trouble()) {
-            set_found(&mut self.parts.sources, name, state, detail);
+        for (name, state, detail) in self.inputs.source.gpu_states(self.inputs.accountant.gpu_trouble()) {
+            update_or_add(&mut self.inputs.sources, name, state, detail);
         }
-        if *self.sources != *self.parts.sources {
-            self.sources = self.parts.sources.clone().into();
+        if *self.sources != *self.inputs.sources {
+            self.sources = self.inputs.sources.clone().into();
         }
         snapshot.sources = self.sources.clone();
         snapshot.collectors.clone_from(&self.collectors);
         snapshot.jitter.clone_from(&self.jitter);
         snapshot.ticks_missed = self.ticks_missed;
-        snapshot.programs = self.parts.feed.programs();
-        snapshot.processes = self.parts.feed.processes();
-        snapshot.gpus = self.parts.feed.gpus().to_vec();
-        self.dress_usage(snapshot);
-        if let Some(distribution) = &self.parts.distribution {
-            snapshot.power = distribution.snapshot();
+        snapshot.programs = self.inputs.source.programs();
+        snapshot.processes = self.inputs.source.processes();
+        snapshot.gpus = self.inputs.source.gpus().to_vec();
+        self.add_usage(snapshot);
+        if let Some(histogram) = &self.inputs.histogram {
+            snapshot.power = histogram.snapshot();
         }
     }
 
-    fn dress_usage(&mut self, snapshot: &mut Snapshot) {
-        let (usage, engines, memory) = self.parts.feed.usage();
+    fn add_usage(&mut self, snapshot: &mut Snapshot) {
+        let (usage, engines, memory) = self.inputs.source.usage();
         (snapshot.usage, snapshot.engines, snapshot.machine_memory) = (usage.to_vec(), engines.to_vec(), memory);
         let engine = engines.iter().find(|engine| engine.name == "dockerd").map(|engine| engine.cpu_ns);
         let grown = engine.zip(self.engine_ns).and_then(|(now, before)| now.checked_sub(before));
@@ -224,27 +227,27 @@ impl Sampler {
         snapshot.engine_cpu_ratio = grown.zip(length).map(ratio);
     }
 
-    /// Saves on a thread of its own: a slow disk must not delay a tick.
-    fn save_aside(&mut self) {
+    /// Saves on a separate thread, because a slow disk must not delay a tick.
+    fn save_in_background(&mut self) {
         if self.saving.as_ref().is_some_and(|saving| !saving.is_finished()) {
             return;
         }
-        let Some(state) = self.parts.state.clone() else { return };
-        let baselines = self.parts.accountant.baselines();
-        let job = move || {
-            if let Err(error) = state.save(&baselines) {
+        let Some(file) = self.inputs.baselines.clone() else { return };
+        let baselines = self.inputs.accountant.baselines();
+        let save = move || {
+            if let Err(error) = file.save(&baselines) {
                 warn!("{error}");
             }
         };
-        match std::thread::Builder::new().name("state".into()).spawn(job) {
+        match std::thread::Builder::new().name("state".into()).spawn(save) {
             Ok(saving) => self.saving = Some(saving),
-            Err(error) => warn!("cannot save what was learnt of idle power: {error}"),
+            Err(error) => warn!("cannot start a thread to save the learnt idle power: {error}"),
         }
     }
 
     fn save(&self) {
-        if let Some(state) = &self.parts.state
-            && let Err(error) = state.save(&self.parts.accountant.baselines())
+        if let Some(file) = &self.inputs.baselines
+            && let Err(error) = file.save(&self.inputs.accountant.baselines())
         {
             warn!("{error}");
         }
@@ -253,7 +256,8 @@ impl Sampler {
 
 impl Drop for Sampler {
     fn drop(&mut self) {
-        // Two that write the same draft at once would spoil it. A thread that panicked has said so already.
+        // Two threads must not write the same file at once. A thread that panicked has logged it
+        // already.
         let _ = self.saving.take().map(JoinHandle::join);
         self.save();
     }

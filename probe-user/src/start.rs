@@ -1,4 +1,5 @@
-//! Opening everything the probe reads, while it still may. What cannot be had is a state, not an end.
+//! Opens every source at the start, with the privileges of the start. A source that cannot be
+//! opened has a state with the reason; it does not stop the probe.
 
 use std::path::{Path, PathBuf};
 
@@ -6,92 +7,93 @@ use anyhow::{Context as _, Result};
 use tracing::{info, warn};
 
 use crate::{
-    accountant::Accountant,
-    baselines::StateFile,
+    attribution::{Accountant, baseline_file::BaselineFile},
+    cgroup::tree::Trees,
     config::Config,
-    containers::{Directory, Limits, docker::Names, files::Files, stats::Stats, tree::Trees},
+    containers::{
+        ContainerRegistry, RegistryLimits, name_resolver::NameResolver, runtime_files::RuntimeFiles,
+        stats::StatsCollector,
+    },
     cpu,
-    distribution::Distribution,
-    energy::{self, Choice, Chosen, Source, processor::Processor},
-    feed::{Feed, Replay},
-    gpu::Gpus,
-    instruments::{self, Instruments},
+    energy::{self, SelectedSource, Source, SourceChoice, power_histogram::PowerHistogram, processor::Processor},
+    gpu::GpuCollector,
+    host::{
+        availability::{Reason, SourceState, Unavailable},
+        topology::Topology,
+    },
     jobs::Jobs,
     ledger::IdlePolicy,
-    recording::Reader,
-    sampler::Parts,
-    state::{Reason, SourceState, Unavailable},
-    tick::Setup,
-    topology::Topology,
+    sampler::SamplerInputs,
+    tick::{Collectors, Replay, Setup, TickSource, collect, recording::Reader},
 };
 
-/// Where systemd would keep the state of a service of this name.
+/// The state directory that systemd would use for this service.
 const STATE_DIR: &str = "/var/lib/wattcast";
 
-/// Opens every source that the configuration allows. Must run inside the runtime that serves, which asks Docker.
+/// Opens every source that the configuration enables. Must run inside the runtime of the server,
+/// because container names are requested on it.
 ///
 /// # Errors
-/// When a recording that was asked for cannot be read.
-pub fn open(config: &Config) -> Result<Opened> {
-    if config.energy.source == Choice::Replay {
+/// When the configured recording cannot be read.
+pub fn open(config: &Config) -> Result<PreparedSampler> {
+    if config.energy.source == SourceChoice::Replay {
         return replay(config);
     }
-    let (instruments, mut sources) = instruments(config);
-    let setup = instruments.setup();
-    let distribution = config.energy.distribution.and_then(|hertz| match packages_again(instruments.source()) {
+    let (collectors, mut sources) = collectors(config);
+    let setup = collectors.setup();
+    let histogram = config.energy.distribution.and_then(|hertz| match duplicate_packages(collectors.source()) {
         Ok(source) => Some((source, hertz)),
         Err(why) => {
-            sources.push(SourceState { source: "power", state: Err(why), detail: String::new(), wanted: true });
+            sources.push(SourceState::new("power", Err(why), true));
             None
         }
     });
-    let state = state_file(config, &setup);
+    let baselines = baseline_file(config, &setup);
     let mut accountant = accountant(config, setup);
-    if let Some(state) = &state {
-        match state.load() {
-            Ok(baselines) if !baselines.is_empty() => {
-                info!("idle power: remembering what was learnt before");
-                accountant.remember(&baselines);
+    if let Some(file) = &baselines {
+        match file.load() {
+            Ok(samples) if !samples.is_empty() => {
+                info!("idle power: restored from {}", file.path().display());
+                accountant.restore_baselines(&samples);
             }
             Ok(_) => {}
             Err(error) => warn!("{error}"),
         }
     }
-    let feed = Feed::Live(Box::new(instruments));
-    Ok(Opened {
-        parts: Parts { tick: config.tick, feed, accountant, distribution: None, state, sources },
-        distribution,
-    })
+    let source = TickSource::Live(Box::new(collectors));
+    let inputs = SamplerInputs { interval: config.tick, source, accountant, histogram: None, baselines, sources };
+    Ok(PreparedSampler { inputs, histogram })
 }
 
-/// What was opened, and what is to be started when the privileges are gone: a thread keeps what it was born with.
-pub struct Opened {
-    parts: Parts,
-    distribution: Option<(Box<dyn Source>, u32)>,
+/// The sampler's inputs, and the source of the thread of sub-second power. That thread starts after
+/// the privileges are dropped, because a thread keeps those that it was started with.
+pub struct PreparedSampler {
+    inputs: SamplerInputs,
+    histogram: Option<(Box<dyn Source>, u32)>,
 }
 
-impl Opened {
-    /// What reads the kernel side, to try what it may do without privileges: CPU time, and jobs.
-    pub fn kernel_side(&mut self) -> (Option<&mut dyn cpu::Reader>, Option<&mut Jobs>) {
-        match &mut self.parts.feed {
-            Feed::Live(instruments) => instruments.kernel_side(),
-            Feed::Replay(_) => (None, None),
+impl PreparedSampler {
+    /// A trial reading of the eBPF maps; `None` where no map is in use.
+    pub fn trial_reading(&mut self) -> Option<impl FnOnce() -> bool + Send> {
+        match &mut self.inputs.source {
+            TickSource::Live(collectors) => collectors.trial_reading(),
+            TickSource::Replay(_) => None,
         }
     }
 
-    /// Starts what runs beside the sampler. Only after the privileges are gone.
+    /// Starts the thread of sub-second power. Call it after the privileges are dropped.
     #[must_use]
-    pub fn start(self) -> Parts {
-        let Self { mut parts, distribution } = self;
-        if let Some((source, hertz)) = distribution {
-            let started = Distribution::start(source, hertz);
-            let state = started.as_ref().map(|_| ()).map_err(|error| {
-                Unavailable::new(Reason::Broken, format!("no thread for the distribution of power: {error}"))
+    pub fn start(self) -> SamplerInputs {
+        let Self { mut inputs, histogram } = self;
+        if let Some((source, hertz)) = histogram {
+            let started = PowerHistogram::start(source, hertz);
+            let state = started.as_ref().map(|_| format!("{hertz} Hz")).map_err(|error| {
+                Unavailable::new(Reason::Broken, format!("cannot start the thread of sub-second power: {error}"))
             });
-            parts.sources.push(SourceState { source: "power", state, detail: format!("{hertz} Hz"), wanted: true });
-            parts.distribution = started.ok();
+            inputs.sources.push(SourceState::new("power", state, true));
+            inputs.histogram = started.ok();
         }
-        parts
+        inputs
     }
 }
 
@@ -99,8 +101,8 @@ fn accountant(config: &Config, setup: Setup) -> Accountant {
     Accountant::new(setup, config.rules(), config.limits.window_bytes)
 }
 
-fn replay(config: &Config) -> Result<Opened> {
-    let path = config.recording()?.context("no recording is wanted")?;
+fn replay(config: &Config) -> Result<PreparedSampler> {
+    let path = config.recording()?.context("no recording is configured")?;
     let reader = Reader::open(path)?;
     let (origin, probe) = reader.recorded();
     let detail = format!(
@@ -108,80 +110,66 @@ fn replay(config: &Config) -> Result<Opened> {
         path.display(),
         origin.map_or("nothing", |origin| origin.as_str())
     );
-    let sources = vec![SourceState { source: "replay", state: Ok(()), detail, wanted: true }];
+    let sources = vec![SourceState::new("replay", Ok(detail), true)];
     let accountant = accountant(config, reader.setup().clone());
-    let feed = Feed::Replay(Box::new(Replay::new(reader)));
-    let parts = Parts { tick: config.tick, feed, accountant, distribution: None, state: None, sources };
-    Ok(Opened { parts, distribution: None })
+    let source = TickSource::Replay(Box::new(Replay::new(reader)));
+    let inputs = SamplerInputs { interval: config.tick, source, accountant, histogram: None, baselines: None, sources };
+    Ok(PreparedSampler { inputs, histogram: None })
 }
 
-/// Opens what touches the machine, and says how each source stands.
-pub fn instruments(config: &Config) -> (Instruments, Vec<SourceState>) {
+/// Opens the sources of the machine, and returns the state of each.
+pub fn collectors(config: &Config) -> (Collectors, Vec<SourceState>) {
     let topology = Topology::read(&config.paths.sysfs);
-    let Chosen { source, tried: mut sources } = if config.collectors.energy() {
-        energy::choose(config.energy.source, config.energy.line(), &config.paths.places(), &topology)
+    let SelectedSource { source, tried: mut sources } = if config.collectors.energy() {
+        energy::choose(config.energy.source, config.energy.cpu_power(), &config.paths.source_paths(), &topology)
     } else {
-        Chosen { source: None, tried: Vec::new() }
+        SelectedSource { source: None, tried: Vec::new() }
     };
     if !topology.is_known() {
-        sources.push(SourceState {
-            source: "topology",
-            state: Err(Unavailable::new(
-                Reason::Absent,
-                format!(
-                    "{}: no CPU says which package it is on; the machine counts as one. Name sysfs with --path.sysfs",
-                    config.paths.sysfs.join("devices/system/cpu").display()
-                ),
-            )),
-            detail: String::new(),
-            wanted: false,
-        });
+        let why = format!(
+            "{}: no CPU has a package id; the machine counts as one package. Name sysfs with --path.sysfs",
+            config.paths.sysfs.join("devices/system/cpu").display()
+        );
+        sources.push(SourceState::new("topology", Err(Unavailable::new(Reason::Absent, why)), false));
     }
 
-    let cpu = config.collectors.cpu().then(|| cpu::choose(config.cpu.tier, &config.paths.cpu_places(), &topology));
-    let directory = cpu.is_some().then(|| directory(config, &mut sources)).flatten();
+    let cpu = config.collectors.cpu().then(|| cpu::choose(config.cpu.tier, &config.paths.cpu_paths(), &topology));
+    let registry = cpu.is_some().then(|| registry(config, &mut sources)).flatten();
     let cpu = match cpu {
-        Some(Ok(chosen)) => {
-            let layout = directory.as_ref().map_or("no cgroups", Directory::layout);
-            let (tier, how, reason) = (chosen.reader.tier(), chosen.reader.detail(), chosen.reason());
+        Some(Ok(selected)) => {
+            let layout = registry.as_ref().map_or("no cgroups", ContainerRegistry::layout);
+            let (tier, how, reason) = (selected.reader.tier(), selected.reader.detail(), selected.reason());
             let not_better = if reason.is_empty() { String::new() } else { format!(". Not better, because: {reason}") };
             let detail = format!("tier {tier}: {how}, cgroup {layout}{not_better}");
-            sources.push(SourceState { source: "cpu", state: Ok(()), detail, wanted: true });
-            Some(chosen)
+            sources.push(SourceState::new("cpu", Ok(detail), true));
+            Some(selected)
         }
         Some(Err(why)) => {
-            sources.push(SourceState { source: "cpu", state: Err(why), detail: String::new(), wanted: true });
+            sources.push(SourceState::new("cpu", Err(why), true));
             None
         }
         None => None,
     };
-    let jobs = directory.is_some().then(|| jobs(config, &mut sources)).flatten();
-    let stats = (directory.is_some() && config.collectors.stats())
-        .then(|| Stats::new(&config.paths.cgroupfs, &config.paths.procfs));
+    let jobs = registry.is_some().then(|| jobs(config, &mut sources)).flatten();
+    let stats = (registry.is_some() && config.collectors.stats())
+        .then(|| StatsCollector::new(&config.paths.cgroupfs, &config.paths.procfs));
     let gpus = config.collectors.gpu().then(|| gpus(config, &mut sources)).flatten();
-    let opened = instruments::Opened { source, cpu, directory, jobs, stats, gpus };
-    (Instruments::new(opened, topology, config.paths.sysfs.clone()), sources)
+    let opened = collect::OpenedSources { source, cpu, registry, jobs, stats, gpus };
+    (Collectors::new(opened, topology, config.paths.sysfs.clone()), sources)
 }
 
-fn directory(config: &Config, sources: &mut Vec<SourceState>) -> Option<Directory> {
+fn registry(config: &Config, sources: &mut Vec<SourceState>) -> Option<ContainerRegistry> {
     let trees = match Trees::find(&config.paths.cgroupfs) {
         Ok(trees) => trees,
         Err(error) => {
-            sources.push(SourceState {
-                source: "cgroups",
-                state: Err(Unavailable::new(
-                    Reason::of(&error),
-                    format!("{error}. Everything counts as system; name the mount with --path.cgroupfs"),
-                )),
-                detail: String::new(),
-                wanted: true,
-            });
+            let what = format!("{error}. Everything counts as system; name the mount with --path.cgroupfs");
+            sources.push(SourceState::new("cgroups", Err(Unavailable::new(Reason::of(&error), what)), true));
             return None;
         }
     };
-    let files = Files::new(&config.paths.rootfs);
+    let files = RuntimeFiles::new(&config.paths.rootfs);
     let names = config.collectors.docker().then(|| {
-        let names = Names::start(&tokio::runtime::Handle::current(), &config.paths.docker_socket, files.clone());
+        let names = NameResolver::start(&tokio::runtime::Handle::current(), &config.paths.docker_socket, files.clone());
         sources.push(SourceState {
             source: "docker",
             state: names.state(),
@@ -190,17 +178,18 @@ fn directory(config: &Config, sources: &mut Vec<SourceState>) -> Option<Director
         });
         names
     });
-    let limits = Limits {
+    let limits = RegistryLimits {
         containers: config.limits.containers,
         retain: config.limits.retain,
-        // A recording may be accounted under any policy.
         labels: config.collectors.container_labels(),
-        reservations: config.energy.idle_policy == IdlePolicy::Reserved || config.job().is_some(),
+        // A recording may be replayed under any policy.
+        reservations: config.energy.idle_policy == IdlePolicy::Reserved || config.subcommand().is_some(),
     };
-    Some(Directory::new(trees, names, files, limits))
+    Some(ContainerRegistry::new(trees, names, files, limits))
 }
 
-/// Who encodes. Without the kernel side jobs are found by looking at `/proc`, and what is shorter than that is not seen.
+/// Encoder processes. Without eBPF jobs are discovered by scans of `/proc`, which miss jobs shorter
+/// than the scan interval.
 fn jobs(config: &Config, sources: &mut Vec<SourceState>) -> Option<Jobs> {
     if !config.collectors.ffmpeg() {
         return None;
@@ -215,49 +204,48 @@ fn jobs(config: &Config, sources: &mut Vec<SourceState>) -> Option<Jobs> {
     Some(jobs)
 }
 
-/// GPUs are opened on a thread of their own, and say how they stand when they have.
-fn gpus(config: &Config, sources: &mut Vec<SourceState>) -> Option<Gpus> {
-    match Gpus::start(config.gpu_places()) {
+/// GPUs. Their drivers open on a separate thread, which then updates their state.
+fn gpus(config: &Config, sources: &mut Vec<SourceState>) -> Option<GpuCollector> {
+    match GpuCollector::start(config.gpu_paths()) {
         Ok(gpus) => {
             if config.collectors.wants_gpu() {
-                let state = Err(Unavailable::new(Reason::Absent, "is being opened"));
-                sources.push(SourceState { source: "nvml", state, detail: String::new(), wanted: true });
+                let opening = Unavailable::new(Reason::Absent, "is being opened");
+                sources.push(SourceState::new("nvml", Err(opening), true));
             }
             Some(gpus)
         }
         Err(why) => {
-            sources.push(SourceState { source: "nvml", state: Err(why), detail: String::new(), wanted: true });
+            sources.push(SourceState::new("nvml", Err(why), true));
             None
         }
     }
 }
 
 /// A second handle to the packages, for the thread of sub-second power.
-fn packages_again(source: Option<&dyn Source>) -> Result<Box<dyn Source>, Unavailable> {
-    let nothing = |what: &str| Unavailable::new(Reason::Absent, format!("{what}: no distribution of power"));
-    let source = source.ok_or_else(|| nothing("nothing measures energy"))?;
-    source
-        .packages()
-        .ok_or_else(|| nothing(&format!("{} has nothing to show between two ticks", source.origin().as_str())))
+fn duplicate_packages(source: Option<&dyn Source>) -> Result<Box<dyn Source>, Unavailable> {
+    let absent = |what: &str| Unavailable::new(Reason::Absent, format!("{what}: no distribution of power"));
+    let source = source.ok_or_else(|| absent("no source of energy"))?;
+    source.packages().ok_or_else(|| absent(&format!("{} has no readings between two ticks", source.origin().as_str())))
 }
 
-/// The state file, where there is a place for it. A tree of files is no machine.
-fn state_file(config: &Config, setup: &Setup) -> Option<StateFile> {
-    // SAFETY: geteuid takes nothing, touches nothing and cannot fail.
-    let root = unsafe { libc::geteuid() } == 0;
+/// The file of learnt idle power; `None` without a state directory, and for a tree of files instead
+/// of a machine.
+fn baseline_file(config: &Config, setup: &Setup) -> Option<BaselineFile> {
+    let root = rustix::process::geteuid().is_root();
     let dir: PathBuf = match &config.energy.state {
         Some(dir) => dir.clone(),
         None if root && config.paths.sysfs == Path::new("/sys") => STATE_DIR.into(),
         None => return None,
     };
-    // A model learns nothing, but a GPU may come: then the directory is made when there is something to keep.
+    // A model learns nothing, but a GPU may appear later. Then the directory is created with the
+    // first content.
     let learns = !setup.modelled() && setup.origin.is_some();
     if let (true, Err(error)) = (learns, std::fs::create_dir_all(&dir)) {
         warn!(
-            "{}: {error}. Idle power is learnt anew at each start; name another directory with --state.dir",
+            "{}: {error}. Idle power is learnt again at each start; name another directory with --state.dir",
             dir.display()
         );
         return None;
     }
-    Some(StateFile::new(&dir, &config.paths.sysfs, &Processor::read(&config.paths.procfs), setup))
+    Some(BaselineFile::new(&dir, &config.paths.sysfs, &Processor::read(&config.paths.procfs), setup))
 }

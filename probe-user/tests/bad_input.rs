@@ -1,4 +1,5 @@
-//! What goes wrong on real machines: each is one line that says what, why and what to do, and the rest keeps working.
+//! Errors on real machines: each is reported in one line with reason and remedy, and everything
+//! else keeps working.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed")]
 
@@ -17,8 +18,8 @@ use std::{
     time::Duration,
 };
 
-use support::{Guest, Probe, ebpf};
-use testkit::{eventually, or_skip, program::urgent, requires, wait::eventually_ok};
+use support::{Probe, Workload, ebpf};
+use testkit::{eventually, or_skip, program::raise_priority, requires, wait::eventually_ok};
 
 fn run(args: &[&str]) -> (Option<i32>, String) {
     let Output { status, stderr, .. } = Command::new(support::binary()).args(args).output().unwrap();
@@ -26,22 +27,22 @@ fn run(args: &[&str]) -> (Option<i32>, String) {
 }
 
 #[test]
-fn a_wrong_flag_or_value_ends_with_64_and_the_nearest_right_one() {
+fn a_wrong_flag_or_value_exits_with_64_and_a_suggestion() {
     for (args, hint) in [
         (&["--collector.cpus"][..], "--collector.cpu"),
         (&["--path.sysf=/sys"][..], "--path.sysfs"),
         (&["--energy.source=modle"][..], "model"),
         (&["--tick=fast"][..], "500ms"),
     ] {
-        let (code, said) = run(args);
-        assert_eq!(code, Some(64), "{args:?}: {said}");
-        assert!(said.contains(hint), "{args:?}: {said}");
+        let (code, stderr) = run(args);
+        assert_eq!(code, Some(64), "{args:?}: {stderr}");
+        assert!(stderr.contains(hint), "{args:?}: {stderr}");
     }
     assert_eq!(run(&["--help"]).0, Some(0));
 }
 
 #[test]
-fn flags_win_over_the_environment_and_that_over_the_file_and_that_over_the_defaults() {
+fn precedence_is_flag_environment_file_default() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("probe.toml");
     let check = |text: &str, environment: Option<&str>, args: &[&str]| {
@@ -54,39 +55,39 @@ fn flags_win_over_the_environment_and_that_over_the_file_and_that_over_the_defau
         let out = command.output().unwrap();
         (out.status.code(), String::from_utf8(out.stderr).unwrap(), String::from_utf8(out.stdout).unwrap())
     };
-    let (code, said, shown) =
+    let (code, stderr, stdout) =
         check("tick = \"2s\"\n[collector]\ncpu = false\n[web]\nmax_requests = 3", None, &["--config.check"]);
-    assert!(code == Some(0) && shown.contains("right"), "{said}");
-    // Which port was wanted shows where it cannot be had.
-    let [of_file, of_environment, of_line] = [(); 3].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+    assert!(code == Some(0) && stdout.contains("valid"), "{stderr}");
+    // The ports are in use, so the error shows which one was configured.
+    let [file_port, environment_port, flag_port] = [(); 3].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
     let port = |taken: &TcpListener| taken.local_addr().unwrap().port().to_string();
-    let text = format!("port = {}\n[stats]\nport = 0", port(&of_file));
-    let flag = format!("--port={}", port(&of_line));
-    for (environment, args, wanted) in [
-        (None, &[][..], &of_file),
-        (Some(port(&of_environment)), &[], &of_environment),
-        (Some(port(&of_environment)), &[&*flag], &of_line),
+    let text = format!("port = {}\n[stats]\nport = 0", port(&file_port));
+    let flag = format!("--port={}", port(&flag_port));
+    for (environment, args, expected) in [
+        (None, &[][..], &file_port),
+        (Some(port(&environment_port)), &[], &environment_port),
+        (Some(port(&environment_port)), &[&*flag], &flag_port),
     ] {
-        let (code, said, _) = check(&text, environment.as_deref(), args);
-        assert!(code == Some(1) && said.contains(&format!("127.0.0.1:{}", port(wanted))), "{said}");
+        let (code, stderr, _) = check(&text, environment.as_deref(), args);
+        assert!(code == Some(1) && stderr.contains(&format!("127.0.0.1:{}", port(expected))), "{stderr}");
     }
     for (text, hint) in [
         ("tik = \"1s\"", "did you mean tick?"),
         ("[energy]\nsorce = \"perf\"", "energy.source"),
         ("tick = \"1ms\"", "100ms to 30s"),
-        ("[energy.model]\nidle-watts = 1", "both, or neither"),
+        ("[energy.model]\nidle-watts = 1", "must be set together"),
         ("tick", "line 1"),
     ] {
-        let (code, said, _) = check(text, None, &["--config.check"]);
-        assert!(code == Some(64) && said.contains(hint), "{text}: {said}");
+        let (code, stderr, _) = check(text, None, &["--config.check"]);
+        assert!(code == Some(64) && stderr.contains(hint), "{text}: {stderr}");
     }
 }
 
 #[test]
-fn the_shipped_configuration_is_right() {
+fn the_shipped_configuration_is_valid() {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/probe/wattcast-probe.toml");
-    let (code, said) = run(&["--config.check", "--config.file", file.to_str().unwrap()]);
-    assert_eq!(code, Some(0), "{said}");
+    let (code, stderr) = run(&["--config.check", "--config.file", file.to_str().unwrap()]);
+    assert_eq!(code, Some(0), "{stderr}");
 }
 
 #[test]
@@ -106,7 +107,7 @@ fn manual_and_completions_come_from_the_same_definitions() {
 }
 
 #[test]
-fn who_listens_outward_without_a_password_is_warned() {
+fn listening_on_all_interfaces_without_password_logs_a_warning() {
     let log = |address: &str| {
         let dir = tempfile::tempdir().unwrap();
         let mut command = Command::new(support::binary());
@@ -118,7 +119,7 @@ fn who_listens_outward_without_a_password_is_warned() {
             address,
         ]);
         let mut program = testkit::program::Program::start("probe", &mut command, dir.path()).unwrap();
-        // Nobody is answered before it is said.
+        // The warning is logged before the first request is answered.
         program.client().unwrap().text("/health").unwrap();
         program.log()
     };
@@ -127,19 +128,19 @@ fn who_listens_outward_without_a_password_is_warned() {
 }
 
 #[test]
-fn a_taken_port_is_said_in_one_line() {
+fn a_port_in_use_is_a_one_line_error() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
-    let (code, said) = run(&["--web.listen-address", &address, "--log.level=error"]);
+    let (code, stderr) = run(&["--web.listen-address", &address, "--log.level=error"]);
     assert_eq!(code, Some(1));
-    assert_eq!(said.trim().lines().count(), 1, "{said}");
-    assert!(said.contains(&address) && said.contains("--web.listen-address"), "{said}");
+    assert_eq!(stderr.trim().lines().count(), 1, "{stderr}");
+    assert!(stderr.contains(&address) && stderr.contains("--web.listen-address"), "{stderr}");
 }
 
 #[test]
-fn without_root_it_models_energy_and_says_what_it_may_not() {
+fn without_root_energy_is_modelled_and_denied_is_reported() {
     requires!(root);
-    // A copy that every user can reach.
+    // A copy that every user can execute.
     let dir = tempfile::Builder::new().prefix("wattcast-test").tempdir_in("/tmp").unwrap();
     fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let copy = dir.path().join("probe");
@@ -153,7 +154,7 @@ fn without_root_it_models_energy_and_says_what_it_may_not() {
     let page = probe.fresh();
     assert_eq!(page.get("wattcast_source_up", &[("source", "cpu")]), 0.0);
     assert_eq!(page.get("wattcast_source_up", &[("source", "model")]), 1.0);
-    page.assert_closed();
+    page.assert_conserved();
     assert_eq!(probe.client.text("/health").unwrap(), "OK");
     let (status, why) = probe.client.get("/ready").unwrap();
     assert_eq!(status, 503);
@@ -161,7 +162,7 @@ fn without_root_it_models_energy_and_says_what_it_may_not() {
 }
 
 #[test]
-fn a_kernel_without_btf_or_that_refuses_ebpf_is_said_so_and_the_rest_works() {
+fn without_btf_or_ebpf_files_are_used_and_the_reason_reported() {
     or_skip!(ebpf());
     let without_btf = ["unshare", "--mount", "sh", "-c", "mount -t tmpfs none /sys/kernel/btf && exec \"$0\" \"$@\""];
     // Root in a container without capabilities.
@@ -175,7 +176,7 @@ fn a_kernel_without_btf_or_that_refuses_ebpf_is_said_so_and_the_rest_works() {
             command.args(&wrapper[1..]).arg(support::binary());
             command
         };
-        // Without a wish, the files serve, and the reason is said.
+        // With the default tier, cgroup files are used, and the reason is reported.
         let probe = Probe::start_command(&mut wrapped(), &["--energy.source=model"]);
         let (is, detail) = probe.source("cpu");
         assert!(is == "usable" && detail.starts_with("tier files: "), "{is}: {detail}");
@@ -184,7 +185,7 @@ fn a_kernel_without_btf_or_that_refuses_ebpf_is_said_so_and_the_rest_works() {
         assert_eq!(info.label("tier"), "files");
         assert!(info.label("reason").contains(&format!("switch {state}: ")), "{}", info.label("reason"));
         assert_eq!(page.get("wattcast_source_up", &[("source", "cpu")]), 1.0);
-        page.assert_closed();
+        page.assert_conserved();
 
         let probe = Probe::start_command(&mut wrapped(), &["--energy.source=model", "--cpu.tier=switch"]);
         let (is, detail) = probe.source("cpu");
@@ -192,13 +193,13 @@ fn a_kernel_without_btf_or_that_refuses_ebpf_is_said_so_and_the_rest_works() {
         assert!(words.iter().all(|word| detail.contains(word)), "{detail}");
         let page = probe.fresh();
         assert_eq!(page.get("wattcast_source_up", &[("source", "cpu"), ("reason", state)]), 0.0);
-        page.assert_closed();
+        page.assert_conserved();
         assert!(probe.client.get("/ready").unwrap().1.contains("cpu: "));
     }
 }
 
 #[test]
-fn missing_paths_and_a_missing_docker_are_absent_and_the_rest_works() {
+fn missing_paths_and_a_missing_docker_socket_are_absent() {
     let flags = ["--path.sysfs=/nowhere", "--docker.socket=/nowhere/docker.sock", "--path.cgroupfs=/nowhere"];
     let probe = Probe::start(&flags);
     for source in ["powercap", "cgroups"] {
@@ -206,32 +207,31 @@ fn missing_paths_and_a_missing_docker_are_absent_and_the_rest_works() {
         assert_eq!(state, "absent", "{source}: {detail}");
         assert!(detail.contains("/nowhere"), "{detail}");
     }
-    probe.fresh().assert_closed();
+    probe.fresh().assert_conserved();
 
     let probe = Probe::start(&["--docker.socket=/nowhere/docker.sock"]);
     let (state, detail) = probe.source("docker");
     assert_eq!(state, "absent");
     assert!(detail.contains("--docker.socket"), "{detail}");
     assert_eq!(probe.fresh().get("wattcast_source_up", &[("source", "docker"), ("reason", "absent")]), 0.0);
-    assert!(!probe.client.get("/ready").unwrap().1.contains("docker"), "nobody asked for Docker");
+    assert!(!probe.client.get("/ready").unwrap().1.contains("docker"), "Docker was not enabled explicitly");
     let wanted = Probe::start(&["--docker.socket=/nowhere/docker.sock", "--collector.docker"]);
     assert!(wanted.client.get("/ready").unwrap().1.contains("docker: absent"));
 }
 
 #[test]
-fn a_docker_socket_that_never_answers_is_broken_and_delays_nothing() {
+fn a_docker_socket_that_hangs_is_broken_and_delays_no_tick() {
     or_skip!(ebpf());
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("docker.sock");
     let _silent = std::os::unix::net::UnixListener::bind(&socket).unwrap();
     let probe = Probe::start(&[&format!("--docker.socket={}", socket.display())]);
-    // A container by its cgroup; no runtime knows it.
+    // A cgroup with a container's name; no runtime has this container.
     let id = format!("{:012x}{:052x}", std::process::id(), 1);
-    let _guest = Guest::start(&format!("docker-{id}.scope"));
-    eventually(10.0, "the socket is called broken", || probe.source("docker").0 == "broken");
-    eventually(10.0, "it goes by its id", || probe.fresh().cpu(&id[..12]) > 0.0);
-    // A machine that is busy elsewhere misses a tick now and then; a socket that was waited for
-    // would make all late.
+    let _workload = Workload::start(&format!("docker-{id}.scope"));
+    eventually(10.0, "the socket is broken", || probe.source("docker").0 == "broken");
+    eventually(10.0, "its id is its name", || probe.fresh().cpu(&id[..12]) > 0.0);
+    // A busy machine misses a tick now and then. Waiting for the socket would delay all ticks.
     let ticks = |page: &support::Page| page.get("wattcast_tick_jitter_seconds_count", &[]);
     let missed = |page: &support::Page| page.get("wattcast_ticks_missed_total", &[]);
     eventually_ok(10.0, "three ticks are on time", || {
@@ -242,14 +242,14 @@ fn a_docker_socket_that_never_answers_is_broken_and_delays_nothing() {
     });
 }
 
-/// A powercap tree that a thread moves, as hardware would: 30 W on each of two packages.
-struct Machine {
+/// A powercap tree that a thread updates like hardware: 30 W on each of two packages.
+struct FakePowercap {
     dir: tempfile::TempDir,
     stop: Arc<AtomicBool>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
-impl Machine {
+impl FakePowercap {
     fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
         for package in 0..2 {
@@ -265,7 +265,7 @@ impl Machine {
         let stop = Arc::new(AtomicBool::new(false));
         let (stopped, path) = (stop.clone(), dir.path().to_owned());
         let thread = std::thread::spawn(move || {
-            urgent();
+            raise_priority();
             let files =
                 [0, 1].map(|package| fs::OpenOptions::new().write(true).open(Self::counter(&path, package)).unwrap());
             let start = std::time::Instant::now();
@@ -285,23 +285,23 @@ impl Machine {
     }
 }
 
-impl Machine {
-    /// Nothing is written any more when this is done.
+impl FakePowercap {
+    /// Stops the updates and waits for the last one.
     fn halt(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         let _ = self.thread.take().map(std::thread::JoinHandle::join);
     }
 }
 
-impl Drop for Machine {
+impl Drop for FakePowercap {
     fn drop(&mut self) {
         self.halt();
     }
 }
 
 #[test]
-fn a_source_that_vanishes_is_broken_and_its_counters_stop_where_they_stood() {
-    let mut machine = Machine::start();
+fn counters_of_a_source_that_disappears_keep_their_value() {
+    let mut machine = FakePowercap::start();
     let sysfs = format!("--path.sysfs={}", machine.dir.path().display());
     let probe = Probe::start(&[&sysfs, "--energy.source=powercap", "--tick=200ms"]);
     let zone = |package| [("package", package), ("zone", "package"), ("source", "powercap")];
@@ -309,22 +309,23 @@ fn a_source_that_vanishes_is_broken_and_its_counters_stop_where_they_stood() {
         probe.fresh().find("wattcast_energy_joules_total", &zone("1")) > Some(0.0)
     });
     let page = probe.fresh();
-    page.assert_closed();
+    page.assert_conserved();
     assert!(page.find("rapl_power_watts", &[("package", "package-1"), ("zone", "package_1")]).is_some());
     assert_eq!(page.get("rapl_available", &[]), 1.0);
 
-    fs::remove_file(Machine::counter(machine.dir.path(), 1)).unwrap();
-    // The open descriptor still reads, so the file must stop moving before the probe can tell.
+    fs::remove_file(FakePowercap::counter(machine.dir.path(), 1)).unwrap();
+    // The open file descriptor can still be read, so the updates must stop before the probe
+    // notices.
     machine.halt();
     eventually(15.0, "powercap is broken", || probe.source("powercap").0 == "broken");
-    let stood = probe.fresh().get("wattcast_energy_joules_total", &zone("1"));
-    assert!(stood > 0.0);
+    let last = probe.fresh().get("wattcast_energy_joules_total", &zone("1"));
+    assert!(last > 0.0);
     testkit::sleep(0.6);
     let page = probe.fresh();
-    assert_eq!(page.get("wattcast_energy_joules_total", &zone("1")), stood, "it stands, and is not zero");
-    assert_eq!(page.find("wattcast_power_watts", &zone("1")), None, "no watts are known");
+    assert_eq!(page.get("wattcast_energy_joules_total", &zone("1")), last, "the value is kept and not zero");
+    assert_eq!(page.find("wattcast_power_watts", &zone("1")), None, "power is unknown");
     assert_eq!(page.get("wattcast_source_up", &[("source", "powercap"), ("reason", "broken")]), 0.0);
-    page.assert_closed();
+    page.assert_conserved();
     let (status, why) = probe.client.get("/ready").unwrap();
     assert_eq!((status, why.contains("powercap: broken")), (503, true), "{why}");
     assert_eq!(probe.client.text("/health").unwrap(), "OK", "a lost source is no reason for a restart");
@@ -332,7 +333,7 @@ fn a_source_that_vanishes_is_broken_and_its_counters_stop_where_they_stood() {
 }
 
 #[test]
-fn zones_that_read_zero_for_ever_are_not_used() {
+fn zones_that_always_read_zero_are_not_used() {
     let dir = tempfile::tempdir().unwrap();
     let zone = dir.path().join("class/powercap/intel-rapl:0");
     fs::create_dir_all(&zone).unwrap();
@@ -353,7 +354,7 @@ fn zones_that_read_zero_for_ever_are_not_used() {
     assert_eq!(strict.client.get("/ready").unwrap().0, 503);
 }
 
-/// Passes a socket on to the real engine's, until it is told to go away.
+/// A proxy of the real Docker socket.
 fn relay(to: &Path) -> std::os::unix::net::UnixListener {
     use std::os::unix::net::{UnixListener, UnixStream};
     let listener = UnixListener::bind(to).unwrap();
@@ -372,7 +373,7 @@ fn relay(to: &Path) -> std::os::unix::net::UnixListener {
 }
 
 #[test]
-fn a_docker_that_goes_away_is_absent_and_usable_again_when_it_is_back() {
+fn a_docker_socket_that_returns_is_usable_again() {
     or_skip!(ebpf());
     requires!(docker);
     let dir = tempfile::tempdir().unwrap();
@@ -381,7 +382,7 @@ fn a_docker_that_goes_away_is_absent_and_usable_again_when_it_is_back() {
     let probe = Probe::start(&[&format!("--docker.socket={}", socket.display())]);
     eventually(15.0, "the engine answers", || probe.source("docker").0 == "usable");
     fs::remove_file(&socket).unwrap();
-    // Nobody asks for a name meanwhile: it is looked at all the same, every ten seconds.
+    // The socket is checked every ten seconds, without name requests too.
     eventually(30.0, "the socket is gone", || probe.source("docker").0 == "absent");
     let page = probe.fresh();
     assert_eq!(page.get("wattcast_source_up", &[("source", "docker"), ("reason", "absent")]), 0.0);

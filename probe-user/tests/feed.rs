@@ -1,4 +1,4 @@
-//! The feed of a running probe: marks, windows, and pages that reading does not change. Needs no privileges.
+//! The HTTP API of a running probe: marks, windows and pages. Needs no privileges.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed")]
 
@@ -39,10 +39,10 @@ fn marks_are_exact_edges_of_a_window() {
 }
 
 #[test]
-fn a_window_that_cannot_be_answered_whole_is_refused_with_a_reason() {
+fn an_incomplete_window_is_rejected_with_a_reason() {
     let probe = model();
     let now = probe.client.mark().unwrap();
-    let ask = |query: &str| {
+    let window = |query: &str| {
         let (status, body) = probe.client.get(&format!("/api/v1/window{query}")).unwrap();
         let body: serde_json::Value = serde_json::from_str(&body).unwrap();
         (
@@ -51,73 +51,73 @@ fn a_window_that_cannot_be_answered_whole_is_refused_with_a_reason() {
             body["error"].as_str().unwrap_or_default().to_owned(),
         )
     };
-    let (status, code, error) = ask(&format!("?start={}&end={now}", now - 3600.0));
+    let (status, code, error) = window(&format!("?start={}&end={now}", now - 3600.0));
     assert_eq!((status, &*code), (410, "too_old"), "{error}");
-    assert!(error.contains("remembers only from"), "{error}");
-    let (status, code, error) = ask(&format!("?start={now}&end={}", now + 60.0));
+    assert!(error.contains("but the oldest tick is at"), "{error}");
+    let (status, code, error) = window(&format!("?start={now}&end={}", now + 60.0));
     assert_eq!((status, &*code), (425, "too_new"), "{error}");
     assert!(error.contains("/api/v1/mark"), "{error}");
     for query in ["", "?start=1", "?start=a&end=b", "?start=2&end=1", "?start=NaN&end=1", "?start=-1&end=1e400"] {
-        let (status, code, error) = ask(query);
+        let (status, code, error) = window(query);
         assert_eq!((status, &*code), (400, "not_a_window"), "{query}: {error}");
     }
 }
 
 #[test]
-fn marks_share_ticks_and_keep_their_distance() {
-    // Every tick is a mark's, but for the first regular one, which comes soon after the start.
+fn concurrent_marks_share_ticks() {
+    // All ticks belong to marks, except for the first regular one soon after the start.
     let probe = Probe::start(&["--energy.source=model", "--no-collector.cpu", "--tick=30s"]);
-    let begun = Instant::now();
+    let start = Instant::now();
     let ticks: HashMap<u64, u32> = std::thread::scope(|scope| {
-        let ask = || {
+        let mark = || {
             let client = probe.client.clone();
             (0..5).map(|_| client.mark().unwrap().to_bits()).collect::<Vec<u64>>()
         };
-        let threads: Vec<_> = (0..8).map(|_| scope.spawn(ask)).collect();
+        let threads: Vec<_> = (0..8).map(|_| scope.spawn(mark)).collect();
         let mut all = HashMap::new();
         for tick in threads.into_iter().flat_map(|thread| thread.join().unwrap()) {
             *all.entry(tick).or_default() += 1;
         }
         all
     });
-    let took = begun.elapsed().as_secs_f64();
+    let took = start.elapsed().as_secs_f64();
     assert_eq!(ticks.values().sum::<u32>(), 40, "every mark was answered");
-    // Ticks begin a tenth of a second apart, and all of them began while marks were asked for. The
-    // time that a tick tells is read a moment after its beginning, so those of two ticks may be
-    // closer together.
+    // Ticks start at least 0.1 s apart, and all of them started while marks were requested. The
+    // time of a tick is read a moment after its start, so the times of two ticks may be closer
+    // together.
     let spaces = ticks.len() as f64 - 1.0;
     assert!(spaces * 0.1 <= took, "{} ticks in {took} s", ticks.len());
     assert!(ticks.len() < 40, "marks that wait together share a tick: {ticks:?}");
 }
 
 #[test]
-fn a_get_takes_no_mark() {
+fn a_get_request_sets_no_mark() {
     let probe = model();
     assert_eq!(probe.client.get("/api/v1/mark").unwrap().0, 405);
 }
 
 #[test]
-fn scraping_from_two_places_changes_no_number() {
+fn two_scrapers_change_no_value() {
     let probe = Probe::start(&["--energy.source=model", "--no-collector.cpu", "--tick=500ms"]);
     let stop = AtomicBool::new(false);
-    // What a tick says does not depend on who reads it, or how often: per tick there is one page.
+    // There is one page per tick, whatever the number of scrapes.
     let pages: Vec<(String, String)> = std::thread::scope(|scope| {
         let reader = |pause: f64| {
             let (probe, stop) = (&probe, &stop);
             move || {
-                let mut seen = Vec::new();
+                let mut pages = Vec::new();
                 while !stop.load(Ordering::Relaxed) {
                     let page = probe.client.text("/metrics").unwrap();
                     let tick =
                         page.lines().find(|line| line.starts_with("wattcast_tick_jitter_seconds_count")).unwrap();
-                    seen.push((tick.to_owned(), page.clone()));
+                    pages.push((tick.to_owned(), page.clone()));
                     sleep(pause);
                 }
-                seen
+                pages
             }
         };
         let threads = [scope.spawn(reader(0.01)), scope.spawn(reader(0.06))];
-        // Until enough of both were seen: ticks that go on, and pages that more than one asked for.
+        // Wait for enough ticks, with several scrapes of each.
         let count = || probe.metrics().get("wattcast_tick_jitter_seconds_count", &[]);
         let first = count();
         eventually(30.0, "seven ticks", || {
@@ -138,26 +138,26 @@ fn scraping_from_two_places_changes_no_number() {
 #[test]
 fn the_documentation_lists_the_metrics_of_the_code() {
     let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/metrics.md");
-    exporter::docs::check(&file, "probe 9500", probe_user::metrics::DEFS).unwrap();
-    exporter::docs::check(&file, "probe 9501", probe_user::STATS_DEFS).unwrap();
-    exporter::docs::check(&file, "probe 9505", probe_user::GPU_DEFS).unwrap();
-    exporter::docs::check(&file, "refused", exporter::refused::DEFS).unwrap();
-    let shared: Vec<_> = exporter::program::DEFS.iter().chain(exporter::process::DEFS).copied().collect();
-    exporter::docs::check(&file, "every port", &shared).unwrap();
+    metrics::docs::check(&file, "probe 9500", probe_user::endpoints::metrics::DEFS).unwrap();
+    metrics::docs::check(&file, "probe 9501", probe_user::endpoints::STATS_DEFS).unwrap();
+    metrics::docs::check(&file, "probe 9505", probe_user::endpoints::GPU_DEFS).unwrap();
+    metrics::docs::check(&file, "refused", http::rejections::DEFS).unwrap();
+    let shared: Vec<_> = cli::program::DEFS.iter().chain(metrics::process::DEFS).copied().collect();
+    metrics::docs::check(&file, "every port", &shared).unwrap();
 }
 
 #[test]
-fn promtool_finds_nothing_in_the_primary_layer() {
+fn promtool_accepts_the_primary_metrics() {
     requires!(promtool);
     let probe = Probe::start(&["--energy.source=model", "--no-collector.cpu", "--no-compat-metrics"]);
     probe.client.mark().unwrap();
     let page = probe.client.text("/metrics").unwrap();
-    let said = testkit::shell::feed(Command::new("promtool").args(["check", "metrics"]), &page).unwrap();
-    assert_eq!(said, (true, String::new()));
+    let result = testkit::shell::feed(Command::new("promtool").args(["check", "metrics"]), &page).unwrap();
+    assert_eq!(result, (true, String::new()));
 }
 
 #[test]
-fn every_page_is_there_and_well_formed() {
+fn all_pages_are_served_and_well_formed() {
     let probe = model();
     assert_eq!(probe.client.text("/health").unwrap(), "OK");
     assert_eq!(probe.client.get("/ready").unwrap(), (200, "ready\n".into()));
@@ -166,6 +166,6 @@ fn every_page_is_there_and_well_formed() {
     assert_eq!(probe.client.get("/nothing").unwrap().0, 404);
     probe.client.mark().unwrap();
     let page = probe.client.text("/metrics").unwrap();
-    assert_eq!(exporter::page::faults(&page), Vec::<String>::new());
-    probe.metrics().assert_closed();
+    assert_eq!(metrics::page::faults(&page), Vec::<String>::new());
+    probe.metrics().assert_conserved();
 }

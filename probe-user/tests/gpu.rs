@@ -1,4 +1,5 @@
-//! GPUs from end to end: the real wrapper over a library that stands in for NVIDIA's, real processes, real containers.
+//! End-to-end tests of GPUs: the real NVML wrapper with a fake library, real processes and
+//! containers.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed")]
 
@@ -17,13 +18,13 @@ use std::{
 };
 
 use fake_nvml::scenario::{Engines, Gpu, Process, Scenario, Session, VARIABLE};
-use support::{Guest, Page, Probe, ebpf, ebpf_and_docker};
+use support::{Page, Probe, Workload, ebpf, ebpf_and_docker};
 use testkit::{
     cgroup::{self, Cgroup},
     eventually,
     fixture::unique,
     or_skip,
-    program::{Burner, die_with_us, urgent},
+    program::{Burner, kill_on_parent_exit, raise_priority},
     requires,
     shell::which,
     skip, sleep,
@@ -33,12 +34,12 @@ use testkit::{
 const UUID: &str = "GPU-fa4efa4e-fa4e-fa4e-fa4e-000000000000";
 const BOARD: [(&str, &str); 2] = [("package", UUID), ("zone", "gpu")];
 
-/// The flag that makes a probe load the library of the tests.
+/// The flag that makes a probe load the fake library.
 fn flag() -> String {
     format!("--path.nvml={}", support::fake_nvml().display())
 }
 
-/// A probe over a scenario, which a test may change. No other test sees its GPUs.
+/// A probe with a scenario that the test can change. Other tests do not see its GPUs.
 struct Bench {
     probe: Probe,
     gpus: testkit::api::Client,
@@ -60,33 +61,33 @@ impl Bench {
         Self { probe, gpus, file, _dir: dir }
     }
 
-    /// As one who changes a file should: never half of it.
+    /// Replaces the scenario file atomically.
     fn change(&self, scenario: &Scenario) {
         let draft = self.file.with_extension("draft");
         std::fs::write(&draft, scenario.text()).unwrap();
         std::fs::rename(draft, &self.file).unwrap();
     }
 
-    /// A page of a tick that waited long enough for the GPUs' thread.
+    /// Metrics of a tick that includes a GPU poll.
     fn page(&self) -> Page {
-        in_time(&self.probe)
+        page_with_gpu_poll(&self.probe)
     }
 
-    /// Waits until the driver answers again; gives a page that shows it, and a moment at which it
-    /// was still lost.
+    /// Waits until the driver responds again; returns metrics that show it, and a time at which
+    /// the GPU was still lost.
     ///
-    /// The look that a page shows began after the page before it had been asked for: while a page
-    /// shows the loss, the GPU was lost at that moment, or later.
-    fn back(&self) -> (Page, Instant) {
+    /// The poll that a page shows began after the previous page was requested. While a page shows
+    /// the loss, the GPU was therefore lost at that time or later.
+    fn wait_until_back(&self) -> (Page, Instant) {
         let start = Instant::now();
         let (mut lost, mut before) = (start, start);
         let page = eventually_ok(25.0, "the GPU is back", || {
-            let asked = Instant::now();
+            let requested = Instant::now();
             let page = self.page();
             if page.get("wattcast_source_up", &[("source", "nvml")]) == 1.0 {
                 return Ok(page);
             }
-            (lost, before) = (before, asked);
+            (lost, before) = (before, requested);
             Err("it is lost")
         });
         (page, lost)
@@ -96,8 +97,8 @@ impl Bench {
         Page(self.gpus.metrics().unwrap())
     }
 
-    /// Until the driver has been opened, which the probe does not wait for.
-    fn opened(&self) {
+    /// Waits until the driver is open; the probe itself does not wait for it.
+    fn wait_until_open(&self) {
         eventually(10.0, "the driver is opened", || {
             let sources = self.probe.client.json("/api/v1/sources").unwrap();
             sources.as_array().unwrap().iter().any(|source| source["source"] == "nvml")
@@ -105,13 +106,13 @@ impl Bench {
     }
 }
 
-/// A page of a tick that waited long enough for the GPUs' thread: one that did not has their joules
-/// with a later tick, and no watts.
-fn in_time(probe: &Probe) -> Page {
-    eventually_ok(15.0, "the GPUs are read in time", || {
+/// Metrics of a tick that includes a GPU poll. A tick without one has no power, and its GPU energy
+/// is in a later tick.
+fn page_with_gpu_poll(probe: &Probe) -> Page {
+    eventually_ok(15.0, "a tick includes a GPU poll", || {
         let page = probe.fresh();
         let late = page.find("wattcast_collector_success", &[("collector", "gpu")]) == Some(0.0);
-        if late { Err("the look came late") } else { Ok(page) }
+        if late { Err("the poll was late") } else { Ok(page) }
     })
 }
 
@@ -132,24 +133,24 @@ fn joules(page: &Page, container: &str) -> f64 {
     page.find("wattcast_container_energy_joules_total", &labels).unwrap_or(0.0)
 }
 
-fn rest_of(page: &Page, name: &str) -> f64 {
+fn of_board(page: &Page, name: &str) -> f64 {
     page.get(name, &BOARD)
 }
 
 #[test]
-fn joules_of_two_containers_on_one_gpu_follow_the_engines_that_each_used() {
+fn gpu_energy_of_two_containers_follows_engine_use() {
     let engine = or_skip!(ebpf_and_docker());
     let start = |what| engine.start(&unique(what), &[], Path::new("/bin/sleep"), &["600"]).unwrap();
     let (encodes, computes) = (start("enc"), start("sm"));
     let pid = |name: &str| engine.call(&["inspect", "--format={{.State.Pid}}", name]).unwrap().trim().parse().unwrap();
     let bench = Bench::start(&one(Gpu::default()), &["--tick=500ms"]);
-    bench.opened();
-    // Three seconds to settle and five samples of rest.
-    eventually(30.0, "the power at rest is known", || bench.page().find("wattcast_idle_power_watts", &BOARD).is_some());
+    bench.wait_until_open();
+    // It takes three seconds and five idle samples.
+    eventually(30.0, "the idle power is known", || bench.page().find("wattcast_idle_power_watts", &BOARD).is_some());
     let idle_watts = bench.page().get("wattcast_idle_power_watts", &BOARD);
     assert!((idle_watts - 10.0).abs() < 0.2, "{idle_watts}");
 
-    // 18 W by the encoder alone, whose shaders stand still; 30 W by half of the shaders. Their weights are 0.3 and 0.5.
+    // 18 W of the encoder alone, and 30 W of half of the shaders. Their weights are 0.3 and 0.5.
     let session = Session { fps: 50, ..Session::default() };
     let encoding = Process {
         session: vec![session],
@@ -163,25 +164,26 @@ fn joules_of_two_containers_on_one_gpu_follow_the_engines_that_each_used() {
         let page = bench.page();
         (
             joules(&page, name),
-            rest_of(&page, "wattcast_energy_joules_total"),
-            rest_of(&page, "wattcast_idle_energy_joules_total"),
+            of_board(&page, "wattcast_energy_joules_total"),
+            of_board(&page, "wattcast_idle_energy_joules_total"),
         )
     };
-    eventually(10.0, "both are billed", || page(&encodes.name).0 > 0.0 && page(&computes.name).0 > 0.0);
+    eventually(10.0, "both have energy", || page(&encodes.name).0 > 0.0 && page(&computes.name).0 > 0.0);
     let before = bench.page();
     sleep(3.0);
     let after = bench.page();
-    let grown = |name: &str| joules(&after, name) - joules(&before, name);
-    let grew = |name: &str| rest_of(&after, name) - rest_of(&before, name);
-    let (encoder, shaders, board) = (grown(&encodes.name), grown(&computes.name), grew("wattcast_energy_joules_total"));
+    let increase = |name: &str| joules(&after, name) - joules(&before, name);
+    let board_increase = |name: &str| of_board(&after, name) - of_board(&before, name);
+    let (encoder, shaders, board) =
+        (increase(&encodes.name), increase(&computes.name), board_increase("wattcast_energy_joules_total"));
     println!(
         "encoder {encoder:.2} J, shaders {shaders:.2} J, board {board:.2} J, idle {:.2} J",
-        grew("wattcast_idle_energy_joules_total")
+        board_increase("wattcast_idle_energy_joules_total")
     );
     assert!((encoder / shaders - 0.6).abs() < 0.02, "{encoder} {shaders}");
     assert!((encoder / board - 18.0 / 58.0).abs() < 0.01, "{encoder} of {board}");
-    assert!(grew("wattcast_unattributed_energy_joules_total").abs() < 0.02 * board);
-    after.assert_closed();
+    assert!(board_increase("wattcast_unattributed_energy_joules_total").abs() < 0.02 * board);
+    after.assert_conserved();
 
     let watts = |name: &str| after.get("wattcast_container_power_watts", &[("container", name), ("zone", "gpu")]);
     assert!((watts(&encodes.name) - 18.0).abs() < 2.0, "{}", watts(&encodes.name));
@@ -189,21 +191,21 @@ fn joules_of_two_containers_on_one_gpu_follow_the_engines_that_each_used() {
         page.find("wattcast_container_gpu_engine_seconds_total", &[("container", name), ("engine", engine)])
     };
     let used = |name, engine| busy(&after, name, engine).unwrap() - busy(&before, name, engine).unwrap();
-    // The board's own clock: it uses 58 W. The driver's samples are up to a tenth of a second
-    // behind it.
+    // The elapsed time according to the board's energy, at 58 W. The driver's samples lag by up to
+    // a tenth of a second.
     let seconds = board / 58.0;
     assert!((used(&encodes.name, "encoder") / seconds - 1.0).abs() < 0.1, "of {seconds} s");
     assert!((used(&computes.name, "sm") / seconds - 0.5).abs() < 0.05, "of {seconds} s");
     assert!(busy(&after, &encodes.name, "sm").is_none());
 
     let gpus = bench.gpu_page();
-    let who = [("gpu", UUID), ("name", "fake T4"), ("source", "fake")];
-    assert_eq!(gpus.get("wattcast_gpu_encoder_sessions", &[who[0], ("codec", "all")]), 1.0);
+    let labels = [("gpu", UUID), ("name", "fake T4"), ("source", "fake")];
+    assert_eq!(gpus.get("wattcast_gpu_encoder_sessions", &[labels[0], ("codec", "all")]), 1.0);
     let session = [("container", &*encodes.name), ("codec", "h264"), ("resolution", "1920x1080")];
     assert_eq!(gpus.get("wattcast_gpu_encoder_session_fps", &session), 50.0);
     assert_eq!(gpus.get("wattcast_gpu_encoder_session_latency_seconds", &session), 0.004);
-    assert_eq!(gpus.get("wattcast_gpu_engine_utilization_ratio", &[who[0], ("engine", "encoder")]), 1.0);
-    assert_eq!(gpus.get("wattcast_gpu_encoder_headroom_ratio", &[who[0], ("codec", "av1")]), 0.0);
+    assert_eq!(gpus.get("wattcast_gpu_engine_utilization_ratio", &[labels[0], ("engine", "encoder")]), 1.0);
+    assert_eq!(gpus.get("wattcast_gpu_encoder_headroom_ratio", &[labels[0], ("codec", "av1")]), 0.0);
     let memory = [("container", &*encodes.name), ("gpu", UUID)];
     eventually(8.0, "memory is read", || {
         bench.gpu_page().find("wattcast_container_gpu_memory_bytes", &memory) == Some(f64::from(300 << 20))
@@ -211,12 +213,12 @@ fn joules_of_two_containers_on_one_gpu_follow_the_engines_that_each_used() {
 }
 
 #[test]
-fn a_process_that_dies_leaves_its_last_joules_to_nobody() {
+fn energy_of_a_dead_process_is_unattributed() {
     or_skip!(ebpf());
-    let (mut dies, stays) = (Guest::start(&unique("dies")), Guest::start(&unique("stays")));
+    let (mut dies, stays) = (Workload::start(&unique("dies")), Workload::start(&unique("stays")));
     let process = vec![uses(dies.pid(), encoder(60.0)), uses(stays.pid(), encoder(20.0))];
     let bench = Bench::start(&one(Gpu { process, junk: true, ..Gpu::default() }), &[]);
-    eventually(10.0, "both are billed", || {
+    eventually(10.0, "both have energy", || {
         let page = bench.page();
         joules(&page, dies.name()) > 0.0 && joules(&page, stays.name()) > 0.0
     });
@@ -224,38 +226,39 @@ fn a_process_that_dies_leaves_its_last_joules_to_nobody() {
     let before = bench.page();
     sleep(1.5);
     let after = bench.page();
-    let board = rest_of(&after, "wattcast_energy_joules_total") - rest_of(&before, "wattcast_energy_joules_total");
-    let nobody = rest_of(&after, "wattcast_unattributed_energy_joules_total")
-        - rest_of(&before, "wattcast_unattributed_energy_joules_total");
+    let board = of_board(&after, "wattcast_energy_joules_total") - of_board(&before, "wattcast_energy_joules_total");
+    let unattributed = of_board(&after, "wattcast_unattributed_energy_joules_total")
+        - of_board(&before, "wattcast_unattributed_energy_joules_total");
     let other = joules(&after, stays.name()) - joules(&before, stays.name());
-    println!("of {board:.2} J nobody has {nobody:.2}, the other {other:.2}");
-    // Three quarters were the dead one's, who is not reaped, and whom the driver still names.
-    assert!((nobody / board - 0.75).abs() < 0.02 && (other / board - 0.25).abs() < 0.02);
+    println!("of {board:.2} J {unattributed:.2} are unattributed, the other process has {other:.2}");
+    // Three quarters belonged to the dead process, which is not reaped and which the driver still
+    // reports.
+    assert!((unattributed / board - 0.75).abs() < 0.02 && (other / board - 0.25).abs() < 0.02);
     assert!(joules(&after, dies.name()) - joules(&before, dies.name()) < 0.01 * board);
-    after.assert_closed();
+    after.assert_conserved();
     let gpus = bench.gpu_page();
     let dropped = |reason| gpus.get("wattcast_gpu_samples_dropped_total", &[("gpu", UUID), ("reason", reason)]);
     assert!(dropped("stale") > 0.0 && dropped("impossible") > 0.0 && dropped("unknown") > 0.0);
 }
 
 #[test]
-fn equal_users_whose_samples_come_at_different_moments_get_equal_joules() {
+fn equal_usage_with_different_sample_times_gets_equal_energy() {
     or_skip!(ebpf());
-    let (one_user, other) = (Guest::start(&unique("one")), Guest::start(&unique("other")));
-    // A second's period, half a second apart, in ticks that are shorter and such as are not.
+    let (one_user, other) = (Workload::start(&unique("one")), Workload::start(&unique("other")));
+    // Periods of one second, half a second apart, with ticks shorter than a period and equal to it.
     let late = |process: Process| Process { phase_ms: 500, ..process };
     let process = vec![uses(one_user.pid(), encoder(40.0)), late(uses(other.pid(), encoder(40.0)))];
     let gpu = Gpu { process, period_ms: 1000, ..Gpu::default() };
     let benches = ["--tick=200ms", "--tick=1s"].map(|tick| (tick, Bench::start(&one(gpu.clone()), &[tick])));
     for (_, bench) in &benches {
-        eventually(15.0, "both are billed", || {
+        eventually(15.0, "both have energy", || {
             let page = bench.page();
             joules(&page, one_user.name()) > 0.0 && joules(&page, other.name()) > 0.0
         });
     }
     let timed = |bench: &Bench| (Instant::now(), bench.page(), Instant::now());
     let before = benches.each_ref().map(|(_, bench)| timed(bench));
-    // Whatever is asked meanwhile: each question is a tick of its own.
+    // Requests in between must not matter: each causes a tick.
     for _ in 0..16 {
         sleep(0.5);
         benches.iter().for_each(|(_, bench)| drop(bench.page()));
@@ -264,74 +267,82 @@ fn equal_users_whose_samples_come_at_different_moments_get_equal_joules() {
     for (((tick, _), before), after) in benches.iter().zip(&before).zip(&after) {
         let (least, most) = ((after.0 - before.2).as_secs_f64(), (after.2 - before.0).as_secs_f64());
         let (before, after) = (&before.1, &after.1);
-        let grown = |of: &dyn Fn(&Page) -> f64| of(after) - of(before);
-        let (first, second) = (grown(&|page| joules(page, one_user.name())), grown(&|page| joules(page, other.name())));
-        let unattributed = grown(&|page| rest_of(page, "wattcast_unattributed_energy_joules_total"));
+        let increase = |of: &dyn Fn(&Page) -> f64| of(after) - of(before);
+        let (first, second) =
+            (increase(&|page| joules(page, one_user.name())), increase(&|page| joules(page, other.name())));
+        let unattributed = increase(&|page| of_board(page, "wattcast_unattributed_energy_joules_total"));
         println!("{tick}: {first:.2} J, {second:.2} J, unattributed {unattributed:.2} J");
-        // The joules of a second or two may be on either side of an edge.
+        // The energy of a second or two may be on either side of the window's edges.
         assert!((first / second - 1.0).abs() < 0.2, "{tick}: {first} {second}");
         assert!(unattributed < 0.02 * (first + second), "{tick}: {unattributed}");
-        let seconds = |page: &Page, who: &Guest| {
-            page.get("wattcast_container_gpu_engine_seconds_total", &[("container", who.name()), ("engine", "encoder")])
+        let seconds = |page: &Page, workload: &Workload| {
+            page.get(
+                "wattcast_container_gpu_engine_seconds_total",
+                &[("container", workload.name()), ("engine", "encoder")],
+            )
         };
-        for who in [&one_user, &other] {
-            let busy = grown(&|page| seconds(page, who));
-            // Samples of a second may be on either side of an edge.
+        for workload in [&one_user, &other] {
+            let busy = increase(&|page| seconds(page, workload));
+            // One-second samples may be on either side of the window's edges.
             let expected = 0.4 * least - 0.9..0.4 * most + 0.9;
             assert!(expected.contains(&busy), "{tick}: {busy} s at 40 % of {least} to {most} s");
         }
-        assert!(after.find("wattcast_power_watts", &BOARD).is_some(), "no gaps while joules wait");
-        after.assert_closed();
+        assert!(after.find("wattcast_power_watts", &BOARD).is_some(), "no gaps while energy is pending");
+        after.assert_conserved();
     }
 }
 
 #[test]
-fn a_gpu_that_is_lost_is_a_state_and_counts_on_when_it_is_back() {
+fn lost_gpu_is_reported_and_counts_again_when_back() {
     or_skip!(ebpf());
-    let guest = Guest::start(&unique("lost"));
-    let working = Gpu { process: vec![uses(guest.pid(), encoder(50.0))], ..Gpu::default() };
-    // Another board beside it, which is well all the time.
+    let workload = Workload::start(&unique("lost"));
+    let working = Gpu { process: vec![uses(workload.pid(), encoder(50.0))], ..Gpu::default() };
+    // A second board, which works all the time.
     let two = |gpu: Gpu| Scenario { init: None, gpu: vec![gpu, Gpu { idle_watts: 40.0, ..Gpu::default() }] };
     let bench = Bench::start(&two(working.clone()), &[]);
-    eventually(10.0, "it is billed", || joules(&bench.page(), guest.name()) > 5.0);
+    eventually(10.0, "it has energy", || joules(&bench.page(), workload.name()) > 5.0);
     assert_eq!(bench.probe.client.get("/ready").unwrap().0, 200);
-    // After so many calls, in the middle of a look.
-    let well = || {
+    // The energy of the second board.
+    let second_board = || {
         let other = UUID.replace("000000000000", "000000000001");
-        let asked = Instant::now();
+        let requested = Instant::now();
         let page = bench.page();
         let joules = page.get("wattcast_energy_joules_total", &[("package", &other), ("zone", "gpu")]);
-        (asked, joules, Instant::now())
+        (requested, joules, Instant::now())
     };
-    let begun = well();
+    let begin = second_board();
+    // The number of calls makes the loss happen in the middle of a poll.
     bench.change(&two(Gpu { lost_after_calls: 1, ..working.clone() }));
-    eventually(5.0, "the loss is seen", || bench.probe.source("nvml").0 == "broken");
+    eventually(5.0, "the loss is detected", || bench.probe.source("nvml").0 == "broken");
     let (_, detail) = bench.probe.source("nvml");
     assert!(detail.contains("fallen off the bus") && detail.contains(UUID), "{detail}");
     let lost = bench.page();
     let gpus = bench.gpu_page();
     assert_eq!(gpus.get("wattcast_gpu_up", &[("gpu", UUID), ("reason", "broken")]), 0.0);
-    let told = |of: &str| gpus.find("wattcast_gpu_temperature_celsius", &[("gpu", of)]).is_some();
+    let has_temperature = |of: &str| gpus.find("wattcast_gpu_temperature_celsius", &[("gpu", of)]).is_some();
     assert!(
-        !told(UUID) && told(&UUID.replace("000000000000", "000000000001")),
-        "what the lost one said before does not hold"
+        !has_temperature(UUID) && has_temperature(&UUID.replace("000000000000", "000000000001")),
+        "the previous values of the lost GPU are not shown"
     );
-    assert_eq!(gpus.get("gpu_count", &[]), 2.0, "it is known, and lost");
+    assert_eq!(gpus.get("gpu_count", &[]), 2.0, "a lost GPU is still counted");
     let (ready, why) = bench.gpus.get("/ready").unwrap();
     assert!(ready == 503 && why.contains("nvml"), "{ready} {why}");
     assert_eq!(bench.gpus.text("/health").unwrap(), "OK", "a liveness probe must not restart it over a lost GPU");
     sleep(1.0);
-    assert_eq!(rest_of(&bench.page(), "wattcast_energy_joules_total"), rest_of(&lost, "wattcast_energy_joules_total"));
-    assert!(bench.page().find("wattcast_power_watts", &BOARD).is_none(), "no figure, and not zero");
+    assert_eq!(
+        of_board(&bench.page(), "wattcast_energy_joules_total"),
+        of_board(&lost, "wattcast_energy_joules_total")
+    );
+    assert!(bench.page().find("wattcast_power_watts", &BOARD).is_none(), "power is absent, not zero");
 
-    // The driver is loaded again: it counts from zero.
+    // The driver is reloaded: it counts from zero.
     bench.change(&two(Gpu { epoch: 1, ..working }));
-    let (back, away) = bench.back();
+    let (back, away) = bench.wait_until_back();
     let since = away.elapsed().as_secs_f64();
-    let measured = |page: &Page| rest_of(page, "wattcast_energy_joules_total");
+    let measured = |page: &Page| of_board(page, "wattcast_energy_joules_total");
     assert!(measured(&back) >= measured(&lost));
-    // What it used while it was lost is not known, and not invented: it uses 19 W, and was last
-    // seen to be lost so long ago.
+    // The energy used during the loss is unknown and must not be invented: the GPU uses 19 W, and
+    // was last known to be lost `since` seconds ago.
     let invented = measured(&back) - measured(&lost);
     assert!(invented < 19.5 * since, "{invented} J in {since} s");
     let mut later = bench.page();
@@ -339,18 +350,18 @@ fn a_gpu_that_is_lost_is_a_state_and_counts_on_when_it_is_back() {
         later = bench.page();
         measured(&later) > measured(&back) + 10.0
     });
-    assert!(joules(&later, guest.name()) > joules(&back, guest.name()));
-    later.assert_closed();
-    // The library was opened again meanwhile, and the board that was well lost nothing by it.
-    let (from, to) = (begun, well());
+    assert!(joules(&later, workload.name()) > joules(&back, workload.name()));
+    later.assert_conserved();
+    // The library was reloaded in the meantime; the second board must have lost no energy.
+    let (from, to) = (begin, second_board());
     let joules = to.1 - from.1;
     let (least, most) = ((to.0 - from.2).as_secs_f64(), (to.2 - from.0).as_secs_f64());
-    // A look may be a tick old where its thread was late.
+    // A poll may be one tick old if the GPU thread was late.
     assert!(joules > 39.0 * least - 8.0 && joules < 41.0 * most + 8.0, "{joules} J at 40 W in {least} to {most} s");
 }
 
 #[test]
-fn without_a_counter_that_counts_power_is_integrated_and_a_counter_that_stops_is_a_state() {
+fn power_is_integrated_without_counter_and_stuck_is_broken() {
     let scenario = |gpus: [Gpu; 3]| Scenario { init: None, gpu: gpus.into() };
     let without = Gpu { energy_counter: false, idle_watts: 20.0, ..Gpu::default() };
     let all = [
@@ -359,73 +370,73 @@ fn without_a_counter_that_counts_power_is_integrated_and_a_counter_that_stops_is
         Gpu { idle_watts: 40.0, ..Gpu::default() },
     ];
     let bench = Bench::start(&scenario(all.clone()), &["--no-collector.cpu"]);
-    bench.opened();
+    bench.wait_until_open();
     let (_, detail) = bench.probe.source("nvml");
-    assert!(detail.contains("3 GPUs") && detail.contains("2 without an energy counter that counts"), "{detail}");
+    assert!(detail.contains("3 GPUs") && detail.contains("2 without a working energy counter"), "{detail}");
     assert!(detail.contains("FAKE"), "{detail}");
     bench.page();
     let before = bench.page();
     sleep(4.0);
     let after = bench.page();
     let uuid = |number: usize| format!("{}{number}", UUID.strip_suffix('0').unwrap());
-    let grown = |number: usize| {
+    let increase = |number: usize| {
         let joules =
             |page: &Page| page.get("wattcast_energy_joules_total", &[("package", &uuid(number)), ("zone", "gpu")]);
         joules(&after) - joules(&before)
     };
-    // Boards of 20, 30 and 40 W for the same time.
-    assert!((grown(0) / grown(2) - 0.5).abs() < 0.02 && (grown(1) / grown(2) - 0.75).abs() < 0.02);
-    after.assert_closed();
+    // Boards with 20, 30 and 40 W during the same time.
+    assert!((increase(0) / increase(2) - 0.5).abs() < 0.02 && (increase(1) / increase(2) - 0.75).abs() < 0.02);
+    after.assert_conserved();
     let [first, second, third] = all;
     bench.change(&scenario([first, second, Gpu { stands_still: true, ..third }]));
-    eventually(15.0, "it is seen", || bench.probe.source("nvml").0 == "broken");
+    eventually(15.0, "the source is broken", || bench.probe.source("nvml").0 == "broken");
     let (_, detail) = bench.probe.source("nvml");
     assert!(detail.contains("stands at") && detail.contains("GPU 2"), "{detail}");
     assert_eq!(bench.probe.source("model").0, "usable");
 }
 
 #[test]
-fn what_a_gpu_used_while_it_was_lost_is_not_integrated() {
+fn power_is_not_integrated_while_gpu_is_lost() {
     let without = Gpu { energy_counter: false, idle_watts: 20.0, ..Gpu::default() };
     let bench = Bench::start(&one(without.clone()), &["--no-collector.cpu"]);
-    bench.opened();
+    bench.wait_until_open();
     let measured = |page: &Page| page.get("wattcast_energy_joules_total", &BOARD);
-    eventually(10.0, "it is measured", || {
+    eventually(10.0, "it has energy", || {
         bench.page().find("wattcast_energy_joules_total", &BOARD).is_some_and(|joules| joules > 5.0)
     });
     bench.change(&one(Gpu { lost_after_calls: 1, ..without.clone() }));
     eventually(10.0, "it is lost", || bench.probe.source("nvml").0 == "broken");
     let (lost, start) = (measured(&bench.page()), Instant::now());
     bench.change(&one(without));
-    let (back, away) = bench.back();
+    let (back, away) = bench.wait_until_back();
     let (gap, since) = ((away - start).as_secs_f64(), away.elapsed().as_secs_f64());
     let joules = measured(&back) - lost;
-    // It was away for most of the time, at 20 W; since then it is measured. No line is drawn over
-    // the gap.
-    println!("away for {gap:.1} s, back for {since:.1} s: {joules:.2} J");
+    // It was lost for most of the time, at 20 W, and is measured since. The gap must not be
+    // interpolated.
+    println!("lost for {gap:.1} s, back for {since:.1} s: {joules:.2} J");
     assert!(gap > since && joules < 20.5 * since, "{joules} J, back for {since} s");
 }
 
 #[test]
-fn no_library_no_driver_no_device_and_no_permission_are_four_states() {
+fn missing_library_driver_device_and_permission_differ() {
     let dir = tempfile::tempdir().unwrap();
     let missing = format!("--path.nvml={}", dir.path().join("libnvidia-ml.so.1").display());
     let no_text = dir.path().join("text.so");
-    std::fs::write(&no_text, "this is no library").unwrap();
+    std::fs::write(&no_text, "not a library").unwrap();
     let bad = format!("--path.nvml={}", no_text.display());
-    for (flag, state, says) in [(&*missing, "absent", "no NVIDIA driver"), (&*bad, "broken", "cannot be loaded")] {
+    for (flag, state, text) in [(&*missing, "absent", "no NVIDIA driver"), (&*bad, "broken", "cannot be loaded")] {
         let mut probe = Probe::start(&["--energy.source=model", "--no-collector.cpu", flag]);
         let gpus = probe.program.client_of(1).unwrap();
-        eventually(10.0, "it is tried", || gpus.text("/").is_ok_and(|page| page.contains("<td>nvml</td>")));
-        let (is, detail) = probe.source("nvml");
-        assert!(is == state && detail.contains(says), "{is} {detail}");
+        eventually(10.0, "the library is tried", || gpus.text("/").is_ok_and(|page| page.contains("<td>nvml</td>")));
+        let (actual, detail) = probe.source("nvml");
+        assert!(actual == state && detail.contains(text), "{actual} {detail}");
         let page = Page(gpus.metrics().unwrap());
         assert_eq!((page.get("gpu_count", &[]), page.get("gpu_exporter_alive", &[])), (0.0, 1.0));
-        assert_eq!(gpus.get("/ready").unwrap().0, 200, "nobody asked for GPUs");
+        assert_eq!(gpus.get("/ready").unwrap().0, 200, "GPUs are not required");
         let without = probe.metrics();
         assert!(without.all("wattcast_collector_duration_seconds").all(|row| row.label("collector") != "gpu"));
     }
-    for (init, state, says) in [
+    for (init, state, text) in [
         (Some("DRIVER_NOT_LOADED"), "absent", "modprobe nvidia"),
         (Some("NO_PERMISSION"), "denied", "/dev/nvidiactl"),
         (Some("LIB_RM_VERSION_MISMATCH"), "broken", "two versions"),
@@ -433,21 +444,21 @@ fn no_library_no_driver_no_device_and_no_permission_are_four_states() {
     ] {
         let scenario = Scenario { init: init.map(str::to_owned), gpu: Vec::new() };
         let bench = Bench::start(&scenario, &["--no-collector.cpu", "--collector.gpu"]);
-        eventually(10.0, "it is tried", || !bench.probe.source("nvml").1.contains("being opened"));
-        let (is, detail) = bench.probe.source("nvml");
-        assert!(is == state && detail.contains(says), "{init:?}: {is} {detail}");
-        assert_eq!(bench.gpus.get("/ready").unwrap().0, 503, "GPUs were asked for");
+        eventually(10.0, "the library is tried", || !bench.probe.source("nvml").1.contains("being opened"));
+        let (actual, detail) = bench.probe.source("nvml");
+        assert!(actual == state && detail.contains(text), "{init:?}: {actual} {detail}");
+        assert_eq!(bench.gpus.get("/ready").unwrap().0, 503, "GPUs are required");
         if init == Some("DRIVER_NOT_LOADED") {
             // The module is loaded while the probe runs.
             bench.change(&one(Gpu::default()));
-            eventually(20.0, "it is found", || bench.probe.source("nvml").0 == "usable");
+            eventually(20.0, "the GPU is found", || bench.probe.source("nvml").0 == "usable");
             assert!(bench.page().find("wattcast_energy_joules_total", &BOARD).is_some());
         }
     }
 }
 
 #[test]
-fn readings_that_a_gpu_does_not_give_are_absent_with_their_reason_and_not_zero() {
+fn unsupported_readings_are_absent_with_a_reason() {
     let errors = [
         ("nvmlDeviceGetTemperature", "NOT_SUPPORTED"),
         ("nvmlDeviceGetEnforcedPowerLimit", "NO_PERMISSION"),
@@ -464,8 +475,8 @@ fn readings_that_a_gpu_does_not_give_are_absent_with_their_reason_and_not_zero()
         },
         &["--no-collector.cpu"],
     );
-    bench.opened();
-    // A second look does not change what the first has found.
+    bench.wait_until_open();
+    // A second poll does not change the result of the first.
     bench.page();
     bench.page();
     let page = bench.gpu_page();
@@ -478,10 +489,10 @@ fn readings_that_a_gpu_does_not_give_are_absent_with_their_reason_and_not_zero()
         assert_eq!(page.get("wattcast_gpu_reading_up", &labels), 0.0);
         assert!(page.find(family, &[("gpu_uuid", UUID)]).is_none(), "{family}");
     }
-    // A codec that a chip has not does not hide those that it has.
+    // An unsupported codec does not hide the supported ones.
     let headroom = |codec| page.find("wattcast_gpu_encoder_headroom_ratio", &[("gpu", UUID), ("codec", codec)]);
     assert_eq!((headroom("h264"), headroom("hevc"), headroom("av1")), (Some(1.0), Some(1.0), None));
-    // The older function stands in for the newer.
+    // The older function is the fallback for the newer one.
     assert!(page.find("wattcast_gpu_reading_up", &[("gpu", UUID), ("reading", "process_utilization")]).is_none());
     let mig = "GPU-fa4efa4e-fa4e-fa4e-fa4e-000000000001";
     assert!(page.find("gpu_encoder_utilization_percent", &[("gpu_uuid", mig)]).is_none());
@@ -496,54 +507,53 @@ fn readings_that_a_gpu_does_not_give_are_absent_with_their_reason_and_not_zero()
 }
 
 #[test]
-fn more_gpus_than_there_is_room_for_are_said() {
+fn gpus_over_the_limit_are_reported() {
     let bench = Bench::start(&Scenario { init: None, gpu: vec![Gpu::default(); 65] }, &["--no-collector.cpu"]);
-    bench.opened();
+    bench.wait_until_open();
     let (state, detail) = bench.probe.source("nvml");
     assert!(state == "broken" && detail.contains("1 GPUs beyond the first 64"), "{state} {detail}");
-    bench.page().assert_closed();
+    bench.page().assert_conserved();
     assert!(capabilities(bench.probe.program.pid()).iter().all(|(_, sets)| *sets == [0, 0]));
     let page = bench.gpu_page();
     assert_eq!((page.get("gpu_count", &[]), page.all("wattcast_gpu_energy_joules_total").count()), (64.0, 64));
 }
 
 #[test]
-fn an_energy_reading_that_goes_on_failing_is_a_state_although_the_gpu_answers() {
+fn failing_energy_reading_is_broken_although_gpu_responds() {
     let bench = Bench::start(&one(Gpu::default()), &["--no-collector.cpu", "--tick=500ms"]);
-    bench.opened();
+    bench.wait_until_open();
     bench.page();
     let errors = [("nvmlDeviceGetTotalEnergyConsumption".to_owned(), "UNKNOWN".to_owned())].into();
     bench.change(&one(Gpu { errors, ..Gpu::default() }));
-    eventually(15.0, "it is seen", || bench.probe.source("nvml").0 == "broken");
+    eventually(15.0, "the source is broken", || bench.probe.source("nvml").0 == "broken");
     assert!(bench.probe.source("nvml").1.contains("GPU 0"), "{}", bench.probe.source("nvml").1);
     let labels = [("gpu", UUID), ("reading", "energy"), ("reason", "broken")];
     assert_eq!(bench.gpu_page().get("wattcast_gpu_reading_up", &labels), 0.0);
     bench.change(&one(Gpu::default()));
-    eventually(10.0, "it reads again", || bench.probe.source("nvml").0 == "usable");
-    bench.page().assert_closed();
+    eventually(10.0, "the source is usable again", || bench.probe.source("nvml").0 == "usable");
+    bench.page().assert_conserved();
 }
 
 #[test]
-fn a_driver_that_hangs_holds_nothing_else_up() {
+fn hanging_driver_does_not_delay_ticks() {
     let bench = Bench::start(&one(Gpu::default()), &["--tick=200ms", "--no-collector.cpu"]);
-    bench.opened();
+    bench.wait_until_open();
     let delays = [("nvmlDeviceGetPowerUsage".to_owned(), 9000)].into();
     bench.change(&one(Gpu { delays, ..Gpu::default() }));
     let hangs = || bench.probe.source("nvml").0 == "broken";
-    eventually(12.0, "the hang is seen", hangs);
-    // The page of a tick that began after that.
+    eventually(12.0, "the hang is detected", hangs);
+    // Take the page of a tick that started after that.
     bench.probe.fresh();
     let detail = bench.probe.source("nvml").1;
-    assert!(detail.contains("does not answer"), "{detail}");
+    assert!(detail.contains("does not respond"), "{detail}");
     let gpus = bench.gpu_page();
     assert_eq!(gpus.get("wattcast_gpu_up", &[("gpu", UUID), ("reason", "broken")]), 0.0);
-    assert!(gpus.find("gpu_power_draw_watts", &[("gpu_uuid", UUID)]).is_none(), "what it said before does not hold");
+    assert!(gpus.find("gpu_power_draw_watts", &[("gpu_uuid", UUID)]).is_none(), "the previous values are not shown");
     let package = |page: &Page| page.get("wattcast_energy_joules_total", &[("zone", "package")]);
     let missed = |page: &Page| page.get("wattcast_ticks_missed_total", &[]);
     let ticks = |page: &Page| page.get("wattcast_tick_jitter_seconds_count", &[]);
-    // A machine that is busy elsewhere misses one now and then; a driver that was waited for would
-    // make all late.
-    eventually_ok(20.0, "five ticks of one hang are on time", || {
+    // A busy machine may miss a tick now and then; waiting for the driver would delay all of them.
+    eventually_ok(20.0, "five ticks during one hang are on time", || {
         let before = bench.probe.fresh();
         eventually(10.0, "the ticks go on", || ticks(&bench.probe.metrics()) >= ticks(&before) + 5.0);
         let after = bench.probe.fresh();
@@ -552,23 +562,23 @@ fn a_driver_that_hangs_holds_nothing_else_up() {
         if count == 0.0 && hangs() { Ok(()) } else { Err(format!("{count} missed")) }
     });
     bench.change(&one(Gpu::default()));
-    eventually(25.0, "it answers again", || bench.probe.source("nvml").0 == "usable");
-    bench.page().assert_closed();
+    eventually(25.0, "the driver responds again", || bench.probe.source("nvml").0 == "usable");
+    bench.page().assert_conserved();
 }
 
 #[test]
-fn a_stream_has_the_joules_of_its_gpu_and_its_session_has_its_name() {
+fn stream_has_gpu_energy_and_its_session_has_its_name() {
     or_skip!(ebpf());
     requires!(ffmpeg);
     let bench = Bench::start(&one(Gpu::default()), &["--tick=500ms"]);
-    bench.opened();
+    bench.wait_until_open();
     let cgroup = Cgroup::create(&cgroup::v2().unwrap(), &unique("stream")).unwrap();
     let (name, dir) = (unique("cam"), tempfile::tempdir().unwrap());
     let mut command = Command::new("ffmpeg");
     command.args("-nostdin -loglevel error -re -f lavfi -i testsrc2=size=640x360:rate=25:duration=600 -c:v libx264 -preset ultrafast -s 640x360 -r 25".split(' '));
     command.args(["-metadata", &format!("title={name}"), "-f", "mpegts"]).arg(dir.path().join(format!("{name}.ts")));
     cgroup.enter(&mut command).unwrap();
-    die_with_us(&mut command);
+    kill_on_parent_exit(&mut command);
     let mut child = command.spawn().unwrap();
     let container = cgroup.dir.file_name().unwrap().to_str().unwrap().to_owned();
     let job = || {
@@ -584,12 +594,12 @@ fn a_stream_has_the_joules_of_its_gpu_and_its_session_has_its_name() {
     let find = |page: &Page, source: &str| {
         page.find("wattcast_stream_energy_joules_total", &[("stream", &name), ("source", source)])
     };
-    eventually(20.0, "the stream has joules of both", || {
+    eventually(20.0, "the stream has energy of CPU and GPU", || {
         let page = bench.page();
         find(&page, "fake").is_some_and(|joules| joules > 1.0) && find(&page, "model").is_some()
     });
     let page = bench.page();
-    // It is all that the container has: its GPU's joules are the stream's.
+    // It is the only stream of the container, so it gets all of the container's GPU energy.
     let (stream, all) = (find(&page, "fake").unwrap(), joules(&page, &container));
     assert!((stream / all - 1.0).abs() < 0.05, "{stream} of {all}");
     let gpus = bench.gpu_page();
@@ -602,7 +612,7 @@ fn a_stream_has_the_joules_of_its_gpu_and_its_session_has_its_name() {
 }
 
 #[test]
-fn the_gpu_s_page_has_the_names_of_the_exporter_that_it_replaces_and_lints_clean() {
+fn gpu_page_has_legacy_names_and_passes_promtool() {
     let process = Process {
         pid: Some(std::process::id()),
         memory: 1 << 30,
@@ -615,7 +625,7 @@ fn the_gpu_s_page_has_the_names_of_the_exporter_that_it_replaces_and_lints_clean
         gpu: vec![Gpu { process: vec![process], ..Gpu::default() }, Gpu { name: "A \"2\"\n".into(), ..Gpu::default() }],
     };
     let bench = Bench::start(&two, &["--no-collector.cpu"]);
-    bench.opened();
+    bench.wait_until_open();
     bench.page();
     let page = bench.gpu_page();
     let first = [("gpu_id", "0"), ("gpu_name", "fake T4"), ("gpu_uuid", UUID)];
@@ -638,31 +648,31 @@ fn the_gpu_s_page_has_the_names_of_the_exporter_that_it_replaces_and_lints_clean
     assert!(page.find("gpu_temperature_celsius", &first).is_some());
     assert_eq!((page.get("gpu_count", &[]), page.get("gpu_exporter_alive", &[])), (2.0, 1.0));
     assert_eq!(page.get("gpu_exporter_info", &[("language", "rust")]), 1.0);
-    // A line break in a model's name broke the whole page of others.
+    // A line break in a model name must not break the page.
     let text = bench.gpus.text("/metrics").unwrap();
-    assert_eq!(exporter::page::faults(&text), Vec::<String>::new());
-    let landing = bench.gpus.text("/").unwrap();
-    assert!(landing.contains(UUID) && landing.contains("FAKE"), "{landing}");
-    // By port and family each series once.
+    assert_eq!(metrics::page::faults(&text), Vec::<String>::new());
+    let index_page = bench.gpus.text("/").unwrap();
+    assert!(index_page.contains(UUID) && index_page.contains("FAKE"), "{index_page}");
+    // Each metric family is on one port only.
     let all = bench.probe.client.text("/metrics").unwrap();
     assert!(!all.contains("\nwattcast_gpu_power_watts") && !all.contains("\ngpu_count"));
     let Some(promtool) = which("promtool") else { skip!("promtool is not in PATH") };
     let plain = Bench::start(&two, &["--no-collector.cpu", "--no-compat-metrics"]);
-    plain.opened();
+    plain.wait_until_open();
     plain.page();
     for text in [plain.gpus.text("/metrics").unwrap(), plain.probe.client.text("/metrics").unwrap()] {
-        let said = testkit::shell::feed(Command::new(&promtool).args(["check", "metrics"]), &text).unwrap();
-        assert_eq!(said, (true, String::new()));
+        let result = testkit::shell::feed(Command::new(&promtool).args(["check", "metrics"]), &text).unwrap();
+        assert_eq!(result, (true, String::new()));
     }
 }
 
 #[test]
-fn a_recording_holds_gpus_and_gives_the_same_account_again() {
+fn recording_with_gpus_replays_to_the_same_account() {
     or_skip!(ebpf());
-    let guest = Guest::start(&unique("rec"));
+    let workload = Workload::start(&unique("rec"));
     let dir = tempfile::tempdir().unwrap();
     let (scenario, file) = (dir.path().join("scenario.toml"), dir.path().join("a.rec"));
-    let gpu = Gpu { process: vec![uses(guest.pid(), encoder(50.0))], ..Gpu::default() };
+    let gpu = Gpu { process: vec![uses(workload.pid(), encoder(50.0))], ..Gpu::default() };
     std::fs::write(&scenario, one(gpu).text()).unwrap();
     let probe = || Command::new(support::binary());
     let flags = ["--energy.source=model", &flag(), "--tick=200ms", "record", "--time=5s"];
@@ -675,21 +685,21 @@ fn a_recording_holds_gpus_and_gives_the_same_account_again() {
     };
     let text = account();
     assert_eq!(text, account());
-    let page = Page(exporter::parse::parse(&text).unwrap().samples);
-    let labels = [("container", guest.name()), ("zone", "gpu"), ("source", "replay")];
-    let (given, all) =
-        (page.get("wattcast_container_energy_joules_total", &labels), rest_of(&page, "wattcast_energy_joules_total"));
-    // The joules up to the first look at who used what are nobody's.
-    assert!(given > 20.0 && given <= all && given > 0.8 * all, "{given} of {all}");
+    let page = Page(metrics::parse::parse(&text).unwrap().samples);
+    let labels = [("container", workload.name()), ("zone", "gpu"), ("source", "replay")];
+    let (attributed, all) =
+        (page.get("wattcast_container_energy_joules_total", &labels), of_board(&page, "wattcast_energy_joules_total"));
+    // The energy up to the first usage sample is unattributed.
+    assert!(attributed > 20.0 && attributed <= all && attributed > 0.8 * all, "{attributed} of {all}");
     assert!(page.find("wattcast_conservation_error_joules", &BOARD) == Some(0.0));
 }
 
 #[test]
-fn what_a_command_used_of_a_gpu_is_in_its_cost() {
+fn exec_cost_includes_gpu_energy() {
     or_skip!(ebpf());
     let dir = tempfile::tempdir().unwrap();
     let scenario = dir.path().join("scenario.toml");
-    // Named as nothing else here is.
+    // A unique process name.
     let program = dir.path().join("gpu-job");
     std::fs::copy(which("sleep").unwrap(), &program).unwrap();
     let process = Process { comm: Some("gpu-job".into()), percent: encoder(100.0), ..Process::default() };
@@ -700,11 +710,11 @@ fn what_a_command_used_of_a_gpu_is_in_its_cost() {
         .output()
         .unwrap();
     let report: serde_json::Value = serde_json::from_slice(&doctor.stdout).unwrap();
-    let found = |name: &str| {
+    let detail = |name: &str| {
         let gpus = report["gpus"].as_array().unwrap();
         gpus.iter().find(|gpu| gpu["name"] == name).unwrap()["detail"].as_str().unwrap().to_owned()
     };
-    assert!(found("nvml").contains("FAKE") && found(UUID).contains("nvmlDeviceGetTotalEnergyConsumption"));
+    assert!(detail("nvml").contains("FAKE") && detail(UUID).contains("nvmlDeviceGetTotalEnergyConsumption"));
     let done = Command::new(support::binary())
         .env(VARIABLE, &scenario)
         .args(["--energy.source=model", &flag(), "--tick=500ms", "exec", "--json", "--"])
@@ -717,19 +727,20 @@ fn what_a_command_used_of_a_gpu_is_in_its_cost() {
     let gpu = cost["zones"].as_array().unwrap().iter().find(|zone| zone["zone"] == "gpu").unwrap();
     let joules = gpu["joules"].as_f64().unwrap();
     println!("{gpu}");
-    // 28 W for four seconds, whose idle power is not known; the driver's samples are up to a tick late at both ends.
+    // 28 W for four seconds; the idle power is unknown, and the driver's samples are up to a tick
+    // late at both ends.
     let seconds = cost["seconds"].as_f64().unwrap();
     assert!(joules > 60.0 && joules < 28.0 * (seconds + 0.5), "{joules} J in {seconds} s");
     assert_eq!(gpu["source"], "fake");
 }
 
 #[test]
-fn an_integrated_gpu_s_joules_go_to_whoever_used_its_engines() {
+fn integrated_gpu_energy_follows_engine_use() {
     or_skip!(ebpf());
-    let encodes = Guest::start(&unique("qsv"));
-    let beside = Cgroup::create(&cgroup::v2().unwrap(), &unique("cpu")).unwrap();
-    let neighbour = beside.dir.file_name().unwrap().to_str().unwrap().to_owned();
-    let _burner = Burner::start(0, &[&beside]).unwrap();
+    let encodes = Workload::start(&unique("qsv"));
+    let neighbour_cgroup = Cgroup::create(&cgroup::v2().unwrap(), &unique("cpu")).unwrap();
+    let neighbour = neighbour_cgroup.dir.file_name().unwrap().to_str().unwrap().to_owned();
+    let _burner = Burner::start(0, &[&neighbour_cgroup]).unwrap();
     let tree = support::copy_fixture("client-psys");
     let sys = tree.path().join("sys");
     let proc = integrated(&sys, encodes.pid());
@@ -745,25 +756,29 @@ fn an_integrated_gpu_s_joules_go_to_whoever_used_its_engines() {
     let of = |page: &Page, name: &str| {
         page.find("wattcast_container_energy_joules_total", &[("container", name), ("zone", "package")]).unwrap_or(0.0)
     };
-    eventually(15.0, "it is billed", || of(&probe.fresh(), encodes.name()) > 0.0);
-    let before = in_time(&probe);
+    eventually(15.0, "it has energy", || of(&probe.fresh(), encodes.name()) > 0.0);
+    let before = page_with_gpu_poll(&probe);
     sleep(4.0);
-    let after = in_time(&probe);
+    let after = page_with_gpu_poll(&probe);
     let all = |page: &Page, zone| page.get("wattcast_energy_joules_total", &[("zone", zone)]);
-    let grown = |name: &str| of(&after, name) - of(&before, name);
-    let (given, beside) = (grown(encodes.name()), grown(&neighbour));
+    let increase = |name: &str| of(&after, name) - of(&before, name);
+    let (encoder, neighbour_joules) = (increase(encodes.name()), increase(&neighbour));
     let (package, graphics) =
         (all(&after, "package") - all(&before, "package"), all(&after, "uncore") - all(&before, "uncore"));
     println!(
-        "of {package:.2} J the graphics used {graphics:.2}; {given:.2} J were attributed to the encoder without CPU time, {beside:.2} to its neighbour"
+        "of {package:.2} J the graphics used {graphics:.2}; {encoder:.2} J were attributed to the encoder without CPU time, {neighbour_joules:.2} to its neighbour"
     );
-    assert!((given / graphics - 1.0).abs() < 0.15, "{given} of {graphics}");
-    assert!(beside > 0.0 && beside <= 1.05 * (package - graphics), "{beside} of {package} without {graphics}");
-    after.assert_closed();
+    assert!((encoder / graphics - 1.0).abs() < 0.15, "{encoder} of {graphics}");
+    assert!(
+        neighbour_joules > 0.0 && neighbour_joules <= 1.05 * (package - graphics),
+        "{neighbour_joules} of {package} without {graphics}"
+    );
+    after.assert_conserved();
     let labels = [("container", encodes.name()), ("gpu", "integrated-0000:00:02.0"), ("engine", "video")];
     assert!(after.get("wattcast_container_gpu_engine_seconds_total", &labels) > 1.0);
     assert_eq!(probe.source("drm").0, "usable");
-    // The right to look at others' files is on one thread alone, and in effect only while it does.
+    // The capability to read files of other users is only on one thread, and effective only while
+    // it reads them.
     let ptrace = 1u64 << 19;
     for (thread, [permitted, effective]) in capabilities(probe.program.pid()) {
         assert_eq!(permitted, if thread == "gpu" { ptrace } else { 0 }, "{thread}");
@@ -773,11 +788,11 @@ fn an_integrated_gpu_s_joules_go_to_whoever_used_its_engines() {
     let labels = [("source", "drm"), ("engine", "video")];
     let ratio = page.get("wattcast_gpu_engine_utilization_ratio", &labels);
     assert!((0.1..0.7).contains(&ratio), "{ratio}");
-    assert_eq!(page.get("gpu_count", &[]), 0.0, "the old names are NVIDIA's");
+    assert_eq!(page.get("gpu_count", &[]), 0.0, "the legacy names are only for NVIDIA's GPUs");
 }
 
-/// The counters of a machine whose package uses 20 W, 8 W of them in its graphics, where a process
-/// keeps a video engine busy for a third of the time. They stand when this is dropped.
+/// Simulates the counters of a machine whose package uses 20 W, 8 W of them in its graphics, where
+/// a process keeps a video engine busy for a third of the time. They stop when this is dropped.
 struct Driver {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
@@ -788,7 +803,7 @@ impl Driver {
         let stop = Arc::new(AtomicBool::new(false));
         let (stopped, proc) = (stop.clone(), proc.to_owned());
         let thread = thread::spawn(move || {
-            urgent();
+            raise_priority();
             let (start, mut before) = (Instant::now(), 0);
             while !stopped.load(Ordering::Relaxed) {
                 let now = u64::try_from(start.elapsed().as_micros()).unwrap();
@@ -810,16 +825,16 @@ impl Drop for Driver {
     }
 }
 
-/// Adds microjoules to a counter, in one write over what is there: the kernel's file is never
-/// empty. A zone that cannot be read in one tick has its joules in the next, which may lie outside
-/// of the time that is looked at.
+/// Adds microjoules to a counter with one write over the previous value, because the kernel's file
+/// is never empty. The energy of a zone that cannot be read in one tick is in the next one, which
+/// may be outside the measured time.
 fn count(file: &Path, uj: u64) {
     let now: u64 = std::fs::read_to_string(file).unwrap().trim().parse().unwrap();
     let mut open = std::fs::OpenOptions::new().write(true).open(file).unwrap();
     open.write_all(format!("{}\n", now + uj).as_bytes()).unwrap();
 }
 
-/// What each thread of a probe may do, by its name: permitted and effective.
+/// Permitted and effective capabilities of each thread of a probe, by thread name.
 fn capabilities(pid: u32) -> Vec<(String, [u64; 2])> {
     let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
     let of = |dir: PathBuf| {
@@ -832,7 +847,8 @@ fn capabilities(pid: u32) -> Vec<(String, [u64; 2])> {
     tasks.filter_map(|task| of(task.path())).collect()
 }
 
-/// Adds an integrated GPU to a machine's tree; gives a procfs in which a process has it open, and all else is as it is.
+/// Adds an integrated GPU to a machine's tree; returns a procfs in which a process has it open, and
+/// the rest is that of this machine.
 fn integrated(sys: &Path, pid: u32) -> PathBuf {
     use std::os::unix::fs::symlink;
     let device = sys.join("devices/pci0000:00/0000:00:02.0");
@@ -859,7 +875,7 @@ fn integrated(sys: &Path, pid: u32) -> PathBuf {
     proc
 }
 
-/// What the driver says of the file that is open.
+/// Writes the driver's fdinfo of the open file.
 fn client(proc: &Path, pid: u32, video_ns: u64) {
     let file = proc.join(format!("{pid}/fdinfo/7"));
     let draft = proc.join(format!("{pid}/draft"));
@@ -870,7 +886,7 @@ fn client(proc: &Path, pid: u32, video_ns: u64) {
     std::fs::rename(draft, file).unwrap();
 }
 
-/// Name and counter of every zone of powercap.
+/// Name and energy counter of every powercap zone.
 fn zones(sys: &Path) -> Vec<(String, PathBuf)> {
     let below = |dir: &Path| {
         let dirs = std::fs::read_dir(dir).unwrap().flatten().map(|entry| entry.path());

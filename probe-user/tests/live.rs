@@ -1,5 +1,5 @@
-//! The probe on machines that move: the simulator over this machine's real load, and real
-//! descriptors of the kernel.
+//! The probe with counters that change: simulated RAPL driven by the machine's real load, and real
+//! perf descriptors.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed")]
 
@@ -21,20 +21,20 @@ use testkit::{
     eventually,
     fixture::unique,
     or_skip,
-    program::urgent,
+    program::raise_priority,
     requires,
     simulator::{Simulator, Spec},
     skip, sleep,
     wait::eventually_ok,
 };
 
-/// The oracle that every host-wide formula fails: equal work on two sockets of unequal watts.
+/// Equal work on two sockets with different power. A formula for the whole host fails this test.
 #[test]
-fn two_packages_at_three_to_one_give_equal_containers_joules_at_three_to_one() {
+fn two_packages_at_three_to_one_share_energy_three_to_one() {
     requires!(two_cpus);
     let engine = or_skip!(ebpf_and_docker());
     let dir = tempfile::tempdir().unwrap();
-    // Hardly any idle power: what is asked here is how the dynamic part is shared.
+    // Almost no idle power, because this tests the division of dynamic energy.
     let spec = Spec { packages: Some(2), idle: 0.05, busy: vec![30.0, 10.0], ..Spec::default() };
     let simulator = Simulator::start(dir.path(), &spec).unwrap();
     let cpus = thread::available_parallelism().unwrap().get();
@@ -51,31 +51,29 @@ fn two_packages_at_three_to_one_give_equal_containers_joules_at_three_to_one() {
             rows.filter(|row| row.label("container") == container.name).map(|row| row.value).sum()
         })
     };
-    eventually(60.0, "both are known", || joules(&probe.fresh()).iter().all(|joules| *joules > 0.0));
-    // CPU seconds by the kernel's own figure: nothing of the probe's is in what its joules are held
-    // against.
+    eventually(60.0, "both have energy", || joules(&probe.fresh()).iter().all(|joules| *joules > 0.0));
+    // CPU seconds from the kernel, so that the expected energy does not depend on the probe.
     let kernel = || dirs.each_ref().map(|dir| Duration::from_micros(usage_us(dir).unwrap()).as_secs_f64());
-    // Before and after each page: what it counts lies between the two, which are close beside what
-    // is measured.
-    let look = || {
-        eventually_ok(60.0, "a tick is answered within 0.02 CPU seconds", || {
+    // CPU seconds before and after each page; the page's value is between the two.
+    let scrape = || {
+        eventually_ok(60.0, "a page is scraped within 0.02 CPU seconds", || {
             let (before, page, after) = (kernel(), probe.fresh(), kernel());
             let narrow = [0, 1].iter().all(|at| after[*at] - before[*at] <= 0.02);
             if narrow { Ok((page, [0, 1].map(|at| before[at].midpoint(after[at])))) } else { Err("it took longer") }
         })
     };
-    let (before, cpu_before) = look();
+    let (before, cpu_before) = scrape();
     dirs.iter().zip(cpu_before).for_each(|(dir, cpu)| wait_for_usage(dir, cpu + 3.0));
-    let (after, cpu_after) = look();
+    let (after, cpu_after) = scrape();
     let [fast, slow] = [0, 1].map(|at| joules(&after)[at] - joules(&before)[at]);
     let [cpu_fast, cpu_slow] = [0, 1].map(|at| cpu_after[at] - cpu_before[at]);
     println!("{fast:.2} J in {cpu_fast:.2} CPU s, {slow:.2} J in {cpu_slow:.2} CPU s: {:.3} to 1", fast / slow);
-    after.assert_closed();
-    // Each got its own watts for its own time: 30 W and 10 W.
+    after.assert_conserved();
+    // Each container's energy is its CPU time times the power of its socket: 30 W and 10 W.
     for (joules, watts, cpu) in [(fast, 30.0, cpu_fast), (slow, 10.0, cpu_slow)] {
         assert!((joules / (watts * cpu) - 1.0).abs() <= 0.03, "{joules} J of {watts} W for {cpu} s");
     }
-    // And where the machine let both run as long, their joules are three to one as they stand.
+    // With equal CPU time the ratio of the energies is 3.
     if (cpu_fast / cpu_slow - 1.0).abs() < 0.01 {
         assert!((fast / slow / 3.0 - 1.0).abs() <= 0.03, "{fast} J and {slow} J");
     }
@@ -85,7 +83,7 @@ fn two_packages_at_three_to_one_give_equal_containers_joules_at_three_to_one() {
 }
 
 #[test]
-fn the_power_pmu_is_read_through_real_descriptors_before_anything_else() {
+fn the_power_pmu_is_read_through_real_perf_descriptors() {
     let sysfs = format!("--path.sysfs={}", fixture("perf-two-sockets").join("sys").display());
     let probe = Probe::start(&[&sysfs, "--tick=30s", "--power.distribution=20"]);
     let (state, detail) = probe.source("perf");
@@ -98,7 +96,7 @@ fn the_power_pmu_is_read_through_real_descriptors_before_anything_else() {
         let watts = page.get("wattcast_power_watts", &[("package", package), ("source", "perf")]);
         assert!((watts - 1.0).abs() < 0.02, "one watt for each CPU: {watts}");
     }
-    // A distribution of one watt, read up to twenty times a second.
+    // A distribution of one watt, sampled at up to 20 Hz.
     let distribution = |page: &Page, package: &str, name: &str, labels: &[(&str, &str)]| {
         let name = format!("wattcast_power_distribution_watts_{name}");
         page.get(&name, &[&[("package", package)], labels].concat())
@@ -114,8 +112,8 @@ fn the_power_pmu_is_read_through_real_descriptors_before_anything_else() {
         assert!((mean - 1.0).abs() < 0.05, "{mean} W in {count} readings");
         assert_eq!(at("bucket", &[("le", "2")]), count);
     }
-    page.assert_closed();
-    // No thread keeps what the start was allowed to do: capabilities are a thread's.
+    page.assert_conserved();
+    // Capabilities belong to a thread, so every thread must have dropped them.
     if testkit::shell::is_root() {
         let mut threads = 0;
         for thread in fs::read_dir(format!("/proc/{}/task", probe.program.pid())).unwrap() {
@@ -131,11 +129,11 @@ fn the_power_pmu_is_read_through_real_descriptors_before_anything_else() {
         assert!(threads >= 3, "the sampler, the server and the distribution: {threads}");
     }
     let without = Probe::start(&[&sysfs]);
-    assert_eq!(without.fresh().all("wattcast_power_distribution_watts_count").count(), 0, "off unless asked for");
+    assert_eq!(without.fresh().all("wattcast_power_distribution_watts_count").count(), 0, "off by default");
 }
 
 #[test]
-fn registers_are_read_only_when_asked_for_by_name() {
+fn registers_are_read_only_with_an_explicit_flag() {
     const PACKAGE_ENERGY: u64 = 0x611;
     let tree = support::copy_fixture("client-psys");
     let device = tree.path().join("dev/cpu/0/msr");
@@ -151,11 +149,12 @@ fn registers_are_read_only_when_asked_for_by_name() {
         "--energy.source=msr".to_owned(),
         "--tick=30s".to_owned(),
     ];
-    // The probe takes no register that stands still: until it has started, this one moves.
+    // The probe rejects registers that do not change, so this one changes until the probe has
+    // started.
     let started = AtomicBool::new(false);
     let (probe, steps) = thread::scope(|scope| {
         let moving = scope.spawn(|| {
-            urgent();
+            raise_priority();
             let mut steps = 0xffff_0000;
             while !started.load(Ordering::Relaxed) {
                 steps += 1;
@@ -164,7 +163,7 @@ fn registers_are_read_only_when_asked_for_by_name() {
             }
             steps
         });
-        // The probe ends with the thread that starts it.
+        // The probe is killed when the thread that starts it ends.
         let probe = std::panic::catch_unwind(|| Probe::start(&flags.each_ref().map(String::as_str)));
         started.store(true, Ordering::Relaxed);
         (probe.unwrap(), moving.join().unwrap())
@@ -174,12 +173,12 @@ fn registers_are_read_only_when_asked_for_by_name() {
     let joules = |page: &Page| page.get("wattcast_energy_joules_total", &[("zone", "package"), ("source", "msr")]);
     let (start, before) = (probe.client.mark().unwrap(), probe.metrics());
     sleep(0.4);
-    // 8 J are 131,072 steps of 2^-14 J, and more than were left of the 32 bits.
+    // 8 J are 131,072 steps of 2^-14 J, so the 32-bit counter wraps.
     assert!(steps + (8 << 14) > 1 << 32);
     set(steps + (8 << 14));
     let (end, page) = (probe.client.mark().unwrap(), probe.metrics());
-    let grown = joules(&page) - joules(&before);
-    assert!((grown - 8.0).abs() < 1e-5, "{grown} J");
+    let increase = joules(&page) - joules(&before);
+    assert!((increase - 8.0).abs() < 1e-5, "{increase} J");
     let watts = page.get("wattcast_power_watts", &[("zone", "package"), ("source", "msr")]);
     let expected = 8.0 / (end - start);
     assert!((watts / expected - 1.0).abs() < 0.01, "{watts} W, 8 J in {} s", end - start);
@@ -187,7 +186,7 @@ fn registers_are_read_only_when_asked_for_by_name() {
 }
 
 #[test]
-fn the_doctor_says_what_is_there_and_ends_with_what_it_is_worth() {
+fn doctor_reports_sources_and_exits_with_their_quality() {
     let doctor = |tree: &str, flags: &[&str]| {
         let root = fixture(tree);
         let output = Command::new(support::binary())
@@ -204,7 +203,7 @@ fn the_doctor_says_what_is_there_and_ends_with_what_it_is_worth() {
     assert_eq!(code, Some(3), "{text}");
     for words in [
         "does not move",
-        "remedy: a guest shows",
+        "remedy: in a guest the hypervisor",
         "Energy cannot be measured here. It would be modelled",
         "docker     absent",
     ] {
@@ -212,7 +211,7 @@ fn the_doctor_says_what_is_there_and_ends_with_what_it_is_worth() {
     }
     assert!(!text.lines().any(|line| line.contains("usable") && line.contains("intel-rapl")), "{text}");
     let (_, text) = doctor("mmio-twin", &[]);
-    assert!(text.contains("left out: intel-rapl-mmio:0: the same joules as"), "{text}");
+    assert!(text.contains("left out: intel-rapl-mmio:0: a duplicate of"), "{text}");
     let (_, text) = doctor("client-psys", &[]);
     assert!(text.contains("SMT        on"), "{text}");
     assert!(text.contains("wraps after 262143 J, limit 95 W"), "{text}");
@@ -228,7 +227,7 @@ fn the_doctor_says_what_is_there_and_ends_with_what_it_is_worth() {
 }
 
 #[test]
-fn what_was_learnt_of_idle_power_outlives_the_probe() {
+fn learnt_idle_power_survives_a_restart() {
     let sysfs = format!("--path.sysfs={}", fixture("perf-two-sockets").join("sys").display());
     let dir = tempfile::tempdir().unwrap();
     let state = format!("--state.dir={}", dir.path().join("state").display());
@@ -236,7 +235,7 @@ fn what_was_learnt_of_idle_power_outlives_the_probe() {
     if probe.source("perf").0 == "denied" || probe.source("cpu").0 != "usable" {
         skip!("needs perf_event_open and eBPF");
     }
-    // Ticks become a sample of load and power after 0.9 s.
+    // Ticks are combined to one sample of load and power after 0.9 s.
     let start = probe.client.mark().unwrap();
     eventually(20.0, "a second of ticks", || probe.client.mark().unwrap() - start > 1.0);
     assert!(probe.program.stop().unwrap().success());
@@ -244,10 +243,10 @@ fn what_was_learnt_of_idle_power_outlives_the_probe() {
     let text = fs::read_to_string(&file).unwrap();
     assert!(text.contains("package of package 1"), "{text}");
     let again = Probe::start(&[&sysfs, &state]);
-    assert!(again.program.log().contains("remembering what was learnt"), "{}", again.program.log());
+    assert!(again.program.log().contains("idle power: restored from"), "{}", again.program.log());
     drop(again);
     fs::write(&file, "{").unwrap();
-    let torn = Probe::start(&[&sysfs, &state]);
-    assert!(torn.program.log().contains("--state.dir"), "{}", torn.program.log());
-    torn.fresh().assert_closed();
+    let corrupt = Probe::start(&[&sysfs, &state]);
+    assert!(corrupt.program.log().contains("--state.dir"), "{}", corrupt.program.log());
+    corrupt.fresh().assert_conserved();
 }

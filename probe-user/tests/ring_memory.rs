@@ -1,4 +1,4 @@
-//! What the ring of past ticks says it holds is what the allocator gave for it.
+//! The reported size of the tick history must match the memory that the allocator provided.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed")]
 
@@ -13,43 +13,43 @@ use std::{
 use probe_user::{
     containers::Container,
     energy::zone::{Origin, ZoneId, ZoneKind},
+    host::topology::PackageId,
     ledger::AccountId,
-    topology::PackageId,
-    units::Microjoules,
-    window::{AccountDelta, ContainerDelta, Ring, Tick},
+    snapshot::history::{AccountDelta, ContainerDelta, Ring, Tick},
 };
+use units::Microjoules;
 
-/// Bytes that the allocator has given out and what it keeps in front of each block.
-static HELD: AtomicUsize = AtomicUsize::new(0);
+/// Bytes of all allocated blocks, including the allocator's header of each block.
+static ALLOCATED: AtomicUsize = AtomicUsize::new(0);
 
-struct Counting;
+struct CountingAllocator;
 
-// SAFETY: every call is handed to the system's allocator as it came.
-unsafe impl GlobalAlloc for Counting {
+// SAFETY: every call is passed unchanged to the system allocator.
+unsafe impl GlobalAlloc for CountingAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: the caller's contract; malloc_usable_size takes any block of malloc's, and null.
         let (block, size) = unsafe {
             let block = System.alloc(layout);
             (block, libc::malloc_usable_size(block.cast()))
         };
-        HELD.fetch_add(size + size_of::<usize>(), Ordering::Relaxed);
+        ALLOCATED.fetch_add(size + size_of::<usize>(), Ordering::Relaxed);
         block
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
         // SAFETY: as above.
         let size = unsafe { libc::malloc_usable_size(block.cast()) };
-        HELD.fetch_sub(size + size_of::<usize>(), Ordering::Relaxed);
+        ALLOCATED.fetch_sub(size + size_of::<usize>(), Ordering::Relaxed);
         // SAFETY: the caller's contract.
         unsafe { System.dealloc(block, layout) }
     }
 }
 
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
+static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 #[test]
-fn a_full_ring_takes_what_it_says() {
+fn a_full_history_uses_the_memory_that_it_reports() {
     let id = AccountId {
         zone: ZoneId { package: Some(PackageId::whole(0)), kind: ZoneKind::Package },
         origin: Origin::Model,
@@ -58,34 +58,34 @@ fn a_full_ring_takes_what_it_says() {
         let containers: Vec<Arc<Container>> = (0..streams)
             .map(|number| {
                 let (name, image) = (format!("stream-{number}"), "registry.example/encoder:1.2.3".to_owned());
-                Arc::new(Container { image, ..Container::plain(number, name, format!("{number:012}"), "docker") })
+                Arc::new(Container { image, ..Container::new(number, name, format!("{number:012}"), "docker") })
             })
             .collect();
         let limit = 1 << 20;
-        let before = HELD.load(Ordering::Relaxed);
+        let before = ALLOCATED.load(Ordering::Relaxed);
         let mut ring = Ring::new(limit);
-        // What a snapshot holds on to: the ring as it was a tick ago.
-        let mut shown = ring.clone();
+        // A snapshot keeps the history of the previous tick.
+        let mut snapshot = ring.clone();
         for sequence in 0..6000u32 {
             let none = Microjoules::ZERO;
             let delta = AccountDelta {
                 id,
                 measured: Some(none),
                 covers: 1,
-                off_uj: 0.0,
+                bound_uj: 0.0,
                 idle: none,
                 unattributed: none,
                 system: none,
                 retired: none,
             };
-            // Pushed one by one, as the sampler does.
+            // Rows are pushed one by one, as in the sampler.
             let (mut energy, mut cpu) = (Vec::new(), Vec::new());
             for container in &containers {
                 let joules = Microjoules(1);
                 energy.push(ContainerDelta { container: container.clone(), id, joules, idle: none, bound: None });
                 cpu.push((container.clone(), Some(PackageId::whole(0)), 1));
             }
-            shown.clone_from(&ring);
+            snapshot.clone_from(&ring);
             ring.push(Tick {
                 sequence: u64::from(sequence),
                 unix_ns: i64::from(sequence) * 1_000_000_000,
@@ -95,13 +95,13 @@ fn a_full_ring_takes_what_it_says() {
                 cpu: cpu.into(),
             });
         }
-        let held = HELD.load(Ordering::Relaxed) - before;
-        println!("{streams} containers: {held} bytes held, {} said, limit {limit}", ring.bytes());
+        let allocated = ALLOCATED.load(Ordering::Relaxed) - before;
+        println!("{streams} containers: {allocated} bytes allocated, {} reported, limit {limit}", ring.bytes());
         assert!(ring.bytes() <= limit, "{} bytes of {limit}", ring.bytes());
-        // The oldest go by the chunk of 64.
+        // Old ticks are removed in chunks of 64.
         let chunk = 65 * ring.bytes() / ring.ticks().count();
         assert!(ring.bytes() + chunk > limit, "the ring is full");
-        // One chunk of ticks may be in both rings, and one tick in the older alone.
-        assert!(held <= limit + limit / 8, "{held} bytes held for {limit}");
+        // One chunk of ticks may be in both copies, and one tick only in the older copy.
+        assert!(allocated <= limit + limit / 8, "{allocated} bytes allocated for {limit}");
     }
 }

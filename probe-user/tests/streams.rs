@@ -1,4 +1,4 @@
-//! Streams from end to end: real containers, real ffmpeg, both programs.
+//! End-to-end tests of streams with real containers, real ffmpeg and both programs.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed")]
 
@@ -12,12 +12,15 @@ use std::{
     os::unix::net::{UnixListener, UnixStream},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
 
-use support::{Guest, Page, Probe, ebpf, ebpf_and_docker};
+use support::{Page, Probe, Workload, ebpf, ebpf_and_docker};
 use testkit::{
     api::Client,
     cgroup::{self, Cgroup},
@@ -25,13 +28,13 @@ use testkit::{
     eventually,
     fixture::unique,
     or_skip,
-    program::{Program, die_with_us},
+    program::{Program, kill_on_parent_exit},
     requires,
     shell::{output, programs, which},
     wait::eventually_ok,
 };
 
-/// The other program, with directories of its own.
+/// A running analysis service with its own directories.
 struct Analysis {
     ffmpeg: Client,
     results: tempfile::TempDir,
@@ -63,7 +66,7 @@ impl Analysis {
     }
 }
 
-/// A job of so many seconds, as fast as it is played, that reports to `target`.
+/// An ffmpeg command line that encodes `seconds` of video in real time and reports to `target`.
 fn job(seconds: u32, target: &str) -> String {
     format!(
         "ffmpeg -nostdin -hide_banner -loglevel info -stats -re -f lavfi -i testsrc2=size=640x360:rate=25:duration={seconds} -c:v libx264 -preset \
@@ -72,7 +75,7 @@ fn job(seconds: u32, target: &str) -> String {
 }
 
 #[test]
-fn three_containers_and_five_streams_each_have_name_image_codec_frames_and_joules() {
+fn five_streams_in_three_containers_have_labels_and_energy() {
     const SECONDS: u32 = 10;
     let engine = or_skip!(ebpf_and_docker());
     requires!(ffmpeg);
@@ -89,8 +92,7 @@ fn three_containers_and_five_streams_each_have_name_image_codec_frames_and_joule
         vec![job(SECONDS, &udp(&stream(2))), job(SECONDS, &http(&stream(3)))],
         vec![job(SECONDS, &http(&stream(4))), job(SECONDS, &udp(&stream(5)))],
     ];
-    // However long a container takes to start: the jobs begin together, when a line is written for
-    // each container.
+    // The jobs start together: each container waits for a line from the pipe.
     let dir = tempfile::tempdir().unwrap();
     let go = dir.path().join("go");
     output(Command::new("mkfifo").arg(&go)).unwrap();
@@ -120,45 +122,46 @@ fn three_containers_and_five_streams_each_have_name_image_codec_frames_and_joule
             joules.is_some_and(|joules| joules > 0.0) && fps.is_some_and(|fps| fps > 0.0)
         })
     };
-    let work = |usage: &Page| {
+    let busy = |usage: &Page| {
         containers.iter().all(|container| {
             let percent = usage.find("docker_container_cpu_percent", &[("name", &container.name)]);
             percent.is_some_and(|percent| percent > 0.5)
         })
     };
-    // In regular ticks: a process's clock is a moment behind its container's at each, and a tick for
-    // a mark may be so short that this is much of it.
+    // Regular ticks only: a process's clock lags behind its container's, and the tick of a mark may
+    // be so short that the lag matters.
     let ticks = || probe.metrics().get("wattcast_tick_jitter_seconds_count", &[]);
-    let (page, usage, progress, kernel) = eventually_ok(40.0, "all containers are seen at work", || {
+    let (page, usage, progress, kernel) = eventually_ok(40.0, "all containers are busy", || {
         let (before, tick) = (kernel(), ticks());
         eventually(10.0, "the next tick", || ticks() > tick);
         let (page, usage, progress) = (probe.metrics(), Page(stats.metrics().unwrap()), analysis.page());
         let kernel = [before, kernel()];
-        if work(&usage) && encode(&page, &progress) { Ok((page, usage, progress, kernel)) } else { Err("some are not") }
+        if busy(&usage) && encode(&page, &progress) { Ok((page, usage, progress, kernel)) } else { Err("some are not") }
     });
     for client in [&stats, &analysis.ffmpeg] {
         let text = client.text("/metrics").unwrap();
-        assert_eq!(exporter::page::faults(&text), Vec::<String>::new());
+        assert_eq!(metrics::page::faults(&text), Vec::<String>::new());
         assert_lints(&text);
     }
-    let mut seen_fps = Vec::new();
+    let mut page_fps = Vec::new();
     for (at, (container, jobs)) in containers.iter().zip(&jobs).enumerate() {
-        let who = [("container", &*container.name), ("id", &container.id[..12]), ("image", IMAGE)];
-        let working = usage.get("wattcast_container_memory_working_set_bytes", &who);
-        let all = usage.get("wattcast_container_memory_bytes", &who);
-        // The kernel's figures before and after, for memory moves while encoders run.
+        let labels = [("container", &*container.name), ("id", &container.id[..12]), ("image", IMAGE)];
+        let working = usage.get("wattcast_container_memory_working_set_bytes", &labels);
+        let all = usage.get("wattcast_container_memory_bytes", &labels);
+        // The kernel's values before and after the scrape, because memory changes while encoders
+        // run.
         let [before, after] = [kernel[0][at], kernel[1][at]];
-        println!("{}: {all} bytes, of which used {working}; the kernel {before} to {after}", container.name);
+        println!("{}: {all} bytes, working set {working}; kernel {before} to {after}", container.name);
         let expected = 0.8 * before.min(after) - 8e6..1.2 * before.max(after) + 8e6;
         assert!(expected.contains(&all), "{all}: {expected:?}");
         assert!(working > 1e6 && working <= all);
         for _ in jobs {
-            let name = stream(u32::try_from(seen_fps.len()).unwrap() + 1);
+            let name = stream(u32::try_from(page_fps.len()).unwrap() + 1);
             let labels = [("stream", &*name), ("container", &container.name), ("codec", "h264"), ("share", "process")];
             assert!(page.get("wattcast_stream_energy_joules_total", &labels) > 0.0);
             assert_eq!(page.get("wattcast_stream_jobs", &labels[..2]), 1.0);
             assert_eq!(progress.get("ffmpeg_stream_active", &[("stream", &name)]), 1.0);
-            seen_fps.push(progress.get("ffmpeg_fps", &[("stream", &name)]));
+            page_fps.push(progress.get("ffmpeg_fps", &[("stream", &name)]));
         }
     }
 
@@ -173,14 +176,18 @@ fn three_containers_and_five_streams_each_have_name_image_codec_frames_and_joule
         names().all(|name| record.iter().any(|line| line["stream"] == name.as_str()))
     });
     let (page, progress) = (probe.fresh(), analysis.page());
-    page.assert_closed();
-    let mut seen_fps = seen_fps.into_iter();
+    page.assert_conserved();
+    let mut page_fps = page_fps.into_iter();
     for (at, container) in containers.iter().enumerate() {
-        // ffmpeg's own words: its last, and the rates that it said on the way.
+        // ffmpeg's log: the final statistics, and the frame rates in between.
         let log = engine.call(&["logs", &container.name]).unwrap();
-        assert_eq!(finals(&log), vec![u64::from(SECONDS) * 25; jobs[at].len()], "{log}");
-        for fps in seen_fps.by_ref().take(jobs[at].len()) {
-            assert!(rates(&log).iter().any(|said| (said - fps).abs() <= 0.5), "{fps} is not in {:?}", rates(&log));
+        assert_eq!(final_frames(&log), vec![u64::from(SECONDS) * 25; jobs[at].len()], "{log}");
+        for fps in page_fps.by_ref().take(jobs[at].len()) {
+            assert!(
+                fps_values(&log).iter().any(|logged| (logged - fps).abs() <= 0.5),
+                "{fps} is not in {:?}",
+                fps_values(&log)
+            );
         }
         let seconds = page.cpu(&container.name);
         let kernel = cgroup::usage_us(&container.cgroup().unwrap()).unwrap() as f64 / 1e6;
@@ -202,46 +209,49 @@ fn three_containers_and_five_streams_each_have_name_image_codec_frames_and_joule
         assert!((media - f64::from(SECONDS)).abs() < 0.1, "{media}");
         let joules = page.get("wattcast_stream_energy_joules_total", &[("stream", &name)]);
         let line = analysis.record().into_iter().find(|line| line["stream"] == name.as_str()).unwrap();
-        println!("{name}: {joules:.3} J, {:.6} J a frame; recorded {line}", joules / frames(&progress, &name));
+        println!("{name}: {joules:.3} J, {:.6} J/frame; recorded {line}", joules / frames(&progress, &name));
         assert_eq!((line["frames"].as_u64(), line["image"].as_str()), (Some(u64::from(SECONDS) * 25), Some(IMAGE)));
         assert!((line["joules"].as_f64().unwrap() - joules).abs() < 1e-5);
     }
 }
 
-/// Holds a page without the names of the exporters that we replace against Prometheus' own rules.
+/// Checks a page without the legacy metric names with promtool.
 fn assert_lints(page: &str) {
     let Some(promtool) = which("promtool") else { return };
-    let seed = ["docker_", "ffmpeg_"];
-    let ours = |line: &&str| {
-        !seed.iter().any(|name| line.starts_with(name) || line.split(' ').nth(2).is_some_and(|of| of.starts_with(name)))
+    let legacy = ["docker_", "ffmpeg_"];
+    let is_primary = |line: &&str| {
+        !legacy
+            .iter()
+            .any(|name| line.starts_with(name) || line.split(' ').nth(2).is_some_and(|of| of.starts_with(name)))
     };
-    let primary: String = page.lines().filter(ours).map(|line| format!("{line}\n")).collect();
-    let said = testkit::shell::feed(Command::new(promtool).args(["check", "metrics"]), &primary).unwrap();
-    assert_eq!(said, (true, String::new()));
+    let primary: String = page.lines().filter(is_primary).map(|line| format!("{line}\n")).collect();
+    let result = testkit::shell::feed(Command::new(promtool).args(["check", "metrics"]), &primary).unwrap();
+    assert_eq!(result, (true, String::new()));
 }
 
-/// Where the kernel tells the memory of a container's cgroup.
+/// The kernel's file with the memory usage of a container's cgroup.
 fn memory_file(container: &testkit::docker::Container) -> PathBuf {
     let v2 = container.cgroup().unwrap().join("memory.current");
     let v1 = Path::new("/sys/fs/cgroup/memory/docker").join(&container.id).join("memory.usage_in_bytes");
     if v2.exists() { v2 } else { v1 }
 }
 
-/// The last `frame=` of each ffmpeg in a log: the statistics at its end stand with `Lsize=`, or `L` before the size.
-fn finals(log: &str) -> Vec<u64> {
+/// The final `frame=` of each ffmpeg in a log. The line with the final statistics contains
+/// `Lsize=`.
+fn final_frames(log: &str) -> Vec<u64> {
     let number = |line: &str| line.rsplit("frame=").next()?.split_whitespace().next()?.parse().ok();
     log.split(['\n', '\r']).filter(|line| line.contains("Lsize=")).filter_map(number).collect()
 }
 
-/// Every `fps=` of a log; ffmpeg rounds those from 10 on to whole numbers.
-fn rates(log: &str) -> Vec<f64> {
+/// Every `fps=` of a log; ffmpeg rounds values of 10 and more to integers.
+fn fps_values(log: &str) -> Vec<f64> {
     let number = |line: &str| line.rsplit("fps=").next()?.split_whitespace().next()?.parse().ok();
     log.split(['\n', '\r']).filter(|line| line.contains("fps=")).filter_map(number).collect()
 }
 
-/// A ladder of one process is divided by its pixels, and a job that is shorter than a tick is known by its command line and its time.
+/// The energy of a ladder in one process is divided by the pixels of its outputs.
 #[test]
-fn a_job_shorter_than_a_tick_is_known_whole_and_its_outputs_are_divided() {
+fn a_job_shorter_than_a_tick_is_divided_among_its_outputs() {
     or_skip!(ebpf());
     requires!(ffmpeg);
     let probe = Probe::start(&[
@@ -265,43 +275,45 @@ fn a_job_shorter_than_a_tick_is_known_whole_and_its_outputs_are_divided() {
         let labels = [("stream", stream), ("share", "pixels"), ("codec", "h264")];
         page.find("wattcast_stream_energy_joules_total", &labels)
     };
-    // Its joules come with the model's next reading, which counts hundredths of a second.
-    let page = eventually_ok(10.0, "its joules are there", || {
+    // The model has a resolution of 10 ms, so the energy may appear only with its next reading.
+    let page = eventually_ok(10.0, "the job has energy", || {
         let page = probe.fresh();
         let joules = find(&page, &lo).unwrap_or(0.0);
         if joules > 0.0 { Ok(page) } else { Err("none") }
     });
-    page.assert_closed();
+    page.assert_conserved();
     let [hi_joules, lo_joules] = [&hi, &lo].map(|stream| find(&page, stream).unwrap());
     println!("{hi_joules} J for 640x360, {lo_joules} J for 320x180");
     assert!((hi_joules / lo_joules - 4.0).abs() < 0.01, "four times the pixels");
     let job = job_of(&probe, &hi).unwrap();
     assert!(job["cpu_seconds"].as_f64().unwrap() > 0.05 && job["ended"].is_f64(), "{job}");
     assert_eq!((job["input"].as_str(), job["outputs"][1]["size"][0].as_u64()), (Some("lavfi"), Some(320)));
-    // Not in a container: a row of its own, out of the system's, so that it is not merged with the shell that started it.
+    // A job outside of a container has a row of its own, so that it is not merged with the shell
+    // that started it.
     let id = format!("job:{}", job["job"]);
     let labels = [("runtime", "process"), ("container", "ffmpeg"), ("id", &id)];
     let row = page.get("wattcast_container_energy_joules_total", &labels);
     assert!((row - hi_joules - lo_joules).abs() < 1e-5, "{row}");
 }
 
-/// The job of a stream, as the probe tells of it.
+/// The job of a stream on /api/v1/streams.
 fn job_of(probe: &Probe, stream: &str) -> Option<serde_json::Value> {
     let jobs = probe.client.json("/api/v1/streams").unwrap();
     jobs["jobs"].as_array().unwrap().iter().find(|job| job["streams"][0] == stream).cloned()
 }
 
-/// Jobs that were there before the probe are found, in a systemd unit and beside a shell, and their ends are seen.
+/// One job runs in a systemd unit, the other in the cgroup of a shell; the ends of both are
+/// detected.
 #[test]
-fn jobs_that_were_there_before_are_met_in_units_and_beside_shells() {
+fn jobs_started_before_the_probe_are_found() {
     or_skip!(ebpf());
     requires!(ffmpeg);
     let unit = format!("{}.service", unique("encode"));
     let cgroup = Cgroup::create(&cgroup::v2().unwrap(), &unit).unwrap();
     let tag = unique("m");
     let (in_unit, plain) = (format!("{tag}-unit"), format!("{tag}-plain"));
-    let mut jobs = [Job::start(&in_unit, Some(&cgroup)), Job::start(&plain, None)];
-    let ran = |job: &Job| probe_user::jobs::process_clock_ns(job.0.id()).unwrap();
+    let mut jobs = [FfmpegProcess::start(&in_unit, Some(&cgroup)), FfmpegProcess::start(&plain, None)];
+    let ran = |job: &FfmpegProcess| probe_user::host::process::process_clock_ns(job.0.id()).unwrap();
     eventually(30.0, "both encode", || jobs.iter().all(|job| ran(job) > 100_000_000));
     let probe = Probe::start(&["--tick=500ms"]);
     let joules = |page: &Page, stream: &str, container: &str| {
@@ -312,9 +324,9 @@ fn jobs_that_were_there_before_are_met_in_units_and_beside_shells() {
         let labels = [("runtime", runtime), ("container", container)];
         page.find("wattcast_container_energy_joules_total", &labels).unwrap_or(0.0)
     };
-    eventually(30.0, "both have joules, and rows, and half a second of CPU time", || {
+    eventually(30.0, "both have energy, rows and half a second of CPU time", || {
         let page = probe.fresh();
-        page.assert_closed();
+        page.assert_conserved();
         joules(&page, &in_unit, &unit) > 0.0
             && joules(&page, &plain, &plain) > 0.0
             && row(&page, "systemd", &unit) > 0.0
@@ -329,17 +341,17 @@ fn jobs_that_were_there_before_are_met_in_units_and_beside_shells() {
     for (stream, container) in [(&in_unit, &unit), (&plain, &plain)] {
         assert_eq!(page.get("wattcast_stream_jobs", &[("stream", stream), ("container", container)]), 0.0);
     }
-    // What a job ran to its end is in its row: the process is gone, and its clock with it.
+    // The row contains the CPU time up to the job's end, although the process's clock is gone.
     let job = job_of(&probe, &plain).unwrap();
     let seconds = page.cpu(&plain);
-    println!("{seconds} s in its row, {} s of its own", job["cpu_seconds"]);
+    println!("row: {seconds} s; job: {} s", job["cpu_seconds"]);
     assert!((job["cpu_seconds"].as_f64().unwrap() - seconds).abs() <= 0.05 * seconds + 0.01);
 }
 
-/// An encoder that ends when this is dropped.
-struct Job(Child);
+/// An ffmpeg process that is killed on drop.
+struct FfmpegProcess(Child);
 
-impl Job {
+impl FfmpegProcess {
     fn start(stream: &str, cgroup: Option<&Cgroup>) -> Self {
         let source = "testsrc2=size=640x360:rate=25:duration=600";
         let mut command = Command::new("ffmpeg");
@@ -348,28 +360,27 @@ impl Job {
         if let Some(cgroup) = cgroup {
             cgroup.enter(&mut command).unwrap();
         }
-        die_with_us(&mut command);
+        kill_on_parent_exit(&mut command);
         Self(command.stdin(Stdio::null()).spawn().unwrap())
     }
 }
 
-impl Drop for Job {
+impl Drop for FfmpegProcess {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
-/// What ffmpeg's words hold of secrets is on no page.
 #[test]
-fn keys_and_passwords_of_a_command_line_are_on_no_page() {
+fn secrets_of_a_command_line_are_on_no_page() {
     or_skip!(ebpf());
     requires!(ffmpeg);
     let probe = Probe::start(&["--energy.source=model"]);
     let secret = unique("hunter");
     let cgroup = Cgroup::create(&cgroup::v2().unwrap(), &unique("secret")).unwrap();
     for _ in 0..2 {
-        // Nothing listens there, and nothing needs to.
+        // No server listens at these addresses, and none is needed.
         let mut command = Command::new("ffmpeg");
         command.args("-nostdin -loglevel quiet -f lavfi -i testsrc2=duration=0.1 -c:v libx264 -f flv".split(' '));
         command.arg(format!("rtmp://user:{secret}@127.0.0.1:1/live/{secret}"));
@@ -379,16 +390,16 @@ fn keys_and_passwords_of_a_command_line_are_on_no_page() {
     }
     let page = probe.fresh();
     let container = cgroup.dir.file_name().unwrap().to_str().unwrap();
-    let mut of_test = page.all("wattcast_stream_info").filter(|sample| sample.label("container") == container);
-    assert!(of_test.any(|sample| sample.label("output") == "rtmp"), "the job was seen");
+    let mut info = page.all("wattcast_stream_info").filter(|sample| sample.label("container") == container);
+    assert!(info.any(|sample| sample.label("output") == "rtmp"), "the job was found");
     for path in ["/metrics", "/api/v1/streams", "/"] {
         assert!(!probe.client.text(path).unwrap().contains(&secret), "{path}");
     }
 }
 
-/// Two hundred containers in a minute: right names, one call for each, and no series left.
+/// 200 containers in a minute: correct names, one inspection for each, and no series left.
 #[test]
-fn containers_that_come_and_go_have_their_names_and_leave_no_series() {
+fn containers_that_come_and_go_are_named_and_leave_no_series() {
     const CONTAINERS: usize = 200;
     let engine = or_skip!(ebpf_and_docker());
     let dir = tempfile::tempdir().unwrap();
@@ -400,62 +411,86 @@ fn containers_that_come_and_go_have_their_names_and_leave_no_series() {
         &format!("--docker.socket={}", socket.display()),
     ]);
     let tag = unique("churn");
-    let begun = Instant::now();
-    let (seen, ids) = thread::scope(|scope| {
+    let start = Instant::now();
+    let ticks = AtomicU64::new(0);
+    let (exported, ids) = thread::scope(|scope| {
         let workers: Vec<_> = (0..4)
             .map(|worker| {
-                let (engine, tag, dir) = (&engine, &tag, dir.path());
+                let (engine, tag, dir, ticks) = (&engine, &tag, dir.path(), &ticks);
                 scope.spawn(move || -> Vec<String> {
                     let run = |number| {
                         let name = format!("{tag}-{number}");
                         let id = dir.join(&name);
                         let flag = format!("--cidfile={}", id.display());
-                        let mut run = engine.run(&name, &[&flag], Path::new("/bin/sh"));
-                        // Half a second of life, with a little work, so that it is seen to run.
-                        run.args(["-c", "i=0; while [ $i -lt 2000 ]; do i=$((i+1)); done; sleep 0.4"]);
-                        let status = run.stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap();
-                        assert!(status.success(), "{name}");
+                        let mut run = engine.run(&name, &["--interactive", &flag], Path::new("/bin/sh"));
+                        // It uses some CPU time, so that the probe charges it, and lives for three
+                        // ticks of the probe, however long they take on a busy machine.
+                        run.args(["-c", "i=0; while [ $i -lt 2000 ]; do i=$((i+1)); done; echo; read line"]);
+                        run.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+                        let mut run = run.spawn().unwrap();
+                        assert_eq!(run.stdout.as_mut().unwrap().read(&mut [0]).unwrap(), 1, "{name}");
+                        let last = ticks.load(Ordering::Relaxed) + 3;
+                        while ticks.load(Ordering::Relaxed) < last {
+                            thread::sleep(Duration::from_millis(20));
+                        }
+                        run.stdin.take().unwrap().write_all(b"\n").unwrap();
+                        assert!(run.wait().unwrap().success(), "{name}");
                         fs::read_to_string(id).unwrap()
                     };
                     (worker..CONTAINERS).step_by(4).map(run).collect()
                 })
             })
             .collect();
-        let mut seen: HashMap<String, String> = HashMap::new();
+        let mut exported: HashMap<String, String> = HashMap::new();
         while workers.iter().any(|worker| !worker.is_finished()) {
-            for sample in probe.metrics().all("wattcast_container_cpu_seconds_total") {
+            let page = probe.metrics();
+            ticks.store(page.get("wattcast_tick_jitter_seconds_count", &[]) as u64, Ordering::Relaxed);
+            for sample in page.all("wattcast_container_cpu_seconds_total") {
                 if sample.label("container").starts_with(tag.as_str()) {
-                    let before = seen.insert(sample.label("id").to_owned(), sample.label("container").to_owned());
+                    let before = exported.insert(sample.label("id").to_owned(), sample.label("container").to_owned());
                     assert!(before.is_none_or(|before| before == sample.label("container")), "a name that changed");
                 }
             }
-            thread::sleep(Duration::from_millis(200));
+            thread::sleep(Duration::from_millis(50));
         }
         let ids: HashSet<String> = workers.into_iter().flat_map(|worker| worker.join().unwrap()).collect();
-        (seen, ids)
+        (exported, ids)
     });
-    let took = begun.elapsed().as_secs_f64();
-    // Of these containers alone: the machine may have others, which the probe asks for as well.
-    let answered: Vec<String> = answered.lock().unwrap().iter().filter(|id| ids.contains(*id)).cloned().collect();
+    let took = start.elapsed().as_secs_f64();
+    // Only the containers of this test: the probe inspects others of the machine as well.
+    let answered: Vec<Answer> = answered.lock().unwrap().iter().filter(|one| ids.contains(&one.id)).cloned().collect();
     let calls = answered.len();
-    println!("{CONTAINERS} containers in {took:.1} s; {} seen by their names, {calls} inspections", seen.len());
+    println!("{CONTAINERS} containers in {took:.1} s; {} named, {calls} inspections", exported.len());
     assert_eq!(ids.len(), CONTAINERS);
-    assert!(seen.keys().all(|seen| ids.iter().any(|id| id.starts_with(seen))), "another's id under a name of ours");
-    let names: HashSet<&String> = seen.values().collect();
-    assert_eq!(names.len(), seen.len(), "each id has a name of its own");
-    assert!(seen.len() >= CONTAINERS * 9 / 10, "{} of {CONTAINERS}", seen.len());
-    assert_eq!(answered.iter().collect::<HashSet<_>>().len(), calls, "each was inspected once at most");
-    assert!(calls >= seen.len(), "{calls} inspections, {} names", seen.len());
+    assert!(
+        exported.keys().all(|exported| ids.iter().any(|id| id.starts_with(exported))),
+        "an id of another container under a name of this test"
+    );
+    let names: HashSet<&String> = exported.values().collect();
+    assert_eq!(names.len(), exported.len(), "each id has a name of its own");
+    assert!(exported.len() >= CONTAINERS * 9 / 10, "{} of {CONTAINERS}", exported.len());
+    // The probe waits two seconds for an answer and then repeats the request.
+    let prompt: Vec<&String> =
+        answered.iter().filter(|one| one.time < Duration::from_secs(1)).map(|one| &one.id).collect();
+    assert_eq!(prompt.iter().collect::<HashSet<_>>().len(), prompt.len(), "each was inspected once at most");
+    assert!(calls >= exported.len(), "{calls} inspections, {} names", exported.len());
     eventually(30.0, "no series is left", || {
         let page = probe.metrics();
-        !page.0.iter().any(|sample| seen.contains_key(sample.label("id")))
+        !page.0.iter().any(|sample| exported.contains_key(sample.label("id")))
     });
-    probe.fresh().assert_closed();
+    probe.fresh().assert_conserved();
 }
 
-/// A socket that passes everything on to Docker's, with the ids of the containers whose inspection
-/// was answered: a busy engine may be asked again when it has not answered in time.
-fn recording_socket(dir: &Path) -> (PathBuf, Arc<Mutex<Vec<String>>>) {
+/// An answered inspection: the container, and how long Docker took.
+#[derive(Clone)]
+struct Answer {
+    id: String,
+    time: Duration,
+}
+
+/// A proxy of the Docker socket, with the ids of the containers whose inspection was answered.
+/// Unanswered requests do not count, because the probe repeats them when the engine is busy.
+fn recording_socket(dir: &Path) -> (PathBuf, Arc<Mutex<Vec<Answer>>>) {
     let path = dir.join("docker.sock");
     let listener = UnixListener::bind(&path).unwrap();
     let answered = Arc::new(Mutex::new(Vec::new()));
@@ -464,28 +499,31 @@ fn recording_socket(dir: &Path) -> (PathBuf, Arc<Mutex<Vec<String>>>) {
         for client in listener.incoming().flatten() {
             let Ok(engine) = UnixStream::connect("/var/run/docker.sock") else { return };
             let (from, to) = (client.try_clone().unwrap(), engine.try_clone().unwrap());
-            // One request at a time on a connection.
-            let asked = Arc::new(Mutex::new(None));
-            let (asks, all) = (asked.clone(), all.clone());
+            // A connection has one request at a time.
+            let pending = Arc::new(Mutex::new(None));
+            let (request, all) = (pending.clone(), all.clone());
             thread::spawn(move || {
                 let note = |text: &str| {
                     let id = text.split_once("/containers/").and_then(|(_, rest)| rest.split('/').next());
-                    *asks.lock().unwrap() = id.map(str::to_owned);
+                    *request.lock().unwrap() = id.map(|id| (id.to_owned(), Instant::now()));
                 };
-                pass_on(&from, &to, note, || ());
-                // The client is gone, and an answer would go nowhere.
+                copy_until_end(&from, &to, note, || ());
+                // The client has closed the connection.
                 let _ = to.shutdown(Shutdown::Both);
             });
-            let answer = move || all.lock().unwrap().extend(asked.lock().unwrap().take());
-            thread::spawn(move || pass_on(&engine, &client, |_| (), answer));
+            let answer = move || {
+                let request: Option<(String, Instant)> = pending.lock().unwrap().take();
+                all.lock().unwrap().extend(request.map(|(id, start)| Answer { id, time: start.elapsed() }));
+            };
+            thread::spawn(move || copy_until_end(&engine, &client, |_| (), answer));
         }
     });
     (path, answered)
 }
 
-/// Copies from one socket to the other until either ends; `before` sees each piece, `after` follows
-/// each that was written.
-fn pass_on(mut from: &UnixStream, mut to: &UnixStream, before: impl Fn(&str), after: impl Fn()) {
+/// Copies from one socket to the other until either ends. Calls `before` with each piece that was
+/// read, and `after` when it was written.
+fn copy_until_end(mut from: &UnixStream, mut to: &UnixStream, before: impl Fn(&str), after: impl Fn()) {
     let mut buffer = [0; 4096];
     while let Ok(length @ 1..) = from.read(&mut buffer) {
         before(&String::from_utf8_lossy(&buffer[..length]));
@@ -496,14 +534,13 @@ fn pass_on(mut from: &UnixStream, mut to: &UnixStream, before: impl Fn(&str), af
     }
 }
 
-/// What a container runs that is to be seen: a little, again and again.
-const WORK: &str = "while :; do sleep 0.1; done";
+/// A shell script that uses some CPU time repeatedly.
+const WORKLOAD: &str = "while :; do sleep 0.1; done";
 
-/// Podman's own containers, run for real.
 #[test]
 fn podman_containers_have_their_names() {
     or_skip!(ebpf());
-    let podman = or_skip!(podman(WORK));
+    let podman = or_skip!(podman(WORKLOAD));
     let probe = Probe::start(&["--energy.source=model"]);
     eventually(15.0, "podman's container has its name", || {
         let labels = [("container", &*podman.0), ("runtime", "podman"), ("image", "localhost/wattcast-demo:latest")];
@@ -511,11 +548,10 @@ fn podman_containers_have_their_names() {
     });
 }
 
-/// containerd's own containers, run for real.
 #[test]
 fn containerd_containers_have_their_names() {
     or_skip!(ebpf());
-    let ctr = or_skip!(ctr(WORK));
+    let ctr = or_skip!(ctr(WORKLOAD));
     let probe = Probe::start(&["--energy.source=model"]);
     eventually(15.0, "containerd's container has its name", || {
         let labels = [("container", &*ctr.0), ("runtime", "containerd")];
@@ -523,13 +559,13 @@ fn containerd_containers_have_their_names() {
     });
 }
 
-/// A container by its name, and what ends it.
-struct Ends(String, Vec<Vec<String>>);
+/// The name of a container, and the commands that remove it.
+struct RunningContainer(String, Vec<Vec<String>>);
 
-impl Drop for Ends {
+impl Drop for RunningContainer {
     fn drop(&mut self) {
         for command in &self.1 {
-            // A task that was killed cannot be removed at once.
+            // A killed task can be removed only after a moment.
             for _ in 0..50 {
                 if run(Command::new(&command[0]).args(&command[1..])).is_ok() {
                     break;
@@ -553,11 +589,11 @@ fn run(command: &mut Command) -> Result<(), String> {
     }
 }
 
-fn podman(script: &str) -> Result<Ends, String> {
+fn podman(script: &str) -> Result<RunningContainer, String> {
     if which("podman").is_none() || which("runc").is_none() {
         return Err("podman or runc is not in PATH".into());
     }
-    // crun refuses hybrid trees; limits of the caller may be lower than Podman's defaults.
+    // crun does not support hybrid trees; the caller's limits may be lower than Podman's defaults.
     let global = ["--runtime=runc", "--cgroup-manager=cgroupfs"];
     let exists = Command::new("podman").args(["image", "exists", IMAGE]).status().is_ok_and(|status| status.success());
     if !exists {
@@ -577,16 +613,16 @@ fn podman(script: &str) -> Result<Ends, String> {
     for dir in MOUNTS.iter().filter(|dir| Path::new(dir).exists()) {
         command.args(["--volume", &format!("{dir}:{dir}:ro")]);
     }
-    let ends = Ends(
+    let container = RunningContainer(
         name.clone(),
         vec![words(&format!("podman --runtime=runc --cgroup-manager=cgroupfs rm --force --time 0 {name}"))],
     );
     run(command.args(["--name", &name, IMAGE, "/bin/sh", "-c", script]))
         .map_err(|error| format!("podman run: {error}"))?;
-    Ok(ends)
+    Ok(container)
 }
 
-fn ctr(script: &str) -> Result<Ends, String> {
+fn ctr(script: &str) -> Result<RunningContainer, String> {
     if which("ctr").is_none() {
         return Err("ctr is not in PATH".into());
     }
@@ -602,7 +638,7 @@ fn ctr(script: &str) -> Result<Ends, String> {
     for dir in MOUNTS.iter().filter(|dir| Path::new(dir).exists()) {
         command.args(["--mount", &format!("type=bind,src={dir},dst={dir},options=rbind:ro")]);
     }
-    let ends = Ends(
+    let container = RunningContainer(
         name.clone(),
         vec![
             words(&format!("ctr -a {socket} task kill --signal 9 {name}")),
@@ -612,12 +648,11 @@ fn ctr(script: &str) -> Result<Ends, String> {
         ],
     );
     run(command.arg(&root).args([&name, "/bin/sh", "-c", script])).map_err(|error| format!("ctr run: {error}"))?;
-    Ok(ends)
+    Ok(container)
 }
 
-/// `exec`: the command's output and exit code as they are, what it cost, and no cgroup left.
 #[test]
-fn exec_passes_the_command_through_and_says_what_it_cost() {
+fn exec_preserves_output_and_exit_code_and_reports_cost() {
     or_skip!(ebpf());
     let dir = tempfile::tempdir().unwrap();
     let report = dir.path().join("cost.json");
@@ -661,7 +696,8 @@ fn exec_passes_the_command_through_and_says_what_it_cost() {
         assert_eq!(code, Some(0), "{err}");
         println!("{cost}");
         assert_eq!(cost["frames"]["frames"].as_u64(), Some(100));
-        // ffmpeg 5.1 ends with the time of the last packet that it wrote, two frames behind for what B-frames reorder.
+        // The final time of ffmpeg 5.1 is that of the last packet: two frames behind because of
+        // B-frame reordering.
         let media = cost["frames"]["media_seconds"].as_f64().unwrap();
         assert!((3.8..=4.0).contains(&media), "{media}");
         let each = cost["frames"]["joules_per_frame"].as_f64().unwrap();
@@ -678,9 +714,9 @@ fn exec_passes_the_command_through_and_says_what_it_cost() {
     assert!(left.is_empty() && pids.len() >= 3, "{left:?}");
 }
 
-/// A Docker that lies: names of every kind, and the pages stay what they are.
+/// Names with quotes, newlines and four kilobytes, from a fake Docker daemon.
 #[test]
-fn names_of_quotes_newlines_and_four_kilobytes_are_bounded_labels() {
+fn hostile_container_names_become_bounded_labels() {
     or_skip!(ebpf());
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("docker.sock");
@@ -693,10 +729,10 @@ fn names_of_quotes_newlines_and_four_kilobytes_are_bounded_labels() {
             thread::spawn(move || {
                 let mut buffer = [0; 4096];
                 while let Ok(length @ 1..) = client.read(&mut buffer) {
-                    let asked = String::from_utf8_lossy(&buffer[..length]).into_owned();
-                    let body = if asked.contains("/version") {
+                    let request = String::from_utf8_lossy(&buffer[..length]).into_owned();
+                    let body = if request.contains("/version") {
                         r#"{"ApiVersion":"1.41","Version":"20"}"#.to_owned()
-                    } else if asked.contains("/containers/") {
+                    } else if request.contains("/containers/") {
                         serde_json::json!({ "Name": format!("/{name}"), "Config": { "Image": name, "Labels": { "team": name } } }).to_string()
                     } else {
                         "OK".to_owned()
@@ -718,9 +754,11 @@ fn names_of_quotes_newlines_and_four_kilobytes_are_bounded_labels() {
         &format!("--docker.socket={}", socket.display()),
     ]);
     let id = format!("{:012x}{:052x}", std::process::id(), 2);
-    let _guest = Guest::start(&format!("docker-{id}.scope"));
+    let _workload = Workload::start(&format!("docker-{id}.scope"));
     let own = [("id", &id[..12])];
-    eventually(15.0, "the name is there", || probe.fresh().find("wattcast_container_label_info", &own) == Some(1.0));
+    eventually(15.0, "the container has its name", || {
+        probe.fresh().find("wattcast_container_label_info", &own) == Some(1.0)
+    });
     let page = probe.fresh();
     let names: BTreeMap<&str, usize> = page
         .all("wattcast_container_power_watts")
@@ -732,6 +770,6 @@ fn names_of_quotes_newlines_and_four_kilobytes_are_bounded_labels() {
     assert!(named.label("container").starts_with("a \"b\""), "{names:?}");
     assert!(names.iter().all(|(label, length)| *length <= 128 && !label.contains('\n')), "{names:?}");
     let text = probe.client.text("/metrics").unwrap();
-    assert_eq!(exporter::page::faults(&text), Vec::<String>::new());
+    assert_eq!(metrics::page::faults(&text), Vec::<String>::new());
     assert_lints(&text);
 }

@@ -1,5 +1,5 @@
-//! The tiers of CPU time against the kernel's own figures: what one does to the truth, the others
-//! must do too.
+//! The tiers of CPU time, compared with the kernel's own counters; all tiers must meet the same
+//! limits.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed")]
 
@@ -14,9 +14,9 @@ use std::{
 };
 
 use probe_user::{
-    cpu::{self, CgroupKey, Events, Places, Reader, Reading, RunTime, Switch, Tier, hierarchy},
-    state::Reason,
-    topology::Topology,
+    cgroup::{CgroupKey, hierarchy},
+    cpu::{self, CpuPaths, CpuReader, CpuReading, PerfCounters, RunTime, SwitchTier, Tier},
+    host::{availability::Reason, topology::Topology},
 };
 use support::{Page, Probe, ebpf, ebpf_and_docker, fixture};
 use testkit::{
@@ -25,13 +25,13 @@ use testkit::{
     fixture::unique,
     lock::{Resource, hold},
     or_skip,
-    program::{Burner, die_with_us},
+    program::{Burner, kill_on_parent_exit},
     requires, skip, sleep,
     wait::Deadline,
 };
 
-fn places() -> Places {
-    Places { cgroupfs: "/sys/fs/cgroup".into(), procfs: "/proc".into() }
+fn paths() -> CpuPaths {
+    CpuPaths { cgroupfs: "/sys/fs/cgroup".into(), procfs: "/proc".into() }
 }
 
 fn key(cgroup: &Cgroup) -> CgroupKey {
@@ -43,15 +43,16 @@ fn cpus() -> usize {
     std::thread::available_parallelism().unwrap().get()
 }
 
-/// Every tier that this kernel has without hardware counters, and the untyped twin, each loaded.
-fn readers() -> Vec<(&'static str, Box<dyn Reader>)> {
+/// Every tier that this kernel supports without hardware counters, and the raw tracepoint variant,
+/// all loaded at the same time.
+fn readers() -> Vec<(&'static str, Box<dyn CpuReader>)> {
     let topology = Topology::read("/sys".as_ref());
-    let twin = Switch::load_with(Ok(vec![None; cpus()]), None, false).unwrap();
-    let mut all: Vec<(&str, Box<dyn Reader>)> = vec![("the untyped twin", Box::new(twin))];
+    let raw = SwitchTier::load_with(Ok(vec![None; cpus()]), None, false).unwrap();
+    let mut all: Vec<(&str, Box<dyn CpuReader>)> = vec![("raw tracepoint variant", Box::new(raw))];
     for tier in [Tier::Switch, Tier::Kernel, Tier::Files] {
-        match cpu::open(tier, &places(), &topology) {
+        match cpu::open(tier, &paths(), &topology) {
             Ok(reader) => all.push((tier.as_str(), reader)),
-            // 6.1 brought the iterator.
+            // The iterator exists since 6.1.
             Err(why) if tier == Tier::Kernel && why.reason == Reason::Absent => {
                 println!("skipped: tier kernel: {}", why.detail);
             }
@@ -61,11 +62,11 @@ fn readers() -> Vec<(&'static str, Box<dyn Reader>)> {
     all
 }
 
-fn row(reading: &Reading, key: &CgroupKey) -> Vec<RunTime> {
+fn row(reading: &CpuReading, key: &CgroupKey) -> Vec<RunTime> {
     reading.rows.iter().find(|(known, _)| known == key).map(|(_, row)| row.clone()).unwrap_or_default()
 }
 
-fn ns(reading: &Reading, key: &CgroupKey) -> u64 {
+fn ns(reading: &CpuReading, key: &CgroupKey) -> u64 {
     row(reading, key).iter().map(RunTime::ns).sum()
 }
 
@@ -77,26 +78,26 @@ fn scheduler_tick_ns() -> u64 {
     u64::try_from(resolution.tv_nsec).unwrap()
 }
 
-/// Two hogs that never leave their CPUs, read ten times while they run: no tier is further behind
-/// than the kernel's own tick.
+/// Two busy loops on two CPUs, read ten times while they run: no tier is further behind than one
+/// scheduler tick.
 #[test]
-fn hogs_are_counted_while_they_run_up_to_a_tick_of_their_scheduler() {
+fn running_tasks_are_counted_up_to_one_scheduler_tick() {
     or_skip!(ebpf());
-    let cgroup = Cgroup::create(&cgroup::v2().unwrap(), &unique("hogs")).unwrap();
+    let cgroup = Cgroup::create(&cgroup::v2().unwrap(), &unique("burners")).unwrap();
     let mut readers = readers();
-    let hogs: Vec<Burner> = (0..2).map(|cpu| Burner::start(cpu % cpus(), &[&cgroup]).unwrap()).collect();
-    let truth = || hogs.iter().map(|hog| nanoseconds(hog.cpu_time())).sum::<u64>();
-    // What they ran before they were in the cgroup.
+    let burners: Vec<Burner> = (0..2).map(|cpu| Burner::start(cpu % cpus(), &[&cgroup]).unwrap()).collect();
+    let truth = || burners.iter().map(|burner| nanoseconds(burner.cpu_time())).sum::<u64>();
+    // Their run time before they entered the cgroup.
     cgroup.freeze().unwrap();
     let before_entry = truth() - cgroup.usage_us().unwrap() * 1000;
     cgroup.thaw().unwrap();
-    // A slice on each CPU.
-    let may = 2 * scheduler_tick_ns();
+    // One scheduler tick on each CPU.
+    let allowed = 2 * scheduler_tick_ns();
     let mut worst = vec![0; readers.len()];
     for _ in 0..10 {
         sleep(0.2);
         for ((name, reader), worst) in readers.iter_mut().zip(&mut worst) {
-            let mut reading = Reading::default();
+            let mut reading = CpuReading::default();
             let before = truth() - before_entry;
             reader.read(&mut reading).unwrap();
             let after = truth();
@@ -106,8 +107,8 @@ fn hogs_are_counted_while_they_run_up_to_a_tick_of_their_scheduler() {
         }
     }
     for ((name, _), worst) in readers.iter().zip(worst) {
-        println!("{name}: at most {:.3} ms behind, may be {:.3} ms", worst as f64 / 1e6, may as f64 / 1e6);
-        assert!(worst <= may, "{name}");
+        println!("{name}: at most {:.3} ms behind, allowed {:.3} ms", worst as f64 / 1e6, allowed as f64 / 1e6);
+        assert!(worst <= allowed, "{name}");
     }
 }
 
@@ -115,14 +116,14 @@ fn nanoseconds(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap()
 }
 
-/// Held against `cpu.stat`, within a thousandth.
+/// Compares with `cpu.stat`; the difference must be within a thousandth.
 fn assert_within_a_thousandth(what: &str, ours_ns: u64, cgroup: &Path) {
     let kernel = usage_us(cgroup).unwrap() * 1000;
     println!("{what}: {ours_ns} ns, cpu.stat {kernel} ns, {:+.4} %", 100.0 * (ours_ns as f64 / kernel as f64 - 1.0));
     assert!(ours_ns.abs_diff(kernel) <= kernel / 1000, "{what}");
 }
 
-/// In a process of its own: two threads that pass a byte to and fro, a million switches.
+/// Runs in a separate process: two threads exchange a byte, with a million context switches.
 #[test]
 fn ping_pong_helper() {
     if std::env::var_os("WATTCAST_PING_PONG").is_none() {
@@ -131,17 +132,17 @@ fn ping_pong_helper() {
     testkit::ping_pong::ping_pong(500_000, 0).unwrap();
 }
 
-/// This test binary once more, to run one of its helpers.
+/// A command that runs one helper of this test binary.
 fn helper(name: &str, variable: &str, value: &str) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", name, "--nocapture"]).env(variable, value);
     command.stdin(Stdio::null()).stdout(Stdio::null());
-    die_with_us(&mut command);
+    kill_on_parent_exit(&mut command);
     command
 }
 
 #[test]
-fn a_million_switches_are_counted_within_a_thousandth() {
+fn million_context_switches_are_counted_within_a_thousandth() {
     or_skip!(ebpf());
     let cgroup = Cgroup::create(&cgroup::v2().unwrap(), &unique("pipe")).unwrap();
     let mut readers = readers();
@@ -149,38 +150,36 @@ fn a_million_switches_are_counted_within_a_thousandth() {
     cgroup.enter(&mut command).unwrap();
     assert!(command.status().unwrap().success());
     for (name, reader) in &mut readers {
-        let mut reading = Reading::default();
+        let mut reading = CpuReading::default();
         reader.read(&mut reading).unwrap();
         let queue = reading.queues.iter().find(|(known, _)| *known == key(&cgroup)).map(|(_, queue)| *queue);
         if let Some(queue) = queue {
             println!("{name}: {} voluntary and {} involuntary switches", queue.voluntary, queue.involuntary);
-            // Who is woken may take the CPU from who wakes him: then that one leaves involuntarily.
+            // A woken task may preempt the task that woke it, which is then an involuntary switch.
             assert!(queue.voluntary + queue.involuntary >= 999_000, "{queue:?}");
         }
         assert_within_a_thousandth(name, ns(&reading, &key(&cgroup)), &cgroup.dir);
     }
 }
 
-/// Time beside a busy sibling is the same seen from either side, and with all other time it is what
-/// the kernel counts.
+/// Time with a busy sibling is the same for both CPUs, and together with the other time it equals
+/// the kernel's counter.
 #[test]
-fn time_beside_a_busy_sibling_is_told_apart() {
+fn time_with_busy_sibling_is_counted_separately() {
     requires!(two_cpus);
     or_skip!(ebpf());
     let tree = cgroup::v2().unwrap();
     let [always, half] = ["always", "half"].map(|name| Cgroup::create(&tree, &unique(name)).unwrap());
-    // Two CPUs are taken for a core: what counts is who was busy when, not whether they share
-    // anything.
+    // Two CPUs are declared siblings; the test needs no shared core, only overlapping busy times.
     let mut siblings = vec![None; cpus()];
     (siblings[0], siblings[1]) = (Some(1), Some(0));
-    let mut reader = Switch::load_with(Ok(siblings), None, true).unwrap();
-    assert!(reader.knows().siblings);
-    let mut reading = Reading::default();
-    // Read as often as the probe at its shortest tick: what no figure tells of a thread that left
-    // unseen is told by the next look. Two hogs on two CPUs let the reader wait, so how far apart
-    // the looks were is measured.
+    let mut reader = SwitchTier::load_with(Ok(siblings), None, true).unwrap();
+    assert!(reader.capabilities().siblings);
+    let mut reading = CpuReading::default();
+    // Read as often as the probe does with its shortest tick: missed switches are corrected by the
+    // next reading. With both CPUs busy, readings may be late, so the longest interval is measured.
     let (mut longest, mut last) = (0f64, Instant::now());
-    let mut look_until_it_ran = |cgroup: &Cgroup, seconds: u64| {
+    let mut read_until_it_ran = |cgroup: &Cgroup, seconds: u64| {
         let mut deadline = Deadline::after(Duration::from_secs(60));
         while ns(&reading, &key(cgroup)) < seconds * 1_000_000_000 {
             assert!(!deadline.passed(), "{} has not run {seconds} s", cgroup.dir.display());
@@ -190,67 +189,67 @@ fn time_beside_a_busy_sibling_is_told_apart() {
             last = Instant::now();
         }
     };
-    let hog = Burner::start(0, &[&always]).unwrap();
-    look_until_it_ran(&always, 1);
+    let burner = Burner::start(0, &[&always]).unwrap();
+    read_until_it_ran(&always, 1);
     let other = Burner::start(1, &[&half]).unwrap();
-    look_until_it_ran(&half, 1);
+    read_until_it_ran(&half, 1);
     drop(other);
     reader.read(&mut reading).unwrap();
     let side = |cpu: usize| reading.rows.iter().map(|(_, row)| row[cpu].shared_ns).sum::<u64>() as f64 / 1e9;
     println!(
-        "beside each other: {:.4} s seen from CPU 0, {:.4} s from CPU 1, {} switches not seen, looks {longest:.4} s apart at most",
+        "both busy: {:.4} s counted by CPU 0, {:.4} s by CPU 1, {} missed switches, readings at most {longest:.4} s apart",
         side(0),
         side(1),
         reading.missed
     );
-    // Who leaves a CPU unseen, as some threads do here, and of whom no figure says for how long he
-    // ran, leaves it busy up to the next look and no longer: so much may each of them set the two
-    // sides apart, and nothing else may.
-    #[expect(clippy::cast_precision_loss, reason = "a handful")]
-    let unseen = reading.missed as f64 * longest;
-    assert!((side(0) - side(1)).abs() <= 0.05 * side(0) + unseen, "both saw the same");
+    // A thread whose switch-out is missed, and whose run time no counter shows, leaves its CPU busy
+    // up to the next reading. Only such threads may cause a difference between the two sides, each
+    // at most this long.
+    #[expect(clippy::cast_precision_loss, reason = "a small number")]
+    let tolerance = reading.missed as f64 * longest;
+    assert!((side(0) - side(1)).abs() <= 0.05 * side(0) + tolerance, "both sides count the same");
     let (a, b) = (row(&reading, &key(&always)), row(&reading, &key(&half)));
     let (alone, shared) = (a[0].alone_ns as f64 / 1e9, a[0].shared_ns as f64 / 1e9);
-    println!("the hog: {alone:.3} s alone, {shared:.3} s beside the other, which ran {:.3} s", b[1].ns() as f64 / 1e9);
-    // Other processes may run here too: all that ran on a CPU is what the hog can have been beside,
-    // or been kept off by.
+    println!("busy loop: {alone:.3} s alone, {shared:.3} s with the other, which ran {:.3} s", b[1].ns() as f64 / 1e9);
+    // Other processes may run on these CPUs too: they can only add to the shared time, or preempt
+    // the busy loop.
     let ran = |cpu: usize| reading.rows.iter().map(|(_, row)| row[cpu].ns()).sum::<u64>() as f64 / 1e9;
     let others = ran(0) - a[0].ns() as f64 / 1e9;
-    assert!(shared <= 1.02 * ran(1) + unseen, "{shared} beside {}", ran(1));
+    assert!(shared <= 1.02 * ran(1) + tolerance, "{shared} s shared of {} s", ran(1));
     assert!(shared >= 0.8 * b[1].ns() as f64 / 1e9 - others, "{a:?} {b:?}");
-    assert!(b[1].shared_ns >= 8 * b[1].alone_ns, "the hog was always there: {b:?}");
-    // Sum and parts: the bracket of the kernel's figure.
-    drop(hog);
+    assert!(b[1].shared_ns >= 8 * b[1].alone_ns, "the busy loop always ran: {b:?}");
+    // The sum of both parts equals the kernel's counter.
+    drop(burner);
     reader.read(&mut reading).unwrap();
-    assert_within_a_thousandth("both kinds together", ns(&reading, &key(&always)), &always.dir);
+    assert_within_a_thousandth("alone and shared", ns(&reading, &key(&always)), &always.dir);
 }
 
-/// The counters' way into the account, with the kernel's own clocks where the processor's are not
-/// shown.
+/// Charging of perf counters, tested with software events because the processor's counters may not
+/// be available.
 #[test]
-fn counters_are_charged_to_whom_they_ran_for() {
+fn counters_are_charged_to_the_running_cgroup() {
     or_skip!(ebpf());
     let tree = cgroup::v2().unwrap();
     let [one, two] = ["one", "two"].map(|name| Cgroup::create(&tree, &unique(name)).unwrap());
-    // PERF_TYPE_SOFTWARE: the CPU's clock counts nanoseconds of every task; faults and migrations
-    // stand for the other two.
+    // PERF_TYPE_SOFTWARE: the CPU clock counts nanoseconds of every task; faults and migrations are
+    // in the place of the other two counters.
     let all: Vec<usize> = (0..cpus()).collect();
-    let events = Events::open(&all, [(1, 0), (1, 2), (1, 4)]).unwrap();
-    let mut reader = Switch::load_with(Ok(vec![None; cpus()]), Some(events), true).unwrap();
+    let events = PerfCounters::open(&all, [(1, 0), (1, 2), (1, 4)]).unwrap();
+    let mut reader = SwitchTier::load_with(Ok(vec![None; cpus()]), Some(events), true).unwrap();
     assert_eq!(reader.tier(), Tier::Counters);
-    // Two on one CPU in turns, so that the counters pass from one to the other and back.
+    // Two tasks take turns on one CPU, so that the counters switch between the cgroups.
     let burners = [Burner::start(0, &[&one]).unwrap(), Burner::start(0, &[&two]).unwrap()];
-    let mut reading = Reading::default();
-    let ran = |reading: &Reading, cgroup: &Cgroup| {
+    let mut reading = CpuReading::default();
+    let ran = |reading: &CpuReading, cgroup: &Cgroup| {
         let row = reading.rows.iter().find(|(known, _)| *known == key(cgroup));
-        row.map_or(0, |(_, spaces)| spaces[0].ns())
+        row.map_or(0, |(_, times)| times[0].ns())
     };
     eventually(60.0, "both ran for more than a second", || {
         reader.read(&mut reading).unwrap();
         [&one, &two].iter().all(|cgroup| ran(&reading, cgroup) > 1_000_000_000)
     });
     drop(burners);
-    assert_eq!(reading.counter_time[0], reading.counter_time[1], "software counters always have a place");
+    assert_eq!(reading.counter_time[0], reading.counter_time[1], "software events are never multiplexed");
     for cgroup in [&one, &two] {
         let at = reading.rows.iter().position(|(known, _)| *known == key(cgroup)).unwrap();
         let (ran, clock) = (reading.rows[at].1[0].ns(), reading.counted[at][0][0]);
@@ -259,65 +258,65 @@ fn counters_are_charged_to_whom_they_ran_for() {
     }
 }
 
-/// A slot that is given back while its cgroup still runs, which a probe that sees only a part of
-/// the tree would do: nothing of the one is ever the other's.
+/// A slot is freed while its cgroup still runs, as a probe that sees only a part of the tree would
+/// do: values of two cgroups are never mixed.
 #[test]
-fn a_slot_that_is_given_back_is_nobodys_until_every_cpu_forgot_it() {
+fn freed_slot_is_reused_only_after_all_caches_are_cleared() {
     or_skip!(ebpf());
     let tree = cgroup::v2().unwrap();
-    let mut reader = Switch::load_with(Ok(vec![None; cpus()]), None, true).unwrap();
+    let mut reader = SwitchTier::load_with(Ok(vec![None; cpus()]), None, true).unwrap();
     let old = Cgroup::create(&tree, &unique("old")).unwrap();
     let burner_of_old = Burner::start(0, &[&old]).unwrap();
-    let (mut reading, mut total, mut given_back, mut compared) = (Reading::default(), 0, 0, 0);
+    let (mut reading, mut total, mut freed, mut compared) = (CpuReading::default(), 0, 0, 0);
     let run_on = |cgroup: &Cgroup, seconds: f64| {
         let so_far = Duration::from_micros(cgroup.usage_us().unwrap()).as_secs_f64();
         wait_for_usage(&cgroup.dir, so_far + seconds);
     };
     let mut deadline = Deadline::after(Duration::from_secs(120));
     while compared < 20 {
-        assert!(!deadline.passed(), "{compared} of {given_back} rounds could be compared");
+        assert!(!deadline.passed(), "{compared} of {freed} rounds could be compared");
         run_on(&old, 0.02);
         reader.read(&mut reading).unwrap();
         total += ns(&reading, &key(&old));
         reader.forget(&key(&old));
         let missed = reading.missed;
-        // Newcomers at once, each on the same CPU, to get the slot that was just given back.
+        // Create a new cgroup at once, on the same CPU, to get the slot that was just freed.
         let new = Cgroup::create(&tree, &unique("new")).unwrap();
-        let burner = Burner::born_in(&new, 0).unwrap();
+        let burner = Burner::start_in(&new, 0).unwrap();
         run_on(&new, 0.01);
         reader.read(&mut reading).unwrap();
         run_on(&new, 0.01);
         drop(burner);
         reader.read(&mut reading).unwrap();
         let (read, kernel) = (ns(&reading, &key(&new)), new.usage_us().unwrap() * 1000);
-        // What a task ran up to a switch that the reader did not see, it does not know.
+        // The reader does not know a task's run time up to a missed switch.
         if reading.missed == missed {
-            let may = kernel / 1000 + 20_000;
-            assert!(read.abs_diff(kernel) <= may, "round {given_back}: {read} ns, cpu.stat {kernel}");
+            let allowed = kernel / 1000 + 20_000;
+            assert!(read.abs_diff(kernel) <= allowed, "round {freed}: {read} ns, cpu.stat {kernel}");
             compared += 1;
         }
         total += ns(&reading, &key(&old));
-        given_back += 1;
+        freed += 1;
         reader.forget(&key(&old));
         reader.forget(&key(&new));
     }
-    // So that the kernel's figure is of the same moment as the reading.
+    // Stop the task, so that the kernel's counter and the reading belong to the same moment.
     drop(burner_of_old);
     reader.read(&mut reading).unwrap();
-    // What ran between a slot's end and the next look is in no row, and not lost.
+    // Run time between the freeing of a slot and the next reading is in no row, but is not lost.
     let late = reading.overflow.iter().map(RunTime::ns).sum::<u64>();
     let kernel = old.usage_us().unwrap() * 1000;
-    println!("{given_back} times given back, {compared} compared: {total} ns and {late} ns late, cpu.stat {kernel} ns");
+    println!("{freed} times freed, {compared} compared: {total} ns and {late} ns late, cpu.stat {kernel} ns");
     assert!(
         (total + late + ns(&reading, &key(&old))).abs_diff(kernel) <= kernel / 100 + scheduler_tick_ns(),
         "{kernel}"
     );
 }
 
-/// Without eBPF the machine is shared as a whole: the labels say so, the account closes, and the
-/// bound is wider.
+/// Without eBPF the energy of all packages is attributed together: the labels show it, energy is
+/// conserved, and the uncertainty is larger.
 #[test]
-fn the_files_tell_no_package_and_say_so() {
+fn tier_files_has_no_packages_and_a_wider_bound() {
     or_skip!(ebpf());
     let sysfs = format!("--path.sysfs={}", fixture("perf-two-sockets").join("sys").display());
     let name = unique("files");
@@ -337,8 +336,8 @@ fn the_files_tell_no_package_and_say_so() {
         let labels = [("container", &*name), ("package", package), ("zone", "package")];
         page.find("wattcast_container_energy_joules_total", &labels).unwrap_or(0.0)
     };
-    // Over seconds, and not of the last tick: the shorter a tick, the more its edges weigh in every
-    // tier. Joules and bound by package.
+    // Joules and uncertainty by package, over several seconds: in a single tick the edges have too
+    // much weight in every tier.
     let window = |probe: &Probe, start: f64| {
         let end = probe.client.mark().unwrap();
         let answer = probe.client.json(&format!("/api/v1/window?start={start}&end={end}")).unwrap();
@@ -349,38 +348,38 @@ fn the_files_tell_no_package_and_say_so() {
             ["joules", "uncertainty_joules"].map(|key| zone.map_or(0.0, |zone| zone[key].as_f64().unwrap()))
         })
     };
-    let (blunt, sharp) = (files.fresh(), switch.fresh());
-    blunt.assert_closed();
-    sharp.assert_closed();
-    assert_eq!(labels(&blunt), [("all".to_owned(), "all".to_owned())]);
-    assert_eq!(labels(&sharp).len(), 2, "{:?}", labels(&sharp));
-    assert!(labels(&sharp).iter().all(|(_, mode)| mode == "alone"), "{:?}", labels(&sharp));
+    let (coarse, fine) = (files.fresh(), switch.fresh());
+    coarse.assert_conserved();
+    fine.assert_conserved();
+    assert_eq!(labels(&coarse), [("all".to_owned(), "all".to_owned())]);
+    assert_eq!(labels(&fine).len(), 2, "{:?}", labels(&fine));
+    assert!(labels(&fine).iter().all(|(_, mode)| mode == "alone"), "{:?}", labels(&fine));
     println!(
-        "joules on the two packages: {:?} without knowing where, {:?} with",
-        ["0", "1"].map(|p| joules(&blunt, p)),
-        ["0", "1"].map(|p| joules(&sharp, p))
+        "joules on the two packages: {:?} without CPUs, {:?} with CPUs",
+        ["0", "1"].map(|p| joules(&coarse, p)),
+        ["0", "1"].map(|p| joules(&fine, p))
     );
-    assert!(joules(&sharp, "0") > 5.0 * joules(&sharp, "1"), "it is pinned to the first");
-    assert!(joules(&blunt, "1") > 0.2 * joules(&blunt, "0"), "nobody knows that");
-    let [blunt, sharp] = [window(&files, starts[0]), window(&switch, starts[1])];
+    assert!(joules(&fine, "0") > 5.0 * joules(&fine, "1"), "it is pinned to the first package");
+    assert!(joules(&coarse, "1") > 0.2 * joules(&coarse, "0"), "tier files does not know the package");
+    let [coarse, fine] = [window(&files, starts[0]), window(&switch, starts[1])];
     let ratio = |zones: &[[f64; 2]; 2]| (zones[0][1] + zones[1][1]) / (zones[0][0] + zones[1][0]);
     println!(
-        "joules and bounds without {blunt:?}, with {sharp:?}; ratios {:.3} and {:.3}",
-        ratio(&blunt),
-        ratio(&sharp)
+        "joules and bounds without CPUs {coarse:?}, with CPUs {fine:?}; ratios {:.3} and {:.3}",
+        ratio(&coarse),
+        ratio(&fine)
     );
-    // Half of what it is given stands on the wrong package: so much more may be wrong, and the
-    // bound reaches to where the truth is.
-    assert!(ratio(&blunt) > ratio(&sharp) + 0.8);
-    for (blunt, sharp) in blunt.iter().zip(&sharp) {
-        assert!((blunt[0] - sharp[0]).abs() <= blunt[1] + sharp[1], "{blunt:?} {sharp:?}");
+    // Half of its energy is on the wrong package: the uncertainty is correspondingly larger, and
+    // the intervals overlap.
+    assert!(ratio(&coarse) > ratio(&fine) + 0.8);
+    for (coarse, fine) in coarse.iter().zip(&fine) {
+        assert!((coarse[0] - fine[0]).abs() <= coarse[1] + fine[1], "{coarse:?} {fine:?}");
     }
 }
 
-/// In a cgroup namespace of its own the root of the tree is the probe's own cgroup: what others run
-/// is not seen, and that is said.
+/// In a private cgroup namespace the root of the tree is the probe's own cgroup: other cgroups are
+/// not visible, and the tier reports that.
 #[test]
-fn a_tier_that_would_see_only_a_part_of_the_tree_is_absent() {
+fn tier_is_absent_in_a_private_cgroup_namespace() {
     or_skip!(ebpf());
     let cgroup = Cgroup::create(&cgroup::v2().unwrap(), &unique("namespace")).unwrap();
     let dir = tempfile::tempdir().unwrap();
@@ -395,11 +394,11 @@ fn a_tier_that_would_see_only_a_part_of_the_tree_is_absent() {
     }
 }
 
-/// So many cgroups come and go at a time.
+/// Number of cgroups per round.
 const CHURN: u32 = 1000;
 
-/// In a process of its own: cgroups that are born, run a moment and die, so many for each line of
-/// standard input. A file says how many there were so far.
+/// Runs in a separate process: creates cgroups, runs a process in each and removes them, one round
+/// for each line of standard input. A file contains their number so far.
 #[test]
 fn churn_helper() {
     let Some(dir) = std::env::var_os("WATTCAST_CHURN") else { return };
@@ -415,19 +414,19 @@ fn churn_helper() {
     }
 }
 
-/// They fill the kernel side of every probe on this machine, or compare to a thousandth, for which
-/// every switch must reach the tracing programs: beside many other probes some did not
-/// (`wattcast_cpu_intervals_missed_total`).
+/// These tests fill the eBPF maps of every probe on this machine, or compare within a thousandth,
+/// which requires that every context switch reaches the tracing programs: with many other probes
+/// some did not (`wattcast_cpu_intervals_missed_total`).
 mod whole_machine {
     use super::*;
 
-    /// A thousand programs that each burn 5 ms, two at a time, in a real container: three probes, one
-    /// for each way to its CPU time.
+    /// A thousand processes with 5 ms of CPU time, two at a time, in a container, with one probe
+    /// for each tier.
     #[test]
-    fn a_thousand_children_of_a_container_are_all_counted() {
+    fn thousand_children_of_a_container_are_all_counted() {
         let _cpus = hold(Resource::Cpus);
         let engine = or_skip!(ebpf_and_docker());
-        // How often a shell must turn for 5 ms.
+        // A shell loop of about 5 ms, with a calibrated number of turns.
         let spin = |turns: u64| format!("i=0; while [ $i -lt {turns} ]; do i=$((i+1)); done");
         let (turns, trial) = (50_000, Cgroup::create(&cgroup::v2().unwrap(), &unique("turns")).unwrap());
         let mut shell = Command::new("sh");
@@ -444,7 +443,7 @@ mod whole_machine {
         );
         let container = engine.start(&name, &["--interactive"], Path::new("/bin/sh"), &["-c", &loops]).unwrap();
         let dir = container.cgroup().unwrap();
-        // Then the first shell is alone, and waits for a line.
+        // After that, the first shell is alone and waits for a line.
         let mut last = 0;
         eventually(240.0, "all children have ended", || {
             let processes = fs::read_to_string(dir.join("cgroup.procs")).unwrap().lines().count();
@@ -453,23 +452,23 @@ mod whole_machine {
         });
         for (tier, probe) in tiers.iter().zip(&probes) {
             let page = probe.fresh();
-            page.assert_closed();
+            page.assert_conserved();
             if *tier == "kernel" && probe.source("cpu").0 == "absent" {
                 println!("skipped: tier kernel: {}", probe.source("cpu").1);
                 continue;
             }
             assert_eq!(page.all("wattcast_cpu_source_info").next().unwrap().label("tier"), *tier);
             let seconds = page.cpu(&name);
-            println!("{} switches not seen", page.get("wattcast_cpu_intervals_missed_total", &[]));
+            println!("{} missed switches", page.get("wattcast_cpu_intervals_missed_total", &[]));
             #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "seconds of a test")]
             assert_within_a_thousandth(&format!("tier {tier}, 1000 children"), (seconds * 1e9) as u64, &dir);
         }
     }
 
-    /// Twenty thousand cgroups, a thousand while the probe takes a tick: memory stays, no series is
-    /// left, the account closes.
+    /// Twenty thousand cgroups, a thousand per tick: memory use stays constant, no series remains,
+    /// energy is conserved.
     #[test]
-    fn cgroups_that_come_and_go_a_thousand_a_second_leave_nothing_behind() {
+    fn thousand_short_lived_cgroups_per_second_leave_no_state() {
         const ROUNDS: u32 = 20;
         let _cpus = hold(Resource::Cpus);
         or_skip!(ebpf());
@@ -482,10 +481,10 @@ mod whole_machine {
             "--energy.source=model",
             "--retain.dead=2s",
             "--limit.containers=64",
-            // It grows with the ticks, not with the cgroups, and is soon as large as it may be.
+            // This buffer grows with the ticks, not with the cgroups, and soon reaches its limit.
             "--window.bytes=65536",
         ]);
-        let quiet = probe.fresh();
+        let initial = probe.fresh();
         let mut command = helper("churn_helper", "WATTCAST_CHURN", parent.dir.to_str().unwrap());
         let mut churn = command.env("WATTCAST_CHURN_COUNT", &so_far).stdin(Stdio::piped()).spawn().unwrap();
         let mut more = churn.stdin.take().unwrap();
@@ -494,43 +493,43 @@ mod whole_machine {
         let mut memory = Vec::new();
         for round in 1..=ROUNDS {
             more.write_all(b"\n").unwrap();
-            // In the middle of them, and after them.
-            probe.fresh().assert_closed();
-            eventually(60.0, "they have come and gone", || made() == round * CHURN);
+            // Once during a round, and once after it.
+            probe.fresh().assert_conserved();
+            eventually(60.0, "the round is complete", || made() == round * CHURN);
             let page = probe.fresh();
-            page.assert_closed();
+            page.assert_conserved();
             memory.push(resident(&page));
         }
         drop(more);
         assert!(churn.wait().unwrap().success());
         let page = probe.fresh();
-        page.assert_closed();
-        // What it takes after a third of them is what it takes after all of them.
+        page.assert_conserved();
+        // Memory use after all rounds equals that after a third of them.
         let (warm, last) = (memory[memory.len() / 3], resident(&page));
         let unnamed = page.get("wattcast_cgroups_unnamed_total", &[]);
         println!(
-            "{} cgroups; resident {:.1} MB quiet, {:.1} MB after a third, {:.1} MB after all; \
+            "{} cgroups; resident {:.1} MB at first, {:.1} MB after a third, {:.1} MB after all; \
              overflow {:.6} s, unnamed {unnamed}, without series {}",
             made(),
-            resident(&quiet) / 1e6,
+            resident(&initial) / 1e6,
             warm / 1e6,
             last / 1e6,
             page.get("wattcast_cpu_overflow_seconds_total", &[]),
             page.get("wattcast_series_dropped_total", &[]),
         );
         assert!(last <= 1.1 * warm + 1e6, "memory grew from {warm} to {last} bytes");
-        assert!(unnamed >= f64::from(ROUNDS * CHURN / 2), "who came and went is counted: {unnamed}");
+        assert!(unnamed >= f64::from(ROUNDS * CHURN / 2), "short-lived cgroups are counted: {unnamed}");
 
-        // There is room for newcomers, and what the short lives ran is somewhere.
+        // Slots are free again, and the run time of the short-lived cgroups is conserved.
         let name = unique("after");
         let after = Cgroup::create(&cgroup::v2().unwrap(), &name).unwrap();
         let _burner = Burner::start(0, &[&after]).unwrap();
-        eventually(30.0, "a newcomer is named", || probe.fresh().cpu(&name) > 0.5);
+        eventually(30.0, "a new cgroup is named", || probe.fresh().cpu(&name) > 0.5);
         let left = |page: &Page| {
             let rows = page.all("wattcast_container_cpu_seconds_total");
             rows.filter(|row| row.label("container").starts_with(&parent_name)).count()
         };
-        eventually(30.0, "no series of theirs is left", || left(&probe.fresh()) == 0);
-        probe.fresh().assert_closed();
+        eventually(30.0, "none of their series remains", || left(&probe.fresh()) == 0);
+        probe.fresh().assert_conserved();
     }
 }

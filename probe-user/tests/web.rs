@@ -1,5 +1,6 @@
-//! Both programs behind TLS and a password, and under those who would keep others out: with the real Prometheus, the real VictoriaMetrics, openssl's certificates,
-//! and a parser of OpenMetrics that is not ours.
+//! Both programs with TLS and passwords, and under many connections. The tests use the real
+//! Prometheus, the real VictoriaMetrics, openssl's certificates, and the OpenMetrics parser of
+//! prometheus_client.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed")]
 
@@ -38,7 +39,7 @@ fn analysis() -> PathBuf {
     programs().unwrap().join("wattcast-analysis")
 }
 
-/// The probe without what takes time to open, with TLS or not.
+/// A probe without the sources that take time to open.
 fn probe(dir: &Path, flags: &[&str]) -> Program {
     let mut command = Command::new(support::binary());
     command.args(["--web.listen-address=127.0.0.1:0", "--energy.source=model", "--no-collector.docker"]).args(flags);
@@ -50,7 +51,7 @@ fn address(url: &str) -> &str {
 }
 
 #[test]
-fn prometheus_and_victoriametrics_scrape_both_over_tls_and_a_certificate_is_changed_under_load() {
+fn scrapes_over_tls_go_on_while_certificates_change() {
     requires!(openssl, prometheus, victoria_metrics);
     let dir = tempfile::tempdir().unwrap();
     let authority = Authority::new(dir.path()).unwrap().unwrap();
@@ -67,7 +68,7 @@ fn prometheus_and_victoriametrics_scrape_both_over_tls_and_a_certificate_is_chan
     command.arg("--client.password-file").arg(&password);
     let mut service = Program::start("analysis", &mut command, dir.path()).unwrap();
 
-    // Our own analysis is not locked out by what keeps others out.
+    // The analysis service can read the probe with the configured client credentials.
     let mut urls: Vec<String> = (0..3).map(|port| probe.address(port).unwrap()).collect();
     urls.extend((0..6).map(|port| service.address(port).unwrap()));
     let of_service = Client::secure(&urls[3], &ca, USER, None).unwrap();
@@ -99,17 +100,17 @@ fn prometheus_and_victoriametrics_scrape_both_over_tls_and_a_certificate_is_chan
     command.args(["-search.latencyOffset=0s", "-memory.allowedPercent=10"]);
     let _victoria = Program::start("victoria", &mut command, dir.path()).unwrap();
     let databases = [p_port, v_port].map(|port| Client::new(format!("http://127.0.0.1:{port}")));
-    let ask = |database: &Client, query: &str| -> Vec<f64> {
+    let query = |database: &Client, query: &str| -> Vec<f64> {
         let Ok(answer) = database.json(&format!("/api/v1/query?query={query}")) else { return Vec::new() };
         let rows = answer["data"]["result"].as_array().cloned().unwrap_or_default();
         rows.iter().filter_map(|row| row["value"][1].as_str()?.parse().ok()).collect()
     };
     eventually_ok(60.0, "all targets are up", || {
-        let up = databases.each_ref().map(|database| ask(database, "up==1").len());
+        let up = databases.each_ref().map(|database| query(database, "up==1").len());
         if up.iter().all(|up| *up == urls.len()) { Ok(()) } else { Err(format!("{up:?} of {}", urls.len())) }
     });
 
-    // Load: each scrape a connection and a handshake of its own, on a port of either program.
+    // Load: each scrape opens a new connection, to one port of each program.
     let (stop, scrapes) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
     let load: Vec<_> = [0, 0, 3, 3]
         .map(|port| {
@@ -139,8 +140,8 @@ fn prometheus_and_victoriametrics_scrape_both_over_tls_and_a_certificate_is_chan
             fs::rename(new_pem, pem).unwrap();
             fs::rename(new_key, key).unwrap();
         } else {
-            // As a careless script does it: over what is there, and for a while the two do not
-            // belong together.
+            // As a careless script does it: the files are overwritten one after the other, and for
+            // a moment certificate and key do not match.
             fs::copy(new_pem, pem).unwrap();
             thread::sleep(Duration::from_millis(1500));
             fs::copy(new_key, key).unwrap();
@@ -151,30 +152,30 @@ fn prometheus_and_victoriametrics_scrape_both_over_tls_and_a_certificate_is_chan
             if next { Ok(serial) } else { Err(format!("{serials:?}\n{}", probe.log())) }
         }));
     }
-    // Both databases went on scraping every target under that load.
+    // Both databases still scrape every target under this load.
     for (name, database) in ["Prometheus", "VictoriaMetrics"].iter().zip(&databases) {
         eventually_ok(30.0, name, || {
-            let well = ask(database, "max_over_time(up[5s])");
-            let all = well.len() == urls.len() && well.iter().all(|up| *up >= 1.0);
-            if all { Ok(()) } else { Err(format!("{well:?}")) }
+            let up = query(database, "max_over_time(up[5s])");
+            let all = up.len() == urls.len() && up.iter().all(|up| *up >= 1.0);
+            if all { Ok(()) } else { Err(format!("{up:?}")) }
         });
     }
     stop.store(true, Ordering::Relaxed);
     let failed: Vec<String> = load.into_iter().flat_map(|thread| thread.join().unwrap()).collect();
     let scrapes = scrapes.load(Ordering::Relaxed);
     assert!(failed.is_empty() && scrapes > 20, "{} of {scrapes} failed: {:?}", failed.len(), failed.first());
-    println!("{scrapes} scrapes by a connection of their own over four changes of certificate, none failed");
+    println!("{scrapes} scrapes with one connection each during four changes of certificate, none failed");
     for (name, database) in ["Prometheus", "VictoriaMetrics"].iter().zip(&databases) {
-        // A handshake that fails does so at once; one second is what a machine may be busy elsewhere for.
-        let failed = ask(database, "count_over_time((up == 0 and scrape_duration_seconds < 0.9)[10s:500ms])");
+        // A failed handshake ends at once. Longer scrapes failed because the machine was busy.
+        let failed = query(database, "count_over_time((up == 0 and scrape_duration_seconds < 0.9)[10s:500ms])");
         assert!(failed.is_empty(), "{name}: {failed:?}");
-        assert!(!ask(database, "wattcast_energy_joules_total").is_empty(), "{name}");
+        assert!(!query(database, "wattcast_energy_joules_total").is_empty(), "{name}");
     }
     assert!(!probe.log().contains(PASSWORD.0) && !service.log().contains(PASSWORD.0));
 }
 
 #[test]
-fn who_has_no_password_or_no_certificate_stays_out() {
+fn requests_without_password_or_certificate_are_rejected() {
     requires!(openssl);
     let dir = tempfile::tempdir().unwrap();
     let authority = Authority::new(dir.path()).unwrap().unwrap();
@@ -186,27 +187,27 @@ fn who_has_no_password_or_no_certificate_stays_out() {
     let web = authority.web("server", more).unwrap();
     let mut probe = probe(dir.path(), &["--no-collector.cpu", &format!("--web.config.file={}", web.display())]);
     let (url, ca) = (probe.address(0).unwrap(), authority.ca());
-    let ask = |user, own| Client::secure(&url, &ca, user, own).unwrap().get("/health");
-    let own = Some((&*cert, &*key));
-    assert_eq!(ask(USER, own).unwrap(), (200, "OK".into()));
-    assert_eq!(ask(None, own).unwrap().0, 401);
-    assert_eq!(ask(Some(("prom", "wrong")), own).unwrap().0, 401);
-    assert_eq!(ask(Some(("root", PASSWORD.0)), own).unwrap().0, 401);
-    assert!(ask(USER, None).is_err(), "without a certificate");
-    assert!(ask(USER, Some((&other_cert, &other_key))).is_err(), "with another's");
+    let health = |user, identity| Client::secure(&url, &ca, user, identity).unwrap().get("/health");
+    let identity = Some((&*cert, &*key));
+    assert_eq!(health(USER, identity).unwrap(), (200, "OK".into()));
+    assert_eq!(health(None, identity).unwrap().0, 401);
+    assert_eq!(health(Some(("prom", "wrong")), identity).unwrap().0, 401);
+    assert_eq!(health(Some(("root", PASSWORD.0)), identity).unwrap().0, 401);
+    assert!(health(USER, None).is_err(), "without a certificate");
+    assert!(health(USER, Some((&other_cert, &other_key))).is_err(), "with the certificate of another client");
     for path in ["/", "/metrics", "/ready", "/api/v1/sources", "/nothing"] {
-        let client = Client::secure(&url, &ca, None, own).unwrap();
+        let client = Client::secure(&url, &ca, None, identity).unwrap();
         assert_eq!(client.get(path).unwrap().0, 401, "{path}");
     }
     let script = format!("openssl s_client -tls1_2 -connect {} </dev/null", address(&url));
-    assert!(output(Command::new("sh").args(["-c", &script])).is_err(), "an older version than is wanted");
+    assert!(output(Command::new("sh").args(["-c", &script])).is_err(), "a TLS version below the minimum");
     probe.alive().unwrap();
 }
 
 #[test]
 fn ten_thousand_connections_do_not_stop_a_scrape() {
     const SILENT: usize = 10_000;
-    if exporter::program::raise_open_files() < 12_000 {
+    if cli::program::raise_open_file_limit() < 12_000 {
         skip!("fewer than 12000 open files are allowed");
     }
     let probe = Probe::start(&["--energy.source=model", "--no-collector.cpu"]);
@@ -214,7 +215,7 @@ fn ten_thousand_connections_do_not_stop_a_scrape() {
     let mut silent = Vec::with_capacity(SILENT);
     for _ in 0..SILENT / 100 {
         silent.extend((0..100).map(|_| TcpStream::connect(&at).unwrap()));
-        // Each by a connection of its own, as a scraper that has just been started.
+        // Each request opens a new connection, like a scraper that has just started.
         assert_eq!(Client::new(format!("http://{at}")).get("/health").unwrap().0, 200);
     }
     for _ in 0..10 {
@@ -225,11 +226,11 @@ fn ten_thousand_connections_do_not_stop_a_scrape() {
         page.0.iter().filter(|row| row.name == "wattcast_web_refused_total").map(|row| row.value).sum::<f64>()
     };
     let refused = sum(&probe.fresh());
-    assert!(refused > 9000.0, "those that were silent made room: {refused}");
+    assert!(refused > 9000.0, "silent connections were closed: {refused}");
 }
 
 #[test]
-fn a_hundred_scrapers_see_the_same_page_and_change_no_number() {
+fn a_hundred_scrapers_change_no_value() {
     const SCRAPES: usize = 20;
     let probe = Probe::start(&["--energy.source=model"]);
     let url = probe.client.url("");
@@ -239,7 +240,7 @@ fn a_hundred_scrapers_see_the_same_page_and_change_no_number() {
     };
     let errors: usize = thread::scope(|scope| {
         let all: Vec<_> = (0..100).map(|_| scope.spawn(scrape)).collect();
-        all.into_iter().map(|one| one.join().unwrap()).sum()
+        all.into_iter().map(|thread| thread.join().unwrap()).sum()
     });
     assert_eq!(errors, 0);
     let page = probe.fresh();
@@ -251,15 +252,15 @@ fn a_hundred_scrapers_see_the_same_page_and_change_no_number() {
 }
 
 #[test]
-fn a_parser_that_is_not_ours_takes_every_page_as_openmetrics() {
+fn prometheus_client_parses_every_page_as_openmetrics() {
     const CHECK: &str = "import sys\nfrom prometheus_client.openmetrics.parser import text_string_to_metric_families as parse\n\
                          print(sum(len(f.samples) for f in parse(sys.stdin.read())))";
     let python = testkit::require::python("import prometheus_client.openmetrics.parser");
     let Some((python, _)) = python else { skip!("no Python has prometheus_client (python3-prometheus-client)") };
     let dir = tempfile::tempdir().unwrap();
-    let nasty = "job \\\"a\\\"\\n\\\\ 😀";
+    let name = "job \\\"a\\\"\\n\\\\ 😀";
     let run = format!(
-        r#"{{"scenarios":[{{"name":"{nasty}","bitrate":"1k","total_frames":10,"vmaf_score":90,"energy_joules":5,"duration":5,"cpu_usage_cores":[1],"pixels_processed":100}}]}}"#
+        r#"{{"scenarios":[{{"name":"{name}","bitrate":"1k","total_frames":10,"vmaf_score":90,"energy_joules":5,"duration":5,"cpu_usage_cores":[1],"pixels_processed":100}}]}}"#
     );
     fs::write(dir.path().join("test_results_20240115_103000.json"), run).unwrap();
     let scenario = dir.path().join("gpu.toml");
@@ -273,24 +274,24 @@ fn a_parser_that_is_not_ours_takes_every_page_as_openmetrics() {
     let mut service = Program::start("analysis", command.arg("--results-dir").arg(dir.path()), dir.path()).unwrap();
     let mut pages: Vec<Client> = (0..3).map(|port| probe.client_of(port).unwrap()).collect();
     pages.extend((0..6).map(|port| service.client_of(port).unwrap()));
-    eventually_ok(20.0, "both programs show the nasty names", || {
-        let shown = [2, 3].map(|page: usize| pages[page].text("/metrics").unwrap().contains('😀'));
-        if shown == [true; 2] { Ok(()) } else { Err(probe.log()) }
+    eventually_ok(20.0, "both programs export the names", || {
+        let exported = [2, 3].map(|page: usize| pages[page].text("/metrics").unwrap().contains('😀'));
+        if exported == [true; 2] { Ok(()) } else { Err(probe.log()) }
     });
     for client in &pages {
         let (_, kind, page) = client.get_as("/metrics", "application/openmetrics-text;version=1.0.0").unwrap();
         assert!(kind.starts_with("application/openmetrics-text; version=1.0.0"), "{kind}");
-        let (right, said) = feed(Command::new(python).args(["-c", CHECK]), &page).unwrap();
-        assert!(right, "{}: {said}\n{page}", client.url("/metrics"));
-        let ours = exporter::parse::parse(&page).unwrap();
-        assert_eq!(said.trim().parse::<usize>().unwrap(), ours.samples.len(), "{}", client.url("/metrics"));
+        let (valid, output) = feed(Command::new(python).args(["-c", CHECK]), &page).unwrap();
+        assert!(valid, "{}: {output}\n{page}", client.url("/metrics"));
+        let ours = metrics::parse::parse(&page).unwrap();
+        assert_eq!(output.trim().parse::<usize>().unwrap(), ours.samples.len(), "{}", client.url("/metrics"));
         let text = client.text("/metrics").unwrap();
-        assert_eq!(exporter::page::faults(&text), Vec::<String>::new());
+        assert_eq!(metrics::page::faults(&text), Vec::<String>::new());
     }
 }
 
 #[test]
-fn systemd_is_told_when_there_is_something_to_show_and_that_it_works() {
+fn systemd_gets_ready_watchdog_and_stopping_notifications() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("notify");
     let socket = UnixDatagram::bind(&path).unwrap();
@@ -299,27 +300,27 @@ fn systemd_is_told_when_there_is_something_to_show_and_that_it_works() {
     command.args(["--web.listen-address=127.0.0.1:0", "--energy.source=model", "--no-collector.cpu"]);
     command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "400000");
     let mut probe = Program::start("probe", &mut command, dir.path()).unwrap();
-    let hear = || {
+    let receive = || {
         let mut bytes = [0; 256];
         let length = socket.recv(&mut bytes).unwrap();
         String::from_utf8_lossy(&bytes[..length]).trim().to_owned()
     };
-    assert_eq!(hear(), "READY=1");
+    assert_eq!(receive(), "READY=1");
     assert_eq!(Client::new(probe.address(0).unwrap()).get("/metrics").unwrap().0, 200, "not before there is a page");
-    assert_eq!([hear(), hear()], ["WATCHDOG=1", "WATCHDOG=1"]);
+    assert_eq!([receive(), receive()], ["WATCHDOG=1", "WATCHDOG=1"]);
     probe.stop().unwrap();
-    let last = std::iter::repeat_with(hear).find(|said| said != "WATCHDOG=1");
+    let last = std::iter::repeat_with(receive).find(|message| message != "WATCHDOG=1");
     assert_eq!(last.as_deref(), Some("STOPPING=1"));
 }
 
 #[test]
-fn a_request_in_flight_is_answered_before_the_end() {
-    // A tick so long that the mark has to wait for its turn: no two are closer than a tenth of a second.
+fn a_request_in_flight_is_answered_before_shutdown() {
+    // The second mark has to wait, because two ticks are at least 0.1 s apart.
     let probe = Probe::start(&["--energy.source=model", "--no-collector.cpu", "--tick=30s"]);
     probe.client.mark().unwrap();
     let mut stream = TcpStream::connect(address(&probe.client.url(""))).unwrap();
     stream.write_all(b"POST /api/v1/mark HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n").unwrap();
-    // Answered after the other connection, which came before, was taken.
+    // This request is answered after the connection above, which is older, was accepted.
     probe.client.text("/health").unwrap();
     let status = probe.program.stop().unwrap();
     let mut answer = String::new();

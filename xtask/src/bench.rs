@@ -1,10 +1,11 @@
-//! `cargo xtask bench`: what the probe costs, beside what the exporters it replaces claimed for themselves.
+//! `cargo xtask bench`: measures the overhead of the programs, next to the claims of the legacy
+//! exporters.
 //!
-//! Absolute figures of one machine: they move with its load. Nothing here passes or fails.
+//! The figures hold for one machine and vary with its load. Nothing here passes or fails.
 
 use std::{
     fs,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
@@ -14,8 +15,7 @@ use anyhow::{Context, Result, bail};
 use crate::{build_ebpf, results_bench, web_bench};
 use testkit::{
     api::{Client, Sample},
-    cgroup,
-    program::{Program, die_with_us},
+    program::{CgroupProcess, Program},
     shell::{self, is_root, output, root, step, target, which},
 };
 
@@ -23,56 +23,52 @@ const STARTS: usize = 7;
 const STREAMS: usize = 8;
 const MEASURE: Duration = Duration::from_secs(30);
 
-/// Flags of `bench`.
 #[derive(Debug, clap::Args)]
 pub struct Bench {
-    /// What to measure
+    /// Subject of the measurement
     #[arg(value_enum, default_value_t)]
-    what: What,
+    subject: Subject,
 
-    /// Seconds over which CPU and jitter are measured
+    /// Duration of the CPU and jitter measurements
     #[arg(long, value_name = "SECONDS", default_value_t = MEASURE.as_secs())]
     seconds: u64,
 }
 
-/// What `bench` measures.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
-enum What {
-    /// The probe as a whole, and the readings of energy
+enum Subject {
+    /// The whole probe, and the reading of energy sources
     #[default]
     Probe,
-    /// The ways to CPU time: what they cost at a switch and to read
+    /// The CPU tiers: cost per context switch and per reading
     Cpu,
-    /// The analysis service with many files, and with many scenarios
+    /// The analysis service with many files and many scenarios
     Results,
-    /// A hundred scrapers on a port of each program
+    /// Both programs with 100 concurrent scrapers
     Web,
 }
 
-/// Builds the shipped binaries, measures them and prints a table.
-///
-/// # Errors
-/// When they cannot be built or do not run.
+/// Builds the release binaries, measures them and prints a table.
 pub fn bench(args: &Bench) -> Result<()> {
-    if args.what == What::Results {
+    if args.subject == Subject::Results {
         return results_bench::bench();
     }
-    if args.what == What::Web {
+    if args.subject == Subject::Web {
         return web_bench::bench(args.seconds);
     }
     if !is_root() {
-        bail!("this needs root: the probe's kernel side is part of what is measured");
+        bail!("this needs root: the eBPF programs are part of the measurement");
     }
     build_ebpf::build_ebpf()?;
-    if args.what == What::Cpu {
+    if args.subject == Subject::Cpu {
         return cpu();
     }
     shell::build(&["probe-user", "analysis"], "release")?;
-    let reading = readings()?;
-    step("what GPUs cost");
-    // A library that takes no time of its own to speak of stands in for NVIDIA's; what it takes is told apart.
+    step("measuring the reading of each energy source");
+    let readings = costs("tick_cost")?;
+    step("measuring GPUs");
+    // The fake NVML library has its own row, so that its time can be subtracted.
     let gpus = costs("gpu_cost")?;
-    step("what memory, network and block I/O of containers cost");
+    step("measuring memory, network and block I/O of containers");
     let usage = costs("stats_cost")?;
     let bin = target().join("release");
     let logs = target().join("bench");
@@ -86,21 +82,40 @@ pub fn bench(args: &Bench) -> Result<()> {
     }
     starts.sort_unstable();
     step(format!("{} s idle", args.seconds));
-    let idle = cost(&bin, &logs, args.seconds, 0, &[])?;
+    let idle = probe_cost(&bin, &logs, args.seconds, 0, &[])?;
     step(format!("{} s with {STREAMS} ffmpeg streams", args.seconds));
-    let busy = cost(&bin, &logs, args.seconds, STREAMS, &[])?;
-    // Two descriptors of the kernel's own clock stand for two sockets: their reading is a call to the other CPU, as RAPL's is.
+    let busy = probe_cost(&bin, &logs, args.seconds, STREAMS, &[])?;
+    // Perf events of the kernel's clock simulate two sockets: like RAPL, each reading calls another
+    // CPU.
     let sysfs = format!("--path.sysfs={}", root().join("probe-user/tests/fixtures/perf-two-sockets/sys").display());
     let mut sampled = Vec::new();
     for hertz in [None, Some(10), Some(50)] {
         step(format!("{} s of sub-second power at {} Hz", args.seconds, hertz.unwrap_or(0)));
         let flag = hertz.map(|hertz| format!("--power.distribution={hertz}"));
         let flags: Vec<&str> = std::iter::once(&*sysfs).chain(flag.as_deref()).collect();
-        sampled.push((hertz, cost(&bin, &logs, args.seconds, 0, &flags)?.cpu));
+        sampled.push((hertz, probe_cost(&bin, &logs, args.seconds, 0, &flags)?.cpu));
     }
 
+    print_probe(&starts, &idle, &busy);
+    for (name, claim) in [("wattcast-probe", "5.3 MB"), ("wattcast-analysis", "")] {
+        let bytes = fs::metadata(bin.join(name))?.len();
+        row(&format!("size of {name}"), format!("{:.1} MB", megabytes(bytes)), claim);
+    }
+    for (hertz, cpu) in sampled {
+        let label = hertz.map_or("sub-second power off, 2 sockets".to_owned(), |hertz| format!("  at {hertz} Hz"));
+        row(&label, format!("{cpu:.2} % of one CPU"), "");
+    }
+    print_costs(&readings, &gpus, &usage);
+    Ok(())
+}
+
+fn row(label: &str, value: String, reference: &str) {
+    println!("{label:<44} {value:<34} {reference}");
+}
+
+/// Prints start time, memory, CPU and jitter of the probe.
+fn print_probe(starts: &[Duration], idle: &ProbeCost, busy: &ProbeCost) {
     let ms = |time: Duration| time.as_secs_f64() * 1e3;
-    let row = |what: &str, ours: String, theirs: &str| println!("{what:<44} {ours:<34} {theirs}");
     println!();
     row("", "wattcast-probe".into(), "Go exporter's claim");
     row(
@@ -112,55 +127,50 @@ pub fn bench(args: &Bench) -> Result<()> {
     row(&format!("resident memory, {} streams", busy.streams), format!("{:.1} MB", busy.rss_mb), "8 MB");
     row("CPU at 1 Hz, idle", format!("{:.2} % of one CPU", idle.cpu), "");
     row(&format!("CPU at 1 Hz, {} streams", busy.streams), format!("{:.2} % of one CPU", busy.cpu), "0.8 %");
-    for (what, cost) in [("idle", &idle), ("streams", &busy)] {
-        if let Some((share, ns, count)) = cost.kernel {
+    for (load, cost) in [("idle", idle), ("streams", busy)] {
+        if let Some((share, ns, count)) = cost.ebpf {
             row(
-                &format!("  its eBPF programs, {what}"),
+                &format!("  eBPF programs, {load}"),
                 format!("{share:.2} % of one CPU, {ns:.0} ns x {count}/s"),
-                "none: reads no CPU time",
+                "none: does not read CPU time",
             );
         }
     }
     row("tick jitter, mean", format!("{:.3} ms", busy.jitter_mean * 1e3), "");
-    row("ticks less than 5 ms late", format!("{} of {}", busy.jitter_within, busy.jitter_count), "< 5 ms");
-    for (name, claim) in [("wattcast-probe", "5.3 MB"), ("wattcast-analysis", "")] {
-        let bytes = fs::metadata(bin.join(name))?.len();
-        row(&format!("size of {name}"), format!("{:.1} MB", megabytes(bytes)), claim);
-    }
-    for (hertz, cpu) in sampled {
-        let what = hertz.map_or("sub-second power off, 2 sockets".to_owned(), |hertz| format!("  at {hertz} Hz"));
-        row(&what, format!("{cpu:.2} % of one CPU"), "");
-    }
+    row("ticks with less than 5 ms of jitter", format!("{} of {}", busy.jitter_within, busy.jitter_count), "< 5 ms");
+}
+
+/// Prints the CPU time per reading of energy sources, GPUs and container usage.
+fn print_costs(readings: &[Costs], gpus: &[Costs], usage: &[Costs]) {
     println!();
-    row("CPU time of one reading, by zones", "4 / 8 / 16 / 64".into(), "goal");
-    for (name, costs) in reading {
+    row("CPU time per reading, by number of zones", "4 / 8 / 16 / 64".into(), "goal");
+    for (name, costs) in readings {
         let costs: Vec<String> = costs.iter().map(|us| format!("{us:.1}")).collect();
-        let goal = if name == "powercap" { "20 µs for 8 zones" } else { "" };
+        let goal = if *name == "powercap" { "20 µs for 8 zones" } else { "" };
         row(&format!("  {name}"), format!("{} µs", costs.join(" / ")), goal);
     }
-    println!("  powercap, msr and hwmon: of plain files here; hardware adds a call to another CPU for each package.");
+    println!("  powercap, msr and hwmon read plain files here; hardware adds a call to another CPU per package.");
     println!();
-    row("CPU time of one tick, by GPUs of 8 processes", "1 / 8".into(), "goal");
+    row("CPU time per tick, by GPUs of 8 processes", "1 / 8".into(), "goal");
     for (name, costs) in gpus {
         let costs: Vec<String> = costs.iter().map(|us| format!("{:.3}", us / 1000.0)).collect();
-        let (what, goal) = match &*name {
-            "probe" => ("  the probe", "2 ms for 8 with 64 processes"),
-            _ => ("  the library that stands in for NVIDIA's", ""),
+        let (label, goal) = match &**name {
+            "probe" => ("  probe", "2 ms for 8 with 64 processes"),
+            _ => ("  fake NVML library", ""),
         };
-        row(what, format!("{} ms", costs.join(" / ")), goal);
+        row(label, format!("{} ms", costs.join(" / ")), goal);
     }
     println!();
-    row("CPU time of one tick, by containers", "50 / 500".into(), "goal");
+    row("CPU time per tick, by containers", "50 / 500".into(), "goal");
     for (_, costs) in usage {
         let costs: Vec<String> = costs.iter().map(|ms| format!("{ms:.2}")).collect();
         row("  memory, network, block I/O", format!("{} ms", costs.join(" / ")), "15 ms for 500");
     }
-    Ok(())
 }
 
-/// What CPU time costs: the lines of the example `switch_cost`, as tables.
+/// Prints the output of the example `switch_cost` as tables.
 fn cpu() -> Result<()> {
-    step("what each way to CPU time costs (about three minutes)");
+    step("measuring each CPU tier (about three minutes)");
     let mut command = Command::new("cargo");
     command.args(["run", "--release", "--quiet", "--package", "probe-user", "--example", "switch_cost"]);
     let text = output(command.current_dir(root()))?;
@@ -172,23 +182,23 @@ fn cpu() -> Result<()> {
     let names = [
         ("nothing", "nothing attached"),
         ("empty", "an empty program"),
-        ("kernel", "tier kernel: no program at the switch"),
+        ("kernel", "tier kernel: no program at context switches"),
         ("switch", "tier switch"),
-        ("switch-siblings", "  with hyperthread siblings told apart"),
-        ("switch-untyped", "  its untyped twin"),
+        ("switch-siblings", "  with separate time of hyperthread siblings"),
+        ("switch-untyped", "  raw tracepoint variant"),
         ("counters", "tier counters (software counters where there is no hardware)"),
     ];
     let find =
         |rows: &[(&str, f64)], name: &str| rows.iter().find(|(known, _)| *known == name).map(|(_, value)| *value);
     let (runs, pipes, perfs) = (of("switch"), of("pipe"), of("perf-pipe"));
     let empty = find(&runs, "empty").context("the empty program was not measured")?;
-    println!("\n{:<62} {:>12} {:>12} {:>13} {:>15}", "", "ns a run", "over empty", "our pipe", "perf's pipe");
-    for (name, what) in names {
+    println!("\n{:<62} {:>12} {:>12} {:>13} {:>15}", "", "ns per run", "vs. empty", "own pipe", "perf pipe");
+    for (name, label) in names {
         let cell = |value: Option<String>| value.unwrap_or_else(|| "–".to_owned());
         let run = find(&runs, name);
         let ratio = |rows: &[(&str, f64)]| find(rows, name).map(|ratio| format!("x {ratio:.3}"));
         println!(
-            "{what:<62} {:>12} {:>12} {:>13} {:>15}",
+            "{label:<62} {:>12} {:>12} {:>13} {:>15}",
             cell(run.map(|ns| format!("{ns:.1}"))),
             cell(run.map(|ns| format!("{:+.1}", ns - empty))),
             cell(ratio(&pipes)),
@@ -196,38 +206,35 @@ fn cpu() -> Result<()> {
         );
     }
     println!(
-        "  A run includes what the kernel's statistics of programs cost; pipes: time beside nothing attached, statistics off."
+        "  A run includes the cost of the kernel's program statistics. Pipes: time relative to nothing attached, without statistics."
     );
-    println!("\n{:<62} {:>12} {:>12}", "reading, by cgroups, banks of 64 CPUs", "µs", "system calls");
+    println!("\n{:<62} {:>12} {:>12}", "reading, by number of cgroups, banks of 64 CPUs", "µs", "system calls");
     let online = std::thread::available_parallelism()?.get();
     for line in lines.iter().filter(|line| line[0] == "read") {
         let [_, name, rows, us] = line[..] else { continue };
-        let (what, calls) = match name {
-            "switch-banks" => ("tier switch: the banks", "0".to_owned()),
+        let (label, calls) = match name {
+            "switch-banks" => ("tier switch: banks", "0".to_owned()),
             "switch-with-closing" => {
-                ("tier switch: and closing the open slice of each CPU", format!("64, {online} online"))
+                ("tier switch: banks, and the open time slice of each CPU", format!("64, {online} online"))
             }
-            _ => ("tier kernel: the walk, on the CPUs of this machine", "3, more for v1".to_owned()),
+            _ => ("tier kernel: cgroup iterator, on the CPUs of this machine", "3, more for v1".to_owned()),
         };
-        println!("{:<62} {us:>12} {calls:>12}", format!("{what}, {rows}"));
+        println!("{:<62} {us:>12} {calls:>12}", format!("{label}, {rows}"));
     }
     Ok(())
 }
 
-/// What one reading of each source costs, in microseconds of CPU, in the order of its numbers of zones.
-fn readings() -> Result<Vec<(String, Vec<f64>)>> {
-    step("what one reading of each source costs");
-    costs("tick_cost")
-}
+/// A name with its costs.
+type Costs = (String, Vec<f64>);
 
-/// What an example prints: name, number, cost.
-fn costs(example: &str) -> Result<Vec<(String, Vec<f64>)>> {
+/// Runs an example that prints lines of name, count and cost; returns the costs by name.
+fn costs(example: &str) -> Result<Vec<Costs>> {
     let text = output(
         Command::new("cargo")
             .args(["run", "--release", "--quiet", "--package", "probe-user", "--example", example])
             .current_dir(root()),
     )?;
-    let mut all: Vec<(String, Vec<f64>)> = Vec::new();
+    let mut all: Vec<Costs> = Vec::new();
     for line in text.lines() {
         let words: Vec<&str> = line.split(' ').collect();
         let [name, _, cost] = words[..] else { continue };
@@ -246,56 +253,56 @@ fn probe(bin: &Path, logs: &Path, flags: &[&str]) -> Result<Program> {
     Program::start("probe", &mut command, logs)
 }
 
-/// From the start of the process to a page that holds a measured interval.
+/// Time from the start of the process to a page with a measured interval.
 fn first_scrape(bin: &Path, logs: &Path) -> Result<Duration> {
     let start = Instant::now();
     let mut program = probe(bin, logs, &[])?;
     let client = program.client()?;
     while !client.text("/metrics")?.contains("\nwattcast_power_watts") {
         if start.elapsed() > Duration::from_secs(10) {
-            bail!("no complete page within 10 s:\n{}", program.log());
+            bail!("no complete page after 10 s:\n{}", program.log());
         }
         std::thread::sleep(Duration::from_millis(2));
     }
     Ok(start.elapsed())
 }
 
-struct Cost {
+struct ProbeCost {
     streams: usize,
     /// Percent of one CPU, user space.
     cpu: f64,
     rss_mb: f64,
-    /// Percent of one CPU, nanoseconds a run, runs a second of the kernel side.
-    kernel: Option<(f64, f64, u64)>,
+    /// eBPF programs: percent of one CPU, nanoseconds per run, runs per second.
+    ebpf: Option<(f64, f64, u64)>,
     jitter_mean: f64,
     jitter_count: u64,
     jitter_within: u64,
 }
 
-fn cost(bin: &Path, logs: &Path, seconds: u64, streams: usize, flags: &[&str]) -> Result<Cost> {
+fn probe_cost(bin: &Path, logs: &Path, seconds: u64, stream_count: usize, flags: &[&str]) -> Result<ProbeCost> {
     let mut program = probe(bin, logs, flags)?;
     let client = program.client()?;
-    let load = Streams::start(streams)?;
+    let load = streams(stream_count)?;
     std::thread::sleep(Duration::from_secs(3));
     let statistics = BpfStatistics::enable();
-    let (kernel, before, start) = (bpf_runs(program.pid()), page(&client)?, Instant::now());
+    let (ebpf, before, start) = (bpf_runs(program.pid()), page(&client)?, Instant::now());
     std::thread::sleep(Duration::from_secs(seconds));
-    let (kernel_after, after, wall) = (bpf_runs(program.pid()), page(&client)?, start.elapsed().as_secs_f64());
+    let (ebpf_after, after, wall) = (bpf_runs(program.pid()), page(&client)?, start.elapsed().as_secs_f64());
     drop(statistics);
 
-    let grown = |name: &str| -> Result<f64> { Ok(find(&after, name, &[])? - find(&before, name, &[])?) };
-    let kernel = kernel.zip(kernel_after).filter(|(before, after)| after.1 > before.1).map(|(before, after)| {
+    let increase = |name: &str| -> Result<f64> { Ok(find(&after, name, &[])? - find(&before, name, &[])?) };
+    let ebpf = ebpf.zip(ebpf_after).filter(|(before, after)| after.1 > before.1).map(|(before, after)| {
         let (ns, runs) = ((after.0 - before.0) as f64, after.1 - before.1);
         (100.0 * ns / 1e9 / wall, ns / runs as f64, runs / seconds)
     });
     let within = |page: &[Sample]| find(page, "wattcast_tick_jitter_seconds_bucket", &[("le", "0.005")]);
-    let ticks = grown("wattcast_tick_jitter_seconds_count")?;
-    Ok(Cost {
-        streams: load.0.len(),
-        cpu: 100.0 * grown("process_cpu_seconds_total")? / wall,
+    let ticks = increase("wattcast_tick_jitter_seconds_count")?;
+    Ok(ProbeCost {
+        streams: load.len(),
+        cpu: 100.0 * increase("process_cpu_seconds_total")? / wall,
         rss_mb: find(&after, "process_resident_memory_bytes", &[])? / 1e6,
-        kernel,
-        jitter_mean: grown("wattcast_tick_jitter_seconds_sum")? / ticks,
+        ebpf,
+        jitter_mean: increase("wattcast_tick_jitter_seconds_sum")? / ticks,
         jitter_count: ticks as u64,
         jitter_within: (within(&after)? - within(&before)?) as u64,
     })
@@ -313,8 +320,8 @@ fn find(page: &[Sample], name: &str, labels: &[(&str, &str)]) -> Result<f64> {
         .with_context(|| format!("the page has no {name}{labels:?}"))
 }
 
-/// Nanoseconds and runs of all programs of a process, from its descriptors' fdinfo (kernel/bpf/syscall.c,
-/// bpf_prog_show_fdinfo).
+/// Run time in nanoseconds and run count of all eBPF programs of a process, from fdinfo
+/// (kernel/bpf/syscall.c, bpf_prog_show_fdinfo).
 fn bpf_runs(pid: u32) -> Option<(u64, u64)> {
     let (mut ns, mut runs, mut found) = (0, 0, false);
     for entry in fs::read_dir(format!("/proc/{pid}/fdinfo")).ok()?.flatten() {
@@ -329,7 +336,7 @@ fn bpf_runs(pid: u32) -> Option<(u64, u64)> {
     found.then_some((ns, runs))
 }
 
-/// The kernel's own statistics of eBPF programs, on while this lives. They add about 40 ns a run themselves.
+/// Enables the kernel's statistics of eBPF programs until dropped. They add about 40 ns per run.
 struct BpfStatistics(Option<String>);
 
 impl BpfStatistics {
@@ -349,40 +356,19 @@ impl Drop for BpfStatistics {
     }
 }
 
-/// Live transcodes, each in a cgroup of its own.
-struct Streams(Vec<(std::process::Child, cgroup::Cgroup)>);
-
-impl Streams {
-    fn start(count: usize) -> Result<Self> {
-        let mut all = Self(Vec::new());
-        if count == 0 {
-            return Ok(all);
-        }
-        let ffmpeg: PathBuf = which("ffmpeg").context("ffmpeg is not in PATH (Debian: apt-get install ffmpeg)")?;
-        let tree = cgroup::v2().context("no cgroup v2 tree is mounted")?;
-        for stream in 0..count {
-            let cgroup = cgroup::Cgroup::create(&tree, &format!("wattcast-bench-{}-{stream}", std::process::id()))?;
-            let mut command = Command::new(&ffmpeg);
-            command
-                .args(["-nostdin", "-loglevel", "error", "-re", "-f", "lavfi", "-i", "testsrc2=size=640x360:rate=25"])
-                .args(["-c:v", "libx264", "-preset", "ultrafast", "-f", "null", "-"])
-                .stdin(Stdio::null())
-                .stdout(Stdio::null());
-            cgroup.enter(&mut command)?;
-            die_with_us(&mut command);
-            all.0.push((command.spawn()?, cgroup));
-        }
-        Ok(all)
-    }
-}
-
-impl Drop for Streams {
-    fn drop(&mut self) {
-        for (child, _) in &mut self.0 {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
+/// Starts live transcodes, each in its own cgroup.
+fn streams(count: usize) -> Result<Vec<CgroupProcess>> {
+    let ffmpeg = || which("ffmpeg").context("ffmpeg is not in PATH (Debian: apt-get install ffmpeg)");
+    let start = |stream| {
+        let mut command = Command::new(ffmpeg()?);
+        command
+            .args(["-nostdin", "-loglevel", "error", "-re", "-f", "lavfi", "-i", "testsrc2=size=640x360:rate=25"])
+            .args(["-c:v", "libx264", "-preset", "ultrafast", "-f", "null", "-"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null());
+        CgroupProcess::start(&format!("wattcast-bench-{}-{stream}", std::process::id()), &mut command)
+    };
+    (0..count).map(start).collect()
 }
 
 fn megabytes(bytes: u64) -> f64 {

@@ -1,7 +1,9 @@
-//! `cargo xtask build-ebpf`: a compiler for the BPF target, its linker, and the object that the probe embeds.
+//! `cargo xtask build-ebpf`: finds or installs a compiler and a linker for the BPF target, and
+//! builds the object that the probe embeds.
 //!
-//! The BPF target has no prebuilt `core`, so the compiler must build it from rust-src with unstable cargo flags, and
-//! its LLVM bitcode must be linked by a bpf-linker whose LLVM is not older than the compiler's.
+//! The BPF target has no prebuilt `core`, so the compiler must build it from rust-src with unstable
+//! cargo flags, and its LLVM bitcode must be linked by a bpf-linker whose LLVM is not older than
+//! the compiler's.
 
 use std::{
     path::{Path, PathBuf},
@@ -12,48 +14,45 @@ use anyhow::{Context, Result, anyhow, bail};
 
 use testkit::shell::{output, packages, root, run, step, target, which};
 
-/// bpf-linker 0.13 can be built against these; the newest comes first because it reads the bitcode of all the older.
+/// LLVM versions of bpf-linker 0.13. The newest comes first: it reads the bitcode of older
+/// versions.
 const LLVM_VERSIONS: [u32; 3] = [22, 21, 20];
 const BPF_LINKER_VERSION: &str = "0.13.0";
 
-/// Where the object lies after the build; `probe-user/build.rs` takes it from here.
+/// Path of the built object, which the build script of the probe reads.
 #[must_use]
 pub fn object() -> PathBuf {
     target().join("bpf").join("wattcast.bpf.o")
 }
 
-/// Builds the object, installing what is missing. Returns its path.
-///
-/// # Errors
-/// When a part of the toolchain cannot be had here, or the build fails.
+/// Builds the object, and installs missing tools; returns its path.
 pub fn build_ebpf() -> Result<PathBuf> {
     Toolchain::find()?.build()
 }
 
-/// What the object is built with.
 pub struct Toolchain {
     compiler: Compiler,
     linker: PathBuf,
 }
 
 impl Toolchain {
-    /// Finds it, installing what is missing.
+    /// Finds the compiler and the linker, and installs what is missing.
     ///
     /// # Errors
-    /// When a part cannot be had here; that says nothing about our sources.
+    /// When a tool is not available here, which is no fault of the sources.
     pub fn find() -> Result<Self> {
         eprintln!("eBPF programs");
         let compiler = Compiler::find()?;
-        step(format!("compiler: {}", compiler.what));
+        step(format!("compiler: {}", compiler.description));
         let linker = linker(compiler.llvm)?;
         step(format!("linker: {}", linker.display()));
         Ok(Self { compiler, linker })
     }
 
-    /// Builds the object. Returns its path.
+    /// Builds the object; returns its path.
     ///
     /// # Errors
-    /// When our sources do not compile or link.
+    /// When the sources do not compile or link.
     pub fn build(&self) -> Result<PathBuf> {
         build(&self.compiler, &self.linker)
     }
@@ -61,29 +60,30 @@ impl Toolchain {
 
 /// A rustc that can build `core` for the BPF target.
 pub(crate) struct Compiler {
-    what: String,
-    /// `cargo` with what makes it use that rustc.
+    description: String,
+    /// `cargo`, with arguments that select this rustc.
     cargo: Vec<String>,
     bootstrap: bool,
     llvm: u32,
 }
 
 impl Compiler {
-    /// In order: rustup's nightly with rust-src (added where it is missing), any rustc of PATH with its rust-src,
-    /// Debian's rustc-web with rust-web-src. The latter two are stable compilers and need RUSTC_BOOTSTRAP=1.
+    /// Tries in this order: rustup's nightly with rust-src, a rustc in PATH with rust-src, and
+    /// Debian's rustc-web with rust-web-src. The latter two are stable compilers and need
+    /// RUSTC_BOOTSTRAP=1.
     fn find() -> Result<Self> {
         let reason = match Self::nightly() {
-            // A bpf-linker of the user's own was built against an LLVM that they know.
+            // A user-installed bpf-linker may support a newer LLVM.
             Ok(compiler) if compiler.llvm <= LLVM_VERSIONS[0] || which("bpf-linker").is_some() => return Ok(compiler),
             Ok(compiler) => anyhow!(
-                "{} uses LLVM {}; bpf-linker {BPF_LINKER_VERSION} knows up to {}",
-                compiler.what,
+                "{} uses LLVM {}; bpf-linker {BPF_LINKER_VERSION} supports up to {}",
+                compiler.description,
                 compiler.llvm,
                 LLVM_VERSIONS[0]
             ),
             Err(reason) => reason,
         };
-        step(format!("no nightly that fits: {reason:#}"));
+        step(format!("no usable nightly: {reason:#}"));
         if let Some(compiler) = Self::stable("rustc", "cargo") {
             return Ok(compiler);
         }
@@ -99,10 +99,7 @@ impl Compiler {
             .context("/usr/bin/rustc was installed, but its library source is not in its sysroot")
     }
 
-    /// rustup's nightly with rust-src, which is added where it is missing.
-    ///
-    /// # Errors
-    /// When rustup has no nightly, or cannot add its source.
+    /// rustup's nightly with rust-src, which is added if it is missing.
     pub(crate) fn nightly() -> Result<Self> {
         let rustup = which("rustup").context("rustup is not in PATH")?;
         let list = output(Command::new(&rustup).args(["toolchain", "list"]))?;
@@ -124,7 +121,7 @@ impl Compiler {
         }
         let verbose = output(rustc().arg("-vV"))?;
         Ok(Self {
-            what: format!("{} (rustup, {name})", first_line(&verbose)),
+            description: format!("{} (rustup, {name})", first_line(&verbose)),
             cargo: [&*rustup.to_string_lossy(), "run", name, "cargo"].map(str::to_owned).to_vec(),
             bootstrap: false,
             llvm: llvm_of(&verbose)?,
@@ -138,7 +135,7 @@ impl Compiler {
         }
         let verbose = output(Command::new(rustc).arg("-vV")).ok()?;
         Some(Self {
-            what: format!("{} with RUSTC_BOOTSTRAP=1 ({sysroot})", first_line(&verbose)),
+            description: format!("{} with RUSTC_BOOTSTRAP=1 ({sysroot})", first_line(&verbose)),
             cargo: vec![cargo.to_owned()],
             bootstrap: true,
             llvm: llvm_of(&verbose).ok()?,
@@ -171,10 +168,10 @@ fn llvm_of(verbose: &str) -> Result<u32> {
         .lines()
         .find_map(|line| line.strip_prefix("LLVM version: "))
         .and_then(|version| version.split('.').next()?.parse().ok())
-        .context("rustc -vV names no LLVM version")
+        .context("rustc -vV reports no LLVM version")
 }
 
-/// bpf-linker from PATH, from an earlier run, or built now.
+/// bpf-linker from PATH or from an earlier run; otherwise builds it.
 fn linker(llvm: u32) -> Result<PathBuf> {
     if let Some(path) = which("bpf-linker") {
         return Ok(path);
@@ -190,21 +187,21 @@ fn linker(llvm: u32) -> Result<PathBuf> {
             let newest = LLVM_VERSIONS[0];
             if newest < llvm {
                 bail!(
-                    "this rustc uses LLVM {llvm}; bpf-linker {BPF_LINKER_VERSION} knows up to {newest}. Use an older nightly"
+                    "this rustc uses LLVM {llvm}; bpf-linker {BPF_LINKER_VERSION} supports up to {newest}. Use an older nightly"
                 );
             }
             packages(
                 &[&format!("llvm-{newest}-dev"), &format!("libpolly-{newest}-dev"), "libzstd-dev", "zlib1g-dev"],
                 "build bpf-linker",
                 &format!(
-                    "your package manager for the development files of LLVM {newest}, then again with LLVM_PREFIX=/where/it/is"
+                    "your package manager for the development files of LLVM {newest}, then again with LLVM_PREFIX=/path/to/llvm"
                 ),
             )?;
             newest
         }
     };
-    let prefix = llvm_prefix(version).context("LLVM is installed, but llvm-config is not where it should be")?;
-    // Without optimisation: the work of linking is LLVM's, and the object is the same.
+    let prefix = llvm_prefix(version).context("LLVM is installed, but llvm-config is not in its prefix")?;
+    // A debug build is enough: LLVM does the work of linking.
     run(
         &format!("building bpf-linker {BPF_LINKER_VERSION} against LLVM {version} (once, under a minute)"),
         Command::new("cargo")
@@ -216,8 +213,8 @@ fn linker(llvm: u32) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// The object without what only a debugger reads: four fifths of it, which the probe would carry about. The kernel's own type information
-/// stays. As it is where no LLVM tool is at hand.
+/// Removes debug information, which is 80 % of the object; BTF stays. Returns the object unchanged
+/// where llvm-objcopy is not available.
 fn stripped(built: PathBuf) -> PathBuf {
     let tools = LLVM_VERSIONS.iter().filter_map(|version| Some(llvm_prefix(*version)?.join("bin/llvm-objcopy")));
     let Some(tool) = tools.into_iter().find(|tool| tool.is_file()).or_else(|| which("llvm-objcopy")) else {
@@ -234,7 +231,7 @@ fn installed_llvm(at_least: u32) -> Option<u32> {
     LLVM_VERSIONS.into_iter().filter(|version| *version >= at_least).find(|version| llvm_prefix(*version).is_some())
 }
 
-/// LLVM_PREFIX if it is set and fits, else Debian's place for that version; with the development files in it.
+/// The prefix of an LLVM with development files: LLVM_PREFIX, or Debian's path for that version.
 fn llvm_prefix(version: u32) -> Option<PathBuf> {
     let fits = |prefix: &PathBuf| {
         prefix.join("include/llvm-c/Core.h").exists()
@@ -258,7 +255,7 @@ fn build(compiler: &Compiler, linker: &Path) -> Result<PathBuf> {
         .args(["--target", &triple, "-Z", "build-std=core", "--target-dir"])
         .arg(&dir)
         .current_dir(root())
-        // The outer cargo's own choices must not leak into a build for another target and compiler.
+        // Settings of the outer cargo do not apply to another target and compiler.
         .env_remove("RUSTC")
         .env_remove("RUSTFLAGS")
         .env_remove("RUSTUP_TOOLCHAIN")
@@ -278,7 +275,7 @@ fn build(compiler: &Compiler, linker: &Path) -> Result<PathBuf> {
     let object = object();
     let built = stripped(built);
     let bytes = std::fs::read(&built).with_context(|| format!("no object at {}", built.display()))?;
-    // An unchanged object keeps its time stamp, so the probe is not built again for nothing.
+    // An unchanged object keeps its modification time, so that the probe is not rebuilt.
     if std::fs::read(&object).ok().as_deref() != Some(&*bytes) {
         std::fs::write(&object, &bytes).with_context(|| format!("cannot write {}", object.display()))?;
     }

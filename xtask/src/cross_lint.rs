@@ -1,5 +1,5 @@
-//! Clippy for the other architecture that is shipped: types that differ between the two, as
-//! `c_char` does, fail here in seconds.
+//! Clippy for the other shipped architecture: it finds types that differ between the two, such as
+//! `c_char`, in seconds.
 //!
 //! Nothing is linked, so neither a cross linker nor a C compiler is needed. Only the target's
 //! standard library is: rustup's prebuilt one, or, where that cannot be fetched, one checked from
@@ -17,12 +17,26 @@ use anyhow::{Context, Result, bail};
 use crate::build_ebpf::Compiler;
 use testkit::shell::{output, root, step, target, which};
 
-/// The crates that are shipped. The analysis service is linked to musl, but what differs between architectures is the same there.
-const SHIPPED: [&str; 4] = ["probe-ebpf", "exporter", "probe-user", "analysis"];
+/// The shipped crates. The analysis service links to musl, which has the same differences between
+/// architectures as glibc.
+const SHIPPED: [&str; 13] = [
+    "probe-ebpf",
+    "probe-user",
+    "analysis",
+    "wattcast-cli",
+    "wattcast-client",
+    "wattcast-experiment",
+    "wattcast-ffmpeg",
+    "wattcast-http",
+    "wattcast-lease",
+    "wattcast-metrics",
+    "wattcast-results",
+    "wattcast-statistics",
+    "wattcast-units",
+];
 
-/// Stands in for the target's C compiler when a build script asks for one: ring's objects are never
-/// linked here. It fails where there is no -o: that is how the crate cc, which asks a compiler for
-/// its family, takes it for GNU's.
+/// Replaces the target's C compiler in build scripts: ring's objects are never linked here. It
+/// fails without -o, which makes the crate cc treat it as a GNU compiler.
 const C_COMPILER: &str = r#"#!/bin/sh
 for argument do
     [ "$before" = -o ] && exec touch "$argument"
@@ -31,12 +45,8 @@ done
 exit 1
 "#;
 
-/// Runs clippy for the architecture that this machine does not have, on all shipped crates.
-///
-/// Gives the reason when it cannot run here.
-///
-/// # Errors
-/// When clippy finds something.
+/// Runs clippy on the shipped crates for the architecture that this machine does not have. Returns
+/// the reason where it cannot run here.
 pub fn cross_lint() -> Result<Option<String>> {
     let arch = if cfg!(target_arch = "aarch64") { "x86_64" } else { "aarch64" };
     let triple = format!("{arch}-unknown-linux-gnu");
@@ -48,7 +58,7 @@ pub fn cross_lint() -> Result<Option<String>> {
     Ok(None)
 }
 
-/// Where the target's standard library comes from.
+/// The origin of the target's standard library.
 enum Library {
     Prebuilt,
     /// From source, by this nightly compiler.
@@ -72,26 +82,24 @@ impl Library {
 }
 
 fn lint(triple: &str, library: &Library) -> Result<()> {
-    // A directory of its own: an empty object of ring's must never be found by a build that links.
+    // A separate directory, so that no linking build finds the empty objects of ring.
     let dir = target().join("cross-lint");
     let compiler = c_compiler(&dir)?;
     let cargo = match library {
         Library::Prebuilt => Command::new("cargo"),
         Library::Source(nightly) => nightly.cargo(),
     };
-    // It may run beside tests, which it must not slow.
+    // Must not slow down tests that run at the same time.
     let mut nice = Command::new("nice");
     nice.args(["-n", "19"]).arg(cargo.get_program()).args(cargo.get_args()).current_dir(root());
     nice.args(["clippy", "--quiet", "--lib", "--bins", "--target", triple, "--target-dir"]).arg(&dir);
     nice.args(SHIPPED.iter().flat_map(|package| ["--package", package]));
     let suffix = triple.replace('-', "_");
     nice.env(format!("CC_{suffix}"), &compiler).env(format!("AR_{suffix}"), "ar");
-    // Nothing runs but build scripts.
     nice.env("CARGO_PROFILE_DEV_DEBUG", "0");
     match library {
         Library::Prebuilt => nice.args(["--", "-D", "warnings"]),
-        // A nightly clippy has lints that the tree was not written for; what does not compile fails
-        // all the same.
+        // A nightly clippy has newer lints; only compile errors count.
         Library::Source(_) => nice.args(["-Z", "build-std", "--", "-A", "warnings"]),
     };
     output(&mut nice).map(drop)

@@ -1,7 +1,8 @@
-//! The demo of `cargo xtask up`: a real ffmpeg transcodes real frames, and what it cost is shown.
+//! The demo of `cargo xtask up`: ffmpeg transcodes a generated video, and its energy is shown.
 //!
-//! In a Docker container when an engine answers, else in a cgroup of its own. The container has an empty image and the
-//! host's /usr, read-only: nothing is pulled, and it is the host's own ffmpeg that runs.
+//! It runs in a Docker container if an engine is available, otherwise in its own cgroup. The
+//! container has an empty image and the host's /usr, read-only: no image is pulled, and the host's
+//! ffmpeg runs.
 
 use std::{
     fs,
@@ -17,12 +18,12 @@ use std::{
 use anyhow::{Context, Result, bail};
 use serde_json::json;
 
-use crate::stop::{pause, stopped};
+use crate::stop::{sleep, stopped};
 use testkit::{
     api::{Client, Sample},
     cgroup::{self, Cgroup},
     docker::{Engine, IMAGE},
-    program::die_with_us,
+    program::kill_on_parent_exit,
     shell::{give_to_caller, packages, run as run_quietly, step, target, which},
 };
 
@@ -32,10 +33,10 @@ const HEIGHT: u32 = 720;
 const FPS: u32 = 30;
 const BITRATE: &str = "2500k";
 const ENCODER: &str = "libx264";
-/// On a quiet machine system and unattributed together stay below this share of the demo's dynamic energy: an account that
-/// calls everything unattributed is not an account.
-const STATED_SHARE: f64 = 0.15;
-/// Length of the generated source; the transcode loops over it.
+/// On an idle machine, system and unattributed energy together stay below this share of the dynamic
+/// energy: otherwise the attribution is not useful.
+const MAX_OTHER_SHARE: f64 = 0.15;
+/// Length of the generated source, which the transcode loops.
 const SOURCE_SECONDS: u32 = 10;
 
 /// Runs the transcode and shows its energy.
@@ -51,8 +52,8 @@ pub(crate) fn run(seconds: u32, probe: &Client, [analysis, cost]: [&Client; 2], 
     let dir = target().join("up/demo");
     fs::create_dir_all(&dir)?;
     let source = source(&ffmpeg, &dir)?;
-    let job = Job::prepare(&ffmpeg, &source)?;
-    step(format!("runs in {}", job.place()));
+    let job = Transcode::prepare(&ffmpeg, &source)?;
+    step(format!("runs in {}", job.environment()));
 
     let start = probe.mark()?;
     let frames = job.transcode(seconds)?;
@@ -85,7 +86,7 @@ pub(crate) fn run(seconds: u32, probe: &Client, [analysis, cost]: [&Client; 2], 
     show(probe, [analysis, cost], &run, &job, start, end)
 }
 
-/// A clip to transcode, made once: moving test pattern with noise, so that the encoder has work.
+/// Creates the source clip once: a moving test pattern with noise, so that the encoder has work.
 fn source(ffmpeg: &Path, dir: &Path) -> Result<PathBuf> {
     let clip = dir.join("source.mp4");
     if clip.exists() {
@@ -93,7 +94,7 @@ fn source(ffmpeg: &Path, dir: &Path) -> Result<PathBuf> {
     }
     let draft = dir.join("source.part.mp4");
     run_quietly(
-        &format!("making a {SOURCE_SECONDS} s source clip"),
+        &format!("creating a source clip of {SOURCE_SECONDS} s"),
         Command::new(ffmpeg)
             .args(["-hide_banner", "-loglevel", "error", "-y", "-f", "lavfi", "-i"])
             .arg(format!("testsrc2=size={WIDTH}x{HEIGHT}:rate={FPS}:duration={SOURCE_SECONDS},noise=alls=12:allf=t"))
@@ -104,94 +105,66 @@ fn source(ffmpeg: &Path, dir: &Path) -> Result<PathBuf> {
     Ok(clip)
 }
 
-/// A transcode and where it runs.
-struct Job {
+/// A transcode in its execution environment.
+struct Transcode {
     name: String,
-    place: Place,
+    environment: Environment,
     source: PathBuf,
     ffmpeg: PathBuf,
 }
 
-enum Place {
+enum Environment {
     Docker(Engine),
     Cgroup(Cgroup),
 }
 
-impl Job {
+impl Transcode {
     fn prepare(ffmpeg: &Path, source: &Path) -> Result<Self> {
         let name = format!("wattcast-demo-{}", std::process::id());
-        let place = match Engine::find() {
-            Ok(engine) => Place::Docker(engine),
+        let environment = match Engine::find() {
+            Ok(engine) => Environment::Docker(engine),
             Err(reason) => {
-                step(format!("{reason}; going on without a container"));
+                step(format!("{reason}; continuing without a container"));
                 let tree = cgroup::v2().context("no cgroup v2 tree is mounted either")?;
-                Place::Cgroup(Cgroup::create(&tree, &name)?)
+                Environment::Cgroup(Cgroup::create(&tree, &name)?)
             }
         };
-        Ok(Self { name, place, source: source.to_owned(), ffmpeg: ffmpeg.to_owned() })
+        Ok(Self { name, environment, source: source.to_owned(), ffmpeg: ffmpeg.to_owned() })
     }
 
-    fn place(&self) -> String {
-        match &self.place {
-            Place::Docker(_) => format!("the Docker container {}, image {IMAGE}", self.name),
-            Place::Cgroup(cgroup) => format!("the cgroup {}", cgroup.dir.display()),
+    fn environment(&self) -> String {
+        match &self.environment {
+            Environment::Docker(_) => format!("the Docker container {}, image {IMAGE}", self.name),
+            Environment::Cgroup(cgroup) => format!("the cgroup {}", cgroup.dir.display()),
         }
     }
 
-    /// Runs ffmpeg to its end; gives the frames it encoded.
+    /// Runs ffmpeg to its end; returns the number of encoded frames.
     fn transcode(&self, seconds: u32) -> Result<u32> {
         let args = |source: &str| -> Vec<String> {
-            [
-                "-nostdin",
-                "-hide_banner",
-                "-loglevel",
-                "error",
-                "-progress",
-                "pipe:1",
-                "-re",
-                "-stream_loop",
-                "-1",
-                "-i",
-                source,
-                "-t",
-                &seconds.to_string(),
-                "-c:v",
-                ENCODER,
-                "-preset",
-                "medium",
-                "-b:v",
-                BITRATE,
-                "-maxrate",
-                BITRATE,
-                "-bufsize",
-                "5000k",
-                "-g",
-                "60",
-                "-an",
-                "-f",
-                "null",
-                "-",
-            ]
-            .map(str::to_owned)
-            .to_vec()
+            let input = "-nostdin -hide_banner -loglevel error -progress pipe:1 -re -stream_loop -1 -i";
+            let output = format!(
+                "-t {seconds} -c:v {ENCODER} -preset medium -b:v {BITRATE} -maxrate {BITRATE} -bufsize 5000k -g 60 -an -f null -"
+            );
+            input.split(' ').chain([source]).chain(output.split(' ')).map(str::to_owned).collect()
         };
-        let mut command = match &self.place {
-            Place::Docker(engine) => {
+        let mut command = match &self.environment {
+            Environment::Docker(engine) => {
                 let clips = self.source.parent().context("the clip has no directory")?;
                 let volume = format!("{}:/demo:ro", clips.display());
                 let mut command = engine.run(&self.name, &["--volume", &volume], &self.ffmpeg);
                 command.args(args("/demo/source.mp4"));
                 command
             }
-            Place::Cgroup(cgroup) => {
+            Environment::Cgroup(cgroup) => {
                 let mut command = Command::new(&self.ffmpeg);
                 command.args(args(&self.source.to_string_lossy()));
                 cgroup.enter(&mut command)?;
                 command
             }
         };
-        die_with_us(&mut command);
-        // A group of its own: Ctrl-C is for us, and we end it.
+        kill_on_parent_exit(&mut command);
+        // In its own process group, so that Ctrl-C reaches this process only.
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).process_group(0).spawn()?;
         let frames = self.follow(&mut child, seconds)?;
         let status = child.wait()?;
@@ -201,14 +174,15 @@ impl Job {
         Ok(frames)
     }
 
-    /// Shows ffmpeg's own progress until it ends. Its lines come through a thread, so that Ctrl-C need not wait for one.
+    /// Shows the progress of ffmpeg until it ends. A thread reads its output, so that Ctrl-C takes
+    /// effect between two lines.
     fn follow(&self, child: &mut Child, seconds: u32) -> Result<u32> {
         let progress = BufReader::new(child.stdout.take().context("no pipe")?);
         let (line, lines) = mpsc::channel();
-        // Ends with the pipe, or when nobody listens any more.
+        // Ends with the pipe or with the receiver.
         thread::spawn(move || progress.lines().map_while(Result::ok).try_for_each(|text| line.send(text)));
         let (mut frames, mut fps) = (0, String::new());
-        let (start, watched) = (Instant::now(), std::io::stderr().is_terminal());
+        let (start, is_terminal) = (Instant::now(), std::io::stderr().is_terminal());
         while !stopped() {
             let line = match lines.recv_timeout(Duration::from_millis(100)) {
                 Ok(line) => line,
@@ -218,41 +192,41 @@ impl Job {
             match line.split_once('=') {
                 Some(("frame", count)) => frames = count.trim().parse().unwrap_or(frames),
                 Some(("fps", rate)) => rate.trim().clone_into(&mut fps),
-                Some(("progress", _)) if watched => {
+                Some(("progress", _)) if is_terminal => {
                     eprint!("\r  {:>3.0} of {seconds} s, {frames} frames, {fps} fps ", start.elapsed().as_secs_f64());
                 }
                 _ => {}
             }
         }
         if stopped() {
-            self.end(child);
+            self.stop(child);
         }
-        if watched {
+        if is_terminal {
             eprintln!();
         }
         Ok(frames)
     }
 
-    fn end(&self, child: &mut Child) {
-        if let Place::Docker(engine) = &self.place {
+    fn stop(&self, child: &mut Child) {
+        if let Environment::Docker(engine) = &self.environment {
             engine.remove(&self.name);
         }
         let _ = child.kill();
     }
 }
 
-impl Drop for Job {
+impl Drop for Transcode {
     fn drop(&mut self) {
-        if let Place::Docker(engine) = &self.place {
-            // Usually gone by itself; a start that failed half-way leaves it.
+        if let Environment::Docker(engine) = &self.environment {
+            // Docker removes it after a normal end; a failed start may leave it.
             engine.remove(&self.name);
         }
     }
 }
 
-/// Now, as the results' file names want it.
+/// The local time in the format of result file names.
 fn local_time() -> String {
-    // SAFETY: `time` and `localtime_r` fill values of ours, whose addresses outlive the calls.
+    // SAFETY: `time` and `localtime_r` write to local values that outlive the calls.
     let now = unsafe {
         let clock = libc::time(std::ptr::null_mut());
         let mut now: libc::tm = std::mem::zeroed();
@@ -270,9 +244,16 @@ fn local_time() -> String {
     )
 }
 
-/// Waits for the result on the analysis service, and prints it beside the probe's own figures.
-fn show(probe: &Client, [analysis, cost]: [&Client; 2], run: &str, job: &Job, start: f64, end: f64) -> Result<()> {
-    let patience = Instant::now() + Duration::from_secs(30);
+/// Waits for the result of the analysis service, and prints it with the metrics of the probe.
+fn show(
+    probe: &Client,
+    [analysis, cost]: [&Client; 2],
+    run: &str,
+    job: &Transcode,
+    start: f64,
+    end: f64,
+) -> Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(30);
     let results: Vec<Sample> = loop {
         let samples = analysis.metrics()?;
         let of_run = |name: &str| samples.iter().any(|sample| sample.name == name && sample.label("run") == run);
@@ -282,12 +263,12 @@ fn show(probe: &Client, [analysis, cost]: [&Client; 2], run: &str, job: &Job, st
         if stopped() {
             return Ok(());
         }
-        if Instant::now() > patience {
-            bail!("the result is not on {} yet", analysis.url("/metrics"));
+        if Instant::now() > deadline {
+            bail!("{} does not show the result after 30 s", analysis.url("/metrics"));
         }
-        pause(Duration::from_millis(200));
+        sleep(Duration::from_millis(200));
     };
-    // By source: a GPU's joules stand beside the processor's.
+    // GPU energy has its own sources.
     let of = |name: &str, scope: &str, gpu: bool| {
         let found = results.iter().filter(|sample| sample.name == name && sample.label("scope") == scope);
         let of_gpu = |sample: &&Sample| matches!(sample.label("source"), "nvml" | "nvml_power" | "fake") == gpu;
@@ -301,16 +282,16 @@ fn show(probe: &Client, [analysis, cost]: [&Client; 2], run: &str, job: &Job, st
     let host = value("wattcast_run_energy_joules", "host")?.value;
 
     let window = probe.json(&format!("/api/v1/window?start={start}&end={end}"))?;
-    let balance = Balance::of(&window, &job.name, &probe.metrics()?);
+    let balance = EnergyBalance::of(&window, &job.name, &probe.metrics()?);
 
     println!();
     println!("Result of run {run}, container {}, source: {source}", job.name);
     if source == "model" {
-        println!("  This machine measures no energy; the joules below are modelled from CPU use, not measured.");
+        println!("  This machine measures no energy; the joules below are modelled from CPU time, not measured.");
     }
     println!("  container  {:>9.2} J dynamic", joules.value);
     if let Some(gpu) = of("wattcast_run_energy_joules", "container", true) {
-        let fake = if gpu.label("source") == "fake" { "; the GPU is FAKE, nothing of it was measured" } else { "" };
+        let fake = if gpu.label("source") == "fake" { "; the GPU is FAKE, not measured" } else { "" };
         println!("             {:>9.2} J of the GPU, source: {}{fake}", gpu.value, gpu.label("source"));
     }
     println!("             {:>9.4} J per frame", value("wattcast_run_energy_per_frame_joules", "container")?.value);
@@ -324,7 +305,7 @@ fn show(probe: &Client, [analysis, cost]: [&Client; 2], run: &str, job: &Job, st
     Ok(())
 }
 
-/// What the host's energy of the run cost, and whose price that is.
+/// Prints the cost of the host's energy, with the price and its origin.
 fn show_cost(cost: &Client, run: &str) -> Result<()> {
     let page = cost.metrics()?;
     let paid = page.iter().find(|sample| {
@@ -332,7 +313,7 @@ fn show_cost(cost: &Client, run: &str) -> Result<()> {
     });
     let price = page.iter().find(|s| s.name == "wattcast_price_amount" && s.label("item") == "energy");
     if let (Some(paid), Some(price)) = (paid, price) {
-        let default = if price.label("origin") == "default" { ", a default: nobody gave a price" } else { "" };
+        let default = if price.label("origin") == "default" { ", the default price" } else { "" };
         let currency = paid.label("currency");
         println!(
             "  cost       {:>9.7} {currency} for the host's energy, at {} {currency} a kWh{default}",
@@ -342,17 +323,17 @@ fn show_cost(cost: &Client, run: &str) -> Result<()> {
     Ok(())
 }
 
-/// The account of the packages on which the container ran, and what is measured beside it.
-struct Balance {
+/// The energy of the packages on which the container ran, and of memory.
+struct EnergyBalance {
     idle: f64,
     idle_is_known: bool,
     rest: f64,
     dynamic: f64,
-    /// Memory of the machine: measured, and nothing tells yet who used it.
+    /// Memory of the machine, which is measured but not attributed.
     dram: f64,
 }
 
-impl Balance {
+impl EnergyBalance {
     fn of(window: &serde_json::Value, container: &str, page: &[Sample]) -> Self {
         let rows = |value: &serde_json::Value| value.as_array().cloned().unwrap_or_default();
         let ran_on: Vec<String> = rows(&window["containers"])
@@ -392,18 +373,18 @@ impl Balance {
             println!("  host       {host:>9.2} J, of which idle {idle:.2} J");
         } else {
             println!(
-                "  host       {host:>9.2} J; idle power is not known yet, so the shares above hold idle energy too"
+                "  host       {host:>9.2} J; idle power is not yet known, so the energy above includes idle energy"
             );
         }
         let share = rest / self.dynamic;
-        let verdict = match (self.idle_is_known, share < STATED_SHARE) {
+        let verdict = match (self.idle_is_known, share < MAX_OTHER_SHARE) {
             (false, _) => String::new(),
-            (true, true) => format!(" (below {:.0} %)", 100.0 * STATED_SHARE),
-            (true, false) => format!(" (other work ran: above {:.0} %)", 100.0 * STATED_SHARE),
+            (true, true) => format!(" (below {:.0} %)", 100.0 * MAX_OTHER_SHARE),
+            (true, false) => format!(" (above {:.0} %: other processes ran)", 100.0 * MAX_OTHER_SHARE),
         };
         println!("             {rest:>9.2} J system and unattributed, {:.1} % of dynamic{verdict}", 100.0 * share);
         if *dram > 0.0 {
-            println!("             {dram:>9.2} J memory, given to nobody");
+            println!("             {dram:>9.2} J memory, not attributed");
         }
     }
 }

@@ -1,7 +1,9 @@
-//! `cargo xtask dist`: both programs for x86_64 and aarch64, as archives and as Debian packages, with checksums.
+//! `cargo xtask dist`: archives and Debian packages of both programs for x86_64 and aarch64, with
+//! checksums.
 //!
-//! The probe is linked to glibc, an old one, because NVIDIA's library is loaded at run time, which a static program cannot do; the analysis service is static, and runs
-//! in an image with nothing else in it. Zig's C compiler is the one cross compiler that has both for both: cargo-zigbuild calls it.
+//! The probe links to an old glibc, because it loads NVIDIA's library at run time, which a static
+//! program cannot do. The analysis service is static, and runs in an image without other files.
+//! Zig's C compiler, which cargo-zigbuild calls, has both C libraries for both architectures.
 
 use std::{
     fs,
@@ -15,30 +17,28 @@ use clap::ValueEnum;
 use crate::build_ebpf;
 use testkit::shell::{self, output, root, run, step, target, which};
 
-/// The oldest glibc that the probe runs on: Debian 10, RHEL 8, Ubuntu 18.10.
+/// The oldest supported glibc: Debian 10, RHEL 8, Ubuntu 18.10.
 const GLIBC: &str = "2.28";
-/// Of the tools; they stay in `target/tools`.
+/// Versions of the tools, which are installed in `target/tools`.
 const ZIGBUILD: &str = "0.24.1";
 const CARGO_DEB: &str = "3.8.0";
 const ZIG: &str = "0.17.1";
 
-/// Flags of `dist`.
 #[derive(Debug, clap::Args)]
 pub struct Dist {
-    /// For which processors; by default for both
+    /// Architectures to build for [default: both]
     #[arg(long, value_name = "ARCH", value_enum)]
     arch: Vec<Arch>,
 
-    /// Where it goes
+    /// Output directory
     #[arg(long, value_name = "DIR", default_value = "target/dist")]
     out: PathBuf,
 
-    /// Only the programs: no archives, no packages, and no tools for these
+    /// Build the programs only, without archives and packages
     #[arg(long)]
     only_programs: bool,
 }
 
-/// A processor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Arch {
     #[value(name = "x86_64", alias = "amd64")]
@@ -55,13 +55,11 @@ impl Arch {
         }
     }
 
-    /// The target of rustc that a program is built for.
     fn triple(self, program: &Program) -> String {
         format!("{}-unknown-linux-{}", self.name(), program.libc)
     }
 }
 
-/// What is shipped.
 struct Program {
     package: &'static str,
     name: &'static str,
@@ -74,16 +72,13 @@ const PROGRAMS: [Program; 2] = [
     Program { package: "analysis", name: "wattcast-analysis", short: "analysis", libc: "musl" },
 ];
 
-/// What goes into an archive beside the programs.
-const BESIDE: [&str; 7] =
+/// Files of an archive, in addition to the programs.
+const ARCHIVE_FILES: [&str; 7] =
     ["LICENSE", "README.md", "SECURITY.md", "docs", "deploy", "grafana/dashboards", "grafana/provisioning"];
-/// What of it builds from source.
-const NOT: [&str; 4] = ["deploy/compose.yaml", "deploy/compose", "deploy/deploy", "deploy/docker/Dockerfile"];
+/// Those of them that build from source, and are left out.
+const EXCLUDED_FILES: [&str; 2] = ["deploy/compose", "deploy/docker/Dockerfile"];
 
-/// Builds all of it.
-///
-/// # Errors
-/// When a tool cannot be had here, or something does not build.
+/// Builds programs, archives and packages.
 pub fn dist(args: &Dist) -> Result<()> {
     let arches = if args.arch.is_empty() { vec![Arch::X86_64, Arch::Aarch64] } else { args.arch.clone() };
     build_ebpf::build_ebpf()?;
@@ -91,14 +86,14 @@ pub fn dist(args: &Dist) -> Result<()> {
     let tools = Tools::find()?;
     let out = root().join(&args.out);
     fs::create_dir_all(&out)?;
-    // Of Dockerfile.dist: an empty directory for a volume.
+    // Dockerfile.dist copies this empty directory to a volume.
     fs::create_dir_all(out.join("state"))?;
     for arch in &arches {
         for program in &PROGRAMS {
             let binary = tools.build(*arch, program)?;
-            let place = out.join(arch.name());
-            fs::create_dir_all(&place)?;
-            fs::copy(&binary, place.join(program.name))?;
+            let dir = out.join(arch.name());
+            fs::create_dir_all(&dir)?;
+            fs::copy(&binary, dir.join(program.name))?;
             let size = fs::metadata(&binary)?.len();
             step(format!("{}/{}: {:.1} MB", arch.name(), program.name, size as f64 / 1e6));
         }
@@ -107,24 +102,21 @@ pub fn dist(args: &Dist) -> Result<()> {
         return Ok(());
     }
     eprintln!("Archives and packages");
-    pages(&shell::build(&PROGRAMS.map(|program| program.package), "dev")?)?;
-    let mut made = Vec::new();
+    manual_pages(&shell::build(&PROGRAMS.map(|program| program.package), "dev")?)?;
+    let mut files = Vec::new();
     for arch in &arches {
-        made.push(archive(*arch, &out)?);
+        files.push(archive(*arch, &out)?);
         for program in &PROGRAMS {
             let path = debian_package(program, &target(), &out, &["--target", &arch.triple(program)])?;
             step(path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default());
-            made.push(path);
+            files.push(path);
         }
     }
-    sums(&out, &made)
+    checksums(&out, &files)
 }
 
-/// Debian packages of both programs for this machine, from programs that are built already.
-/// They come in the order of [`PROGRAMS`].
-///
-/// # Errors
-/// When cargo-deb cannot be had here, or a package cannot be made.
+/// Builds Debian packages for this machine from existing programs; returns them in the order of
+/// [`PROGRAMS`].
 pub(crate) fn debian_packages(programs: &Path, version: &str, out: &Path) -> Result<Vec<PathBuf>> {
     // cargo-deb looks for programs in the directory release of the target directory only.
     let release = out.join("release");
@@ -133,24 +125,24 @@ pub(crate) fn debian_packages(programs: &Path, version: &str, out: &Path) -> Res
         fs::copy(programs.join(program.name), release.join(program.name))
             .with_context(|| format!("no {} in {}", program.name, programs.display()))?;
     }
-    pages(programs)?;
+    manual_pages(programs)?;
     PROGRAMS.iter().map(|program| debian_package(program, out, out, &["--deb-version", version, "--fast"])).collect()
 }
 
-/// The package of a program that `target` has, in a directory; gives its path.
+/// Builds the package of a program in the target directory; returns its path.
 fn debian_package(program: &Program, target: &Path, out: &Path, args: &[&str]) -> Result<PathBuf> {
     let mut command = Command::new(tool("cargo-deb", CARGO_DEB)?);
-    // The programs are there already, stripped.
+    // The programs are already built and stripped.
     command.args(["--no-build", "--no-strip", "--no-separate-debug-symbols", "-p", program.package]).args(args);
     command.arg("--output").arg(out).current_dir(root()).env("CARGO_TARGET_DIR", target);
     let printed = output(&mut command)?;
-    Ok(PathBuf::from(printed.lines().last().context("cargo-deb says no path")?))
+    Ok(PathBuf::from(printed.lines().last().context("cargo-deb printed no path")?))
 }
 
-/// The cross compiler, as `cargo zigbuild`.
+/// The cross compiler.
 struct Tools {
     zigbuild: PathBuf,
-    /// PATH, with the Python in it that has Zig.
+    /// PATH that includes the Python environment with Zig.
     path: std::ffi::OsString,
 }
 
@@ -162,8 +154,11 @@ impl Tools {
         let path = std::env::join_paths(path)?;
         if which("zig").is_none() && !tools.join("zig/bin/python3").exists() {
             let venv = tools.join("zig");
-            run("making a place for Zig (python3 -m venv)", Command::new("python3").args(["-m", "venv"]).arg(&venv))
-                .context("Zig is needed to build for other machines: install it, or python3-venv")?;
+            run(
+                "creating a Python environment for Zig (python3 -m venv)",
+                Command::new("python3").args(["-m", "venv"]).arg(&venv),
+            )
+            .context("cross compilation needs Zig: install it, or python3-venv")?;
             run(
                 "installing Zig (pip install ziglang)",
                 Command::new(venv.join("bin/pip")).args(["install", "-q", &format!("ziglang=={ZIG}")]),
@@ -187,7 +182,7 @@ impl Tools {
     }
 }
 
-/// A tool of cargo's, installed into `target/tools` where it is nowhere.
+/// A cargo tool from PATH or `target/tools`, where it is installed if it is missing.
 fn tool(name: &str, version: &str) -> Result<PathBuf> {
     if let Some(path) = which(name) {
         return Ok(path);
@@ -196,20 +191,20 @@ fn tool(name: &str, version: &str) -> Result<PathBuf> {
     let path = tools.join("bin").join(name);
     if !path.exists() {
         let mut command = Command::new("cargo");
-        // Without optimisation: that halves the time of compiling, and cargo-deb compresses no slower.
+        // A debug build halves the compile time, and cargo-deb compresses at the same speed.
         command.args(["install", name, "--version", version, "--locked", "--debug", "--root"]).arg(&tools);
         run(&format!("installing {name} {version}"), &mut command)?;
     }
     Ok(path)
 }
 
-/// Manual pages and completions, by programs that run here.
-fn pages(bin: &Path) -> Result<()> {
+/// Writes manual pages and completions with programs of this machine.
+fn manual_pages(bin: &Path) -> Result<()> {
     for program in &PROGRAMS {
-        // Where the packages' descriptions look for them, wherever cargo builds.
-        let place = root().join("target/dist").join(program.short);
-        let _ = fs::remove_dir_all(&place);
-        let (man, completions) = (place.join("man"), place.join("completions"));
+        // The package manifests contain this path, also with another target directory.
+        let dir = root().join("target/dist").join(program.short);
+        let _ = fs::remove_dir_all(&dir);
+        let (man, completions) = (dir.join("man"), dir.join("completions"));
         fs::create_dir_all(&man)?;
         fs::create_dir_all(&completions)?;
         output(Command::new(bin.join(program.name)).arg("man").arg(&man))?;
@@ -225,43 +220,43 @@ fn pages(bin: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The programs, and what one wants beside them, in one directory.
 fn archive(arch: Arch, out: &Path) -> Result<PathBuf> {
     let name = format!("wattcast-{}-{}-linux", env!("CARGO_PKG_VERSION"), arch.name());
-    let place = out.join(&name);
-    if place.exists() {
-        fs::remove_dir_all(&place)?;
+    let dir = out.join(&name);
+    if dir.exists() {
+        fs::remove_dir_all(&dir)?;
     }
-    fs::create_dir_all(&place)?;
+    fs::create_dir_all(&dir)?;
     for program in &PROGRAMS {
-        fs::copy(out.join(arch.name()).join(program.name), place.join(program.name))?;
+        fs::copy(out.join(arch.name()).join(program.name), dir.join(program.name))?;
         output(
             Command::new("cp")
                 .arg("-r")
                 .arg(root().join("target/dist").join(program.short))
-                .arg(place.join(program.short)),
+                .arg(dir.join(program.short)),
         )?;
     }
-    for what in BESIDE {
-        let to = place.join(what);
-        fs::create_dir_all(to.parent().unwrap_or(&place))?;
-        output(Command::new("cp").arg("-r").arg(root().join(what)).arg(&to))?;
+    for path in ARCHIVE_FILES {
+        let to = dir.join(path);
+        fs::create_dir_all(to.parent().unwrap_or(&dir))?;
+        output(Command::new("cp").arg("-r").arg(root().join(path)).arg(&to))?;
     }
-    for what in NOT {
-        output(Command::new("rm").arg("-r").arg(place.join(what)))?;
+    for path in EXCLUDED_FILES {
+        output(Command::new("rm").arg("-r").arg(dir.join(path)))?;
     }
     let file = out.join(format!("{name}.tar.gz"));
-    // The same bytes from the same tree, whoever builds it.
-    let same = ["--sort=name", "--owner=0", "--group=0", "--numeric-owner", "--mtime=@0", "--mode=u+rwX,go+rX,go-w"];
-    output(Command::new("tar").args(same).args(["-C"]).arg(out).arg("-czf").arg(&file).arg(&name))?;
-    fs::remove_dir_all(&place)?;
+    // Reproducible: the same tree gives the same bytes.
+    let reproducible =
+        ["--sort=name", "--owner=0", "--group=0", "--numeric-owner", "--mtime=@0", "--mode=u+rwX,go+rX,go-w"];
+    output(Command::new("tar").args(reproducible).args(["-C"]).arg(out).arg("-czf").arg(&file).arg(&name))?;
+    fs::remove_dir_all(&dir)?;
     step(file.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default());
     Ok(file)
 }
 
-fn sums(out: &Path, made: &[PathBuf]) -> Result<()> {
-    let names: Vec<_> = made.iter().filter_map(|path| path.file_name()).collect();
-    ensure!(names.len() == made.len(), "a file without a name");
+fn checksums(out: &Path, files: &[PathBuf]) -> Result<()> {
+    let names: Vec<_> = files.iter().filter_map(|path| path.file_name()).collect();
+    ensure!(names.len() == files.len(), "a file without a name");
     let text = output(Command::new("sha256sum").args(&names).current_dir(out))?;
     fs::write(out.join("SHA256SUMS"), text + "\n")?;
     step(format!("in {}", out.display()));

@@ -1,35 +1,32 @@
-//! `cargo xtask generate`: writes the files that are made from a description, and says whether those that lie there are what it would write.
+//! `cargo xtask generate`: writes the generated files, and checks that they are up to date.
 
 use std::{fs, path::PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-use crate::{dashboards, scrape};
+use crate::{dashboards, scrape_config};
 
 fn files() -> Result<Vec<(PathBuf, String)>> {
-    let mut files = scrape::files();
+    let mut files = scrape_config::files();
     files.extend(dashboards::files()?);
     Ok(files)
 }
 
-/// Writes them.
-///
-/// # Errors
-/// When a file cannot be written.
+/// Writes all generated files.
 pub fn write() -> Result<()> {
     for (path, text) in files()? {
         if let Some(dir) = path.parent() {
-            fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+            fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
         }
         fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(())
 }
 
-/// Whether the files are what the descriptions say, and no dashboard lies beside them.
+/// Checks that all generated files are up to date, and that no other dashboard exists.
 ///
 /// # Errors
-/// Which are not, and what to do.
+/// With the outdated files.
 pub fn fresh() -> Result<()> {
     let files = files()?;
     let stale: Vec<String> = files
@@ -38,12 +35,12 @@ pub fn fresh() -> Result<()> {
         .map(|(path, _)| path.display().to_string())
         .collect();
     if !stale.is_empty() {
-        bail!("not what the descriptions say: {}. Run: cargo xtask generate", stale.join(", "));
+        bail!("out of date: {}; run cargo xtask generate", stale.join(", "));
     }
     for entry in fs::read_dir(dashboards::dir())? {
         let path = entry?.path();
         if !files.iter().any(|(known, _)| *known == path) {
-            bail!("{} is no dashboard of ours", path.display());
+            bail!("{} is not a generated dashboard", path.display());
         }
     }
     Ok(())

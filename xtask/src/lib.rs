@@ -1,4 +1,6 @@
-//! What one does with this tree, and the means that the tests share: clients, child processes, cgroups, containers.
+//! The commands of `cargo xtask`, as a library for its tests.
+
+#![allow(missing_docs, reason = "no API: for its own binary and tests")]
 
 pub mod bench;
 pub mod build_ebpf;
@@ -11,10 +13,12 @@ pub mod generate;
 pub mod local_images;
 pub mod package_test;
 pub mod pictures;
-pub mod places;
 mod results_bench;
-pub mod scrape;
+pub mod scrape_config;
+pub mod shipped_config;
 pub mod sim;
+#[cfg(test)]
+mod source_checks;
 mod stop;
 pub mod test;
 pub mod up;

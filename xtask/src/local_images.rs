@@ -1,4 +1,5 @@
-//! Images from programs of this machine, for where none can be pulled: a program, the libraries that it is linked to, and busybox for a shell and wget.
+//! Docker images from programs of this machine, where no image can be pulled: a program, its shared
+//! libraries, and busybox for a shell and wget.
 
 use std::{
     collections::BTreeSet,
@@ -12,14 +13,14 @@ use anyhow::{Context, Result};
 
 use testkit::shell::{output, which};
 
-/// What a program is linked to, as the loader finds it; nothing for a static one.
+/// The shared libraries of a program; none for a static one.
 fn libraries(program: &Path) -> BTreeSet<PathBuf> {
     let Ok(text) = output(Command::new("ldd").arg(program)) else { return BTreeSet::new() };
     let words = text.lines().flat_map(str::split_whitespace);
     words.filter(|word| word.starts_with('/')).map(PathBuf::from).collect()
 }
 
-fn put(root: &Path, file: &Path) -> Result<()> {
+fn copy_to(root: &Path, file: &Path) -> Result<()> {
     let to = root.join(file.strip_prefix("/").unwrap_or(file));
     if to.exists() {
         return Ok(());
@@ -29,23 +30,20 @@ fn put(root: &Path, file: &Path) -> Result<()> {
     Ok(())
 }
 
-/// An image of that name with these programs at their own places, what they are linked to, and further files. It has no entry point but `entry`.
-///
-/// # Errors
-/// When a file cannot be copied, or Docker refuses.
+/// Creates an image with these programs and files at their own paths, and the entry point `entry`.
 pub fn make(image: &str, programs: &[&Path], files: &[&Path], entry: &[&str]) -> Result<()> {
     let dir = tempfile::tempdir()?;
     let root = dir.path().join("root");
     fs::create_dir(&root)?;
     let busybox = which("busybox");
     for program in programs.iter().copied().chain(busybox.as_deref()) {
-        put(&root, program)?;
+        copy_to(&root, program)?;
         for library in libraries(program) {
-            put(&root, &library)?;
+            copy_to(&root, &library)?;
         }
     }
     for file in files {
-        put(&root, file)?;
+        copy_to(&root, file)?;
     }
     for dir in ["bin", "tmp", "etc", "proc", "sys", "dev", "run", "var/lib/nginx", "var/run", "var/log/nginx"] {
         fs::create_dir_all(root.join(dir))?;

@@ -1,4 +1,4 @@
-//! `cargo xtask`: everything one does with this tree, so that no build logic lives in shell.
+//! `cargo xtask`: build, run, test, measure and package this repository, without shell scripts.
 
 use std::process::ExitCode;
 
@@ -14,32 +14,32 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Build everything and run both programs in the foreground, with a live table of containers. Needs root
+    /// Build and run both programs in the foreground, with a live table (needs root)
     Up(up::Up),
-    /// Run every check and every test; what cannot run here is counted with its reason
+    /// Run all checks and tests, and count those that cannot run here
     Test(test::Test),
-    /// Measure what the probe costs, beside the claims of the exporters it replaces. Needs root
+    /// Measure the overhead of the programs (needs root)
     Bench(bench::Bench),
-    /// Build the programs that run inside the kernel, and the toolchain for it where it is missing
+    /// Build the eBPF programs, and install their toolchain if it is missing
     BuildEbpf,
-    /// Write a RAPL tree whose energy follows this machine's load, for machines that have none
+    /// Simulate a powercap tree whose energy follows the load of this machine
     SimRapl(sim::SimRapl),
-    /// Write the files that are made from descriptions: dashboards, scrape configurations, data sources
+    /// Generate dashboards, scrape configurations and data sources
     Generate,
-    /// Run every query of every dashboard and rule against a real Prometheus and a real VictoriaMetrics that hold real and recorded data
+    /// Run all queries of dashboards and rules in Prometheus and VictoriaMetrics
     CheckDashboards,
-    /// Draw every dashboard into docs/pictures, with Grafana's own panel code in a browser. Needs root, Node and Chromium
+    /// Render all dashboards to docs/pictures (needs root, Node and Chromium)
     Pictures(pictures::Pictures),
-    /// Build both programs for x86_64 and aarch64, as archives and as Debian packages
+    /// Build archives and Debian packages for x86_64 and aarch64
     Dist(dist::Dist),
-    /// Boot other kernels in QEMU, with two sockets and with two threads a core, and run the probe there
+    /// Test the probe on other kernels and CPU topologies in QEMU
     VmTest,
-    /// Install, start, upgrade, remove and purge both Debian packages in a throw-away root. Needs root
+    /// Test installation, upgrade and removal of the Debian packages (needs root)
     PackageTest,
 }
 
 fn main() -> ExitCode {
-    let done = match Cli::parse().command {
+    let result = match Cli::parse().command {
         Command::Up(args) => up::up(&args),
         Command::Test(args) => test::test(&args),
         Command::Bench(args) => bench::bench(&args),
@@ -52,7 +52,7 @@ fn main() -> ExitCode {
         Command::VmTest => vm::vm_test(),
         Command::PackageTest => package_test::package_test(),
     };
-    match done {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");

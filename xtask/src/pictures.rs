@@ -1,6 +1,8 @@
-//! `cargo xtask pictures`: draws every dashboard with Grafana's own panel code in a browser, over the stack that the dashboards are checked with.
+//! `cargo xtask pictures`: renders every dashboard with Grafana's own panel code in a browser, with
+//! data of the stack that `check-dashboards` starts.
 //!
-//! What is drawn comes from a simulated processor and a library that stands in for a GPU's: the pictures show the dashboards, and measure nothing.
+//! The data come from a simulated processor and a fake GPU: the pictures show the dashboards, and
+//! no measurements.
 
 use std::{
     path::PathBuf,
@@ -13,48 +15,44 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::{check_dashboards, dashboards, stop};
 use testkit::shell::{root, run, step, which};
 
-/// Flags of `pictures`.
 #[derive(Debug, clap::Args)]
 pub struct Pictures {
-    /// For how long the stack runs before it is drawn
+    /// Run time of the stack before rendering
     #[arg(long, value_name = "SECONDS", default_value_t = 420)]
     seconds: u64,
 
-    /// Where they go
+    /// Output directory
     #[arg(long, value_name = "DIR", default_value = "docs/pictures")]
     out: PathBuf,
 }
 
-/// Draws them.
-///
-/// # Errors
-/// When Node, npm or Chromium is not installed, the stack does not come up, or a panel cannot be drawn.
+/// Renders all dashboards.
 pub fn pictures(args: &Pictures) -> Result<()> {
     stop::catch_signals();
     for (name, package) in [("node", "nodejs"), ("npm", "npm"), ("chromium", "chromium")] {
-        ensure!(which(name).is_some(), "{name} is needed to draw (Debian: apt-get install {package})");
+        ensure!(which(name).is_some(), "{name} is not in PATH (Debian: apt-get install {package})");
     }
-    let place = root().join("grafana/render");
-    if !place.join("node_modules").exists() {
-        run("installing Grafana's panel code (npm ci, 560 MB)", Command::new("npm").arg("ci").current_dir(&place))?;
+    let dir = root().join("grafana/render");
+    if !dir.join("node_modules").exists() {
+        run("installing Grafana's panel code (npm ci, 560 MB)", Command::new("npm").arg("ci").current_dir(&dir))?;
     }
-    run("building it", Command::new("npm").args(["run", "build"]).current_dir(&place))?;
+    run("building the renderer", Command::new("npm").args(["run", "build"]).current_dir(&dir))?;
     let now = || std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map(|time| time.as_secs());
-    let stage = check_dashboards::live_stage()?;
-    step(format!("the stack runs; {} s until it is drawn", args.seconds));
-    let began = Instant::now();
-    while began.elapsed() < Duration::from_secs(args.seconds) {
+    let stack = check_dashboards::live_stack()?;
+    step(format!("the stack runs; rendering in {} s", args.seconds));
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_secs(args.seconds) {
         if stop::stopped() {
             bail!("stopped");
         }
-        stop::pause(Duration::from_secs(1));
+        stop::sleep(Duration::from_secs(1));
     }
     let to = now()?;
     let mut draw = Command::new("node");
-    draw.arg(place.join("draw.mjs")).arg("--dashboards").arg(dashboards::dir());
-    draw.args(["--prometheus", stage.prometheus(), "--out"]).arg(root().join(&args.out));
+    draw.arg(dir.join("draw.mjs")).arg("--dashboards").arg(dashboards::dir());
+    draw.args(["--prometheus", stack.prometheus(), "--out"]).arg(root().join(&args.out));
     draw.args(["--from", &(to - args.seconds.min(300)).to_string(), "--to", &to.to_string()]);
-    let done = draw.status().context("cannot run node")?;
-    ensure!(done.success(), "not everything could be drawn");
+    let status = draw.status().context("cannot run node")?;
+    ensure!(status.success(), "not all panels could be rendered");
     Ok(())
 }

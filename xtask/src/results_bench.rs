@@ -1,4 +1,5 @@
-//! `cargo xtask bench results`: what the analysis service costs where there are many files, or many scenarios in one.
+//! `cargo xtask bench results`: the overhead of the analysis service with many files, and with many
+//! scenarios in one file.
 
 use std::{
     fmt::Write as _,
@@ -20,26 +21,23 @@ use testkit::{
 
 const STARTS: usize = 5;
 const SCRAPES: usize = 100;
-/// By their place among the addresses that the service says it listens on.
+/// Index among the addresses that the service logs, and name of the page.
 const PORTS: [(usize, &str); 3] = [(0, "results, 9502"), (3, "quality, 9503"), (4, "cost, 9504")];
 
-/// What one directory cost.
-struct Cost {
-    shown: Vec<Duration>,
+/// Measurements with one results directory.
+struct DirectoryCost {
+    start_times: Vec<Duration>,
     resident_kb: u64,
     peak_kb: u64,
     pages: Vec<(&'static str, usize, Vec<Duration>)>,
 }
 
-/// Builds the shipped binary, measures it over two directories and prints a table.
-///
-/// # Errors
-/// When it cannot be built or does not run.
+/// Builds the release binary, measures it with two directories and prints a table.
 pub(crate) fn bench() -> Result<()> {
     shell::build(&["analysis"], "release")?;
     let dir = tempfile::tempdir()?;
     let (files, scenarios) = (dir.path().join("files"), dir.path().join("scenarios"));
-    step("writing 10,000 files of 4 scenarios, and one of 240 with 118 sets of labels");
+    step("writing 10,000 files of 4 scenarios, and one file of 240 scenarios with 118 label sets");
     fs::create_dir_all(&files)?;
     fs::create_dir_all(&scenarios)?;
     for number in 0..10_000_u32 {
@@ -58,25 +56,25 @@ pub(crate) fn bench() -> Result<()> {
     let many = cost(&files, 40)?;
     let wide = cost(&scenarios, 240)?;
     let row =
-        |what: &str, many: String, wide: String, goal: &str| println!("{what:<36} {many:>22} {wide:>22}   {goal}");
+        |label: &str, many: String, wide: String, goal: &str| println!("{label:<36} {many:>22} {wide:>22}   {goal}");
     let range = |times: &[Duration]| {
         let ms = |time: Duration| time.as_secs_f64() * 1e3;
         format!("{:.2} ms ({:.2})", ms(times[times.len() / 2]), ms(times[times.len() - 1]))
     };
     println!();
     row("median (largest)", format!("{count} files"), "240 scenarios".into(), "goal");
-    row("start to the runs on the page", range(&many.shown), range(&wide.shown), "1 s");
+    row("start to complete page", range(&many.start_times), range(&wide.start_times), "1 s");
     let mb = |kb: u64| format!("{:.1} MB", kilobytes(kb));
     row("resident memory", mb(many.resident_kb), mb(wide.resident_kb), "40 MB");
-    row("  at its highest", mb(many.peak_kb), mb(wide.peak_kb), "");
+    row("  peak", mb(many.peak_kb), mb(wide.peak_kb), "");
     for ((name, bytes, times), (_, wide_bytes, wide_times)) in many.pages.iter().zip(&wide.pages) {
-        row(&format!("a scrape of {name}"), range(times), range(wide_times), "2 ms");
-        row("  its size", format!("{} kB", bytes / 1000), format!("{} kB", wide_bytes / 1000), "");
+        row(&format!("scrape of {name}"), range(times), range(wide_times), "2 ms");
+        row("  page size", format!("{} kB", bytes / 1000), format!("{} kB", wide_bytes / 1000), "");
     }
     Ok(())
 }
 
-/// Connects, asks, and reads to the end, as a scraper does; no parser of ours is in the time.
+/// Scrapes a page without parsing it; returns its size.
 fn scrape(client: &Client) -> Result<usize> {
     let url = client.url("");
     let mut stream = TcpStream::connect(url.trim_start_matches("http://"))?;
@@ -84,7 +82,7 @@ fn scrape(client: &Client) -> Result<usize> {
     let mut page = Vec::with_capacity(4 << 20);
     stream.read_to_end(&mut page)?;
     if !page.starts_with(b"HTTP/1.1 200") {
-        bail!("{url}: no page");
+        bail!("{url}: no page of metrics");
     }
     Ok(page.len())
 }
@@ -95,7 +93,7 @@ fn kilobytes(kb: u64) -> f64 {
     mb
 }
 
-/// A result file whose every scenario has all that a file can have.
+/// A result file in which every scenario has all optional fields.
 fn text(scenarios: u32, distinct: u32) -> String {
     let mut out = String::from("{\"scenarios\":[");
     for number in 0..scenarios {
@@ -120,11 +118,11 @@ fn text(scenarios: u32, distinct: u32) -> String {
     out
 }
 
-fn cost(dir: &Path, scenarios: usize) -> Result<Cost> {
+fn cost(dir: &Path, scenarios: usize) -> Result<DirectoryCost> {
     let logs = target().join("bench");
     fs::create_dir_all(&logs)?;
-    let start = || -> Result<(Program, Client, Duration)> {
-        let begun = Instant::now();
+    let start_service = || -> Result<(Program, Client, Duration)> {
+        let start = Instant::now();
         let mut command = Command::new(target().join("release/wattcast-analysis"));
         command
             .args(["serve", "--web.listen-address=127.0.0.1:0", "--probe-url=http://127.0.0.1:1", "--results-dir"])
@@ -134,20 +132,20 @@ fn cost(dir: &Path, scenarios: usize) -> Result<Cost> {
         let wanted = format!("results_scenarios_total {scenarios}\n");
         while !client.text("/metrics")?.contains(&wanted) {
             program.alive()?;
-            if begun.elapsed() > Duration::from_secs(30) {
-                bail!("{scenarios} scenarios are not on the page");
+            if start.elapsed() > Duration::from_secs(30) {
+                bail!("the page does not show {scenarios} scenarios after 30 s");
             }
             std::thread::sleep(Duration::from_millis(1));
         }
-        Ok((program, client, begun.elapsed()))
+        Ok((program, client, start.elapsed()))
     };
-    let mut shown = Vec::new();
+    let mut start_times = Vec::new();
     for _ in 0..STARTS {
-        shown.push(start()?.2);
+        start_times.push(start_service()?.2);
     }
-    shown.sort_unstable();
-    let (mut program, ..) = start()?;
-    // Until the probe that is not there was asked, and the pages written again.
+    start_times.sort_unstable();
+    let (mut program, ..) = start_service()?;
+    // Waits until the absent probe was queried, and the pages were rendered again.
     std::thread::sleep(Duration::from_secs(4));
     let mut pages = Vec::new();
     for (port, name) in PORTS {
@@ -155,9 +153,9 @@ fn cost(dir: &Path, scenarios: usize) -> Result<Cost> {
         let mut times = Vec::new();
         let mut bytes = 0;
         for _ in 0..SCRAPES {
-            let begun = Instant::now();
+            let start = Instant::now();
             bytes = scrape(&client)?;
-            times.push(begun.elapsed());
+            times.push(start.elapsed());
         }
         times.sort_unstable();
         pages.push((name, bytes, times));
@@ -167,5 +165,5 @@ fn cost(dir: &Path, scenarios: usize) -> Result<Cost> {
         let line = status.lines().find_map(|line| line.strip_prefix(name)).with_context(|| format!("no {name}"))?;
         Ok(line.trim().trim_end_matches(" kB").parse()?)
     };
-    Ok(Cost { shown, resident_kb: field("VmRSS:")?, peak_kb: field("VmHWM:")?, pages })
+    Ok(DirectoryCost { start_times, resident_kb: field("VmRSS:")?, peak_kb: field("VmHWM:")?, pages })
 }

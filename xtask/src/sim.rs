@@ -1,4 +1,4 @@
-//! `cargo xtask sim-rapl DIR`: the flags of the simulated powercap tree, and its run until Ctrl-C.
+//! `cargo xtask sim-rapl DIR`: runs a simulated powercap tree until Ctrl-C.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -7,37 +7,33 @@ use testkit::simulator::{Simulator, Spec};
 
 use crate::stop;
 
-/// Flags of `sim-rapl`.
 #[derive(Debug, clap::Args)]
 pub struct SimRapl {
-    /// Where the tree goes; give the probe --path.sysfs=DIR/sys
+    /// Directory of the tree; run the probe with --path.sysfs=DIR/sys
     dir: PathBuf,
 
-    /// Sockets that the tree says this machine has; its CPUs are dealt out among them in order [default: as it is]
+    /// Number of simulated sockets, among which the CPUs are split [default: actual]
     #[arg(long, value_name = "COUNT")]
     packages: Option<u32>,
 
-    /// Watts of each package when nothing runs
+    /// Idle power of each package
     #[arg(long, value_name = "WATTS", default_value_t = 8.0)]
     idle: f64,
 
-    /// Watts that a busy CPU adds; a list gives each package its own, the last goes for the rest
+    /// Additional power per busy CPU, by package; the last applies to the rest
     #[arg(long, value_name = "WATTS", value_delimiter = ',', default_value = "12")]
     busy: Vec<f64>,
 
-    /// Joules after which a counter starts again at zero; small ones show wraps
+    /// Range of a counter, after which it wraps to zero
     #[arg(long, value_name = "JOULES", default_value_t = 262_143.328_85)]
     range: f64,
 
-    /// Also write core, uncore and dram of each package, as fixed parts of it, and psys over all
+    /// Also simulate core, uncore and dram of each package, and psys
     #[arg(long)]
     parts: bool,
 }
 
 /// Runs until Ctrl-C.
-///
-/// # Errors
-/// When the tree cannot be written.
 pub fn sim_rapl(args: &SimRapl) -> Result<()> {
     stop::catch_signals();
     let spec = Spec {
@@ -48,12 +44,12 @@ pub fn sim_rapl(args: &SimRapl) -> Result<()> {
         parts: args.parts,
     };
     let simulator = Simulator::start(&args.dir, &spec)?;
-    eprintln!("A simulated RAPL under {}; nothing in it was measured. In another terminal:", args.dir.display());
+    eprintln!("Simulating RAPL in {}; its energy is not measured. In another terminal, run:", args.dir.display());
     eprintln!("  wattcast-probe --path.sysfs={}", simulator.sysfs().display());
-    eprintln!("Ctrl-C ends it; the tree stays, and its counters stand.");
+    eprintln!("Ctrl-C stops the simulation and leaves the tree.");
     while !stop::stopped() {
         simulator.alive()?;
-        stop::pause(Duration::from_secs(1));
+        stop::sleep(Duration::from_secs(1));
     }
     Ok(())
 }

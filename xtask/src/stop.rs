@@ -1,4 +1,4 @@
-//! Ctrl-C: a flag that long jobs look at, so that everything they started ends in order.
+//! Termination signals: a flag that long tasks check, so that their child processes end in order.
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},
@@ -7,7 +7,7 @@ use std::{
 
 static STOP: AtomicBool = AtomicBool::new(false);
 
-/// From now on SIGINT, SIGTERM and SIGHUP set the flag instead of ending us.
+/// Makes SIGINT, SIGTERM and SIGHUP set the flag instead of ending this process.
 pub(crate) fn catch_signals() {
     extern "C" fn stop(_: libc::c_int) {
         STOP.store(true, Ordering::Relaxed);
@@ -18,13 +18,13 @@ pub(crate) fn catch_signals() {
     }
 }
 
-/// True once such a signal came.
+/// True after such a signal.
 pub(crate) fn stopped() -> bool {
     STOP.load(Ordering::Relaxed)
 }
 
-/// Sleeps, but wakes when told to stop.
-pub(crate) fn pause(time: Duration) {
+/// Sleeps until the time has passed or a signal arrives.
+pub(crate) fn sleep(time: Duration) {
     let end = Instant::now() + time;
     while !stopped() && Instant::now() < end {
         std::thread::sleep(Duration::from_millis(50).min(end.saturating_duration_since(Instant::now())));

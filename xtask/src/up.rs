@@ -1,4 +1,5 @@
-//! `cargo xtask up`: builds, starts both programs as one foreground command, and shows what containers use.
+//! `cargo xtask up`: builds and runs both programs in the foreground, and shows the power of
+//! containers.
 
 use std::{
     fs,
@@ -18,24 +19,23 @@ use crate::{build_ebpf, demo, stop};
 use testkit::{
     api::Client,
     program::Program,
-    shell::{self, give_to_caller, is_root, root, step, sudo_caller, target},
+    shell::{self, EarlyBuild, give_to_caller, is_root, root, step, sudo_caller, target},
 };
 
-/// `nobody` on every distribution.
-const NOBODY: u32 = 65_534;
+/// The unprivileged user and group of every distribution.
+const UNPRIVILEGED: u32 = 65_534;
 
-/// Flags of `up`.
 #[derive(Debug, clap::Args)]
 pub struct Up {
-    /// Also run a transcode of generated video, write its result file and show what it cost
+    /// Transcode a generated video, write its result file and show its energy
     #[arg(long)]
     demo: bool,
 
-    /// Length of the demo's transcode in seconds
+    /// Duration of the transcode
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     demo_seconds: u32,
 
-    /// Stop when the demo has shown its result, instead of going on until Ctrl-C
+    /// Stop after the demo
     #[arg(long, requires = "demo")]
     demo_only: bool,
 
@@ -43,20 +43,18 @@ pub struct Up {
     #[arg(long, value_name = "DIR", default_value = "test_results")]
     results_dir: PathBuf,
 
-    /// Load a library that stands in for NVIDIA's, with one GPU on which every ffmpeg encodes. Nothing of it is measured, and
-    /// every page says so
+    /// Load a fake NVML library with one GPU on which every ffmpeg encodes
+    ///
+    /// Its figures are not measured, and every page labels them as fake.
     #[arg(long)]
     fake_gpu: bool,
 
-    /// More flags for the probe, after --
+    /// Flags for the probe, after --
     #[arg(last = true, value_name = "PROBE FLAGS")]
     probe: Vec<String>,
 }
 
-/// Runs it.
-///
-/// # Errors
-/// When something cannot be built, started or kept running.
+/// Runs both programs until Ctrl-C.
 pub fn up(args: &Up) -> Result<()> {
     if !is_root() {
         bail!(
@@ -71,7 +69,7 @@ pub fn up(args: &Up) -> Result<()> {
     }
     let results = root().join(&args.results_dir);
     if !results.exists() {
-        fs::create_dir_all(&results).with_context(|| format!("cannot make {}", results.display()))?;
+        fs::create_dir_all(&results).with_context(|| format!("cannot create {}", results.display()))?;
         give_to_caller(&results, 0o755)?;
     }
     let logs = target().join("up");
@@ -91,30 +89,30 @@ pub fn up(args: &Up) -> Result<()> {
 
     let mut analysis_command = Command::new(bin.join("wattcast-analysis"));
     analysis_command.arg("serve").arg("--results-dir").arg(&results).args(["--probe-url", &probe_client.url("")]);
-    unprivileged(&mut analysis_command, &results, &[&bin, &results]);
+    drop_privileges(&mut analysis_command, &results, &[&bin, &results]);
     let mut analysis = Program::start("wattcast-analysis", &mut analysis_command, &logs)?;
     let analysis_client = analysis.client()?;
 
-    say_sources(&probe_client)?;
+    print_sources(&probe_client)?;
     println!();
     let log = logs.join("wattcast-probe.log");
     println!("  probe     {}          metrics on /metrics, log in {}", probe_client.url("/"), log.display());
     println!("  analysis  {}          results of {}", analysis_client.url("/"), results.display());
     let (usage, streams, rtmp) = (probe.client_of(1)?, analysis.client_of(1)?, analysis.client_of(2)?);
     let (quality, cost, health) = (analysis.client_of(3)?, analysis.client_of(4)?, analysis.client_of(5)?);
-    println!("  quality   {}          what the pictures are worth, where a file has scores", quality.url("/"));
-    println!("  cost      {}          what runs cost, and what energy costs now", cost.url("/"));
+    println!("  quality   {}          quality scores of runs", quality.url("/"));
+    println!("  cost      {}          cost of runs, and current prices", cost.url("/"));
     println!("  usage     {}          memory, network and block I/O of containers", usage.url("/"));
     let gpus = probe.client_of(2)?;
     println!(
         "  GPUs      {}          {}",
         gpus.url("/"),
-        if args.fake_gpu { "FAKE: nothing of it is measured" } else { "energy, engines, encoder sessions" }
+        if args.fake_gpu { "FAKE: not measured" } else { "energy, engines, encoder sessions" }
     );
     let port = streams.url("").rsplit(':').next().unwrap_or_default().to_owned();
     println!("  streams   {}          ffmpeg -progress udp://127.0.0.1:{port}/NAME …", streams.url("/"));
-    println!("  RTMP      {}          nginx's /stat", rtmp.url("/"));
-    println!("  health    {}          is every exporter there, and its data of now?", health.url("/"));
+    println!("  RTMP      {}          RTMP module of nginx", rtmp.url("/"));
+    println!("  health    {}          state of every exporter", health.url("/"));
     println!();
 
     if args.demo {
@@ -123,21 +121,21 @@ pub fn up(args: &Up) -> Result<()> {
             return Ok(());
         }
     }
-    println!("Containers, by the second. Ctrl-C stops everything.");
+    println!("Containers, updated every second. Ctrl-C stops everything.");
     let mut screen = Screen::default();
     while !stop::stopped() {
         probe.alive()?;
         analysis.alive()?;
         screen.show(&probe_client.metrics().map(|samples| table(&samples)).unwrap_or_default());
-        stop::pause(screen.interval());
+        stop::sleep(screen.interval());
     }
     println!("\nStopping");
     Ok(())
 }
 
-/// A board like a small server card, on which every ffmpeg uses a third of the encoder.
+/// A GPU like a small server card, on which every ffmpeg uses a third of the encoder.
 pub(crate) const FAKE_GPU: &str = "\
-# Read again whenever it changes; fake-nvml/src/scenario.rs says what can stand here.
+# Read again after each change; the crate fake-nvml documents the keys in src/scenario.rs.
 [[gpu]]
 name = \"T4\"
 idle_watts = 10.0
@@ -154,48 +152,51 @@ height = 720
 fps = 30
 ";
 
-/// Builds both programs, and says what takes how long; gives their directory.
+/// Builds both programs; returns their directory.
 fn build() -> Result<PathBuf> {
-    build_ebpf::build_ebpf()?;
     let start = Instant::now();
-    eprintln!("Programs: compiling the probe and the analysis service (minutes the first time, seconds later)");
+    let early = EarlyBuild::start();
+    build_ebpf::build_ebpf()?;
+    eprintln!("Programs: compiling the probe and the analysis service (about five minutes the first time)");
+    early.wait();
     let bin = shell::build_programs()?;
     step(format!("in {}, {:.0} s", bin.display(), start.elapsed().as_secs_f64()));
     Ok(bin)
 }
 
-/// Lets the service run as whoever called sudo, else as nobody, if that user can reach what it needs.
-fn unprivileged(command: &mut Command, results: &Path, paths: &[&Path]) {
-    let (uid, gid) = sudo_caller().unwrap_or((NOBODY, NOBODY));
-    let reaches = |path: &&Path| {
+/// Runs the service as the user who called sudo, or as an unprivileged user, if that user can read
+/// `paths`.
+fn drop_privileges(command: &mut Command, results: &Path, paths: &[&Path]) {
+    let (uid, gid) = sudo_caller().unwrap_or((UNPRIVILEGED, UNPRIVILEGED));
+    let can_reach = |path: &&Path| {
         path.ancestors()
             .all(|dir| fs::metadata(dir).is_ok_and(|meta| meta.uid() == uid || meta.permissions().mode() & 0o001 != 0))
     };
-    if paths.iter().all(reaches) {
+    if paths.iter().all(can_reach) {
         command.uid(uid).gid(gid);
-        // The record of ended jobs is that user's to write, in a directory that need not be.
+        // The user must be able to write this file, but not necessarily the directory.
         let record = results.join("streams.ndjson");
-        let made = fs::OpenOptions::new().append(true).create(true).open(&record);
-        if made.and_then(|_| std::os::unix::fs::lchown(&record, Some(uid), Some(gid))).is_err() {
-            step(format!("{} cannot be made; ended jobs are not recorded", record.display()));
+        let created = fs::OpenOptions::new().append(true).create(true).open(&record);
+        if created.and_then(|_| std::os::unix::fs::lchown(&record, Some(uid), Some(gid))).is_err() {
+            step(format!("cannot create {}; ended jobs are not recorded", record.display()));
         }
     } else {
-        step("wattcast-analysis runs as root: no other user can reach this directory. It needs no privileges");
+        step("wattcast-analysis runs as root, although it needs no privileges: other users cannot read this directory");
     }
 }
 
-/// One line per source with its state.
-fn say_sources(probe: &Client) -> Result<()> {
+/// Prints one line per source with its state.
+fn print_sources(probe: &Client) -> Result<()> {
     println!("Sources");
-    // Drivers of GPUs are opened beside the rest.
-    let settled = Instant::now() + Duration::from_secs(5);
+    // GPU drivers are opened in the background.
+    let deadline = Instant::now() + Duration::from_secs(5);
     let sources = loop {
         let sources = probe.json("/api/v1/sources")?;
-        let opened = sources.as_array().is_some_and(|all| all.iter().any(|source| source["source"] == "nvml"));
-        if opened || Instant::now() > settled || stop::stopped() {
+        let has_gpu_state = sources.as_array().is_some_and(|all| all.iter().any(|source| source["source"] == "nvml"));
+        if has_gpu_state || Instant::now() > deadline || stop::stopped() {
             break sources;
         }
-        stop::pause(Duration::from_millis(50));
+        stop::sleep(Duration::from_millis(50));
     };
     for source in sources.as_array().into_iter().flatten() {
         let text = |key: &str| source[key].as_str().unwrap_or_default();
@@ -204,7 +205,7 @@ fn say_sources(probe: &Client) -> Result<()> {
     Ok(())
 }
 
-/// The rows of the live table, most watts first.
+/// The rows of the live table, by descending power.
 fn table(samples: &[testkit::api::Sample]) -> Vec<String> {
     let find = |name: &'static str| samples.iter().filter(move |sample| sample.name == name);
     let mut rows: Vec<(f64, String)> = find("wattcast_container_power_watts")
@@ -228,12 +229,12 @@ fn table(samples: &[testkit::api::Sample]) -> Vec<String> {
     rows.sort_by(|a, b| b.0.total_cmp(&a.0));
     let mut all: Vec<String> = rows.into_iter().take(20).map(|(_, row)| row).collect();
     if all.is_empty() {
-        all.push("  no container runs".to_owned());
+        all.push("  no containers".to_owned());
     }
     for sample in find("wattcast_power_watts").filter(|sample| matches!(sample.label("zone"), "package" | "gpu")) {
         let modelled = match sample.label("source") {
             "model" => ", modelled, not measured",
-            "fake" => ": FAKE, nothing of it is measured",
+            "fake" => ": FAKE, not measured",
             _ => "",
         };
         all.push(format!(
@@ -247,12 +248,12 @@ fn table(samples: &[testkit::api::Sample]) -> Vec<String> {
     all
 }
 
-/// A label as a terminal may see it: whoever names a container or a cgroup must not move the cursor.
+/// A label without control characters: names of containers must not control the terminal.
 fn printable(label: &str, most: usize) -> String {
     label.chars().take(most).map(|char| if char.is_control() { '\u{fffd}' } else { char }).collect()
 }
 
-/// Redraws in place on a terminal; on a pipe it prints now and then.
+/// Redraws the table in place on a terminal; prints it every 10 s elsewhere.
 #[derive(Default)]
 struct Screen {
     lines: usize,
@@ -266,7 +267,7 @@ impl Screen {
     fn show(&mut self, rows: &[String]) {
         let mut out = std::io::stdout().lock();
         if out.is_terminal() && self.lines > 0 {
-            // Up to the first line of the table, and clear what stood there.
+            // Moves to the first line of the table and clears it.
             let _ = write!(out, "\x1b[{}A\x1b[J", self.lines);
         }
         for row in rows {

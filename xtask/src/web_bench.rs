@@ -1,4 +1,5 @@
-//! `cargo xtask bench web`: a hundred scrapers at once on a port of each program, once a second and as fast as they can, in the clear and behind TLS with a password.
+//! `cargo xtask bench web`: 100 concurrent scrapers on a port of each program, once per second and
+//! at full speed, with and without TLS and a password.
 
 use std::{
     collections::BTreeSet,
@@ -16,13 +17,13 @@ use anyhow::{Context, Result, bail};
 use testkit::{
     api::Client,
     certs::{Authority, PASSWORD},
-    program::Program,
+    program::{Program, cpu_seconds},
     shell::{self, root, step, target},
 };
 
 const SCRAPERS: usize = 100;
 
-/// What came of a hundred scrapers.
+/// The results of all scrapers.
 struct Outcome {
     times: Vec<Duration>,
     errors: usize,
@@ -30,13 +31,13 @@ struct Outcome {
     cpu_percent: f64,
 }
 
-/// One way to ask again and again.
-enum Way {
+/// A persistent connection of a scraper.
+enum Connection {
     Plain(BufReader<TcpStream>),
     Secure(Box<Client>),
 }
 
-impl Way {
+impl Connection {
     fn open(url: &str, ca: Option<&Path>) -> Result<Self> {
         match ca {
             Some(ca) => Ok(Self::Secure(Box::new(Client::secure(url, ca, Some(("prom", PASSWORD.0)), None)?))),
@@ -48,7 +49,7 @@ impl Way {
         }
     }
 
-    /// Scrapes as Prometheus does; gives the bytes that came.
+    /// Scrapes as Prometheus does; returns the number of bytes received.
     fn scrape(&mut self) -> Result<usize> {
         let stream = match self {
             Self::Secure(client) => return client.scrape(),
@@ -79,10 +80,7 @@ impl Way {
     }
 }
 
-/// Builds the shipped binaries, measures them and prints a table.
-///
-/// # Errors
-/// When they cannot be built or do not run.
+/// Builds the release binaries, measures them and prints a table.
 pub(crate) fn bench(seconds: u64) -> Result<()> {
     shell::build(&["probe-user", "analysis"], "release")?;
     let dir = tempfile::tempdir()?;
@@ -99,7 +97,7 @@ pub(crate) fn bench(seconds: u64) -> Result<()> {
             Some((authority.web("server", "")?, authority.ca()))
         }
         None => {
-            step("no openssl: TLS is not measured");
+            step("openssl is not in PATH: TLS is not measured");
             None
         }
     };
@@ -107,9 +105,9 @@ pub(crate) fn bench(seconds: u64) -> Result<()> {
     fs::create_dir_all(&logs)?;
     println!("{:<44} {:>9} {:>7} {:>9} {:>9} {:>9} {:>9}", "", "scrapes", "errors", "median", "p99", "largest", "CPU");
     for (name, secure, fast) in [
-        ("once a second", false, false),
-        ("once a second, TLS and password", true, false),
-        ("as fast as they can", false, true),
+        ("once per second", false, false),
+        ("once per second, TLS and password", true, false),
+        ("full speed", false, true),
     ] {
         let web = web.as_ref().filter(|_| secure);
         if secure && web.is_none() {
@@ -118,33 +116,33 @@ pub(crate) fn bench(seconds: u64) -> Result<()> {
         for port in ["9500", "9502"] {
             let (mut program, url) = start(port, &results, web.map(|(file, _)| file), &logs)?;
             let ca = web.map(|(_, ca)| ca);
-            // Both have read and asked all that they read and ask at the start.
+            // Until the initial reading of files and sources is complete.
             thread::sleep(Duration::from_secs(3));
-            let before = steady(&url, ca)?;
-            let outcome = hundred(&program, &url, ca, fast, Duration::from_secs(seconds))?;
-            let after = steady(&url, ca)?;
+            let before = invariant_rows(&url, ca)?;
+            let outcome = scrape_load(&program, &url, ca, fast, Duration::from_secs(seconds))?;
+            let after = invariant_rows(&url, ca)?;
             program.alive()?;
             if before != after {
-                let other: Vec<_> = before.symmetric_difference(&after).take(4).collect();
-                bail!("port {port}: numbers changed by being asked for: {other:?}");
+                let changed: Vec<_> = before.symmetric_difference(&after).take(4).collect();
+                bail!("port {port}: scrapes changed these rows: {changed:?}");
             }
             print(&format!("{port}, {name}"), &outcome);
         }
     }
     println!(
-        "{SCRAPERS} scrapers for {seconds} s each; CPU is the program's, of one CPU. Rows that do not change by themselves were the same before and after,"
+        "{SCRAPERS} scrapers for {seconds} s each. CPU: of the program, in percent of one CPU. Rows that scrapes must not change"
     );
-    println!("the account closed to the microjoule, and no tick was missed.");
+    println!("did not change, the conservation error was 0, and no tick was missed.");
     Ok(())
 }
 
-fn print(what: &str, outcome: &Outcome) {
+fn print(label: &str, outcome: &Outcome) {
     let ms =
         |time: Option<&Duration>| time.map_or_else(String::new, |time| format!("{:.2} ms", time.as_secs_f64() * 1e3));
     let at = |part: usize| outcome.times.get(outcome.times.len() * part / 100);
     println!(
-        "{:<44} {:>9} {:>7} {:>9} {:>9} {:>9} {:>7.2} %   {} bytes each",
-        what,
+        "{:<44} {:>9} {:>7} {:>9} {:>9} {:>9} {:>7.2} %   {} bytes per scrape",
+        label,
         outcome.times.len(),
         outcome.errors,
         ms(at(50)),
@@ -173,8 +171,8 @@ fn start(port: &str, results: &Path, web: Option<&PathBuf>, logs: &Path) -> Resu
     Ok((program, url))
 }
 
-/// What must not change by being asked for: of the results the rows of runs, of the probe that the account closes and no tick is missed.
-fn steady(url: &str, ca: Option<&PathBuf>) -> Result<BTreeSet<String>> {
+/// The rows that scrapes must not change: results of runs, the conservation error and missed ticks.
+fn invariant_rows(url: &str, ca: Option<&PathBuf>) -> Result<BTreeSet<String>> {
     let client = match ca {
         Some(ca) => Client::secure(url, ca, Some(("prom", PASSWORD.0)), None)?,
         None => Client::new(url),
@@ -187,57 +185,57 @@ fn steady(url: &str, ca: Option<&PathBuf>) -> Result<BTreeSet<String>> {
     });
     let rows: BTreeSet<String> = rows.map(str::to_owned).collect();
     if rows.iter().any(|row| row.starts_with("wattcast_conservation") && !row.ends_with(" 0")) {
-        bail!("the account does not close: {rows:?}");
+        bail!("conservation error: {rows:?}");
     }
-    if rows.is_empty() { bail!("{url}: nothing to compare") } else { Ok(rows) }
+    if rows.is_empty() { bail!("{url}: no rows to compare") } else { Ok(rows) }
 }
 
-fn hundred(program: &Program, url: &str, ca: Option<&PathBuf>, fast: bool, time: Duration) -> Result<Outcome> {
-    let start_cpu = cpu(program.pid())?;
-    let (begun, end) = (Instant::now(), Instant::now() + time);
-    let all: Vec<(Vec<Duration>, usize, usize)> = thread::scope(|scope| {
+fn scrape_load(program: &Program, url: &str, ca: Option<&PathBuf>, fast: bool, time: Duration) -> Result<Outcome> {
+    let start_cpu = cpu_seconds(program.pid()).context("the program has ended")?;
+    let (start, end) = (Instant::now(), Instant::now() + time);
+    let all: Vec<ScraperOutcome> = thread::scope(|scope| {
         let threads: Vec<_> = (0..SCRAPERS)
             .map(|number| {
-                scope.spawn(move || {
-                    let (mut times, mut errors, mut bytes) = (Vec::new(), 0, 0);
-                    let ca = ca.map(PathBuf::as_path);
-                    let mut way = Way::open(url, ca);
-                    // Spread over the second, as scrapers are.
-                    let mut due = begun + Duration::from_millis(10) * u32::try_from(number).unwrap_or(0);
-                    while Instant::now() < end {
-                        if !fast {
-                            thread::sleep(due.saturating_duration_since(Instant::now()));
-                            due += Duration::from_secs(1);
-                        }
-                        let asked = Instant::now();
-                        match way.as_mut().map_err(|error| anyhow::anyhow!("{error}")).and_then(Way::scrape) {
-                            Ok(length) => {
-                                times.push(asked.elapsed());
-                                bytes = length;
-                            }
-                            Err(_) => {
-                                errors += 1;
-                                way = Way::open(url, ca);
-                            }
-                        }
-                    }
-                    (times, errors, bytes)
-                })
+                // Scrapers are spread over the second.
+                let first = start + Duration::from_millis(10) * u32::try_from(number).unwrap_or(0);
+                scope.spawn(move || scraper(url, ca.map(PathBuf::as_path), (!fast).then_some(first), end))
             })
             .collect();
         threads.into_iter().filter_map(|thread| thread.join().ok()).collect()
     });
-    let cpu_percent = (cpu(program.pid())? - start_cpu) / begun.elapsed().as_secs_f64() * 100.0;
+    let cpu_percent = (cpu_seconds(program.pid()).context("the program has ended")? - start_cpu)
+        / start.elapsed().as_secs_f64()
+        * 100.0;
     let mut times: Vec<Duration> = all.iter().flat_map(|(times, ..)| times.iter().copied()).collect();
     times.sort_unstable();
     let errors = all.iter().map(|(_, errors, _)| errors).sum::<usize>() + (SCRAPERS - all.len());
     Ok(Outcome { times, errors, bytes: all.first().map_or(0, |(.., bytes)| *bytes), cpu_percent })
 }
 
-/// CPU seconds of a process: fields 14 and 15 of its `stat`, in hundredths (proc(5)).
-fn cpu(pid: u32) -> Result<f64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    let rest = stat.rsplit_once(')').context("no stat")?.1;
-    let ticks: Vec<f64> = rest.split_whitespace().skip(11).take(2).filter_map(|field| field.parse().ok()).collect();
-    Ok(ticks.iter().sum::<f64>() / 100.0)
+/// Response times, errors, and bytes of a page.
+type ScraperOutcome = (Vec<Duration>, usize, usize);
+
+/// Scrapes once per second from `first` on, or without a pause, until `end`.
+fn scraper(url: &str, ca: Option<&Path>, first: Option<Instant>, end: Instant) -> ScraperOutcome {
+    let (mut times, mut errors, mut bytes) = (Vec::new(), 0, 0);
+    let mut connection = Connection::open(url, ca);
+    let mut due = first;
+    while Instant::now() < end {
+        if let Some(due) = &mut due {
+            thread::sleep(due.saturating_duration_since(Instant::now()));
+            *due += Duration::from_secs(1);
+        }
+        let request_start = Instant::now();
+        match connection.as_mut().map_err(|error| anyhow::anyhow!("{error}")).and_then(Connection::scrape) {
+            Ok(length) => {
+                times.push(request_start.elapsed());
+                bytes = length;
+            }
+            Err(_) => {
+                errors += 1;
+                connection = Connection::open(url, ca);
+            }
+        }
+    }
+    (times, errors, bytes)
 }

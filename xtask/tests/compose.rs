@@ -1,6 +1,9 @@
-//! The stack of deploy/compose.yaml, brought up by a real Docker engine. No image can be counted on to be pulled: bases and the programs of others are made from what this
-//! machine has. What is looked at: the probe, with the rights that the file gives it and no more, measures an ffmpeg in a container beside it; the analysis service is
-//! nobody, in a file system that it cannot write; and both databases have what the one measured and the other shows.
+//! The stack of compose.yaml on a Docker engine. Images are built from the programs of this
+//! machine, because none may be available to pull.
+//!
+//! The probe, with only the privileges of the file, measures an ffmpeg in another container; the
+//! analysis service runs as an unprivileged user on a read-only file system; both databases contain
+//! the metrics.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed")]
 
@@ -24,7 +27,7 @@ use xtask::local_images;
 
 const PORTS: [u16; 17] =
     [80, 1935, 8428, 9090, 9093, 9100, 9500, 9501, 9502, 9503, 9504, 9505, 9506, 9510, 9511, 9600, 9728];
-/// Grafana and cAdvisor are in no package here.
+/// Without Grafana and cAdvisor, for which Debian has no packages.
 const SERVICES: [&str; 7] = [
     "wattcast-probe",
     "wattcast-analysis",
@@ -35,7 +38,7 @@ const SERVICES: [&str; 7] = [
     "node-exporter",
 ];
 
-/// The stack, taken down again at the end.
+/// The stack, which is removed when this is dropped.
 struct Stack {
     compose: PathBuf,
     env: Vec<(&'static str, String)>,
@@ -45,7 +48,6 @@ impl Stack {
     fn call(&self, args: &[&str]) -> anyhow::Result<String> {
         let mut command = Command::new(&self.compose);
         command.args(["--project-name", "wattcast-test"]).args(args).current_dir(root());
-        // COMPOSE_FILE stands in .env, as for a user.
         output(command.envs(self.env.iter().map(|(name, value)| (*name, value.clone()))))
     }
 }
@@ -59,7 +61,7 @@ impl Drop for Stack {
     }
 }
 
-/// Each step that the stack takes by itself.
+/// Waits until the condition holds.
 fn eventually(stack: &Stack, what: &str, mut condition: impl FnMut() -> anyhow::Result<bool>) {
     eventually_ok(120.0, what, || match condition() {
         Ok(true) => Ok(()),
@@ -67,7 +69,7 @@ fn eventually(stack: &Stack, what: &str, mut condition: impl FnMut() -> anyhow::
     });
 }
 
-/// Shows the logs of the stack only when the last error is shown.
+/// An error that reads the logs of the stack when it is printed.
 struct StackLog<'a>(&'a Stack, String);
 
 impl std::fmt::Display for StackLog<'_> {
@@ -77,7 +79,8 @@ impl std::fmt::Display for StackLog<'_> {
     }
 }
 
-/// Images of both programs by the shipped Dockerfile, on bases made here, and of others from their packages.
+/// Builds images of both programs with the shipped Dockerfile, and of the other services from
+/// installed packages; returns the environment variables that name them.
 fn images(dir: &Path) -> Vec<(&'static str, String)> {
     let bin = programs().unwrap();
     let programs = dir.join("programs");
@@ -86,7 +89,7 @@ fn images(dir: &Path) -> Vec<(&'static str, String)> {
     for name in ["wattcast-probe", "wattcast-analysis"] {
         fs::copy(bin.join(name), programs.join(name)).unwrap();
     }
-    // A debug build of the service is no static one: it gets what it is linked to.
+    // The tested service is not a static build: its base image includes its shared libraries.
     let base = "wattcast-test-base:latest";
     local_images::make(base, &[&bin.join("wattcast-probe"), &bin.join("wattcast-analysis")], &[], &[]).unwrap();
     let mut env = Vec::new();
@@ -110,7 +113,7 @@ fn images(dir: &Path) -> Vec<(&'static str, String)> {
     ] {
         let program = which(name).unwrap();
         let image = format!("wattcast-test-{name}:latest");
-        // Debian keeps Alertmanager's templates beside it.
+        // Debian installs the templates of Alertmanager separately.
         let templates = ["default", "email"].map(|name| format!("/usr/share/prometheus/alertmanager/{name}.tmpl"));
         let templates = templates.each_ref().map(Path::new);
         let files: &[&Path] = if name.ends_with("alertmanager") { &templates } else { &[] };
@@ -118,7 +121,7 @@ fn images(dir: &Path) -> Vec<(&'static str, String)> {
         env.push((variable, image));
     }
     let (nginx, module) = (Path::new("/usr/sbin/nginx"), Path::new("/usr/lib/nginx/modules/ngx_rtmp_module.so"));
-    // By the path that Debian's own file of modules has.
+    // The path in Debian's configuration of the module.
     let named = Path::new("/usr/share/nginx/modules/ngx_rtmp_module.so");
     let enabled = Path::new("/etc/nginx/modules-enabled/50-mod-rtmp.conf");
     local_images::make(
@@ -136,7 +139,7 @@ mod standard_ports {
     use super::*;
 
     #[test]
-    fn the_stack_comes_up_and_the_probe_measures_its_neighbour() {
+    fn stack_starts_and_measures_another_container() {
         requires!(
             root,
             docker,
@@ -152,7 +155,7 @@ mod standard_ports {
         let engine = Engine::find().unwrap();
         let _ports = hold(Resource::StandardPorts);
         if let Some(port) = PORTS.into_iter().find(|port| TcpListener::bind(("127.0.0.1", *port)).is_err()) {
-            skip!("port {port} is taken");
+            skip!("port {port} is in use");
         }
         let dir = tempfile::tempdir().unwrap();
         let mut env = images(dir.path());
@@ -173,7 +176,7 @@ mod standard_ports {
         match output(&mut create) {
             Ok(id) => drop(output(Command::new("docker").args(["rm", &id]))),
             Err(why) => {
-                println!("this Docker engine does not know PERFMON and BPF, so it is the older capabilities: {why:#}");
+                println!("this Docker engine does not support PERFMON and BPF; using older capabilities: {why:#}");
                 env.push(("WATTCAST_CAP_ENERGY", "SYS_ADMIN".to_owned()));
                 env.push(("WATTCAST_CAP_EBPF", "IPC_LOCK".to_owned()));
             }
@@ -184,7 +187,7 @@ mod standard_ports {
         up.extend(SERVICES);
         stack.call(&up).unwrap();
 
-        // What images say of themselves.
+        // Health checks of the images.
         let container = |service: &str| stack.call(&["ps", "-q", service]).unwrap().trim().to_owned();
         let inspect = |service: &str, what: &str| {
             output(Command::new("docker").args(["inspect", "--format", what, &container(service)])).unwrap()
@@ -194,7 +197,8 @@ mod standard_ports {
                 Ok(inspect(service, "{{.State.Health.Status}}") == "healthy")
             });
         }
-        // Least privilege: user 65534 for the analysis service, root without capabilities for the probe.
+        // Least privilege: user 65534 for the analysis service, root without capabilities for the
+        // probe.
         assert_eq!(
             inspect("wattcast-probe", "{{.HostConfig.Privileged}} {{.HostConfig.ReadonlyRootfs}}"),
             "false true"
@@ -218,60 +222,45 @@ mod standard_ports {
         assert_eq!(status("wattcast-probe"), ("0".to_owned(), none.clone(), "1".to_owned()));
         assert_eq!(status("wattcast-analysis"), ("65534".to_owned(), none, "1".to_owned()));
 
-        // What it may write is its own state, and nothing else of its file system.
-        let may = |path: &str| {
+        // The service can write its state directory only.
+        let can_write = |path: &str| {
             let touch = format!(": > {path}");
             stack.call(&["exec", "-T", "wattcast-analysis", "/bin/sh", "-c", &touch]).is_ok()
         };
-        assert!(may("/state/probe") && !may("/probe") && !may("/results/probe") && !may("/tmp/probe"));
+        assert!(can_write("/state/probe"));
+        assert!(!can_write("/probe") && !can_write("/results/probe") && !can_write("/tmp/probe"));
 
-        // An ffmpeg in another container. Docker forwards datagrams from its own address, which does not
-        // identify the sender; a post carries the name of the stream.
-        let name = format!("wattcast-neighbour-{}", std::process::id());
-        let args = [
-            "-nostdin",
-            "-loglevel",
-            "error",
-            "-progress",
-            "http://127.0.0.1:9506/progress/neighbour",
-            "-re",
-            "-f",
-            "lavfi",
-            "-i",
-            "testsrc2=size=320x180:rate=15",
-            "-c:v",
-            "libx264",
-            "-preset",
-            "ultrafast",
-            "-f",
-            "null",
-            "-",
-        ];
-        let _neighbour = engine.start(&name, &["--network", "host"], &which("ffmpeg").unwrap(), &args).unwrap();
+        // An ffmpeg in another container. Docker forwards datagrams from its own address, which
+        // does not identify the sender; a post carries the name of the stream.
+        let name = format!("wattcast-other-{}", std::process::id());
+        let args = "-nostdin -loglevel error -progress http://127.0.0.1:9506/progress/other -re -f lavfi \
+             -i testsrc2=size=320x180:rate=15 -c:v libx264 -preset ultrafast -f null -";
+        let args: Vec<&str> = args.split(' ').collect();
+        let _container = engine.start(&name, &["--network", "host"], &which("ffmpeg").unwrap(), &args).unwrap();
         let page = |port: u16| Client::new(format!("http://127.0.0.1:{port}")).text("/metrics");
-        eventually(&stack, "the neighbour's joules are on 9500", || {
+        eventually(&stack, "port 9500 has the energy of the other container", || {
             let samples = Client::new("http://127.0.0.1:9500").metrics()?;
             Ok(samples.iter().any(|sample| {
                 sample.name == "wattcast_container_energy_joules_total"
                     && sample.label("container") == name
                     && sample.value > 0.0
-            }) && samples.iter().any(|sample| sample.label("stream") == "neighbour"))
+            }) && samples.iter().any(|sample| sample.label("stream") == "other"))
         });
         let probe = page(9500).unwrap();
         assert!(probe.contains("wattcast_cpu_source_info{tier=\"switch\""), "eBPF without privileges: {probe}");
-        // Two looks at one page, unless a tick with news came between.
-        eventually(&stack, "9510 shows what 9500 shows", || {
+        // The same page, unless a tick with changes happens between the requests.
+        eventually(&stack, "ports 9510 and 9500 have the same page", || {
             Ok(page(9510)?.lines().count() == page(9500)?.lines().count())
         });
-        eventually(&stack, "frames of the stream are on 9506", || {
-            Ok(page(9506)?.contains("wattcast_stream_frames_total{stream=\"neighbour\""))
+        eventually(&stack, "port 9506 has the frames of the stream", || {
+            Ok(page(9506)?.contains("wattcast_stream_frames_total{stream=\"other\""))
         });
         assert!(page(9502).unwrap().contains("results_scenarios_total 4\n"));
-        eventually(&stack, "the price of the environment is in force", || {
+        eventually(&stack, "the price of the environment variable applies", || {
             Ok(page(9504)?.contains("wattcast_price_amount{item=\"energy\"") && page(9504)?.contains("} 0.25\n"))
         });
         for (database, port) in [("prometheus", 9090), ("victoriametrics", 8428)] {
-            let ask = |query: &str| -> anyhow::Result<usize> {
+            let count = |query: &str| -> anyhow::Result<usize> {
                 let query: String = query
                     .bytes()
                     .map(|byte| {
@@ -282,18 +271,19 @@ mod standard_ports {
                     Client::new(format!("http://127.0.0.1:{port}")).json(&format!("/api/v1/query?query={query}"))?;
                 Ok(found["data"]["result"].as_array().map_or(0, Vec::len))
             };
-            eventually(&stack, &format!("{database} has the neighbour's joules"), || {
-                Ok(ask(&format!("rate(wattcast_container_energy_joules_total{{container=\"{name}\"}}[30s]) > 0"))? > 0)
+            eventually(&stack, &format!("{database} has the energy of the other container"), || {
+                Ok(count(&format!("rate(wattcast_container_energy_joules_total{{container=\"{name}\"}}[30s]) > 0"))?
+                    > 0)
             });
-            eventually(&stack, &format!("{database} has what the rules make"), || {
-                Ok(ask("instance:wattcast_power_watts:rate5m > 0")? > 0)
+            eventually(&stack, &format!("{database} has the results of rules"), || {
+                Ok(count("instance:wattcast_power_watts:rate5m > 0")? > 0)
             });
-            // Ours are all up; what is not there is down, and nothing else.
-            eventually(&stack, &format!("{database} scrapes every port of ours"), || {
-                Ok(ask("up{service=~\".+\"} == 1")? >= 9)
+            // Jobs of optional services may be down.
+            eventually(&stack, &format!("{database} scrapes all ports of both programs"), || {
+                Ok(count("up{service=~\".+\"} == 1")? >= 9)
             });
         }
-        eventually(&stack, "what runs is healthy on 9600", || {
+        eventually(&stack, "port 9600 shows the running services as healthy", || {
             let page = page(9600)?;
             let healthy = |name: &str| {
                 page.lines().any(|line| {

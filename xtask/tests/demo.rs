@@ -1,4 +1,5 @@
-//! `cargo xtask up --demo` from end to end: both programs, a real ffmpeg, its joules on screen and on both ports.
+//! `cargo xtask up --demo` end to end: both programs and ffmpeg, with its energy on screen and in
+//! the metrics.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed")]
 
@@ -20,7 +21,7 @@ use testkit::{
 
 const PORTS: [u16; 8] = [9500, 9501, 9502, 9503, 9504, 9505, 9506, 9728];
 
-/// Ends a run of `up` that a failed test would leave behind.
+/// A running `up`, which is interrupted when this is dropped.
 struct Up(std::process::Child);
 
 impl Up {
@@ -45,13 +46,13 @@ mod standard_ports {
     use super::*;
 
     #[test]
-    fn the_demo_ends_with_joules_on_screen_in_metrics_and_on_9502() {
+    fn demo_shows_the_same_energy_on_screen_and_in_metrics() {
         requires!(root, ffmpeg);
         let _ports = hold(Resource::StandardPorts);
         if let Some(port) = PORTS.into_iter().find(|port| TcpListener::bind(("127.0.0.1", *port)).is_err()) {
-            skip!("port {port} is taken");
+            skip!("port {port} is in use");
         }
-        // The service runs as user 65534, and must reach it.
+        // The service runs as user 65534, which needs access.
         let dir = tempfile::tempdir().unwrap();
         fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
         let results = dir.path().join("results");
@@ -73,12 +74,12 @@ mod standard_ports {
                 text().contains(what)
             });
         };
-        // Where the programs were not built before, that comes first.
+        // Includes building the programs, if necessary.
         until(600.0, "runs in ", &steps);
         let busy_before = busy_seconds();
         until(120.0, "wrote ", &steps);
         let busy = busy_seconds() - busy_before;
-        until(60.0, "Containers, by the second", &screen);
+        until(60.0, "Containers, updated every second", &screen);
         let screen = screen();
         println!("{screen}");
         let number = |unit: &str| -> f64 {
@@ -92,9 +93,9 @@ mod standard_ports {
         let result = screen.lines().find_map(|line| line.strip_prefix("Result of run ")).unwrap();
         let (run, rest) = result.split_once(", container ").unwrap();
         let (name, _) = rest.split_once(", source: ").unwrap();
-        assert!(screen.contains("modelled") || !screen.contains("source: model"), "a model is said to be one");
+        assert!(screen.contains("modelled") || !screen.contains("source: model"), "modelled energy must be labelled");
 
-        // What stood on the screen is what the ports say.
+        // The metrics have the figures of the screen.
         let probe = Client::new("http://127.0.0.1:9500").metrics().unwrap();
         let container: Vec<_> = probe
             .iter()
@@ -105,22 +106,22 @@ mod standard_ports {
         assert_eq!(container.len(), 1, "{name} has one row");
         assert!(container[0].value >= joules * 0.99, "{} J on 9500, {joules} J on screen", container[0].value);
 
-        // Most of the dynamic energy is the container's, unless the kernel says that others ran meanwhile.
+        // Most of the dynamic energy belongs to the container, unless other processes ran.
         let share = screen.split(" % of dynamic").next().and_then(|text| text.rsplit(' ').next()?.parse::<f64>().ok());
         let share = share.unwrap_or_else(|| panic!("no share of dynamic energy in:\n{screen}"));
         let cpu = |sample: &&testkit::api::Sample| {
             sample.name == "wattcast_container_cpu_seconds_total" && sample.label("container") == name
         };
         let others = 1.0 - probe.iter().filter(cpu).map(|sample| sample.value).sum::<f64>() / busy;
-        println!("{share} % system and unattributed, others ran {:.1} % of the CPU time", 100.0 * others);
-        assert!(share < 15.0 || others > 0.10, "{share} %, others ran {others} of the CPU time:\n{screen}");
+        println!("{share} % system and unattributed, other processes used {:.1} % of the CPU time", 100.0 * others);
+        assert!(share < 15.0 || others > 0.10, "{share} %, other processes used {others} of the CPU time:\n{screen}");
         let results_page = Client::new("http://127.0.0.1:9502").metrics().unwrap();
         let of_run: Vec<_> = results_page.iter().filter(|sample| sample.label("run") == run).collect();
         let energy = of_run.iter().find(|s| s.name == "wattcast_run_energy_joules" && s.label("scope") == "container");
         assert!((energy.unwrap().value - joules).abs() < 0.01, "{energy:?}, {joules} J on screen");
         assert!(of_run.iter().any(|sample| sample.name == "results_scenario_total_frames" && sample.value >= 100.0));
 
-        // 9504 charges the host's joules of 9502.
+        // The cost on port 9504 is that of the host energy on port 9502.
         let host: f64 = of_run
             .iter()
             .filter(|sample| sample.name == "wattcast_run_energy_joules" && sample.label("scope") == "host")
@@ -129,13 +130,13 @@ mod standard_ports {
         let cost = Client::new("http://127.0.0.1:9504").metrics().unwrap();
         let paid = cost.iter().find(|s| s.name == "cost_energy_load_aware" && s.label("run") == run).unwrap().value;
         assert!((paid / 0.12 * 3.6e6 - host).abs() < 1e-6, "{paid} for {host} J");
-        assert!(screen.contains("a default: nobody gave a price"), "{screen}");
+        assert!(screen.contains(", the default price"), "{screen}");
 
-        // Ctrl-C stops everything it started.
+        // Ctrl-C stops both programs.
         up.interrupt();
         assert!(up.0.wait().unwrap().success());
         for port in [9500, 9502] {
-            assert!(TcpListener::bind(("127.0.0.1", port)).is_ok(), "something still listens on {port}");
+            assert!(TcpListener::bind(("127.0.0.1", port)).is_ok(), "a process still listens on {port}");
         }
     }
 }

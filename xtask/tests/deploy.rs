@@ -1,4 +1,5 @@
-//! What is shipped for deployment, as far as it can be looked at without a cluster or a systemd that runs: units, manifests, compose file, images' descriptions.
+//! Deployment files, as far as they can be checked without a cluster or a running systemd: units,
+//! manifests, compose file, generated configurations.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed")]
 
@@ -14,22 +15,24 @@ fn documents(file: &str) -> Vec<Value> {
 }
 
 #[test]
-fn the_units_are_hardened_as_systemd_itself_counts_it() {
+fn units_have_a_low_exposure_level() {
     requires!(systemd_analyze);
     for unit in ["wattcast-probe.service", "wattcast-analysis.service"] {
         let path = root().join("deploy/systemd").join(unit);
-        let said = output(Command::new("systemd-analyze").args(["security", "--offline=true", "--no-pager"]).arg(path))
-            .unwrap();
-        let level = said.lines().find(|line| line.contains("Overall exposure level")).unwrap();
+        let printed =
+            output(Command::new("systemd-analyze").args(["security", "--offline=true", "--no-pager"]).arg(path))
+                .unwrap();
+        let level = printed.lines().find(|line| line.contains("Overall exposure level")).unwrap();
         let score: f64 = level.split(": ").nth(1).unwrap().split_whitespace().next().unwrap().parse().unwrap();
         println!("{level}");
         assert!(score <= 3.0, "{level}");
     }
 }
 
-/// The lines of a unit go on from each other, and a set that is taken away takes what a line before let in.
+/// Lines of `SystemCallFilter=` apply in order: a line with `~` removes calls that earlier lines
+/// allowed.
 #[test]
-fn what_the_probe_calls_is_what_its_unit_lets_through() {
+fn units_allow_the_needed_system_calls() {
     requires!(systemd_analyze);
     let calls = |set: &str| -> Vec<String> {
         if !set.starts_with('@') {
@@ -38,8 +41,9 @@ fn what_the_probe_calls_is_what_its_unit_lets_through() {
         let mut open = vec![set.to_owned()];
         let mut all = Vec::new();
         while let Some(set) = open.pop() {
-            let said = output(Command::new("systemd-analyze").args(["syscall-filter", "--no-pager", &set])).unwrap();
-            for line in said.lines().skip(1).map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
+            let printed = output(Command::new("systemd-analyze").args(["syscall-filter", "--no-pager", &set])).unwrap();
+            for line in printed.lines().skip(1).map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'))
+            {
                 if line.starts_with('@') { open.push(line.to_owned()) } else { all.push(line.to_owned()) }
             }
         }
@@ -56,25 +60,25 @@ fn what_the_probe_calls_is_what_its_unit_lets_through() {
         ),
     ] {
         let text = fs::read_to_string(root().join("deploy/systemd").join(unit)).unwrap();
-        let mut let_through = std::collections::BTreeSet::new();
+        let mut allowed = std::collections::BTreeSet::new();
         for line in text.lines().filter_map(|line| line.strip_prefix("SystemCallFilter=")) {
-            let (away, sets) = line.strip_prefix('~').map_or((false, line), |sets| (true, sets));
+            let (is_removed, sets) = line.strip_prefix('~').map_or((false, line), |sets| (true, sets));
             for call in sets.split_whitespace().flat_map(calls) {
-                if away {
-                    let_through.remove(&call)
+                if is_removed {
+                    allowed.remove(&call)
                 } else {
-                    let_through.insert(call)
+                    allowed.insert(call)
                 };
             }
         }
         for call in needed {
-            assert!(let_through.contains(*call), "{unit} kills {call}");
+            assert!(allowed.contains(*call), "{unit} does not allow {call}");
         }
     }
 }
 
 #[test]
-fn nothing_in_the_cluster_is_privileged_and_labels_of_the_measured_stay() {
+fn pods_are_unprivileged_and_scrapes_honor_labels() {
     let all = documents("deploy/kubernetes/wattcast.yaml");
     let find = |kind: &str| all.iter().find(|document| document["kind"] == kind).unwrap();
     let container = |kind: &str| find(kind)["spec"]["template"]["spec"]["containers"][0].clone();
@@ -85,7 +89,7 @@ fn nothing_in_the_cluster_is_privileged_and_labels_of_the_measured_stay() {
         assert!(rights["readOnlyRootFilesystem"] == true && rights["capabilities"]["drop"][0] == "ALL", "{rights}");
     }
     assert_eq!(probe["securityContext"]["runAsUser"], 0);
-    // A socket of a runtime is root on the node: nothing is mounted that has one in it.
+    // Access to a runtime socket equals root on the node: no mounted directory may contain one.
     let volumes = find("DaemonSet")["spec"]["template"]["spec"]["volumes"].clone();
     for path in volumes.as_array().unwrap().iter().filter_map(|volume| volume["hostPath"]["path"].as_str()) {
         let known = ["/sys", "/proc", "/var/lib/wattcast"].contains(&path);
@@ -95,14 +99,15 @@ fn nothing_in_the_cluster_is_privileged_and_labels_of_the_measured_stay() {
         );
     }
     assert_eq!(find("Deployment")["spec"]["template"]["spec"]["securityContext"]["runAsNonRoot"], true);
-    // Each port of a service leads to one that the container has.
+    // Each port of a service exists in its container.
     for (service, container) in all.iter().filter(|document| document["kind"] == "Service").zip([&probe, &analysis]) {
         let ports: Vec<&Value> = container["ports"].as_array().unwrap().iter().map(|port| &port["name"]).collect();
         for port in service["spec"]["ports"].as_array().unwrap() {
             assert!(ports.contains(&&port["targetPort"]), "{port}");
         }
     }
-    // And each that is scraped one of a service, with the name of a job that queries know.
+    // Each scraped port exists in a service, and its job name is that of the Prometheus
+    // configuration.
     let jobs = fs::read_to_string(root().join("deploy/prometheus/prometheus.yml")).unwrap();
     for monitor in documents("deploy/kubernetes/servicemonitor.yaml") {
         for endpoint in monitor["spec"]["endpoints"].as_array().unwrap() {
@@ -118,16 +123,14 @@ fn nothing_in_the_cluster_is_privileged_and_labels_of_the_measured_stay() {
 }
 
 #[test]
-fn compose_takes_the_file_from_where_people_stand() {
+fn compose_file_has_all_services_and_profiles() {
     requires!(docker_compose);
     let compose = which("docker-compose").unwrap();
-    // In the directory of the tree, by .env; and beside the file.
+    // With the default file name, and with an explicit one.
     let all = output(Command::new(&compose).args(["config", "--services"]).current_dir(root())).unwrap();
-    let beside = Command::new(&compose)
-        .args(["-f", "compose.yaml", "config", "--services"])
-        .current_dir(root().join("deploy"))
-        .output();
-    assert!(beside.unwrap().status.success());
+    let named =
+        Command::new(&compose).args(["-f", "compose.yaml", "config", "--services"]).current_dir(root()).output();
+    assert!(named.unwrap().status.success());
     for service in [
         "wattcast-probe",
         "wattcast-analysis",
@@ -141,17 +144,17 @@ fn compose_takes_the_file_from_where_people_stand() {
     ] {
         assert!(all.lines().any(|line| line == service), "{all}");
     }
-    // Asked for its services, 1.29 names those of every profile.
-    let file: Value = serde_saphyr::from_str(&fs::read_to_string(root().join("deploy/compose.yaml")).unwrap()).unwrap();
+    // docker-compose 1.29 lists services of all profiles.
+    let file: Value = serde_saphyr::from_str(&fs::read_to_string(root().join("compose.yaml")).unwrap()).unwrap();
     for (name, service) in file["services"].as_object().unwrap() {
-        let own = service["profiles"].as_array().is_some_and(|profiles| profiles[0] == "nvidia");
-        assert_eq!(own, name == "dcgm-exporter", "{name}");
+        let has_profile = service["profiles"].as_array().is_some_and(|profiles| profiles[0] == "nvidia");
+        assert_eq!(has_profile, name == "dcgm-exporter", "{name}");
         assert_eq!(service["privileged"] == true, name == "cadvisor", "{name}");
     }
 }
 
 #[test]
-fn every_file_that_is_made_is_what_its_description_says() {
+fn generated_files_are_up_to_date_and_valid() {
     xtask::generate::fresh().unwrap();
     if which("amtool").is_some() {
         for file in ["deploy/alertmanager/alertmanager.yml", "deploy/compose/alertmanager.yml"] {
@@ -159,7 +162,7 @@ fn every_file_that_is_made_is_what_its_description_says() {
         }
     }
     if which("promtool").is_some() {
-        // Beside the host's configuration the rules lie as it names them.
+        // Its relative paths of rules are valid in that directory.
         output(Command::new("promtool").args(["check", "config"]).arg(root().join("deploy/prometheus/prometheus.yml")))
             .unwrap();
     }

@@ -1,51 +1,51 @@
-//! Rules on runs and budgets: what is bad, since when, and when it is over. Each event is told once ([`post`]), and what cannot be told neither begins nor ends.
+//! Alert rules on runs and budgets.
+//!
+//! [`evaluate`] finds the alerts that fire, [`AlertState`] finds those that started or ended, and
+//! [`webhook`] sends each event once. An alert whose value is unknown keeps its state.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
 };
 
-use exporter::file::{read_whole, replace};
+use cli::file::{read_limited, replace_json};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use tracing::warn;
 
-use crate::{
-    cost::{budget::Standing, money::float},
-    energy::Energy,
-    figures::{Entry, Model, timestamp},
-    qoe::experience,
+use crate::qoe::qoe_score;
+use results::{
+    convert::timestamp,
+    cost::{budget::BudgetStatus, money::float},
+    energy::WindowEnergy,
+    model::{Entry, Model},
 };
 
-/// Largest file of alerts, or of posts that wait.
+/// Largest state file that is read, of alerts or of queued notifications.
 const MAX_STATE: u64 = 64 << 20;
 
-pub mod post;
+pub mod webhook;
 
-/// What a rule looks at.
+/// The value that a rule compares with its limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Metric {
-    /// VMAF.
     Vmaf,
-    /// PSNR in dB.
     Psnr,
-    /// SSIM.
     Ssim,
-    /// The score from 1 to 5.
+    /// Quality of experience from 1 to 5.
     Qoe,
-    /// Frames lost over frames encoded.
+    /// Dropped frames per encoded frame.
     DropRatio,
-    /// Joules for a frame.
     JoulesPerFrame,
-    /// The total, in the currency of prices.
+    /// Total cost in the currency of the prices.
     Cost,
-    /// The total for an hour of a stream.
+    /// Total cost per stream hour.
     CostPerStreamHour,
-    /// Of a budget: what was spent, as a part of it.
+    /// Spent part of a budget.
     BudgetSpent,
-    /// Of a budget: what the month will come to, as a part of it.
+    /// Forecast of the month's spending as a part of the budget.
     BudgetForecast,
 }
 
@@ -66,29 +66,28 @@ impl Metric {
         }
     }
 
-    fn is_of_budgets(self) -> bool {
+    fn is_budget_metric(self) -> bool {
         matches!(self, Self::BudgetSpent | Self::BudgetForecast)
     }
 }
 
-/// A condition.
+/// An alert rule of the configuration file.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rule {
     /// The label `alertname`.
     pub name: String,
-    /// What it looks at.
     pub metric: Metric,
-    /// Bad above this.
+    /// Upper limit.
     #[serde(default)]
     pub above: Option<f64>,
-    /// Bad below this.
+    /// Lower limit.
     #[serde(default)]
     pub below: Option<f64>,
     /// The label `severity`.
     #[serde(default = "warning")]
     pub severity: String,
-    /// Only scenarios, or budgets, whose name contains this.
+    /// Restricts the rule to scenarios, or budgets, whose name contains this text.
     #[serde(default)]
     pub contains: String,
 }
@@ -98,29 +97,28 @@ fn warning() -> String {
 }
 
 impl Rule {
-    /// What tells its alerts from those of other rules.
+    /// Key that is unique among rules; their alerts get these labels.
     #[must_use]
     pub fn identity(&self) -> (&str, &str, &'static str) {
         (&self.name, &self.severity, self.metric.as_str())
     }
 
-    /// Says what is wrong with it.
+    /// Checks the limits.
     ///
     /// # Errors
-    /// When it has no limit, or two.
+    /// The rule has no limit, or two.
     pub fn check(&self) -> Result<(), String> {
         match (self.above, self.below) {
             (Some(limit), None) | (None, Some(limit)) if limit.is_finite() => Ok(()),
-            _ => Err(format!("rule {:?}: give one of above and below", self.name)),
+            _ => Err(format!("rule {:?}: set either above or below", self.name)),
         }
     }
 
-    fn is_bad(&self, value: f64) -> bool {
+    fn is_violated_by(&self, value: f64) -> bool {
         self.above.is_some_and(|limit| value > limit) || self.below.is_some_and(|limit| value < limit)
     }
 
-    /// In words.
-    fn limit(&self) -> String {
+    fn describe_limit(&self) -> String {
         match (self.above, self.below) {
             (Some(limit), _) => format!("above {limit}"),
             (_, Some(limit)) => format!("below {limit}"),
@@ -128,28 +126,29 @@ impl Rule {
         }
     }
 
-    fn of_entry(&self, entry: &Entry) -> Option<f64> {
+    fn entry_value(&self, entry: &Entry) -> Option<f64> {
         let quality = &entry.scenario().quality;
-        let figures = &entry.figures;
-        // A figure that may still change, or is of a part of the window, is no reason to wake somebody.
-        let sure = entry.answer.is_settled() && entry.answer.energy.as_ref().is_some_and(Energy::is_whole);
+        let figures = &entry.derived;
+        // An energy that may still change, or covers a part of the window, does not trigger an
+        // alert.
+        let is_final = entry.lookup.is_settled() && entry.lookup.energy.as_ref().is_some_and(WindowEnergy::is_whole);
         match self.metric {
             Metric::Vmaf => Some(quality.vmaf.as_ref()?.value),
             Metric::Psnr => Some(quality.psnr.as_ref()?.value),
             Metric::Ssim => Some(quality.ssim.as_ref()?.value),
-            Metric::Qoe => Some(experience(entry)?.score),
+            Metric::Qoe => Some(qoe_score(entry)?.score),
             Metric::DropRatio => figures.drop_ratio,
-            Metric::JoulesPerFrame => figures.joules_per(figures.frames).filter(|_| sure),
-            Metric::Cost => entry.cost.total.map(float).filter(|_| sure),
+            Metric::JoulesPerFrame => figures.joules_per(figures.frames).filter(|_| is_final),
+            Metric::Cost => entry.cost.total.map(float).filter(|_| is_final),
             Metric::CostPerStreamHour => {
-                entry.cost.per(figures.media_seconds.map(|seconds| seconds / 3600.0)).map(float).filter(|_| sure)
+                entry.cost.per(figures.media_seconds.map(|seconds| seconds / 3600.0)).map(float).filter(|_| is_final)
             }
             Metric::BudgetSpent | Metric::BudgetForecast => None,
         }
     }
 
-    fn of_budget(&self, standing: &Standing) -> Option<f64> {
-        let followed = standing.followed.as_ref().ok()?;
+    fn budget_value(&self, standing: &BudgetStatus) -> Option<f64> {
+        let followed = standing.spending.as_ref().ok()?;
         let amount = Some(float(standing.amount)).filter(|amount| *amount > 0.0)?;
         match self.metric {
             Metric::BudgetSpent => Some(followed.spent / amount),
@@ -159,7 +158,7 @@ impl Rule {
     }
 }
 
-/// Something that is bad.
+/// An alert that fires, or has ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Alert {
     labels: BTreeMap<String, String>,
@@ -169,67 +168,68 @@ pub struct Alert {
 }
 
 impl Alert {
-    /// What tells alerts apart: a digest of the labels.
+    /// Identifies the alert: a digest of its labels.
     fn fingerprint(&self) -> String {
-        let mut all = Sha256::new();
+        let mut digest = Sha256::new();
         for (name, value) in &self.labels {
-            all.update(name.as_bytes());
-            all.update([0xff]);
-            all.update(value.as_bytes());
-            all.update([0xff]);
+            digest.update(name.as_bytes());
+            digest.update([0xff]);
+            digest.update(value.as_bytes());
+            digest.update([0xff]);
         }
-        hex(&all.finalize())[..16].to_owned()
+        hex(&digest.finalize())[..16].to_owned()
     }
 }
 
-/// What a look at everything gave.
+/// The result of evaluating all rules.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Found {
-    /// What is bad.
-    pub bad: Vec<Alert>,
-    /// What cannot be told now, by fingerprint: what was bad of it goes on.
+pub struct Evaluation {
+    pub firing: Vec<Alert>,
+    /// Fingerprints of alerts whose value is unknown; they keep their state.
     pub unknown: BTreeSet<String>,
-    /// True while no run is known: what was bad of runs goes on.
+    /// True while no run is known; alerts of runs keep their state.
     pub no_runs: bool,
-    /// True while no budget was followed yet.
+    /// True before the first update of the budgets; alerts of budgets keep their state.
     pub no_budgets: bool,
 }
 
-/// What the rules find. Of each scenario the newest run speaks: an older one that was bad is over when a newer is well.
+/// Evaluates all rules. The newest run of each scenario counts, so that a good run ends the alert
+/// of an older one.
 #[must_use]
-pub fn judge(rules: &[Rule], model: &Model, budgets: &[Standing], now: Timestamp) -> Found {
+pub fn evaluate(rules: &[Rule], model: &Model, budgets: &[BudgetStatus], now: Timestamp) -> Evaluation {
     let mut newest: BTreeMap<(&str, &str, &str), &Entry> = BTreeMap::new();
     for entry in &model.entries {
         let scenario = entry.scenario();
         newest.entry((&scenario.name, &scenario.bitrate, &scenario.encoder)).or_insert(entry);
     }
-    let mut found = Found { no_runs: model.entries.is_empty(), no_budgets: budgets.is_empty(), ..Found::default() };
+    let mut evaluation =
+        Evaluation { no_runs: model.entries.is_empty(), no_budgets: budgets.is_empty(), ..Evaluation::default() };
     for rule in rules {
-        let mut add = |labels: &[(&str, &str)], what: &str, value: Option<f64>, starts_at: Timestamp| {
-            let mut named = BTreeMap::from([
+        let mut check = |labels: &[(&str, &str)], subject: &str, value: Option<f64>, starts_at: Timestamp| {
+            let mut all_labels = BTreeMap::from([
                 ("alertname".to_owned(), rule.name.clone()),
                 ("severity".to_owned(), rule.severity.clone()),
                 ("metric".to_owned(), rule.metric.as_str().to_owned()),
             ]);
-            named.extend(labels.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
-            let mut alert = Alert { labels: named, annotations: BTreeMap::new(), starts_at, ends_at: None };
+            all_labels.extend(labels.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+            let mut alert = Alert { labels: all_labels, annotations: BTreeMap::new(), starts_at, ends_at: None };
             let Some(value) = value else {
-                found.unknown.insert(alert.fingerprint());
+                evaluation.unknown.insert(alert.fingerprint());
                 return;
             };
-            if rule.is_bad(value) {
+            if rule.is_violated_by(value) {
                 alert.annotations = BTreeMap::from([
-                    ("summary".to_owned(), format!("{}: {what}", rule.name)),
-                    ("description".to_owned(), format!("{what}: {value} is {}", rule.limit())),
+                    ("summary".to_owned(), format!("{}: {subject}", rule.name)),
+                    ("description".to_owned(), format!("{subject}: {value} is {}", rule.describe_limit())),
                     ("value".to_owned(), value.to_string()),
                 ]);
-                found.bad.push(alert);
+                evaluation.firing.push(alert);
             }
         };
-        if rule.metric.is_of_budgets() {
+        if rule.metric.is_budget_metric() {
             for standing in budgets.iter().filter(|standing| standing.name.contains(&*rule.contains)) {
-                let what = format!("budget {}", standing.name);
-                add(&[("budget", &standing.name)], &what, rule.of_budget(standing), now);
+                let subject = format!("budget {}", standing.name);
+                check(&[("budget", &standing.name)], &subject, rule.budget_value(standing), now);
             }
             continue;
         }
@@ -237,45 +237,45 @@ pub fn judge(rules: &[Rule], model: &Model, budgets: &[Standing], now: Timestamp
         {
             let at = entry.scenario().window().and_then(|(_, end)| timestamp(end)).unwrap_or(now);
             let labels = [("scenario", *name), ("bitrate", *bitrate), ("encoder", *encoder)];
-            add(&labels, &format!("{name} of run {}", entry.run.id), rule.of_entry(entry), at);
+            check(&labels, &format!("{name} of run {}", entry.run.id), rule.entry_value(entry), at);
         }
     }
-    found
+    evaluation
 }
 
-/// What is bad now, so that each event is told once; kept in a file, so that it is also once over restarts.
-pub struct Book {
+/// The active alerts, which make each event known once; a file keeps them over restarts.
+pub struct AlertState {
     active: BTreeMap<String, Alert>,
     file: Option<PathBuf>,
 }
 
-impl Book {
-    /// As the file left it.
+impl AlertState {
+    /// Reads the state from the file, if it exists.
     #[must_use]
     pub fn open(file: Option<&Path>) -> Self {
-        let kept = file.filter(|file| file.exists()).map(|file| {
-            let text = read_whole(file, MAX_STATE).map_err(|error| error.to_string())?;
+        let saved = file.filter(|file| file.exists()).map(|file| {
+            let text = read_limited(file, MAX_STATE).map_err(|error| error.to_string())?;
             serde_json::from_str(&text).map_err(|error| error.to_string())
         });
-        let active = kept.transpose().unwrap_or_else(|error| {
+        let active = saved.transpose().unwrap_or_else(|error| {
             let file = file.unwrap_or(Path::new(""));
-            warn!("{}: {error}; alerts that go on are told again", file.display());
+            warn!("{}: {error}; active alerts are sent again", file.display());
             None
         });
         Self { active: active.unwrap_or_default(), file: file.map(Path::to_owned) }
     }
 
-    /// The alerts that began or ended since the last call. What cannot be told now neither begins nor ends.
-    pub fn turn(&mut self, found: Found, now: Timestamp) -> Vec<Alert> {
+    /// Returns the alerts that started or ended since the last call.
+    pub fn update(&mut self, evaluation: Evaluation, now: Timestamp) -> Vec<Alert> {
         let mut events = Vec::new();
         let mut still = BTreeMap::new();
-        for alert in found.bad {
+        for alert in evaluation.firing {
             let key = alert.fingerprint();
             if still.contains_key(&key) {
                 continue;
             }
             match self.active.remove(&key) {
-                // It goes on: when it began stays, what is said of it may change.
+                // An active alert keeps its start; its annotations may change.
                 Some(known) => {
                     still.insert(key, Alert { starts_at: known.starts_at, ..alert });
                 }
@@ -286,8 +286,8 @@ impl Book {
             }
         }
         for (key, alert) in std::mem::take(&mut self.active) {
-            let blind = if alert.labels.contains_key("budget") { found.no_budgets } else { found.no_runs };
-            if blind || found.unknown.contains(&key) {
+            let no_data = if alert.labels.contains_key("budget") { evaluation.no_budgets } else { evaluation.no_runs };
+            if no_data || evaluation.unknown.contains(&key) {
                 still.insert(key, alert);
             } else {
                 events.push(Alert { ends_at: Some(now.max(alert.starts_at)), ..alert });
@@ -296,14 +296,14 @@ impl Book {
         self.active = still;
         if !events.is_empty()
             && let Some(file) = &self.file
-            && let Err(error) = replace(file, &self.active)
+            && let Err(error) = replace_json(file, &self.active)
         {
-            warn!("{}: {error}; after a restart alerts that go on are told again", file.display());
+            warn!("{}: {error}; active alerts are sent again after a restart", file.display());
         }
         events
     }
 
-    /// How many there are.
+    /// Number of active alerts.
     #[must_use]
     pub fn active(&self) -> usize {
         self.active.len()
@@ -318,7 +318,6 @@ fn hex(bytes: &[u8]) -> String {
 mod tests {
     use super::*;
 
-    /// Since ten in the morning.
     pub(super) fn alert(name: &str, scenario: &str) -> Alert {
         let labels = [("alertname", name), ("scenario", scenario)].map(|(k, v)| (k.to_owned(), v.to_owned()));
         let starts_at = "2026-11-20T10:00:00Z".parse().unwrap();
@@ -326,26 +325,29 @@ mod tests {
     }
 
     #[test]
-    fn an_event_is_told_once_and_again_when_it_is_over() {
+    fn start_and_end_of_an_alert_are_events_once() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("alerts.json");
         let now: Timestamp = "2026-11-20T12:00:00Z".parse().unwrap();
-        let bad = |all: &[&str]| Found { bad: all.iter().map(|name| alert("a", name)).collect(), ..Found::default() };
-        let mut book = Book::open(Some(&file));
-        assert_eq!(book.turn(bad(&["x", "y"]), now).len(), 2);
-        assert!(book.turn(bad(&["x", "y"]), now).is_empty());
-        let mut book = Book::open(Some(&file));
-        let events = book.turn(bad(&["y"]), now);
-        assert_eq!((events.len(), events[0].ends_at, book.active()), (1, Some(now), 1));
+        let firing = |all: &[&str]| Evaluation {
+            firing: all.iter().map(|name| alert("a", name)).collect(),
+            ..Evaluation::default()
+        };
+        let mut state = AlertState::open(Some(&file));
+        assert_eq!(state.update(firing(&["x", "y"]), now).len(), 2);
+        assert!(state.update(firing(&["x", "y"]), now).is_empty());
+        let mut state = AlertState::open(Some(&file));
+        let events = state.update(firing(&["y"]), now);
+        assert_eq!((events.len(), events[0].ends_at, state.active()), (1, Some(now), 1));
         assert_eq!(events[0].labels["scenario"], "x");
-        // Two rules that find the same thing are one event.
-        let mut twice = Book::open(None);
-        assert_eq!(twice.turn(bad(&["x", "x"]), now).len(), 1);
-        assert!(twice.turn(bad(&["x", "x"]), now).is_empty());
-        // A service that has read nothing yet, or does not know a figure yet, ends nothing.
-        assert!(book.turn(Found { no_runs: true, ..Found::default() }, now).is_empty());
-        let unknown = Found { unknown: [alert("a", "y").fingerprint()].into(), ..Found::default() };
-        assert!(book.turn(unknown, now).is_empty() && book.active() == 1);
-        assert_eq!(book.turn(Found::default(), now).len(), 1);
+        // Two rules with the same alert make one event.
+        let mut twice = AlertState::open(None);
+        assert_eq!(twice.update(firing(&["x", "x"]), now).len(), 1);
+        assert!(twice.update(firing(&["x", "x"]), now).is_empty());
+        // Missing runs and unknown values end no alert.
+        assert!(state.update(Evaluation { no_runs: true, ..Evaluation::default() }, now).is_empty());
+        let unknown = Evaluation { unknown: [alert("a", "y").fingerprint()].into(), ..Evaluation::default() };
+        assert!(state.update(unknown, now).is_empty() && state.active() == 1);
+        assert_eq!(state.update(Evaluation::default(), now).len(), 1);
     }
 }

@@ -1,60 +1,60 @@
-//! One target: asked, and judged by what it said. The judgement is pure.
+//! The check of one target: a request, and a pure function that evaluates the response.
 //!
-//! Healthy is what can be reached, is a page of metrics, has the families that it should have, with samples, by a clock like ours, and whose data is of now. Where nothing tells
-//! that it is of now, it is not yet called healthy.
+//! A target is healthy if it is reachable, serves a metrics page with samples of all expected
+//! families, has a clock like ours and current data. Without evidence that the data is current it
+//! is not yet healthy.
 
 use std::{
     hash::{DefaultHasher, Hash as _, Hasher as _},
     time::{Duration, Instant, SystemTime},
 };
 
-use exporter::parse::{Exposition, Sample, parse_as};
+use metrics::parse::{Exposition, Sample, parse_as};
 
 use tracing::debug;
 
-use super::target::{Fresh, Shows, Target};
-use crate::client::{Client, Failed, Obstacle};
+use super::target::{Expected, Freshness, Target};
+use client::{Client, ClientError, ConnectError};
 
-/// Largest page that is read, in bytes; a cAdvisor of a large host gives some ten million.
+/// Largest page in bytes that is read; cAdvisor on a large host serves some ten million.
 pub const MAX_PAGE: u64 = 64 << 20;
-/// What both of our programs and every scraper take.
+/// The text format, which every exporter serves.
 const ACCEPT: (&str, &str) = ("Accept", "text/plain;version=0.0.4;q=1,*/*;q=0.1");
 
-/// How a target stands.
+/// The state of a target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum State {
-    /// Reachable, right, complete, and of now.
+pub enum TargetState {
+    /// Reachable, complete and current.
     Healthy,
-    /// All that, and it says itself, on `/ready`, that something it should have is missing or broken.
+    /// Healthy, but its `/ready` reports missing data.
     Unready,
-    /// All that, but for a proof that its data is of now: nothing has changed since it is looked at.
+    /// Complete, but no value has changed yet since the first check.
     Unproven,
-    /// Its data is of a while ago.
+    /// Its data is too old.
     Stale,
-    /// Its clock is not ours; every rate and every join by time is off.
+    /// Its clock differs from ours, which distorts rates and joins by time.
     Clock,
-    /// A page, without what should be on it.
+    /// An expected family has no sample.
     Empty,
-    /// An answer that is no page of metrics.
+    /// The response is no metrics page.
     WrongType,
-    /// A page larger than anybody wants.
+    /// The page exceeds [`MAX_PAGE`].
     TooLarge,
-    /// An answer with a status of failure.
+    /// The response has an error status.
     Status,
-    /// It wants a password or a certificate that we do not have, or refuses ours.
+    /// It rejects our credentials.
     Denied,
-    /// TLS was refused, on either side.
+    /// The TLS handshake failed.
     Tls,
-    /// It does not answer in time.
+    /// The response timed out.
     Hanging,
-    /// Nobody answers.
+    /// The connection failed.
     Down,
-    /// What we were told of it cannot be used: a file of a secret, mostly.
+    /// Its configuration is unusable, such as a file with a secret.
     Settings,
 }
 
-impl State {
-    /// All of them.
+impl TargetState {
     pub const ALL: [Self; 14] = [
         Self::Healthy,
         Self::Unready,
@@ -72,7 +72,7 @@ impl State {
         Self::Settings,
     ];
 
-    /// As labels and tables have it.
+    /// The label `state`.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -94,305 +94,345 @@ impl State {
     }
 }
 
-/// What came of looking at a target once. What was not come to is absent.
+/// The result of one check of a target; values that were not determined are `None`.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Finding {
-    /// How it stands.
-    pub state: State,
-    /// Why, for people; empty when healthy.
+pub struct CheckResult {
+    pub state: TargetState,
+    /// Explanation of the state; empty if healthy.
     pub why: String,
-    /// Whether it answered over HTTP, whatever it said.
+    /// Whether it answered over HTTP, with any status.
     pub reached: bool,
-    /// From asking to the end of the answer.
     pub latency: Option<Duration>,
-    /// Its clock less ours, in seconds, within half of one.
+    /// Its clock minus ours in seconds, accurate to half a second.
     pub skew: Option<f64>,
-    /// How old its data is, in seconds.
+    /// Age of its data in seconds.
     pub age: Option<f64>,
-    /// Families and samples on its page.
+    /// Number of families and samples.
     pub counts: Option<(usize, usize)>,
-    /// Whether all that is expected is there, with samples.
+    /// Whether all expected families have samples.
     pub complete: Option<bool>,
-    /// Whether its data is of now.
+    /// Whether its data is current.
     pub fresh: Option<bool>,
 }
 
-impl Finding {
-    fn new(state: State, why: impl Into<String>) -> Self {
+impl CheckResult {
+    fn new(state: TargetState, why: impl Into<String>) -> Self {
         let (latency, skew, age, counts, complete, fresh) = (None, None, None, None, None, None);
         Self { state, why: why.into(), reached: false, latency, skew, age, counts, complete, fresh }
     }
 }
 
-/// What of a page is remembered until the next: whether it moves.
+/// The previous values of a page, to detect changes.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Seen {
-    values: u64,
+pub struct PreviousValues {
+    /// Hash of the values.
+    hash: u64,
     since: Instant,
-    moved: bool,
+    /// Whether they have changed since the first check.
+    changed: bool,
 }
 
-/// An answer.
+/// The response of a target.
 #[derive(Clone, Debug, Default)]
-pub struct Answer {
-    /// Of HTTP.
+pub struct Response {
     pub status: u16,
-    /// As it was said; empty when it was not.
+    /// Empty if absent.
     pub content_type: String,
-    /// Its own clock.
+    /// The header `Date`, its clock.
     pub date: Option<SystemTime>,
-    /// When its page was made, by its own clock.
+    /// The header `Last-Modified`, by its clock.
     pub modified: Option<SystemTime>,
-    /// The page.
     pub body: Vec<u8>,
-    /// How long it took.
     pub latency: Duration,
 }
 
-/// Asks. The second is our clock, half-way.
+/// Requests the page. The time is that of our clock halfway between request and response.
 ///
 /// # Errors
-/// Why there is no whole answer.
-pub fn ask(client: &Client) -> Result<(Answer, SystemTime), Failed> {
-    let (began, start) = (SystemTime::now(), Instant::now());
+/// There is no complete response.
+pub fn fetch(client: &Client) -> Result<(Response, SystemTime), ClientError> {
+    let (clock, start) = (SystemTime::now(), Instant::now());
     let reply = client.get_with("", &[], &[ACCEPT])?;
     let latency = start.elapsed();
     let header = |name: &str| reply.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let moment = |name: &str| httpdate::parse_http_date(header(name)).ok();
-    let answer = Answer {
+    let date = |name: &str| httpdate::parse_http_date(header(name)).ok();
+    let response = Response {
         status: reply.status,
         content_type: header("content-type").to_owned(),
-        date: moment("date"),
-        modified: moment("last-modified"),
+        date: date("date"),
+        modified: date("last-modified"),
         latency,
         body: Vec::new(),
     };
     debug!(
         status = reply.status,
         bytes = reply.body.len(),
-        "{}: {} after {:.1} ms; its clock {:?}, its page of {:?}",
-        client.shown(),
-        answer.content_type,
+        "{}: {} after {:.1} ms; Date {:?}, Last-Modified {:?}",
+        client.display_url(),
+        response.content_type,
         latency.as_secs_f64() * 1000.0,
         header("date"),
         header("last-modified"),
     );
-    Ok((Answer { body: reply.body, ..answer }, began + latency / 2))
+    Ok((Response { body: reply.body, ..response }, clock + latency / 2))
 }
 
-/// What one of ours says that it lacks; `None` when nothing, or when it does not say.
+/// Requests `/ready` and returns the missing data that it reports, if any.
 #[must_use]
-pub fn unready(client: &Client) -> Option<String> {
+pub fn fetch_missing(client: &Client) -> Option<String> {
     let reply = client.get("", &[]).ok()?;
     (reply.status == 503).then(|| reply.excerpt())
 }
 
-/// What there is to say when no answer came.
+/// The result for a request without a response.
 #[must_use]
-pub fn failed(error: &Failed) -> Finding {
+pub fn failure(error: &ClientError) -> CheckResult {
     debug!("{error}");
     match error {
-        Failed::Settings(why) => Finding::new(State::Settings, why.clone()),
-        Failed::TooLarge(_) => {
-            Finding { reached: true, ..Finding::new(State::TooLarge, format!("more than {} MiB", MAX_PAGE >> 20)) }
-        }
-        Failed::Unreachable { why, obstacle, .. } => {
-            let (state, advice) = match obstacle {
-                Obstacle::Nobody => (State::Down, "is it started, and does it listen where we look?"),
-                Obstacle::Time => {
-                    (State::Hanging, "it takes connections and does not answer, or nothing comes through")
+        ClientError::Settings(why) => CheckResult::new(TargetState::Settings, why.clone()),
+        ClientError::TooLarge(_) => CheckResult {
+            reached: true,
+            ..CheckResult::new(TargetState::TooLarge, format!("more than {} MiB", MAX_PAGE >> 20))
+        },
+        ClientError::Unreachable { why, cause, .. } => {
+            let (state, hint) = match cause {
+                ConnectError::Refused => (TargetState::Down, "check that it runs and listens on this address"),
+                ConnectError::Timeout => {
+                    (TargetState::Hanging, "it accepts connections without answering, or packets are dropped")
                 }
-                Obstacle::Tls => (State::Tls, "check ca_file, the name in its certificate, and our own certificate"),
-                Obstacle::Broken => (
-                    State::Down,
-                    "it ended the connection; a port of TLS that is asked without, or the other way round?",
-                ),
+                ConnectError::Tls => {
+                    (TargetState::Tls, "check ca_file, the name in its certificate, and our client certificate")
+                }
+                ConnectError::Protocol => {
+                    (TargetState::Down, "it closed the connection; check that both sides agree on TLS")
+                }
             };
-            Finding::new(state, format!("{why}; {advice}"))
+            CheckResult::new(state, format!("{why}; {hint}"))
         }
     }
 }
 
-/// Judges an answer. `now` is our clock half-way, `seen` what was remembered of the page before.
+/// Evaluates a response. `now` is our clock halfway between request and response, `previous` the
+/// values of the last check.
 #[must_use]
-pub fn judge(
+pub fn evaluate(
     target: &Target,
-    answer: &Answer,
+    response: &Response,
     now: SystemTime,
-    seen: Option<Seen>,
-    most_skew: Duration,
-) -> (Finding, Option<Seen>) {
-    // A date has whole seconds, cut off.
-    let skew = answer.date.map(|date| difference(date, now) + 0.5);
-    let known =
-        |state, why: String| Finding { reached: true, latency: Some(answer.latency), skew, ..Finding::new(state, why) };
-    match answer.status {
-        200 => {}
-        401 | 403 => {
-            let why = format!("status {}: it wants a user or a token, or does not know ours", answer.status);
-            return (known(State::Denied, why), seen);
-        }
-        status => return (known(State::Status, format!("status {status}")), seen),
-    }
-    // Its date is of some moment of the answer's time.
-    let most = most_skew.as_secs_f64().max(1.0) + answer.latency.as_secs_f64() / 2.0;
-    let clock = |otherwise: Finding| match skew {
-        Some(skew) if skew.abs() > most => {
-            let which = if skew > 0.0 { "ahead of" } else { "behind" };
-            let why = format!("its clock is {:.0} s {which} ours; does a time service run on both?", skew.abs());
-            Finding { state: State::Clock, why, ..otherwise }
-        }
-        _ => otherwise,
-    };
-    let Shows::Metrics { expect, fresh } = &target.shows else {
-        return (clock(known(State::Healthy, String::new())), seen);
-    };
-    let kind = answer.content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-    let page = if matches!(&*kind, "text/html" | "application/json") {
-        Err(format!("it answers with {kind}"))
-    } else {
-        match std::str::from_utf8(&answer.body) {
-            Ok(text) => parse_as(text, kind == "application/openmetrics-text")
-                .map_err(|error| format!("no page of metrics: {error}")),
-            Err(_) => Err("no page of metrics: not UTF-8".to_owned()),
-        }
-    };
-    let page = match page {
-        Ok(page) => page,
-        Err(why) => return (known(State::WrongType, why), seen),
-    };
-    let counts = Some((families(&page), page.samples.len()));
-    let has =
-        |name: &String| page.samples.iter().any(|sample| sample.name == *name || page.family(&sample.name) == name);
-    let missing: Vec<String> =
-        expect.iter().filter(|names| !names.iter().any(has)).map(|names| names.join(" or ")).collect();
-    let complete = missing.is_empty() && !page.samples.is_empty();
-    let of = |state, why| Finding { counts, complete: Some(complete), ..known(state, why) };
-    if !complete {
-        let why = if page.samples.is_empty() {
-            "a page without a sample".to_owned()
-        } else {
-            format!("nothing of {}", missing.join(", "))
-        };
-        return (clock(of(State::Empty, why)), seen);
-    }
-    let (freshness, seen) = freshness(fresh, &page, answer, now, seen);
-    let finding = match freshness {
-        Freshness::Missing(family) => {
-            Finding { complete: Some(false), ..of(State::Empty, format!("nothing of {family}")) }
-        }
-        Freshness::Known(age) if age < -most => {
-            let why = format!("its data is of {:.0} s from now, by its own clock", -age);
-            Finding { fresh: Some(false), ..of(State::Stale, why) }
-        }
-        Freshness::Known(age) if age > target.max_age.as_secs_f64() => {
-            let why = format!("its data is {age:.0} s old; at most {} s is wanted", target.max_age.as_secs());
-            Finding { age: Some(age), fresh: Some(false), ..of(State::Stale, why) }
-        }
-        Freshness::Known(age) => {
-            Finding { age: Some(age.max(0.0)), fresh: Some(true), ..of(State::Healthy, String::new()) }
-        }
-        Freshness::Moved => Finding { fresh: Some(true), ..of(State::Healthy, String::new()) },
-        Freshness::NotAsked => of(State::Healthy, String::new()),
-        Freshness::Still(for_so_long) if for_so_long > target.max_age => {
-            let why = format!("nothing on its page has changed for {} s", for_so_long.as_secs());
-            Finding { age: Some(for_so_long.as_secs_f64()), fresh: Some(false), ..of(State::Stale, why) }
-        }
-        Freshness::Still(_) if seen.is_some_and(|seen| seen.moved) => {
-            Finding { fresh: Some(true), ..of(State::Healthy, String::new()) }
-        }
-        Freshness::Still(_) => {
-            of(State::Unproven, "nothing on its page has changed yet since it is looked at".to_owned())
-        }
-    };
-    (clock(finding), seen)
+    previous: Option<PreviousValues>,
+    max_skew: Duration,
+) -> (CheckResult, Option<PreviousValues>) {
+    TargetEvaluation::new(target, response, now, max_skew).run(previous)
 }
 
-/// Families by name, of samples that are there.
-fn families(page: &Exposition) -> usize {
+struct TargetEvaluation<'a> {
+    target: &'a Target,
+    response: &'a Response,
+    now: SystemTime,
+    skew: Option<f64>,
+    /// Largest skew in seconds that is no fault.
+    max_skew: f64,
+}
+
+impl<'a> TargetEvaluation<'a> {
+    fn new(target: &'a Target, response: &'a Response, now: SystemTime, max_skew: Duration) -> Self {
+        // A Date has whole seconds, rounded down.
+        let skew = response.date.map(|date| seconds_between(date, now) + 0.5);
+        // It may be of any moment during the request.
+        let max_skew = max_skew.as_secs_f64().max(1.0) + response.latency.as_secs_f64() / 2.0;
+        Self { target, response, now, skew, max_skew }
+    }
+
+    fn result(&self, state: TargetState, why: String) -> CheckResult {
+        let latency = Some(self.response.latency);
+        CheckResult { reached: true, latency, skew: self.skew, ..CheckResult::new(state, why) }
+    }
+
+    fn run(&self, previous: Option<PreviousValues>) -> (CheckResult, Option<PreviousValues>) {
+        match self.response.status {
+            200 => {}
+            401 | 403 => {
+                let why = format!("status {}: credentials are missing or wrong", self.response.status);
+                return (self.result(TargetState::Denied, why), previous);
+            }
+            status => return (self.result(TargetState::Status, format!("status {status}")), previous),
+        }
+        let (result, previous) = match &self.target.expected {
+            Expected::AnyPage => (self.result(TargetState::Healthy, String::new()), previous),
+            Expected::Metrics { families, freshness } => match parse_page(self.response) {
+                Ok(page) => self.check_page(&page, families, freshness, previous),
+                Err(why) => return (self.result(TargetState::WrongType, why), previous),
+            },
+        };
+        (self.check_clock(result), previous)
+    }
+
+    /// A wrong clock overrides the other states of a metrics page.
+    fn check_clock(&self, result: CheckResult) -> CheckResult {
+        match self.skew {
+            Some(skew) if skew.abs() > self.max_skew => {
+                let direction = if skew > 0.0 { "ahead of" } else { "behind" };
+                let why =
+                    format!("its clock is {:.0} s {direction} ours; check time synchronisation on both", skew.abs());
+                CheckResult { state: TargetState::Clock, why, ..result }
+            }
+            _ => result,
+        }
+    }
+
+    /// Checks that the expected families have samples, and the age of the data.
+    fn check_page(
+        &self,
+        page: &Exposition,
+        families: &[Vec<String>],
+        freshness: &Freshness,
+        previous: Option<PreviousValues>,
+    ) -> (CheckResult, Option<PreviousValues>) {
+        let has =
+            |name: &String| page.samples.iter().any(|sample| sample.name == *name || page.family(&sample.name) == name);
+        let missing: Vec<String> =
+            families.iter().filter(|names| !names.iter().any(has)).map(|names| names.join(" or ")).collect();
+        let counts = Some((count_families(page), page.samples.len()));
+        let complete = missing.is_empty() && !page.samples.is_empty();
+        let result = |state, why| CheckResult { counts, complete: Some(complete), ..self.result(state, why) };
+        if !complete {
+            let why = if page.samples.is_empty() {
+                "a page without samples".to_owned()
+            } else {
+                format!("no samples of {}", missing.join(", "))
+            };
+            return (result(TargetState::Empty, why), previous);
+        }
+        let (evidence, previous) = evidence(freshness, page, self.response, self.now, previous);
+        let healthy = || result(TargetState::Healthy, String::new());
+        let result = match evidence {
+            Evidence::Missing(family) => {
+                let why = format!("no samples of {family}");
+                CheckResult { complete: Some(false), ..result(TargetState::Empty, why) }
+            }
+            Evidence::Age(age) if age < -self.max_skew => {
+                let why = format!("its data is {:.0} s in the future, by its own clock", -age);
+                CheckResult { fresh: Some(false), ..result(TargetState::Stale, why) }
+            }
+            Evidence::Age(age) if age > self.target.max_age.as_secs_f64() => {
+                let why = format!("its data is {age:.0} s old, more than {} s", self.target.max_age.as_secs());
+                CheckResult { age: Some(age), fresh: Some(false), ..result(TargetState::Stale, why) }
+            }
+            Evidence::Age(age) => CheckResult { age: Some(age.max(0.0)), fresh: Some(true), ..healthy() },
+            Evidence::Changed => CheckResult { fresh: Some(true), ..healthy() },
+            Evidence::NotRequired => healthy(),
+            Evidence::UnchangedFor(time) if time > self.target.max_age => {
+                let why = format!("no value has changed for {} s", time.as_secs());
+                CheckResult { age: Some(time.as_secs_f64()), fresh: Some(false), ..result(TargetState::Stale, why) }
+            }
+            Evidence::UnchangedFor(_) if previous.is_some_and(|previous| previous.changed) => {
+                CheckResult { fresh: Some(true), ..healthy() }
+            }
+            Evidence::UnchangedFor(_) => {
+                result(TargetState::Unproven, "no value has changed yet since the first check".to_owned())
+            }
+        };
+        (result, previous)
+    }
+}
+
+fn parse_page(response: &Response) -> Result<Exposition, String> {
+    let kind = response.content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    if matches!(&*kind, "text/html" | "application/json") {
+        return Err(format!("the response is {kind}"));
+    }
+    let text = std::str::from_utf8(&response.body).map_err(|_| "no metrics page: not UTF-8".to_owned())?;
+    parse_as(text, kind == "application/openmetrics-text").map_err(|error| format!("no metrics page: {error}"))
+}
+
+/// Number of families with samples.
+fn count_families(page: &Exposition) -> usize {
     let mut names: Vec<&str> = page.samples.iter().map(|sample| page.family(&sample.name)).collect();
     names.sort_unstable();
     names.dedup();
     names.len()
 }
 
-enum Freshness {
-    /// It says so itself, in seconds; less than 0 is in the future.
-    Known(f64),
-    /// The family that should tell is not there.
+/// Evidence for the age of the data.
+enum Evidence {
+    /// Its age in seconds; negative in the future.
+    Age(f64),
+    /// The family with its time has no samples.
     Missing(String),
-    /// Something changed since the look before.
-    Moved,
-    /// Nothing changed for so long.
-    Still(Duration),
-    /// It is meant to stand still.
-    NotAsked,
+    /// A value has changed since the previous check.
+    Changed,
+    /// No value has changed for this long.
+    UnchangedFor(Duration),
+    /// The page need not change.
+    NotRequired,
 }
 
-fn freshness(
-    fresh: &Fresh,
+fn evidence(
+    freshness: &Freshness,
     page: &Exposition,
-    answer: &Answer,
+    response: &Response,
     now: SystemTime,
-    seen: Option<Seen>,
-) -> (Freshness, Option<Seen>) {
-    // Ages are by its own clock, so that a clock that is off is told as that.
-    let its_now = answer.date.unwrap_or(now);
+    previous: Option<PreviousValues>,
+) -> (Evidence, Option<PreviousValues>) {
+    // Ages are by its own clock, so that a wrong clock is reported as such.
+    let its_now = response.date.unwrap_or(now);
     let age = |at: f64| unix(its_now) - at;
     let newest =
         |values: &mut dyn Iterator<Item = f64>| values.filter(|value| value.is_finite()).max_by(f64::total_cmp);
-    match fresh {
-        Fresh::Static => return (Freshness::NotAsked, None),
-        Fresh::Timestamp(family) => {
+    match freshness {
+        Freshness::Static => return (Evidence::NotRequired, None),
+        Freshness::Timestamp(family) => {
             let values = page.samples.iter().filter(|sample| sample.name == *family).map(|sample| sample.value);
             let newest = newest(&mut { values });
-            return (newest.map_or_else(|| Freshness::Missing(family.clone()), |at| Freshness::Known(age(at))), None);
+            return (newest.map_or_else(|| Evidence::Missing(family.clone()), |at| Evidence::Age(age(at))), None);
         }
-        Fresh::Any => {
-            if let Some(modified) = answer.modified {
-                return (Freshness::Known(difference(its_now, modified)), None);
+        Freshness::Any => {
+            if let Some(modified) = response.modified {
+                return (Evidence::Age(seconds_between(its_now, modified)), None);
             }
-            if let Some(at) = newest(&mut page.samples.iter().filter_map(|sample| sample.at)) {
-                return (Freshness::Known(age(at)), None);
+            if let Some(at) = newest(&mut page.samples.iter().filter_map(|sample| sample.timestamp)) {
+                return (Evidence::Age(age(at)), None);
             }
         }
-        Fresh::Moves(_) => {}
+        Freshness::Changes(_) => {}
     }
-    let only_own = page.samples.iter().all(|sample| is_of_the_program(&sample.name));
-    let counts = |name: &str| match fresh {
-        Fresh::Moves(families) => families.iter().any(|family| family == name || page.family(name) == family),
-        _ => only_own || !is_of_the_program(name),
+    let only_self_metrics = page.samples.iter().all(|sample| is_self_metric(&sample.name));
+    let counts = |name: &str| match freshness {
+        Freshness::Changes(families) => families.iter().any(|family| family == name || page.family(name) == family),
+        _ => only_self_metrics || !is_self_metric(name),
     };
-    // Of each by itself: some write their lines in another order each time.
-    let one = |sample: &Sample| {
+    // A sum of hashes, as some exporters change the order of their lines.
+    let hash = |sample: &Sample| {
         let mut hasher = DefaultHasher::new();
         (&sample.name, &sample.labels, sample.value.to_bits()).hash(&mut hasher);
         hasher.finish()
     };
-    let values = page.samples.iter().filter(|sample| counts(&sample.name)).map(one).fold(0, u64::wrapping_add);
-    let at = Instant::now();
-    match seen {
-        None => (Freshness::Still(Duration::ZERO), Some(Seen { values, since: at, moved: false })),
-        Some(before) if before.values != values => (Freshness::Moved, Some(Seen { values, since: at, moved: true })),
-        Some(before) => (Freshness::Still(at - before.since), Some(before)),
+    let hash = page.samples.iter().filter(|sample| counts(&sample.name)).map(hash).fold(0, u64::wrapping_add);
+    let since = Instant::now();
+    match previous {
+        None => (Evidence::UnchangedFor(Duration::ZERO), Some(PreviousValues { hash, since, changed: false })),
+        Some(previous) if previous.hash != hash => {
+            (Evidence::Changed, Some(PreviousValues { hash, since, changed: true }))
+        }
+        Some(previous) => (Evidence::UnchangedFor(since - previous.since), Some(previous)),
     }
 }
 
-/// What client libraries tell of the program itself: it moves because it is asked, and whatever the data does.
+/// True for metrics of client libraries on the exporter itself, which change with every scrape.
 #[must_use]
-pub fn is_of_the_program(name: &str) -> bool {
+pub fn is_self_metric(name: &str) -> bool {
     ["process_", "go_", "promhttp_", "python_", "net_conntrack_", "scrape_", "nodejs_", "jvm_", "http_"]
         .iter()
         .any(|prefix| name.starts_with(prefix))
 }
 
 fn unix(at: SystemTime) -> f64 {
-    difference(at, SystemTime::UNIX_EPOCH)
+    seconds_between(at, SystemTime::UNIX_EPOCH)
 }
 
-/// The first less the second, in seconds.
-fn difference(one: SystemTime, other: SystemTime) -> f64 {
-    match one.duration_since(other) {
+/// `later` minus `earlier` in seconds; negative in reverse order.
+fn seconds_between(later: SystemTime, earlier: SystemTime) -> f64 {
+    match later.duration_since(earlier) {
         Ok(after) => after.as_secs_f64(),
         Err(before) => -before.duration().as_secs_f64(),
     }
@@ -401,16 +441,14 @@ fn difference(one: SystemTime, other: SystemTime) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        client::Access,
-        health::target::{MAX_AGE, given},
-    };
+    use crate::health::target::{MAX_AGE, parse as parse_target};
+    use client::Access;
 
-    fn target(fresh: Fresh) -> Target {
-        let expect = vec![vec!["a_total".to_owned(), "b".to_owned()]];
+    fn target(freshness: Freshness) -> Target {
+        let families = vec![vec!["a_total".to_owned(), "b".to_owned()]];
         Target {
-            shows: Shows::Metrics { expect, fresh },
-            ..given("t=http://x:1", &Access::default(), MAX_AGE).unwrap()
+            expected: Expected::Metrics { families, freshness },
+            ..parse_target("t=http://x:1", &Access::default(), MAX_AGE).unwrap()
         }
     }
 
@@ -418,106 +456,107 @@ mod tests {
         SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000 + seconds)
     }
 
-    fn answer(body: &str) -> Answer {
-        Answer {
+    fn response(body: &str) -> Response {
+        Response {
             status: 200,
             content_type: "text/plain".into(),
             body: body.into(),
             date: Some(at(0)),
-            ..Answer::default()
+            ..Response::default()
         }
     }
 
-    fn state(target: &Target, answer: &Answer) -> (State, String) {
-        let (finding, _) = judge(target, answer, at(0), None, Duration::from_secs(5));
-        (finding.state, finding.why)
+    fn state(target: &Target, response: &Response) -> (TargetState, String) {
+        let (result, _) = evaluate(target, response, at(0), None, Duration::from_secs(5));
+        (result.state, result.why)
     }
 
-    const STATIC: Fresh = Fresh::Static;
+    const STATIC: Freshness = Freshness::Static;
 
     #[test]
-    fn each_state_has_its_answer() {
+    fn each_response_has_its_state() {
         let target = target(STATIC);
-        let with = |change: fn(&mut Answer)| {
-            let mut answer = answer("# TYPE a_total counter\na_total 1\n");
-            change(&mut answer);
-            state(&target, &answer)
+        let with = |change: fn(&mut Response)| {
+            let mut response = response("# TYPE a_total counter\na_total 1\n");
+            change(&mut response);
+            state(&target, &response)
         };
-        assert_eq!(with(|_| {}), (State::Healthy, String::new()));
-        for (change, wanted, word) in [
-            ((|answer| answer.status = 503) as fn(&mut Answer), State::Status, "503"),
-            (|answer| answer.status = 302, State::Status, "302"),
-            (|answer| answer.status = 401, State::Denied, "user"),
-            (|answer| answer.content_type = "text/html; charset=utf-8".into(), State::WrongType, "text/html"),
-            (|answer| answer.body = b"<html>".into(), State::WrongType, "line 1"),
-            (|answer| answer.body = vec![0xff], State::WrongType, "UTF-8"),
-            (|answer| answer.body = b"c 1".into(), State::Empty, "a_total or b"),
-            (|answer| answer.body = b"# TYPE a_total counter\n".into(), State::Empty, "without a sample"),
-            (|answer| answer.date = Some(at(3600)), State::Clock, "3600 s ahead"),
-            (|answer| answer.date = Some(at(0) - Duration::from_secs(3600)), State::Clock, "3600 s behind"),
+        assert_eq!(with(|_| {}), (TargetState::Healthy, String::new()));
+        for (change, expected, word) in [
+            ((|response| response.status = 503) as fn(&mut Response), TargetState::Status, "503"),
+            (|response| response.status = 302, TargetState::Status, "302"),
+            (|response| response.status = 401, TargetState::Denied, "credentials"),
+            (|response| response.content_type = "text/html; charset=utf-8".into(), TargetState::WrongType, "text/html"),
+            (|response| response.body = b"<html>".into(), TargetState::WrongType, "line 1"),
+            (|response| response.body = vec![0xff], TargetState::WrongType, "UTF-8"),
+            (|response| response.body = b"c 1".into(), TargetState::Empty, "a_total or b"),
+            (|response| response.body = b"# TYPE a_total counter\n".into(), TargetState::Empty, "without samples"),
+            (|response| response.date = Some(at(3600)), TargetState::Clock, "3600 s ahead"),
+            (|response| response.date = Some(at(0) - Duration::from_secs(3600)), TargetState::Clock, "3600 s behind"),
         ] {
             let (state, why) = with(change);
-            assert!(state == wanted && why.contains(word), "{wanted:?}: {state:?} {why}");
+            assert!(state == expected && why.contains(word), "{expected:?}: {state:?} {why}");
         }
-        assert_eq!(with(|answer| answer.date = Some(at(4))).0, State::Healthy, "within what is allowed");
+        assert_eq!(with(|response| response.date = Some(at(4))).0, TargetState::Healthy, "within what is allowed");
     }
 
     #[test]
-    fn data_says_how_old_it_is_or_shows_it() {
+    fn the_age_of_data_comes_from_header_timestamp_or_value() {
         let old = Duration::from_secs(61);
-        let any = target(Fresh::Any);
-        let mut page = answer("b 1\n");
+        let any = target(Freshness::Any);
+        let mut page = response("b 1\n");
         page.modified = Some(at(0) - Duration::from_secs(59));
-        assert_eq!(state(&any, &page).0, State::Healthy);
+        assert_eq!(state(&any, &page).0, TargetState::Healthy);
         page.modified = Some(at(0) - old);
         let (stale, why) = state(&any, &page);
-        assert!(stale == State::Stale && why.contains("61 s old"), "{why}");
-        // Its clock is an hour behind, and its data is of its now.
+        assert!(stale == TargetState::Stale && why.contains("61 s old"), "{why}");
+        // Its clock is an hour behind, and its data is current by that clock.
         page.date = Some(at(0) - Duration::from_secs(3600));
         page.modified = page.date;
-        assert_eq!(state(&any, &page).0, State::Clock);
-        assert_eq!(state(&any, &answer("b 1 1699999990000\n")).0, State::Healthy);
-        assert_eq!(state(&any, &answer("b 1 1699999900000\n")).0, State::Stale);
-        let moment = target(Fresh::Timestamp("b".into()));
-        assert_eq!(state(&moment, &answer("b 1699999990\n")).0, State::Healthy);
-        assert_eq!(state(&moment, &answer("b 1699999900\n")).0, State::Stale);
-        assert_eq!(state(&moment, &answer("a_total 1\n")).0, State::Empty, "no moment at all");
-        assert_eq!(state(&moment, &answer("b 1700003600\n")).0, State::Stale, "not of now either");
+        assert_eq!(state(&any, &page).0, TargetState::Clock);
+        assert_eq!(state(&any, &response("b 1 1699999990000\n")).0, TargetState::Healthy);
+        assert_eq!(state(&any, &response("b 1 1699999900000\n")).0, TargetState::Stale);
+        let timestamp = target(Freshness::Timestamp("b".into()));
+        assert_eq!(state(&timestamp, &response("b 1699999990\n")).0, TargetState::Healthy);
+        assert_eq!(state(&timestamp, &response("b 1699999900\n")).0, TargetState::Stale);
+        assert_eq!(state(&timestamp, &response("a_total 1\n")).0, TargetState::Empty, "no timestamp");
+        assert_eq!(state(&timestamp, &response("b 1700003600\n")).0, TargetState::Stale, "in the future");
     }
 
     #[test]
-    fn what_moves_because_it_is_asked_or_in_its_order_only_is_no_proof() {
-        let target = target(Fresh::Any);
-        let look = |body: &str, seen| judge(&target, &answer(body), at(0), seen, Duration::from_secs(5));
-        let (_, seen) = look("b 5\nc 6\npromhttp_metric_handler_requests_total 1\nprocess_cpu_seconds_total 1\n", None);
-        let (finding, seen) =
-            look("promhttp_metric_handler_requests_total 2\nc 6\nprocess_cpu_seconds_total 2\nb 5\n", seen);
-        assert_eq!(finding.state, State::Unproven);
-        assert_eq!(look("b 5\nc 7\n", seen).0.state, State::Healthy);
+    fn self_metrics_and_the_order_of_lines_are_no_evidence() {
+        let target = target(Freshness::Any);
+        let check = |body: &str, previous| evaluate(&target, &response(body), at(0), previous, Duration::from_secs(5));
+        let (_, previous) =
+            check("b 5\nc 6\npromhttp_metric_handler_requests_total 1\nprocess_cpu_seconds_total 1\n", None);
+        let (result, previous) =
+            check("promhttp_metric_handler_requests_total 2\nc 6\nprocess_cpu_seconds_total 2\nb 5\n", previous);
+        assert_eq!(result.state, TargetState::Unproven);
+        assert_eq!(check("b 5\nc 7\n", previous).0.state, TargetState::Healthy);
     }
 
     #[test]
-    fn the_time_of_an_answer_is_no_fault_of_a_clock() {
-        let slow = Answer { latency: Duration::from_secs(12), date: Some(at(6)), ..answer("b 1\n") };
-        assert_eq!(state(&target(STATIC), &slow).0, State::Healthy);
+    fn a_slow_response_is_no_clock_skew() {
+        let slow = Response { latency: Duration::from_secs(12), date: Some(at(6)), ..response("b 1\n") };
+        assert_eq!(state(&target(STATIC), &slow).0, TargetState::Healthy);
     }
 
     #[test]
-    fn what_never_moves_is_never_healthy() {
-        let mut target = target(Fresh::Moves(vec!["b".into()]));
-        let look = |target: &Target, body: &str, seen: Option<Seen>| {
-            judge(target, &answer(body), at(0), seen, Duration::from_secs(5))
+    fn a_page_that_never_changes_is_never_healthy() {
+        let mut target = target(Freshness::Changes(vec!["b".into()]));
+        let check = |target: &Target, body: &str, previous: Option<PreviousValues>| {
+            evaluate(target, &response(body), at(0), previous, Duration::from_secs(5))
         };
-        let (first, seen) = look(&target, "b 1\nc 1\n", None);
-        assert_eq!((first.state, first.fresh), (State::Unproven, None));
-        let (other, still) = look(&target, "b 1\nc 2\n", seen);
-        assert_eq!(other.state, State::Unproven, "another family has moved");
-        let (moved, seen) = look(&target, "b 2\nc 2\n", still);
-        assert_eq!((moved.state, moved.fresh), (State::Healthy, Some(true)));
-        let (rests, seen) = look(&target, "b 2\nc 2\n", seen);
-        assert_eq!(rests.state, State::Healthy, "for a while");
+        let (first, previous) = check(&target, "b 1\nc 1\n", None);
+        assert_eq!((first.state, first.fresh), (TargetState::Unproven, None));
+        let (other, unchanged) = check(&target, "b 1\nc 2\n", previous);
+        assert_eq!(other.state, TargetState::Unproven, "another family has changed");
+        let (changed, previous) = check(&target, "b 2\nc 2\n", unchanged);
+        assert_eq!((changed.state, changed.fresh), (TargetState::Healthy, Some(true)));
+        let (later, previous) = check(&target, "b 2\nc 2\n", previous);
+        assert_eq!(later.state, TargetState::Healthy, "for a while");
         target.max_age = Duration::ZERO;
         std::thread::sleep(Duration::from_millis(2));
-        assert_eq!(look(&target, "b 2\nc 2\n", seen).0.state, State::Stale);
+        assert_eq!(check(&target, "b 2\nc 2\n", previous).0.state, TargetState::Stale);
     }
 }

@@ -1,4 +1,5 @@
-//! Two exporters beside each other, for whoever moves from one to the other: which families and labels both have, and whether they say the same.
+//! Comparison of the metrics of two exporters, for a migration: common names and labels, and their
+//! values.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -6,36 +7,37 @@ use std::{
     time::{Duration, Instant},
 };
 
-use exporter::{
-    file::read_whole,
-    parse::{Exposition, Sample, parse},
-};
+use cli::file::read_limited;
+use metrics::parse::{Exposition, Sample, parse};
 use serde::Serialize;
 
-use super::check::{self, MAX_PAGE, is_of_the_program};
-use crate::client::{Access, Client};
+use super::check::{self, MAX_PAGE, is_self_metric};
+use client::{Access, Client};
 
-/// One of the two: a URL, or a file that a page was kept in.
-pub enum Side {
-    /// Asked twice, so that counters tell a rate.
+/// An exporter to compare.
+pub enum PageSource {
+    /// Requested twice, for the rates of counters.
     Url(Box<Client>),
-    /// Says what it says.
+    /// The text of a saved page.
     File(String),
 }
 
-impl Side {
-    /// Connects to nothing yet.
+impl PageSource {
+    /// A page by its URL or file, without a request yet.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// The URL is invalid, or the file unreadable.
     pub fn new(text: &str, access: &Access, timeout: Duration) -> Result<Self, String> {
         if !text.starts_with("http://") && !text.starts_with("https://") {
-            let page = read_whole(Path::new(text), MAX_PAGE);
-            return page.map(Self::File).map_err(|error| format!("{text}: {error}; give a URL, or a file with a page"));
+            let page = read_limited(Path::new(text), MAX_PAGE);
+            return page
+                .map(Self::File)
+                .map_err(|error| format!("{text}: {error}; give a URL or a file with a metrics page"));
         }
         let path = text.split_once("://").and_then(|(_, rest)| rest.split_once('/')).map_or("", |(_, path)| path);
         let url = if path.is_empty() { format!("{}/metrics", text.trim_end_matches('/')) } else { text.to_owned() };
-        let client = Client::new(&url, &access.discreet(&url), timeout, MAX_PAGE).map_err(|error| error.to_string())?;
+        let client = Client::new(&url, &access.without_exposed_secrets(&url), timeout, MAX_PAGE)
+            .map_err(|error| error.to_string())?;
         Ok(Self::Url(Box::new(client)))
     }
 
@@ -43,52 +45,52 @@ impl Side {
         let text = match self {
             Self::File(text) => text.clone(),
             Self::Url(client) => {
-                let (answer, _) = check::ask(client).map_err(|error| error.to_string())?;
-                if answer.status != 200 {
-                    return Err(format!("{}: status {}", client.shown(), answer.status));
+                let (response, _) = check::fetch(client).map_err(|error| error.to_string())?;
+                if response.status != 200 {
+                    return Err(format!("{}: status {}", client.display_url(), response.status));
                 }
-                String::from_utf8(answer.body).map_err(|_| format!("{}: not UTF-8", client.shown()))?
+                String::from_utf8(response.body).map_err(|_| format!("{}: not UTF-8", client.display_url()))?
             }
         };
-        Ok((parse(&text).map_err(|error| format!("no page of metrics: {error}"))?, Instant::now()))
+        Ok((parse(&text).map_err(|error| format!("not a metrics page: {error}"))?, Instant::now()))
     }
 }
 
-/// What one side says of a family.
+/// Properties of a family on one page.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Says {
+pub struct FamilySummary {
     #[serde(rename = "type")]
     kind: String,
     series: usize,
     labels: BTreeSet<String>,
-    /// Of counters the rate a second of all series, else their sum; absent where that means nothing.
+    /// Rate per second of counters, else the sum over series; absent if neither is meaningful.
     value: Option<f64>,
 }
 
-/// A family on both sides.
+/// A family on both pages.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Row {
+pub struct FamilyComparison {
     family: String,
-    old: Option<Says>,
-    new: Option<Says>,
-    /// What of the old one is not in the new one: queries of it would break.
+    old: Option<FamilySummary>,
+    new: Option<FamilySummary>,
+    /// Parts of the old family that the new one lacks, which breaks queries.
     lost: Vec<String>,
 }
 
-/// Families in order.
+/// The comparison of two exporters, by family.
 #[derive(Debug, Serialize)]
 pub struct Comparison {
-    /// True when nothing of the old one is lost.
+    /// True if the new exporter has all names and labels of the old one.
     pub complete: bool,
     seconds: f64,
-    families: Vec<Row>,
+    families: Vec<FamilyComparison>,
 }
 
-/// Reads both, waits, and reads both again.
+/// Reads both pages, twice over the given time.
 ///
 /// # Errors
-/// Why one of them cannot be read.
-pub fn compare(old: &Side, new: &Side, over: Duration) -> Result<Comparison, String> {
+/// One of the pages cannot be read.
+pub fn compare(old: &PageSource, new: &PageSource, over: Duration) -> Result<Comparison, String> {
     let sides = [("OLD", old), ("NEW", new)];
     let read = || -> Result<Vec<(Exposition, Instant)>, String> {
         sides.iter().map(|(name, side)| side.read().map_err(|why| format!("{name}: {why}"))).collect()
@@ -96,82 +98,84 @@ pub fn compare(old: &Side, new: &Side, over: Duration) -> Result<Comparison, Str
     let first = read()?;
     std::thread::sleep(over);
     let second = read()?;
-    let says: Vec<_> = first
+    let summaries: Vec<_> = first
         .iter()
         .zip(&second)
         .zip([old, new])
         .map(|(((before, start), (after, end)), side)| {
-            // A file has one moment, and no rate.
-            let seconds = if matches!(side, Side::File(_)) { 0.0 } else { (*end - *start).as_secs_f64() };
-            (summed(before, after, seconds), after)
+            // A file is of one moment and has no rates.
+            let seconds = if matches!(side, PageSource::File(_)) { 0.0 } else { (*end - *start).as_secs_f64() };
+            (summarize(before, after, seconds), after)
         })
         .collect();
-    Ok(beside(&says[0], &says[1], over.as_secs_f64()))
+    Ok(compare_pages(&summaries[0], &summaries[1], over.as_secs_f64()))
 }
 
-type Page<'a> = (BTreeMap<String, Says>, &'a Exposition);
+type Page<'a> = (BTreeMap<String, FamilySummary>, &'a Exposition);
 
-fn beside((old, of_old): &Page<'_>, (new, of_new): &Page<'_>, seconds: f64) -> Comparison {
+fn compare_pages((old, old_page): &Page<'_>, (new, new_page): &Page<'_>, seconds: f64) -> Comparison {
     let names: BTreeSet<&String> = old.keys().chain(new.keys()).collect();
     let row = |name: &&String| {
         let (old, new) = (old.get(*name), new.get(*name));
         let lost = match (old, new) {
-            // What a client library tells of its own program is another program's.
-            _ if is_of_the_program(name) => Vec::new(),
+            // Metrics of the client library on the exporter itself differ by design.
+            _ if is_self_metric(name) => Vec::new(),
             (None, _) => Vec::new(),
             (Some(_), None) => vec!["family".to_owned()],
             (Some(old), Some(new)) => {
                 let labels: Vec<String> =
                     old.labels.difference(&new.labels).map(|label| format!("label {label}")).collect();
-                if labels.is_empty() { series_lost(name, of_old, of_new).into_iter().collect() } else { labels }
+                if labels.is_empty() { lost_series(name, old_page, new_page).into_iter().collect() } else { labels }
             }
         };
-        Row { family: (*name).clone(), old: old.cloned(), new: new.cloned(), lost }
+        FamilyComparison { family: (*name).clone(), old: old.cloned(), new: new.cloned(), lost }
     };
-    let families: Vec<Row> = names.iter().map(row).collect();
+    let families: Vec<FamilyComparison> = names.iter().map(row).collect();
     Comparison { complete: families.iter().all(|row| row.lost.is_empty()), seconds, families }
 }
 
-/// Series of OLD whose labels no series of NEW has, with whatever others: queries by those values would find nothing.
-fn series_lost(name: &str, old: &Exposition, new: &Exposition) -> Option<String> {
-    let of =
+/// Describes the series of OLD whose labels no series of NEW has; queries by them would return
+/// nothing.
+fn lost_series(name: &str, old: &Exposition, new: &Exposition) -> Option<String> {
+    let series =
         |page: &'_ Exposition| page.samples.iter().filter(|sample| sample.name == name).cloned().collect::<Vec<_>>();
-    let (all, there) = (of(old), of(new));
-    let found = |sample: &Sample| there.iter().any(|new| sample.labels.iter().all(|label| new.labels.contains(label)));
-    let mut lost = all.iter().filter(|sample| !found(sample));
+    let (old, new) = (series(old), series(new));
+    let exists = |sample: &Sample| new.iter().any(|new| sample.labels.iter().all(|label| new.labels.contains(label)));
+    let mut lost = old.iter().filter(|sample| !exists(sample));
     let first = lost.next()?;
     let labels: Vec<String> = first.labels.iter().map(|(name, value)| format!("{name}={value:?}")).collect();
-    Some(format!("{} of {} series, such as {{{}}}", lost.count() + 1, all.len(), labels.join(",")))
+    Some(format!("{} of {} series, such as {{{}}}", lost.count() + 1, old.len(), labels.join(",")))
 }
 
-/// What a page says of each of its families, from two looks at it.
-fn summed(before: &Exposition, after: &Exposition, seconds: f64) -> BTreeMap<String, Says> {
-    let mut all: BTreeMap<String, Says> = BTreeMap::new();
-    let counts = |page: &Exposition, name: &str| {
+/// Summarizes each family of a page that was read twice.
+fn summarize(before: &Exposition, after: &Exposition, seconds: f64) -> BTreeMap<String, FamilySummary> {
+    let mut all: BTreeMap<String, FamilySummary> = BTreeMap::new();
+    let is_counter = |page: &Exposition, name: &str| {
         page.kind(name) == "counter" || page.kind(name) == "untyped" && name.ends_with("_total")
     };
-    let was: BTreeMap<_, f64> =
+    let first: BTreeMap<_, f64> =
         before.samples.iter().map(|sample| ((&sample.name, &sample.labels), sample.value)).collect();
     for sample in &after.samples {
         let kind = after.kind(&sample.name);
-        // Of a histogram or summary its number and sum tell whether two are alike; buckets and quantiles do not add up.
-        let part = sample.name.ends_with("_bucket") || sample.labels.iter().any(|(name, _)| name == "quantile");
-        let says = all.entry(sample.name.clone()).or_insert_with(|| Says {
+        // Buckets and quantiles do not add up; count and sum of a histogram are comparable.
+        let is_part = sample.name.ends_with("_bucket") || sample.labels.iter().any(|(name, _)| name == "quantile");
+        let summary = all.entry(sample.name.clone()).or_insert_with(|| FamilySummary {
             kind: kind.to_owned(),
             series: 0,
             labels: BTreeSet::new(),
-            value: if part { None } else { Some(0.0) },
+            value: if is_part { None } else { Some(0.0) },
         });
-        says.series += 1;
-        says.labels.extend(sample.labels.iter().map(|(name, _)| name.clone()));
-        let value = if counts(after, &sample.name) || kind == "histogram" || kind == "summary" {
-            // A reset, or a series that has just come, tells no rate; nor does a file.
-            let grown = was.get(&(&sample.name, &sample.labels)).map(|was| sample.value - was).filter(|by| *by >= 0.0);
+        summary.series += 1;
+        summary.labels.extend(sample.labels.iter().map(|(name, _)| name.clone()));
+        let value = if is_counter(after, &sample.name) || kind == "histogram" || kind == "summary" {
+            // No rate after a reset, for a new series, or from a file.
+            let grown =
+                first.get(&(&sample.name, &sample.labels)).map(|first| sample.value - first).filter(|by| *by >= 0.0);
             grown.filter(|_| seconds > 0.0).map(|grown| grown / seconds)
         } else {
             Some(sample.value)
         };
-        says.value = match (says.value, value) {
+        summary.value = match (summary.value, value) {
             (Some(sum), Some(value)) => Some(sum + value),
             _ => None,
         };
@@ -180,23 +184,31 @@ fn summed(before: &Exposition, after: &Exposition, seconds: f64) -> BTreeMap<Str
 }
 
 impl Comparison {
-    /// For people.
+    /// The text output.
     #[must_use]
     pub fn table(&self) -> String {
         let width = self.families.iter().map(|row| row.family.len()).max().unwrap_or(0).max(6);
         let mut out = format!("{:<width$}  {:>7} {:>7}  {:>14} {:>14}  \n", "series", "OLD", "NEW", "OLD", "NEW");
         for row in &self.families {
-            let series =
-                |says: &Option<Says>| says.as_ref().map_or_else(|| "–".to_owned(), |says| says.series.to_string());
-            let value = |says: &Option<Says>| {
-                says.as_ref().and_then(|says| says.value).map_or_else(|| "–".to_owned(), |value| format!("{value:.6}"))
+            let series = |summary: &Option<FamilySummary>| {
+                summary.as_ref().map_or_else(|| "–".to_owned(), |summary| summary.series.to_string())
             };
-            let both = row.old.as_ref().and_then(|says| says.value).zip(row.new.as_ref().and_then(|says| says.value));
+            let value = |summary: &Option<FamilySummary>| {
+                summary
+                    .as_ref()
+                    .and_then(|summary| summary.value)
+                    .map_or_else(|| "–".to_owned(), |value| format!("{value:.6}"))
+            };
+            let both = row
+                .old
+                .as_ref()
+                .and_then(|summary| summary.value)
+                .zip(row.new.as_ref().and_then(|summary| summary.value));
             let note = match (&row.old, &row.new) {
                 (None, _) => "new".to_owned(),
                 _ if !row.lost.is_empty() => format!("LOST: {}", row.lost.join(", ")),
                 (Some(old), Some(new)) if old.kind != new.kind && new.kind != "untyped" && old.kind != "untyped" => {
-                    format!("is a {}, was a {}", new.kind, old.kind)
+                    format!("type {} instead of {}", new.kind, old.kind)
                 }
                 _ => both
                     .filter(|(old, new)| *old != 0.0 && (new / old - 1.0).abs() > 0.0005)
@@ -213,12 +225,12 @@ impl Comparison {
             out.push_str(line.trim_end());
             out.push('\n');
         }
-        let of = |has: fn(&Row) -> bool| self.families.iter().filter(|row| has(row)).count();
+        let count = |has: fn(&FamilyComparison) -> bool| self.families.iter().filter(|row| has(row)).count();
         out.push_str(&format!(
-            "{} names on both sides, {} lost, {} new. Values: sums over series; of counters a second, over {:.1} s\n",
-            of(|row| row.old.is_some() && row.new.is_some()),
-            of(|row| !row.lost.is_empty()),
-            of(|row| row.old.is_none()),
+            "{} common names, {} lost, {} new. Values: sums over series, for counters per second over {:.1} s\n",
+            count(|row| row.old.is_some() && row.new.is_some()),
+            count(|row| !row.lost.is_empty()),
+            count(|row| row.old.is_none()),
             self.seconds
         ));
         out
@@ -234,32 +246,32 @@ mod tests {
     }
 
     #[test]
-    fn what_an_old_query_needs_is_told_when_it_is_lost() {
+    fn lost_names_labels_and_series_are_reported() {
         let both = |before: &str, after: &str, seconds| {
             let after = page(after);
-            (summed(&page(before), &after, seconds), after)
+            (summarize(&page(before), &after, seconds), after)
         };
-        let (old, of_old) = both(
+        let (old, old_page) = both(
             "# TYPE j_total counter\nj_total{zone=\"a\"} 1\nw{zone=\"a\"} 5\ngone 1\nv{z=\"0\"} 1\nv{z=\"1\"} 1\nprocess_x 1\n",
             "# TYPE j_total counter\nj_total{zone=\"a\"} 21\nw{zone=\"a\"} 6\ngone 1\nv{z=\"0\"} 1\nv{z=\"1\"} 1\nprocess_x 1\n",
             10.0,
         );
-        let (new, of_new) = both(
+        let (new, new_page) = both(
             "# TYPE j_total counter\nj_total{zone=\"a\",source=\"m\"} 3\nw 5\nmore 1\nv{z=\"1\"} 1\n",
             "# TYPE j_total counter\nj_total{zone=\"a\",source=\"m\"} 23\nw 6\nmore 1\nv{z=\"1\"} 1\n",
             10.0,
         );
-        let comparison = beside(&(old, &of_old), &(new, &of_new), 10.0);
+        let comparison = compare_pages(&(old, &old_page), &(new, &new_page), 10.0);
         let row = |name: &str| comparison.families.iter().find(|row| row.family == name).unwrap();
-        let rate = |says: &Option<Says>| says.as_ref().and_then(|says| says.value);
+        let rate = |summary: &Option<FamilySummary>| summary.as_ref().and_then(|summary| summary.value);
         assert_eq!((rate(&row("j_total").old), rate(&row("j_total").new)), (Some(2.0), Some(2.0)));
         assert!(row("j_total").lost.is_empty() && row("more").lost.is_empty());
         assert_eq!((&*row("gone").lost, &*row("w").lost), (&["family".to_owned()][..], &["label zone".to_owned()][..]));
         assert_eq!(row("v").lost, ["1 of 2 series, such as {z=\"0\"}"]);
-        assert!(row("process_x").lost.is_empty(), "another program's");
+        assert!(row("process_x").lost.is_empty(), "a metric of the old program itself");
         assert!(!comparison.complete);
         assert!(comparison.table().contains("3 lost, 1 new"), "{}", comparison.table());
         let (file, _) = both("# TYPE j_total counter\nj_total 7\n", "# TYPE j_total counter\nj_total 7\n", 0.0);
-        assert_eq!(file["j_total"].value, None, "a file tells no rate");
+        assert_eq!(file["j_total"].value, None, "a file has no rates");
     }
 }

@@ -1,102 +1,113 @@
-//! Port 9600: how every target stands, under the names of both checkers that are replaced, and in base units.
+//! Metrics of port 9600: health of every target, and the legacy names of both earlier checkers.
 
 use std::{
     sync::mpsc,
     time::{Duration, Instant, SystemTime},
 };
 
-use exporter::{
+use cli::program;
+use metrics::{
     family::{Def, Families, Family, Kind},
-    process, program,
+    process,
 };
 
 use jiff::Timestamp;
 
 use super::{
-    check::State,
-    notices::{self, Notices},
-    round::{Round, Watched},
+    alertmanager::{self, SharedAlertLog},
+    check::TargetState,
+    checker::{HealthChecker, TargetStatus},
 };
-use crate::sheet::{Sheet, Table};
+use crate::rendered_page::{RenderedPage, Table};
 
-const WHO: &[&str] = &["target", "url"];
-const SEED: &[&str] = &["exporter"];
-const SEED_URL: &[&str] = &["exporter", "url"];
+const TARGET: &[&str] = &["target", "url"];
+const LEGACY: &[&str] = &["exporter"];
+const LEGACY_URL: &[&str] = &["exporter", "url"];
 
 static HEALTHY: Def = Def::gauge(
     "wattcast_target_healthy",
-    WHO,
-    "1 while a target answers with a page of metrics that has all that it should have, by a clock like ours, with data of now; absent before the first look. \
-     Nothing is healthy on old data.",
+    TARGET,
+    "1 while a target is healthy: it serves a metrics page with all expected families, current \
+     data and a clock like ours; absent before the first check.",
 );
 static STATE: Def = Def::gauge(
     "wattcast_target_state",
     &["target", "state"],
-    "1 for the state that a target is in, 0 for the others: healthy, unready (it says itself, on /ready, that something is missing), unproven (nothing has changed yet), stale, clock, empty (what it should have is not there), wrong_type, \
-     too_large, status, denied, tls, hanging, down, settings (a file that we were told of cannot be used).",
+    "1 for the current state of a target, 0 for the others: healthy, unready (its /ready reports \
+     missing data), unproven (no value has changed yet), stale, clock, empty (an expected family \
+     is missing), wrong_type, too_large, status, denied, tls, hanging, down, settings (a \
+     configured file is unusable).",
 );
 static REACHABLE: Def =
-    Def::gauge("wattcast_target_reachable", WHO, "1 while a target answers over HTTP, whatever it says.");
-static PARSED: Def =
-    Def::gauge("wattcast_target_parsed", WHO, "1 while its answer is a page of metrics; absent while there is none.");
+    Def::gauge("wattcast_target_reachable", TARGET, "1 while a target answers over HTTP, with any status.");
+static PARSED: Def = Def::gauge(
+    "wattcast_target_parsed",
+    TARGET,
+    "1 while a target's response is a metrics page; absent without a response.",
+);
 static COMPLETE: Def = Def::gauge(
     "wattcast_target_complete",
-    WHO,
-    "1 while all families that it should have are there with samples; absent while there is no page.",
+    TARGET,
+    "1 while all expected families have samples; absent without a metrics page.",
 );
 static FRESH: Def = Def::gauge(
     "wattcast_target_fresh",
-    WHO,
-    "1 while its data is of now, by Last-Modified, the samples' own times, or that values change; absent while nothing tells, or nothing should.",
+    TARGET,
+    "1 while a target's data is current, by Last-Modified, sample timestamps or changing values; \
+     absent while that is unknown or not required.",
 );
 static AGE: Def = Def::gauge(
     "wattcast_target_data_age_seconds",
-    WHO,
-    "How old its data is, by its own clock; or for how long nothing has changed, once that is too long.",
+    TARGET,
+    "Age of the data in seconds by the target's clock, or time since the last change of a value \
+     once that exceeds the limit.",
 );
 static SKEW: Def = Def::gauge(
     "wattcast_target_clock_skew_seconds",
-    WHO,
-    "Its clock less ours, by its Date, within half a second and half of the answer's time.",
+    TARGET,
+    "Target's clock minus ours in seconds, from its Date header, accurate to half a second plus \
+     half of the response time.",
 );
 static RESPONSE: Def =
-    Def::gauge("wattcast_target_response_seconds", WHO, "From asking to the end of its answer, the last time.");
-static LATENCY: Def =
-    Def::histogram("wattcast_target_latency_seconds", WHO, "From asking to the end of its answers, since the start.");
-static FAMILIES: Def = Def::gauge("wattcast_target_families", WHO, "Families with samples on its page.");
-static SAMPLES: Def = Def::gauge("wattcast_target_samples", WHO, "Samples on its page.");
+    Def::gauge("wattcast_target_response_seconds", TARGET, "Duration of the last request in seconds.");
+static LATENCY: Def = Def::histogram("wattcast_target_latency_seconds", TARGET, "Duration of requests in seconds.");
+static FAMILIES: Def = Def::gauge("wattcast_target_families", TARGET, "Families with samples on a target's page.");
+static SAMPLES: Def = Def::gauge("wattcast_target_samples", TARGET, "Samples on a target's page.");
 static CHECKED: Def =
-    Def::gauge("wattcast_target_check_timestamp_seconds", WHO, "When it was looked at last, unix seconds.");
+    Def::gauge("wattcast_target_check_timestamp_seconds", TARGET, "Time of the last check in Unix seconds.");
 static LAST_HEALTHY: Def = Def::gauge(
     "wattcast_target_healthy_timestamp_seconds",
-    WHO,
-    "When it was healthy last, unix seconds; absent while it never was.",
+    TARGET,
+    "Last time the target was healthy in Unix seconds; absent if it never was.",
 );
-static WANTED: Def =
-    Def::gauge("wattcast_target_wanted", WHO, "1 when its absence is a fault; 0 for what not every host has.");
+static REQUIRED: Def = Def::gauge("wattcast_target_wanted", TARGET, "1 for a required target, 0 for an optional one.");
 static TARGETS: Def =
-    Def::gauge("wattcast_targets", &["state"], "Targets in each state; those that were not looked at yet are in none.");
+    Def::gauge("wattcast_targets", &["state"], "Targets by state; unchecked targets are not counted.");
 
-static SEED_UP: Def = Def::gauge("exporter_health_checker_up", &[], "1 while targets are looked at.").seed();
-static SEED_HEALTHY: Def = Def::gauge("exporter_healthy", SEED_URL, "As wattcast_target_healthy.").seed();
-static SEED_RESPONSE: Def = Def::gauge(
+static LEGACY_UP: Def = Def::gauge("exporter_health_checker_up", &[], "1 while targets are checked.").compat();
+static LEGACY_HEALTHY: Def = Def::gauge("exporter_healthy", LEGACY_URL, "Same as wattcast_target_healthy.").compat();
+static LEGACY_RESPONSE: Def = Def::gauge(
     "exporter_response_time_ms",
-    SEED_URL,
-    "Milliseconds from asking to the end of the last answer; absent while none came.",
+    LEGACY_URL,
+    "Duration of the last request in milliseconds; absent without a response.",
 )
-.seed();
-static SEED_CHECKED: Def =
-    Def::gauge("exporter_last_check_timestamp", SEED, "When it was looked at last, unix seconds.").seed();
-static SEED_TOTAL: Def = Def::gauge("exporter_total", &[], "Targets.").seed();
-static SEED_HEALTHY_TOTAL: Def = Def::gauge("exporter_healthy_total", &[], "Targets that are healthy.").seed();
-static SEED_STATUS: Def = Def::gauge("exporter_health_status", SEED, "As wattcast_target_healthy.").seed();
-static SEED_REACHABLE: Def = Def::gauge("exporter_reachable", SEED, "As wattcast_target_reachable.").seed();
-static SEED_METRICS: Def = Def::gauge("exporter_metric_count", SEED, "As wattcast_target_families.").seed();
-static SEED_SAMPLES: Def = Def::gauge("exporter_sample_count", SEED, "As wattcast_target_samples.").seed();
-static SEED_DATA: Def =
-    Def::gauge("exporter_has_data", SEED, "As wattcast_target_complete; 0 while there is no page.").seed();
-static SEED_INFO: Def =
-    Def::gauge("exporter_health_checker_info", &["version", "language"], "1; which checker this is.").seed();
+.compat();
+static LEGACY_CHECKED: Def =
+    Def::gauge("exporter_last_check_timestamp", LEGACY, "Time of the last check in Unix seconds.").compat();
+static LEGACY_TOTAL: Def = Def::gauge("exporter_total", &[], "Targets.").compat();
+static LEGACY_HEALTHY_TOTAL: Def = Def::gauge("exporter_healthy_total", &[], "Healthy targets.").compat();
+static LEGACY_STATUS: Def = Def::gauge("exporter_health_status", LEGACY, "Same as wattcast_target_healthy.").compat();
+static LEGACY_REACHABLE: Def = Def::gauge("exporter_reachable", LEGACY, "Same as wattcast_target_reachable.").compat();
+static LEGACY_METRICS: Def = Def::gauge("exporter_metric_count", LEGACY, "Same as wattcast_target_families.").compat();
+static LEGACY_SAMPLES: Def = Def::gauge("exporter_sample_count", LEGACY, "Same as wattcast_target_samples.").compat();
+static LEGACY_DATA: Def =
+    Def::gauge("exporter_has_data", LEGACY, "Same as wattcast_target_complete, but 0 without a metrics page.").compat();
+static LEGACY_INFO: Def = Def::gauge(
+    "exporter_health_checker_info",
+    &["version", "language"],
+    "Always 1; version and language of the health checker.",
+)
+.compat();
 
 /// In the order of the page.
 pub static DEFS: &[&Def] = &[
@@ -114,84 +125,91 @@ pub static DEFS: &[&Def] = &[
     &SAMPLES,
     &CHECKED,
     &LAST_HEALTHY,
-    &WANTED,
+    &REQUIRED,
     &TARGETS,
-    &notices::FIRING,
-    &notices::TOLD,
-    &SEED_UP,
-    &SEED_HEALTHY,
-    &SEED_RESPONSE,
-    &SEED_CHECKED,
-    &SEED_TOTAL,
-    &SEED_HEALTHY_TOTAL,
-    &SEED_STATUS,
-    &SEED_REACHABLE,
-    &SEED_METRICS,
-    &SEED_SAMPLES,
-    &SEED_DATA,
-    &SEED_INFO,
+    &alertmanager::FIRING,
+    &alertmanager::RECEIVED,
+    &LEGACY_UP,
+    &LEGACY_HEALTHY,
+    &LEGACY_RESPONSE,
+    &LEGACY_CHECKED,
+    &LEGACY_TOTAL,
+    &LEGACY_HEALTHY_TOTAL,
+    &LEGACY_STATUS,
+    &LEGACY_REACHABLE,
+    &LEGACY_METRICS,
+    &LEGACY_SAMPLES,
+    &LEGACY_DATA,
+    &LEGACY_INFO,
 ];
 
-/// The first look comes so long after the start: our own pages, and a probe that starts with us, are there then.
-const BEFORE: Duration = Duration::from_secs(2);
+/// Delay of the first check after the start, so that our own pages and a probe that starts with us
+/// are ready.
+const START_DELAY: Duration = Duration::from_secs(2);
 
-/// How often it is asked whether an alert came meanwhile; the page is written again only where one did.
-const SHOW_EVERY: Duration = Duration::from_secs(5);
+/// Interval between checks for received alerts, which update the page between rounds.
+const ALERTS_EVERY: Duration = Duration::from_secs(5);
 
-/// Looks at everything and writes the page, until `stop` says so.
-pub fn run(mut round: Round, interval: Duration, notices: &Notices, sheet: &Sheet, stop: &mpsc::Receiver<()>) {
+/// Checks all targets and writes the page, until `stop` is dropped.
+pub fn run(
+    mut checker: HealthChecker,
+    interval: Duration,
+    alerts: &SharedAlertLog,
+    page: &RenderedPage,
+    stop: &mpsc::Receiver<()>,
+) {
     let stopped = |pause: Duration| !matches!(stop.recv_timeout(pause), Err(mpsc::RecvTimeoutError::Timeout));
-    let write = |round: &Round, missing: Vec<String>| {
+    let write = |checker: &HealthChecker, missing: Vec<String>| {
         let now = Timestamp::now();
-        let families = families(round).into_iter().chain(notices.families(now)).collect();
-        let tables = notices.table(now).into_iter().chain(tables(round)).collect();
-        sheet.write(families, tables, missing);
+        let families = families(checker).into_iter().chain(alerts.families(now)).collect();
+        let tables = alerts.table(now).into_iter().chain(tables(checker)).collect();
+        page.write(families, tables, missing);
     };
-    write(&round, vec!["targets were not looked at yet".to_owned()]);
-    if stopped(BEFORE) {
+    write(&checker, vec!["the targets have not been checked yet".to_owned()]);
+    if stopped(START_DELAY) {
         return;
     }
     loop {
-        let began = Instant::now();
-        round.look(stopped);
-        let mut told = notices.told();
-        write(&round, Vec::new());
-        // Alerts come between two looks.
-        let mut left = Round::due(began, interval);
+        let start = Instant::now();
+        checker.check_all(stopped);
+        let mut received = alerts.received();
+        write(&checker, Vec::new());
+        let mut left = HealthChecker::pause(start, interval);
         while !left.is_zero() {
-            let pause = left.min(SHOW_EVERY);
+            let pause = left.min(ALERTS_EVERY);
             if stopped(pause) {
                 return;
             }
             left -= pause;
-            let now = notices.told();
-            if now != told {
-                told = now;
-                write(&round, Vec::new());
+            let now = alerts.received();
+            if now != received {
+                received = now;
+                write(&checker, Vec::new());
             }
         }
     }
 }
 
-/// The page's families.
+/// The families of the page.
 #[must_use]
-pub fn families(round: &Round) -> Vec<Family> {
+pub fn families(checker: &HealthChecker) -> Vec<Family> {
     let mut all = Families::new(DEFS);
     let mut latencies = Family::new(&LATENCY);
-    for one in &round.all {
-        target(&mut all, one);
-        if one.latency.count > 0 {
-            latencies.push_buckets(&[&one.target.name, &shown(&one.target.url)], &one.latency);
+    for status in &checker.targets {
+        push_target(&mut all, status);
+        if status.latency.count > 0 {
+            let labels = [&*status.target.name, &url_without_query(&status.target.url)];
+            latencies.push_buckets(&labels, &status.latency);
         }
     }
-    for state in State::ALL {
-        let there = round.all.iter().filter(|one| one.finding.as_ref().is_some_and(|finding| finding.state == state));
-        all.push(&TARGETS, &[state.as_str()], count(there.count()));
+    for state in TargetState::ALL {
+        let has_state = |status: &&TargetStatus| status.result.as_ref().is_some_and(|result| result.state == state);
+        all.push(&TARGETS, &[state.as_str()], count(checker.targets.iter().filter(has_state).count()));
     }
-    all.push(&SEED_UP, &[], 1.0);
-    all.push(&SEED_TOTAL, &[], count(round.all.len()));
-    all.push(&SEED_HEALTHY_TOTAL, &[], count(round.all.iter().filter(|one| one.is_healthy()).count()));
-    all.push(&SEED_INFO, &[program::VERSION, "rust"], 1.0);
+    all.push(&LEGACY_UP, &[], 1.0);
+    all.push(&LEGACY_TOTAL, &[], count(checker.targets.len()));
+    all.push(&LEGACY_HEALTHY_TOTAL, &[], count(checker.targets.iter().filter(|status| status.is_healthy()).count()));
+    all.push(&LEGACY_INFO, &[program::VERSION, "rust"], 1.0);
     let mut all: Vec<Family> = all
         .into_vec()
         .into_iter()
@@ -203,89 +221,90 @@ pub fn families(round: &Round) -> Vec<Family> {
     all
 }
 
-fn target(all: &mut Families, one: &Watched) {
-    let url = shown(&one.target.url);
-    let (who, seed) = ([&*one.target.name, &url], [&*one.target.name]);
-    all.push(&WANTED, &who, flag(!one.target.optional));
-    let (Some(finding), Some(at)) = (&one.finding, one.at) else { return };
-    let healthy = flag(finding.state == State::Healthy);
-    let reachable = flag(finding.reached);
-    for state in State::ALL {
-        all.push(&STATE, &[&one.target.name, state.as_str()], flag(state == finding.state));
+fn push_target(all: &mut Families, status: &TargetStatus) {
+    let url = url_without_query(&status.target.url);
+    let (labels, legacy) = ([&*status.target.name, &url], [&*status.target.name]);
+    all.push(&REQUIRED, &labels, flag(!status.target.optional));
+    let (Some(result), Some(at)) = (&status.result, status.checked_at) else { return };
+    let healthy = flag(result.state == TargetState::Healthy);
+    let reachable = flag(result.reached);
+    for state in TargetState::ALL {
+        all.push(&STATE, &[&status.target.name, state.as_str()], flag(state == result.state));
     }
     for (def, value) in [(&HEALTHY, healthy), (&REACHABLE, reachable)] {
-        all.push(def, &who, value);
+        all.push(def, &labels, value);
     }
-    let parsed = match finding.state {
-        State::WrongType | State::TooLarge => Some(0.0),
-        _ => finding.counts.map(|_| 1.0),
+    let parsed = match result.state {
+        TargetState::WrongType | TargetState::TooLarge => Some(0.0),
+        _ => result.counts.map(|_| 1.0),
     };
     let optional = [
         (&PARSED, parsed),
-        (&COMPLETE, finding.complete.map(flag)),
-        (&FRESH, finding.fresh.map(flag)),
-        (&AGE, finding.age),
-        (&SKEW, finding.skew),
-        (&RESPONSE, finding.latency.map(|latency| latency.as_secs_f64())),
-        (&FAMILIES, finding.counts.map(|(families, _)| count(families))),
-        (&SAMPLES, finding.counts.map(|(_, samples)| count(samples))),
+        (&COMPLETE, result.complete.map(flag)),
+        (&FRESH, result.fresh.map(flag)),
+        (&AGE, result.age),
+        (&SKEW, result.skew),
+        (&RESPONSE, result.latency.map(|latency| latency.as_secs_f64())),
+        (&FAMILIES, result.counts.map(|(families, _)| count(families))),
+        (&SAMPLES, result.counts.map(|(_, samples)| count(samples))),
         (&CHECKED, Some(unix(at))),
-        (&LAST_HEALTHY, one.healthy_at.map(unix)),
-        (&SEED_HEALTHY, Some(healthy)),
-        (&SEED_RESPONSE, finding.latency.map(|latency| latency.as_secs_f64() * 1000.0)),
+        (&LAST_HEALTHY, status.healthy_at.map(unix)),
+        (&LEGACY_HEALTHY, Some(healthy)),
+        (&LEGACY_RESPONSE, result.latency.map(|latency| latency.as_secs_f64() * 1000.0)),
     ];
     for (def, value) in optional {
         if let Some(value) = value {
-            all.push(def, &who, value);
+            all.push(def, &labels, value);
         }
     }
-    all.push(&SEED_CHECKED, &seed, unix(at));
-    all.push(&SEED_STATUS, &seed, healthy);
-    all.push(&SEED_REACHABLE, &seed, reachable);
-    all.push(&SEED_DATA, &seed, finding.complete.map_or(0.0, flag));
-    if let Some((families, samples)) = finding.counts {
-        all.push(&SEED_METRICS, &seed, count(families));
-        all.push(&SEED_SAMPLES, &seed, count(samples));
+    all.push(&LEGACY_CHECKED, &legacy, unix(at));
+    all.push(&LEGACY_STATUS, &legacy, healthy);
+    all.push(&LEGACY_REACHABLE, &legacy, reachable);
+    all.push(&LEGACY_DATA, &legacy, result.complete.map_or(0.0, flag));
+    if let Some((families, samples)) = result.counts {
+        all.push(&LEGACY_METRICS, &legacy, count(families));
+        all.push(&LEGACY_SAMPLES, &legacy, count(samples));
     }
 }
 
-/// The page for people.
+/// The table of targets for the index page.
 #[must_use]
-pub fn tables(round: &Round) -> Vec<Table> {
-    let heads = ["target", "state", "", "answer", "clock", "families", "samples", "where"].map(str::to_owned).to_vec();
-    let rows = round.all.iter().map(|one| row(one).to_vec()).collect();
+pub fn tables(checker: &HealthChecker) -> Vec<Table> {
+    let heads = ["target", "state", "", "response", "clock", "families", "samples", "URL"].map(str::to_owned).to_vec();
+    let rows = checker.targets.iter().map(|status| row(status).to_vec()).collect();
     vec![("Targets".to_owned(), heads, rows)]
 }
 
-/// A target in words: name, state, why, how long the answer took, how far its clock is off, families, samples, URL.
+/// A row of that table: name, state, explanation, response time, clock skew, families, samples,
+/// URL.
 #[must_use]
-pub fn row(one: &Watched) -> [String; 8] {
-    let url = shown(&one.target.url);
-    let Some(finding) = &one.finding else {
-        let name = one.target.name.clone();
-        return [name, "not looked at yet".into(), String::new(), "–".into(), "–".into(), "–".into(), "–".into(), url];
+pub fn row(status: &TargetStatus) -> [String; 8] {
+    let url = url_without_query(&status.target.url);
+    let Some(result) = &status.result else {
+        let name = status.target.name.clone();
+        return [name, "not checked yet".into(), String::new(), "–".into(), "–".into(), "–".into(), "–".into(), url];
     };
     let or = |text: Option<String>| text.unwrap_or_else(|| "–".to_owned());
     [
-        one.target.name.clone(),
-        finding.state.as_str().to_owned(),
-        finding.why.clone(),
-        or(finding.latency.map(|latency| format!("{:.1} ms", latency.as_secs_f64() * 1000.0))),
-        or(finding.skew.map(|skew| if skew.abs() < 1.0 { "right".to_owned() } else { format!("{skew:+.0} s") })),
-        or(finding.counts.map(|(families, _)| families.to_string())),
-        or(finding.counts.map(|(_, samples)| samples.to_string())),
+        status.target.name.clone(),
+        result.state.as_str().to_owned(),
+        result.why.clone(),
+        or(result.latency.map(|latency| format!("{:.1} ms", latency.as_secs_f64() * 1000.0))),
+        or(result.skew.map(|skew| if skew.abs() < 1.0 { "ok".to_owned() } else { format!("{skew:+.0} s") })),
+        or(result.counts.map(|(families, _)| families.to_string())),
+        or(result.counts.map(|(_, samples)| samples.to_string())),
         url,
     ]
 }
 
-/// A URL without what may be a secret: the query.
+/// A URL without its query, which may hold a secret.
 #[must_use]
-pub fn shown(url: &str) -> String {
-    exporter::label::clean(url.split(['?', '#']).next().unwrap_or_default())
+pub fn url_without_query(url: &str) -> String {
+    metrics::label::sanitize(url.split(['?', '#']).next().unwrap_or_default())
 }
 
-fn flag(so: bool) -> f64 {
-    f64::from(u8::from(so))
+fn flag(value: bool) -> f64 {
+    f64::from(u8::from(value))
 }
 
 fn count(number: usize) -> f64 {

@@ -1,16 +1,15 @@
-//! What `wattcast-analysis check` says: a table for people, JSON for programs.
+//! Output of `wattcast-analysis check`: a text table, or JSON.
 
 use serde::Serialize;
 
 use super::{
-    check::State,
-    page::{row, shown},
-    round::{Round, Watched},
+    check::TargetState,
+    checker::{HealthChecker, TargetStatus},
+    page::{row, url_without_query},
 };
 
-/// How a target stands, for programs.
 #[derive(Debug, Serialize)]
-struct One<'a> {
+struct TargetReport<'a> {
     target: &'a str,
     url: String,
     state: &'static str,
@@ -27,55 +26,56 @@ struct One<'a> {
 }
 
 #[derive(Debug, Serialize)]
-struct Report<'a> {
+struct TerminalReport<'a> {
     healthy: bool,
-    targets: Vec<One<'a>>,
+    targets: Vec<TargetReport<'a>>,
 }
 
-/// True when all that is wanted is healthy.
+/// True if all required targets are healthy.
 #[must_use]
-pub fn is_well(round: &Round) -> bool {
-    round.all.iter().all(|one| one.target.optional || one.is_healthy())
+pub fn is_healthy(checker: &HealthChecker) -> bool {
+    checker.targets.iter().all(|status| status.target.optional || status.is_healthy())
 }
 
 /// One line of JSON.
 ///
 /// # Errors
-/// Never, as far as is known: there is nothing in it that JSON cannot say.
-pub fn json(round: &Round) -> serde_json::Result<String> {
-    fn said(one: &Watched) -> Option<One<'_>> {
-        let Watched { target, finding, .. } = one;
-        let finding = finding.as_ref()?;
-        Some(One {
+/// Serialisation failed, which these types cannot cause.
+pub fn json(checker: &HealthChecker) -> serde_json::Result<String> {
+    fn target_report(status: &TargetStatus) -> Option<TargetReport<'_>> {
+        let TargetStatus { target, result, .. } = status;
+        let result = result.as_ref()?;
+        Some(TargetReport {
             target: &target.name,
-            url: shown(&target.url),
-            state: finding.state.as_str(),
-            why: &finding.why,
+            url: url_without_query(&target.url),
+            state: result.state.as_str(),
+            why: &result.why,
             wanted: !target.optional,
-            healthy: finding.state == State::Healthy,
-            response_seconds: finding.latency.map(|latency| latency.as_secs_f64()),
-            clock_skew_seconds: finding.skew,
-            data_age_seconds: finding.age,
-            families: finding.counts.map(|(families, _)| families),
-            samples: finding.counts.map(|(_, samples)| samples),
-            complete: finding.complete,
-            fresh: finding.fresh,
+            healthy: result.state == TargetState::Healthy,
+            response_seconds: result.latency.map(|latency| latency.as_secs_f64()),
+            clock_skew_seconds: result.skew,
+            data_age_seconds: result.age,
+            families: result.counts.map(|(families, _)| families),
+            samples: result.counts.map(|(_, samples)| samples),
+            complete: result.complete,
+            fresh: result.fresh,
         })
     }
-    serde_json::to_string(&Report { healthy: is_well(round), targets: round.all.iter().filter_map(said).collect() })
+    let targets = checker.targets.iter().filter_map(target_report).collect();
+    serde_json::to_string(&TerminalReport { healthy: is_healthy(checker), targets })
 }
 
-/// A table, and a line that sums it up.
+/// A table and a summary line.
 #[must_use]
-pub fn table(round: &Round) -> String {
-    const HEADS: [&str; 7] = ["target", "state", "answer", "clock", "families", "samples", "where"];
-    let rows: Vec<([String; 7], String)> = round
-        .all
+pub fn table(checker: &HealthChecker) -> String {
+    const HEADS: [&str; 7] = ["target", "state", "response", "clock", "families", "samples", "URL"];
+    let rows: Vec<([String; 7], String)> = checker
+        .targets
         .iter()
-        .map(|one| {
-            let [name, state, why, answer, clock, families, samples, url] = row(one);
-            let state = if one.target.optional && !one.is_healthy() { format!("({state})") } else { state };
-            ([name, state, answer, clock, families, samples, url], why)
+        .map(|status| {
+            let [name, state, why, response, clock, families, samples, url] = row(status);
+            let state = if status.target.optional && !status.is_healthy() { format!("({state})") } else { state };
+            ([name, state, response, clock, families, samples, url], why)
         })
         .collect();
     let width = |column: usize| {
@@ -94,12 +94,12 @@ pub fn table(round: &Round) -> String {
             out.push_str(&format!("    {why}\n"));
         }
     }
-    let healthy = round.all.iter().filter(|one| one.is_healthy()).count();
-    let missing = round.all.iter().filter(|one| one.target.optional && !one.is_healthy()).count();
-    let wrong = round.all.len() - healthy - missing;
-    out.push_str(&format!("{healthy} healthy, {wrong} not"));
-    if missing > 0 {
-        out.push_str(&format!(", {missing} in brackets that not every host has"));
+    let healthy = checker.targets.iter().filter(|status| status.is_healthy()).count();
+    let optional = checker.targets.iter().filter(|status| status.target.optional && !status.is_healthy()).count();
+    let unhealthy = checker.targets.len() - healthy - optional;
+    out.push_str(&format!("{healthy} healthy, {unhealthy} unhealthy"));
+    if optional > 0 {
+        out.push_str(&format!(", {optional} optional targets (in brackets) not healthy"));
     }
     out.push('\n');
     out

@@ -1,4 +1,5 @@
-//! What is looked at: the defaults, `NAME=URL` of a flag or the environment, and the configuration file.
+//! Health targets: the default ones, `NAME=URL` of a flag or the environment, and the configuration
+//! file.
 
 use std::{
     collections::BTreeSet,
@@ -6,151 +7,152 @@ use std::{
     time::Duration,
 };
 
-use exporter::label;
+use metrics::label;
 use serde::Deserialize;
 use ureq::http::Uri;
 
-use crate::client::Access;
+use client::Access;
 
-/// Most targets; a site of a thousand hosts asks its Prometheus, whose work that is.
-pub const MOST: usize = 500;
-/// Longest that an answer may take.
-pub const LONGEST: Duration = Duration::from_secs(60);
-/// Data that is older is stale, where nobody says otherwise. Our slowest page is written every few seconds, cAdvisor's figures are some 15 s old.
+/// Maximum number of targets; larger sites have a Prometheus for this.
+pub const MAX_TARGETS: usize = 500;
+/// Longest timeout of a request.
+pub const MAX_TIMEOUT: Duration = Duration::from_secs(60);
+/// Default age after which data is stale. Our pages are written every few seconds, and cAdvisor's
+/// values are some 15 s old.
 pub const MAX_AGE: Duration = Duration::from_secs(60);
 
-/// One thing to look at.
+/// A target of the health check.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Target {
-    /// As it is called on pages.
+    /// The label `target`.
     pub name: String,
-    /// The whole URL.
     pub url: String,
-    /// How it is reached.
     pub access: Access,
-    /// What it should show.
-    pub shows: Shows,
-    /// Its data is stale beyond this age.
+    pub expected: Expected,
+    /// Age after which its data is stale.
     pub max_age: Duration,
-    /// Absent is in order: not every host has one.
+    /// Its absence is no fault.
     pub optional: bool,
-    /// It is one of ours, and says on `/ready` whether what it shows is whole.
-    pub ready: bool,
+    /// It is a Wattcast exporter, whose `/ready` reports missing data.
+    pub has_ready: bool,
 }
 
-/// What an answer should be.
+/// The expected response of a target.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Shows {
-    /// A page of metrics.
+pub enum Expected {
+    /// A metrics page.
     Metrics {
-        /// Families that must be there with at least one sample; each may have alternatives.
-        expect: Vec<Vec<String>>,
-        /// What tells whether the data is of now.
-        fresh: Fresh,
+        /// Families with at least one sample; each may have alternatives.
+        families: Vec<Vec<String>>,
+        freshness: Freshness,
     },
-    /// Anything, with status 200.
-    Anything,
+    /// Any response with status 200.
+    AnyPage,
 }
 
-/// What tells that data is of now.
+/// The evidence that data is current.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Fresh {
-    /// `Last-Modified`, or the samples' own times, or else that any sample has changed.
+pub enum Freshness {
+    /// `Last-Modified`, else the timestamps of samples, else a change of any sample.
     Any,
-    /// That a sample of these families has changed.
-    Moves(Vec<String>),
-    /// The newest value of a family, unix seconds.
+    /// A change of a sample of these families.
+    Changes(Vec<String>),
+    /// The newest value of a family, in Unix seconds.
     Timestamp(String),
-    /// Nothing: the page is meant to stand still.
+    /// None: the page does not change.
     Static,
 }
 
-/// A target as the configuration file has it.
+/// A target in the configuration file, `[[health.target]]`.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Written {
+pub struct TargetConfig {
     name: String,
     url: String,
     #[serde(default)]
     expect: Vec<String>,
-    /// Families of which a sample has to change.
+    /// Families with a sample that must change.
     #[serde(default)]
     moves: Vec<String>,
-    /// A family whose value is a moment.
+    /// A family whose value is a Unix time.
     timestamp: Option<String>,
-    /// The page is meant to stand still.
+    /// The page does not change.
     #[serde(default, rename = "static")]
-    still: bool,
-    /// It shows no metrics; status 200 is enough.
+    is_static: bool,
+    /// Any response with status 200 is healthy.
     #[serde(default)]
     answer: bool,
     max_age: Option<String>,
     #[serde(default)]
     optional: bool,
-    /// How it is reached; nobody's secret but its own is shown to it.
+    /// Credentials for this target only; those of the flags are not sent to it.
     #[serde(default)]
     access: Access,
 }
 
-impl Written {
-    /// What it means: what the same name and URL would on the command line, and what is said besides.
+impl TargetConfig {
+    /// The target of these settings; the rest is that of the same name and URL on the command line.
     ///
     /// # Errors
-    /// What makes no sense.
-    pub fn read(&self, max_age: Duration) -> Result<Target, String> {
-        let wrong = |what: &str| format!("health.target {:?}: {what}", self.name);
-        let ways =
-            usize::from(!self.moves.is_empty()) + usize::from(self.timestamp.is_some()) + usize::from(self.still);
-        if ways > 1 {
-            return Err(wrong("one of moves, timestamp and static"));
+    /// An invalid or contradictory setting.
+    pub fn target(&self, max_age: Duration) -> Result<Target, String> {
+        let invalid = |reason: &str| format!("health.target {:?}: {reason}", self.name);
+        let evidence =
+            usize::from(!self.moves.is_empty()) + usize::from(self.timestamp.is_some()) + usize::from(self.is_static);
+        if evidence > 1 {
+            return Err(invalid("set only one of moves, timestamp and static"));
         }
-        if self.answer && (ways > 0 || !self.expect.is_empty()) {
-            return Err(wrong("with answer = true no metrics are looked at"));
+        if self.answer && (evidence > 0 || !self.expect.is_empty()) {
+            return Err(invalid("answer = true excludes expect, moves, timestamp and static"));
         }
         let timeout = self.access.timeout.as_deref().and_then(|text| humantime::parse_duration(text).ok());
-        if timeout.is_some_and(|timeout| timeout > LONGEST) {
-            return Err(wrong("access.timeout: up to 1m"));
+        if timeout.is_some_and(|timeout| timeout > MAX_TIMEOUT) {
+            return Err(invalid("access.timeout: up to 1m"));
         }
-        let usual = at(&self.name, &self.url, self.answer, &self.access, max_age).map_err(|why| wrong(&why))?;
-        let (expect, fresh) = match usual.shows {
-            Shows::Metrics { expect, fresh } => (expect, fresh),
-            Shows::Anything => (Vec::new(), Fresh::Any),
+        let target =
+            parse_url(&self.name, &self.url, self.answer, &self.access, max_age).map_err(|why| invalid(&why))?;
+        let (families, freshness) = match target.expected {
+            Expected::Metrics { families, freshness } => (families, freshness),
+            Expected::AnyPage => (Vec::new(), Freshness::Any),
         };
-        let fresh = match (&self.timestamp, self.still) {
-            (Some(family), _) => Fresh::Timestamp(family.clone()),
-            (None, true) => Fresh::Static,
-            (None, false) if self.moves.is_empty() => fresh,
-            (None, false) => Fresh::Moves(self.moves.clone()),
+        let freshness = match (&self.timestamp, self.is_static) {
+            (Some(family), _) => Freshness::Timestamp(family.clone()),
+            (None, true) => Freshness::Static,
+            (None, false) if self.moves.is_empty() => freshness,
+            (None, false) => Freshness::Changes(self.moves.clone()),
         };
         let max_age = match &self.max_age {
             None => max_age,
-            Some(text) => humantime::parse_duration(text).map_err(|error| wrong(&format!("max_age: {error}")))?,
+            Some(text) => humantime::parse_duration(text).map_err(|error| invalid(&format!("max_age: {error}")))?,
         };
         if max_age.is_zero() {
-            return Err(wrong("max_age: nothing is that young"));
+            return Err(invalid("max_age: must be above zero"));
         }
-        let expect = if self.expect.is_empty() { expect } else { expected(&self.expect) };
-        let shows = if self.answer { Shows::Anything } else { Shows::Metrics { expect, fresh } };
-        Ok(Target { shows, max_age, optional: self.optional, access: self.access.clone(), ..usual })
+        let families = if self.expect.is_empty() { families } else { alternatives(&self.expect) };
+        let expected = if self.answer { Expected::AnyPage } else { Expected::Metrics { families, freshness } };
+        Ok(Target { expected, max_age, optional: self.optional, access: self.access.clone(), ..target })
     }
 }
 
-/// Alternatives are divided by a bar.
-fn expected(words: &[String]) -> Vec<Vec<String>> {
-    words.iter().map(|word| word.split('|').map(|name| name.trim().to_owned()).collect()).collect()
+/// Splits each text into alternatives at its bars.
+fn alternatives(texts: &[String]) -> Vec<Vec<String>> {
+    texts.iter().map(|text| text.split('|').map(|name| name.trim().to_owned()).collect()).collect()
 }
 
-pub(super) fn named(name: &str) -> Result<String, String> {
-    let name = label::clean(name.trim());
-    if name.is_empty() { Err("a target without a name".to_owned()) } else { Ok(name) }
+/// A name as it is shown, without control characters.
+pub(super) fn clean_name(name: &str) -> Result<String, String> {
+    let name = label::sanitize(name.trim());
+    if name.is_empty() { Err("the name of the target is empty".to_owned()) } else { Ok(name) }
 }
 
-/// Of the defaults: name, port, path, families with alternatives, what tells that it is fresh, whether every host has it.
-type Usual = (&'static str, u16, &'static str, &'static [&'static str], &'static [&'static str], bool);
+/// A default target: name, port, path, expected families, families that must change, whether it is
+/// required.
+type DefaultTarget = (&'static str, u16, &'static str, &'static [&'static str], &'static [&'static str], bool);
 
-/// The nine of the checker that is replaced, under its names, and what it left out. What is expected is what is there whenever there is data; of runs the results
-/// exporter's page tells, for scores and streams may rightly be none.
-const DEFAULTS: [Usual; 13] = [
+/// The nine targets of the legacy checker under its names, and four more. The expected families
+/// exist whenever there is data; scores and streams may be absent without a fault, so only the
+/// results exporter must have runs.
+const DEFAULTS: [DefaultTarget; 13] = [
     ("nginx-exporter", 9728, "/metrics", &["nginx_rtmp_connections", "nginx_rtmp_streams"], &[], false),
     ("cpu-exporter-go", 9500, "/metrics", &["rapl_energy_joules_total|wattcast_energy_joules_total"], &[], true),
     (
@@ -180,33 +182,34 @@ const DEFAULTS: [Usual; 13] = [
     ("grafana", 3000, "/api/health", &[], &[], false),
 ];
 
-/// Where Wattcast's own pages are, and how they are reached.
+/// Addresses and credentials of Wattcast's own exporters.
 #[derive(Clone, Debug)]
-pub struct Ours {
-    /// Probes by their hosts' names, with the URLs of their ports 9500; the first has the others of a probe beside it.
+pub struct OwnExporters {
+    /// Probes as host name, URL of port 9500 and credentials; ports 9501 and 9505 are those of the
+    /// first.
     pub probes: Vec<(String, String, Access)>,
-    /// The service's scheme, path of metrics, and its access.
+    /// URL scheme of the service.
     pub scheme: &'static str,
-    /// As of `--web.telemetry-path`.
-    pub telemetry: String,
-    /// Where its ports are, by what they usually are, where that is known.
+    /// `--web.telemetry-path` of the service.
+    pub telemetry_path: String,
+    /// Known addresses of the service by default port.
     pub addresses: Vec<(u16, SocketAddr)>,
-    /// The name under which the service is known, where its certificate is for that.
+    /// Host name of the service, if its certificate is for a name.
     pub host: Option<String>,
-    /// How the service is reached.
+    /// Credentials for the service.
     pub access: Access,
-    /// Data that is older is stale.
+    /// Age after which data is stale.
     pub max_age: Duration,
 }
 
-impl Ours {
-    /// One on this host with the usual ports.
+impl OwnExporters {
+    /// The exporters of this host on the default ports.
     #[must_use]
-    pub fn usual(scheme: &'static str, access: &Access) -> Self {
+    pub fn local(scheme: &'static str, access: &Access) -> Self {
         Self {
             probes: vec![(String::new(), format!("{scheme}://127.0.0.1:9500"), access.clone())],
             scheme,
-            telemetry: "/metrics".to_owned(),
+            telemetry_path: "/metrics".to_owned(),
             addresses: Vec::new(),
             host: None,
             access: access.clone(),
@@ -214,148 +217,154 @@ impl Ours {
         }
     }
 
-    /// The URL of what usually is on a port, and how it is reached; `None` for what is not ours.
+    /// URL and credentials of the exporter with this default port; `None` for other exporters.
     fn find(&self, port: u16) -> Option<(String, Access)> {
         match port {
             9500 | 9501 | 9505 => {
                 let (_, url, access) = self.probes.first()?;
                 let base = url.trim_end_matches('/');
-                let beside = || Some(format!("{}:{port}", base_of(base)?));
-                Some((format!("{}/metrics", if port == 9500 { base.to_owned() } else { beside()? }), access.clone()))
+                let base = if port == 9500 { base.to_owned() } else { format!("{}:{port}", scheme_and_host(base)?) };
+                Some((format!("{base}/metrics"), access.clone()))
             }
             9502 | 9503 | 9504 | 9506 | 9728 => {
-                let there = self.addresses.iter().find(|(usual, _)| *usual == port).map(|(_, address)| *address);
-                let mut there = there.unwrap_or_else(|| (Ipv4Addr::LOCALHOST, port).into());
-                if there.ip().is_unspecified() {
-                    // [::] takes both kinds.
-                    there.set_ip(Ipv4Addr::LOCALHOST.into());
+                let known = self.addresses.iter().find(|(default, _)| *default == port).map(|(_, address)| *address);
+                let mut address = known.unwrap_or_else(|| (Ipv4Addr::LOCALHOST, port).into());
+                if address.ip().is_unspecified() {
+                    // [::] accepts IPv4 too.
+                    address.set_ip(Ipv4Addr::LOCALHOST.into());
                 }
                 let host = match &self.host {
-                    Some(host) => format!("{host}:{}", there.port()),
-                    None => there.to_string(),
+                    Some(host) => format!("{host}:{}", address.port()),
+                    None => address.to_string(),
                 };
-                Some((format!("{}://{host}{}", self.scheme, self.telemetry), self.access.clone()))
+                Some((format!("{}://{host}{}", self.scheme, self.telemetry_path), self.access.clone()))
             }
             _ => None,
         }
     }
 }
 
-/// Scheme and host of a URL, without its port and path.
-fn base_of(url: &str) -> Option<String> {
+/// Scheme and host of a URL, without port and path.
+fn scheme_and_host(url: &str) -> Option<String> {
     let url: Uri = url.parse().ok()?;
     Some(format!("{}://{}", url.scheme_str()?, url.host()?))
 }
 
-/// The targets of a stack on one host, and the probes of others.
+/// The default targets of this host, and the probes of other hosts.
 #[must_use]
-pub fn defaults(ours: &Ours) -> Vec<Target> {
-    let of = |usual: &Usual, name: String, url: String, access: Access| {
-        let (_, port, .., everywhere) = *usual;
-        let (max_age, ready) = (ours.max_age, is_ours(port));
-        Target { name, url, access, shows: shown(usual), max_age, optional: !everywhere, ready }
+pub fn defaults(own: &OwnExporters) -> Vec<Target> {
+    let target = |default: &DefaultTarget, name: String, url: String, access: Access| {
+        let (_, port, .., required) = *default;
+        let (max_age, has_ready) = (own.max_age, is_own_port(port));
+        Target { name, url, access, expected: default_expectation(default), max_age, optional: !required, has_ready }
     };
     let mut all: Vec<Target> = DEFAULTS
         .iter()
-        .map(|usual| {
-            let (name, port, path, ..) = *usual;
-            let elsewhere = || (format!("http://127.0.0.1:{port}{path}"), Access::default());
-            let (url, access) = ours.find(port).unwrap_or_else(elsewhere);
-            of(usual, name.to_owned(), url, access)
+        .map(|default| {
+            let (name, port, path, ..) = *default;
+            let local = || (format!("http://127.0.0.1:{port}{path}"), Access::default());
+            let (url, access) = own.find(port).unwrap_or_else(local);
+            target(default, name.to_owned(), url, access)
         })
         .collect();
     let probe = DEFAULTS.iter().find(|(name, ..)| *name == "wattcast-probe");
-    for (host, url, access) in ours.probes.iter().skip(1) {
-        if let Some(usual) = probe {
+    for (host, url, access) in own.probes.iter().skip(1) {
+        if let Some(default) = probe {
             let url = format!("{}/metrics", url.trim_end_matches('/'));
-            all.push(of(usual, label::clean(&format!("wattcast-probe {host}")), url, access.clone()));
+            all.push(target(default, label::sanitize(&format!("wattcast-probe {host}")), url, access.clone()));
         }
     }
     all
 }
 
-/// What a default shows.
-fn shown(usual: &Usual) -> Shows {
-    let (_, _, path, expect, moves, _) = *usual;
-    let words = |words: &[&str]| -> Vec<String> { words.iter().map(|word| (*word).to_owned()).collect() };
+fn default_expectation(default: &DefaultTarget) -> Expected {
+    let (_, _, path, families, changes, _) = *default;
+    let owned = |names: &[&str]| -> Vec<String> { names.iter().map(|name| (*name).to_owned()).collect() };
     if path != "/metrics" {
-        return Shows::Anything;
+        return Expected::AnyPage;
     }
-    let fresh = if moves.is_empty() { Fresh::Any } else { Fresh::Moves(words(moves)) };
-    Shows::Metrics { expect: expected(&words(expect)), fresh }
+    let freshness = if changes.is_empty() { Freshness::Any } else { Freshness::Changes(owned(changes)) };
+    Expected::Metrics { families: alternatives(&owned(families)), freshness }
 }
 
-/// Ports that nobody else has by habit.
-fn is_ours(port: u16) -> bool {
+/// True for the default ports of Wattcast, which other exporters do not use by default.
+fn is_own_port(port: u16) -> bool {
     (9500..=9506).contains(&port) || port == 9728
 }
 
-/// `NAME=URL`, or a URL alone; what is expected of it is what is expected of the default of that name, or, of a port that only we have, of that. A secret of `access` is shown
-/// over TLS and to this machine only.
+/// Parses `NAME=URL` or a URL. The expected response is that of the default target with this name,
+/// or of the own exporter with this port. Secrets of `access` are used only over TLS and for this
+/// machine.
 ///
 /// # Errors
-/// What makes no sense; without the text, which may hold a secret.
-pub fn given(text: &str, access: &Access, max_age: Duration) -> Result<Target, String> {
+/// The text is invalid; the error does not contain it, as it may hold a secret.
+pub fn parse(text: &str, access: &Access, max_age: Duration) -> Result<Target, String> {
     let (name, url) = match text.split_once('=') {
         Some((name, url)) if !name.contains(['/', ':', '?']) => (name.trim(), url.trim()),
         _ => ("", text.trim()),
     };
-    at(name, url, false, access, max_age)
+    parse_url(name, url, false, access, max_age)
 }
 
-/// A target by name and URL. `whole` takes the path as it is, even without one.
-pub(super) fn at(name: &str, url: &str, whole: bool, access: &Access, max_age: Duration) -> Result<Target, String> {
-    let named_so = if name.is_empty() { String::new() } else { format!("target {}: ", label::clean(name)) };
-    let wrong = |what: &str| format!("{named_so}{what}");
+/// A target by name and URL. An empty path means `/metrics`, unless `keep_path` is true.
+pub(super) fn parse_url(
+    name: &str,
+    url: &str,
+    keep_path: bool,
+    access: &Access,
+    max_age: Duration,
+) -> Result<Target, String> {
+    let prefix = if name.is_empty() { String::new() } else { format!("target {}: ", label::sanitize(name)) };
+    let invalid = |reason: &str| format!("{prefix}{reason}");
     let uri = url.parse::<Uri>().ok().filter(|uri| matches!(uri.scheme_str(), Some("http" | "https")));
     let Some((scheme, authority)) = uri.as_ref().and_then(|uri| Some((uri.scheme_str()?, uri.authority()?))) else {
-        return Err(wrong("no URL; write NAME=http://HOST:PORT/metrics"));
+        return Err(invalid("not a URL; write NAME=http://HOST:PORT/metrics"));
     };
     if authority.host().is_empty() || authority.as_str().contains('@') {
-        return Err(wrong("a host without a user; users and passwords are for --client.username and access"));
+        return Err(invalid("the URL must not contain a user; use --client.username or access in the file"));
     }
-    let given_path = uri.as_ref().map_or("", Uri::path);
-    let path = if given_path.len() < 2 && !whole { "/metrics" } else { given_path };
+    let url_path = uri.as_ref().map_or("", Uri::path);
+    let path = if url_path.len() < 2 && !keep_path { "/metrics" } else { url_path };
     let query = uri.as_ref().and_then(Uri::query).map(|query| format!("?{query}")).unwrap_or_default();
     let (host, port) = (authority.as_str(), authority.port_u16());
-    let usual = DEFAULTS.iter().find(|(known, ..)| *known == name);
-    let usual = usual.or_else(|| {
-        let by_port = |(_, known, ..): &&Usual| name.is_empty() && Some(*known) == port && is_ours(*known);
+    let default = DEFAULTS.iter().find(|(known, ..)| *known == name);
+    let default = default.or_else(|| {
+        let by_port = |(_, known, ..): &&DefaultTarget| name.is_empty() && Some(*known) == port && is_own_port(*known);
         DEFAULTS.iter().find(by_port)
     });
-    let shows = match usual.map(shown) {
-        // Grafana has a page of metrics too, where it is not asked for its health.
-        Some(Shows::Anything) if path == "/metrics" => None,
-        usual => usual,
+    let expected = match default.map(default_expectation) {
+        // Grafana has a metrics page too, not only a health page.
+        Some(Expected::AnyPage) if path == "/metrics" => None,
+        expected => expected,
     };
-    let ready = usual.is_some_and(|(_, port, ..)| is_ours(*port));
+    let has_ready = default.is_some_and(|(_, port, ..)| is_own_port(*port));
     let url = format!("{scheme}://{host}{path}{query}");
     Ok(Target {
-        name: named(if name.is_empty() { host } else { name })?,
-        access: access.discreet(&url),
+        name: clean_name(if name.is_empty() { host } else { name })?,
+        access: access.without_exposed_secrets(&url),
         url,
-        shows: shows.unwrap_or(Shows::Metrics { expect: Vec::new(), fresh: Fresh::Any }),
+        expected: expected.unwrap_or(Expected::Metrics { families: Vec::new(), freshness: Freshness::Any }),
         max_age,
         optional: false,
-        ready,
+        has_ready,
     })
 }
 
-/// True for the name of a target whose page we know.
-pub(super) fn is_known(name: &str) -> bool {
+/// True for the name of a default target.
+pub(super) fn is_default(name: &str) -> bool {
     DEFAULTS.iter().any(|(known, ..)| *known == name)
 }
 
-/// Refuses what would be two of one name, or too many.
+/// Checks that names are unique and the number of targets is within the limit.
 ///
 /// # Errors
-/// The first name that stands twice, or the number.
-pub fn distinct(all: &[Target]) -> Result<(), String> {
+/// The first duplicate name, or the number of targets.
+pub fn check_unique(all: &[Target]) -> Result<(), String> {
     let mut names = BTreeSet::new();
-    if let Some(twice) = all.iter().find(|target| !names.insert(&target.name)) {
-        return Err(format!("two targets are called {:?}", twice.name));
+    if let Some(duplicate) = all.iter().find(|target| !names.insert(&target.name)) {
+        return Err(format!("two targets have the name {:?}", duplicate.name));
     }
-    if all.len() > MOST { Err(format!("{} targets; at most {MOST}", all.len())) } else { Ok(()) }
+    if all.len() > MAX_TARGETS { Err(format!("{} targets; at most {MAX_TARGETS}", all.len())) } else { Ok(()) }
 }
 
 #[cfg(test)]
@@ -365,28 +374,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_defaults_are_the_replaced_checker_s_and_what_it_left_out() {
+    fn the_default_targets_cover_the_legacy_checker_and_more() {
         let access = Access { username: Some("u".into()), ..Access::default() };
-        let all = defaults(&Ours::usual("https", &access));
-        distinct(&all).unwrap();
+        let all = defaults(&OwnExporters::local("https", &access));
+        check_unique(&all).unwrap();
         assert_eq!(all.len(), 13);
         let of = |name: &str| all.iter().find(|target| target.name == name).unwrap();
         assert_eq!(of("results-exporter").url, "https://127.0.0.1:9502/metrics");
         assert_eq!(of("node-exporter").url, "http://127.0.0.1:9100/metrics");
-        assert!(of("node-exporter").access.username.is_none(), "nobody else is shown our password");
+        assert!(of("node-exporter").access.username.is_none(), "our password is for our exporters only");
         assert!(of("wattcast-probe").access.username.is_some());
-        assert_eq!((&of("grafana").shows, of("grafana").optional), (&Shows::Anything, true));
+        assert_eq!((&of("grafana").expected, of("grafana").optional), (&Expected::AnyPage, true));
     }
 
     #[test]
-    fn targets_of_ours_are_where_ours_are() {
-        let mut ours = Ours::usual("https", &Access::default());
-        ours.addresses = vec![(9502, ([0, 0, 0, 0], 1234).into()), (9600, ([127, 0, 0, 1], 1).into())];
-        ours.telemetry = "/energy".into();
+    fn own_targets_have_the_configured_addresses() {
+        let mut own = OwnExporters::local("https", &Access::default());
+        own.addresses = vec![(9502, ([0, 0, 0, 0], 1234).into()), (9600, ([127, 0, 0, 1], 1).into())];
+        own.telemetry_path = "/energy".into();
         let probe = |host: &str, url: &str| (host.to_owned(), url.to_owned(), Access::default());
-        ours.probes = vec![probe("enc-1", "http://enc-1:9510/"), probe("enc-2", "https://enc-2")];
-        let all = defaults(&ours);
-        distinct(&all).unwrap();
+        own.probes = vec![probe("enc-1", "http://enc-1:9510/"), probe("enc-2", "https://enc-2")];
+        let all = defaults(&own);
+        check_unique(&all).unwrap();
         let of =
             |name: &str| all.iter().find(|target| target.name == name).map(|target| &*target.url).unwrap_or_default();
         assert_eq!(of("results-exporter"), "https://127.0.0.1:1234/energy");
@@ -394,8 +403,8 @@ mod tests {
         assert_eq!(of("cpu-exporter-go"), "http://enc-1:9510/metrics");
         assert_eq!(of("gpu-exporter"), "http://enc-1:9505/metrics");
         assert_eq!(of("wattcast-probe enc-2"), "https://enc-2/metrics");
-        ours.probes = vec![probe("", "https://gw.example/enc-1/")];
-        let all = defaults(&ours);
+        own.probes = vec![probe("", "https://gw.example/enc-1/")];
+        let all = defaults(&own);
         let of =
             |name: &str| all.iter().find(|target| target.name == name).map(|target| &*target.url).unwrap_or_default();
         assert_eq!(of("wattcast-probe"), "https://gw.example/enc-1/metrics");
@@ -403,22 +412,25 @@ mod tests {
     }
 
     #[test]
-    fn a_name_or_a_port_says_what_is_expected() {
-        let read = |text: &str| given(text, &Access::default(), MAX_AGE);
+    fn a_name_or_a_port_selects_the_expected_families() {
+        let read = |text: &str| parse(text, &Access::default(), MAX_AGE);
         let target = read("node-exporter=http://enc-1:9100").unwrap();
         assert_eq!((&*target.name, &*target.url), ("node-exporter", "http://enc-1:9100/metrics"));
-        assert!(matches!(&target.shows, Shows::Metrics { fresh: Fresh::Moves(_), .. }));
+        assert!(matches!(&target.expected, Expected::Metrics { freshness: Freshness::Changes(_), .. }));
         let target = read("http://enc-1:9500/energy").unwrap();
         assert_eq!((&*target.name, &*target.url), ("enc-1:9500", "http://enc-1:9500/energy"));
-        assert!(matches!(&target.shows, Shows::Metrics { expect, .. } if expect.len() == 1));
+        assert!(matches!(&target.expected, Expected::Metrics { families, .. } if families.len() == 1));
         let target = read("mine=https://enc-1:9500?a=b").unwrap();
         assert_eq!(target.url, "https://enc-1:9500/metrics?a=b");
-        assert!(matches!(&target.shows, Shows::Metrics { expect, .. } if expect.is_empty()));
-        // 8080 and 3000 are everybody's.
+        assert!(matches!(&target.expected, Expected::Metrics { families, .. } if families.is_empty()));
+        // Other programs use 8080 and 3000 too.
         for url in ["http://h:8080", "http://h:3000/"] {
-            assert!(matches!(&read(url).unwrap().shows, Shows::Metrics { expect, .. } if expect.is_empty()), "{url}");
+            assert!(
+                matches!(&read(url).unwrap().expected, Expected::Metrics { families, .. } if families.is_empty()),
+                "{url}"
+            );
         }
-        assert_eq!(read("grafana=http://h:3000/api/health").unwrap().shows, Shows::Anything);
+        assert_eq!(read("grafana=http://h:3000/api/health").unwrap().expected, Expected::AnyPage);
         for wrong in ["enc-1:9100", "x=ftp://y", "=http://", "", "http://u:hunter2@h:9500", "http://?hunter2"] {
             let why = read(wrong).unwrap_err();
             assert!(!why.contains("hunter2"), "{why}");
@@ -426,19 +438,19 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_is_shown_over_tls_and_to_this_machine_only() {
+    fn secrets_are_sent_over_tls_or_locally_only() {
         let access = Access { username: Some("u".into()), password_file: Some("p".into()), ..Access::default() };
-        let shown = |url: &str| given(url, &access, MAX_AGE).unwrap().access.username.is_some();
-        assert!(shown("https://enc-1:9500") && shown("http://127.0.0.1:9500"));
-        assert!(!shown("http://enc-1:9500"));
-        let written: Written = toml::from_str("name = \"a\"\nurl = \"https://partner.example\"").unwrap();
-        assert_eq!(written.read(MAX_AGE).unwrap().access, Access::default());
+        let is_sent = |url: &str| parse(url, &access, MAX_AGE).unwrap().access.username.is_some();
+        assert!(is_sent("https://enc-1:9500") && is_sent("http://127.0.0.1:9500"));
+        assert!(!is_sent("http://enc-1:9500"));
+        let config: TargetConfig = toml::from_str("name = \"a\"\nurl = \"https://partner.example\"").unwrap();
+        assert_eq!(config.target(MAX_AGE).unwrap().access, Access::default());
     }
 
     proptest! {
         #[test]
-        fn any_text_gives_targets_or_a_reason(text in any::<String>()) {
-            let _ = given(&text, &Access::default(), MAX_AGE);
+        fn any_text_gives_a_target_or_an_error(text in any::<String>()) {
+            let _ = parse(&text, &Access::default(), MAX_AGE);
         }
     }
 }

@@ -1,12 +1,13 @@
-//! Streams: what encoders say of themselves while they run, and what servers say of them.
+//! Live streams: progress reports of ffmpeg (port 9506) and statistics of nginx-rtmp (port 9728).
 //!
-//! [`receive`] takes ffmpeg's reports from the network, [`book`] keeps what each stream delivered, [`names`] finds out
-//! whose reports come without a name, [`page`] makes port 9506, [`record`] keeps a line of each job that ended, and [`nginx`] makes port 9728.
+//! [`receive`] reads the reports, [`table`] keeps the totals of each stream, [`names`] resolves the
+//! stream names of reports without one, [`job_log`] writes a line per ended job, [`page`] and
+//! [`nginx`] define the metrics, and [`updater`] has the threads that keep both pages up to date.
 
-pub mod book;
+pub mod job_log;
 pub mod names;
 pub mod nginx;
 pub mod page;
 pub mod receive;
-pub mod record;
-pub mod watch;
+pub mod table;
+pub mod updater;

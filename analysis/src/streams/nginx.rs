@@ -1,158 +1,153 @@
-//! nginx's RTMP module: its `/stat` page as metrics of port 9728.
+//! Metrics of port 9728 from the statistics page of nginx's RTMP module.
 //!
-//! In RTMP a stream's name is usually the key that lets one publish, so the label is a digest unless the user wants the name. A server
-//! that is slow or broken holds up its own thread, never a request.
+//! The name of an RTMP stream is usually its publishing key, so the label is a digest unless
+//! configured otherwise. A slow or broken server delays only its own thread, never a request.
 
 use std::{collections::BTreeMap, time::Duration};
 
-use exporter::{
+use cli::program;
+use metrics::{
     family::{Def, Families, Family},
-    label, process, program,
+    label, process,
 };
 use quick_xml::{Reader, events::Event};
 
-use crate::client::{Access, Client, Failed};
+use client::{Access, Client, ClientError};
 
-/// Longest that the server may take to answer.
+/// Timeout of a request.
 const TIMEOUT: Duration = Duration::from_secs(3);
-/// Largest page that is taken: a stream has a kilobyte, and each of its clients three hundred bytes.
+/// Largest page in bytes: a stream has about 1 kB, and each of its clients 300 bytes.
 const MAX_PAGE: u64 = 8 << 20;
-/// Deepest element: the module nests eight.
+/// Maximum nesting of elements; the module has eight levels.
 const MAX_DEPTH: usize = 32;
-/// Longest text of an element.
+/// Longest text of an element in bytes.
 const MAX_TEXT: usize = 1024;
-/// Streams with series of their own.
+/// Maximum number of streams with their own series.
 const MAX_STREAMS: usize = 512;
 
-/// What stands for a stream's name in the label `stream`.
+/// The value of the label `stream`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum StreamLabel {
-    /// Eight digits of a digest of application and name
+    /// Eight hexadecimal digits of a digest of application and name
     #[default]
     Hash,
-    /// The name itself: for servers whose names are no keys
+    /// The name, for servers whose stream names are not secret
     Name,
-    /// Nothing: figures by application only
+    /// No series of streams, only of applications
     Off,
 }
 
-/// One stream.
+/// A stream of the statistics page.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Stream {
-    /// Its application.
+pub struct NginxStream {
     pub application: String,
-    /// Its name.
     pub name: String,
-    /// Milliseconds.
+    /// Time since the start.
     pub time_ms: u64,
-    /// Bits a second, in and out.
+    /// Bits per second, in and out.
     pub bits: [u64; 2],
-    /// Bytes since it began, in and out.
+    /// Bytes since the start, in and out.
     pub bytes: [u64; 2],
-    /// Clients, the publisher included.
+    /// Number of clients, including the publisher.
     pub clients: u64,
-    /// Clients that publish.
     pub publishers: u64,
-    /// Messages that its clients lost.
+    /// Messages dropped for its clients.
     pub dropped: u64,
-    /// `H264` and the like; empty when unknown.
+    /// Video codec such as `H264`, empty if unknown.
     pub video: String,
-    /// As above.
+    /// Audio codec, empty if unknown.
     pub audio: String,
-    /// As above.
     pub width: u64,
-    /// As above.
     pub height: u64,
-    /// As above.
     pub fps: f64,
 }
 
-/// One page.
+/// The statistics page.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Stat {
-    /// Connections since the server's start.
+    /// Accepted connections since the server's start.
     pub accepted: u64,
-    /// Seconds.
+    /// Seconds since the server's start.
     pub uptime: u64,
-    /// Bits a second, in and out.
+    /// Bits per second, in and out.
     pub bits: [u64; 2],
     /// Bytes, in and out.
     pub bytes: [u64; 2],
-    /// Clients by application.
+    /// Number of clients by application.
     pub applications: BTreeMap<String, u64>,
-    /// Streams.
-    pub streams: Vec<Stream>,
-    /// Streams beyond those.
-    pub more: u64,
+    pub streams: Vec<NginxStream>,
+    /// Number of streams beyond `MAX_STREAMS`.
+    pub streams_dropped: u64,
 }
 
-/// Why there is no page.
+/// The statistics page could not be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum NoStat {
-    /// The server did not answer.
-    #[error("{0}. Start nginx, or name its page with --nginx.url")]
+pub enum StatError {
+    /// The server does not answer, or with an error status.
+    #[error("{0}; start nginx, or set the URL of its statistics page with --nginx.url")]
     Unreachable(String),
-    /// The page is none of the module's.
+    /// The page is not from the RTMP module.
     #[error("{0}")]
-    NotStat(String),
+    Invalid(String),
 }
 
-impl NoStat {
+impl StatError {
     /// The label `reason`.
     #[must_use]
     pub fn reason(&self) -> &'static str {
         match self {
             Self::Unreachable(_) => "absent",
-            Self::NotStat(_) => "broken",
+            Self::Invalid(_) => "broken",
         }
     }
 }
 
-/// A server by the address of its page.
+/// An nginx server by the URL of its statistics page.
 pub struct Nginx(Client);
 
 impl Nginx {
-    /// Connects to nothing yet.
+    /// Prepares requests, without a connection yet.
     ///
     /// # Errors
-    /// When that is no URL, or has a password in it.
-    pub fn new(url: &str) -> Result<Self, Failed> {
+    /// The URL is invalid or contains a password.
+    pub fn new(url: &str) -> Result<Self, ClientError> {
         Client::new(url, &Access::default(), TIMEOUT, MAX_PAGE).map(Self)
     }
 
-    /// Asks for the page.
+    /// Requests and parses the page.
     ///
     /// # Errors
-    /// When it does not come in time, is too long, or is not the module's.
-    pub fn stat(&self) -> Result<Stat, NoStat> {
-        let reply = self.0.get("", &[]).map_err(|error| NoStat::Unreachable(error.to_string()))?;
+    /// There is no response in time, or the page is too large or invalid.
+    pub fn stat(&self) -> Result<Stat, StatError> {
+        let reply = self.0.get("", &[]).map_err(|error| StatError::Unreachable(error.to_string()))?;
         if reply.status != 200 {
-            return Err(NoStat::Unreachable(format!("{}: status {}", self.0.shown(), reply.status)));
+            return Err(StatError::Unreachable(format!("{}: status {}", self.0.display_url(), reply.status)));
         }
-        parse(&reply.body).map_err(|what| NoStat::NotStat(format!("{}: {what}", self.0.shown())))
+        parse(&reply.body).map_err(|error| StatError::Invalid(format!("{}: {error}", self.0.display_url())))
     }
 }
 
-/// Reads the module's page. Of entities only those that XML itself has are known, so nothing in a page can be made to grow.
+/// Parses the statistics page. Only the predefined entities of XML are expanded, so a page cannot
+/// grow.
 ///
 /// # Errors
-/// What is wrong with a page that is torn or another's.
+/// The page is incomplete, or not from the RTMP module.
 pub fn parse(page: &[u8]) -> Result<Stat, String> {
     let mut reader = Reader::from_reader(page);
     let (mut stat, mut path): (Stat, Vec<String>) = (Stat::default(), Vec::new());
-    let (mut application, mut stream) = (String::new(), Stream::default());
-    let (mut text, mut buffer, mut rtmp) = (String::new(), Vec::new(), false);
+    let (mut application, mut stream) = (String::new(), NginxStream::default());
+    let (mut text, mut buffer, mut is_rtmp) = (String::new(), Vec::new(), false);
     loop {
         match reader.read_event_into(&mut buffer).map_err(|error| format!("not XML: {error}"))? {
             Event::Start(start) => {
                 if path.len() >= MAX_DEPTH {
-                    return Err("nested too deep for the RTMP module's page".to_owned());
+                    return Err("nested too deep for a page of the RTMP module".to_owned());
                 }
                 let name = String::from_utf8_lossy(start.name().as_ref()).chars().take(32).collect::<String>();
-                rtmp |= path.is_empty() && name == "rtmp";
+                is_rtmp |= path.is_empty() && name == "rtmp";
                 match &*name {
                     "application" => application.clear(),
-                    "stream" => stream = Stream { application: application.clone(), ..Stream::default() },
+                    "stream" => stream = NginxStream { application: application.clone(), ..NginxStream::default() },
                     _ => {}
                 }
                 path.push(name);
@@ -175,16 +170,16 @@ pub fn parse(page: &[u8]) -> Result<Stat, String> {
                 b"amp" => push(&mut text, "&"),
                 b"quot" => push(&mut text, "\""),
                 b"apos" => push(&mut text, "'"),
-                // An entity of the page's own, or a number: neither does the module write.
+                // Custom entities and character numbers, which the module does not write.
                 _ => push(&mut text, "\u{fffd}"),
             },
             Event::End(_) => {
-                let Some(name) = path.pop() else { return Err("an element that ends and never began".to_owned()) };
-                close(&name, &path, text.trim(), &mut stat, &mut application, &mut stream);
+                let Some(name) = path.pop() else { return Err("an end tag without a start tag".to_owned()) };
+                end_element(&name, &path, text.trim(), &mut stat, &mut application, &mut stream);
                 text.clear();
             }
-            Event::Eof if !path.is_empty() => return Err("the page ends in the middle".to_owned()),
-            Event::Eof if !rtmp => return Err("not the RTMP module's page".to_owned()),
+            Event::Eof if !path.is_empty() => return Err("the page is incomplete".to_owned()),
+            Event::Eof if !is_rtmp => return Err("not a page of the RTMP module".to_owned()),
             Event::Eof => return Ok(stat),
             Event::Decl(_) | Event::PI(_) | Event::DocType(_) | Event::Comment(_) => {}
         }
@@ -192,6 +187,7 @@ pub fn parse(page: &[u8]) -> Result<Stat, String> {
     }
 }
 
+/// Appends a piece up to [`MAX_TEXT`].
 fn push(text: &mut String, piece: &str) {
     let room = MAX_TEXT.saturating_sub(text.len());
     text.extend(piece.chars().scan(0, |length, character| {
@@ -200,8 +196,15 @@ fn push(text: &mut String, piece: &str) {
     }));
 }
 
-/// An element has ended, with this text, in those elements.
-fn close(name: &str, path: &[String], text: &str, stat: &mut Stat, application: &mut String, stream: &mut Stream) {
+/// Stores the text of an element that has ended inside the elements of `path`.
+fn end_element(
+    name: &str,
+    path: &[String],
+    text: &str,
+    stat: &mut Stat,
+    application: &mut String,
+    stream: &mut NginxStream,
+) {
     let number = || text.parse::<u64>().unwrap_or(0);
     let parent = path.last().map(String::as_str).unwrap_or_default();
     match (parent, name) {
@@ -234,7 +237,7 @@ fn close(name: &str, path: &[String], text: &str, stat: &mut Stat, application: 
             if stat.streams.len() < MAX_STREAMS {
                 stat.streams.push(stream);
             } else {
-                stat.more += 1;
+                stat.streams_dropped += 1;
             }
         }
         _ => {}
@@ -244,50 +247,49 @@ fn close(name: &str, path: &[String], text: &str, stat: &mut Stat, application: 
 const APPLICATION: &[&str] = &["application"];
 const STREAM: &[&str] = &["application", "stream"];
 
-static NGINX_UP: Def =
-    Def::gauge("nginx_rtmp_up", &["reason"], "1 when the server's page was read; 0 with the reason absent or broken.")
-        .seed();
+static NGINX_UP: Def = Def::gauge(
+    "nginx_rtmp_up",
+    &["reason"],
+    "1 while the RTMP statistics page is readable, 0 with the reason otherwise: absent, broken.",
+)
+.compat();
 static CONNECTIONS: Def =
-    Def::gauge("nginx_rtmp_connections", &[], "Clients of all applications, publishers included.");
+    Def::gauge("nginx_rtmp_connections", &[], "Clients of all applications, including publishers.");
 static STREAMS: Def = Def::gauge("nginx_rtmp_streams", &[], "Streams of all applications.");
 static IN_NOW: Def =
-    Def::gauge("nginx_rtmp_bandwidth_in_bytes", &[], "Bytes a second that the server receives, as it says itself.");
+    Def::gauge("nginx_rtmp_bandwidth_in_bytes", &[], "Bytes received per second, as reported by the server.");
 static OUT_NOW: Def =
-    Def::gauge("nginx_rtmp_bandwidth_out_bytes", &[], "Bytes a second that the server sends, as it says itself.");
+    Def::gauge("nginx_rtmp_bandwidth_out_bytes", &[], "Bytes sent per second, as reported by the server.");
 static ACCEPTED: Def =
-    Def::counter("nginx_rtmp_accepted_connections_total", &[], "Connections since the server's start.");
+    Def::counter("nginx_rtmp_accepted_connections_total", &[], "Connections accepted since the server's start.");
 static UPTIME: Def = Def::gauge("nginx_rtmp_uptime_seconds", &[], "Seconds since the server's start.");
-static RECEIVED: Def =
-    Def::counter("nginx_rtmp_received_bytes_total", &[], "Bytes that the server received since its start.");
-static SENT: Def = Def::counter("nginx_rtmp_sent_bytes_total", &[], "Bytes that the server sent since its start.");
+static RECEIVED: Def = Def::counter("nginx_rtmp_received_bytes_total", &[], "Bytes received since the server's start.");
+static SENT: Def = Def::counter("nginx_rtmp_sent_bytes_total", &[], "Bytes sent since the server's start.");
 static APP_CLIENTS: Def =
-    Def::gauge("nginx_rtmp_application_clients", APPLICATION, "Clients of an application, publishers included.");
+    Def::gauge("nginx_rtmp_application_clients", APPLICATION, "Clients of an application, including publishers.");
 static APP_STREAMS: Def = Def::gauge("nginx_rtmp_application_streams", APPLICATION, "Streams of an application.");
-static CLIENTS: Def = Def::gauge("nginx_rtmp_stream_clients", STREAM, "Clients of a stream, its publisher included.");
-static PUBLISHERS: Def = Def::gauge("nginx_rtmp_stream_publishers", STREAM, "Clients that publish a stream.");
-static AGE: Def = Def::gauge("nginx_rtmp_stream_duration_seconds", STREAM, "Seconds since a stream began.");
+static CLIENTS: Def = Def::gauge("nginx_rtmp_stream_clients", STREAM, "Clients of a stream, including its publisher.");
+static PUBLISHERS: Def = Def::gauge("nginx_rtmp_stream_publishers", STREAM, "Publishing clients of a stream.");
+static AGE: Def = Def::gauge("nginx_rtmp_stream_duration_seconds", STREAM, "Seconds since the start of a stream.");
 static STREAM_IN_NOW: Def =
-    Def::gauge("nginx_rtmp_stream_bandwidth_in_bytes", STREAM, "Bytes a second received of a stream.");
+    Def::gauge("nginx_rtmp_stream_bandwidth_in_bytes", STREAM, "Bytes received per second for a stream.");
 static STREAM_OUT_NOW: Def =
-    Def::gauge("nginx_rtmp_stream_bandwidth_out_bytes", STREAM, "Bytes a second sent of a stream, to all its players.");
+    Def::gauge("nginx_rtmp_stream_bandwidth_out_bytes", STREAM, "Bytes sent per second for a stream, to all players.");
 static STREAM_IN: Def =
-    Def::counter("nginx_rtmp_stream_received_bytes_total", STREAM, "Bytes received of a stream since it began.");
+    Def::counter("nginx_rtmp_stream_received_bytes_total", STREAM, "Bytes received for a stream since its start.");
 static STREAM_OUT: Def =
-    Def::counter("nginx_rtmp_stream_sent_bytes_total", STREAM, "Bytes sent of a stream since it began.");
-static LOST: Def =
-    Def::gauge("nginx_rtmp_stream_dropped_messages", STREAM, "Messages that a stream's present clients lost.");
+    Def::counter("nginx_rtmp_stream_sent_bytes_total", STREAM, "Bytes sent for a stream since its start.");
+static DROPPED_MESSAGES: Def =
+    Def::gauge("nginx_rtmp_stream_dropped_messages", STREAM, "Messages dropped for a stream's current clients.");
 static INFO: Def = Def::gauge(
     "nginx_rtmp_stream_info",
     &["application", "stream", "video_codec", "audio_codec", "resolution", "fps"],
-    "1; what a stream's publisher said of it.",
+    "Always 1; properties of a stream as reported by its publisher.",
 );
-static MORE: Def = Def::gauge(
-    "nginx_rtmp_streams_dropped",
-    &[],
-    "Streams without series of their own, because there are more than 512.",
-);
+static STREAMS_DROPPED: Def =
+    Def::gauge("nginx_rtmp_streams_dropped", &[], "Streams without own series because of the limit of 512.");
 
-/// Every metric of this port, in the order of the page.
+/// Every metric of the port, in the order of the page.
 pub static DEFS: &[&Def] = &[
     &NGINX_UP,
     &CONNECTIONS,
@@ -307,14 +309,14 @@ pub static DEFS: &[&Def] = &[
     &STREAM_OUT_NOW,
     &STREAM_IN,
     &STREAM_OUT,
-    &LOST,
+    &DROPPED_MESSAGES,
     &INFO,
-    &MORE,
+    &STREAMS_DROPPED,
 ];
 
-/// The page's families, in order.
+/// The families of the page, in order.
 #[must_use]
-pub fn families(stat: &Result<Stat, NoStat>, shown: StreamLabel) -> Vec<Family> {
+pub fn families(stat: &Result<Stat, StatError>, label: StreamLabel) -> Vec<Family> {
     let mut all = Families::new(DEFS);
     let mut push = |def: &'static Def, labels: &[&str], value: f64| all.push(def, labels, value);
     match stat {
@@ -322,7 +324,7 @@ pub fn families(stat: &Result<Stat, NoStat>, shown: StreamLabel) -> Vec<Family> 
         Ok(stat) => {
             push(&NGINX_UP, &[""], 1.0);
             push(&CONNECTIONS, &[], float(stat.applications.values().sum()));
-            push(&STREAMS, &[], float(stat.streams.len() as u64 + stat.more));
+            push(&STREAMS, &[], float(stat.streams.len() as u64 + stat.streams_dropped));
             for (def, value) in [(&IN_NOW, stat.bits[0]), (&OUT_NOW, stat.bits[1])] {
                 push(def, &[], float(value) / 8.0);
             }
@@ -331,26 +333,26 @@ pub fn families(stat: &Result<Stat, NoStat>, shown: StreamLabel) -> Vec<Family> 
                 (&UPTIME, stat.uptime),
                 (&RECEIVED, stat.bytes[0]),
                 (&SENT, stat.bytes[1]),
-                (&MORE, stat.more),
+                (&STREAMS_DROPPED, stat.streams_dropped),
             ] {
                 push(def, &[], float(value));
             }
             let mut applications: BTreeMap<String, [u64; 2]> = BTreeMap::new();
             for (name, clients) in &stat.applications {
-                applications.entry(label::clean(name)).or_default()[0] += clients;
+                applications.entry(label::sanitize(name)).or_default()[0] += clients;
             }
             for stream in &stat.streams {
-                applications.entry(label::clean(&stream.application)).or_default()[1] += 1;
+                applications.entry(label::sanitize(&stream.application)).or_default()[1] += 1;
             }
             for (application, [clients, streams]) in &applications {
                 push(&APP_CLIENTS, &[application], float(*clients));
                 push(&APP_STREAMS, &[application], float(*streams));
             }
-            if shown != StreamLabel::Off {
-                // Two servers blocks may have an application, and a stream, of one name.
+            if label != StreamLabel::Off {
+                // Two server blocks may have an application and a stream of the same name.
                 let mut seen = std::collections::HashSet::new();
                 for stream in &stat.streams {
-                    row(&mut push, stream, shown, &mut seen);
+                    push_stream(&mut push, stream, label, &mut seen);
                 }
             }
         }
@@ -361,24 +363,24 @@ pub fn families(stat: &Result<Stat, NoStat>, shown: StreamLabel) -> Vec<Family> 
     all
 }
 
-/// What stands for a stream outside: see [`StreamLabel`].
+/// The label of a stream: see [`StreamLabel`].
 #[must_use]
-pub fn stream_label(application: &str, name: &str, shown: StreamLabel) -> String {
-    match shown {
+pub fn stream_label(application: &str, name: &str, label: StreamLabel) -> String {
+    match label {
         StreamLabel::Hash => label::digest(&format!("{application}/{name}")),
-        StreamLabel::Name => label::clean(name),
+        StreamLabel::Name => label::sanitize(name),
         StreamLabel::Off => String::new(),
     }
 }
 
-fn row(
+fn push_stream(
     push: &mut impl FnMut(&'static Def, &[&str], f64),
-    stream: &Stream,
-    shown: StreamLabel,
+    stream: &NginxStream,
+    label: StreamLabel,
     seen: &mut std::collections::HashSet<(String, String)>,
 ) {
     let (application, name) =
-        (label::clean(&stream.application), stream_label(&stream.application, &stream.name, shown));
+        (label::sanitize(&stream.application), stream_label(&stream.application, &stream.name, label));
     if !seen.insert((application.clone(), name.clone())) {
         return;
     }
@@ -391,7 +393,7 @@ fn row(
         (&PUBLISHERS, stream.publishers),
         (&STREAM_IN, stream.bytes[0]),
         (&STREAM_OUT, stream.bytes[1]),
-        (&LOST, stream.dropped),
+        (&DROPPED_MESSAGES, stream.dropped),
     ] {
         push(def, &labels, float(value));
     }
@@ -403,7 +405,7 @@ fn row(
         String::new()
     };
     let fps = if stream.fps > 0.0 { format!("{}", stream.fps) } else { String::new() };
-    let (video, audio) = (label::clean(&stream.video), label::clean(&stream.audio));
+    let (video, audio) = (label::sanitize(&stream.video), label::sanitize(&stream.audio));
     push(&INFO, &[labels[0], labels[1], &video, &audio, &size, &fps], 1.0);
 }
 
@@ -418,7 +420,7 @@ mod tests {
 
     use super::*;
 
-    /// As the module writes it, shortened; tests/streams.rs reads a real one.
+    /// A shortened page of the module; tests/streams.rs reads a real one.
     const PAGE: &str = r#"<?xml version="1.0" encoding="utf-8" ?><?xml-stylesheet type="text/xsl" href="stat.xsl" ?>
 <rtmp><nginx_version>1.22.1</nginx_version><pid>7</pid><uptime>12</uptime><naccepted>5</naccepted><bw_in>800</bw_in><bytes_in>1000</bytes_in>
 <bw_out>1600</bw_out><bytes_out>2000</bytes_out><server><application><name>live</name><live><stream><name>key&amp;1</name><time>2500</time>
@@ -428,11 +430,11 @@ mod tests {
 </application></server></rtmp>"#;
 
     #[test]
-    fn a_page_is_understood() {
+    fn a_statistics_page_is_parsed() {
         let stat = parse(PAGE.as_bytes()).unwrap();
         assert_eq!((stat.accepted, stat.uptime, stat.bits, stat.bytes), (5, 12, [800, 1600], [1000, 2000]));
         assert_eq!(stat.applications, BTreeMap::from([("live".to_owned(), 2)]));
-        let expected = Stream {
+        let expected = NginxStream {
             application: "live".into(),
             name: "key&1".into(),
             time_ms: 2500,
@@ -451,9 +453,9 @@ mod tests {
     }
 
     #[test]
-    fn a_streams_name_is_not_told_unless_it_is_asked_for() {
-        let text = |shown| {
-            let page = exporter::page::render("nginx", families(&Ok(parse(PAGE.as_bytes()).unwrap()), shown)).unwrap();
+    fn a_stream_name_is_on_the_page_only_if_configured() {
+        let text = |label| {
+            let page = metrics::page::render("nginx", families(&Ok(parse(PAGE.as_bytes()).unwrap()), label)).unwrap();
             String::from_utf8(page.text().to_vec()).unwrap()
         };
         assert!(
@@ -464,7 +466,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_said_of_a_server_holds_no_password() {
+    fn errors_contain_no_password() {
         let why = Nginx::new("http://127.0.0.1:1/stat?token=hunter2").unwrap().stat().unwrap_err().to_string();
         assert!(why.contains("http://127.0.0.1:1") && !why.contains("hunter2"), "{why}");
         for url in ["http://u:hunter2@127.0.0.1:1/stat", "u:hunter2@127.0.0.1:1", "127.0.0.1:1/hunter2"] {
@@ -474,12 +476,12 @@ mod tests {
     }
 
     #[test]
-    fn bombs_and_torn_pages_are_refused() {
+    fn entity_bombs_and_incomplete_pages_are_rejected() {
         let bomb = r#"<?xml version="1.0"?><!DOCTYPE b [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;">]><rtmp><server><application>
             <name>&b;</name></application></server></rtmp>"#;
         assert_eq!(parse(bomb.as_bytes()).unwrap().streams, []);
         assert!(parse(&"<rtmp>".repeat(100).into_bytes()).unwrap_err().contains("too deep"));
-        assert!(parse(b"<html></html>").unwrap_err().contains("not the RTMP"));
+        assert!(parse(b"<html></html>").unwrap_err().contains("not a page of the RTMP"));
         assert!(parse(&PAGE.as_bytes()[..PAGE.len() - 20]).is_err());
         let long = format!("<rtmp><application><name>{}</name></application></rtmp>", "x".repeat(1 << 20));
         assert!(parse(long.as_bytes()).is_ok());
@@ -487,12 +489,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_page_makes_it_panic(page in prop::collection::vec(any::<u8>(), 0..500), at in 0..PAGE.len(), byte in any::<u8>()) {
+        fn no_page_causes_a_panic(page in prop::collection::vec(any::<u8>(), 0..500), at in 0..PAGE.len(), byte in any::<u8>()) {
             let _ = parse(&page);
             let mut changed = PAGE.as_bytes().to_vec();
             changed[at] = byte;
             if let Ok(stat) = parse(&changed) {
-                prop_assert!(exporter::page::render("nginx", families(&Ok(stat), StreamLabel::Name)).is_ok());
+                prop_assert!(metrics::page::render("nginx", families(&Ok(stat), StreamLabel::Name)).is_ok());
             }
         }
     }

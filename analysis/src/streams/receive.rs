@@ -1,5 +1,7 @@
-//! Takes ffmpeg's reports: datagrams, HTTP posts, a Unix socket, named pipes. Every source is read as fast as it sends, whatever the rest of
-//! the program does, so that no encoder ever waits for us; what cannot be kept is counted and thrown away.
+//! Receives progress reports of ffmpeg by UDP, HTTP, a Unix socket and named pipes.
+//!
+//! Every source is read as fast as it sends, so that no encoder waits for us. Reports over the
+//! limit are counted and dropped.
 
 use std::{
     collections::HashMap,
@@ -22,7 +24,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::post,
 };
-use exporter::progress::{Parser, Report};
+use ffmpeg::{Parser, Report};
 use http_body_util::BodyExt as _;
 use serde::Deserialize;
 use tokio::{
@@ -32,217 +34,222 @@ use tokio::{
 use tracing::{info, warn};
 
 use super::{
-    book::{Book, SourceId},
-    names::Known,
+    names::StreamNames,
+    table::{SourceId, StreamTable},
 };
 
-/// Largest datagram that is looked at.
+/// Largest datagram in bytes.
 const MAX_DATAGRAM: usize = 64 << 10;
-/// Senders of datagrams that are told apart at once.
-const MAX_PEERS: usize = 1024;
-/// For how long a sender without a name is waited for to get one from the probe.
-const NAMELESS: Duration = Duration::from_secs(6);
-/// A post that brings nothing for so long is over; ffmpeg reports twice a second unless `-stats_period` says otherwise.
-const SILENT: Duration = Duration::from_secs(600);
-/// Connections of the Unix socket at once.
+/// Maximum number of remembered senders of datagrams.
+const MAX_SENDERS: usize = 1024;
+/// Time to wait until the probe knows the stream of a sender.
+const NAME_TIMEOUT: Duration = Duration::from_secs(6);
+/// Idle timeout of an HTTP request; ffmpeg reports twice a second unless `-stats_period` is set.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(600);
+/// Maximum number of connections of the Unix socket.
 const MAX_CONNECTIONS: usize = 256;
 
-/// What all ways in share.
+/// State shared by all transports.
 #[derive(Clone)]
-pub struct Inlet {
-    book: Arc<Mutex<Book>>,
-    known: Known,
+pub struct ProgressReceiver {
+    table: Arc<Mutex<StreamTable>>,
+    names: StreamNames,
     token: Option<Arc<str>>,
-    next: Arc<AtomicU64>,
-    refused: Arc<AtomicU64>,
+    next_source: Arc<AtomicU64>,
+    rejected: Arc<AtomicU64>,
 }
 
-impl Inlet {
-    /// Into this book; posts must carry the token where there is one.
+impl ProgressReceiver {
+    /// Reports go into the table; HTTP requests must carry the token, if there is one.
     #[must_use]
-    pub fn new(book: Arc<Mutex<Book>>, known: Known, token: Option<&str>) -> Self {
-        Self { book, known, token: token.map(Into::into), next: Arc::default(), refused: Arc::default() }
+    pub fn new(table: Arc<Mutex<StreamTable>>, names: StreamNames, token: Option<&str>) -> Self {
+        Self { table, names, token: token.map(Into::into), next_source: Arc::default(), rejected: Arc::default() }
     }
 
-    /// The streams.
-    pub fn book(&self) -> MutexGuard<'_, Book> {
-        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The locked table of streams.
+    pub fn table(&self) -> MutexGuard<'_, StreamTable> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What the probe told.
+    /// The stream names known to the probe.
     #[must_use]
-    pub fn known(&self) -> &Known {
-        &self.known
+    pub fn names(&self) -> &StreamNames {
+        &self.names
     }
 
-    /// Posts that had the wrong token, or none.
+    /// Number of requests with a missing or wrong token.
     #[must_use]
-    pub fn refused(&self) -> u64 {
-        self.refused.load(Ordering::Relaxed)
+    pub fn rejected(&self) -> u64 {
+        self.rejected.load(Ordering::Relaxed)
     }
 
-    fn source(&self) -> SourceId {
-        self.next.fetch_add(1, Ordering::Relaxed)
+    fn new_source(&self) -> SourceId {
+        self.next_source.fetch_add(1, Ordering::Relaxed)
     }
 
     fn report(&self, source: SourceId, name: &str, report: Report) {
-        self.book().report(source, name, report, Instant::now());
+        self.table().report(source, name, report, Instant::now());
     }
 
-    /// The first report under a name that came later than the source, by so much.
-    fn report_late(&self, source: SourceId, name: &str, report: Report, since: Instant) {
-        let mut book = self.book();
-        book.report(source, name, report, Instant::now());
-        book.heard_before(source, since.elapsed());
+    /// Adds the first report of a source whose name was unknown since `since`.
+    fn report_delayed(&self, source: SourceId, name: &str, report: Report, since: Instant) {
+        let mut table = self.table();
+        table.report(source, name, report, Instant::now());
+        table.set_earlier_start(source, since.elapsed());
     }
 }
 
-/// `POST /progress/STREAM`, as `-progress http://HOST:9506/progress/STREAM` sends it: one request for the whole job.
-pub fn routes(inlet: Inlet) -> Router {
-    Router::new().route("/progress/{stream}", post(progress).put(progress)).with_state(inlet)
+/// `POST /progress/STREAM`, which `-progress http://HOST:9506/progress/STREAM` sends as one request
+/// per job.
+pub fn routes(receiver: ProgressReceiver) -> Router {
+    Router::new().route("/progress/{stream}", post(progress).put(progress)).with_state(receiver)
 }
 
 #[derive(Deserialize)]
-struct Token {
+struct TokenQuery {
     token: Option<String>,
 }
 
 async fn progress(
-    State(inlet): State<Inlet>,
+    State(receiver): State<ProgressReceiver>,
     UrlPath(stream): UrlPath<String>,
-    Query(given): Query<Token>,
+    Query(query): Query<TokenQuery>,
     headers: HeaderMap,
     mut body: Body,
 ) -> Response {
-    if let Some(token) = &inlet.token {
+    if let Some(token) = &receiver.token {
         let bearer = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
-        let given = given.token.as_deref().or(bearer).unwrap_or_default();
-        if !same(token.as_bytes(), given.as_bytes()) {
-            inlet.refused.fetch_add(1, Ordering::Relaxed);
-            return (StatusCode::UNAUTHORIZED, "the token is missing or wrong: add ?token=… to the address\n")
+        let presented = query.token.as_deref().or(bearer).unwrap_or_default();
+        if !constant_time_eq(token.as_bytes(), presented.as_bytes()) {
+            receiver.rejected.fetch_add(1, Ordering::Relaxed);
+            return (StatusCode::UNAUTHORIZED, "the token is missing or wrong; add ?token=… to the URL\n")
                 .into_response();
         }
     }
-    let (source, mut parser, mut taken) = (inlet.source(), Parser::default(), 0u64);
-    // An encoder that was killed ends its request in the middle; one whose host vanished says nothing more.
-    while let Ok(Some(Ok(frame))) = tokio::time::timeout(SILENT, body.frame()).await {
+    let (source, mut parser, mut reports) = (receiver.new_source(), Parser::default(), 0u64);
+    // A killed encoder ends its request early; one whose host has failed times out.
+    while let Ok(Some(Ok(frame))) = tokio::time::timeout(IDLE_TIMEOUT, body.frame()).await {
         if let Ok(piece) = frame.into_data() {
             parser.feed(&piece, |report| {
-                taken += 1;
-                inlet.report(source, &stream, report);
+                reports += 1;
+                receiver.report(source, &stream, report);
             });
         }
     }
-    if taken == 0 {
-        return (StatusCode::BAD_REQUEST, "no report of ffmpeg's -progress in this request\n").into_response();
+    if reports == 0 {
+        return (StatusCode::BAD_REQUEST, "the request contains no progress report of ffmpeg\n").into_response();
     }
     StatusCode::NO_CONTENT.into_response()
 }
 
-/// Takes as long for a wrong token as for the right one.
-fn same(a: &[u8], b: &[u8]) -> bool {
+/// Compares in a time that does not depend on the position of the first difference.
+fn constant_time_eq(a: &[u8], b: &[u8]) -> bool {
     a.len() == b.len() && a.iter().zip(b).fold(0, |sum, (a, b)| sum | (a ^ b)) == 0
 }
 
-/// One sender of datagrams.
-struct Peer {
+/// A sender of datagrams.
+struct Sender {
     source: SourceId,
     parser: Parser,
     name: Option<String>,
     since: Instant,
-    at: Instant,
-    /// The newest report that came before the name: its figures are totals, so nothing is lost with those before it.
-    waiting: Option<Report>,
+    last_seen: Instant,
+    /// The newest report before the name was known; its counters are totals, so earlier reports are
+    /// not needed.
+    pending: Option<Report>,
 }
 
-/// Takes datagrams until the socket fails. With a token none are taken: a datagram carries no name and no token.
+/// Receives datagrams until the socket fails. Not for use with a token, which datagrams cannot
+/// carry.
 ///
 /// # Errors
-/// When the socket fails for good.
-pub async fn datagrams(socket: UdpSocket, inlet: Inlet) -> io::Result<()> {
-    let mut peers: HashMap<SocketAddr, Peer> = HashMap::new();
+/// The socket has failed.
+pub async fn datagrams(socket: UdpSocket, receiver: ProgressReceiver) -> io::Result<()> {
+    let mut senders: HashMap<SocketAddr, Sender> = HashMap::new();
     let mut buffer = vec![0; MAX_DATAGRAM];
-    let mut tidied = Instant::now();
+    let mut resolved_at = Instant::now();
     loop {
         let (length, from) = match tokio::time::timeout(Duration::from_secs(1), socket.recv_from(&mut buffer)).await {
             Ok(Ok(datagram)) => datagram,
-            // What came back of something that we never sent.
+            // An ICMP error for something that we never sent.
             Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => continue,
             Ok(Err(error)) => return Err(error),
             Err(_) => {
-                settle(&mut peers, &inlet);
+                resolve_names(&mut senders, &receiver);
                 continue;
             }
         };
         let now = Instant::now();
-        if !peers.contains_key(&from) && peers.len() >= MAX_PEERS {
-            let oldest = peers.iter().min_by_key(|(_, peer)| peer.at).map(|(address, _)| *address);
-            oldest.map(|address| peers.remove(&address));
+        if !senders.contains_key(&from) && senders.len() >= MAX_SENDERS {
+            let oldest = senders.iter().min_by_key(|(_, sender)| sender.last_seen).map(|(address, _)| *address);
+            oldest.map(|address| senders.remove(&address));
         }
-        let peer = peers.entry(from).or_insert_with(|| Peer {
-            source: inlet.source(),
+        let sender = senders.entry(from).or_insert_with(|| Sender {
+            source: receiver.new_source(),
             parser: Parser::default(),
             name: None,
             since: now,
-            at: now,
-            waiting: None,
+            last_seen: now,
+            pending: None,
         });
-        peer.at = now;
+        sender.last_seen = now;
         let mut ended = false;
-        let (parser, source, name, waiting) = (&mut peer.parser, peer.source, &peer.name, &mut peer.waiting);
+        let (parser, source, name, pending) = (&mut sender.parser, sender.source, &sender.name, &mut sender.pending);
         parser.feed(&buffer[..length], |report| {
             ended |= report.end;
             match name {
-                Some(name) => inlet.report(source, name, report),
-                None => *waiting = Some(report),
+                Some(name) => receiver.report(source, name, report),
+                None => *pending = Some(report),
             }
         });
-        // The port may be another job's next.
-        if ended && peer.name.is_some() {
-            peers.remove(&from);
+        // Another job may get the port next.
+        if ended && sender.name.is_some() {
+            senders.remove(&from);
         }
-        if tidied.elapsed() >= Duration::from_secs(1) || ended {
-            tidied = now;
-            settle(&mut peers, &inlet);
+        if resolved_at.elapsed() >= Duration::from_secs(1) || ended {
+            resolved_at = now;
+            resolve_names(&mut senders, &receiver);
         }
     }
 }
 
-/// Gives names to senders that have none: the probe's, or after a time their address.
-fn settle(peers: &mut HashMap<SocketAddr, Peer>, inlet: &Inlet) {
-    peers.retain(|address, peer| {
-        if peer.name.is_none() {
-            let waited = peer.since.elapsed() >= NAMELESS;
+/// Names the senders without a name: as the probe knows them, or by their address after
+/// [`NAME_TIMEOUT`]. Forgets senders that are silent.
+fn resolve_names(senders: &mut HashMap<SocketAddr, Sender>, receiver: &ProgressReceiver) {
+    senders.retain(|address, sender| {
+        if sender.name.is_none() {
+            let waited = sender.since.elapsed() >= NAME_TIMEOUT;
             let fallback = || waited.then(|| format!("udp-{}-{}", address.ip().to_canonical(), address.port()));
-            peer.name = inlet.known.by_port(address.port()).or_else(fallback);
-            if let Some(name) = &peer.name
-                && let Some(report) = peer.waiting.take()
+            sender.name = receiver.names.by_port(address.port()).or_else(fallback);
+            if let Some(name) = &sender.name
+                && let Some(report) = sender.pending.take()
             {
-                inlet.report_late(peer.source, name, report, peer.since);
+                receiver.report_delayed(sender.source, name, report, sender.since);
                 if report.end {
                     return false;
                 }
             }
         }
-        peer.at.elapsed() < Duration::from_secs(60)
+        sender.last_seen.elapsed() < Duration::from_secs(60)
     });
 }
 
-/// Makes a Unix socket at `path`, for `-progress unix:PATH`, and takes connections of whoever may write to it. A stream's name is that of the
-/// sender's process.
+/// Listens on a Unix socket for `-progress unix:PATH`. The stream's name is resolved by the
+/// sender's process id.
 ///
 /// # Errors
-/// When there is no such place, or something else stands there.
-pub fn unix(path: &Path, inlet: Inlet) -> io::Result<()> {
+/// The socket cannot be created, or another file has this path.
+pub fn unix_socket(path: &Path, receiver: ProgressReceiver) -> io::Result<()> {
     if std::fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket()) {
-        // Left by a life before; one that is served is not ours to take.
+        // A socket that an earlier process left is replaced, but not one that is in use.
         if std::os::unix::net::UnixStream::connect(path).is_ok() {
-            return Err(io::Error::new(io::ErrorKind::AddrInUse, "another program serves it"));
+            return Err(io::Error::new(io::ErrorKind::AddrInUse, "another program listens on it"));
         }
         std::fs::remove_file(path)?;
     }
     let listener = UnixListener::bind(path)?;
-    // To connect is to write: the group may, and whoever the directory lets in is decided by the directory.
+    // Connecting needs write permission, which the group gets; the directory may restrict access
+    // further.
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;
     let slots = Arc::new(tokio::sync::Semaphore::new(MAX_CONNECTIONS));
     tokio::spawn(async move {
@@ -256,67 +263,78 @@ pub fn unix(path: &Path, inlet: Inlet) -> io::Result<()> {
                     continue;
                 }
             };
-            let inlet = inlet.clone();
+            let receiver = receiver.clone();
             tokio::spawn(async move {
                 let _slot = slot;
                 let pid = stream.peer_cred().ok().and_then(|peer| u32::try_from(peer.pid()?).ok());
-                let name = |inlet: &Inlet| pid.and_then(|pid| inlet.known.by_process(pid));
+                let name = |receiver: &ProgressReceiver| pid.and_then(|pid| receiver.names.by_process(pid));
                 let fallback = || pid.map_or_else(|| "unix".to_owned(), |pid| format!("unix-{pid}"));
-                let mut source = Unnamed::new(&inlet);
+                let mut source = UnnamedSource::new(&receiver);
                 let mut buffer = vec![0; 4096];
                 while let Ok(length @ 1..) = stream.read(&mut buffer).await {
-                    source.feed(&inlet, &buffer[..length], || name(&inlet), fallback);
+                    source.feed(&receiver, &buffer[..length], || name(&receiver), fallback);
                 }
-                source.end(&inlet, || name(&inlet), fallback);
+                source.end(&receiver, || name(&receiver), fallback);
             });
         }
     });
     Ok(())
 }
 
-/// A source whose name comes later than its first reports.
-struct Unnamed {
+/// A source whose stream name may become known after its first reports.
+struct UnnamedSource {
     source: SourceId,
     parser: Parser,
     name: Option<String>,
     since: Instant,
-    waiting: Option<Report>,
+    pending: Option<Report>,
 }
 
-impl Unnamed {
-    fn new(inlet: &Inlet) -> Self {
-        Self { source: inlet.source(), parser: Parser::default(), name: None, since: Instant::now(), waiting: None }
+impl UnnamedSource {
+    fn new(receiver: &ProgressReceiver) -> Self {
+        Self {
+            source: receiver.new_source(),
+            parser: Parser::default(),
+            name: None,
+            since: Instant::now(),
+            pending: None,
+        }
     }
 
-    fn feed(&mut self, inlet: &Inlet, piece: &[u8], ask: impl Fn() -> Option<String>, fallback: impl Fn() -> String) {
+    fn feed(
+        &mut self,
+        receiver: &ProgressReceiver,
+        piece: &[u8],
+        resolve: impl Fn() -> Option<String>,
+        fallback: impl Fn() -> String,
+    ) {
         if self.name.is_none() {
-            self.name = ask().or_else(|| (self.since.elapsed() >= NAMELESS).then(fallback));
-            // Its figures are totals: the next report has them too, but not when it was heard first.
-            if let (Some(name), Some(report)) = (&self.name, self.waiting.take()) {
-                inlet.report_late(self.source, name, report, self.since);
+            self.name = resolve().or_else(|| (self.since.elapsed() >= NAME_TIMEOUT).then(fallback));
+            // The next report has the same totals, but not the time of the first one.
+            if let (Some(name), Some(report)) = (&self.name, self.pending.take()) {
+                receiver.report_delayed(self.source, name, report, self.since);
             }
         }
-        let (source, name, waiting) = (self.source, &self.name, &mut self.waiting);
+        let (source, name, pending) = (self.source, &self.name, &mut self.pending);
         self.parser.feed(piece, |report| match name {
-            Some(name) => inlet.report(source, name, report),
-            None => *waiting = Some(report),
+            Some(name) => receiver.report(source, name, report),
+            None => *pending = Some(report),
         });
     }
 
-    /// What never got a name goes by another.
-    fn end(self, inlet: &Inlet, ask: impl Fn() -> Option<String>, fallback: impl Fn() -> String) {
-        if let Some(report) = self.waiting {
-            inlet.report_late(self.source, &ask().unwrap_or_else(fallback), report, self.since);
+    /// Adds the last report of a source that is still without a name.
+    fn end(self, receiver: &ProgressReceiver, resolve: impl Fn() -> Option<String>, fallback: impl Fn() -> String) {
+        if let Some(report) = self.pending {
+            receiver.report_delayed(self.source, &resolve().unwrap_or_else(fallback), report, self.since);
         }
     }
 }
 
-/// A named pipe for one stream.
+/// A named pipe with the reports of one stream, `STREAM=PATH`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pipe {
-    /// The stream.
     pub stream: String,
-    /// The pipe; it is made where nothing stands.
+    /// Created if missing.
     pub path: PathBuf,
 }
 
@@ -328,41 +346,38 @@ impl std::str::FromStr for Pipe {
             Some((stream, path)) if !stream.is_empty() && !path.is_empty() => {
                 Ok(Self { stream: stream.to_owned(), path: path.into() })
             }
-            _ => Err("give STREAM=PATH, for example cam1=/run/wattcast/cam1".to_owned()),
+            _ => Err("write STREAM=PATH, for example cam1=/run/wattcast/cam1".to_owned()),
         }
     }
 }
 
-/// Reads a named pipe for ever. Both ends are opened, so that ffmpeg never waits for a reader, nor we for a writer.
+/// Reads a named pipe forever. Both ends are opened, so that neither ffmpeg nor we wait for the
+/// other side.
 ///
 /// # Errors
-/// When the pipe cannot be made or opened.
-pub fn fifo(pipe: &Pipe, inlet: Inlet) -> io::Result<()> {
+/// The pipe cannot be created or opened.
+pub fn named_pipe(pipe: &Pipe, receiver: ProgressReceiver) -> io::Result<()> {
     if !pipe.path.exists() {
-        let path = std::ffi::CString::new(pipe.path.as_os_str().as_encoded_bytes()).map_err(io::Error::other)?;
-        // SAFETY: the path ends in a zero and outlives the call.
-        if unsafe { libc::mkfifo(path.as_ptr(), 0o620) } != 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // Whatever the mask of this process: the group may report.
+        rustix::fs::mkfifoat(rustix::fs::CWD, &pipe.path, 0o620.into())?;
+        // Independent of the umask, the group may write reports.
         std::fs::set_permissions(&pipe.path, std::fs::Permissions::from_mode(0o620))?;
     }
     let mut reader = pipe::OpenOptions::new().read_write(true).open_receiver(&pipe.path)?;
     let stream = pipe.stream.clone();
     tokio::spawn(async move {
-        let (mut source, mut parser) = (inlet.source(), Parser::default());
+        let (mut source, mut parser) = (receiver.new_source(), Parser::default());
         let mut buffer = vec![0; 4096];
         while let Ok(length @ 1..) = reader.read(&mut buffer).await {
             let mut ended = false;
             parser.feed(&buffer[..length], |report| {
-                inlet.report(source, &stream, report);
+                receiver.report(source, &stream, report);
                 ended |= report.end;
             });
             if ended {
-                source = inlet.source();
+                source = receiver.new_source();
             }
         }
-        info!("the pipe of stream {stream} ended");
+        info!("named pipe of stream {stream} closed");
     });
     Ok(())
 }
@@ -372,17 +387,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tokens_are_compared_whole() {
+    fn tokens_are_compared_completely() {
         assert!(
-            same(b"secret", b"secret")
-                && !same(b"secret", b"secreT")
-                && !same(b"secret", b"")
-                && !same(b"s", b"secret")
+            constant_time_eq(b"secret", b"secret")
+                && !constant_time_eq(b"secret", b"secreT")
+                && !constant_time_eq(b"secret", b"")
+                && !constant_time_eq(b"s", b"secret")
         );
     }
 
     #[test]
-    fn a_pipe_is_a_stream_and_a_path() {
+    fn a_pipe_has_a_stream_and_a_path() {
         assert_eq!("a=/x=y".parse(), Ok(Pipe { stream: "a".into(), path: "/x=y".into() }));
         assert!("a".parse::<Pipe>().is_err() && "=x".parse::<Pipe>().is_err() && "a=".parse::<Pipe>().is_err());
     }

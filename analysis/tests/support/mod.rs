@@ -1,11 +1,11 @@
-//! What the tests of the service share: the service itself, and real databases beside it.
+//! Shared by the tests of the service: the running service, and real databases.
 
 #![allow(
     dead_code,
     unreachable_pub,
     clippy::unwrap_used,
     clippy::panic,
-    reason = "each test uses its part, and one that cannot go on has failed"
+    reason = "each test uses a part, and a panic fails the test"
 )]
 
 use std::{
@@ -19,7 +19,7 @@ use std::{
 pub use testkit::databases::Series;
 use testkit::{api::Client, program::Program, shell, wait::eventually_ok};
 
-/// No program listens there.
+/// An address without a server.
 pub const NO_SERVER: &str = "http://127.0.0.1:1";
 
 /// The service under test.
@@ -27,7 +27,7 @@ pub fn binary() -> PathBuf {
     shell::under_test(env!("CARGO_BIN_EXE_wattcast-analysis"))
 }
 
-/// A port that no other test is given.
+/// A port that no other test uses.
 pub fn free_port() -> u16 {
     testkit::ports::free_port().unwrap()
 }
@@ -37,14 +37,13 @@ pub fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
 }
 
-/// Writes a result file as a runner should: beside, and then in its place.
+/// Writes a result file as a runner should: under a temporary name, and then renamed.
 pub fn write(dir: &Path, id: &str, text: &str) {
-    let beside = dir.join(format!(".{id}"));
-    fs::write(&beside, text).unwrap();
-    fs::rename(beside, dir.join(format!("test_results_{id}.json"))).unwrap();
+    let temporary = dir.join(format!(".{id}"));
+    fs::write(&temporary, text).unwrap();
+    fs::rename(temporary, dir.join(format!("test_results_{id}.json"))).unwrap();
 }
 
-/// The running service.
 pub struct Service {
     program: RefCell<Program>,
     pub client: Client,
@@ -62,7 +61,7 @@ impl Service {
         Self { program: program.into(), client, _logs: logs }
     }
 
-    /// 0 results, 1 ffmpeg, 2 nginx, 3 quality, 4 cost.
+    /// 0 results, 1 ffmpeg, 2 nginx, 3 quality, 4 cost, 5 health.
     pub fn port(&self, number: usize) -> Client {
         self.program.borrow_mut().client_of(number).unwrap()
     }
@@ -92,7 +91,7 @@ impl Service {
     }
 }
 
-/// A Prometheus or a VictoriaMetrics that holds samples.
+/// A Prometheus or VictoriaMetrics with samples.
 pub struct Database {
     pub url: String,
     real: testkit::databases::Database,
@@ -111,13 +110,13 @@ impl Database {
         Self { url: real.url.clone(), real }
     }
 
-    /// What was written is found from now on.
+    /// Makes written samples visible to queries.
     pub fn flush(&self) {
         self.real.flush().unwrap();
     }
 }
 
-/// A file in a directory of the test.
+/// Writes a file into a directory of the test.
 pub fn file(dir: &Path, name: &str, text: &str) -> PathBuf {
     let path = dir.join(name);
     fs::write(&path, text).unwrap();

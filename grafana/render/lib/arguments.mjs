@@ -39,7 +39,7 @@ function parse(argv) {
 function toNumber(name, text) {
   const number = Number(text);
   if (text.trim() === '' || !Number.isFinite(number) || number <= 0) {
-    stop(`--${name} wants a number above zero, not "${text}"`);
+    stop(`--${name} needs a number above zero, not "${text}"`);
   }
   return number;
 }
@@ -47,7 +47,7 @@ function toNumber(name, text) {
 function toVariables(pairs) {
   const variables = new Map();
   for (const pair of pairs) {
-    const [, name, value] = /^(\w+)=(.*)$/s.exec(pair) ?? stop(`--var wants name=value, not "${pair}"`);
+    const [, name, value] = /^(\w+)=(.*)$/s.exec(pair) ?? stop(`--var needs name=value, not "${pair}"`);
     variables.set(name, [...(variables.get(name) ?? []), value]);
   }
   return variables;
@@ -65,15 +65,15 @@ export function readArguments(argv) {
     }
   }
   if (!['dark', 'light'].includes(values.theme)) {
-    stop(`--theme is dark or light, not "${values.theme}"`);
+    stop(`--theme must be dark or light, not "${values.theme}"`);
   }
   if ((values.from === undefined) !== (values.to === undefined)) {
-    stop('--from and --to go together');
+    stop('--from and --to must be given together');
   }
   const from = values.from && toNumber('from', values.from);
   const to = values.to && toNumber('to', values.to);
   if (from >= to) {
-    stop('--from must lie before --to');
+    stop('--from must be before --to');
   }
   return {
     dashboards: values.dashboards,

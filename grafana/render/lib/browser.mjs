@@ -1,4 +1,4 @@
-// Owns the browser: it shows the built page from dist/ without a web server and takes pictures.
+// Owns the browser: shows the built page from dist/ without a web server and takes pictures.
 import { access, readFile } from 'node:fs/promises';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -7,7 +7,7 @@ import puppeteer from 'puppeteer-core';
 import sharp from 'sharp';
 
 const DIST = fileURLToPath(new URL('../dist/', import.meta.url));
-// Never looked up: every request of the page is answered here.
+// Never resolved: every request of the page is answered here.
 const ORIGIN = 'http://dashboards.invalid';
 const PAGE_WIDTH = 1600;
 const READY_TIMEOUT_MS = 120_000;
@@ -19,7 +19,7 @@ const MIME_TYPES = {
   '.woff2': 'font/woff2',
 };
 
-async function answer(request) {
+async function respond(request) {
   const { origin, pathname } = new URL(request.url());
   const file = path.join(DIST, pathname === '/' ? 'index.html' : decodeURIComponent(pathname));
   if (origin !== ORIGIN || !file.startsWith(DIST)) {
@@ -39,11 +39,11 @@ async function draw(browser, content, file) {
   const page = await browser.newPage();
   try {
     await page.setViewport({ width: PAGE_WIDTH, height: 1000 });
-    // Grafana's animations would be caught half way.
+    // A picture must not show unfinished animations of Grafana.
     await page.emulateMediaFeatures([{ name: 'prefers-reduced-motion', value: 'reduce' }]);
     await page.setRequestInterception(true);
     page.on('request', (request) =>
-      answer(request).catch((error) => console.error(`${request.url()}: ${error.message}`)),
+      respond(request).catch((error) => console.error(`${request.url()}: ${error.message}`)),
     );
     page.on('pageerror', (error) => console.error(`${content.title}: ${error.message}`));
     await page.goto(ORIGIN);

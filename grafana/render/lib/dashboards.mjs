@@ -26,8 +26,8 @@ function safeFileName(uid) {
 }
 
 /**
- * A flat list of panels and row headings. Collapsed rows are opened, pushing down what
- * lies below them, because the picture has nobody to click on a row.
+ * A flat list of panels and row headings. Collapsed rows are expanded, because a picture has no
+ * interaction; the panels below them move down.
  */
 export function layOutPanels(panels) {
   const placed = [];

@@ -1,4 +1,4 @@
-// Owns the Prometheus HTTP API: requests, and errors in Prometheus's own words.
+// Owns the Prometheus HTTP API: requests, and the error messages of Prometheus.
 const TIMEOUT_MS = 60_000;
 
 export class Prometheus {

@@ -1,4 +1,4 @@
-// Owns a panel's queries: step, built-in variables, and the answers handed to the page.
+// Owns a panel's queries: step, built-in variables, and the results for the page.
 import { panelTimeRange, parseDuration } from './time.mjs';
 import { interpolateQuery } from './variables.mjs';
 
@@ -35,7 +35,7 @@ async function runTarget(target, panel, range, variables, prometheus, { scrapeIn
   };
   const answers = [];
   if (target.range ?? !target.instant) {
-    // Whole steps keep the points in place from one drawing to the next, as in Grafana.
+    // Multiples of the step keep the points in place between drawings, as in Grafana.
     const align = (seconds) => Math.floor(seconds / step) * step;
     const data = await prometheus.queryRange(expr, align(range.from), align(range.to), step);
     answers.push({ ...common, stepMs: step * 1000, data });
@@ -50,7 +50,7 @@ function countSeries({ data }) {
   return data.resultType === 'vector' || data.resultType === 'matrix' ? data.result.length : 1;
 }
 
-/** Runs every visible target; one that fails leaves the others' answers in the panel. */
+/** Runs every visible target; a failed one does not affect the results of the others. */
 export async function queryPanel(panel, dashboardRange, variables, prometheus, options) {
   const range = panelTimeRange(panel, dashboardRange);
   const queries = [];

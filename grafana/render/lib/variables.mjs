@@ -1,4 +1,4 @@
-// Owns dashboard variables: the value each one has, and putting them into queries and texts.
+// Owns dashboard variables: their values, and their substitution in queries and texts.
 
 // $name, ${name}, ${name:format}, [[name]] and [[name:format]].
 const REFERENCE = /\$(\w+)|\$\{(\w+)(?::([^}]+))?\}|\[\[(\w+)(?::(\w+))?\]\]/g;
@@ -47,7 +47,7 @@ function interpolateText(text, variables) {
   });
 }
 
-/** Puts the variables into every string of a panel but its queries, which have their own rules. */
+/** Substitutes variables in every string of a panel except its queries, which have their own rules. */
 export function interpolateModel(model, variables) {
   if (typeof model === 'string') {
     return interpolateText(model, variables);
@@ -80,9 +80,9 @@ async function firstLabelValue(definition, variables, prometheus, range) {
   return values.slice(0, 1);
 }
 
-async function resolveVariable(definition, given, variables, prometheus, range) {
-  if (given) {
-    return { values: given, isAll: false };
+async function resolveVariable(definition, override, variables, prometheus, range) {
+  if (override) {
+    return { values: override, isAll: false };
   }
   if (definition.includeAll || definition.allValue) {
     return { values: [definition.allValue || '.*'], isAll: true };
@@ -109,14 +109,14 @@ async function resolveVariable(definition, given, variables, prometheus, range) 
   }
 }
 
-/** In the dashboard's order, since a variable's query may name the variables before it. */
-export async function resolveVariables(definitions, given, prometheus, range) {
-  const variables = new Map([...given].map(([name, values]) => [name, { values, isAll: false }]));
+/** In the dashboard's order, because the query of a variable may contain earlier variables. */
+export async function resolveVariables(definitions, overrides, prometheus, range) {
+  const variables = new Map([...overrides].map(([name, values]) => [name, { values, isAll: false }]));
   for (const definition of definitions) {
     try {
       variables.set(
         definition.name,
-        await resolveVariable(definition, given.get(definition.name), variables, prometheus, range),
+        await resolveVariable(definition, overrides.get(definition.name), variables, prometheus, range),
       );
     } catch (error) {
       throw new Error(`variable ${definition.name}: ${error.message}`);

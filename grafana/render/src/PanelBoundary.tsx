@@ -1,4 +1,4 @@
-// Owns failures while drawing: one broken panel must not take the others with it.
+// Owns errors while drawing: one broken panel must not affect the others.
 import { Component, type ReactNode } from 'react';
 
 import { PanelMessage } from './PanelMessage';

@@ -1,4 +1,4 @@
-// Owns the words that stand in a panel where there is nothing to draw.
+// Owns the message in a panel without content.
 import { css } from '@emotion/css';
 import { Text } from '@grafana/ui';
 

@@ -1,4 +1,4 @@
-// Owns one panel's place in the page: frame, title, and what stands inside.
+// Owns one panel of the page: frame, title and content.
 import { dateTime, type TimeRange } from '@grafana/data';
 import { PanelChrome } from '@grafana/ui';
 import { useMemo } from 'react';

@@ -31,7 +31,7 @@ const STANDARD_OPTIONS: Record<string, Processor> = {
   thresholds: (value) => value && openThresholds(value),
 };
 
-// JSON cannot hold the first step's -Infinity and says null, which would compare as 0.
+// JSON cannot hold the first step's -Infinity and has null, which would compare as 0.
 function openThresholds(thresholds: ThresholdsConfig): ThresholdsConfig {
   const [first, ...rest] = thresholds.steps;
   return first ? { ...thresholds, steps: [{ ...first, value: first.value ?? -Infinity }, ...rest] } : thresholds;
@@ -52,9 +52,9 @@ function option(id: string, path: string, isCustom: boolean, process: Processor)
 }
 
 /**
- * applyFieldOverrides passes over every option that its registry does not list, units
- * included, and Grafana's own registry is not in npm. A panel's custom options are read
- * off its JSON instead of being listed here.
+ * applyFieldOverrides ignores every option that its registry does not list, including units, and
+ * Grafana's own registry is not in npm. The custom options of a panel are read from its JSON instead
+ * of being listed here.
  */
 function registryFor({ defaults, overrides }: FieldConfigSource): FieldConfigOptionsRegistry {
   const overridden = overrides.flatMap(({ properties }) => properties.map(({ id }) => id));

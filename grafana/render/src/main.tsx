@@ -13,9 +13,9 @@ import type { DashboardContent } from './types';
 window.__ready = false;
 window.__panelErrors = {};
 
-/** Waits until the page stands still in a window that shows all of it. */
+/** Waits until the page is stable in a window that shows all of it. */
 async function finish(root: HTMLElement) {
-  // What lies outside the window may stay blank: tables draw only the cells in sight.
+  // Tables draw only visible cells, so the window must show the whole page.
   while (window.innerHeight < root.offsetHeight) {
     await new Promise((resolve) => window.addEventListener('resize', resolve, { once: true }));
   }

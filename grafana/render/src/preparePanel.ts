@@ -1,4 +1,4 @@
-// Owns the way from a panel's answers to frames that are ready to draw.
+// Owns the conversion of a panel's query results to frames that are ready to draw.
 import { type DataFrame, type FieldConfigSource, type GrafanaTheme2, ThresholdsMode } from '@grafana/data';
 
 import { applyFieldConfig } from './fieldConfig';
@@ -14,7 +14,7 @@ export interface PreparedPanel extends PanelContent {
   fieldConfig: FieldConfigSource;
 }
 
-// What Grafana assumes where a dashboard is silent.
+// Defaults of Grafana for options that a dashboard omits.
 const GRAFANA_DEFAULTS = {
   mappings: [],
   color: { mode: 'thresholds' },

@@ -1,5 +1,5 @@
 // Owns the variables that stand for the data itself, as in "${__field.labels.instance}".
-// Dashboard variables are already gone: draw.mjs has put them in.
+// draw.mjs has already substituted the dashboard variables.
 import {
   type DataContextScopedVar,
   formatLabels,

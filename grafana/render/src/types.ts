@@ -58,11 +58,11 @@ export interface DashboardContent {
 
 declare global {
   interface Window {
-    /** Returns the height of the page; the window must become as high. */
+    /** Returns the height of the page, which the window must get. */
     drawDashboard: (content: DashboardContent) => Promise<number>;
-    /** True once the page stands still and can be photographed. */
+    /** True once the page is stable and can be captured. */
     __ready: boolean;
-    /** What could not be drawn, by the panel's index in DashboardContent.panels. */
+    /** Drawing errors by index in DashboardContent.panels. */
     __panelErrors: Record<number, string>;
   }
 }

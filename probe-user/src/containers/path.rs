@@ -1,36 +1,36 @@
-//! From a cgroup's path to what runs in it. Pure text.
+//! Classifies a cgroup by its path.
 //!
-//! Container runtimes put the 64 hex digits of the container's id into the name of its cgroup. The deepest match wins:
-//! Docker in Docker and kind nest them (Kepler #923).
+//! Container runtimes put the 64 hex digits of the container's id into the name of its cgroup. The
+//! deepest match wins because Docker in Docker and kind nest containers (Kepler #923).
 
-/// What a cgroup holds.
+/// The kind of workload in a cgroup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Workload<'a> {
-    /// The root, systemd's own slices, services and scopes.
+    /// The root cgroup, and systemd's slices, services and scopes.
     System,
-    /// A container, by its runtime and full id.
     Container {
-        /// `docker`, `containerd`, `crio`, `podman`, or `unknown` where the path does not tell.
+        /// `docker`, `containerd`, `crio`, `podman`, or `unknown` where the path does not contain
+        /// it.
         runtime: &'static str,
         /// 64 hex digits.
         id: &'a str,
     },
-    /// A cgroup that somebody made by hand, or another tool made; it goes by its path.
+    /// Any other cgroup, created by a user or another tool; its path is its name.
     Plain,
 }
 
 const ID_LENGTH: usize = 64;
 
-/// Systemd's unit suffixes that name cgroups.
+/// Suffixes of systemd units that have cgroups.
 const UNITS: [&str; 3] = [".slice", ".service", ".scope"];
 
-/// Tells what the cgroup at `path` (from the root of its tree, with a leading slash) holds.
+/// Classifies the cgroup at `path` (from the root of its tree, with a leading slash).
 #[must_use]
 pub fn classify(path: &str) -> Workload<'_> {
     let segments: Vec<&str> = path.split('/').filter(|segment| !segment.is_empty()).collect();
     for (depth, segment) in segments.iter().enumerate().rev() {
         if let Some((prefix, id)) = container_id(segment) {
-            // conmon is the monitor beside the container, not in it.
+            // conmon is the container's monitor and runs outside of the container.
             if prefix.contains("conmon") {
                 return Workload::System;
             }
@@ -44,7 +44,8 @@ pub fn classify(path: &str) -> Workload<'_> {
     }
 }
 
-/// The path of the topmost cgroup of a container whose id stands in `path`: what lies below it is its own.
+/// The path of a container's topmost cgroup. `path` is that cgroup or one below it, and contains
+/// the container's id.
 #[must_use]
 pub fn topmost<'a>(path: &'a str, id: &str) -> &'a str {
     let Some(at) = path.rfind(id) else { return path };
@@ -52,7 +53,7 @@ pub fn topmost<'a>(path: &'a str, id: &str) -> &'a str {
     &path[..path.len() - rest.len() + rest.find('/').unwrap_or(rest.len())]
 }
 
-/// The systemd service or transient scope that a cgroup is; none for slices, and for what holds logins and their shells.
+/// The systemd service or transient scope of a cgroup; `None` for slices and for login sessions.
 #[must_use]
 pub fn unit(path: &str) -> Option<&str> {
     let last = path.rsplit('/').next()?;
@@ -61,7 +62,7 @@ pub fn unit(path: &str) -> Option<&str> {
     (unit && !login && !last.contains("conmon") && container_id(last).is_none()).then_some(last)
 }
 
-/// The id in `docker-<id>.scope`, `cri-containerd:<id>`, `<id>`, and what stands before it.
+/// The prefix and the id in `docker-<id>.scope`, `cri-containerd:<id>`, `<id>`.
 fn container_id(segment: &str) -> Option<(&str, &str)> {
     let bare = segment.strip_suffix(".scope").unwrap_or(segment);
     let at = bare.len().checked_sub(ID_LENGTH)?;
@@ -103,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn every_runtime_that_we_know_is_told_from_its_path() {
+    fn every_supported_runtime_is_recognised_by_its_path() {
         for (path, runtime) in [
             (format!("/docker/{A}"), "docker"),
             (format!("/system.slice/docker-{A}.scope"), "docker"),
@@ -127,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn monitors_units_and_the_root_are_the_system() {
+    fn monitors_units_and_the_root_are_system() {
         for path in [
             "/".to_owned(),
             String::new(),
@@ -152,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn units_that_can_be_workloads_are_told_from_logins() {
+    fn services_and_transient_scopes_are_units_and_logins_are_not() {
         assert_eq!(unit("/system.slice/encode@cam1.service"), Some("encode@cam1.service"));
         assert_eq!(unit("/user.slice/user-1000.slice/user@1000.service/app.slice/run-u7.scope"), Some("run-u7.scope"));
         for path in [
@@ -167,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cgroup_made_by_hand_goes_by_its_path() {
+    fn other_cgroups_are_plain() {
         for path in ["/encode", "/encode/job-1", "/docker", &format!("/x{A}")] {
             assert_eq!(classify(path), Workload::Plain, "{path}");
         }
@@ -175,7 +176,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_path_makes_it_panic(path in any::<String>()) {
+        fn no_path_causes_a_panic(path in any::<String>()) {
             let _ = classify(&path);
             let _ = classify(&format!("/{path}{A}.scope"));
         }

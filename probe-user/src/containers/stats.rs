@@ -1,7 +1,7 @@
-//! What containers use besides CPU time and joules: memory, network, block I/O, from the kernel's own files.
+//! Memory, network traffic and block I/O of containers, from the kernel's files.
 //!
-//! Nothing asks the engine: on hybrid hosts `docker stats` prints zeros, and each call of it takes two seconds. Files of containers stay open, so
-//! that a tick is a read of each and nothing more.
+//! The engine's API is not used: on hybrid hosts `docker stats` prints zeros, and each call takes
+//! two seconds. The files of containers stay open, so a tick reads each of them once.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -12,81 +12,78 @@ use std::{
     sync::Arc,
 };
 
-use super::{Container, tree::Trees};
-use crate::cpu::hierarchy;
+use super::container::Container;
+use crate::cgroup::{hierarchy, tree::Trees};
 
 /// Largest file that is read: `memory.stat` has 3 kB, `io.stat` a line for each device.
 const MAX_FILE: usize = 64 << 10;
-/// `memory.stat`, which is long, is read once in so many ticks.
-const STAT_EVERY: u64 = 5;
-/// How often processes of engines are looked for.
-const ENGINES_EVERY: u64 = 10;
-/// The programs that are engines.
+/// Ticks between two reads of `memory.stat`, which is long.
+const MEMORY_STAT_TICKS: u64 = 5;
+/// Ticks between two scans for engine processes.
+const ENGINE_SCAN_TICKS: u64 = 10;
+/// Names of the container engines' programs.
 const ENGINES: [&str; 4] = ["dockerd", "containerd", "podman", "crio"];
 
-/// Where a container's files are: the tree, and the path of its topmost cgroup in it.
+/// A container's topmost cgroup in one tree.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Home {
+pub struct CgroupPath {
     /// One of [`hierarchy`].
     pub hierarchy: u64,
-    /// From the root of the tree on.
+    /// Path from the root of the tree.
     pub path: String,
 }
 
-/// Bytes in and out.
+/// Bytes in both directions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Bytes {
+pub struct IoBytes {
     /// Received, or read.
     pub inward: u64,
     /// Sent, or written.
     pub outward: u64,
 }
 
-/// What one container uses. A figure that the kernel does not keep for it is absent, which is not zero.
+/// Resource usage of one container. A value that the kernel does not provide is `None`, not zero.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Usage {
-    /// All memory that is charged to it, page cache included.
+    /// All memory charged to the container, page cache included.
     pub memory: Option<u64>,
-    /// The same without the cache that nobody used lately, as `docker stats` shows it.
+    /// Working set: memory without inactive page cache, as `docker stats` shows it.
     pub working: Option<u64>,
-    /// What it may use: its limit, or where it has none what the machine has.
+    /// Memory limit; without one, the machine's memory.
     pub limit: Option<u64>,
-    /// Of all interfaces but loopback, since its network was made; absent where its network is the host's.
-    pub network: Option<Bytes>,
-    /// Of all devices.
-    pub block: Option<Bytes>,
+    /// Traffic of all interfaces except loopback; `None` with the host's network.
+    pub network: Option<IoBytes>,
+    /// Block I/O of all devices.
+    pub block: Option<IoBytes>,
 }
 
-/// One container's row.
 #[derive(Clone, Debug, PartialEq)]
 pub struct UsageRow {
-    /// Who.
     pub container: Arc<Container>,
-    /// What.
     pub usage: Usage,
 }
 
-/// One engine's processes.
+/// Resource usage of the processes of one container engine.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct EngineRow {
-    /// Its program.
+    /// Name of the program.
     pub name: &'static str,
-    /// CPU nanoseconds of its processes since the start.
+    /// CPU nanoseconds since the probe's start.
     pub cpu_ns: u64,
     /// Resident bytes.
     pub resident: u64,
 }
 
-/// What is open of one container.
+/// The open files of one container.
 #[derive(Default)]
-struct Open {
-    files: Option<Files>,
-    /// Inactive file cache at the last reading of it.
+struct OpenContainer {
+    files: Option<StatFiles>,
+    /// Inactive page cache at the last read of `memory.stat`.
     inactive: Option<u64>,
-    seen: u64,
+    ticks: u64,
 }
 
-struct Files {
+struct StatFiles {
     memory: Option<File>,
     memory_stat: Option<File>,
     limit: Option<File>,
@@ -95,29 +92,30 @@ struct Files {
     v2: bool,
 }
 
-/// Reads all of them.
-pub struct Stats {
+/// Reads the resource usage of all containers and engines.
+pub struct StatsCollector {
     cgroupfs: PathBuf,
-    /// The trees that count CPU time; those of v1's other controllers stand beside them.
+    /// The trees that count CPU time; the trees of v1's other controllers are next to them.
     trees: Option<Trees>,
     procfs: PathBuf,
-    /// Of the machine.
-    memory: u64,
-    /// The inode of our own network's `net/dev`, by which the host's is known.
+    machine_memory: u64,
+    /// The inode of `net/dev` of process 1, which identifies the host's network.
     host_network: Option<u64>,
-    open: HashMap<u32, Open>,
+    open: HashMap<u32, OpenContainer>,
     engines: Vec<(u32, &'static str)>,
-    /// CPU time of each of their processes at the last look, and what all of them ever ran since the start.
+    /// CPU time of each engine process at the last tick.
     clocks: HashMap<u32, u64>,
+    /// CPU time of each engine since the probe's start.
     ran: BTreeMap<&'static str, u64>,
-    /// Containers whose files may stay open; of others they are opened for each tick.
-    most_open: usize,
+    /// Maximum number of containers whose files stay open; the files of others are opened in each
+    /// tick.
+    max_open: usize,
     ticks: u64,
     buffer: Vec<u8>,
 }
 
-impl Stats {
-    /// Has opened nothing yet.
+impl StatsCollector {
+    /// A collector without open files.
     #[must_use]
     pub fn new(cgroupfs: &Path, procfs: &Path) -> Self {
         let meminfo = fs::read_to_string(procfs.join("meminfo")).unwrap_or_default();
@@ -128,57 +126,63 @@ impl Stats {
             cgroupfs: cgroupfs.to_owned(),
             trees: Trees::find(cgroupfs).ok(),
             procfs: procfs.to_owned(),
-            memory: total.unwrap_or(0).saturating_mul(1024),
+            machine_memory: total.unwrap_or(0).saturating_mul(1024),
             host_network: fs::metadata(procfs.join("1/net/dev")).ok().map(|meta| meta.ino()),
             open: HashMap::new(),
             engines: Vec::new(),
             clocks: HashMap::new(),
             ran: BTreeMap::new(),
-            most_open: most_open(),
+            max_open: max_open(),
             ticks: 0,
             buffer: vec![0; MAX_FILE],
         }
     }
 
-    /// Memory of the machine, in bytes; 0 where nobody says.
+    /// Memory of the machine in bytes; 0 when unknown.
     #[must_use]
     pub fn machine_memory(&self) -> u64 {
-        self.memory
+        self.machine_memory
     }
 
-    /// What each container uses now.
-    pub fn read<'a>(&mut self, containers: impl Iterator<Item = (&'a Arc<Container>, &'a [Home])>) -> Vec<UsageRow> {
+    /// Reads the usage of each container.
+    pub fn read<'a>(
+        &mut self,
+        containers: impl Iterator<Item = (&'a Arc<Container>, &'a [CgroupPath])>,
+    ) -> Vec<UsageRow> {
         self.ticks += 1;
         let mut rows = Vec::new();
-        for (container, homes) in containers {
+        for (container, paths) in containers {
             let mut open = self.open.remove(&container.number).unwrap_or_default();
             let files = match open.files.take() {
                 Some(files) => Some(files),
-                // A container without a file that can be opened is looked at again now and then: its files come with it, a moment later.
-                None if open.seen.is_multiple_of(STAT_EVERY) => self.find(homes),
+                // A container's files appear a moment after its cgroup, so opening them is tried
+                // repeatedly.
+                None if open.ticks.is_multiple_of(MEMORY_STAT_TICKS) => self.open_files(paths),
                 None => None,
             };
-            open.seen += 1;
-            let due = (u64::from(container.number) + self.ticks).is_multiple_of(STAT_EVERY) || open.inactive.is_none();
+            open.ticks += 1;
+            let due =
+                (u64::from(container.number) + self.ticks).is_multiple_of(MEMORY_STAT_TICKS) || open.inactive.is_none();
             let usage = files.as_ref().map(|files| self.usage(files, &mut open.inactive, due)).unwrap_or_default();
-            // A cgroup that has gone gives ENODEV; its files are closed, and with them its network.
-            let keep = rows.len() < self.most_open && (usage.memory.is_some() || usage.block.is_some());
-            // Without its files kept it is looked for again at once, and not only now and then.
-            open.seen = if keep || usage == Usage::default() { open.seen } else { 0 };
+            // Reads of a removed cgroup fail with ENODEV; then its files are closed, and its
+            // network file too.
+            let keep = rows.len() < self.max_open && (usage.memory.is_some() || usage.block.is_some());
+            // A container over the limit of open files is opened again in the next tick.
+            open.ticks = if keep || usage == Usage::default() { open.ticks } else { 0 };
             open.files = files.filter(|_| keep);
-            self.open.insert(container.number, Open { seen: open.seen, ..open });
+            self.open.insert(container.number, open);
             rows.push(UsageRow { container: container.clone(), usage });
         }
-        let kept: std::collections::HashSet<u32> = rows.iter().map(|row| row.container.number).collect();
-        self.open.retain(|number, _| kept.contains(number));
+        let current: std::collections::HashSet<u32> = rows.iter().map(|row| row.container.number).collect();
+        self.open.retain(|number, _| current.contains(number));
         rows
     }
 
-    fn find(&self, homes: &[Home]) -> Option<Files> {
+    fn open_files(&self, paths: &[CgroupPath]) -> Option<StatFiles> {
         let at = |dir: &Path, path: &str| dir.join(path.trim_start_matches('/'));
-        let v2 = homes.iter().find(|home| home.hierarchy == hierarchy::V2);
-        let path = &homes.first()?.path;
-        let v2_dir = v2.and_then(|home| Some(at(self.trees.as_ref()?.root(hierarchy::V2)?, &home.path)));
+        let v2 = paths.iter().find(|path| path.hierarchy == hierarchy::V2);
+        let path = &paths.first()?.path;
+        let v2_dir = v2.and_then(|v2| Some(at(self.trees.as_ref()?.root(hierarchy::V2)?, &v2.path)));
         let v2_dir = v2_dir.as_ref();
         let cpu_dir = self.trees.as_ref().and_then(|trees| trees.root(hierarchy::V1_CPU)).map(|root| at(root, path));
         let open = |dir: &Path, name: &str| File::open(dir.join(name)).ok();
@@ -200,23 +204,23 @@ impl Stats {
         });
         let trees = [v2_dir.cloned(), cpu_dir, Some(v1_memory)];
         let network = trees.iter().flatten().find_map(|dir| member(dir, 2)).and_then(|pid| self.network_of(pid));
-        Some(Files { memory, memory_stat, limit, block, network, v2: is_v2 })
+        Some(StatFiles { memory, memory_stat, limit, block, network, v2: is_v2 })
     }
 
-    /// The traffic of a process's network; none where that is the host's.
+    /// Opens the traffic counters of a process's network; `None` for the host's network.
     fn network_of(&self, pid: u32) -> Option<File> {
         let path = self.procfs.join(pid.to_string()).join("net/dev");
         let own = fs::metadata(&path).ok()?.ino();
         (Some(own) != self.host_network).then(|| File::open(path).ok())?
     }
 
-    fn usage(&mut self, files: &Files, inactive: &mut Option<u64>, due: bool) -> Usage {
+    fn usage(&mut self, files: &StatFiles, inactive: &mut Option<u64>, due: bool) -> Usage {
         let memory = files.memory.as_ref().and_then(|file| number(self.text(file)?));
         if due && let Some(text) = files.memory_stat.as_ref().and_then(|file| self.text(file)) {
             let key = if files.v2 { "inactive_file " } else { "total_inactive_file " };
             *inactive = Some(text.lines().find_map(|line| line.strip_prefix(key)?.parse().ok()).unwrap_or(0));
         }
-        let machine = self.memory;
+        let machine = self.machine_memory;
         let limit = files.limit.as_ref().and_then(|file| self.text(file)).map(|text| number(text).unwrap_or(u64::MAX));
         Usage {
             memory,
@@ -237,16 +241,17 @@ impl Stats {
         std::str::from_utf8(&self.buffer[..length]).ok()
     }
 
-    /// What the engines' own processes use.
+    /// Reads the usage of the engines' processes.
     pub fn engines(&mut self) -> Vec<EngineRow> {
-        if self.ticks % ENGINES_EVERY == 1 {
+        if self.ticks % ENGINE_SCAN_TICKS == 1 {
             self.engines = engines(&self.procfs);
         }
         let mut rows: BTreeMap<&'static str, EngineRow> = BTreeMap::new();
         let mut clocks = HashMap::new();
         for (pid, name) in &self.engines {
-            let Some(clock) = crate::jobs::process_clock_ns(*pid) else { continue };
-            // A process that is met counts from then on; one whose clock went back is another.
+            let Some(clock) = crate::host::process::process_clock_ns(*pid) else { continue };
+            // A new process counts from now on. A clock that went back belongs to a new process
+            // with the same pid.
             let before = self.clocks.get(pid).copied().unwrap_or(clock);
             *self.ran.entry(name).or_default() += clock.saturating_sub(before);
             clocks.insert(*pid, clock);
@@ -263,14 +268,14 @@ impl Stats {
     }
 }
 
-/// How many containers' files fit beside all else that has descriptors, five for each.
-fn most_open() -> usize {
-    exporter::program::raise_open_files().saturating_sub(512) / 5
+/// Number of containers whose files may stay open: five descriptors each, and 512 for everything
+/// else.
+fn max_open() -> usize {
+    cli::program::raise_open_file_limit().saturating_sub(512) / 5
 }
 
 fn page_size() -> u64 {
-    // SAFETY: sysconf takes a number and touches nothing.
-    u64::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096)
+    u64::try_from(rustix::param::page_size()).unwrap_or(4096)
 }
 
 fn engines(procfs: &Path) -> Vec<(u32, &'static str)> {
@@ -298,7 +303,7 @@ fn member(dir: &Path, depth: u32) -> Option<u32> {
         .find_map(|entry| member(&entry.path(), depth - 1))
 }
 
-/// The file from its beginning, as far as the buffer reaches.
+/// Reads the file from its beginning until the buffer is full.
 fn read_at(file: &File, buffer: &mut [u8]) -> io::Result<usize> {
     let mut length = 0;
     while length < buffer.len() {
@@ -314,9 +319,10 @@ fn number(text: &str) -> Option<u64> {
     text.trim().parse().ok()
 }
 
-/// `/proc/PID/net/dev`: after two lines of heads, bytes received stand first and bytes sent ninth (net/core/net-procfs.c).
-fn traffic(text: &str) -> Bytes {
-    let mut sum = Bytes::default();
+/// Parses `/proc/PID/net/dev`: two header lines; received bytes are field 1, sent bytes field 9
+/// (net/core/net-procfs.c).
+fn traffic(text: &str) -> IoBytes {
+    let mut sum = IoBytes::default();
     for line in text.lines().skip(2) {
         let Some((name, counts)) = line.split_once(':') else { continue };
         if name.trim() == "lo" {
@@ -329,17 +335,17 @@ fn traffic(text: &str) -> Bytes {
     sum
 }
 
-/// `io.stat` of v2: `8:0 rbytes=1 wbytes=2 …` for each device.
-fn io_stat(text: &str) -> Bytes {
+/// Parses `io.stat` of v2: `8:0 rbytes=1 wbytes=2 …` for each device.
+fn io_stat(text: &str) -> IoBytes {
     let sum = |key: &str| {
         let words = text.split_ascii_whitespace().filter_map(|word| word.strip_prefix(key)?.parse::<u64>().ok());
         words.fold(0, u64::wrapping_add)
     };
-    Bytes { inward: sum("rbytes="), outward: sum("wbytes=") }
+    IoBytes { inward: sum("rbytes="), outward: sum("wbytes=") }
 }
 
-/// `blkio.throttle.io_service_bytes` of v1: `8:0 Read 1` for each device, and a total.
-fn blkio(text: &str) -> Bytes {
+/// Parses `blkio.throttle.io_service_bytes` of v1: `8:0 Read 1` for each device, and a total.
+fn blkio(text: &str) -> IoBytes {
     let sum = |key: &str| {
         let counts = text.lines().filter_map(|line| {
             let mut words = line.split_ascii_whitespace().skip(1);
@@ -347,7 +353,7 @@ fn blkio(text: &str) -> Bytes {
         });
         counts.fold(0, u64::wrapping_add)
     };
-    Bytes { inward: sum("Read"), outward: sum("Write") }
+    IoBytes { inward: sum("Read"), outward: sum("Write") }
 }
 
 #[cfg(test)]
@@ -355,26 +361,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_kernels_files_are_read_as_they_are() {
+    fn kernel_files_are_parsed() {
         let net = "Inter-|   Receive  |  Transmit\n face |bytes packets errs drop fifo frame compressed multicast|bytes\n    \
                    lo: 100 1 0 0 0 0 0 0 100 1 0 0 0 0 0 0\n  eth0:  7000 70 0 0 0 0 0 0  900 9 0 0 0 0 0 0\n";
-        assert_eq!(traffic(net), Bytes { inward: 7000, outward: 900 });
+        assert_eq!(traffic(net), IoBytes { inward: 7000, outward: 900 });
         assert_eq!(
             io_stat("8:0 rbytes=10 wbytes=20 rios=1\n8:16 rbytes=1 wbytes=2\n"),
-            Bytes { inward: 11, outward: 22 }
+            IoBytes { inward: 11, outward: 22 }
         );
         assert_eq!(
             blkio("8:0 Read 10\n8:0 Write 20\n8:0 Sync 30\n8:0 Total 30\nTotal 30\n"),
-            Bytes { inward: 10, outward: 20 }
+            IoBytes { inward: 10, outward: 20 }
         );
-        for rubbish in ["", "\n\n:", "a b c", "8:0 Read x", "8:0 rbytes=-1"] {
-            assert_eq!([traffic(rubbish), io_stat(rubbish), blkio(rubbish)], [Bytes::default(); 3]);
+        for invalid in ["", "\n\n:", "a b c", "8:0 Read x", "8:0 rbytes=-1"] {
+            assert_eq!([traffic(invalid), io_stat(invalid), blkio(invalid)], [IoBytes::default(); 3]);
         }
     }
 
-    /// A tree of v2 files and one of v1 files, with the same container in each.
+    /// The same container in a v2 tree and in a v1 tree.
     #[test]
-    fn both_trees_give_the_same_figures() {
+    fn v1_and_v2_trees_give_the_same_usage() {
         let write = |root: &Path, files: &[(&str, &str)]| {
             for (file, text) in files {
                 let path = root.join(file);
@@ -382,7 +388,7 @@ mod tests {
                 fs::write(path, text).unwrap();
             }
         };
-        let container = Arc::new(Container::plain(0, "a".into(), "b".into(), "docker"));
+        let container = Arc::new(Container::new(0, "a".into(), "b".into(), "docker"));
         let v2: &[(&str, &str)] = &[
             ("cgroup.controllers", "memory io"),
             ("docker/x/memory.current", "5000\n"),
@@ -400,25 +406,25 @@ mod tests {
             let dir = tempfile::tempdir().unwrap();
             write(dir.path(), files);
             write(dir.path(), &[("proc/meminfo", "MemTotal:     1024 kB\n")]);
-            let mut stats = Stats::new(dir.path(), &dir.path().join("proc"));
-            let homes = [Home { hierarchy, path: "/docker/x".into() }];
-            let rows = stats.read([(&container, &homes[..])].into_iter());
+            let mut stats = StatsCollector::new(dir.path(), &dir.path().join("proc"));
+            let paths = [CgroupPath { hierarchy, path: "/docker/x".into() }];
+            let rows = stats.read([(&container, &paths[..])].into_iter());
             let expected = Usage {
                 memory: Some(5000),
                 working: Some(4000),
                 limit: Some(1 << 20),
                 network: None,
-                block: Some(Bytes { inward: 10, outward: 20 }),
+                block: Some(IoBytes { inward: 10, outward: 20 }),
             };
             assert_eq!(rows[0].usage, expected);
         }
     }
 
     #[test]
-    fn a_container_without_files_has_no_figures_and_no_zeros() {
+    fn a_container_without_files_has_no_usage_instead_of_zeros() {
         let dir = tempfile::tempdir().unwrap();
-        let container = Arc::new(Container::plain(0, "a".into(), "b".into(), "docker"));
-        let rows = Stats::new(dir.path(), dir.path()).read([(&container, &[][..])].into_iter());
+        let container = Arc::new(Container::new(0, "a".into(), "b".into(), "docker"));
+        let rows = StatsCollector::new(dir.path(), dir.path()).read([(&container, &[][..])].into_iter());
         assert_eq!(rows[0].usage, Usage::default());
     }
 }

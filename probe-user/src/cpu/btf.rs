@@ -1,12 +1,12 @@
 //! Field offsets of the running kernel, read from its own type information.
 //!
-//! A reader for the few questions asked of `/sys/kernel/btf/vmlinux`: where is this field, what is this enumerator.
-//! Format: Documentation/bpf/btf.rst of the kernel. The one maintained crate for it is LGPL, which a statically linked
-//! MIT program cannot take in.
+//! Reads the few facts needed from `/sys/kernel/btf/vmlinux`: field offsets and enumerator values.
+//! Format: Documentation/bpf/btf.rst of the kernel. The one maintained crate for it is LGPL, which
+//! a statically linked MIT program cannot include.
 
 use thiserror::Error;
 
-/// The largest type section taken. Debian's and Ubuntu's kernels carry 5 to 8 MB.
+/// Maximum size of the type information. Debian's and Ubuntu's kernels have 5 to 8 MB.
 pub const MAX_BYTES: usize = 64 << 20;
 
 const MAGIC: u16 = 0xeb9f;
@@ -24,13 +24,13 @@ const KIND_DATASEC: u32 = 15;
 const KIND_DECL_TAG: u32 = 17;
 const KIND_ENUM64: u32 = 19;
 
-/// Modifiers between a member and the type that has fields: typedef, volatile, const, restrict, type tag.
+/// Kinds between a member and its struct type: typedef, volatile, const, restrict, type tag.
 const MODIFIERS: [u32; 5] = [8, 9, 10, 11, 18];
 
-/// Why a question could not be answered.
+/// Why a lookup failed.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum BtfError {
-    /// The bytes are not BTF, or end early.
+    /// The bytes are not BTF, or are truncated.
     #[error("not BTF: {0}")]
     Malformed(&'static str),
     /// The kernel has no such structure.
@@ -56,18 +56,18 @@ struct Type {
     name: u32,
     kind: u32,
     count: usize,
-    /// Set when member offsets carry a bit-field size in their upper byte.
+    /// Whether the upper byte of member offsets contains a bit-field size.
     bitfields: bool,
     size_or_type: u32,
-    /// Byte position of what follows the common part.
+    /// Byte position after the common part.
     rest: usize,
 }
 
 impl<'a> Btf<'a> {
-    /// Indexes `bytes`.
+    /// Builds the index of `bytes`.
     ///
     /// # Errors
-    /// When the header is wrong, a section leaves the file, or a type leaves its section.
+    /// When the header is wrong, a section exceeds the file, or a type exceeds its section.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, BtfError> {
         if bytes.len() > MAX_BYTES {
             return Err(BtfError::Malformed("larger than 64 MiB"));
@@ -92,14 +92,14 @@ impl<'a> Btf<'a> {
         while at < end {
             let this = btf.at(at).ok_or(BtfError::Malformed("type ends early"))?;
             btf.types.push(at);
-            let more = match this.kind {
+            let size = match this.kind {
                 KIND_INT | KIND_VAR | KIND_DECL_TAG => 4,
                 KIND_ARRAY => 12,
                 KIND_STRUCT | KIND_UNION | KIND_DATASEC | KIND_ENUM64 => this.count * 12,
                 KIND_ENUM | KIND_FUNC_PROTO => this.count * 8,
                 _ => 0,
             };
-            at = this.rest + more;
+            at = this.rest + size;
         }
         if at != end {
             return Err(BtfError::Malformed("type ends early"));
@@ -137,19 +137,20 @@ impl<'a> Btf<'a> {
             .filter(move |ty| kind.contains(&ty.kind) && self.name(ty.name) == name.as_bytes())
     }
 
-    /// Byte offset of `structure.path[0].path[1]…`. Anonymous structs and unions on the way are looked through.
+    /// Byte offset of `structure.path[0].path[1]…`, including members of anonymous structs and
+    /// unions.
     ///
     /// # Errors
     /// When the kernel has no such structure or field.
     pub fn field(&self, structure: &str, path: &[&str]) -> Result<u64, BtfError> {
-        let mut seen = false;
+        let mut found = false;
         for ty in self.named(&[KIND_STRUCT], structure) {
-            seen = true;
+            found = true;
             if let Some(bits) = self.walk(&ty, path, 0) {
                 return Ok(bits / 8);
             }
         }
-        if seen {
+        if found {
             Err(BtfError::NoField(structure.to_owned(), path.join(".")))
         } else {
             Err(BtfError::NoStruct(structure.to_owned()))
@@ -183,7 +184,7 @@ impl<'a> Btf<'a> {
         None
     }
 
-    /// The struct or union behind `id` and its modifiers.
+    /// The struct or union that `id` refers to through modifiers.
     fn aggregate(&self, mut id: u32) -> Option<Type> {
         for _ in 0..16 {
             let ty = self.ty(id)?;
@@ -196,8 +197,8 @@ impl<'a> Btf<'a> {
         None
     }
 
-    /// What each argument of the function behind `typedef name` points to: the name of a struct, or nothing for any other argument.
-    /// Empty when the kernel has no such type.
+    /// For each argument of the function type behind `typedef name`, the name of the struct that it
+    /// points to, or an empty name for any other type. Empty if the kernel has no such type.
     #[must_use]
     pub fn arguments(&self, name: &str) -> Vec<&'a [u8]> {
         let function = self.named(&[KIND_TYPEDEF], name).find_map(|ty| {
@@ -213,7 +214,7 @@ impl<'a> Btf<'a> {
         (0..function.count).map(|index| pointee(index).unwrap_or_default()).collect()
     }
 
-    /// True when the kernel has a function of that name.
+    /// Whether the kernel has a function of that name.
     #[must_use]
     pub fn has_function(&self, name: &str) -> bool {
         self.named(&[KIND_FUNC], name).next().is_some()
@@ -242,7 +243,7 @@ mod tests {
 
     use super::*;
 
-    /// Builds a type section by hand: `push` returns the id.
+    /// Builds a type section; `push` returns the type id.
     #[derive(Default)]
     struct Builder {
         types: Vec<u8>,
@@ -308,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn fields_are_found_through_modifiers_and_anonymous_members() {
+    fn finds_fields_through_modifiers_and_anonymous_members() {
         let bytes = sample();
         let btf = Btf::parse(&bytes).unwrap();
         assert_eq!(btf.field("task", &["pid"]), Ok(4));
@@ -319,15 +320,15 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_there_is_said_by_name() {
+    fn error_names_missing_struct_or_field() {
         let bytes = sample();
         let btf = Btf::parse(&bytes).unwrap();
-        assert_eq!(btf.field("nobody", &["x"]), Err(BtfError::NoStruct("nobody".into())));
+        assert_eq!(btf.field("missing", &["x"]), Err(BtfError::NoStruct("missing".into())));
         assert_eq!(btf.field("task", &["se", "x"]), Err(BtfError::NoField("task".into(), "se.x".into())));
     }
 
     #[test]
-    fn the_running_kernel_answers() {
+    fn running_kernel_has_task_struct_fields() {
         let bytes = std::fs::read("/sys/kernel/btf/vmlinux");
         let bytes = testkit::or_skip!(bytes.map_err(|error| format!("this kernel publishes no BTF: {error}")));
         let btf = Btf::parse(&bytes).unwrap();
@@ -337,7 +338,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_bytes_make_it_panic(mut bytes in proptest::collection::vec(any::<u8>(), 0..400), cut in 0usize..400) {
+        fn arbitrary_bytes_do_not_panic(mut bytes in proptest::collection::vec(any::<u8>(), 0..400), cut in 0usize..400) {
             let _ = Btf::parse(&bytes);
             let mut good = sample();
             for (at, byte) in bytes.drain(..).enumerate().take(6) {

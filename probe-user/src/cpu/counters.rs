@@ -1,4 +1,7 @@
-//! The hardware counters of the best tier: cycles, instructions and last-level cache misses of each CPU.
+//! The hardware counters of tier `counters`: cycles, instructions and last-level cache misses of
+//! each CPU.
+
+#![allow(unsafe_code)]
 
 use std::{
     fs::File,
@@ -6,30 +9,32 @@ use std::{
     os::fd::{AsRawFd as _, RawFd},
 };
 
-use super::COUNTERS;
-use crate::{
+use crate::host::{
+    availability::{Reason, Unavailable},
     perf_event,
-    state::{Reason, Unavailable},
     topology::Topology,
 };
+use probe_ebpf::COUNTERS;
 
-/// `PERF_TYPE_HARDWARE`, and of it `PERF_COUNT_HW_CPU_CYCLES`, `_INSTRUCTIONS` and `_CACHE_MISSES`, which is the last level
-/// where the processor has a say (include/uapi/linux/perf_event.h; arch/x86/events/intel/core.c, `intel_perfmon_event_map`).
+/// `PERF_TYPE_HARDWARE` with `PERF_COUNT_HW_CPU_CYCLES`, `_INSTRUCTIONS` and `_CACHE_MISSES`; the
+/// last one counts last-level cache misses on common processors
+/// (include/uapi/linux/perf_event.h; arch/x86/events/intel/core.c, `intel_perfmon_event_map`).
 const HARDWARE: [(u32, u64); COUNTERS] = [(0, 0), (0, 1), (0, 3)];
 
-/// The maps that the programs read them through, in the same order.
+/// The maps through which the programs read the counters, in the same order.
 pub(super) const MAPS: [&str; COUNTERS] = ["CYCLES", "INSTRUCTIONS", "CACHE_MISSES"];
 
-/// Open counters, by CPU.
-pub struct Events {
+/// Open perf counters, by CPU.
+pub struct PerfCounters {
     files: Vec<(usize, [File; COUNTERS])>,
 }
 
-impl Events {
-    /// Opens the processor's counters on every CPU that is online.
+impl PerfCounters {
+    /// Opens the hardware counters on every online CPU.
     ///
     /// # Errors
-    /// `absent` where the machine shows no such counters, as most guests; `denied` without CAP_PERFMON.
+    /// `absent` where the machine has no such counters, as most guests; `denied` without
+    /// CAP_PERFMON.
     pub fn hardware(topology: &Topology) -> Result<Self, Unavailable> {
         let cpus: Vec<usize> = topology.cpus(false).map(|(cpu, _)| cpu).collect();
         Self::open(&cpus, HARDWARE).map_err(|error| {
@@ -38,17 +43,17 @@ impl Events {
                 _ => Reason::of(&error),
             };
             let detail = match reason {
-                Reason::Absent => "this processor, or its hypervisor, shows no hardware counters".to_owned(),
-                _ => format!("hardware counters: {error}"),
+                Reason::Absent => "this processor, or its hypervisor, provides no hardware counters".to_owned(),
+                _ => format!("cannot open hardware counters: {error}"),
             };
             Unavailable::new(reason, detail)
         })
     }
 
-    /// Opens any counters: PMU and event of each.
+    /// Opens arbitrary counters, given as PMU type and event of each.
     ///
     /// # Errors
-    /// What the kernel says of the first that it refuses.
+    /// The kernel's error for the first counter that it refuses.
     pub fn open(cpus: &[usize], events: [(u32, u64); COUNTERS]) -> io::Result<Self> {
         let one = |cpu: usize| {
             let open = |at: usize| perf_event::open(events[at].0, events[at].1, cpu);
@@ -57,18 +62,18 @@ impl Events {
         Ok(Self { files: cpus.iter().map(|cpu| one(*cpu)).collect::<io::Result<_>>()? })
     }
 
-    /// Puts one counter of each CPU into the map that the programs read it through.
-    pub(super) fn put(&self, counter: usize, map: RawFd) -> io::Result<()> {
+    /// Stores one counter's descriptor of each CPU in the map through which the programs read it.
+    pub(super) fn store(&self, counter: usize, map: RawFd) -> io::Result<()> {
         for (cpu, files) in &self.files {
-            update(map, u32::try_from(*cpu).map_err(io::Error::other)?, files[counter].as_raw_fd())?;
+            update_map(map, u32::try_from(*cpu).map_err(io::Error::other)?, files[counter].as_raw_fd())?;
         }
         Ok(())
     }
 }
 
-/// `BPF_MAP_UPDATE_ELEM` of a map whose values are descriptors; aya has no call for it.
-fn update(map: RawFd, key: u32, value: RawFd) -> io::Result<()> {
-    /// The head of `union bpf_attr` for map elements (include/uapi/linux/bpf.h).
+/// `BPF_MAP_UPDATE_ELEM` for a map of descriptors, for which aya has no call.
+fn update_map(map: RawFd, key: u32, value: RawFd) -> io::Result<()> {
+    /// The first fields of `union bpf_attr` for map elements (include/uapi/linux/bpf.h).
     #[repr(C)]
     struct Element {
         map: u32,
@@ -86,7 +91,7 @@ fn update(map: RawFd, key: u32, value: RawFd) -> io::Result<()> {
         value: (&raw const value).expose_provenance() as u64,
         flags: 0,
     };
-    // SAFETY: the structure is of the size that is said, and it and what it points to outlive the call.
+    // SAFETY: the size is that of the structure, and it and what it points to outlive the call.
     let failed =
         unsafe { libc::syscall(libc::SYS_bpf, BPF_MAP_UPDATE_ELEM, &raw const element, size_of::<Element>()) } != 0;
     if failed { Err(io::Error::last_os_error()) } else { Ok(()) }

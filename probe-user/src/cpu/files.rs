@@ -1,8 +1,10 @@
-//! The least tier: what the files of the cgroup trees say. No eBPF, no privilege.
+//! Tier `files`: CPU time from the files of the cgroup trees. No eBPF, no privilege.
 //!
-//! A v2 cgroup's `cpu.stat` says what it and all below it ran, on no particular CPU; a v1 cgroup's `cpuacct.usage_percpu` says it
-//! CPU by CPU. What a cgroup's own tasks ran is that, less what the cgroups right below it ran. What a cgroup ran between the
-//! last look and its end is so its parent's, and one that came and went between two looks is its parent's altogether.
+//! A v2 cgroup's `cpu.stat` contains the run time of the cgroup and its descendants, summed over
+//! all CPUs; a v1 cgroup's `cpuacct.usage_percpu` contains it per CPU. The run time of a cgroup's
+//! own tasks is this value minus those of its children. Therefore the run time between a cgroup's
+//! last scan and its removal is attributed to its parent, and so is all run time of a cgroup that
+//! existed only between two scans.
 
 use std::{
     collections::HashMap,
@@ -13,39 +15,40 @@ use std::{
 use probe_ebpf::{CgroupKey, hierarchy};
 
 use super::{
-    Knows, Places, Reader, Reading, Tier,
-    totals::{Columns, Totals},
+    reader::{CpuPaths, CpuReader, CpuReading, Tier, TierCapabilities},
+    totals::{Columns, UsageTotals},
 };
 use crate::{
-    containers::tree::{Scan, Trees},
-    state::{Reason, Unavailable},
+    cgroup::tree::{Scan, Trees},
+    host::availability::{Reason, Unavailable},
 };
 
-/// A file of the kernel's that we read is a line or a few; `usage_percpu` of the largest machine has 21 digits for each CPU.
+/// Maximum size of a file: `usage_percpu` of the largest machine has 21 digits per CPU; other files
+/// have a few lines.
 const MAX_FILE: u64 = 21 * 8192;
 
-/// The reader of the files.
-pub struct Files {
+/// The tier that reads the files.
+pub struct FilesTier {
     trees: Trees,
-    v2: Option<Usage>,
-    v1: Option<V1>,
-    /// Where what all tasks ran is read.
-    all: (PathBuf, Form),
-    last_all: Columns,
+    v2: Option<UsageTree>,
+    v1: Option<V1Cgroups>,
+    /// Directory and format of the run time of all tasks.
+    total: (PathBuf, UsageFormat),
+    last_total: Columns,
     per_cpu: bool,
-    totals: Totals,
+    totals: UsageTotals,
 }
 
-/// How a file says what was run.
+/// Format of a file with run times.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Form {
+enum UsageFormat {
     /// `usage_usec N` among other lines, microseconds.
     CpuStat,
     /// Nanoseconds, one number for each CPU.
     UsagePercpu,
 }
 
-impl Form {
+impl UsageFormat {
     fn file(self) -> &'static str {
         match self {
             Self::CpuStat => "cpu.stat",
@@ -57,7 +60,7 @@ impl Form {
         let path = dir.join(self.file());
         let mut text = String::new();
         io::Read::read_to_string(&mut io::Read::take(fs::File::open(&path)?, MAX_FILE), &mut text)?;
-        self.parse(&text).ok_or_else(|| io::Error::other(format!("{} says nothing that we know", path.display())))
+        self.parse(&text).ok_or_else(|| io::Error::other(format!("{}: unknown format", path.display())))
     }
 
     fn parse(self, text: &str) -> Option<Columns> {
@@ -75,217 +78,220 @@ impl Form {
     }
 }
 
-/// The figures of one tree.
-struct Usage {
+/// The run times of one tree.
+struct UsageTree {
     root: PathBuf,
-    form: Form,
-    nodes: HashMap<String, Node>,
-    looks: u64,
-    /// False when the last look may have passed somebody over.
+    form: UsageFormat,
+    cgroups: HashMap<String, CgroupNode>,
+    scans: u64,
+    /// False when the last scan may have missed cgroups.
     complete: bool,
 }
 
-/// One cgroup at the last look.
-struct Node {
-    /// Who: another may come by the same path.
+/// One cgroup at the last scan.
+struct CgroupNode {
+    /// Identity; another cgroup may reuse the path.
     key: CgroupKey,
-    /// The file's figures: itself and below.
+    /// Values of the file: the cgroup and its descendants.
     usage: Columns,
-    /// What the cgroups below were seen to run beyond what it said itself, because they were read a moment later.
-    ahead: Columns,
-    look: u64,
+    /// Run time of the children in excess of the cgroup's own value, because they were read a
+    /// moment later.
+    excess: Columns,
+    scan: u64,
 }
 
-impl Usage {
-    fn new(root: PathBuf, form: Form) -> Self {
-        Self { root, form, nodes: HashMap::new(), looks: 0, complete: false }
+impl UsageTree {
+    fn new(root: PathBuf, form: UsageFormat) -> Self {
+        Self { root, form, cgroups: HashMap::new(), scans: 0, complete: false }
     }
 
-    /// What the own tasks of each cgroup but the root ran since the last look; at the first, nothing. One whose file cannot be read
-    /// now is counted when it can.
-    fn grown<'a>(&mut self, scan: &'a Scan, hierarchy: u64) -> Vec<(CgroupKey, &'a str, Columns)> {
-        let live = of(scan, hierarchy);
-        self.looks += 1;
-        // Who comes after a look that passed nobody over is new, and counted whole; who else comes was there, for who knows how long.
-        let newcomers = std::mem::replace(&mut self.complete, scan.complete);
+    /// Run time of each cgroup's own tasks since the last scan, without the root; zero at the first
+    /// scan. A file that cannot be read now is counted when it can be read again.
+    fn advance<'a>(&mut self, scan: &'a Scan, hierarchy: u64) -> Vec<(CgroupKey, &'a str, Columns)> {
+        let live = cgroups_of(scan, hierarchy);
+        self.scans += 1;
+        // After a complete scan, a cgroup that was not known is new, and all its run time counts;
+        // otherwise it may have existed for an unknown time.
+        let last_was_complete = std::mem::replace(&mut self.complete, scan.complete);
         let mut all = Vec::with_capacity(live.len());
         let mut below: HashMap<&str, Columns> = HashMap::new();
         for (key, path) in live.iter().filter(|(_, path)| *path != "/") {
             let now = match self.form.read(&self.root.join(path.trim_start_matches('/'))) {
                 Ok(now) => now,
-                // It went while we looked, or the two trees of v1 differ.
+                // It was removed during the scan, or the two v1 trees differ.
                 Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)) => continue,
                 Err(_) => {
                     self.complete = false;
-                    if let Some(node) = self.nodes.get_mut(*path) {
-                        node.look = self.looks;
+                    if let Some(node) = self.cgroups.get_mut(*path) {
+                        node.scan = self.scans;
                     }
                     continue;
                 }
             };
-            let fresh = || Node {
+            let fresh = || CgroupNode {
                 key: *key,
-                usage: if newcomers { vec![0; now.len()] } else { now.clone() },
-                ahead: Columns::new(),
-                look: 0,
+                usage: if last_was_complete { vec![0; now.len()] } else { now.clone() },
+                excess: Columns::new(),
+                scan: 0,
             };
-            let node = self.nodes.entry((*path).to_owned()).or_insert_with(fresh);
+            let node = self.cgroups.entry((*path).to_owned()).or_insert_with(fresh);
             if node.key != *key {
                 *node = fresh();
             }
             node.usage.resize(now.len(), 0);
-            let grown: Columns = now.iter().zip(&node.usage).map(|(now, last)| now.saturating_sub(*last)).collect();
-            (node.usage, node.look) = (now, self.looks);
+            let delta: Columns = now.iter().zip(&node.usage).map(|(now, last)| now.saturating_sub(*last)).collect();
+            (node.usage, node.scan) = (now, self.scans);
             if let Some((parent, _)) = path.rsplit_once('/').filter(|(parent, _)| !parent.is_empty()) {
-                let sums = below.entry(parent).or_insert_with(|| vec![0; grown.len()]);
-                sums.iter_mut().zip(&grown).for_each(|(sum, ns)| *sum = sum.saturating_add(*ns));
+                let sums = below.entry(parent).or_insert_with(|| vec![0; delta.len()]);
+                sums.iter_mut().zip(&delta).for_each(|(sum, ns)| *sum = sum.saturating_add(*ns));
             }
-            all.push((*key, *path, grown));
+            all.push((*key, *path, delta));
         }
-        for (_, path, grown) in &mut all {
-            let Some(node) = self.nodes.get_mut(*path) else { continue };
-            node.ahead.resize(grown.len(), 0);
-            let below = below.remove(*path).unwrap_or_else(|| vec![0; grown.len()]);
-            for ((grown, ahead), below) in grown.iter_mut().zip(&mut node.ahead).zip(below) {
-                let off = below.saturating_add(*ahead);
-                *ahead = off.saturating_sub(*grown);
-                *grown = grown.saturating_sub(off);
+        for (_, path, delta) in &mut all {
+            let Some(node) = self.cgroups.get_mut(*path) else { continue };
+            node.excess.resize(delta.len(), 0);
+            let below = below.remove(*path).unwrap_or_else(|| vec![0; delta.len()]);
+            for ((delta, excess), below) in delta.iter_mut().zip(&mut node.excess).zip(below) {
+                let children = below.saturating_add(*excess);
+                *excess = children.saturating_sub(*delta);
+                *delta = delta.saturating_sub(children);
             }
         }
-        let looks = self.looks;
+        let scans = self.scans;
         if scan.complete {
-            self.nodes.retain(|_, node| node.look == looks);
+            self.cgroups.retain(|_, node| node.scan == scans);
         }
         all
     }
 }
 
-/// The v1 cgroups that are an identity of their own: those whose tasks sit in the v2 root.
-pub(super) struct V1 {
-    usage: Usage,
-    /// Where the members of a `cpu` cgroup are listed, and what a process says of its place in v2.
+/// The v1 cgroups that are charged: those whose tasks are in the v2 root.
+pub(super) struct V1Cgroups {
+    usage: UsageTree,
+    /// Mount point of `cpu`, whose cgroups list their processes.
     cpu: PathBuf,
     procfs: PathBuf,
-    /// What was last seen of members: true where they have a v2 leaf, by which they go.
+    /// For each path, whether its processes have a v2 leaf, which is then charged instead.
     covered: HashMap<String, bool>,
-    /// True where no v2 tree is mounted, by which anybody could go.
-    alone: bool,
+    /// True when no v2 tree is mounted.
+    v1_only: bool,
 }
 
-impl V1 {
-    /// Where v1's `cpu` and `cpuacct` are mounted.
-    pub(super) fn find(trees: &Trees, places: &Places) -> Option<Self> {
+impl V1Cgroups {
+    /// Finds the mounts of v1's `cpu` and `cpuacct`.
+    pub(super) fn find(trees: &Trees, paths: &CpuPaths) -> Option<Self> {
         let cpu = trees.root(hierarchy::V1_CPU)?.to_owned();
-        let usage = cpuacct(&places.cgroupfs)?;
-        let usage = Usage::new(usage, Form::UsagePercpu);
+        let usage = cpuacct(&paths.cgroupfs)?;
+        let usage = UsageTree::new(usage, UsageFormat::UsagePercpu);
         Some(Self {
             usage,
             cpu,
-            procfs: places.procfs.clone(),
+            procfs: paths.procfs.clone(),
             covered: HashMap::new(),
-            alone: trees.root(hierarchy::V2).is_none(),
+            v1_only: trees.root(hierarchy::V2).is_none(),
         })
     }
 
-    /// What their tasks ran since the last look, CPU by CPU.
-    pub(super) fn grown(&mut self, scan: &Scan) -> Vec<(CgroupKey, Columns)> {
-        let grown = self.usage.grown(scan, hierarchy::V1_CPU);
+    /// Run time of their tasks since the last scan, per CPU.
+    pub(super) fn advance(&mut self, scan: &Scan) -> Vec<(CgroupKey, Columns)> {
+        let delta = self.usage.advance(scan, hierarchy::V1_CPU);
         let mut own = Vec::new();
-        let mut covered = HashMap::with_capacity(grown.len());
-        for (key, path, grown) in grown {
-            // Only who ran is worth asking.
+        let mut covered = HashMap::with_capacity(delta.len());
+        for (key, path, delta) in delta {
+            // Only cgroups that ran need the lookup.
             let before = self.covered.get(path).copied();
-            let ran = grown.iter().any(|ns| *ns > 0);
+            let ran = delta.iter().any(|ns| *ns > 0);
             let now = if ran || before.is_none() { self.has_leaf(path).or(before) } else { before };
             if let Some(now) = now {
                 covered.insert(path.to_owned(), now);
             }
-            // Where nobody was ever seen in it, as in a parent, its time may be somebody's by another name: it is the root's.
-            if now == Some(false) || (now.is_none() && self.alone) {
-                own.push((key, grown));
+            // Without a process to look at, as in a parent, the run time may already be counted for
+            // a v2 cgroup: it goes to the root.
+            if now == Some(false) || (now.is_none() && self.v1_only) {
+                own.push((key, delta));
             }
         }
         self.covered = covered;
         own
     }
 
-    /// Whether the first member has a v2 leaf; unknown where there is none.
+    /// Whether the first process has a v2 leaf; `None` if there is no process.
     fn has_leaf(&self, path: &str) -> Option<bool> {
         let members = fs::read_to_string(self.cpu.join(path.trim_start_matches('/')).join("cgroup.procs")).ok()?;
         let member = members.lines().next()?;
-        let places = fs::read_to_string(self.procfs.join(member).join("cgroup")).ok()?;
-        let leaf = places.lines().find_map(|line| line.strip_prefix("0::"));
+        let membership = fs::read_to_string(self.procfs.join(member).join("cgroup")).ok()?;
+        let leaf = membership.lines().find_map(|line| line.strip_prefix("0::"));
         Some(leaf.is_some_and(|leaf| leaf != "/"))
     }
 }
 
 /// The cgroups of one tree.
-fn of(scan: &Scan, hierarchy: u64) -> Vec<(CgroupKey, &str)> {
+fn cgroups_of(scan: &Scan, hierarchy: u64) -> Vec<(CgroupKey, &str)> {
     scan.live.iter().filter(|(key, _)| key.hierarchy == hierarchy).map(|(key, path)| (*key, &**path)).collect()
 }
 
-/// Where v1's `cpuacct` is mounted, below the cgroup mounts.
+/// The mount point of v1's `cpuacct`, below the cgroup mounts.
 fn cpuacct(cgroupfs: &Path) -> Option<PathBuf> {
     let names = ["cpuacct", "cpu,cpuacct", "cpuacct,cpu"];
-    names.into_iter().map(|name| cgroupfs.join(name)).find(|dir| dir.join(Form::UsagePercpu.file()).exists())
+    names.into_iter().map(|name| cgroupfs.join(name)).find(|dir| dir.join(UsageFormat::UsagePercpu.file()).exists())
 }
 
-/// The cgroup above all, as the kernel's programs name it: the v2 root, mounted or not.
+/// The root cgroup, as the eBPF programs identify it: the v2 root, mounted or not.
 pub(super) fn root_key(scan: &Scan) -> CgroupKey {
     let root = scan.live.iter().find(|(key, path)| key.hierarchy == hierarchy::V2 && **path == "/");
-    // kernfs numbers a tree from its root on (fs/kernfs/dir.c, kernfs_create_root).
+    // kernfs numbers a tree starting at its root (fs/kernfs/dir.c, kernfs_create_root).
     root.map_or(CgroupKey { id: 1, hierarchy: hierarchy::V2 }, |(key, _)| *key)
 }
 
-impl Files {
+impl FilesTier {
     /// Finds the files.
     ///
     /// # Errors
-    /// `absent` where no tree is mounted, or its files say nothing of CPU time.
-    pub fn open(places: &Places) -> Result<Self, Unavailable> {
+    /// `absent` when no tree is mounted, or its files contain no CPU time.
+    pub fn open(paths: &CpuPaths) -> Result<Self, Unavailable> {
         let failed = |error: io::Error| Unavailable::new(Reason::of(&error), format!("{error}"));
-        let trees = Trees::find(&places.cgroupfs).map_err(failed)?;
+        let trees = Trees::find(&paths.cgroupfs).map_err(failed)?;
         // Every v2 cgroup but the root has a type (Documentation/admin-guide/cgroup-v2.rst).
         if let Some(root) = trees.root(hierarchy::V2)
             && root.join("cgroup.type").exists()
         {
-            let what = format!(
-                "{} is a cgroup of its own (a private cgroup namespace): what others run is not seen. Mount the host's tree and name it \
+            let detail = format!(
+                "{} is a cgroup of its own (a private cgroup namespace): the CPU time of other cgroups is not visible. Mount the host's tree and name it \
                  with --path.cgroupfs, or run in the host's cgroup namespace",
                 root.display()
             );
-            return Err(Unavailable::new(Reason::Absent, what));
+            return Err(Unavailable::new(Reason::Absent, detail));
         }
-        let v2 = trees.root(hierarchy::V2).map(|root| Usage::new(root.to_owned(), Form::CpuStat));
-        let v1 = V1::find(&trees, places);
-        let all = match (cpuacct(&places.cgroupfs), trees.root(hierarchy::V2)) {
-            (Some(root), _) => (root, Form::UsagePercpu),
-            (None, Some(root)) => (root.to_owned(), Form::CpuStat),
+        let v2 = trees.root(hierarchy::V2).map(|root| UsageTree::new(root.to_owned(), UsageFormat::CpuStat));
+        let v1 = V1Cgroups::find(&trees, paths);
+        let total = match (cpuacct(&paths.cgroupfs), trees.root(hierarchy::V2)) {
+            (Some(root), _) => (root, UsageFormat::UsagePercpu),
+            (None, Some(root)) => (root.to_owned(), UsageFormat::CpuStat),
             (None, None) => {
-                let what = format!("{}: no cpuacct and no v2 tree is mounted there", places.cgroupfs.display());
-                return Err(Unavailable::new(Reason::Absent, what));
+                let detail = format!("{}: no cpuacct and no v2 tree is mounted there", paths.cgroupfs.display());
+                return Err(Unavailable::new(Reason::Absent, detail));
             }
         };
-        let totals = Totals::new(root_key(&trees.scan()));
+        let totals = UsageTotals::new(root_key(&trees.scan()));
         let per_cpu = v2.is_none();
-        let mut this = Self { trees, v2, v1, all, last_all: Vec::new(), per_cpu, totals };
-        this.look().map_err(failed)?;
+        let mut this = Self { trees, v2, v1, total, last_total: Vec::new(), per_cpu, totals };
+        this.scan().map_err(failed)?;
         Ok(this)
     }
 
-    fn look(&mut self) -> io::Result<()> {
+    fn scan(&mut self) -> io::Result<()> {
         let scan = self.trees.scan();
-        let now = self.columns(self.all.1.read(&self.all.0)?);
-        let first = self.last_all.is_empty();
-        let all: Columns = now.iter().zip(&self.last_all).map(|(now, last)| now.saturating_sub(*last)).collect();
-        self.last_all = now;
+        let now = self.columns(self.total.1.read(&self.total.0)?);
+        let first = self.last_total.is_empty();
+        let all: Columns = now.iter().zip(&self.last_total).map(|(now, last)| now.saturating_sub(*last)).collect();
+        self.last_total = now;
         let mut rows = Vec::new();
         if let Some(v2) = &mut self.v2 {
-            rows.extend(v2.grown(&scan, hierarchy::V2).into_iter().map(|(key, _, grown)| (key, grown)));
+            rows.extend(v2.advance(&scan, hierarchy::V2).into_iter().map(|(key, _, delta)| (key, delta)));
         }
         if let Some(v1) = &mut self.v1 {
-            let grown = v1.grown(&scan);
-            rows.extend(grown.into_iter().map(|(key, grown)| (key, self.columns(grown))));
+            let delta = v1.advance(&scan);
+            rows.extend(delta.into_iter().map(|(key, delta)| (key, self.columns(delta))));
         }
         if !first {
             self.totals.add(&all, &rows);
@@ -293,23 +299,23 @@ impl Files {
         Ok(())
     }
 
-    /// Where one of the files knows no CPUs, none is told.
+    /// Sums up the CPUs unless all files are per CPU.
     fn columns(&self, columns: Columns) -> Columns {
         if self.per_cpu { columns } else { vec![columns.iter().fold(0, |sum: u64, ns| sum.saturating_add(*ns))] }
     }
 }
 
-impl Reader for Files {
+impl CpuReader for FilesTier {
     fn tier(&self) -> Tier {
         Tier::Files
     }
 
-    fn knows(&self) -> Knows {
-        Knows { cpus: self.per_cpu, siblings: false }
+    fn capabilities(&self) -> TierCapabilities {
+        TierCapabilities { cpus: self.per_cpu, siblings: false }
     }
 
-    fn read(&mut self, out: &mut Reading) -> io::Result<()> {
-        self.look()?;
+    fn read(&mut self, out: &mut CpuReading) -> io::Result<()> {
+        self.scan()?;
         self.totals.fill(out);
         Ok(())
     }
@@ -338,17 +344,17 @@ mod tests {
         fs::write(path, text).unwrap();
     }
 
-    /// Nanoseconds by path, of the rows that a reader gives.
-    fn read(files: &mut Files) -> HashMap<String, u64> {
+    /// Nanoseconds by path, from the rows of a reading.
+    fn read(files: &mut FilesTier) -> HashMap<String, u64> {
         let scan = files.trees.scan();
-        let mut reading = Reading::default();
+        let mut reading = CpuReading::default();
         files.read(&mut reading).unwrap();
         let path = |key: &CgroupKey| format!("{}:{}", key.hierarchy, scan.live.get(key).map_or("?", |path| path));
         reading.rows.iter().map(|(key, row)| (path(key), row.iter().map(|time| time.alone_ns).sum())).collect()
     }
 
     #[test]
-    fn a_v2_cgroup_is_billed_for_its_own_tasks_and_its_end_is_its_parents() {
+    fn v2_cgroup_is_charged_for_own_tasks_and_its_end_to_parent() {
         let dir = tempfile::tempdir().unwrap();
         let stat =
             |path: &str, us: u64| write(dir.path(), &format!("{path}/cpu.stat"), &format!("usage_usec {us}\nx 1\n"));
@@ -356,16 +362,17 @@ mod tests {
         for (path, us) in [(".", 1000), ("a", 500), ("a/b", 300)] {
             stat(path, us);
         }
-        let places = Places { cgroupfs: dir.path().to_owned(), procfs: dir.path().join("proc") };
-        let mut files = Files::open(&places).unwrap();
-        assert_eq!(files.knows(), Knows { cpus: false, siblings: false });
-        // In microseconds: 100 in all, of which a and below 60, of which b 50; and c, which is new, 7.
+        let paths = CpuPaths { cgroupfs: dir.path().to_owned(), procfs: dir.path().join("proc") };
+        let mut files = FilesTier::open(&paths).unwrap();
+        assert_eq!(files.capabilities(), TierCapabilities { cpus: false, siblings: false });
+        // In microseconds: 100 in total, of which 60 in a and below, of which 50 in b; and 7 in c,
+        // which is new.
         for (path, us) in [(".", 1107), ("a", 560), ("a/b", 350), ("c", 7)] {
             stat(path, us);
         }
         let expected = [("0:/", 40), ("0:/a", 10), ("0:/a/b", 50), ("0:/c", 7)];
         assert_eq!(read(&mut files), expected.map(|(path, us)| (path.to_owned(), us * 1000)).into());
-        // b ran 20 more and went before anybody looked.
+        // b ran for 20 more and was removed before the next scan.
         fs::remove_dir_all(dir.path().join("a/b")).unwrap();
         stat(".", 1127);
         stat("a", 580);
@@ -374,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn a_v1_cgroup_counts_only_where_its_tasks_have_no_v2_leaf() {
+    fn v1_cgroup_counts_only_if_its_tasks_have_no_v2_leaf() {
         let dir = tempfile::tempdir().unwrap();
         write(dir.path(), "unified/cgroup.controllers", "");
         write(dir.path(), "cpu/tasks", "");
@@ -382,36 +389,36 @@ mod tests {
             write(dir.path(), &format!("cpu/{path}/cgroup.procs"), &format!("{member}\n"));
             write(dir.path(), &format!("proc/{member}/cgroup"), &format!("5:cpu:/{path}\n0::{leaf}\n"));
         }
-        let look = |all: &str, own: &str, covered: &str, leaf: u64| {
+        let write_usage = |all: &str, own: &str, covered: &str, leaf: u64| {
             write(dir.path(), "cpuacct/cpuacct.usage_percpu", all);
             write(dir.path(), "cpuacct/own/cpuacct.usage_percpu", own);
             write(dir.path(), "cpuacct/covered/cpuacct.usage_percpu", covered);
             write(dir.path(), "unified/leaf/cpu.stat", &format!("usage_usec {leaf}\n"));
         };
-        look("100000 100000", "1000 1000", "5000 5000", 10);
-        let places = Places { cgroupfs: dir.path().to_owned(), procfs: dir.path().join("proc") };
-        let mut files = Files::open(&places).unwrap();
-        look("110000 120000", "3000 2000", "9000 9000", 18);
+        write_usage("100000 100000", "1000 1000", "5000 5000", 10);
+        let paths = CpuPaths { cgroupfs: dir.path().to_owned(), procfs: dir.path().join("proc") };
+        let mut files = FilesTier::open(&paths).unwrap();
+        write_usage("110000 120000", "3000 2000", "9000 9000", 18);
         let expected = [("0:/", 19_000), ("1:/own", 3_000), ("0:/leaf", 8_000)];
         assert_eq!(read(&mut files), expected.map(|(path, ns)| (path.to_owned(), ns)).into());
     }
 
     #[test]
-    fn pure_v1_knows_its_cpus_and_nothing_at_all_is_said() {
+    fn v1_alone_is_per_cpu_and_no_tree_is_absent() {
         let dir = tempfile::tempdir().unwrap();
-        let places = Places { cgroupfs: dir.path().to_owned(), procfs: dir.path().to_owned() };
-        let why = Files::open(&places).err().unwrap();
+        let paths = CpuPaths { cgroupfs: dir.path().to_owned(), procfs: dir.path().to_owned() };
+        let why = FilesTier::open(&paths).err().unwrap();
         assert_eq!(why.reason, Reason::Absent);
         write(dir.path(), "cpu,cpuacct/tasks", "");
         write(dir.path(), "cpu,cpuacct/cpuacct.usage_percpu", "5 6 \n");
-        assert!(Files::open(&places).unwrap().knows().cpus);
+        assert!(FilesTier::open(&paths).unwrap().capabilities().cpus);
     }
 
     #[test]
-    fn files_of_another_form_are_refused() {
+    fn unknown_file_format_is_refused() {
         for text in ["", "usage_usec", "usage_usec x", "user_usec 1", "usage_usec 18446744073709551615"] {
-            assert_eq!(Form::CpuStat.parse(text), None, "{text}");
+            assert_eq!(UsageFormat::CpuStat.parse(text), None, "{text}");
         }
-        assert_eq!((Form::UsagePercpu.parse("1 x"), Form::UsagePercpu.parse("\n")), (None, None));
+        assert_eq!((UsageFormat::UsagePercpu.parse("1 x"), UsageFormat::UsagePercpu.parse("\n")), (None, None));
     }
 }

@@ -1,79 +1,79 @@
-//! The tier without a hook: the kernel's own figures of every cgroup and CPU, copied by an iterator once a tick.
+//! Tier `kernel`: the kernel's own counters of every cgroup and CPU, copied by an eBPF iterator
+//! once per tick.
 //!
-//! Nothing runs at a switch. A running task is in the figures up to the last tick of its CPU's scheduler. Waits, switches and
-//! siblings are not in them.
+//! No program runs at context switches. A running task is counted up to the last scheduler tick of
+//! its CPU. Run-queue waits, context switches and SMT siblings are not counted.
 
 use std::{
     collections::HashMap,
     io::{self, Read as _},
-    os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
+    os::fd::OwnedFd,
 };
 
-use aya::programs::{Iter, ProgramError};
 use probe_ebpf::{CgroupKey, RunTime, Tag, hierarchy};
 
 use super::{
-    Knows, Places, Reader, Reading, Tier,
     btf::BtfError,
-    files::{V1, root_key},
-    mapped::Mapped,
-    object::{Object, PAGE, possible_cpus, refused, slots_for},
+    files::{V1Cgroups, root_key},
+    iterators,
+    mapped_array::MappedArray,
+    object::{BpfObject, PAGE, load_error, possible_cpus, slots_for},
     offsets,
-    totals::{Columns, Totals},
-    walk,
+    reader::{CpuPaths, CpuReader, CpuReading, Tier, TierCapabilities},
+    totals::{Columns, UsageTotals},
 };
 use crate::{
-    containers::tree::Trees,
-    snapshot::ProgramRow,
-    state::{Reason, Unavailable},
+    cgroup::tree::Trees,
+    cpu::reader::ProgramRow,
+    host::availability::{Reason, Unavailable},
 };
 
-const WALK: &str = "read_cgroups";
-const BASES: &str = "find_bases";
-/// What the kernel calls an iterator over cgroups (kernel/bpf/cgroup_iter.c, 6.1).
-const ITERATOR: &str = "bpf_iter_cgroup";
+const ITERATOR: &str = "read_cgroups";
+const FIND_BASES: &str = "find_bases";
+/// The kernel's function for iterators over cgroups (kernel/bpf/cgroup_iter.c, 6.1).
+const ITERATOR_FUNCTION: &str = "bpf_iter_cgroup";
 
 /// The loaded iterator and its maps.
-pub struct Kernel {
-    times: Mapped<RunTime>,
-    owners: Mapped<Tag>,
-    walked: Mapped<u64>,
+pub struct KernelTier {
+    times: MappedArray<RunTime>,
+    owners: MappedArray<Tag>,
+    cgroup_count: MappedArray<u64>,
     link: OwnedFd,
     possible: usize,
-    /// Cgroups that a walk has room for.
+    /// Maximum number of cgroups per iteration.
     rows: usize,
-    /// False when the last walk passed somebody over.
+    /// False when the last iteration exceeded that number.
     complete: bool,
-    /// The figures of the last walk, by cgroup, and the number of that walk.
+    /// Last values by cgroup, with the number of their iteration.
     last: HashMap<CgroupKey, (Columns, u64)>,
-    walks: u64,
-    /// What all tasks ran.
-    last_all: Columns,
-    /// How often a cgroup found no row in a walk; what it ran is in system.
+    iterations: u64,
+    /// Last run time of all tasks.
+    last_total: Columns,
+    /// Number of cgroups without a row, summed over iterations; their run time is in system.
     missed: u64,
-    /// What the iterator does not see: the v1 tree, walked alone, and its files.
-    v1: Option<(Trees, V1)>,
-    totals: Totals,
-    object: Object,
+    /// The v1 tree and its files, which the iterator does not cover.
+    v1: Option<(Trees, V1Cgroups)>,
+    totals: UsageTotals,
+    object: BpfObject,
 }
 
-impl Kernel {
-    /// Loads the iterator, and takes its first walk as the starting point.
+impl KernelTier {
+    /// Loads the iterator; the first iteration is the starting point.
     ///
     /// # Errors
-    /// `absent` when the kernel lacks BTF, a field or the iterator (6.1); `denied` when this process may not load programs;
-    /// `broken` when the kernel refuses them for another reason.
-    pub fn load(places: &Places) -> Result<Self, Unavailable> {
+    /// `absent` when the kernel lacks BTF, a field or the iterator (6.1); `denied` when this
+    /// process may not load programs; `broken` when the kernel refuses them for another reason.
+    pub fn load(paths: &CpuPaths) -> Result<Self, Unavailable> {
         let possible = possible_cpus();
         let rows = slots_for(possible, size_of::<RunTime>());
         let word = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
         let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
-        let (mut object, known) = Object::open(
+        let (mut object, layout) = BpfObject::open(
             |btf| {
-                if btf.has_function(ITERATOR) {
+                if btf.has_function(ITERATOR_FUNCTION) {
                     offsets::kernel(btf)
                 } else {
-                    Err(BtfError::NoFunction(ITERATOR.to_owned()))
+                    Err(BtfError::NoFunction(ITERATOR_FUNCTION.to_owned()))
                 }
             },
             &[("SLOTS_PER_CPU", word(rows)), ("POSSIBLE_CPUS", word(possible))],
@@ -89,70 +89,67 @@ impl Kernel {
                 ("JOB_EVENTS", PAGE),
             ],
         )?;
-        if known.setting("HAS_CPUACCT") == 0 {
-            let what = "this kernel does not say what all tasks ran (CONFIG_CGROUP_CPUACCT)";
-            return Err(Unavailable::new(Reason::Absent, what));
+        if layout.setting("HAS_CPUACCT") == 0 {
+            let detail = "this kernel does not count the run time of all tasks (CONFIG_CGROUP_CPUACCT)";
+            return Err(Unavailable::new(Reason::Absent, detail));
         }
-        let (times, owners, walked) = (object.mapped("TIMES")?, object.mapped("OWNERS")?, object.mapped("WALKED")?);
-        object.load_runnable(BASES)?;
-        object.run(BASES, None).map_err(|error| refused("run find_bases", &error))?;
-        let loaded = (|| {
-            let (ebpf, btf) = object.types().ok_or(ProgramError::NotLoaded)?;
-            let walk: &mut Iter = ebpf.program_mut(WALK).ok_or(ProgramError::NotLoaded)?.try_into()?;
-            walk.load("cgroup", btf)?;
-            Ok(walk.fd()?.as_fd().as_raw_fd())
-        })();
-        let program = loaded.map_err(|error: ProgramError| refused("load read_cgroups", &error))?;
-        object.loaded();
-        let link = walk::link_cgroups(program)
+        let (times, owners, cgroup_count) =
+            (object.mapped("TIMES")?, object.mapped("OWNERS")?, object.mapped("WALKED")?);
+        object.load_runnable(FIND_BASES)?;
+        object.run(FIND_BASES, None).map_err(|error| load_error("run find_bases", &error))?;
+        let program =
+            object.load_iterator(ITERATOR, "cgroup").map_err(|error| load_error("load read_cgroups", &error))?;
+        object.drop_btf();
+        let link = iterators::link_cgroups(program)
             .map_err(|error| Unavailable::new(Reason::of(&error), format!("cannot attach read_cgroups: {error}")))?;
-        let trees = Trees::find(&places.cgroupfs).ok();
+        let trees = Trees::find(&paths.cgroupfs).ok();
         let root = trees
             .as_ref()
             .map_or_else(|| CgroupKey { id: 1, hierarchy: hierarchy::V2 }, |trees| root_key(&trees.scan()));
         let mut this = Self {
             times,
             owners,
-            walked,
+            cgroup_count,
             link,
             possible,
             rows,
             complete: false,
             last: HashMap::new(),
-            walks: 0,
-            last_all: Vec::new(),
+            iterations: 0,
+            last_total: Vec::new(),
             missed: 0,
-            v1: trees.and_then(|trees| V1::find(&trees, places).map(|v1| (trees.only(hierarchy::V1_CPU), v1))),
-            totals: Totals::new(root),
+            v1: trees.and_then(|trees| V1Cgroups::find(&trees, paths).map(|v1| (trees.only(hierarchy::V1_CPU), v1))),
+            totals: UsageTotals::new(root),
             object,
         };
-        this.look().map_err(|error| {
-            Unavailable::new(Reason::of(&error), format!("cannot walk the cgroups with read_cgroups: {error}"))
+        this.update().map_err(|error| {
+            Unavailable::new(Reason::of(&error), format!("cannot iterate over the cgroups with read_cgroups: {error}"))
         })?;
-        if this.last_all.iter().all(|ns| *ns == 0) {
-            return Err(Unavailable::new(Reason::Broken, "the walk over the cgroups found nothing that ran"));
+        if this.last_total.iter().all(|ns| *ns == 0) {
+            return Err(Unavailable::new(Reason::Broken, "the iteration over the cgroups found no run time"));
         }
         Ok(this)
     }
 
-    /// One walk.
-    fn walk(&self) -> io::Result<usize> {
-        self.walked.set(0, 0);
-        let mut walk = walk::begin(&self.link)?;
-        let mut nothing = [0; 64];
-        while walk.read(&mut nothing)? > 0 {}
-        usize::try_from(self.walked.get(0)).map_err(io::Error::other)
+    /// Runs one iteration and returns the number of cgroups.
+    fn iterate(&self) -> io::Result<usize> {
+        self.cgroup_count.set(0, 0);
+        let mut iteration = iterators::open(&self.link)?;
+        let mut buffer = [0; 64];
+        while iteration.read(&mut buffer)? > 0 {}
+        usize::try_from(self.cgroup_count.get(0)).map_err(io::Error::other)
     }
 
-    fn look(&mut self) -> io::Result<()> {
-        let walked = self.walk()?;
-        let rows = walked.min(self.rows);
-        self.missed = self.missed.saturating_add(u64::try_from(walked - rows).unwrap_or(u64::MAX));
-        let first = self.walks == 0;
-        // Who comes after a walk that passed nobody over is new, and counted whole; who else comes was there, for who knows how long.
-        let newcomers = std::mem::replace(&mut self.complete, walked == rows) && !first;
-        self.walks += 1;
-        let mut grown = Vec::with_capacity(rows);
+    fn update(&mut self) -> io::Result<()> {
+        let cgroups = self.iterate()?;
+        let rows = cgroups.min(self.rows);
+        self.missed = self.missed.saturating_add(u64::try_from(cgroups - rows).unwrap_or(u64::MAX));
+        let first = self.iterations == 0;
+        // After a complete iteration, a cgroup that was not known is new, and all its run time
+        // counts; otherwise it may have existed for an unknown time.
+        let last_was_complete = std::mem::replace(&mut self.complete, cgroups == rows) && !first;
+        self.iterations += 1;
+        let mut deltas = Vec::with_capacity(rows);
         for row in 1..rows {
             let tag = self.owners.get(row);
             if tag == 0 {
@@ -160,41 +157,41 @@ impl Kernel {
             }
             let key = CgroupKey::of(tag);
             let now = |cpu: usize| self.times.get(cpu * self.rows + row).alone_ns;
-            let fresh = || ((0..self.possible).map(|cpu| if newcomers { 0 } else { now(cpu) }).collect(), 0);
+            let fresh = || ((0..self.possible).map(|cpu| if last_was_complete { 0 } else { now(cpu) }).collect(), 0);
             let last = self.last.entry(key).or_insert_with(fresh);
-            last.1 = self.walks;
+            last.1 = self.iterations;
             let columns: Columns = (0..self.possible)
                 .map(|cpu| now(cpu).saturating_sub(std::mem::replace(&mut last.0[cpu], now(cpu))))
                 .collect();
-            grown.push((key, columns));
+            deltas.push((key, columns));
         }
         let now: Columns = (0..self.possible).map(|cpu| self.times.get(cpu * self.rows).alone_ns).collect();
-        self.last_all.resize(now.len(), 0);
-        let all: Columns = now.iter().zip(&self.last_all).map(|(now, last)| now.saturating_sub(*last)).collect();
-        self.last_all = now;
+        self.last_total.resize(now.len(), 0);
+        let all: Columns = now.iter().zip(&self.last_total).map(|(now, last)| now.saturating_sub(*last)).collect();
+        self.last_total = now;
         if let Some((trees, v1)) = &mut self.v1 {
-            grown.extend(v1.grown(&trees.scan()));
+            deltas.extend(v1.advance(&trees.scan()));
         }
         if !first {
-            self.totals.add(&all, &grown);
+            self.totals.add(&all, &deltas);
         }
-        let walks = self.walks;
-        self.last.retain(|_, (_, walk)| *walk == walks);
+        let iterations = self.iterations;
+        self.last.retain(|_, (_, iteration)| *iteration == iterations);
         Ok(())
     }
 }
 
-impl Reader for Kernel {
+impl CpuReader for KernelTier {
     fn tier(&self) -> Tier {
         Tier::Kernel
     }
 
-    fn knows(&self) -> Knows {
-        Knows { cpus: true, siblings: false }
+    fn capabilities(&self) -> TierCapabilities {
+        TierCapabilities { cpus: true, siblings: false }
     }
 
-    fn read(&mut self, out: &mut Reading) -> io::Result<()> {
-        self.look()?;
+    fn read(&mut self, out: &mut CpuReading) -> io::Result<()> {
+        self.update()?;
         self.totals.fill(out);
         out.missed = self.missed;
         Ok(())
@@ -205,10 +202,10 @@ impl Reader for Kernel {
     }
 
     fn costs(&self) -> Vec<ProgramRow> {
-        self.object.costs(&[WALK])
+        self.object.costs(&[ITERATOR])
     }
 
     fn detail(&self) -> String {
-        "the kernel's own figures by an eBPF iterator, no program at the switch".to_owned()
+        "the kernel's own counters through an eBPF iterator, no program at context switches".to_owned()
     }
 }

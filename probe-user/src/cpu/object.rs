@@ -1,75 +1,82 @@
-//! The object that holds the programs: opened for this kernel, with the maps made for this machine.
+//! The eBPF object: prepared for the running kernel, with maps sized for this machine.
+
+#![allow(unsafe_code)]
 
 use std::{
     io,
-    os::fd::{AsFd as _, AsRawFd as _},
+    os::fd::{AsFd as _, AsRawFd as _, RawFd},
 };
 
 use aya::{
     Btf as AyaBtf, Ebpf, EbpfLoader, Pod,
     maps::Map,
-    programs::{Program, ProgramError, RawTracePoint, RawTracePointRunOptions, TestRun as _},
+    programs::{
+        BtfTracePoint, Iter, Program, ProgramError, RawTracePoint, RawTracePointRunOptions, TestRun as _,
+        tp_btf::BtfTracePointLinkId,
+    },
 };
 
 use super::{
     btf::{Btf, BtfError},
-    fields,
-    mapped::Mapped,
-    offsets::Known,
+    mapped_array::MappedArray,
+    offsets::KernelLayout,
+    relocation,
 };
 use crate::{
-    snapshot::ProgramRow,
-    state::{Reason, Unavailable},
+    cpu::reader::ProgramRow,
+    host::availability::{Reason, Unavailable},
 };
 
-/// Built by `cargo xtask build-ebpf`; empty when it was not run before this crate was built.
+/// Built by `cargo xtask build-ebpf`; empty if that was not run before this crate was built.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/wattcast.bpf.o"));
 
 const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
 
-/// Numbers that the machine's CPUs may have, from 0: the last of `/sys/devices/system/cpu/possible`, plus one.
+/// Number of possible CPUs: the last number in `/sys/devices/system/cpu/possible`, plus one.
 pub(super) fn possible_cpus() -> usize {
     let text = std::fs::read_to_string("/sys/devices/system/cpu/possible").unwrap_or_default();
     let last = text.trim().rsplit(['-', ',']).next().and_then(|last| last.parse::<usize>().ok());
     last.map_or(1, |last| last.saturating_add(1)).min(probe_ebpf::MAX_CPUS)
 }
 
-/// The smallest ring, for who does not use it.
+/// The smallest ring buffer, for loaders that do not use it.
 pub(super) const PAGE: u32 = 4096;
 
-/// The kernel's memory that banks may take. 4,096 slots of 600 CPUs fit, counters left out; more CPUs have fewer slots.
-const BANKS_BYTES: usize = 192 << 20;
-/// Slots of even the largest machine.
-const LEAST_SLOTS: usize = 256;
+/// Maximum kernel memory of the banks. 4,096 slots fit for 600 CPUs without hardware counters;
+/// machines with more CPUs get fewer slots.
+const MAX_BANK_BYTES: usize = 192 << 20;
+/// Number of slots on the largest machine.
+const MIN_SLOTS: usize = 256;
 
-/// Slots of each bank on a machine of so many CPUs, where a slot takes so many bytes on each.
+/// Number of slots per bank, for `possible` CPUs and `bytes` per slot and CPU.
 pub(super) fn slots_for(possible: usize, bytes: usize) -> usize {
     let mut slots = probe_ebpf::MAX_CGROUPS;
-    while slots > LEAST_SLOTS && slots.saturating_mul(possible).saturating_mul(bytes) > BANKS_BYTES {
+    while slots > MIN_SLOTS && slots.saturating_mul(possible).saturating_mul(bytes) > MAX_BANK_BYTES {
         slots /= 2;
     }
     slots
 }
 
-/// The object, its maps made, no program loaded yet.
-pub(super) struct Object {
-    /// Owns the programs; the kernel detaches them when this goes.
-    pub(super) ebpf: Ebpf,
-    /// The kernel's types, for loading typed programs; a dozen megabytes, to be dropped when all are loaded.
-    pub(super) btf: Option<AyaBtf>,
+/// The object with its maps created and no program loaded yet.
+pub(super) struct BpfObject {
+    /// Owns the programs; the kernel detaches them when it is dropped.
+    ebpf: Ebpf,
+    /// The kernel's BTF, for loading typed programs; about 12 MB, dropped when all are loaded.
+    btf: Option<AyaBtf>,
 }
 
-impl Object {
-    /// Makes the maps, with `sizes` by name, and tells the programs what `resolve` finds in the kernel's types and what `more` says.
+impl BpfObject {
+    /// Creates the maps with the given sizes, and sets the offsets and settings that `resolve`
+    /// finds in the kernel's BTF, plus the `extra` settings.
     ///
     /// # Errors
-    /// `absent` when the kernel lacks BTF, or this binary the programs; `denied` when this process may not make maps; `broken`
-    /// when the kernel is not one that we know.
+    /// `absent` when the kernel lacks BTF, or this binary has no programs; `denied` when this
+    /// process may not create maps; `broken` when the kernel's layout is unsupported.
     pub(super) fn open(
-        resolve: impl Fn(&Btf<'_>) -> Result<Known, BtfError>,
-        more: &[(&'static str, u64)],
+        resolve: impl Fn(&Btf<'_>) -> Result<KernelLayout, BtfError>,
+        extra: &[(&'static str, u64)],
         sizes: &[(&'static str, u32)],
-    ) -> Result<(Self, Known), Unavailable> {
+    ) -> Result<(Self, KernelLayout), Unavailable> {
         if OBJECT.is_empty() {
             return Err(Unavailable::new(
                 Reason::Absent,
@@ -82,74 +89,75 @@ impl Object {
                 format!("{KERNEL_BTF}: {error}. The kernel needs CONFIG_DEBUG_INFO_BTF=y (5.5 or later)"),
             )
         })?;
-        let mut known = Btf::parse(&bytes).and_then(|btf| resolve(&btf)).map_err(|error| {
+        let mut layout = Btf::parse(&bytes).and_then(|btf| resolve(&btf)).map_err(|error| {
             let reason = if matches!(error, BtfError::Malformed(_)) { Reason::Broken } else { Reason::Absent };
-            Unavailable::new(reason, format!("{error}. This kernel is not one that Wattcast knows"))
+            Unavailable::new(reason, format!("{error}. Wattcast does not support this kernel"))
         })?;
-        known.settings.extend_from_slice(more);
-        let mut object = Words::of(OBJECT);
-        fields::put(object.bytes(), &known.fields)
-            .map_err(|what| Unavailable::new(Reason::Broken, format!("the eBPF object: {what}")))?;
+        layout.settings.extend_from_slice(extra);
+        let mut object = AlignedBytes::of(OBJECT);
+        relocation::patch_offsets(object.bytes(), &layout.fields)
+            .map_err(|error| Unavailable::new(Reason::Broken, format!("cannot patch the eBPF object: {error}")))?;
         raise_memlock();
-        let btf = AyaBtf::from_sys_fs().map_err(|error| refused("read the kernel's BTF", &error))?;
+        let btf = AyaBtf::from_sys_fs().map_err(|error| load_error("read the kernel's BTF", &error))?;
         let mut loader = EbpfLoader::new();
         loader.btf(Some(&btf));
-        for (name, value) in &known.settings {
+        for (name, value) in &layout.settings {
             loader.override_global(name, value, true);
         }
         for (name, size) in sizes {
             loader.map_max_entries(name, *size);
         }
-        let ebpf = loader.load(object.bytes()).map_err(|error| refused("load the maps", &error))?;
+        let ebpf = loader.load(object.bytes()).map_err(|error| load_error("load the maps", &error))?;
         drop(loader);
-        Ok((Self { ebpf, btf: Some(btf) }, known))
+        Ok((Self { ebpf, btf: Some(btf) }, layout))
     }
 
-    /// The programs, and the kernel's types to load them with; neither after [`Self::loaded`].
-    pub(super) fn types(&mut self) -> Option<(&mut Ebpf, &AyaBtf)> {
+    /// The programs, and the kernel's BTF to load them with; `None` after [`Self::drop_btf`].
+    fn programs_and_btf(&mut self) -> Option<(&mut Ebpf, &AyaBtf)> {
         Some((&mut self.ebpf, self.btf.as_ref()?))
     }
 
-    /// Says that nothing more is to be loaded.
-    pub(super) fn loaded(&mut self) {
+    /// Frees the kernel's BTF after the last program was loaded.
+    pub(super) fn drop_btf(&mut self) {
         self.btf = None;
     }
 
-    /// A map by its name. It stays ours: a program finds its maps by our descriptors when it is loaded.
+    /// A map by name. The object keeps it: a program refers to its maps by file descriptor when it
+    /// is loaded.
     ///
     /// # Errors
-    /// When the object has none of that name.
+    /// When the object has no map of that name.
     pub(super) fn map(&self, name: &'static str) -> Result<&Map, Unavailable> {
-        self.ebpf.map(name).ok_or_else(|| lacks(name))
+        self.ebpf.map(name).ok_or_else(|| missing(name))
     }
 
-    /// An array of the kernel side in our memory.
+    /// Maps an array into this process.
     ///
     /// # Errors
     /// When the object has no such array, or it cannot be mapped.
-    pub(super) fn mapped<T: Pod>(&self, name: &'static str) -> Result<Mapped<T>, Unavailable> {
-        Mapped::of(self.map(name)?)
+    pub(super) fn mapped<T: Pod>(&self, name: &'static str) -> Result<MappedArray<T>, Unavailable> {
+        MappedArray::new(self.map(name)?)
             .map_err(|error| Unavailable::new(Reason::of(&error), format!("cannot map {name}: {error}")))
     }
 
-    /// A map to be changed by calls.
+    /// Takes a map out of the object, for access by system calls.
     ///
     /// # Errors
-    /// When the object has none of that name.
+    /// When the object has no map of that name.
     pub(super) fn take(&mut self, name: &'static str) -> Result<Map, Unavailable> {
-        self.ebpf.take_map(name).ok_or_else(|| lacks(name))
+        self.ebpf.take_map(name).ok_or_else(|| missing(name))
     }
 
-    /// A program by its name.
+    /// A program by name.
     ///
     /// # Errors
-    /// When the object has none of that name.
+    /// When the object has no program of that name.
     pub(super) fn program<'a, P>(&'a mut self, name: &'static str) -> Result<&'a mut P, Unavailable>
     where
         &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
     {
-        let program = self.ebpf.program_mut(name).ok_or_else(|| lacks(name))?;
-        program.try_into().map_err(|error| refused("use its programs", &error))
+        let program = self.ebpf.program_mut(name).ok_or_else(|| missing(name))?;
+        program.try_into().map_err(|error| load_error("use a program", &error))
     }
 
     /// Loads a program that user space runs.
@@ -157,10 +165,37 @@ impl Object {
     /// # Errors
     /// When the kernel refuses it.
     pub(super) fn load_runnable(&mut self, name: &'static str) -> Result<(), Unavailable> {
-        self.program::<RawTracePoint>(name)?.load().map_err(|error| refused(&format!("load {name}"), &error))
+        self.program::<RawTracePoint>(name)?.load().map_err(|error| load_error(&format!("load {name}"), &error))
     }
 
-    /// Runs a program once, on a CPU or where we are. False when that CPU is not online.
+    /// Loads a typed tracepoint program and attaches it. The program keeps the link.
+    ///
+    /// # Errors
+    /// When the kernel refuses it.
+    pub(super) fn attach_typed(
+        &mut self,
+        name: &str,
+        tracepoint: &str,
+    ) -> Result<(&mut BtfTracePoint, BtfTracePointLinkId), ProgramError> {
+        let (ebpf, btf) = self.programs_and_btf().ok_or(ProgramError::NotLoaded)?;
+        let program: &mut BtfTracePoint = ebpf.program_mut(name).ok_or(ProgramError::NotLoaded)?.try_into()?;
+        program.load(tracepoint, btf)?;
+        let link = program.attach()?;
+        Ok((program, link))
+    }
+
+    /// Loads an iterator over `target` objects, and returns the descriptor of the program.
+    ///
+    /// # Errors
+    /// When the kernel refuses it.
+    pub(super) fn load_iterator(&mut self, name: &str, target: &str) -> Result<RawFd, ProgramError> {
+        let (ebpf, btf) = self.programs_and_btf().ok_or(ProgramError::NotLoaded)?;
+        let program: &mut Iter = ebpf.program_mut(name).ok_or(ProgramError::NotLoaded)?.try_into()?;
+        program.load(target, btf)?;
+        Ok(program.fd()?.as_fd().as_raw_fd())
+    }
+
+    /// Runs a program once, on `cpu` or on the current CPU. Returns false if that CPU is offline.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -170,13 +205,14 @@ impl Object {
         };
         match program.test_run(RawTracePointRunOptions { cpu, ..RawTracePointRunOptions::new() }) {
             Ok(_) => Ok(true),
-            // net/bpf/test_run.c, bpf_prog_test_run_raw_tp: the CPU is possible but not online.
+            // net/bpf/test_run.c, bpf_prog_test_run_raw_tp: the CPU is possible but offline.
             Err(ProgramError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENXIO) => Ok(false),
             Err(error) => Err(error),
         }
     }
 
-    /// What programs cost, from their descriptors' fdinfo (kernel/bpf/syscall.c, bpf_prog_show_fdinfo), which needs no privilege.
+    /// Run count and run time of programs, from the fdinfo of their descriptors
+    /// (kernel/bpf/syscall.c, bpf_prog_show_fdinfo), which needs no privilege.
     /// Empty while `kernel.bpf_stats_enabled` is 0.
     pub(super) fn costs(&self, names: &[&'static str]) -> Vec<ProgramRow> {
         let cost = |name: &'static str| {
@@ -190,14 +226,14 @@ impl Object {
     }
 }
 
-fn lacks(name: &str) -> Unavailable {
-    Unavailable::new(Reason::Broken, format!("the eBPF object lacks {name}"))
+fn missing(name: &str) -> Unavailable {
+    Unavailable::new(Reason::Broken, format!("the eBPF object has no {name}"))
 }
 
-/// Bytes at an address that eight divides, which the reader of the object wants.
-struct Words(Vec<u64>, usize);
+/// Bytes aligned to 8, which the ELF reader requires.
+struct AlignedBytes(Vec<u64>, usize);
 
-impl Words {
+impl AlignedBytes {
     fn of(bytes: &[u8]) -> Self {
         let words = bytes.chunks(8).map(|chunk| {
             let mut word = [0; 8];
@@ -208,20 +244,22 @@ impl Words {
     }
 
     fn bytes(&mut self) -> &mut [u8] {
-        // SAFETY: our own words, as bytes, for as long as we are borrowed; their number of bytes is at least the length.
+        // SAFETY: the words are borrowed for as long as the result, and they contain at least that
+        // many bytes.
         unsafe { std::slice::from_raw_parts_mut(self.0.as_mut_ptr().cast(), self.1) }
     }
 }
 
-/// Before 5.11 maps are charged to RLIMIT_MEMLOCK, whose default is far too small; a failure shows when a map is made.
+/// Raises RLIMIT_MEMLOCK: before 5.11 maps are charged to it, and its default is too small. A
+/// failure shows when a map is created.
 fn raise_memlock() {
     let limit = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
     // SAFETY: `limit` is a valid rlimit that outlives the call.
     unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const limit) };
 }
 
-/// The state behind an error of aya, with the whole chain of causes on one line.
-pub(super) fn refused(what: &str, error: &(dyn std::error::Error + 'static)) -> Unavailable {
+/// Converts an error from aya, with its whole chain of causes on one line.
+pub(super) fn load_error(action: &str, error: &(dyn std::error::Error + 'static)) -> Unavailable {
     let mut chain = Vec::new();
     let mut denied = false;
     let mut next = Some(error);
@@ -234,10 +272,10 @@ pub(super) fn refused(what: &str, error: &(dyn std::error::Error + 'static)) -> 
         if chain.last() != Some(&line) {
             chain.push(line);
         }
-        // A program that the verifier refuses is refused with EACCES too.
-        if let Some(complaint) = complaint(&text) {
+        // A program that the verifier rejects also fails with EACCES.
+        if let Some(message) = verifier_message(&text) {
             denied = false;
-            chain = vec![format!("the verifier says: {complaint}")];
+            chain = vec![format!("verifier: {message}")];
             break;
         }
         next = cause.source();
@@ -246,15 +284,16 @@ pub(super) fn refused(what: &str, error: &(dyn std::error::Error + 'static)) -> 
     if denied {
         Unavailable::new(
             Reason::Denied,
-            format!("may not {what} ({chain}). Run as root, or with CAP_BPF and CAP_PERFMON"),
+            format!("not permitted to {action} ({chain}). Run as root, or with CAP_BPF and CAP_PERFMON"),
         )
     } else {
-        Unavailable::new(Reason::Broken, format!("cannot {what}: {chain}"))
+        Unavailable::new(Reason::Broken, format!("cannot {action}: {chain}"))
     }
 }
 
-/// What the verifier complained of: its log is pages long, and the complaint is the last line before the statistics.
-fn complaint(text: &str) -> Option<&str> {
+/// The verifier's error message: its log is pages long, and the message is the last line before the
+/// statistics.
+fn verifier_message(text: &str) -> Option<&str> {
     let (_, log) = text.split_once("Verifier output:")?;
     let statistics = ["processed ", "verification time", "stack depth", "max_states"];
     let lines = log.lines().map(str::trim).filter(|line| !line.is_empty());
@@ -269,11 +308,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_verifiers_complaint_is_found_at_the_end_of_its_log() {
+    fn verifier_message_is_last_line_before_statistics() {
         let text = "syscall failed. Verifier output: 0: R1=ctx()\n1: (79) r1 = *(u64 *)(r1 +8)\nR6 invalid mem access 'scalar'\n\
                     processed 12 insns (limit 1000000) max_states_per_insn 0\n";
-        assert_eq!(complaint(text), Some("R6 invalid mem access 'scalar'"));
-        assert_eq!(complaint("syscall failed. Verifier output: "), None);
-        assert_eq!(complaint("Operation not permitted"), None);
+        assert_eq!(verifier_message(text), Some("R6 invalid mem access 'scalar'"));
+        assert_eq!(verifier_message("syscall failed. Verifier output: "), None);
+        assert_eq!(verifier_message("Operation not permitted"), None);
     }
 }

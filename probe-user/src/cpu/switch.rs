@@ -1,7 +1,11 @@
-//! The tiers at the switch: load the kernel side, close the open slice of every CPU, read the banks.
+//! Tiers `switch` and `counters`: load the eBPF programs, charge the running task of every CPU,
+//! read the banks.
 //!
-//! Loading needs CAP_BPF and CAP_PERFMON. Reading the banks is reading memory; running `charge_running` and giving a slot back
-//! are system calls that need nothing since 5.19, so the probe drops both.
+//! Loading needs CAP_BPF and CAP_PERFMON. Reading the banks is reading memory; running
+//! `charge_running` and freeing a slot are system calls that need no capability since 5.19, so the
+//! probe drops both.
+
+#![allow(unsafe_code)]
 
 use std::{
     collections::HashMap,
@@ -11,109 +15,119 @@ use std::{
 
 use aya::{
     maps::{HashMap as BpfMap, Map, MapData, Queue as BpfQueue},
-    programs::{BtfTracePoint, RawTracePoint},
+    programs::RawTracePoint,
 };
-use probe_ebpf::{CgroupKey, Counted, CpuState, KNOWN, MAX_CGROUPS, MAX_CPUS, RunTime, Tag, WAIT_CLASSES, Waits};
+use probe_ebpf::{
+    CgroupKey, CpuState, HardwareCounts, MAX_CGROUPS, MAX_CPUS, RunQueueCounts, RunTime, SLOT_CACHE_SIZE, Tag,
+    WAIT_BUCKETS,
+};
 
 use super::{
-    Events, Knows, Queue, Reader, Reading, Tier,
-    counters::MAPS,
-    mapped::Mapped,
-    object::{Object, PAGE, possible_cpus, refused, slots_for},
+    counters::{MAPS, PerfCounters},
+    mapped_array::MappedArray,
+    object::{BpfObject, PAGE, load_error, possible_cpus, slots_for},
     offsets,
+    reader::{CpuReader, CpuReading, RunQueueStats, Tier, TierCapabilities},
 };
 use crate::{
-    snapshot::ProgramRow,
-    state::{Reason, Unavailable},
-    topology::Topology,
+    cpu::reader::ProgramRow,
+    host::{
+        availability::{Reason, Unavailable},
+        topology::Topology,
+    },
 };
 
 /// The program that user space runs on each CPU.
-const KICK: &str = "charge_running";
-/// The program at the switch, and its twin for kernels that refuse it.
+const CHARGE_RUNNING: &str = "charge_running";
+/// The `sched_switch` program, and its raw tracepoint variant for kernels that refuse the typed
+/// one.
 const TYPED: &str = "sched_switch";
 const RAW: &str = "sched_switch_raw";
 
-/// Rows that are read CPU by CPU in one go: so many of a bank lie in one page of memory, and so many rows fit the cache.
+/// Rows that are read per pass over the CPUs: this many elements of a bank are in one page of
+/// memory, and this many rows fit the cache.
 const BLOCK: usize = 256;
 
 /// A cgroup that has a slot.
-struct Live {
+struct TrackedCgroup {
     key: CgroupKey,
     slot: usize,
-    /// What it had run, on all CPUs, when its waits were read, and now.
+    /// Total run time when its waits were last read, and now.
     ran_ns: u64,
     now_ns: u64,
-    /// The kernel's 32-bit counts, and what they add up to.
-    counts: Waits,
-    queue: Queue,
+    /// The 32-bit counts of the eBPF programs, and their cumulative sums.
+    counts: RunQueueCounts,
+    queue: RunQueueStats,
 }
 
-/// The loaded programs and their maps. Dropping it detaches them.
-pub struct Switch {
-    cpus: Mapped<CpuState>,
-    times: Mapped<RunTime>,
-    waits: Mapped<Waits>,
-    counts: Mapped<Counted>,
-    owners: Mapped<Tag>,
+/// The loaded programs and their maps. Dropping this detaches them.
+pub struct SwitchTier {
+    cpus: MappedArray<CpuState>,
+    times: MappedArray<RunTime>,
+    waits: MappedArray<RunQueueCounts>,
+    counts: MappedArray<HardwareCounts>,
+    owners: MappedArray<Tag>,
     slots: BpfMap<MapData, Tag, u64>,
     free: BpfQueue<MapData, u64>,
-    /// Cgroups with slots, and where they stand here; how many slots the CPUs said they took, as far as we found them.
-    live: Vec<Live>,
+    /// Cgroups with slots, their index in that list, and the number of assigned slots that were
+    /// found.
+    cgroups: Vec<TrackedCgroup>,
     index: HashMap<CgroupKey, usize>,
-    found: u64,
-    /// Slots whose cgroups are gone, that a CPU may still remember, with what was read of them; and what was charged to such slots
-    /// after that, on one of the CPUs that did.
-    leaving: Vec<(usize, u64)>,
-    late: Vec<RunTime>,
+    slots_found: u64,
+    /// Slots of removed cgroups that may still be in a CPU's cache, with the run time that was
+    /// read; and per CPU, the run time that was charged to such slots afterwards.
+    leaving_slots: Vec<(usize, u64)>,
+    late_time: Vec<RunTime>,
     possible: usize,
     slots_per_cpu: usize,
     counts_waits: bool,
     siblings: Result<Vec<Option<usize>>, String>,
     typed: bool,
-    events: Option<Events>,
-    object: Object,
+    events: Option<PerfCounters>,
+    object: BpfObject,
 }
 
-impl Switch {
-    /// Loads and attaches the programs, and sets every CPU's starting point. With `events`, the tier is [`Tier::Counters`].
+impl SwitchTier {
+    /// Loads and attaches the programs, and sets every CPU's starting point. With `events`, the
+    /// tier is [`Tier::Counters`].
     ///
     /// # Errors
-    /// `absent` when the kernel lacks BTF, a field or BPF; `denied` when this process may not load programs;
-    /// `broken` when the kernel refuses them for another reason.
-    pub fn load(topology: &Topology, events: Option<Events>) -> Result<Self, Unavailable> {
+    /// `absent` when the kernel lacks BTF, a field or BPF; `denied` when this process may not load
+    /// programs; `broken` when the kernel refuses them for another reason.
+    pub fn load(topology: &Topology, events: Option<PerfCounters>) -> Result<Self, Unavailable> {
         Self::start(topology.siblings(), topology.has_smt(), events, true)
     }
 
-    /// The same for siblings that are said, and with the untyped program only where `typed` is false.
+    /// As [`Self::load`], with the given siblings; only the raw tracepoint variant if `typed` is
+    /// false.
     ///
     /// # Errors
     /// As [`Self::load`].
     pub fn load_with(
         siblings: Result<Vec<Option<usize>>, String>,
-        events: Option<Events>,
+        events: Option<PerfCounters>,
         typed: bool,
     ) -> Result<Self, Unavailable> {
         let any = siblings.as_ref().is_ok_and(|siblings| siblings.iter().any(Option::is_some));
         Self::start(siblings, any, events, typed)
     }
 
-    /// `smt`: there are siblings, or may come to be.
+    /// `smt`: there are SMT siblings, or CPUs that come online may have some.
     fn start(
         siblings: Result<Vec<Option<usize>>, String>,
         smt: bool,
-        events: Option<Events>,
+        events: Option<PerfCounters>,
         typed: bool,
     ) -> Result<Self, Unavailable> {
         let smt = smt && siblings.is_ok();
-        // A machine may be taken for a larger one, whose other CPUs are offline.
+        // The given siblings may be those of a larger machine, whose other CPUs are offline.
         let possible = possible_cpus().max(siblings.as_ref().map_or(0, Vec::len)).min(MAX_CPUS);
-        let counted = if events.is_some() { size_of::<Counted>() } else { 0 };
-        let slots = slots_for(possible, size_of::<RunTime>() + size_of::<Waits>() + counted);
+        let counted = if events.is_some() { size_of::<HardwareCounts>() } else { 0 };
+        let slots = slots_for(possible, size_of::<RunTime>() + size_of::<RunQueueCounts>() + counted);
         let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
         let word = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
         let bank = number(slots.saturating_mul(possible));
-        let (mut object, known) = Object::open(
+        let (mut object, layout) = BpfObject::open(
             offsets::switch,
             &[
                 ("SLOTS_PER_CPU", word(slots)),
@@ -138,58 +152,51 @@ impl Switch {
             waits: object.mapped("WAITS")?,
             counts: object.mapped("COUNTS")?,
             owners: object.mapped("OWNERS")?,
-            slots: BpfMap::try_from(object.take("SLOTS")?).map_err(|error| refused("open the map SLOTS", &error))?,
-            free: BpfQueue::try_from(object.take("FREE")?).map_err(|error| refused("open the map FREE", &error))?,
-            live: Vec::new(),
+            slots: BpfMap::try_from(object.take("SLOTS")?).map_err(|error| load_error("open the map SLOTS", &error))?,
+            free: BpfQueue::try_from(object.take("FREE")?).map_err(|error| load_error("open the map FREE", &error))?,
+            cgroups: Vec::new(),
             index: HashMap::new(),
-            found: 0,
-            leaving: Vec::new(),
-            late: vec![RunTime::default(); possible],
+            slots_found: 0,
+            leaving_slots: Vec::new(),
+            late_time: vec![RunTime::default(); possible],
             possible,
             slots_per_cpu: slots,
-            counts_waits: known.setting("COUNTS_WAITS") != 0,
+            counts_waits: layout.setting("COUNTS_WAITS") != 0,
             siblings: Ok(Vec::new()),
             typed,
             events,
             object,
         };
         for slot in 0..slots {
-            this.free.push(word(slot), 0).map_err(|error| refused("fill the map FREE", &error))?;
+            this.free.push(word(slot), 0).map_err(|error| load_error("fill the map FREE", &error))?;
         }
         if let Some(events) = &this.events {
             for (counter, name) in MAPS.into_iter().enumerate() {
-                let put = match this.object.map(name)? {
-                    Map::PerfEventArray(map) => events.put(counter, map.fd().as_fd().as_raw_fd()),
-                    _ => Err(io::Error::other("it is of another kind")),
+                let stored = match this.object.map(name)? {
+                    Map::PerfEventArray(map) => events.store(counter, map.fd().as_fd().as_raw_fd()),
+                    _ => Err(io::Error::other("it is not a perf event array")),
                 };
-                put.map_err(|error| {
+                stored.map_err(|error| {
                     Unavailable::new(Reason::of(&error), format!("cannot fill the map {name}: {error}"))
                 })?;
             }
         }
-        this.pair(siblings);
-        this.object.load_runnable(KICK)?;
+        this.set_siblings(siblings);
+        this.object.load_runnable(CHARGE_RUNNING)?;
         this.attach()?;
-        this.object.loaded();
-        this.close_open_slices().map_err(|error| refused("run charge_running", &error))?;
+        this.object.drop_btf();
+        this.charge_running().map_err(|error| load_error("run charge_running", &error))?;
         Ok(this)
     }
 
     fn attach(&mut self) -> Result<(), Unavailable> {
-        let mut before = String::new();
+        let mut typed_error = String::new();
         if self.typed {
-            let attached = (|| {
-                let (ebpf, btf) = self.object.types().ok_or(aya::programs::ProgramError::NotLoaded)?;
-                let program = ebpf.program_mut(TYPED).ok_or(aya::programs::ProgramError::NotLoaded)?;
-                let program: &mut BtfTracePoint = program.try_into()?;
-                program.load("sched_switch", btf)?;
-                program.attach()
-            })();
-            match attached {
+            match self.object.attach_typed(TYPED, "sched_switch") {
                 Ok(_) => return Ok(()),
                 Err(error) => {
-                    before = format!("; before, with types: {}", refused("attach sched_switch", &error).detail);
-                    tracing::debug!("trying the untyped program{before}");
+                    typed_error = format!("; typed program: {}", load_error("attach sched_switch", &error).detail);
+                    tracing::debug!("using the raw tracepoint variant{typed_error}");
                     self.typed = false;
                 }
             }
@@ -197,51 +204,55 @@ impl Switch {
         let program: &mut RawTracePoint = self.object.program(RAW)?;
         let attached = program.load().and_then(|()| program.attach("sched_switch"));
         attached.map(|_| ()).map_err(|error| {
-            let Unavailable { reason, detail } = refused("attach sched_switch", &error);
-            Unavailable::new(reason, detail + &before)
+            let Unavailable { reason, detail } = load_error("attach sched_switch", &error);
+            Unavailable::new(reason, detail + &typed_error)
         })
     }
 
-    /// Tells each CPU who shares its core.
-    fn pair(&mut self, siblings: Result<Vec<Option<usize>>, String>) {
+    /// Sets the SMT sibling of each CPU.
+    fn set_siblings(&mut self, siblings: Result<Vec<Option<usize>>, String>) {
         for cpu in 0..self.possible {
             let sibling = siblings.as_ref().ok().and_then(|siblings| siblings.get(cpu).copied().flatten());
             let number = sibling.filter(|sibling| *sibling < self.possible).map_or(0, |sibling| sibling + 1);
             let number = u32::try_from(number).unwrap_or(0);
-            // SAFETY: an element of the mapping; only we write this field, and the programs read it whole.
+            // SAFETY: an element of the mapping; only this process writes this field, and the
+            // programs read it in one piece.
             unsafe { (&raw mut (*self.cpus.at(cpu)).sibling).write_volatile(number) };
         }
         self.siblings = siblings;
     }
 
-    /// Charges what runs on each CPU at this moment, so that a task that never switches is in the reading too.
-    fn close_open_slices(&mut self) -> Result<(), aya::programs::ProgramError> {
-        let forget = !self.leaving.is_empty();
+    /// Charges the task that is running on each CPU, so that a task that never switches is in the
+    /// reading too.
+    fn charge_running(&mut self) -> Result<(), aya::programs::ProgramError> {
+        let clear_cache = !self.leaving_slots.is_empty();
         for cpu in 0..self.possible {
-            if forget {
-                // SAFETY: an element of the mapping; the field is one word, which the program on that CPU clears.
-                unsafe { (&raw mut (*self.cpus.at(cpu)).forget).write_volatile(1) };
+            if clear_cache {
+                // SAFETY: an element of the mapping; the field is one word, which the program on
+                // that CPU clears.
+                unsafe { (&raw mut (*self.cpus.at(cpu)).clear_cache).write_volatile(1) };
             }
-            let online = self.object.run(KICK, u32::try_from(cpu).ok())?;
-            if forget && !online {
-                // Nothing runs there that could remember.
+            let online = self.object.run(CHARGE_RUNNING, u32::try_from(cpu).ok())?;
+            if clear_cache && !online {
+                // No program runs on an offline CPU, so its cache is cleared here.
                 let state = self.cpus.at(cpu);
-                // SAFETY: an element of the mapping; single words, which the programs read whole.
+                // SAFETY: an element of the mapping; single words, which the programs read in one
+                // piece.
                 unsafe {
                     (&raw mut (*state).last.set).write_volatile(0);
-                    for place in 0..KNOWN {
-                        (&raw mut (*state).known[place].set).write_volatile(0);
+                    for entry in 0..SLOT_CACHE_SIZE {
+                        (&raw mut (*state).slot_cache[entry].set).write_volatile(0);
                     }
                 }
             }
         }
-        self.give_back();
+        self.free_slots();
         Ok(())
     }
 
-    /// Makes slots free that no CPU remembers any more.
-    fn give_back(&mut self) {
-        for (slot, read_ns) in std::mem::take(&mut self.leaving) {
+    /// Frees the leaving slots, which are in no CPU's cache any more.
+    fn free_slots(&mut self) {
+        for (slot, read_ns) in std::mem::take(&mut self.leaving_slots) {
             let (mut ran_ns, mut last) = (0u64, 0);
             for cpu in 0..self.possible {
                 let bank = self.bank(cpu, slot);
@@ -250,24 +261,24 @@ impl Switch {
                     (ran_ns, last) = (ran_ns.wrapping_add(time.alone_ns).wrapping_add(time.shared_ns), cpu);
                 }
                 self.times.set(bank, RunTime::default());
-                self.waits.set(bank, Waits::default());
+                self.waits.set(bank, RunQueueCounts::default());
                 if self.events.is_some() {
-                    self.counts.set(bank, Counted::default());
+                    self.counts.set(bank, HardwareCounts::default());
                 }
             }
-            // A cgroup that is gone ran no more; one that only looked so may have.
-            self.late[last].alone_ns = self.late[last].alone_ns.wrapping_add(ran_ns.wrapping_sub(read_ns));
+            // A removed cgroup ran no more; one that only appeared to be removed may have.
+            self.late_time[last].alone_ns = self.late_time[last].alone_ns.wrapping_add(ran_ns.wrapping_sub(read_ns));
             let _ = self.free.push(u64::try_from(slot).unwrap_or(u64::MAX), 0);
         }
     }
 
-    /// Finds the owners of slots that were taken since the last look.
-    fn welcome(&mut self) {
+    /// Finds the cgroups of slots that were assigned since the last call.
+    fn find_new_slots(&mut self) {
         // SAFETY: elements of the mapping; the field is one word.
         let taken = (0..self.possible)
-            .map(|cpu| unsafe { (&raw const (*self.cpus.at(cpu)).newcomers).read_volatile() })
+            .map(|cpu| unsafe { (&raw const (*self.cpus.at(cpu)).slots_taken).read_volatile() })
             .fold(0, u64::wrapping_add);
-        if taken == self.found {
+        if taken == self.slots_found {
             return;
         }
         for slot in 0..self.slots_per_cpu {
@@ -276,17 +287,17 @@ impl Switch {
                 continue;
             }
             let key = CgroupKey::of(tag);
-            if let std::collections::hash_map::Entry::Vacant(place) = self.index.entry(key) {
-                place.insert(self.live.len());
-                self.live.push(Live {
+            if let std::collections::hash_map::Entry::Vacant(entry) = self.index.entry(key) {
+                entry.insert(self.cgroups.len());
+                self.cgroups.push(TrackedCgroup {
                     key,
                     slot,
                     ran_ns: 0,
                     now_ns: 0,
-                    counts: Waits::default(),
-                    queue: Queue::default(),
+                    counts: RunQueueCounts::default(),
+                    queue: RunQueueStats::default(),
                 });
-                self.found = self.found.wrapping_add(1);
+                self.slots_found = self.slots_found.wrapping_add(1);
             }
         }
     }
@@ -295,29 +306,30 @@ impl Switch {
         cpu * self.slots_per_cpu + slot
     }
 
-    /// What a read without the closing of slices gives: memory only.
-    pub fn read_banks(&mut self, out: &mut Reading) {
-        self.welcome();
-        out.rows.resize_with(self.live.len(), || (CgroupKey { id: 0, hierarchy: 0 }, Vec::new()));
-        for (block, rows) in self.live.chunks_mut(BLOCK).zip(out.rows.chunks_mut(BLOCK)) {
-            // Apart from the rest of what is known of a cgroup, so that the walk through the banks stays in the cache.
+    /// Reads the banks without charging running tasks first: memory accesses only.
+    pub fn read_banks(&mut self, out: &mut CpuReading) {
+        self.find_new_slots();
+        out.rows.resize_with(self.cgroups.len(), || (CgroupKey { id: 0, hierarchy: 0 }, Vec::new()));
+        for (block, rows) in self.cgroups.chunks_mut(BLOCK).zip(out.rows.chunks_mut(BLOCK)) {
+            // Separate arrays, so that the pass over the banks stays in the cache.
             let (mut slots, mut sums) = ([0; BLOCK], [0u64; BLOCK]);
-            for ((live, slot), (key, row)) in block.iter().zip(&mut slots).zip(rows.iter_mut()) {
-                (*key, *slot) = (live.key, live.slot);
+            for ((cgroup, slot), (key, row)) in block.iter().zip(&mut slots).zip(rows.iter_mut()) {
+                (*key, *slot) = (cgroup.key, cgroup.slot);
                 row.resize(self.possible, RunTime::default());
             }
             for cpu in 0..self.possible {
-                let bank = self.times.part(cpu * self.slots_per_cpu, self.slots_per_cpu);
+                let bank = self.times.slice(cpu * self.slots_per_cpu, self.slots_per_cpu);
                 for (((_, row), slot), sum) in rows.iter_mut().zip(&slots).zip(&mut sums) {
                     let time: RunTime = bank.get(*slot);
                     *sum = sum.wrapping_add(time.alone_ns).wrapping_add(time.shared_ns);
-                    // The buffer holds the reading before, and most of it still stands: what is not written need not be carried.
+                    // The buffer contains the previous reading, most of which has not changed;
+                    // unmodified cache lines need not be written back.
                     if row[cpu] != time {
                         row[cpu] = time;
                     }
                 }
             }
-            block.iter_mut().zip(sums).for_each(|(live, sum)| live.now_ns = sum);
+            block.iter_mut().zip(sums).for_each(|(cgroup, sum)| cgroup.now_ns = sum);
         }
         self.read_queues(out);
         self.read_counters(out);
@@ -325,7 +337,7 @@ impl Switch {
         out.missed = 0;
         for cpu in 0..self.possible {
             let state = self.cpus.get(cpu);
-            let (overflow, late) = (state.overflow, self.late[cpu]);
+            let (overflow, late) = (state.overflow, self.late_time[cpu]);
             out.overflow.push(RunTime {
                 alone_ns: overflow.alone_ns.wrapping_add(late.alone_ns),
                 shared_ns: overflow.shared_ns.wrapping_add(late.shared_ns),
@@ -334,34 +346,34 @@ impl Switch {
         }
     }
 
-    fn read_queues(&mut self, out: &mut Reading) {
+    fn read_queues(&mut self, out: &mut CpuReading) {
         out.queues.clear();
         if !self.counts_waits {
             return;
         }
         for (at, (_, row)) in out.rows.iter().enumerate() {
-            let Live { slot, ran_ns, now_ns, .. } = self.live[at];
-            // Who did not run did not end a stint.
+            let TrackedCgroup { slot, ran_ns, now_ns, .. } = self.cgroups[at];
+            // A cgroup that did not run had no switch-out.
             if now_ns != ran_ns {
                 let banks = (0..self.possible).filter(|cpu| row[*cpu] != RunTime::default());
                 let now = sum(banks.map(|cpu| self.waits.get(self.bank(cpu, slot))));
-                let live = &mut self.live[at];
-                live.queue.add(&since(&now, &live.counts));
-                (live.counts, live.ran_ns) = (now, now_ns);
+                let cgroup = &mut self.cgroups[at];
+                cgroup.queue.add(&since(&now, &cgroup.counts));
+                (cgroup.counts, cgroup.ran_ns) = (now, now_ns);
             }
-            out.queues.push((self.live[at].key, self.live[at].queue));
+            out.queues.push((self.cgroups[at].key, self.cgroups[at].queue));
         }
     }
 
-    fn read_counters(&self, out: &mut Reading) {
+    fn read_counters(&self, out: &mut CpuReading) {
         if self.events.is_none() {
             out.counted.clear();
             return;
         }
-        out.counted.resize_with(self.live.len(), Vec::new);
-        for (live, row) in self.live.iter().zip(&mut out.counted) {
+        out.counted.resize_with(self.cgroups.len(), Vec::new);
+        for (cgroup, row) in self.cgroups.iter().zip(&mut out.counted) {
             row.clear();
-            row.extend((0..self.possible).map(|cpu| self.counts.get(self.bank(cpu, live.slot)).events));
+            row.extend((0..self.possible).map(|cpu| self.counts.get(self.bank(cpu, cgroup.slot)).events));
         }
         out.counter_time = [0, 0];
         for cpu in 0..self.possible {
@@ -371,42 +383,42 @@ impl Switch {
     }
 }
 
-impl Reader for Switch {
+impl CpuReader for SwitchTier {
     fn tier(&self) -> Tier {
         if self.events.is_some() { Tier::Counters } else { Tier::Switch }
     }
 
-    fn knows(&self) -> Knows {
-        Knows { cpus: true, siblings: self.siblings.is_ok() }
+    fn capabilities(&self) -> TierCapabilities {
+        TierCapabilities { cpus: true, siblings: self.siblings.is_ok() }
     }
 
-    fn read(&mut self, out: &mut Reading) -> io::Result<()> {
-        self.close_open_slices().map_err(io::Error::other)?;
+    fn read(&mut self, out: &mut CpuReading) -> io::Result<()> {
+        self.charge_running().map_err(io::Error::other)?;
         self.read_banks(out);
         Ok(())
     }
 
     fn forget(&mut self, key: &CgroupKey) {
         let Some(at) = self.index.remove(key) else { return };
-        let Live { slot, now_ns, .. } = self.live.swap_remove(at);
-        if let Some(moved) = self.live.get(at) {
+        let TrackedCgroup { slot, now_ns, .. } = self.cgroups.swap_remove(at);
+        if let Some(moved) = self.cgroups.get(at) {
             self.index.insert(moved.key, at);
         }
-        // Who runs in it all the same gets another slot, once every CPU has forgotten this one.
+        // A task that still runs in it gets another slot, once every CPU has cleared its cache.
         let _ = self.slots.remove(&key.tag());
         self.owners.set(slot, 0);
-        self.leaving.push((slot, now_ns));
+        self.leaving_slots.push((slot, now_ns));
     }
 
-    fn replace(&mut self, topology: &Topology) {
+    fn update_topology(&mut self, topology: &Topology) {
         if self.siblings.is_ok() {
-            self.pair(topology.siblings());
+            self.set_siblings(topology.siblings());
         }
     }
 
     fn costs(&self) -> Vec<ProgramRow> {
-        let mut costs = self.object.costs(&[if self.typed { TYPED } else { RAW }, KICK]);
-        // One name whichever of the twins runs.
+        let mut costs = self.object.costs(&[if self.typed { TYPED } else { RAW }, CHARGE_RUNNING]);
+        // The same name for both variants.
         costs.iter_mut().filter(|cost| cost.name == RAW).for_each(|cost| cost.name = TYPED);
         costs
     }
@@ -414,38 +426,38 @@ impl Reader for Switch {
     fn detail(&self) -> String {
         let mut detail = "eBPF on sched_switch".to_owned();
         if !self.typed {
-            detail.push_str(" (untyped: the kernel refused the typed program)");
+            detail.push_str(" (raw tracepoint: the kernel refused the typed program)");
         }
         if let Err(why) = &self.siblings {
             detail.push_str(&format!("; {why}"));
         }
         if self.slots_per_cpu < MAX_CGROUPS {
-            detail.push_str(&format!("; {} cgroups at most on so many CPUs", self.slots_per_cpu));
+            detail.push_str(&format!("; at most {} cgroups on this number of CPUs", self.slots_per_cpu));
         }
         detail
     }
 }
 
-/// Counts of all CPUs, summed as the kernel keeps them: modulo 2^32, which a sum does not change.
-fn sum(banks: impl Iterator<Item = Waits>) -> Waits {
-    banks.fold(Waits::default(), |mut sum, one| {
+/// Sums the counts of all CPUs modulo 2^32, in which the programs count.
+fn sum(banks: impl Iterator<Item = RunQueueCounts>) -> RunQueueCounts {
+    banks.fold(RunQueueCounts::default(), |mut sum, one| {
         sum.wait_ns = sum.wait_ns.wrapping_add(one.wait_ns);
-        sum.classes.iter_mut().zip(one.classes).for_each(|(sum, count)| *sum = sum.wrapping_add(count));
-        sum.ends.iter_mut().zip(one.ends).for_each(|(sum, count)| *sum = sum.wrapping_add(count));
+        sum.wait_buckets.iter_mut().zip(one.wait_buckets).for_each(|(sum, count)| *sum = sum.wrapping_add(count));
+        sum.switches.iter_mut().zip(one.switches).for_each(|(sum, count)| *sum = sum.wrapping_add(count));
         sum
     })
 }
 
-/// What came between two sums: between two ticks no count comes round.
-fn since(now: &Waits, last: &Waits) -> Queue {
-    let mut waits = [0; WAIT_CLASSES];
-    for ((grown, now), last) in waits.iter_mut().zip(now.classes).zip(last.classes) {
-        *grown = u64::from(now.wrapping_sub(last));
+/// The difference of two sums; no count grows by 2^32 or more between two ticks.
+fn since(now: &RunQueueCounts, last: &RunQueueCounts) -> RunQueueStats {
+    let mut waits = [0; WAIT_BUCKETS];
+    for ((delta, now), last) in waits.iter_mut().zip(now.wait_buckets).zip(last.wait_buckets) {
+        *delta = u64::from(now.wrapping_sub(last));
     }
-    Queue {
+    RunQueueStats {
         wait_ns: now.wait_ns.wrapping_sub(last.wait_ns),
         waits,
-        voluntary: u64::from(now.ends[0].wrapping_sub(last.ends[0])),
-        involuntary: u64::from(now.ends[1].wrapping_sub(last.ends[1])),
+        voluntary: u64::from(now.switches[0].wrapping_sub(last.switches[0])),
+        involuntary: u64::from(now.switches[1].wrapping_sub(last.switches[1])),
     }
 }

@@ -1,28 +1,30 @@
-//! What ran between two readings, folded per package and weighed.
+//! The difference of two readings of CPU time, summed by package and weighted.
 
 use std::collections::HashMap;
 
-use super::{COUNTERS, CgroupKey, Reading, RunTime};
+use probe_ebpf::{COUNTERS, CgroupKey, RunTime};
 
-/// What somebody ran on a package in one window.
+use super::reader::CpuReading;
+
+/// Usage of a package by one cgroup, or several, in one window.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Share {
-    /// Nanoseconds alone and beside a busy sibling.
+pub struct CpuUsage {
+    /// Run time without and with a busy SMT sibling.
     pub time: RunTime,
-    /// What that is worth when joules are shared: thousandths of nanoseconds alone.
+    /// Weight for energy attribution: thousandths of nanoseconds without a busy sibling.
     pub weight: u64,
     /// Cycles, instructions and cache misses; zero without hardware counters.
     pub counted: [u64; COUNTERS],
 }
 
-impl Share {
-    /// Nanoseconds, alone or not.
+impl CpuUsage {
+    /// Total run time in nanoseconds.
     #[must_use]
     pub fn ns(&self) -> u64 {
         self.time.ns()
     }
 
-    /// Takes `part` of `whole` of everything off this, rounded down, and gives it.
+    /// Removes the fraction `part` / `whole` of every value, rounded down, and returns it.
     pub fn take(&mut self, part: u64, whole: u64) -> Self {
         let mut taken = Self::default();
         let cut = |from: &mut u64| {
@@ -38,7 +40,7 @@ impl Share {
         taken
     }
 
-    /// Adds another's.
+    /// Adds another usage.
     pub fn add(&mut self, other: &Self) {
         self.time.alone_ns = self.time.alone_ns.saturating_add(other.time.alone_ns);
         self.time.shared_ns = self.time.shared_ns.saturating_add(other.time.shared_ns);
@@ -47,64 +49,71 @@ impl Share {
     }
 }
 
-/// What one cgroup ran in one window.
+/// CPU usage of one cgroup in one window.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Ran {
-    /// Who; `None` is the time of cgroups that found no place in the kernel's map.
+pub struct CgroupUsage {
+    /// `None` for the time of cgroups without a slot.
     pub cgroup: Option<CgroupKey>,
-    /// By package index; a single one where nobody knows on which CPU.
-    pub by_package: Vec<Share>,
+    /// Usage by package index; a single value where the CPU is unknown.
+    pub by_package: Vec<CpuUsage>,
 }
 
-/// What time is worth.
+/// Weights of run time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Weights {
-    /// Thousandths of a second alone that a second beside a busy sibling is worth.
+    /// Weight of a second with a busy sibling, in thousandths of that of a second without.
     pub shared_milli: u64,
 }
 
-/// What one cgroup ran on one CPU in one window.
+/// Usage of one CPU by one cgroup in one window.
 #[derive(Clone, Copy, Debug, Default)]
-struct Cell {
+struct CpuDelta {
     time: RunTime,
     counted: [u64; COUNTERS],
 }
 
-/// Time too short for a counter to have moved for sure.
+/// Up to this run time, a counter may not have changed.
 const SHORT_NS: u64 = 100_000;
 
-/// Holds the last reading and takes the difference to the next.
+/// Keeps the last reading and computes the difference to the next one.
 #[derive(Debug)]
-pub struct Window {
-    /// Package index of each possible CPU; `None` for one that the topology does not know, because it is offline.
-    place: Vec<Option<usize>>,
+pub struct CpuWindow {
+    /// Package index of each possible CPU; `None` for an offline CPU, which the topology does not
+    /// contain.
+    packages_of_cpus: Vec<Option<usize>>,
     packages: usize,
     weights: Weights,
-    last: HashMap<CgroupKey, Last>,
+    last: HashMap<CgroupKey, LastValues>,
     last_overflow: Vec<RunTime>,
     last_counter_time: [u64; 2],
 }
 
-/// The last figures of one cgroup, by CPU.
+/// The last values of one cgroup, by CPU.
 #[derive(Debug, Default)]
-struct Last {
+struct LastValues {
     row: Vec<RunTime>,
     counted: Vec<[u64; COUNTERS]>,
 }
 
-impl Window {
-    /// Starts at `reading`: what ran before it is nobody's.
+impl CpuWindow {
+    /// Starts at `reading`: earlier run time is not counted.
     ///
-    /// `place[cpu]` is the package index of a CPU, below `packages`; both for a single one where the tier knows no CPUs.
+    /// `packages_of_cpus[cpu]` is the package index of a CPU, below `packages`. A tier that does
+    /// not know CPUs uses a single CPU and a single package.
     #[must_use]
-    pub fn start(place: Vec<Option<usize>>, packages: usize, weights: Weights, reading: &Reading) -> Self {
-        debug_assert!(place.iter().flatten().all(|package| *package < packages));
+    pub fn start(
+        packages_of_cpus: Vec<Option<usize>>,
+        packages: usize,
+        weights: Weights,
+        reading: &CpuReading,
+    ) -> Self {
+        debug_assert!(packages_of_cpus.iter().flatten().all(|package| *package < packages));
         let last = reading.rows.iter().enumerate().map(|(at, (key, row))| {
             let counted = reading.counted.get(at).cloned().unwrap_or_default();
-            (*key, Last { row: row.clone(), counted })
+            (*key, LastValues { row: row.clone(), counted })
         });
         Self {
-            place,
+            packages_of_cpus,
             packages,
             weights,
             last: last.collect(),
@@ -113,81 +122,85 @@ impl Window {
         }
     }
 
-    /// Takes the packages of a topology that was read again.
-    pub fn replace(&mut self, place: Vec<Option<usize>>) {
-        debug_assert!(place.iter().flatten().all(|package| *package < self.packages));
-        self.place = place;
+    /// Takes over the packages of a changed topology.
+    pub fn update_packages(&mut self, packages_of_cpus: Vec<Option<usize>>) {
+        debug_assert!(packages_of_cpus.iter().flatten().all(|package| *package < self.packages));
+        self.packages_of_cpus = packages_of_cpus;
     }
 
-    /// What ran since the last reading, idle cgroups left out, in the order of the cgroups.
-    pub fn advance(&mut self, reading: &Reading) -> Vec<Ran> {
-        let mut all: Vec<(Option<CgroupKey>, Vec<Cell>)> = Vec::with_capacity(reading.rows.len());
+    /// Usage since the last reading, without idle cgroups, in the order of the cgroups.
+    pub fn advance(&mut self, reading: &CpuReading) -> Vec<CgroupUsage> {
+        let mut all: Vec<(Option<CgroupKey>, Vec<CpuDelta>)> = Vec::with_capacity(reading.rows.len());
         for (at, (key, now)) in reading.rows.iter().enumerate() {
             let last = self.last.entry(*key).or_default();
-            let mut cells = grown(&last.row, now);
+            let mut deltas = difference(&last.row, now);
             last.row.clone_from(now);
             if let Some(counted) = reading.counted.get(at) {
-                count(&mut cells, &last.counted, counted);
+                count(&mut deltas, &last.counted, counted);
                 last.counted.clone_from(counted);
             }
-            if cells.iter().any(|cell| cell.time != RunTime::default()) {
-                all.push((Some(*key), cells));
+            if deltas.iter().any(|delta| delta.time != RunTime::default()) {
+                all.push((Some(*key), deltas));
             }
         }
         all.sort_unstable_by_key(|(key, _)| *key);
-        let cells = grown(&self.last_overflow, &reading.overflow);
+        let deltas = difference(&self.last_overflow, &reading.overflow);
         self.last_overflow.clone_from(&reading.overflow);
-        if cells.iter().any(|cell| cell.time != RunTime::default()) {
-            all.push((None, cells));
+        if deltas.iter().any(|delta| delta.time != RunTime::default()) {
+            all.push((None, deltas));
         }
-        let pace = self.pace(reading, &all);
-        all.into_iter().map(|(cgroup, cells)| Ran { cgroup, by_package: self.fold(&cells, pace) }).collect()
+        let mean_pace = self.mean_pace(reading, &all);
+        all.into_iter()
+            .map(|(cgroup, deltas)| CgroupUsage { cgroup, by_package: self.fold(&deltas, mean_pace) })
+            .collect()
     }
 
-    /// What all ran, in nanoseconds and in cycles: then a nanosecond is worth as many cycles as the CPU made in it, beside the mean.
-    /// Nothing where a counter did not run all the time, or not everywhere: then all nanoseconds are worth the same.
-    fn pace(&mut self, reading: &Reading, all: &[(Option<CgroupKey>, Vec<Cell>)]) -> Option<(u64, u64)> {
-        let [wanted, ran] = reading.counter_time;
-        let [wanted_before, ran_before] = std::mem::replace(&mut self.last_counter_time, reading.counter_time);
-        let whole = wanted.wrapping_sub(wanted_before) == ran.wrapping_sub(ran_before);
-        if reading.counted.is_empty() || !whole {
+    /// Total run time and total cycles of the window, for weighting a CPU's time by its cycles per
+    /// nanosecond relative to the mean. `None` if a counter did not run all the time or on every
+    /// CPU: then all nanoseconds have the same weight.
+    fn mean_pace(&mut self, reading: &CpuReading, all: &[(Option<CgroupKey>, Vec<CpuDelta>)]) -> Option<(u64, u64)> {
+        let [enabled, running] = reading.counter_time;
+        let [enabled_before, running_before] = std::mem::replace(&mut self.last_counter_time, reading.counter_time);
+        let ran_always = enabled.wrapping_sub(enabled_before) == running.wrapping_sub(running_before);
+        if reading.counted.is_empty() || !ran_always {
             return None;
         }
         let (mut ns, mut cycles) = (0u64, 0u64);
-        for cell in all.iter().flat_map(|(_, cells)| cells) {
-            let cell_ns = cell.time.ns();
-            if cell_ns > SHORT_NS && cell.counted[0] == 0 {
+        for delta in all.iter().flat_map(|(_, deltas)| deltas) {
+            let delta_ns = delta.time.ns();
+            if delta_ns > SHORT_NS && delta.counted[0] == 0 {
                 return None;
             }
-            ns = ns.saturating_add(cell_ns);
-            cycles = cycles.saturating_add(cell.counted[0]);
+            ns = ns.saturating_add(delta_ns);
+            cycles = cycles.saturating_add(delta.counted[0]);
         }
         (ns > 0 && cycles > 0).then_some((ns, cycles))
     }
 
-    /// Sums each CPU into its package. A CPU that the topology does not know counts for the first package: its time is real and
-    /// must be in the account.
-    fn fold(&self, cells: &[Cell], pace: Option<(u64, u64)>) -> Vec<Share> {
-        let mut sums = vec![Share::default(); self.packages];
-        for (cpu, cell) in cells.iter().enumerate() {
-            let weight = self.weight(cell, pace);
-            if let Some(sum) = sums.get_mut(self.place.get(cpu).copied().flatten().unwrap_or(0)) {
-                sum.add(&Share { time: cell.time, weight, counted: cell.counted });
+    /// Sums up the CPUs of each package. An unknown CPU counts for the first package: its time is
+    /// real and must be attributed.
+    fn fold(&self, deltas: &[CpuDelta], mean_pace: Option<(u64, u64)>) -> Vec<CpuUsage> {
+        let mut sums = vec![CpuUsage::default(); self.packages];
+        for (cpu, delta) in deltas.iter().enumerate() {
+            let weight = self.weight(delta, mean_pace);
+            if let Some(sum) = sums.get_mut(self.packages_of_cpus.get(cpu).copied().flatten().unwrap_or(0)) {
+                sum.add(&CpuUsage { time: delta.time, weight, counted: delta.counted });
             }
         }
         sums
     }
 
-    fn weight(&self, cell: &Cell, pace: Option<(u64, u64)>) -> u64 {
-        let RunTime { alone_ns, shared_ns } = cell.time;
+    fn weight(&self, delta: &CpuDelta, mean_pace: Option<(u64, u64)>) -> u64 {
+        let RunTime { alone_ns, shared_ns } = delta.time;
         let time = alone_ns.saturating_mul(1000).saturating_add(shared_ns.saturating_mul(self.weights.shared_milli));
-        let ns = cell.time.ns();
-        match pace {
-            // Too short to say what it cost.
+        let ns = delta.time.ns();
+        match mean_pace {
+            // A shorter time has no reliable cycle count.
             Some((all_ns, all_cycles)) if ns > SHORT_NS => {
-                // Each factor is below 2^64 and the quotients are near 1: the order keeps the product in range.
-                let paced = u128::from(time) * u128::from(cell.counted[0]) / u128::from(ns);
-                let weight = paced.saturating_mul(u128::from(all_ns)) / u128::from(all_cycles);
+                // Each factor is below 2^64 and the quotients are near 1: this order avoids
+                // overflow.
+                let weighted = u128::from(time) * u128::from(delta.counted[0]) / u128::from(ns);
+                let weight = weighted.saturating_mul(u128::from(all_ns)) / u128::from(all_cycles);
                 u64::try_from(weight).unwrap_or(u64::MAX)
             }
             _ => time,
@@ -200,23 +213,24 @@ impl Window {
     }
 }
 
-/// What grew on each CPU. Totals only grow; a slot that was freed and taken again starts from nothing, because `forget` said so.
-fn grown(before: &[RunTime], now: &[RunTime]) -> Vec<Cell> {
+/// The difference on each CPU. Totals only grow; a reassigned slot starts from zero because
+/// `forget` removed the last values.
+fn difference(before: &[RunTime], now: &[RunTime]) -> Vec<CpuDelta> {
     let zeros = std::iter::repeat(&RunTime { alone_ns: 0, shared_ns: 0 });
-    let cell = |(now, before): (&RunTime, &RunTime)| Cell {
+    let delta = |(now, before): (&RunTime, &RunTime)| CpuDelta {
         time: RunTime {
             alone_ns: now.alone_ns.saturating_sub(before.alone_ns),
             shared_ns: now.shared_ns.saturating_sub(before.shared_ns),
         },
         counted: [0; COUNTERS],
     };
-    now.iter().zip(before.iter().chain(zeros)).map(cell).collect()
+    now.iter().zip(before.iter().chain(zeros)).map(delta).collect()
 }
 
-fn count(cells: &mut [Cell], before: &[[u64; COUNTERS]], now: &[[u64; COUNTERS]]) {
+fn count(deltas: &mut [CpuDelta], before: &[[u64; COUNTERS]], now: &[[u64; COUNTERS]]) {
     let before = before.iter().copied().chain(std::iter::repeat([0; COUNTERS]));
-    for ((cell, now), before) in cells.iter_mut().zip(now).zip(before) {
-        for ((counted, now), before) in cell.counted.iter_mut().zip(now).zip(before) {
+    for ((delta, now), before) in deltas.iter_mut().zip(now).zip(before) {
+        for ((counted, now), before) in delta.counted.iter_mut().zip(now).zip(before) {
             *counted = now.wrapping_sub(before);
         }
     }
@@ -225,7 +239,7 @@ fn count(cells: &mut [Cell], before: &[[u64; COUNTERS]], now: &[[u64; COUNTERS]]
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cpu::hierarchy;
+    use crate::cgroup::hierarchy;
 
     const WEIGHTS: Weights = Weights { shared_milli: 575 };
 
@@ -233,7 +247,7 @@ mod tests {
         CgroupKey { id, hierarchy: hierarchy::V2 }
     }
 
-    fn places(all: &[usize]) -> Vec<Option<usize>> {
+    fn packages_of(all: &[usize]) -> Vec<Option<usize>> {
         all.iter().copied().map(Some).collect()
     }
 
@@ -241,18 +255,18 @@ mod tests {
         ns.iter().map(|ns| RunTime { alone_ns: *ns, shared_ns: 0 }).collect()
     }
 
-    fn reading(rows: &[(u64, &[u64])], overflow: &[u64]) -> Reading {
+    fn reading(rows: &[(u64, &[u64])], overflow: &[u64]) -> CpuReading {
         let rows = rows.iter().map(|(id, ns)| (key(*id), alone(ns))).collect();
-        Reading { rows, overflow: alone(overflow), ..Reading::default() }
+        CpuReading { rows, overflow: alone(overflow), ..CpuReading::default() }
     }
 
-    fn start(place: &[usize], packages: usize, reading: &Reading) -> Window {
-        Window::start(places(place), packages, WEIGHTS, reading)
+    fn start(packages_of_cpus: &[usize], packages: usize, reading: &CpuReading) -> CpuWindow {
+        CpuWindow::start(packages_of(packages_of_cpus), packages, WEIGHTS, reading)
     }
 
-    /// Who ran, and nanoseconds by package.
-    fn ns(ran: &[Ran]) -> Vec<(Option<CgroupKey>, Vec<u64>)> {
-        ran.iter().map(|ran| (ran.cgroup, ran.by_package.iter().map(Share::ns).collect())).collect()
+    /// The cgroups, and nanoseconds by package.
+    fn ns(ran: &[CgroupUsage]) -> Vec<(Option<CgroupKey>, Vec<u64>)> {
+        ran.iter().map(|ran| (ran.cgroup, ran.by_package.iter().map(CpuUsage::ns).collect())).collect()
     }
 
     #[test]
@@ -263,34 +277,34 @@ mod tests {
     }
 
     #[test]
-    fn time_before_the_start_is_nobodys_and_a_newcomer_counts_whole() {
+    fn time_before_start_is_ignored_and_new_cgroup_counts_fully() {
         let mut window = start(&[0], 1, &reading(&[(1, &[500])], &[7]));
         let ran = window.advance(&reading(&[(2, &[3]), (1, &[500])], &[7]));
         assert_eq!(ns(&ran), [(Some(key(2)), vec![3])]);
     }
 
     #[test]
-    fn time_without_a_name_is_still_in_the_window() {
+    fn time_without_cgroup_is_in_the_window() {
         let mut window = start(&[0, 1], 2, &reading(&[], &[5, 5]));
         let ran = window.advance(&reading(&[], &[5, 9]));
         assert_eq!(ns(&ran), [(None, vec![0, 4])]);
     }
 
     #[test]
-    fn a_cpu_beyond_the_topology_is_counted_in_the_first_package() {
+    fn unknown_cpu_is_counted_in_first_package() {
         let mut window = start(&[1], 2, &reading(&[], &[0]));
         assert_eq!(ns(&window.advance(&reading(&[(1, &[0, 4])], &[0]))), [(Some(key(1)), vec![4, 0])]);
     }
 
     #[test]
-    fn a_cpu_that_comes_online_is_placed_where_the_new_topology_says() {
-        let mut window = Window::start(vec![Some(0), None], 2, WEIGHTS, &reading(&[(1, &[5, 5])], &[0, 0]));
-        window.replace(places(&[0, 1]));
+    fn new_cpu_is_counted_in_package_of_new_topology() {
+        let mut window = CpuWindow::start(vec![Some(0), None], 2, WEIGHTS, &reading(&[(1, &[5, 5])], &[0, 0]));
+        window.update_packages(packages_of(&[0, 1]));
         assert_eq!(ns(&window.advance(&reading(&[(1, &[9, 6])], &[0, 0]))), [(Some(key(1)), vec![4, 1])]);
     }
 
     #[test]
-    fn a_total_that_shrank_is_not_billed_again_unless_its_slot_was_freed() {
+    fn smaller_total_counts_only_after_slot_was_freed() {
         let mut window = start(&[0], 1, &reading(&[(1, &[500])], &[0]));
         assert_eq!(window.advance(&reading(&[(1, &[400])], &[0])), []);
         window.forget(&key(1));
@@ -298,34 +312,37 @@ mod tests {
     }
 
     #[test]
-    fn time_beside_a_busy_sibling_is_worth_less_and_counted_apart() {
+    fn time_with_busy_sibling_has_lower_weight() {
         let mut window = start(&[0], 1, &reading(&[], &[0]));
         let row = vec![RunTime { alone_ns: 2000, shared_ns: 1000 }];
-        let ran =
-            window.advance(&Reading { rows: vec![(key(1), row.clone())], overflow: alone(&[0]), ..Reading::default() });
-        assert_eq!(ran[0].by_package, [Share { time: row[0], weight: 2000 * 1000 + 1000 * 575, counted: [0; 3] }]);
+        let ran = window.advance(&CpuReading {
+            rows: vec![(key(1), row.clone())],
+            overflow: alone(&[0]),
+            ..CpuReading::default()
+        });
+        assert_eq!(ran[0].by_package, [CpuUsage { time: row[0], weight: 2000 * 1000 + 1000 * 575, counted: [0; 3] }]);
     }
 
     #[test]
-    fn with_counters_a_second_is_worth_the_cycles_that_were_made_in_it() {
+    fn counters_weight_time_by_cycles() {
         let second = 1_000_000_000;
-        let of = |cycles: [u64; 2], time: [u64; 2]| Reading {
+        let of = |cycles: [u64; 2], time: [u64; 2]| CpuReading {
             rows: vec![(key(1), alone(&[second])), (key(2), alone(&[second]))],
             counted: vec![vec![[cycles[0], 9, 7]], vec![[cycles[1], 0, 0]]],
             counter_time: time,
             overflow: alone(&[0]),
-            ..Reading::default()
+            ..CpuReading::default()
         };
-        let weights = |reading: &Reading| {
-            let mut window = start(&[0], 1, &Reading { overflow: alone(&[0]), ..Reading::default() });
+        let weights = |reading: &CpuReading| {
+            let mut window = start(&[0], 1, &CpuReading { overflow: alone(&[0]), ..CpuReading::default() });
             window.advance(reading).iter().map(|ran| ran.by_package[0].weight).collect::<Vec<_>>()
         };
         // At 3 GHz and at 1 GHz: three quarters and one quarter of the same sum.
         assert_eq!(weights(&of([3 * second, second], [5, 5])), [1500 * second, 500 * second]);
-        // The hardware was lent to somebody else for a part of the time, or did not count somewhere.
+        // The counters were multiplexed for a part of the time, or did not count on one CPU.
         assert_eq!(weights(&of([3 * second, second], [5, 4])), [1000 * second, 1000 * second]);
         assert_eq!(weights(&of([3 * second, 0], [5, 5])), [1000 * second, 1000 * second]);
-        let mut window = start(&[0], 1, &Reading { overflow: alone(&[0]), ..Reading::default() });
+        let mut window = start(&[0], 1, &CpuReading { overflow: alone(&[0]), ..CpuReading::default() });
         assert_eq!(window.advance(&of([3 * second, second], [5, 5]))[0].by_package[0].counted, [3 * second, 9, 7]);
     }
 }

@@ -1,31 +1,36 @@
-//! From raw readings that wrap to joules that only grow.
+//! Turns raw readings of a wrapping counter into energy that only increases.
 //!
-//! What was accepted is counted in the counter's own steps and turned into microjoules once, from the sum: no tick
-//! rounds, so halving the ticks changes no total. What cannot be believed is refused and counted, never guessed.
+//! Accepted readings are summed in the unit of the counter, and the sum is converted to
+//! microjoules. So no tick is rounded, and shorter ticks do not change a total. Implausible
+//! readings are rejected and counted, never guessed.
 
 use std::collections::VecDeque;
 
-use super::zone::{Ceiling, Range, Zone, ZoneKind};
-use crate::units::{Microjoules, Unit};
+use units::{Microjoules, Unit};
 
-/// Why a reading was refused; the label `reason` of `wattcast_energy_rejects_total`.
+use super::zone::{Ceiling, Range, Zone, ZoneKind};
+
+/// Why a reading was rejected; the label `reason` of `wattcast_energy_rejects_total`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Reject {
-    /// The counter fell and its range is not known: wrapped or reset, nobody can tell.
+    /// The counter decreased and its range is unknown, so a wrap cannot be distinguished from a
+    /// reset.
     RangeUnknown,
-    /// The counter fell and never wraps. The kernel's 64-bit perf counter does so when half a hardware range passes
-    /// between two of its own updates (the difference is sign-extended: arch/x86/events/rapl.c, rapl_event_update).
+    /// The counter decreased and never wraps. The kernel's 64-bit perf counter does so when half a
+    /// hardware range passes between two of its own updates (the difference is sign-extended:
+    /// arch/x86/events/rapl.c, rapl_event_update).
     Fell,
-    /// The counter reads beyond its own range.
+    /// The value exceeds the range of the counter.
     BeyondRange,
-    /// More than half the wrap time passed without a reading: it may have wrapped unseen.
+    /// More than half the wrap time passed without a reading, so the counter may have wrapped
+    /// without being noticed.
     Gap,
-    /// More power than the zone can have used.
+    /// The power exceeds what the zone can use.
     Implausible,
 }
 
 impl Reject {
-    /// The label's value.
+    /// Value of the label.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -38,57 +43,61 @@ impl Reject {
     }
 }
 
-/// What one reading adds.
+/// Result of one reading.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// The first reading: a point to count from.
+    /// The first reading, from which energy is counted.
     Start,
-    /// This much, in this many nanoseconds up to the reading.
+    /// Energy, and the nanoseconds up to this reading in which it was used.
     Grew(Microjoules, u64),
-    /// Nothing can be said; counting goes on from this reading.
+    /// The energy since the last reading is unknown; counting continues from this reading.
     Rebased(Reject),
-    /// This reading cannot be believed. The next one tells whether it was a slip, or the counter was set anew.
-    Doubted(Reject),
-    /// The reading failed; the counter stands where it stood.
-    Lost,
+    /// The reading is implausible. The next one shows whether it was a single error or a reset of
+    /// the counter.
+    Rejected(Reject),
+    /// The reading failed; the total does not change.
+    Failed,
 }
 
-/// A reading, and when it was taken.
+/// A reading and its time.
 #[derive(Clone, Copy, Debug)]
 struct Point {
     raw: u64,
     at_ns: u64,
 }
 
-/// A counter's update may fall on either side of a reading: RAPL updates every 0.976 ms (Intel SDM 14.10.3). So much
-/// longer than `dt` is the time that a difference may stand for.
+/// The update of a counter may be on either side of a reading: RAPL updates every 0.976 ms (Intel
+/// SDM 14.10.3). The time that a difference covers may be this much longer than the time between
+/// the readings.
 const JITTER_NS: u64 = 2_000_000;
-/// Without any idea of the power, a gap of this length may hide a wrap: half of a 32-bit counter of 15.3 µJ at 1 kW. Longer
-/// than the longest tick.
-const BLIND_GAP_NS: u64 = 32_000_000_000;
-/// So many readings in a row that the limit rules out say that the limit is wrong: it was raised since it was read.
-const STUBBORN: u32 = 10;
+/// Longest gap while the power is unknown: half the wrap time of a 32-bit counter of 15.3 µJ at 1
+/// kW. Longer than the longest tick.
+const MAX_GAP_NS: u64 = 32_000_000_000;
+/// After this many readings in a row above the limit, the limit is considered outdated: it was
+/// raised since it was read.
+const MAX_REJECTS: u32 = 10;
 
-/// One counter and what it has counted since the start.
+/// A counter and its total since the start.
 #[derive(Clone, Debug)]
 pub struct Counter {
     range: Range,
     unit: Unit,
     ceiling: Ceiling,
-    /// What is believed where the limit turns out to be none.
+    /// The ceiling after the limit turned out to be outdated.
     unlimited: Ceiling,
     last: Option<Point>,
-    /// How much longer than the time between two readings their difference may stand for.
+    /// The time that a difference covers may be this much longer than the time between the
+    /// readings.
     jitter_ns: u64,
-    doubted: Option<Point>,
-    doubts: u32,
+    rejected: Option<Point>,
+    rejects: u32,
     peak: Peak,
     counts: u64,
     total: Microjoules,
 }
 
 impl Counter {
-    /// A counter with nothing counted.
+    /// A counter with a total of zero.
     #[must_use]
     pub fn new(zone: &Zone) -> Self {
         Self {
@@ -102,38 +111,38 @@ impl Counter {
                 ZoneKind::Gpu(_) => zone.update_ns.saturating_mul(2),
                 _ => JITTER_NS,
             },
-            doubted: None,
-            doubts: 0,
+            rejected: None,
+            rejects: 0,
             peak: Peak::default(),
             counts: 0,
             total: Microjoules::ZERO,
         }
     }
 
-    /// Sum of everything accepted.
+    /// Sum of all accepted energy.
     #[must_use]
     pub fn total(&self) -> Microjoules {
         self.total
     }
 
-    /// Counts from the next reading on: what came before it may be of another life of the counter.
+    /// Counts from the next reading on, because the counter may have been reset.
     pub fn restart(&mut self) {
-        (self.last, self.doubted) = (None, None);
+        (self.last, self.rejected) = (None, None);
     }
 
-    /// Takes a raw reading of the moment `at_ns` (monotonic); `None` when it failed.
+    /// Adds a raw reading of the time `at_ns` (monotonic); `None` when it failed.
     pub fn advance(&mut self, raw: Option<u64>, at_ns: u64) -> Step {
         let Some(raw) = raw else {
-            // A doubt needs the very next reading.
-            self.doubted = None;
-            return Step::Lost;
+            // A rejected reading can be confirmed by the next reading only.
+            self.rejected = None;
+            return Step::Failed;
         };
         let now = Point { raw, at_ns };
         if let Range::Wraps(modulus) = self.range
             && raw >= modulus
         {
-            self.doubted = None;
-            return Step::Doubted(Reject::BeyondRange);
+            self.rejected = None;
+            return Step::Rejected(Reject::BeyondRange);
         }
         let Some(last) = self.last else {
             self.last = Some(now);
@@ -141,25 +150,26 @@ impl Counter {
         };
         match self.between(last, now) {
             Ok(counts) => self.accept(last, now, counts),
-            Err(Reject::Implausible) => match self.doubted.map(|doubted| (doubted, self.between(doubted, now))) {
-                // Twice the same story: the counter was set anew, and counts from there.
-                Some((doubted, Ok(counts))) => self.accept(doubted, now, counts),
+            Err(Reject::Implausible) => match self.rejected.map(|rejected| (rejected, self.between(rejected, now))) {
+                // Consistent with the rejected reading: the counter was reset, and counts from
+                // there.
+                Some((rejected, Ok(counts))) => self.accept(rejected, now, counts),
                 _ => {
-                    self.doubted = Some(now);
-                    self.doubts += 1;
-                    if self.doubts < STUBBORN || !matches!(self.ceiling, Ceiling::Limit(_)) {
-                        return Step::Doubted(Reject::Implausible);
+                    self.rejected = Some(now);
+                    self.rejects += 1;
+                    if self.rejects < MAX_REJECTS || !matches!(self.ceiling, Ceiling::Limit(_)) {
+                        return Step::Rejected(Reject::Implausible);
                     }
                     self.ceiling = self.unlimited;
                     match self.between(last, now) {
                         Ok(counts) => self.accept(last, now, counts),
-                        Err(reason) => Step::Doubted(reason),
+                        Err(reason) => Step::Rejected(reason),
                     }
                 }
             },
             Err(reason) => {
                 self.last = Some(now);
-                self.doubted = None;
+                self.rejected = None;
                 Step::Rebased(reason)
             }
         }
@@ -167,15 +177,15 @@ impl Counter {
 
     fn accept(&mut self, from: Point, to: Point, counts: u64) -> Step {
         let dt = to.at_ns.saturating_sub(from.at_ns);
-        self.peak.note(to.at_ns, microwatts(self.unit.microjoules(counts), dt));
+        self.peak.add(to.at_ns, microwatts(self.unit.microjoules(counts), dt));
         self.counts = self.counts.saturating_add(counts);
         let total = self.unit.microjoules(self.counts);
         let grown = total - self.total;
-        (self.total, self.last, self.doubted, self.doubts) = (total, Some(to), None, 0);
+        (self.total, self.last, self.rejected, self.rejects) = (total, Some(to), None, 0);
         Step::Grew(grown, dt)
     }
 
-    /// Counts between two readings, if they can be told.
+    /// Counts between two readings, or why they are unknown.
     fn between(&self, from: Point, to: Point) -> Result<u64, Reject> {
         let dt = to.at_ns.saturating_sub(from.at_ns);
         let counts = match (to.raw.checked_sub(from.raw), self.range) {
@@ -189,16 +199,18 @@ impl Counter {
         {
             return Err(Reject::Gap);
         }
-        match self.most_uw() {
-            Some(most) if self.unit.microjoules(counts) > Microjoules::of(most, dt.saturating_add(self.jitter_ns)) => {
+        match self.max_uw() {
+            Some(max)
+                if self.unit.microjoules(counts) > Microjoules::from_power(max, dt.saturating_add(self.jitter_ns)) =>
+            {
                 Err(Reject::Implausible)
             }
             _ => Ok(counts),
         }
     }
 
-    /// The most power that is believed.
-    fn most_uw(&self) -> Option<u64> {
+    /// Highest plausible power.
+    fn max_uw(&self) -> Option<u64> {
         match self.ceiling {
             Ceiling::Limit(limit) => Some(limit.saturating_add(limit / 2)),
             Ceiling::Learned(floor) => Some(self.peak.microwatts().saturating_mul(4).max(floor)),
@@ -206,15 +218,15 @@ impl Counter {
         }
     }
 
-    /// Half the time in which the counter comes round at the highest power that it showed lately; without any, the time
-    /// in which none that we know comes round.
+    /// Half the wrap time of the counter at its highest recent power. Without a known power, a time
+    /// in which no known counter wraps.
     fn half_wrap_ns(&self, modulus: u64) -> u64 {
         let power = match (self.peak.microwatts(), self.ceiling) {
             (0, Ceiling::Limit(limit)) => limit,
             (peak, _) => peak,
         };
         if power == 0 {
-            return BLIND_GAP_NS;
+            return MAX_GAP_NS;
         }
         let range = u128::from(self.unit.microjoules(modulus).0) * 1_000_000_000;
         u64::try_from(range / u128::from(power) / 2).unwrap_or(u64::MAX)
@@ -226,7 +238,8 @@ fn microwatts(energy: Microjoules, ns: u64) -> u64 {
     u64::try_from(product / u128::from(ns.max(1))).unwrap_or(u64::MAX)
 }
 
-/// The highest power of the last ten to twenty minutes, in two halves of which the older is let go.
+/// The highest power of the last ten to twenty minutes, in two halves. The older half is dropped
+/// when a new one begins.
 #[derive(Clone, Debug, Default)]
 struct Peak {
     halves: VecDeque<(u64, u64)>,
@@ -235,7 +248,7 @@ struct Peak {
 impl Peak {
     const HALF_NS: u64 = 600_000_000_000;
 
-    fn note(&mut self, at_ns: u64, microwatts: u64) {
+    fn add(&mut self, at_ns: u64, microwatts: u64) {
         match self.halves.back_mut() {
             Some((start, peak)) if at_ns.saturating_sub(*start) < Self::HALF_NS => *peak = (*peak).max(microwatts),
             _ => self.halves.push_back((at_ns, microwatts)),
@@ -257,7 +270,7 @@ mod tests {
     use super::*;
     use crate::{
         energy::zone::{ZoneId, ZoneKind},
-        topology::PackageId,
+        host::topology::PackageId,
     };
 
     const SECOND: u64 = 1_000_000_000;
@@ -267,7 +280,7 @@ mod tests {
         Counter::new(&Zone { unit, ceiling, ..Zone::microjoules(id, range, String::new()) })
     }
 
-    fn free(range: Range) -> Counter {
+    fn unlimited(range: Range) -> Counter {
         counter(range, Unit::MICROJOULE, Ceiling::None)
     }
 
@@ -279,17 +292,17 @@ mod tests {
 
     #[test]
     fn a_failed_reading_adds_nothing_and_the_next_covers_it() {
-        let mut counter = free(Range::Wraps(1000));
+        let mut counter = unlimited(Range::Wraps(1000));
         let steps = feed(&mut counter, &[Some(10), Some(30), None, Some(90), Some(95)]);
         let grew = |uj, seconds| Step::Grew(Microjoules(uj), seconds * SECOND);
-        assert_eq!(steps, [Step::Start, grew(20, 1), Step::Lost, grew(60, 2), grew(5, 1)]);
+        assert_eq!(steps, [Step::Start, grew(20, 1), Step::Failed, grew(60, 2), grew(5, 1)]);
         assert_eq!(counter.total(), Microjoules(85));
     }
 
     #[test]
-    fn a_gap_longer_than_half_the_wrap_time_is_refused() {
-        // 100 W of a range of 1000 J: it comes round in 10 s.
-        let mut counter = free(Range::Wraps(1_000_000_000));
+    fn a_gap_longer_than_half_the_wrap_time_is_rejected() {
+        // At 100 W a range of 1000 J wraps after 10 s.
+        let mut counter = unlimited(Range::Wraps(1_000_000_000));
         counter.advance(Some(0), 0);
         counter.advance(Some(100_000_000), SECOND);
         assert_eq!(counter.advance(Some(500_000_000), 5 * SECOND), Step::Grew(Microjoules(400_000_000), 4 * SECOND));
@@ -298,44 +311,44 @@ mod tests {
     }
 
     #[test]
-    fn a_fall_without_a_range_is_refused_not_guessed() {
-        let mut counter = free(Range::Unknown);
+    fn a_decrease_without_a_range_is_rejected() {
+        let mut counter = unlimited(Range::Unknown);
         let steps = feed(&mut counter, &[Some(100), Some(40), Some(50)]);
         assert_eq!(steps[1..], [Step::Rebased(Reject::RangeUnknown), Step::Grew(Microjoules(10), SECOND)]);
-        let mut counter = free(Range::Endless);
+        let mut counter = unlimited(Range::Endless);
         let steps = feed(&mut counter, &[Some(100), Some(40), Some(50)]);
         assert_eq!(steps[1..], [Step::Rebased(Reject::Fell), Step::Grew(Microjoules(10), SECOND)]);
     }
 
     #[test]
-    fn a_reading_beyond_the_range_is_refused_and_nothing_is_lost() {
-        let mut counter = free(Range::Wraps(100));
+    fn a_reading_beyond_the_range_loses_no_energy() {
+        let mut counter = unlimited(Range::Wraps(100));
         let steps = feed(&mut counter, &[Some(50), Some(100), Some(60)]);
-        assert_eq!(steps[1..], [Step::Doubted(Reject::BeyondRange), Step::Grew(Microjoules(10), 2 * SECOND)]);
+        assert_eq!(steps[1..], [Step::Rejected(Reject::BeyondRange), Step::Grew(Microjoules(10), 2 * SECOND)]);
     }
 
     #[test]
-    fn a_slip_is_passed_over_and_its_time_is_not_lost() {
-        // A limit of 100 W; one reading says 10 kW.
+    fn a_single_error_is_skipped_and_its_time_is_covered() {
+        // A limit of 100 W, and one reading of 10 kW.
         let mut counter = counter(Range::Wraps(1 << 40), Unit::MICROJOULE, Ceiling::Limit(100_000_000));
         let watts = |joules: u64| Some(joules * 1_000_000);
         let steps = feed(&mut counter, &[watts(0), watts(50), watts(10_000), watts(150)]);
-        assert_eq!(steps[2..], [Step::Doubted(Reject::Implausible), Step::Grew(Microjoules(100_000_000), 2 * SECOND)]);
+        assert_eq!(steps[2..], [Step::Rejected(Reject::Implausible), Step::Grew(Microjoules(100_000_000), 2 * SECOND)]);
     }
 
     #[test]
-    fn a_counter_that_was_set_anew_counts_on_from_there() {
+    fn a_reset_counter_continues_from_its_new_value() {
         let mut counter = counter(Range::Wraps(1 << 40), Unit::MICROJOULE, Ceiling::Limit(100_000_000));
         let joules = |joules: u64| Some(joules * 1_000_000);
         let steps = feed(&mut counter, &[joules(5000), joules(5050), joules(3), joules(53), joules(103)]);
         let grew = Step::Grew(Microjoules(50_000_000), SECOND);
-        assert_eq!(steps[1..], [grew, Step::Doubted(Reject::Implausible), grew, grew]);
+        assert_eq!(steps[1..], [grew, Step::Rejected(Reject::Implausible), grew, grew]);
         assert_eq!(counter.total(), Microjoules(150_000_000));
     }
 
     #[test]
-    fn a_limit_that_was_raised_is_found_out_and_nothing_is_lost() {
-        // Capped at 60 W when it was read; later the package uses 200 W.
+    fn a_raised_limit_is_detected_and_loses_no_energy() {
+        // The limit was 60 W when it was read. Later the package uses 200 W.
         let mut counter = counter(Range::Wraps(1 << 40), Unit::MICROJOULE, Ceiling::Limit(60_000_000));
         let watts: Vec<u64> = std::iter::repeat_n(40, 20).chain(std::iter::repeat_n(200, 60)).collect();
         let mut joules = 0;
@@ -348,37 +361,37 @@ mod tests {
     }
 
     #[test]
-    fn one_and_a_half_times_the_limit_is_believed_and_more_is_not() {
-        for (joules, believed) in [(150u64, true), (152, false)] {
+    fn up_to_one_and_a_half_times_the_limit_is_plausible() {
+        for (joules, plausible) in [(150u64, true), (152, false)] {
             let mut counter = counter(Range::Endless, Unit::MICROJOULE, Ceiling::Limit(100_000_000));
             counter.advance(Some(0), 0);
             let step = counter.advance(Some(joules * 1_000_000), SECOND);
-            assert_eq!(matches!(step, Step::Grew(..)), believed, "{joules} J: {step:?}");
+            assert_eq!(matches!(step, Step::Grew(..)), plausible, "{joules} J: {step:?}");
         }
     }
 
     #[test]
-    fn without_a_limit_four_times_the_highest_recent_power_is_believed() {
+    fn without_a_limit_four_times_the_recent_peak_is_plausible() {
         let learned = Ceiling::Learned(1_000_000);
         let mut counter = counter(Range::Endless, Unit::MICROJOULE, learned);
         let steps = feed(&mut counter, &[Some(0), Some(900_000), Some(4_500_000), Some(19_000_000)]);
         assert!(steps[1..3].iter().all(|step| matches!(step, Step::Grew(..))), "{steps:?}");
-        assert_eq!(steps[3], Step::Doubted(Reject::Implausible));
+        assert_eq!(steps[3], Step::Rejected(Reject::Implausible));
     }
 
     #[test]
-    fn the_highest_recent_power_is_forgotten_in_time() {
+    fn the_peak_expires() {
         let mut peak = Peak::default();
-        peak.note(0, 500);
-        peak.note(Peak::HALF_NS, 10);
+        peak.add(0, 500);
+        peak.add(Peak::HALF_NS, 10);
         assert_eq!(peak.microwatts(), 500);
-        peak.note(2 * Peak::HALF_NS, 20);
+        peak.add(2 * Peak::HALF_NS, 20);
         assert_eq!(peak.microwatts(), 20);
     }
 
     proptest! {
         #[test]
-        fn wrap_at_any_phase_any_start_any_step_recovers_the_true_joules(
+        fn wraps_at_any_phase_recover_the_true_energy(
             modulus in 1u64 << 30..1 << 34,
             start in any::<u64>(),
             steps in proptest::collection::vec(any::<u64>(), 0..50),
@@ -420,7 +433,7 @@ mod tests {
         }
 
         #[test]
-        fn whatever_is_read_the_total_only_grows(
+        fn the_total_only_increases_for_any_readings(
             range in prop_oneof![Just(Range::Endless), Just(Range::Unknown), (1u64..1 << 40).prop_map(Range::Wraps)],
             ceiling in prop_oneof![Just(Ceiling::None), (0u64..1 << 40).prop_map(Ceiling::Limit), (0u64..1 << 40).prop_map(Ceiling::Learned)],
             readings in proptest::collection::vec((proptest::option::of(any::<u64>()), any::<u32>()), 0..50),

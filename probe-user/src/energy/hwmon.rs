@@ -1,8 +1,8 @@
-//! Sensors of the board and the processor under `/sys/class/hwmon`: what is left where RAPL is not.
+//! Sensors of the board and the processor under `/sys/class/hwmon`, for machines without RAPL.
 //!
-//! Only drivers that are known to measure the processor or the whole machine are believed; a GPU's or a disk's power is not
-//! the processor's. Where a driver gives watts only, they are integrated over the time between two readings, which is as good as
-//! the sensor's own averaging.
+//! Only known drivers that measure the processor or the whole machine are used, because others
+//! measure a GPU or a disk. Where a driver reports power only, it is integrated over the time
+//! between two readings, which is as exact as the averaging of the sensor.
 
 use std::{
     fs::{self, File},
@@ -12,46 +12,47 @@ use std::{
     time::Instant,
 };
 
+use units::Microjoules;
+
 use super::{
-    Found, Source,
+    source::{Source, SourceInventory},
     zone::{Ceiling, Origin, Range, UPDATE_NS, Zone, ZoneId, ZoneKind},
 };
-use crate::{
-    state::{Reason, Unavailable},
+use crate::host::{
+    availability::{Reason, Unavailable},
     topology::{PackageId, Topology},
-    units::Microjoules,
 };
 
-/// What a known driver's sensors cover.
+/// What the sensors of a known driver cover.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Covers {
+enum Coverage {
     /// `energyN_input` with labels `EsocketN` (Documentation/hwmon/amd_energy.rst).
     Sockets,
     /// One processor per device: `power1_average` (Documentation/hwmon/fam15h_power.rst).
     Package,
-    /// The machine: ACPI's power meter (Documentation/hwmon/acpi_power_meter.rst).
+    /// The machine: the ACPI power meter (Documentation/hwmon/acpi_power_meter.rst).
     Platform,
 }
 
-const DRIVERS: [(&str, Covers); 3] =
-    [("amd_energy", Covers::Sockets), ("fam15h_power", Covers::Package), ("power_meter", Covers::Platform)];
+const DRIVERS: [(&str, Coverage); 3] =
+    [("amd_energy", Coverage::Sockets), ("fam15h_power", Coverage::Package), ("power_meter", Coverage::Platform)];
 
-/// What a power sensor that states no interval is taken to average over.
-const AVERAGES_NS: u64 = 2_000_000_000;
+/// Assumed averaging time of a power sensor without a stated interval.
+const DEFAULT_AVERAGING_NS: u64 = 2_000_000_000;
 
-/// Longest that one reading of watts may stand for: beyond it nobody knows what happened meanwhile.
-const LONGEST_NS: u128 = 60_000_000_000;
+/// Longest time that one power reading may cover. After a longer gap the energy is unknown.
+const MAX_GAP_NS: u128 = 60_000_000_000;
 
 enum Kind {
     /// Microjoules, 64 bits.
     Energy,
-    /// Microwatts; what they added up to, and when they were read last.
-    Power { counted: Microjoules, last: Option<Instant> },
+    /// Microwatts, with the integrated energy and the time of the last reading.
+    Power { energy: Microjoules, last: Option<Instant> },
 }
 
-/// The sensors that were found.
+/// The open sensors.
 pub struct Hwmon {
-    found: Found,
+    inventory: SourceInventory,
     sensors: Vec<(File, Kind)>,
 }
 
@@ -62,33 +63,36 @@ impl Hwmon {
     /// `absent` without one, `denied` or `broken` when none can be opened.
     pub fn open(sysfs: &Path, topology: &Topology) -> Result<Self, Unavailable> {
         let class = sysfs.join("class/hwmon");
-        let mut this = Self { found: Found::default(), sensors: Vec::new() };
+        let mut this = Self { inventory: SourceInventory::default(), sensors: Vec::new() };
         let mut devices: Vec<PathBuf> =
             fs::read_dir(&class).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
-        // By the devices behind them, which for processors is the order of PCI addresses; numbers are given as drivers load.
+        // In the order of their devices, which for processors is the order of PCI addresses. The
+        // numbers depend on the order in which drivers load.
         devices.sort_by_cached_key(|dir| fs::canonicalize(dir.join("device")).unwrap_or_else(|_| dir.clone()));
         let mut packages = topology.packages(false).into_iter();
         for dir in devices {
-            // Drivers that register in the older way keep their files with the device, as acpi_power_meter long did.
+            // Drivers with the older registration, as acpi_power_meter once had, have their files
+            // in the directory of the device.
             let dir = if dir.join("name").exists() { dir } else { dir.join("device") };
             let name = fs::read_to_string(dir.join("name")).unwrap_or_default();
-            let Some((driver, covers)) = DRIVERS.iter().find(|(driver, _)| *driver == name.trim()) else { continue };
-            match covers {
-                Covers::Sockets => this.sockets(&dir, topology),
-                Covers::Package => {
-                    // One device for each processor, in the order of their PCI addresses, as the packages are numbered.
+            let Some((driver, coverage)) = DRIVERS.iter().find(|(driver, _)| *driver == name.trim()) else { continue };
+            match coverage {
+                Coverage::Sockets => this.add_sockets(&dir, topology),
+                Coverage::Package => {
+                    // One device for each processor, in the order of their PCI addresses, as the
+                    // packages are numbered.
                     if let Some(package) = packages.next() {
                         let id = ZoneId { package: Some(package), kind: ZoneKind::Package };
-                        this.power(&dir, id, driver);
+                        this.add_power(&dir, id, driver);
                     }
                 }
-                Covers::Platform => this.power(&dir, ZoneId { package: None, kind: ZoneKind::Psys }, driver),
+                Coverage::Platform => this.add_power(&dir, ZoneId { package: None, kind: ZoneKind::Psys }, driver),
             }
         }
-        if !this.found.zones.is_empty() {
+        if !this.inventory.zones.is_empty() {
             return Ok(this);
         }
-        Err(this.found.refused.into_iter().next().map(|(_, why)| why).unwrap_or_else(|| {
+        Err(this.inventory.refused.into_iter().next().map(|(_, why)| why).unwrap_or_else(|| {
             let known: Vec<_> = DRIVERS.iter().map(|(driver, _)| *driver).collect();
             Unavailable::new(
                 Reason::Absent,
@@ -101,7 +105,7 @@ impl Hwmon {
         }))
     }
 
-    fn sockets(&mut self, dir: &Path, topology: &Topology) {
+    fn add_sockets(&mut self, dir: &Path, topology: &Topology) {
         let labels = fs::read_dir(dir).into_iter().flatten().flatten().filter_map(|entry| {
             let file = entry.file_name().into_string().ok()?;
             let sensor = file.strip_suffix("_label").filter(|sensor| sensor.starts_with("energy"))?.to_owned();
@@ -111,14 +115,14 @@ impl Hwmon {
         labels.sort_unstable();
         let packages = topology.packages(false);
         for (sensor, label) in labels {
-            // Its other sensors are single cores.
+            // The other sensors of this driver are single cores.
             let Some(socket) = label.strip_prefix("Esocket").and_then(|number| number.parse::<usize>().ok()) else {
                 continue;
             };
             let Some(PackageId { package, .. }) = packages.get(socket) else {
-                self.found
+                self.inventory
                     .left_out
-                    .push(format!("{}: {label} is a socket that the topology does not have", dir.display()));
+                    .push(format!("{}: {label} is a socket that the topology does not contain", dir.display()));
                 continue;
             };
             let id = ZoneId { package: Some(PackageId::whole(*package)), kind: ZoneKind::Package };
@@ -126,23 +130,26 @@ impl Hwmon {
         }
     }
 
-    fn power(&mut self, dir: &Path, id: ZoneId, driver: &str) {
-        if self.found.has(id) {
-            self.found.left_out.push(format!("{}: a second {driver} for {id}", dir.display()));
+    fn add_power(&mut self, dir: &Path, id: ZoneId, driver: &str) {
+        if self.inventory.has(id) {
+            self.inventory.left_out.push(format!("{}: a second {driver} for {id}", dir.display()));
             return;
         }
-        // The average where there is one: a momentary value misses what happened between two readings.
+        // The average is preferred, because a momentary value misses changes between two readings.
         let file = ["power1_average", "power1_input"].iter().map(|file| dir.join(file)).find(|file| file.exists());
         match file {
-            // Taken to be good to a watt, which over a second is a joule; drivers do not say.
+            // Drivers do not state the resolution. Assumed is one watt, which is a joule over a
+            // second.
             Some(file) => {
                 let interval = fs::read_to_string(dir.join("power1_average_interval")).ok();
                 let interval = interval.and_then(|text| text.trim().parse::<u64>().ok()).filter(|ms| *ms > 0);
-                let update_ns = interval.map_or(AVERAGES_NS, |ms| ms.saturating_mul(1_000_000));
-                self.add(file, id, Kind::Power { counted: Microjoules::ZERO, last: None }, 1_000_000, update_ns);
+                let update_ns = interval.map_or(DEFAULT_AVERAGING_NS, |ms| ms.saturating_mul(1_000_000));
+                self.add(file, id, Kind::Power { energy: Microjoules::ZERO, last: None }, 1_000_000, update_ns);
             }
             None => {
-                self.found.left_out.push(format!("{}: {driver} without power1_average or power1_input", dir.display()));
+                self.inventory
+                    .left_out
+                    .push(format!("{}: {driver} without power1_average or power1_input", dir.display()));
             }
         }
     }
@@ -152,10 +159,10 @@ impl Hwmon {
             Ok(file) => {
                 let ceiling = Ceiling::learned(id.kind);
                 let zone = Zone::microjoules(id, Range::Endless, path.display().to_string());
-                self.found.zones.push(Zone { step_uj, update_ns, ceiling, ..zone });
+                self.inventory.zones.push(Zone { step_uj, update_ns, ceiling, ..zone });
                 self.sensors.push((file, kind));
             }
-            Err(error) => self.found.refused.push((
+            Err(error) => self.inventory.refused.push((
                 id,
                 Unavailable::new(Reason::of(&error), format!("{}: {error}. Run the probe as root", path.display())),
             )),
@@ -168,8 +175,8 @@ impl Source for Hwmon {
         Origin::Hwmon
     }
 
-    fn found(&self) -> &Found {
-        &self.found
+    fn inventory(&self) -> &SourceInventory {
+        &self.inventory
     }
 
     fn read(&mut self, out: &mut Vec<io::Result<u64>>) {
@@ -182,16 +189,17 @@ impl Source for Hwmon {
                 .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "not a number"))?;
             match kind {
                 Kind::Energy => Ok(value),
-                Kind::Power { counted, last } => {
+                Kind::Power { energy, last } => {
                     let now = Instant::now();
                     let ns = last.replace(now).map_or(0, |last| (now - last).as_nanos());
-                    if ns > LONGEST_NS {
-                        // What was used meanwhile is unknown: the counter starts anew, and by its fall the ledger knows.
-                        *counted = Microjoules::ZERO;
+                    if ns > MAX_GAP_NS {
+                        // The energy of the gap is unknown. The counter restarts, and its decrease
+                        // is detected as a reset.
+                        *energy = Microjoules::ZERO;
                         return Ok(0);
                     }
-                    *counted += Microjoules::of(value, u64::try_from(ns).unwrap_or(0));
-                    Ok(counted.0)
+                    *energy += Microjoules::from_power(value, u64::try_from(ns).unwrap_or(0));
+                    Ok(energy.0)
                 }
             }
         }));
@@ -218,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn sockets_of_amd_energy_are_packages_and_its_cores_are_not() {
+    fn amd_energy_has_packages_and_its_cores_are_ignored() {
         let dir = tree(&[
             ("hwmon3/name", "amd_energy\n"),
             ("hwmon3/energy1_label", "Ecore000\n"),
@@ -232,14 +240,14 @@ mod tests {
         ]);
         let mut source = open(dir.path()).unwrap();
         assert_eq!(source.zones().len(), 1, "{:?}", source.zones());
-        assert_eq!(source.found().left_out.len(), 1, "a second socket that this topology does not have");
+        assert_eq!(source.inventory().left_out.len(), 1, "a second socket that the topology does not contain");
         let mut raw = Vec::new();
         source.read(&mut raw);
         assert_eq!(raw.remove(0).unwrap(), 7000);
     }
 
     #[test]
-    fn watts_of_the_machine_are_integrated_and_are_the_root_where_nothing_else_is() {
+    fn platform_power_is_integrated_and_is_the_only_root() {
         let dir = tree(&[("hwmon0/name", "power_meter\n"), ("hwmon0/power1_average", "100000000\n")]);
         let mut source = open(dir.path()).unwrap();
         assert_eq!(source.zones()[0].id.to_string(), "psys of package all");
@@ -252,14 +260,14 @@ mod tests {
         let start = Instant::now();
         assert_eq!(read(), 0);
         std::thread::sleep(std::time::Duration::from_millis(30));
-        let counted = read();
-        // 100 W over at least 30 ms, and not longer than this took.
+        let energy = read();
+        // 100 W over at least 30 ms, and at most over the elapsed time.
         let most = u64::try_from(start.elapsed().as_micros()).unwrap() * 100;
-        assert!((3_000_000..=most).contains(&counted), "{counted} of at most {most}");
+        assert!((3_000_000..=most).contains(&energy), "{energy} of at most {most}");
     }
 
     #[test]
-    fn the_files_of_older_drivers_are_with_the_device() {
+    fn older_drivers_have_their_files_in_the_device_directory() {
         let dir = tree(&[
             ("hwmon3/device/name", "power_meter\n"),
             ("hwmon3/device/power1_average", "100000000\n"),
@@ -271,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_known_driver_it_is_absent_and_says_which_it_knows() {
+    fn without_a_known_driver_it_is_absent_and_lists_them() {
         let dir = tree(&[("hwmon0/name", "coretemp\n"), ("hwmon0/power1_input", "1\n")]);
         let why = open(dir.path()).err().unwrap();
         assert_eq!(why.reason, Reason::Absent);

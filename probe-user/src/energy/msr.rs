@@ -1,7 +1,8 @@
-//! RAPL from the registers themselves, through `/dev/cpu/N/msr`. Never chosen by itself: it needs CAP_SYS_RAWIO and a device
-//! that can do far more than read energy (PLATYPUS).
+//! RAPL from the model-specific registers, through `/dev/cpu/N/msr`. Never selected automatically,
+//! because it needs CAP_SYS_RAWIO and a device that allows far more than reading energy (PLATYPUS).
 //!
-//! One CPU of each package (of each die, where Intel's registers are a die's) is asked; `pread` at the register's number.
+//! The registers are read on one CPU of each package (of each die, where Intel's registers cover a
+//! die), by `pread` at the number of the register.
 
 use std::{
     fs::File,
@@ -10,15 +11,16 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use units::Unit;
+
 use super::{
-    Found, Source,
     processor::{Processor, Vendor},
+    source::{Source, SourceInventory},
     zone::{Ceiling, Origin, Range, Zone, ZoneId, ZoneKind},
 };
-use crate::{
-    state::{Reason, Unavailable},
+use crate::host::{
+    availability::{Reason, Unavailable},
     topology::{PackageId, Topology},
-    units::Unit,
 };
 
 /// Energy-status registers count 32 bits and wrap (Intel SDM 14.10.3).
@@ -36,32 +38,34 @@ const INTEL_ZONES: [(ZoneKind, u64); 5] = [
     (ZoneKind::Psys, 0x64d),
 ];
 const AMD_UNIT: u64 = 0xc001_0299;
-/// 0xC001029A is each core's own and not read here.
+/// 0xC001029A counts a single core and is not read here.
 const AMD_ZONES: [(ZoneKind, u64); 1] = [(ZoneKind::Package, 0xc001_029b)];
 
-/// Server models whose DRAM counts 15.3 µJ whatever the unit register says: HSX, BDX, SKX/CLX/CPX, ICX, ICX-D, KNL, KNM
-/// (intel_rapl_common.c, rapl_defaults_hsw_server). Broadwell-DE, SPR and later use the register.
+/// Server models whose DRAM counts 15.3 µJ regardless of the unit register: HSX, BDX, SKX/CLX/CPX,
+/// ICX, ICX-D, KNL, KNM (intel_rapl_common.c, rapl_defaults_hsw_server). Broadwell-DE, SPR and
+/// later use the register.
 const FIXED_DRAM: [u32; 7] = [0x3f, 0x4f, 0x55, 0x6a, 0x6c, 0x57, 0x85];
-/// Atoms whose unit is 2^ESU microjoules and not 2^-ESU joules: Silvermont, Merrifield, Airmont, Moorefield
-/// (intel_rapl_common.c, rapl_check_unit_atom).
+/// Atoms whose unit is 2^ESU microjoules and not 2^-ESU joules: Silvermont, Merrifield, Airmont,
+/// Moorefield (intel_rapl_common.c, rapl_check_unit_atom).
 const ATOM_UNIT: [u32; 4] = [0x37, 0x4a, 0x4c, 0x5a];
-/// 15.3 µJ, as powercap and turbostat have it; perf takes 2^-16 J, 0.27 % less.
+/// 15.3 µJ, as in powercap and turbostat. perf uses 2^-16 J, which is 0.27 % less.
 pub const FIXED_DRAM_UNIT: Unit = Unit::tenths(153);
 /// Models whose psys counts whole joules: SPR, EMR (intel_rapl_common.c, psys_domain_energy_unit).
 const PSYS_JOULES: [u32; 2] = [0x8f, 0xcf];
 
-/// Open registers.
+/// The open registers.
 pub struct Msr {
-    found: Found,
+    inventory: SourceInventory,
     files: Vec<(File, u64)>,
 }
 
 impl Msr {
-    /// Opens `cpu/N/msr` under `dev` for one CPU of each package and tries every register that the processor may have.
+    /// Opens `cpu/N/msr` under `dev` for one CPU of each package and tries every register that the
+    /// processor may have.
     ///
     /// # Errors
-    /// `absent` for a processor without these registers or a kernel without the device, `denied` when it may not be
-    /// opened, `broken` when the registers cannot be read.
+    /// `absent` for a processor without these registers or a kernel without the device, `denied`
+    /// when it may not be opened, `broken` when the registers cannot be read.
     pub fn open(dev: &Path, topology: &Topology, processor: &Processor) -> Result<Self, Unavailable> {
         let (unit_register, registers): (u64, &[_]) = match processor.vendor {
             Vendor::Intel => (INTEL_UNIT, &INTEL_ZONES),
@@ -69,12 +73,12 @@ impl Msr {
             Vendor::Other => {
                 return Err(Unavailable::new(
                     Reason::Absent,
-                    "the processor is neither Intel's nor AMD's, as far as cpuinfo tells: no such registers",
+                    "cpuinfo shows neither an Intel nor an AMD processor, and others have no such registers",
                 ));
             }
         };
-        let mut this = Self { found: Found::default(), files: Vec::new() };
-        // AMD's registers are a package's even where it has several dies.
+        let mut this = Self { inventory: SourceInventory::default(), files: Vec::new() };
+        // AMD's registers cover the package, even with several dies.
         let per_die = processor.vendor == Vendor::Intel
             && topology.packages(false).iter().any(|package| topology.dies(package.package) > 1);
         let mut seen: Vec<PackageId> = Vec::new();
@@ -85,10 +89,10 @@ impl Msr {
             seen.push(package);
             let path = dev.join(format!("cpu/{cpu}/msr"));
             if let Err(why) = this.add(&path, package, processor, unit_register, registers) {
-                this.found.refused.push((ZoneId { package: Some(package), kind: ZoneKind::Package }, why));
+                this.inventory.refused.push((ZoneId { package: Some(package), kind: ZoneKind::Package }, why));
             }
         }
-        this.found.require_packages(|| "no package has an energy register that counts".to_owned())?;
+        this.inventory.require_packages(|| "no package has an energy register that counts".to_owned())?;
         Ok(this)
     }
 
@@ -120,21 +124,21 @@ impl Msr {
         let exponent = u32::try_from(units >> 8 & 0x1f).unwrap_or(0);
         for (kind, register) in registers {
             let id = ZoneId { package: (*kind != ZoneKind::Psys).then_some(package), kind: *kind };
-            if self.found.has(id) {
-                // psys is the platform's, whichever package is asked.
+            if self.inventory.has(id) {
+                // psys covers the platform, and every package reads the same counter.
                 continue;
             }
-            let place = format!("{} at {register:#x}", path.display());
+            let location = format!("{} at {register:#x}", path.display());
             let value = match read(*register) {
                 Ok(value) => value,
                 Err(error) if *kind == ZoneKind::Package => return Err(failed(&format!(" at {register:#x}"), &error)),
                 Err(error) => {
-                    self.found.left_out.push(format!("{place}: {error}; the processor has no such zone"));
+                    self.inventory.left_out.push(format!("{location}: {error}; the processor has no such zone"));
                     continue;
                 }
             };
             if value & (RANGE - 1) == 0 && *kind != ZoneKind::Package {
-                self.found.left_out.push(format!("{place}: reads 0; the processor has no such zone"));
+                self.inventory.left_out.push(format!("{location}: reads 0; the processor has no such zone"));
                 continue;
             }
             let quirk = processor.vendor == Vendor::Intel && processor.family == 6;
@@ -152,11 +156,11 @@ impl Msr {
                 _ => None,
             };
             let clone = file.try_clone().map_err(|error| failed("", &error))?;
-            self.found.zones.push(Zone {
+            self.inventory.zones.push(Zone {
                 unit,
                 step_uj: unit.step_uj(),
                 ceiling: ceiling.map_or(Ceiling::learned(*kind), Ceiling::Limit),
-                ..Zone::microjoules(id, Range::Wraps(RANGE), place)
+                ..Zone::microjoules(id, Range::Wraps(RANGE), location)
             });
             self.files.push((clone, *register));
         }
@@ -164,13 +168,14 @@ impl Msr {
     }
 }
 
-/// The largest power that the package is held to, in microwatts (Intel SDM 14.10.3: PKG_POWER_LIMIT bits 14:0 and 46:32 with their
-/// enable bits 15 and 47, PKG_POWER_INFO bits 14:0 and 46:32, in 2^-PU watts, PU in bits 3:0 of the unit register).
+/// The highest power limit of the package, in microwatts (Intel SDM 14.10.3: PKG_POWER_LIMIT bits
+/// 14:0 and 46:32 with their enable bits 15 and 47, PKG_POWER_INFO bits 14:0 and 46:32, in 2^-PU
+/// watts, PU in bits 3:0 of the unit register).
 fn limit(units: u64, limits: Option<u64>, info: Option<u64>) -> Option<u64> {
     let microwatts = |field: u64| ((field & 0x7fff) * 1_000_000) >> (units & 0xf);
     let enabled = |value: u64, shift: u32| (value >> (shift + 15) & 1 == 1).then(|| microwatts(value >> shift));
     let limits = limits.into_iter().flat_map(|value| [enabled(value, 0), enabled(value, 32)]).flatten();
-    // The thermal design power, and the largest limit that may be set.
+    // The thermal design power, and the highest limit that may be set.
     let info = info.into_iter().flat_map(|value| [microwatts(value), microwatts(value >> 32)]);
     limits.chain(info).filter(|limit| *limit > 0).max()
 }
@@ -180,8 +185,8 @@ impl Source for Msr {
         Origin::Msr
     }
 
-    fn found(&self) -> &Found {
-        &self.found
+    fn inventory(&self) -> &SourceInventory {
+        &self.inventory
     }
 
     fn read(&mut self, out: &mut Vec<io::Result<u64>>) {
@@ -194,9 +199,9 @@ impl Source for Msr {
     }
 
     fn packages(&self) -> Option<Box<dyn Source>> {
-        let again = |(file, register): &(File, u64)| Ok((file.try_clone()?, *register));
-        let (found, files) = self.found.packages(&self.files, again)?;
-        Some(Box::new(Self { found, files }))
+        let duplicate = |(file, register): &(File, u64)| Ok((file.try_clone()?, *register));
+        let (inventory, files) = self.inventory.packages(&self.files, duplicate)?;
+        Some(Box::new(Self { inventory, files }))
     }
 }
 
@@ -205,14 +210,15 @@ mod tests {
     use std::fs;
 
     use super::*;
-    use crate::units::Microjoules;
+    use units::Microjoules;
 
-    /// A sparse file stands for the device: bytes at a register's number. In a file neighbours overlap, in the device not.
+    /// A sparse file in place of the device, with bytes at the number of each register. In a file,
+    /// unlike in the device, neighbouring registers overlap.
     fn device(registers: &[(u64, u64)]) -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir_all(dir.path().join("cpu/0")).unwrap();
         let file = File::create(dir.path().join("cpu/0/msr")).unwrap();
-        // Beyond the last register that is tried.
+        // Longer than the last register.
         file.set_len(0xc001_1000).unwrap();
         for (register, value) in registers {
             file.write_all_at(&value.to_ne_bytes(), *register).unwrap();
@@ -236,13 +242,13 @@ mod tests {
         let mut msr = open(dir.path(), Vendor::Intel, 0x9e).unwrap();
         let kinds: Vec<_> = msr.zones().iter().map(|zone| zone.id.kind).collect();
         assert_eq!(kinds, [ZoneKind::Package, ZoneKind::Core, ZoneKind::Dram]);
-        assert_eq!(msr.found().left_out.len(), 2, "{:?}", msr.found().left_out);
+        assert_eq!(msr.inventory().left_out.len(), 2, "{:?}", msr.inventory().left_out);
         assert_eq!(msr.zones()[0].unit, Unit::joules_shifted(14).unwrap());
         assert_eq!(msr.zones()[0].range, Range::Wraps(1 << 32));
         let mut raw = Vec::new();
         msr.read(&mut raw);
         let raw: Vec<_> = raw.into_iter().map(Result::unwrap).collect();
-        assert_eq!(raw, [0x10, 5, 7], "the upper half of the register is not the counter's");
+        assert_eq!(raw, [0x10, 5, 7], "the upper half of the register is not part of the counter");
     }
 
     #[test]
@@ -278,16 +284,16 @@ mod tests {
     }
 
     #[test]
-    fn power_limits_bound_what_is_believed() {
+    fn the_highest_enabled_limit_is_used() {
         // 2^-3 W: PL1 125 W and PL2 250 W enabled, no maximum.
         let limits = 1000 | 1 << 15 | 2000 << 32 | 1 << 47;
         assert_eq!(limit(3, Some(limits), None), Some(250_000_000));
-        assert_eq!(limit(3, Some(1000), Some(800 << 32)), Some(100_000_000), "a limit that is not enabled is none");
+        assert_eq!(limit(3, Some(1000), Some(800 << 32)), Some(100_000_000), "a limit that is not enabled is ignored");
         assert_eq!(limit(3, None, None), None);
     }
 
     #[test]
-    fn no_device_and_no_such_processor_are_absent() {
+    fn a_missing_device_and_another_vendor_are_absent() {
         assert_eq!(open(Path::new("/nowhere"), Vendor::Intel, 85).err().unwrap().reason, Reason::Absent);
         assert_eq!(open(Path::new("/nowhere"), Vendor::Other, 0).err().unwrap().reason, Reason::Absent);
     }

@@ -1,7 +1,9 @@
-//! RAPL through the kernel's `power` PMU: 64-bit counters in 2^-32 J, which the kernel itself unwraps.
+//! RAPL through the `power` PMU of the kernel: 64-bit counters in 2^-32 J, which the kernel
+//! unwraps.
 //!
-//! One descriptor per zone and package, opened once (CAP_PERFMON), read afterwards without privileges. Which CPUs stand for
-//! a package is the PMU's `cpumask`; which package that is, the topology says, never the position in the list.
+//! One descriptor per zone and package, opened once (CAP_PERFMON) and read afterwards without
+//! privileges. The `cpumask` of the PMU lists one CPU per package. The package follows from the
+//! topology, never from the position in the list.
 
 use std::{
     collections::BTreeMap,
@@ -10,26 +12,28 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use units::Unit;
+
 use super::{
-    Found, Source,
     processor::{Processor, Vendor},
+    source::{Source, SourceInventory},
     zone::{Ceiling, Origin, Range, UPDATE_NS, Zone, ZoneId, ZoneKind},
 };
-use crate::{
+use crate::host::{
+    availability::{Reason, Unavailable},
     perf_event,
-    state::{Reason, Unavailable},
     topology::{PackageId, Topology},
-    units::Unit,
 };
 
-/// The PMU of packages, and AMD's of single cores, where the kernel has it.
+/// The PMU of packages, and AMD's PMU of single cores, which newer kernels have.
 const POWER: &str = "power";
 const CORES: &str = "power_core";
 
-/// Open events, zone by zone.
+/// The open events.
 pub struct Perf {
-    found: Found,
-    /// Descriptors of each zone; a zone made of cores has one for each, and their sum is its counter.
+    inventory: SourceInventory,
+    /// Descriptors of each zone. A zone of cores has one for each core, and their sum is its
+    /// counter.
     files: Vec<Vec<File>>,
 }
 
@@ -37,8 +41,8 @@ impl Perf {
     /// Opens every energy event of the PMU.
     ///
     /// # Errors
-    /// `absent` without the PMU or without an event for packages, `denied` when it may not be opened, `broken` when its
-    /// description makes no sense.
+    /// `absent` without the PMU or without an event for packages, `denied` when it may not be
+    /// opened, `broken` when its description is invalid.
     pub fn open(sysfs: &Path, topology: &Topology, processor: &Processor) -> Result<Self, Unavailable> {
         let dir = find(sysfs, POWER).ok_or_else(|| {
             Unavailable::new(
@@ -50,26 +54,26 @@ impl Perf {
                 ),
             )
         })?;
-        let mut this = Self { found: Found::default(), files: Vec::new() };
-        // AMD's counter is the package's. Kernels from 6.9 on take each of its core complexes for a die and list one CPU of
-        // each, although every event reads the same register ("perf/x86/rapl: Fix the energy-pkg event for AMD CPUs").
+        let mut this = Self { inventory: SourceInventory::default(), files: Vec::new() };
+        // AMD's counter covers the package. Kernels from 6.9 on treat each core complex as a die
+        // and list one CPU of each, although every event reads the same register ("perf/x86/rapl:
+        // Fix the energy-pkg event for AMD CPUs").
         let dies = processor.vendor != Vendor::Amd;
         this.add(&dir, topology, dies)?;
-        this.found.require_packages(|| {
-            format!("{}: it has no event energy-pkg; a guest may be shown such a PMU", dir.display())
-        })?;
+        this.inventory
+            .require_packages(|| format!("{}: it has no event energy-pkg, which happens in guests", dir.display()))?;
         if let Some(cores) = find(sysfs, CORES) {
-            // Beside the point of the account: a PMU that cannot be used here is only said.
+            // Cores are not accounting roots, so a failure is only reported.
             if let Err(why) = this.add(&cores, topology, dies) {
-                this.found.left_out.push(format!("{}: {why}", cores.display()));
+                this.inventory.left_out.push(format!("{}: {why}", cores.display()));
             }
         }
         Ok(this)
     }
 
-    /// Takes the limits that another source knows of the same zones: the PMU states none.
-    pub(super) fn bound(&mut self, known: &[Zone]) {
-        for zone in &mut self.found.zones {
+    /// Adopts the power limits of another source for the same zones, because the PMU has none.
+    pub(super) fn adopt_limits(&mut self, known: &[Zone]) {
+        for zone in &mut self.inventory.zones {
             if let Some(known) = known.iter().find(|known| known.id == zone.id) {
                 zone.ceiling = known.ceiling;
             }
@@ -90,30 +94,30 @@ impl Perf {
         names.retain(|name| name.starts_with("energy-") && !name.contains('.'));
         names.sort_unstable();
         for name in names {
-            let event = match Event::read(&events, &name, kind) {
+            let event = match OpenEvent::read(&events, &name, kind) {
                 Ok(event) => event,
                 Err(what) => {
-                    self.found.left_out.push(format!("{}: {what}", events.join(&name).display()));
+                    self.inventory.left_out.push(format!("{}: {what}", events.join(&name).display()));
                     continue;
                 }
             };
-            for (id, cpus) in event.places(&cpus, topology, dies) {
+            for (id, cpus) in event.zones(&cpus, topology, dies) {
                 match cpus.iter().map(|cpu| event.open(*cpu)).collect::<io::Result<Vec<_>>>() {
                     Ok(files) => {
-                        self.found.zones.push(Zone {
+                        self.inventory.zones.push(Zone {
                             id,
                             unit: event.unit,
                             range: Range::Endless,
-                            // The hardware's step: 2^-14 J of Intel's usual ones, coarser than AMD's.
+                            // The step of the hardware: usually 2^-14 J on Intel, less on AMD.
                             step_uj: event.unit.step_uj().max(62),
                             update_ns: UPDATE_NS,
                             ceiling: Ceiling::learned(id.kind),
-                            place: format!("{} on CPU {}", events.join(&name).display(), cpus[0]),
+                            location: format!("{} on CPU {}", events.join(&name).display(), cpus[0]),
                             origin: None,
                         });
                         self.files.push(files);
                     }
-                    Err(error) => self.found.refused.push((id, denied(&events.join(&name), &error))),
+                    Err(error) => self.inventory.refused.push((id, denied(&events.join(&name), &error))),
                 }
             }
         }
@@ -137,11 +141,11 @@ fn denied(event: &Path, error: &io::Error) -> Unavailable {
     Unavailable::new(reason, format!("{}: {error}. {hint}", event.display()))
 }
 
-/// The PMU's directory: where buses list it, or where devices are.
+/// Directory of a PMU, below the buses or below the devices.
 fn find(sysfs: &Path, name: &str) -> Option<PathBuf> {
     ["bus/event_source/devices", "devices"]
         .iter()
-        .map(|place| sysfs.join(place).join(name))
+        .map(|dir| sysfs.join(dir).join(name))
         .find(|dir| dir.join("type").exists())
 }
 
@@ -151,7 +155,7 @@ pub(super) fn parse_cpus(text: &str) -> Option<Vec<usize>> {
     for part in text.trim().split(',').filter(|part| !part.is_empty()) {
         let (first, last) = part.split_once('-').unwrap_or((part, part));
         let (first, last): (usize, usize) = (first.parse().ok()?, last.parse().ok()?);
-        if last >= crate::topology::MAX_CPUS || first > last {
+        if last >= crate::host::topology::MAX_CPUS || first > last {
             return None;
         }
         all.extend(first..=last);
@@ -160,14 +164,14 @@ pub(super) fn parse_cpus(text: &str) -> Option<Vec<usize>> {
 }
 
 /// One energy event of a PMU.
-struct Event {
+struct OpenEvent {
     kind: u32,
     config: u64,
     unit: Unit,
     zone: ZoneKind,
 }
 
-impl Event {
+impl OpenEvent {
     fn read(events: &Path, name: &str, kind: u32) -> Result<Self, String> {
         let zone = match name {
             "energy-pkg" => ZoneKind::Package,
@@ -175,7 +179,7 @@ impl Event {
             "energy-cores" | "energy-core" => ZoneKind::Core,
             "energy-gpu" => ZoneKind::Uncore,
             "energy-psys" => ZoneKind::Psys,
-            _ => return Err("an event that we do not know".to_owned()),
+            _ => return Err("an unknown event".to_owned()),
         };
         let text = |file: String| fs::read_to_string(events.join(&file)).map_err(|error| format!("{file}: {error}"));
         let unit = text(format!("{name}.unit"))?;
@@ -196,33 +200,33 @@ impl Event {
     }
 
     /// The zones of this event, each with the CPUs to open it on.
-    fn places(&self, cpus: &[usize], topology: &Topology, dies: bool) -> Vec<(ZoneId, Vec<usize>)> {
+    fn zones(&self, cpus: &[usize], topology: &Topology, dies: bool) -> Vec<(ZoneId, Vec<usize>)> {
         if self.zone == ZoneKind::Psys {
-            // The whole platform, whichever CPU is asked.
+            // Every CPU reads the counter of the whole platform.
             return cpus
                 .first()
                 .map(|cpu| (ZoneId { package: None, kind: self.zone }, vec![*cpu]))
                 .into_iter()
                 .collect();
         }
-        // More CPUs than packages stand for dies, unless they are cores.
+        // More CPUs than packages are dies, unless they are cores.
         let mut packages: Vec<_> = cpus.iter().filter_map(|cpu| topology.domain(*cpu, false)).collect();
         packages.sort_unstable();
         packages.dedup();
         let cores =
             self.zone == ZoneKind::Core && cpus.len() > packages.len() && cpus.len() > topology.packages(true).len();
         let per_die = dies && !cores && cpus.len() > packages.len();
-        let mut places: BTreeMap<PackageId, Vec<usize>> = BTreeMap::new();
+        let mut zones: BTreeMap<PackageId, Vec<usize>> = BTreeMap::new();
         for cpu in cpus {
-            // A CPU that the topology does not know cannot be placed.
+            // A CPU without topology belongs to no package.
             if let Some(package) = topology.domain(*cpu, per_die) {
-                let place = places.entry(package).or_default();
-                if cores || place.is_empty() {
-                    place.push(*cpu);
+                let listed = zones.entry(package).or_default();
+                if cores || listed.is_empty() {
+                    listed.push(*cpu);
                 }
             }
         }
-        places.into_iter().map(|(package, cpus)| (ZoneId { package: Some(package), kind: self.zone }, cpus)).collect()
+        zones.into_iter().map(|(package, cpus)| (ZoneId { package: Some(package), kind: self.zone }, cpus)).collect()
     }
 
     fn open(&self, cpu: usize) -> io::Result<File> {
@@ -235,15 +239,15 @@ impl Source for Perf {
         Origin::Perf
     }
 
-    fn found(&self) -> &Found {
-        &self.found
+    fn inventory(&self) -> &SourceInventory {
+        &self.inventory
     }
 
     fn read(&mut self, out: &mut Vec<io::Result<u64>>) {
         out.extend(self.files.iter().map(|files| {
             files.iter().try_fold(0u64, |sum, mut file| {
                 let mut count = [0; 8];
-                // The kernel answers read(), not pread(): events have no position.
+                // Events support read() and not pread(), because they have no position.
                 file.read_exact(&mut count)?;
                 Ok(sum.wrapping_add(u64::from_ne_bytes(count)))
             })
@@ -251,8 +255,9 @@ impl Source for Perf {
     }
 
     fn packages(&self) -> Option<Box<dyn Source>> {
-        let (found, files) = self.found.packages(&self.files, |files| files.iter().map(File::try_clone).collect())?;
-        Some(Box::new(Self { found, files }))
+        let (inventory, files) =
+            self.inventory.packages(&self.files, |files| files.iter().map(File::try_clone).collect())?;
+        Some(Box::new(Self { inventory, files }))
     }
 }
 
@@ -274,41 +279,41 @@ mod tests {
         (dir, topology)
     }
 
-    fn event(zone: ZoneKind) -> Event {
-        Event { kind: 1, config: 0, unit: Unit::MICROJOULE, zone }
+    fn event(zone: ZoneKind) -> OpenEvent {
+        OpenEvent { kind: 1, config: 0, unit: Unit::MICROJOULE, zone }
     }
 
-    fn shown(places: &[(ZoneId, Vec<usize>)]) -> Vec<String> {
-        places.iter().map(|(id, cpus)| format!("{id}: {cpus:?}")).collect()
+    fn display(zones: &[(ZoneId, Vec<usize>)]) -> Vec<String> {
+        zones.iter().map(|(id, cpus)| format!("{id}: {cpus:?}")).collect()
     }
 
     #[test]
-    fn a_package_is_what_the_topology_says_of_the_cpu() {
+    fn the_package_of_a_cpu_follows_from_the_topology() {
         // CPU 0 is on socket 1 here.
         let (_dir, topology) = topology(&[(0, 1, 0), (1, 0, 0), (2, 1, 0), (3, 0, 0)]);
-        let places = event(ZoneKind::Package).places(&[0, 1], &topology, true);
-        assert_eq!(shown(&places), ["package of package 0: [1]", "package of package 1: [0]"]);
+        let zones = event(ZoneKind::Package).zones(&[0, 1], &topology, true);
+        assert_eq!(display(&zones), ["package of package 0: [1]", "package of package 1: [0]"]);
     }
 
     #[test]
     fn more_cpus_than_packages_are_dies_or_cores() {
         let (_dir, topology) = topology(&[(0, 0, 0), (1, 0, 0), (2, 0, 1), (3, 0, 1)]);
-        let dies = event(ZoneKind::Package).places(&[0, 2], &topology, true);
-        assert_eq!(shown(&dies), ["package of package 0-die-0: [0]", "package of package 0-die-1: [2]"]);
-        let one = event(ZoneKind::Package).places(&[0, 2], &topology, false);
-        assert_eq!(shown(&one), ["package of package 0: [0]"], "one counter, whatever its dies are called");
-        let cores = event(ZoneKind::Core).places(&[0, 1, 2, 3], &topology, true);
-        assert_eq!(shown(&cores), ["core of package 0: [0, 1, 2, 3]"]);
+        let dies = event(ZoneKind::Package).zones(&[0, 2], &topology, true);
+        assert_eq!(display(&dies), ["package of package 0-die-0: [0]", "package of package 0-die-1: [2]"]);
+        let one = event(ZoneKind::Package).zones(&[0, 2], &topology, false);
+        assert_eq!(display(&one), ["package of package 0: [0]"], "one counter for all dies");
+        let cores = event(ZoneKind::Core).zones(&[0, 1, 2, 3], &topology, true);
+        assert_eq!(display(&cores), ["core of package 0: [0, 1, 2, 3]"]);
     }
 
     #[test]
-    fn psys_is_one_whatever_the_mask() {
+    fn psys_is_one_zone_for_any_cpumask() {
         let (_dir, topology) = topology(&[(0, 0, 0), (1, 1, 0)]);
-        assert_eq!(shown(&event(ZoneKind::Psys).places(&[0, 1], &topology, true)), ["psys of package all: [0]"]);
+        assert_eq!(display(&event(ZoneKind::Psys).zones(&[0, 1], &topology, true)), ["psys of package all: [0]"]);
     }
 
     #[test]
-    fn a_mask_is_a_list_of_numbers_and_ranges() {
+    fn a_cpumask_is_a_list_of_numbers_and_ranges() {
         assert_eq!(parse_cpus("0-2,8\n"), Some(vec![0, 1, 2, 8]));
         for wrong in ["", "x", "3-1", "0-99999999", "1,,x"] {
             assert_eq!(parse_cpus(wrong), None, "{wrong}");
@@ -317,7 +322,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_mask_makes_it_panic(text in ".{0,30}") {
+        fn arbitrary_cpumasks_do_not_panic(text in ".{0,30}") {
             let _ = parse_cpus(&text);
         }
     }

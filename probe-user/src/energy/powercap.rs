@@ -1,7 +1,8 @@
-//! RAPL through `/sys/class/powercap`: the kernel's driver reads the MSRs, MMIO or TPMI and tells us which it is.
+//! RAPL through `/sys/class/powercap`: the driver of the kernel reads the MSRs, MMIO or TPMI.
 //!
-//! Zones are known by their `name` files; directory numbers mean nothing (psys may stand between two packages).
-//! Descriptors are opened once, as root, and `pread` afterwards: they go on working when the privileges are gone.
+//! Zones are identified by their `name` files; directory numbers have no meaning (psys may be
+//! between two packages). Descriptors are opened once, as root, and read by `pread` afterwards,
+//! which works without privileges.
 
 use std::{
     collections::BTreeMap,
@@ -12,31 +13,32 @@ use std::{
 };
 
 use super::{
-    Found, Source,
     processor::{Processor, Vendor},
+    source::{Source, SourceInventory},
     zone::{Ceiling, Origin, Range, Zone, ZoneId, ZoneKind},
 };
-use crate::{
-    state::{Reason, Unavailable},
+use crate::host::{
+    availability::{Reason, Unavailable},
     topology::{PackageId, Topology},
 };
 
-/// Hardware counters are 32 bits wide; the range file gives the largest value, one step below where it wraps.
+/// Hardware counters have 32 bits. The range file contains the largest value, one step below the
+/// wrap.
 const STEPS: u64 = 1 << 32;
 
-/// The control type that reads the same counters through memory-mapped registers.
+/// The control type for the same counters through memory-mapped registers.
 const MMIO: &str = "intel-rapl-mmio";
 
-/// The file by which `cargo xtask sim-rapl` marks its tree.
+/// The file that marks a tree of `cargo xtask sim-rapl`.
 const SIMULATED: &str = "simulated-by-wattcast";
 
-/// The tree below `/sys/class/powercap`.
+/// The open counters below `/sys/class/powercap`.
 pub struct Powercap {
-    found: Found,
-    files: Vec<Counter>,
+    inventory: SourceInventory,
+    files: Vec<CounterFile>,
 }
 
-struct Counter {
+struct CounterFile {
     file: File,
     last: Option<u64>,
 }
@@ -45,8 +47,8 @@ impl Powercap {
     /// Finds and opens every zone under `sysfs`.
     ///
     /// # Errors
-    /// `absent` without a tree or without an accounting root in it, `denied` when a counter may not be opened,
-    /// `broken` when none can be.
+    /// `absent` without a tree or without an accounting root in it, `denied` when a counter may not
+    /// be opened, `broken` when none can be.
     pub fn open(sysfs: &Path, topology: &Topology, processor: &Processor) -> Result<Self, Unavailable> {
         let class = sysfs.join("class/powercap");
         let mut dirs = BTreeMap::new();
@@ -59,72 +61,73 @@ impl Powercap {
                 ),
             )
         })?;
-        let mut found = Found { simulated: class.join(SIMULATED).exists(), ..Found::default() };
+        let mut inventory = SourceInventory { simulated: class.join(SIMULATED).exists(), ..SourceInventory::default() };
         let mut files = Vec::new();
-        // The MMIO twins come last: whatever names a zone that is already there counts the same joules again
-        // (prometheus/procfs#396).
-        let (first, twins): (Vec<_>, Vec<_>) = dirs.iter().partition(|(name, _)| !name.starts_with(MMIO));
-        for (name, dir) in first.into_iter().chain(twins) {
-            let Some(id) = identify(name, dir, &dirs).map(|id| placed(id, topology, processor)) else {
-                found.left_out.push(format!("{name}: its name is not one that we know, or it has no package above it"));
+        // The MMIO duplicates come last: a zone with the name of an earlier one counts the same
+        // energy again (prometheus/procfs#396).
+        let (first, duplicates): (Vec<_>, Vec<_>) = dirs.iter().partition(|(name, _)| !name.starts_with(MMIO));
+        for (name, dir) in first.into_iter().chain(duplicates) {
+            let Some(id) = identify(name, dir, &dirs).map(|id| normalize(id, topology, processor)) else {
+                inventory.left_out.push(format!("{name}: its name is unknown, or it is below no package"));
                 continue;
             };
-            if let Some(twin) = found.zones.iter().find(|zone| zone.id == id) {
-                found.left_out.push(format!("{name}: the same joules as {}", twin.place));
+            if let Some(original) = inventory.zones.iter().find(|zone| zone.id == id) {
+                inventory.left_out.push(format!("{name}: a duplicate of {}", original.location));
                 continue;
             }
             if id.kind == ZoneKind::Core && processor.vendor == Vendor::Amd {
-                // MSR 0xC001029A is each core's own; the driver reads it on one CPU (intel_rapl_msr.c).
-                found.left_out.push(format!("{name}: on AMD the counter of one core, not of all"));
+                // MSR 0xC001029A counts a single core, and the driver reads it on one CPU
+                // (intel_rapl_msr.c).
+                inventory.left_out.push(format!("{name}: on AMD the counter of a single core"));
                 continue;
             }
             let path = dir.join("energy_uj");
             match File::open(&path) {
                 Ok(file) => {
                     let range = range(dir);
-                    found.zones.push(Zone {
+                    inventory.zones.push(Zone {
                         step_uj: step(range),
                         ceiling: limit(dir).map_or(Ceiling::learned(id.kind), Ceiling::Limit),
                         ..Zone::microjoules(id, range, path.display().to_string())
                     });
-                    files.push(Counter { file, last: None });
+                    files.push(CounterFile { file, last: None });
                 }
                 Err(error) => {
                     let hint = "Counters are readable by root only since 5.10 (PLATYPUS): run the probe as root";
                     let why = Unavailable::new(Reason::of(&error), format!("{}: {error}. {hint}", path.display()));
-                    found.refused.push((id, why));
+                    inventory.refused.push((id, why));
                 }
             }
         }
-        found.require_packages(|| {
+        inventory.require_packages(|| {
             format!("{}: no zone named package-N. The machine has no RAPL, or hides it", class.display())
         })?;
-        // A twin that could be opened stands for the zone that could not.
-        let refused = std::mem::take(&mut found.refused);
-        found.refused = refused.into_iter().filter(|(id, _)| !found.has(*id)).collect();
-        Ok(Self { found, files })
+        // A duplicate that could be opened replaces the refused zone.
+        let refused = std::mem::take(&mut inventory.refused);
+        inventory.refused = refused.into_iter().filter(|(id, _)| !inventory.has(*id)).collect();
+        Ok(Self { inventory, files })
     }
 }
 
-/// Every zone directory by name, at any depth. The class directory lists all of them as links; a plain copy of the tree
-/// may hold subzones inside their parents only.
-fn collect(dir: &Path, found: &mut BTreeMap<String, PathBuf>) -> io::Result<()> {
+/// Every zone directory by name, at any depth. The class directory contains links to all of them; a
+/// plain copy of the tree may contain subzones inside their parents only.
+fn collect(dir: &Path, zones: &mut BTreeMap<String, PathBuf>) -> io::Result<()> {
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
         let Ok(name) = entry.file_name().into_string() else { continue };
         // Control types (`intel-rapl`) have no number, hence no counter.
-        if !name.starts_with("intel-rapl") || !name.contains(':') || found.contains_key(&name) {
+        if !name.starts_with("intel-rapl") || !name.contains(':') || zones.contains_key(&name) {
             continue;
         }
         let path = entry.path();
-        found.insert(name, path.clone());
-        // A zone that vanishes meanwhile has no subzones.
-        let _ = collect(&path, found);
+        zones.insert(name, path.clone());
+        // A zone that was removed meanwhile has no subzones.
+        let _ = collect(&path, zones);
     }
     Ok(())
 }
 
-/// What the zone measures; `None` for what we do not know or cannot place.
+/// Identity of a zone; `None` when its name is unknown or it is below no package.
 fn identify(name: &str, dir: &Path, all: &BTreeMap<String, PathBuf>) -> Option<ZoneId> {
     let text = fs::read_to_string(dir.join("name")).ok()?;
     let text = text.trim();
@@ -153,7 +156,8 @@ fn identify(name: &str, dir: &Path, all: &BTreeMap<String, PathBuf>) -> Option<Z
     None
 }
 
-/// `package-0`, `package-1-die-0` (drivers/powercap/intel_rapl_common.c: physical package and die numbers).
+/// `package-0`, `package-1-die-0` (drivers/powercap/intel_rapl_common.c: physical package and die
+/// numbers).
 fn package_of(name: &str) -> Option<PackageId> {
     let rest = name.strip_prefix("package-")?;
     let (package, die) = match rest.split_once("-die-") {
@@ -163,7 +167,7 @@ fn package_of(name: &str) -> Option<PackageId> {
     Some(PackageId { package: package.parse().ok()?, die })
 }
 
-/// The range file holds the largest value; the counter wraps one hardware step later.
+/// The range file contains the largest value; the counter wraps one step later.
 fn range(dir: &Path) -> Range {
     fs::read_to_string(dir.join("max_energy_range_uj"))
         .ok()
@@ -172,17 +176,17 @@ fn range(dir: &Path) -> Range {
         .map_or(Range::Unknown, |max| Range::Wraps(max.saturating_add(max.div_ceil(STEPS - 1))))
 }
 
-/// Microjoules of one hardware step.
+/// Microjoules in a step of the counter.
 fn step(range: Range) -> u64 {
     match range {
         Range::Wraps(modulus) => modulus.div_ceil(STEPS).max(1),
-        // 2^-14 J, the coarsest of the usual ones.
+        // 2^-14 J, the coarsest usual step.
         Range::Endless | Range::Unknown => 62,
     }
 }
 
-/// The largest power that the zone says it is held to, in microwatts. A limit of 0 is one that was never set, and one that
-/// is switched off tells nothing either; TPMI shows such as a huge number, which then bounds nothing.
+/// The highest power limit of the zone, in microwatts. A limit of 0 was never set, and a disabled
+/// zone has none. TPMI shows a disabled limit as a huge number, which limits nothing.
 fn limit(dir: &Path) -> Option<u64> {
     let number = |file: String| fs::read_to_string(dir.join(file)).ok()?.trim().parse::<u64>().ok();
     let enabled = fs::read_to_string(dir.join("enabled")).map_or(true, |text| text.trim() != "0");
@@ -192,9 +196,10 @@ fn limit(dir: &Path) -> Option<u64> {
     limits.flatten().filter(|limit| *limit > 0).max().filter(|_| enabled)
 }
 
-/// Older kernels name AMD's zones by die although each reads the package's counter (rapl_msrs_are_pkg_scope came later):
-/// they are the whole package, and twins. So is a die that the topology does not tell from its package.
-fn placed(id: ZoneId, topology: &Topology, processor: &Processor) -> ZoneId {
+/// Older kernels name AMD's zones by die although each reads the counter of the package
+/// (rapl_msrs_are_pkg_scope came later): they cover the package, and are duplicates. The same
+/// applies to the only die of a package.
+fn normalize(id: ZoneId, topology: &Topology, processor: &Processor) -> ZoneId {
     let package = id.package.map(|package| {
         let alone = topology.is_known() && topology.dies(package.package) <= 1;
         if alone || processor.vendor == Vendor::Amd { PackageId::whole(package.package) } else { package }
@@ -207,22 +212,22 @@ impl Source for Powercap {
         Origin::Powercap
     }
 
-    fn found(&self) -> &Found {
-        &self.found
+    fn inventory(&self) -> &SourceInventory {
+        &self.inventory
     }
 
     fn read(&mut self, out: &mut Vec<io::Result<u64>>) {
-        out.extend(self.files.iter_mut().map(Counter::read));
+        out.extend(self.files.iter_mut().map(CounterFile::read));
     }
 
     fn packages(&self) -> Option<Box<dyn Source>> {
-        let again = |counter: &Counter| Ok(Counter { file: counter.file.try_clone()?, last: None });
-        let (found, files) = self.found.packages(&self.files, again)?;
-        Some(Box::new(Self { found, files }))
+        let duplicate = |counter: &CounterFile| Ok(CounterFile { file: counter.file.try_clone()?, last: None });
+        let (inventory, files) = self.inventory.packages(&self.files, duplicate)?;
+        Some(Box::new(Self { inventory, files }))
     }
 }
 
-impl Counter {
+impl CounterFile {
     fn read(&mut self) -> io::Result<u64> {
         let mut buffer = [0; 32];
         let length = self.file.read_at(&mut buffer, 0)?;
@@ -230,8 +235,8 @@ impl Counter {
             .ok()
             .and_then(|text| text.trim().parse().ok())
             .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "not a number"))?;
-        // A counter that stands still may be one that was removed: sysfs then refuses the read, a copy of the tree on a
-        // plain file system does not, so its link count is asked. A counter that moves is not asked.
+        // A counter that does not move may have been removed. Then sysfs refuses the read, but a
+        // copy of the tree on a plain file system does not, so the link count is checked too.
         if self.last.replace(value) == Some(value) && self.file.metadata()?.nlink() == 0 {
             return Err(io::Error::new(io::ErrorKind::NotFound, "the counter was removed"));
         }
@@ -243,7 +248,7 @@ impl Counter {
 mod tests {
     use super::*;
 
-    /// A tree as the kernel lays it out: `(directory, name, energy, range)`.
+    /// A tree with the layout of the kernel: `(directory, name, energy, range)`.
     pub(crate) fn tree(zones: &[(&str, &str, u64, Option<u64>)]) -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
         for (at, name, energy, range) in zones {
@@ -262,12 +267,12 @@ mod tests {
         Powercap::open(dir, &Topology::read(dir), &Processor::read(dir))
     }
 
-    fn shown(source: &Powercap) -> Vec<String> {
+    fn zones(source: &Powercap) -> Vec<String> {
         source.zones().iter().map(|zone| zone.id.to_string()).collect()
     }
 
     #[test]
-    fn zones_are_known_by_name_and_parent_not_by_number() {
+    fn zones_are_identified_by_name_and_parent() {
         let dir = tree(&[
             ("intel-rapl:0", "package-1", 10, Some(100)),
             ("intel-rapl:0/intel-rapl:0:0", "dram", 11, Some(100)),
@@ -278,7 +283,7 @@ mod tests {
         ]);
         let mut source = open(dir.path()).unwrap();
         assert_eq!(
-            shown(&source),
+            zones(&source),
             [
                 "package of package 1",
                 "dram of package 1",
@@ -294,14 +299,14 @@ mod tests {
     }
 
     #[test]
-    fn dies_are_domains_of_their_own() {
+    fn dies_are_separate_zones() {
         let dir = tree(&[("intel-rapl:0", "package-0-die-0", 1, None), ("intel-rapl:1", "package-0-die-1", 2, None)]);
         let source = open(dir.path()).unwrap();
-        assert_eq!(shown(&source), ["package of package 0-die-0", "package of package 0-die-1"]);
+        assert_eq!(zones(&source), ["package of package 0-die-0", "package of package 0-die-1"]);
     }
 
     #[test]
-    fn the_counter_wraps_one_hardware_step_after_the_largest_value() {
+    fn the_counter_wraps_one_step_after_its_largest_value() {
         let dir = tree(&[("intel-rapl:0", "package-0", 1, Some(262_143_328_850))]);
         let source = open(dir.path()).unwrap();
         // 2^32 steps of 61.035 µJ.
@@ -309,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn no_tree_is_absent() {
+    fn a_missing_tree_is_absent() {
         let why = open(Path::new("/nowhere")).err().unwrap();
         assert_eq!(why.reason, Reason::Absent);
         assert!(why.detail.contains("intel_rapl_msr"), "{why}");
@@ -318,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn a_counter_that_is_removed_or_torn_is_an_error_not_a_zero() {
+    fn a_removed_or_empty_counter_is_an_error_and_not_zero() {
         let dir = tree(&[("intel-rapl:0", "package-0", 5, None), ("intel-rapl:1", "package-1", 5, None)]);
         let mut source = open(dir.path()).unwrap();
         source.read(&mut Vec::new());
@@ -331,16 +336,16 @@ mod tests {
     }
 
     #[test]
-    fn a_zone_that_may_not_be_read_is_named_not_forgotten() {
+    fn a_zone_that_cannot_be_read_is_reported() {
         let dir = tree(&[("intel-rapl:0", "package-0", 5, None), ("intel-rapl:1", "package-1", 5, None)]);
-        // For root too: opening a directory's place in a file's path fails whoever asks.
+        // A link to itself cannot be opened, not even by root.
         let other = dir.path().join("class/powercap/intel-rapl:1/energy_uj");
         fs::remove_file(&other).unwrap();
         std::os::unix::fs::symlink("energy_uj", &other).unwrap();
         let source = open(dir.path()).unwrap();
-        assert_eq!(shown(&source), ["package of package 0"]);
-        assert_eq!(source.found().refused[0].0.to_string(), "package of package 1");
-        let lacks = crate::energy::lacks(&source).unwrap();
-        assert!(lacks.detail.contains("package of package 1 is missing"), "{lacks}");
+        assert_eq!(zones(&source), ["package of package 0"]);
+        assert_eq!(source.inventory().refused[0].0.to_string(), "package of package 1");
+        let missing = crate::energy::missing_zones(&source).unwrap();
+        assert!(missing.detail.contains("package of package 1 is missing"), "{missing}");
     }
 }

@@ -1,25 +1,24 @@
-//! Which processor this is, as far as its energy counters differ, from `/proc/cpuinfo`.
+//! Vendor and model of the processor, from `/proc/cpuinfo`, as far as energy counters depend on
+//! them.
 
 use std::{fs::File, io::Read as _, path::Path};
 
-/// Enough for the first CPU's paragraph; a large server's file has a megabyte.
+/// Enough for the entry of the first CPU. On a large server the file has a megabyte.
 const MAX_READ: u64 = 64 << 10;
 
-/// Who made it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Vendor {
     /// `GenuineIntel`.
     Intel,
     /// `AuthenticAMD`, and Hygon's copy of Zen.
     Amd,
-    /// Anybody else, or unknown.
+    /// Another vendor, or unknown.
     Other,
 }
 
 /// A processor model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Processor {
-    /// The maker.
     pub vendor: Vendor,
     /// CPU family; 0 when unknown.
     pub family: u32,
@@ -30,11 +29,11 @@ pub struct Processor {
 }
 
 impl Processor {
-    /// Reads `cpuinfo` under `procfs`; what it does not say is unknown.
+    /// Reads `cpuinfo` under `procfs`. Missing fields are unknown.
     #[must_use]
     pub fn read(procfs: &Path) -> Self {
         let mut text = Vec::new();
-        // A file that cannot be read says nothing.
+        // A file that cannot be read leaves every field unknown.
         let _ = File::open(procfs.join("cpuinfo")).and_then(|file| file.take(MAX_READ).read_to_end(&mut text));
         Self::parse(&String::from_utf8_lossy(&text))
     }
@@ -66,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_paragraph_tells() {
+    fn the_entry_of_the_first_cpu_is_parsed() {
         let text = "processor\t: 0\nvendor_id\t: GenuineIntel\ncpu family\t: 6\nmodel\t\t: 85\nmodel name\t: Intel(R) \
                     Xeon(R) Gold 6230 CPU @ 2.10GHz\n\nprocessor\t: 1\nvendor_id\t: AuthenticAMD\n";
         let processor = Processor::parse(text);

@@ -1,4 +1,4 @@
-//! Choosing a source, on trees that move and trees that do not.
+//! Selection of a source, with counters that move and counters that do not.
 
 use std::{
     fs,
@@ -11,8 +11,8 @@ use std::{
 
 use super::*;
 
-/// A package zone whose counter a thread moves, as hardware would.
-struct Live {
+/// A package zone with a counter that a thread moves, like hardware.
+struct MovingZone {
     dir: tempfile::TempDir,
     stop: Arc<AtomicBool>,
     thread: Option<std::thread::JoinHandle<()>>,
@@ -27,14 +27,14 @@ fn zone(dir: &Path, energy: u64) -> PathBuf {
     zone.join("energy_uj")
 }
 
-impl Live {
+impl MovingZone {
     fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let file = zone(dir.path(), 1000);
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
         let thread = std::thread::spawn(move || {
-            testkit::program::urgent();
+            testkit::program::raise_priority();
             let file = fs::OpenOptions::new().write(true).open(file).unwrap();
             for energy in 1000u64.. {
                 if stopped.load(Ordering::Relaxed) {
@@ -48,26 +48,26 @@ impl Live {
     }
 }
 
-impl Drop for Live {
+impl Drop for MovingZone {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.take().unwrap().join().unwrap();
     }
 }
 
-fn chosen(choice: Choice, sysfs: &Path) -> Chosen {
-    let places = Places { sysfs: sysfs.into(), procfs: "/proc".into(), dev: "/nowhere".into() };
-    choose(choice, None, &places, &Topology::read(sysfs))
+fn select(choice: SourceChoice, sysfs: &Path) -> SelectedSource {
+    let paths = SourcePaths { sysfs: sysfs.into(), procfs: "/proc".into(), dev: "/nowhere".into() };
+    choose(choice, None, &paths, &Topology::read(sysfs))
 }
 
-fn origins(chosen: &Chosen) -> Vec<&str> {
+fn origins(chosen: &SelectedSource) -> Vec<&str> {
     chosen.tried.iter().map(|source| source.source).collect()
 }
 
 #[test]
-fn a_counter_that_moves_is_taken_and_the_model_is_not_asked() {
-    let live = Live::start();
-    let chosen = chosen(Choice::Auto, live.dir.path());
+fn a_moving_counter_is_selected_before_the_model() {
+    let live = MovingZone::start();
+    let chosen = select(SourceChoice::Auto, live.dir.path());
     assert_eq!(origins(&chosen), ["perf", "powercap"]);
     assert_eq!(chosen.tried[1].state, Ok(()));
     assert_eq!(chosen.tried[1].detail, "1 package, 1 zone");
@@ -75,10 +75,10 @@ fn a_counter_that_moves_is_taken_and_the_model_is_not_asked() {
 }
 
 #[test]
-fn a_counter_that_stands_for_ever_is_broken_not_zero_watts() {
+fn a_counter_that_never_moves_is_broken_and_not_zero() {
     let dir = tempfile::tempdir().unwrap();
     zone(dir.path(), 0);
-    let chosen = chosen(Choice::Auto, dir.path());
+    let chosen = select(SourceChoice::Auto, dir.path());
     let why = chosen.tried[1].state.clone().unwrap_err();
     assert_eq!(why.reason, Reason::Broken);
     assert!(why.detail.contains("does not move"), "{why}");
@@ -87,15 +87,15 @@ fn a_counter_that_stands_for_ever_is_broken_not_zero_watts() {
 }
 
 #[test]
-fn a_source_asked_for_by_name_is_not_replaced() {
-    let live = Live::start();
-    for (choice, name) in [(Choice::Perf, "perf"), (Choice::Msr, "msr"), (Choice::Hwmon, "hwmon")] {
-        let chosen = chosen(choice, live.dir.path());
+fn a_source_selected_by_name_is_not_replaced() {
+    let live = MovingZone::start();
+    for (choice, name) in [(SourceChoice::Perf, "perf"), (SourceChoice::Msr, "msr"), (SourceChoice::Hwmon, "hwmon")] {
+        let chosen = select(choice, live.dir.path());
         assert!(chosen.source.is_none(), "{name}");
         assert_eq!(origins(&chosen), [name]);
         assert!(chosen.tried[0].wanted);
     }
-    let model = chosen(Choice::Model, live.dir.path());
+    let model = select(SourceChoice::Model, live.dir.path());
     assert_eq!(model.source.unwrap().origin(), Origin::Model);
     assert_eq!(model.tried.len(), 1);
 }

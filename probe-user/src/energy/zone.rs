@@ -1,15 +1,17 @@
-//! What an energy counter measures, and which counters may be summed.
+//! Energy zones: what a counter covers, and which counters may be summed.
 //!
-//! package contains core and uncore; DRAM and GPUs stand beside package; psys contains all of it. So the accounting roots are
-//! the packages, their DRAM and the GPUs, each once: everything else is published and never summed.
+//! A package contains core and uncore; DRAM and GPUs are separate from it; psys contains
+//! everything. So the accounting roots are the packages, their DRAM and the GPUs, each once. All
+//! other zones are exported and never summed.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use units::Unit;
 
-use crate::{gpu::engines::GpuId, topology::PackageId, units::Unit};
+use crate::host::{gpu_id::GpuId, topology::PackageId};
 
-/// Where a joule's figure came from; the label `source`. A modelled joule is never shown as a measured one.
+/// Source of energy; the label `source`. Modelled energy is never shown as measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Origin {
@@ -17,29 +19,29 @@ pub enum Origin {
     Perf,
     /// `/sys/class/powercap`.
     Powercap,
-    /// The registers themselves.
+    /// The model-specific registers.
     Msr,
     /// A sensor of the board or the processor under `/sys/class/hwmon`.
     Hwmon,
-    /// NVIDIA's counter of a board's energy.
+    /// NVIDIA's energy counter of a board.
     Nvml,
-    /// NVIDIA's figure of a board's power, integrated here: the board has no counter.
+    /// NVIDIA's power of a board, integrated by the probe, because the board has no energy counter.
     NvmlPower,
-    /// A library that stands in for NVIDIA's in tests and demonstrations; no hardware was asked.
+    /// The stand-in for NVIDIA's library in tests and demonstrations, without hardware.
     Fake,
-    /// What the kernel's graphics drivers say. They tell use of engines, and no joules.
+    /// The graphics drivers of the kernel. They report engine time and no energy.
     Drm,
-    /// A power curve; no hardware was asked.
+    /// A power model, without hardware.
     Model,
-    /// A recording; whatever it was recorded from.
+    /// A recording, whatever its source was.
     Replay,
 }
 
 impl Origin {
-    /// What a model is called wherever it could be taken for a measurement.
+    /// Label value of a model.
     pub const MODEL: &'static str = "model";
 
-    /// The label's value.
+    /// Value of the label.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -56,39 +58,39 @@ impl Origin {
         }
     }
 
-    /// True for the ways to read RAPL, whose joules the `rapl_*` names may carry.
+    /// True for the sources that read RAPL. Only their energy is exported under the names `rapl_*`.
     #[must_use]
     pub fn is_rapl(self) -> bool {
         matches!(self, Self::Perf | Self::Powercap | Self::Msr)
     }
 
-    /// False where the joules are a calculation, or nobody's here and now.
+    /// False for energy that is modelled, replayed or simulated.
     #[must_use]
     pub fn is_measured(self) -> bool {
         !matches!(self, Self::Model | Self::Replay | Self::Fake)
     }
 }
 
-/// The part of the machine a counter covers; the label `zone`.
+/// The part of the machine that a counter covers; the label `zone`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ZoneKind {
     /// A processor package: cores, caches, memory controller.
     Package,
-    /// The memory of a package; on servers not inside its package zone.
+    /// The memory of a package. On servers the zone of the package does not include it.
     Dram,
     /// The cores of a package.
     Core,
-    /// What of a client package is not core: mostly the integrated GPU.
+    /// Client packages: everything except the cores, mostly the integrated GPU.
     Uncore,
     /// The whole platform.
     Psys,
-    /// A graphics board, memory and all.
+    /// A graphics board, including its memory.
     Gpu(GpuId),
 }
 
 impl ZoneKind {
-    /// The label's value.
+    /// Value of the label.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -102,17 +104,16 @@ impl ZoneKind {
     }
 }
 
-/// Which counter: a zone of a package, or of the whole platform.
+/// Identity of a counter: a zone of a package, or of the whole platform.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ZoneId {
     /// `None` for psys and GPUs, which belong to no package.
     pub package: Option<PackageId>,
-    /// What it covers there.
     pub kind: ZoneKind,
 }
 
 impl ZoneId {
-    /// The label `package`: `0`, `0-die-1`, the name of a GPU, or `all` for the platform.
+    /// Value of the label `package`: `0`, `0-die-1`, the name of a GPU, or `all` for the platform.
     #[must_use]
     pub fn package_label(&self) -> String {
         if let ZoneKind::Gpu(gpu) = self.kind {
@@ -131,33 +132,35 @@ impl fmt::Display for ZoneId {
     }
 }
 
-/// How far a counter counts before it starts again at zero, in its own counts.
+/// Range of a counter before it starts again at zero, in its own unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Range {
-    /// Modulo this many.
+    /// Modulo this number of counts.
     Wraps(u64),
-    /// Never within the life of a machine.
+    /// No wrap within the life of a machine.
     Endless,
-    /// The range file is missing or unreadable: a fall cannot be told from a wrap.
+    /// The range file is missing or unreadable: a decrease cannot be distinguished from a wrap.
     Unknown,
 }
 
-/// What is too much to be true.
+/// Highest plausible power.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Ceiling {
-    /// The hardware's own power limit in microwatts.
+    /// The power limit of the hardware in microwatts.
     Limit(u64),
-    /// No limit is known: what the zone used lately tells, and below this many microwatts anything is believed.
+    /// No limit is known: the limit follows the recent power of the zone, and is at least this many
+    /// microwatts.
     Learned(u64),
-    /// The figure is made here and cannot jump.
+    /// The figure is computed by the probe and cannot jump.
     None,
 }
 
 impl Ceiling {
-    /// For a zone that states no limit. The floors are meant to be above what any one such zone uses, so that the first load
-    /// after a quiet time is believed; they are an assumption, no data sheet's figure.
+    /// The ceiling of a zone without a known limit. The minima are above the power of any such
+    /// zone, so that the first load after an idle time is accepted. They are assumptions and not
+    /// from a data sheet.
     #[must_use]
     pub fn learned(kind: ZoneKind) -> Self {
         Self::Learned(match kind {
@@ -172,39 +175,39 @@ impl Ceiling {
 /// RAPL updates every 0.976 ms (Intel SDM 14.10.3).
 pub const UPDATE_NS: u64 = 1_000_000;
 
-/// One counter that a source reads.
+/// A counter of a source.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Zone {
-    /// What it measures.
     pub id: ZoneId,
-    /// Microjoules in one count.
+    /// Microjoules per count.
     pub unit: Unit,
-    /// Its range.
     pub range: Range,
-    /// Microjoules in the smallest step that the hardware makes, rounded up; at least one.
+    /// Microjoules in the smallest step of the hardware, rounded up; at least one.
     pub step_uj: u64,
-    /// How old a reading may be: how often the counter is updated, or the time that a sensor averages over.
+    /// Maximum age of a reading: the update interval of the counter, or the averaging time of a
+    /// sensor.
     pub update_ns: u64,
-    /// What is too much.
     pub ceiling: Ceiling,
-    /// Where it is read, for people.
-    pub place: String,
-    /// How its joules are obtained, where that is another way than the machine's other zones have.
+    /// Path or name of the counter, for people.
+    #[serde(rename = "place")]
+    pub location: String,
+    /// The source of its energy, where it differs from the other zones of the machine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub origin: Option<Origin>,
 }
 
 impl Zone {
-    /// A zone whose counts are microjoules, with no limit known.
+    /// A zone that counts microjoules, without a known limit.
     #[must_use]
-    pub fn microjoules(id: ZoneId, range: Range, place: String) -> Self {
+    pub fn microjoules(id: ZoneId, range: Range, location: String) -> Self {
         let ceiling = Ceiling::learned(id.kind);
-        Self { id, unit: Unit::MICROJOULE, range, step_uj: 1, update_ns: UPDATE_NS, ceiling, place, origin: None }
+        Self { id, unit: Unit::MICROJOULE, range, step_uj: 1, update_ns: UPDATE_NS, ceiling, location, origin: None }
     }
 }
 
-/// True for each zone whose joules are divided, and whose sum is the machine's measured energy: packages with their memory, and GPUs.
-/// A sensor of the whole platform is one only where there are no packages; then it holds GPUs too.
+/// True for each zone whose energy is split among targets: packages with their memory, and GPUs.
+/// Their sum is the measured energy of the machine. A sensor of the whole platform is an accounting
+/// root only without packages, and then contains the GPUs.
 #[must_use]
 pub fn accounting_roots(zones: &[Zone]) -> Vec<bool> {
     let packages = zones.iter().any(|zone| zone.id.kind == ZoneKind::Package);
@@ -221,11 +224,13 @@ pub fn accounting_roots(zones: &[Zone]) -> Vec<bool> {
         .collect()
 }
 
-/// True where `outer`'s joules hold `inner`'s, and `inner`'s are those of GPUs: what of the root is shared by who used engines.
+/// True when the energy of `outer` includes that of the GPU zone `inner`, which is split by engine
+/// use.
 #[must_use]
-pub fn holds_gpu(outer: ZoneId, inner: ZoneId) -> bool {
+pub fn contains_gpu(outer: ZoneId, inner: ZoneId) -> bool {
     match (outer.kind, inner.kind) {
-        // On clients "uncore" is the plane of the graphics; servers have no such zone (Intel SDM 14.10.4).
+        // On clients the zone "uncore" is the graphics plane; servers have no such zone (Intel SDM
+        // 14.10.4).
         (ZoneKind::Package, ZoneKind::Uncore) => outer.package == inner.package,
         (ZoneKind::Psys, ZoneKind::Gpu(_)) => true,
         _ => false,

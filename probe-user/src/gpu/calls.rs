@@ -1,4 +1,7 @@
-//! Functions of NVIDIA's library that the wrapper lacks, or wraps so that one new codec refuses a whole list.
+//! NVML functions that nvml-wrapper lacks, or whose wrapper fails for a whole list if it contains
+//! one unknown codec.
+
+#![allow(unsafe_code)]
 
 use std::os::raw::c_uint;
 
@@ -9,27 +12,28 @@ use nvml_wrapper::{
 use nvml_wrapper_sys::bindings as sys;
 
 use super::{
-    Session,
+    device::Session,
     engines::Engine,
-    samples::{MAX_PROCESSES, Sample},
+    samples::{MAX_PROCESSES, UtilizationSample},
 };
 
-/// NVML's numbers of codecs (nvml.h, nvmlEncoderType_t). The wrapper does not know the third, and would refuse the whole list.
+/// NVML's codec numbers (nvml.h, nvmlEncoderType_t), label values, and reading names. nvml-wrapper
+/// does not know the third and would fail for the whole list.
 pub(super) const CODECS: [(c_uint, &str, &str); 3] =
     [(0, "h264", "encoder_capacity_h264"), (1, "hevc", "encoder_capacity_hevc"), (2, "av1", "encoder_capacity_av1")];
 
 pub(super) fn encoder_sessions(handle: &Handle<'_>) -> Result<Vec<Session>, NvmlError> {
     let call = nvml_sym(handle.nvml().lib().nvmlDeviceGetEncoderSessions.as_ref())?;
     let mut count: c_uint = 0;
-    // SAFETY: the handle is of this library, and a null array asks for the count alone (nvml.h).
+    // SAFETY: the handle is of this library, and a null array requests only the count (nvml.h).
     nvml_try_count(unsafe { call(handle.handle(), &raw mut count, std::ptr::null_mut()) })?;
     if count == 0 {
         return Ok(Vec::new());
     }
     count = count.min(c_uint::try_from(MAX_PROCESSES).unwrap_or(c_uint::MAX));
-    // SAFETY: plain numbers, for which zeros are values.
+    // SAFETY: integers, for which zero is a valid value.
     let mut sessions: Vec<sys::nvmlEncoderSessionInfo_t> = vec![unsafe { std::mem::zeroed() }; count as usize];
-    // SAFETY: the array holds `count` of them, and the library writes no more.
+    // SAFETY: the array has `count` elements, and the library writes no more.
     nvml_try(unsafe { call(handle.handle(), &raw mut count, sessions.as_mut_ptr()) })?;
     sessions.truncate(count as usize);
     Ok(sessions
@@ -56,7 +60,7 @@ pub(super) fn capacity(handle: &Handle<'_>, codec: c_uint) -> Result<u32, NvmlEr
     Ok(percent)
 }
 
-/// Use of an engine that the wrapper does not know, in percent.
+/// Utilization in percent of an engine that nvml-wrapper does not know.
 pub(super) fn utilization(handle: &Handle<'_>, engine: Engine) -> Result<u32, NvmlError> {
     let lib = handle.nvml().lib();
     let call = match engine {
@@ -69,8 +73,9 @@ pub(super) fn utilization(handle: &Handle<'_>, engine: Engine) -> Result<u32, Nv
     Ok(percent)
 }
 
-/// What each process used since `last_seen_us`: with JPEG and OFA where the driver tells them (R550), else without.
-pub(super) fn samples(handle: &Handle<'_>, last_seen_us: u64) -> Result<Vec<Sample>, NvmlError> {
+/// Utilization samples of each process since `last_seen_us`: with JPEG and OFA if the driver
+/// reports them (R550), otherwise without.
+pub(super) fn samples(handle: &Handle<'_>, last_seen_us: u64) -> Result<Vec<UtilizationSample>, NvmlError> {
     match samples_of_all_engines(handle, last_seen_us) {
         Err(
             NvmlError::FailedToLoadSymbol(_)
@@ -83,7 +88,7 @@ pub(super) fn samples(handle: &Handle<'_>, last_seen_us: u64) -> Result<Vec<Samp
     Ok(handle
         .process_utilization_stats(last_seen_us)?
         .into_iter()
-        .map(|sample| Sample {
+        .map(|sample| UtilizationSample {
             pid: sample.pid,
             at_us: sample.timestamp,
             percent: [sample.sm_util, sample.mem_util, sample.enc_util, sample.dec_util, 0, 0],
@@ -91,30 +96,35 @@ pub(super) fn samples(handle: &Handle<'_>, last_seen_us: u64) -> Result<Vec<Samp
         .collect())
 }
 
-fn samples_of_all_engines(handle: &Handle<'_>, last_seen_us: u64) -> Result<Vec<Sample>, NvmlError> {
-    type Asked = sys::nvmlProcessesUtilizationInfo_v1_t;
+fn samples_of_all_engines(handle: &Handle<'_>, last_seen_us: u64) -> Result<Vec<UtilizationSample>, NvmlError> {
+    type Request = sys::nvmlProcessesUtilizationInfo_v1_t;
     let call = nvml_sym(handle.nvml().lib().nvmlDeviceGetProcessesUtilizationInfo.as_ref())?;
-    // NVML_STRUCT_VERSION(ProcessesUtilizationInfo, 1) of nvml.h: the size, and the version above it.
-    let version = c_uint::try_from(size_of::<Asked>()).map_err(|_| NvmlError::InvalidArg)? | 1 << 24;
-    let mut asked =
-        Asked { version, processSamplesCount: 0, lastSeenTimeStamp: last_seen_us, procUtilArray: std::ptr::null_mut() };
-    // SAFETY: the handle is of this library, and a null array asks for the count alone (nvml.h).
-    nvml_try_count(unsafe { call(handle.handle(), &raw mut asked) })?;
-    if asked.processSamplesCount == 0 {
+    // NVML_STRUCT_VERSION(ProcessesUtilizationInfo, 1) of nvml.h: the size, with the version above
+    // it.
+    let version = c_uint::try_from(size_of::<Request>()).map_err(|_| NvmlError::InvalidArg)? | 1 << 24;
+    let mut request = Request {
+        version,
+        processSamplesCount: 0,
+        lastSeenTimeStamp: last_seen_us,
+        procUtilArray: std::ptr::null_mut(),
+    };
+    // SAFETY: the handle is of this library, and a null array requests only the count (nvml.h).
+    nvml_try_count(unsafe { call(handle.handle(), &raw mut request) })?;
+    if request.processSamplesCount == 0 {
         return Ok(Vec::new());
     }
-    // More than we ask for, because processes come meanwhile.
-    let room = (asked.processSamplesCount as usize + 8).min(16 * MAX_PROCESSES);
-    // SAFETY: plain numbers, for which zeros are values.
+    // A few more, because processes may start between the two calls.
+    let room = (request.processSamplesCount as usize + 8).min(16 * MAX_PROCESSES);
+    // SAFETY: integers, for which zero is a valid value.
     let mut array: Vec<sys::nvmlProcessUtilizationInfo_v1_t> = vec![unsafe { std::mem::zeroed() }; room];
-    asked.processSamplesCount = c_uint::try_from(room).map_err(|_| NvmlError::InvalidArg)?;
-    asked.procUtilArray = array.as_mut_ptr();
-    // SAFETY: the array holds as many as the count says, and outlives the call.
-    nvml_try(unsafe { call(handle.handle(), &raw mut asked) })?;
-    array.truncate(asked.processSamplesCount as usize);
+    request.processSamplesCount = c_uint::try_from(room).map_err(|_| NvmlError::InvalidArg)?;
+    request.procUtilArray = array.as_mut_ptr();
+    // SAFETY: the array has as many elements as the count, and outlives the call.
+    nvml_try(unsafe { call(handle.handle(), &raw mut request) })?;
+    array.truncate(request.processSamplesCount as usize);
     Ok(array
         .into_iter()
-        .map(|sample| Sample {
+        .map(|sample| UtilizationSample {
             pid: sample.pid,
             at_us: sample.timeStamp,
             percent: [sample.smUtil, sample.memUtil, sample.encUtil, sample.decUtil, sample.jpgUtil, sample.ofaUtil],

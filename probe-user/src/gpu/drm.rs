@@ -1,7 +1,8 @@
-//! Use of engines by process on Intel's and AMD's GPUs, from what the kernel's drivers say of each open file.
+//! Engine time by process on Intel and AMD GPUs, from the fdinfo files of the kernel's drivers.
 //!
-//! `/proc/PID/fdinfo/FD` of a file below `/dev/dri` has the time that its client kept each engine busy (Documentation/gpu/drm-usage-stats.rst;
-//! i915 from 5.19, amdgpu from 5.14, xe from 6.11). Reading it of another user's process needs CAP_SYS_PTRACE.
+//! `/proc/PID/fdinfo/FD` of a file below `/dev/dri` contains the time for which its client kept
+//! each engine busy (Documentation/gpu/drm-usage-stats.rst; i915 from 5.19, amdgpu from 5.14, xe
+//! from 6.11). Reading that of another user's process needs CAP_SYS_PTRACE.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -11,45 +12,46 @@ use std::{
 };
 
 use super::{
-    Facts, Gpu, Use,
-    engines::{ENGINES, Engine, EngineTimes, GpuId, Pci},
+    device::{GpuReading, GpuTelemetry, ProcessUsage},
+    engines::{ENGINES, Engine, EngineTimes},
 };
 use crate::{
     energy::zone::Origin,
-    state::{Reason, Unavailable},
+    host::availability::{Reason, Unavailable},
+    host::gpu_id::{GpuId, Pci},
 };
 
-/// How often every process is looked at. New jobs are looked at in every tick until they have opened a GPU.
-const SCAN_EVERY: Duration = Duration::from_secs(10);
-/// Clients that are followed at once.
+/// Interval of the scans of all processes. New jobs are scanned in every tick until they have
+/// opened a GPU.
+const SCAN_INTERVAL: Duration = Duration::from_secs(10);
+/// Maximum number of tracked clients.
 const MAX_CLIENTS: usize = 1024;
-/// Longest text that is read of one file: a client has some forty lines.
-const MAX_INFO: u64 = 64 << 10;
-/// The integrated GPU of an Intel processor has been this device since there is one (Intel, datasheets, "Processor Graphics": bus 0,
-/// device 2, function 0).
+/// Maximum size of a file: a client has about forty lines.
+const MAX_FDINFO_BYTES: u64 = 64 << 10;
+/// Integrated GPUs of Intel processors always have this address (Intel, datasheets, "Processor
+/// Graphics": bus 0, device 2, function 0).
 const INTEL_INTEGRATED: Pci = Pci { domain: 0, bus: 0, device: 2, function: 0 };
 
-/// What a driver says of one client.
+/// Values of one client.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Info {
-    /// `i915`, `xe`, `amdgpu`.
+pub struct ClientInfo {
+    /// `i915`, `xe` or `amdgpu`.
     pub driver: String,
-    /// Which device.
     pub pci: Pci,
-    /// Which client of it; the same for every copy of the file.
+    /// Client id on that device; the same for every copy of the file descriptor.
     pub client: u64,
-    /// Nanoseconds that each engine was busy for it; all engines of a kind together.
+    /// Busy time of each engine type in nanoseconds, summed over its engines.
     pub busy_ns: EngineTimes,
-    /// Where the driver counts cycles: those for it, and all that passed.
+    /// Busy and total cycles, where the driver counts cycles.
     pub cycles: [(u64, u64); ENGINES],
-    /// How many engines there are of each kind.
+    /// Number of engines of each type.
     pub engines: [u32; ENGINES],
 }
 
-/// The kind of an engine, by the name that a driver has for it.
+/// The engine type for a driver's engine name.
 fn engine(name: &str) -> Option<Engine> {
     Some(match name {
-        // i915 and amdgpu; then xe.
+        // Names of i915 and amdgpu, then of xe.
         "render" | "compute" | "gfx" | "rcs" | "ccs" => Engine::Sm,
         "copy" | "dma" | "bcs" => Engine::Copy,
         "video" | "vcs" => Engine::Video,
@@ -61,12 +63,12 @@ fn engine(name: &str) -> Option<Engine> {
     })
 }
 
-/// Reads a client's text; `None` where it is no client of a GPU that tells its engines.
+/// Parses the fdinfo of a client; `None` if it is not a DRM client with engine times.
 #[must_use]
-pub fn parse(text: &str) -> Option<Info> {
+pub fn parse(text: &str) -> Option<ClientInfo> {
     let (mut driver, mut pci, mut client) = (None, None, None);
     let (mut busy_ns, mut cycles, mut engines) = ([0u64; ENGINES], [(0u64, 0u64); ENGINES], [0u32; ENGINES]);
-    let mut told = false;
+    let mut has_engines = false;
     for line in text.lines() {
         let Some((key, value)) = line.split_once(':') else { continue };
         let Some(key) = key.strip_prefix("drm-") else { continue };
@@ -78,48 +80,49 @@ pub fn parse(text: &str) -> Option<Info> {
             "client-id" => client = number(),
             _ => {
                 let of = |prefix: &str| engine(key.strip_prefix(prefix)?).map(Engine::index);
-                // Two engines of a driver may be one kind of ours: their times add up, their clocks are one.
+                // Several engines of a driver may have the same type here: their times add up,
+                // their total cycles are the same.
                 if let (Some(at), Some(count)) = (of("engine-capacity-"), number()) {
                     engines[at] = engines[at].saturating_add(u32::try_from(count).unwrap_or(0));
                 } else if let (Some(at), Some(ns)) = (of("engine-"), number()) {
                     busy_ns[at] = busy_ns[at].saturating_add(ns);
-                    told = true;
+                    has_engines = true;
                 } else if let (Some(at), Some(passed)) = (of("total-cycles-"), number()) {
                     cycles[at].1 = cycles[at].1.max(passed);
                 } else if let (Some(at), Some(busy)) = (of("cycles-"), number()) {
                     cycles[at].0 = cycles[at].0.saturating_add(busy);
-                    told = true;
+                    has_engines = true;
                 }
             }
         }
     }
-    told.then_some(())?;
-    Some(Info { driver: driver?, pci: pci?, client: client?, busy_ns, cycles, engines })
+    has_engines.then_some(())?;
+    Some(ClientInfo { driver: driver?, pci: pci?, client: client?, busy_ns, cycles, engines })
 }
 
-/// One client that is followed.
+/// A tracked client.
 struct Client {
     pid: u32,
     file: PathBuf,
-    last: Info,
-    at: Instant,
+    last: ClientInfo,
+    read_at: Instant,
 }
 
-/// The GPUs of the kernel's own drivers.
+/// GPUs with drivers of the kernel.
 pub(super) struct Drm {
     procfs: PathBuf,
-    /// Those that are there.
+    /// Driver of each GPU.
     cards: BTreeMap<Pci, String>,
     clients: HashMap<(Pci, u64), Client>,
-    /// Clients whose file was closed since the last scan: another copy of it may still be open.
-    past: HashMap<(Pci, u64), Info>,
-    scanned: Option<Instant>,
-    looked: Option<Instant>,
+    /// Clients whose file was closed since the last scan; another copy of it may still be open.
+    closed: HashMap<(Pci, u64), ClientInfo>,
+    last_scan: Option<Instant>,
+    last_poll: Option<Instant>,
     denied: bool,
-    /// Clients that found no room, since the start.
-    over: u64,
-    /// Engines of each kind that were seen to be there.
-    kinds: BTreeMap<Pci, [u32; ENGINES]>,
+    /// Clients over the limit, since the start.
+    over_limit: u64,
+    /// Number of engines of each type, as far as it is known.
+    engine_counts: BTreeMap<Pci, [u32; ENGINES]>,
 }
 
 impl Drm {
@@ -142,21 +145,21 @@ impl Drm {
             procfs: procfs.to_owned(),
             cards,
             clients: HashMap::new(),
-            past: HashMap::new(),
-            scanned: None,
-            looked: None,
+            closed: HashMap::new(),
+            last_scan: None,
+            last_poll: None,
             denied: false,
-            over: 0,
-            kinds: BTreeMap::new(),
+            over_limit: 0,
+            engine_counts: BTreeMap::new(),
         }
     }
 
-    /// True where there is nothing to look at.
+    /// Whether there is no GPU.
     pub(super) fn is_empty(&self) -> bool {
         self.cards.is_empty()
     }
 
-    /// How it stands.
+    /// State of the source.
     pub(super) fn state(&self) -> Result<(), Unavailable> {
         if self.cards.is_empty() {
             return Err(Unavailable::new(Reason::Absent, "no GPU of Intel or AMD with a render node"));
@@ -164,75 +167,80 @@ impl Drm {
         if self.denied {
             return Err(Unavailable::new(
                 Reason::Denied,
-                "open files of other processes may not be looked at: grant CAP_SYS_PTRACE, or run without hidepid",
+                "cannot read open files of other processes: permission denied; grant CAP_SYS_PTRACE, or mount /proc without hidepid",
             ));
         }
         Ok(())
     }
 
-    /// What was found, for people.
+    /// Description of the GPUs for `doctor` and the sources.
     pub(super) fn detail(&self) -> String {
         let all: Vec<_> = self.cards.iter().map(|(pci, driver)| format!("{} ({driver})", id(*pci, driver))).collect();
         format!("{}; engine time by process from the kernel", all.join(", "))
     }
 
-    /// Looks at every client once. `jobs` are processes that may have opened a GPU since.
-    pub(super) fn look(&mut self, jobs: &[u32], gpus: &mut Vec<Gpu>) {
+    /// Reads every client once. `jobs` are processes that may have opened a GPU since the last
+    /// poll.
+    pub(super) fn poll(&mut self, jobs: &[u32], gpus: &mut Vec<GpuReading>) {
         if self.cards.is_empty() {
             return;
         }
         let now = Instant::now();
-        let first = self.looked.is_none();
-        if self.scanned.is_none_or(|at| now.duration_since(at) >= SCAN_EVERY) {
-            self.scanned = Some(now);
+        let first = self.last_poll.is_none();
+        if self.last_scan.is_none_or(|at| now.duration_since(at) >= SCAN_INTERVAL) {
+            self.last_scan = Some(now);
             self.denied = false;
             let entries = fs::read_dir(&self.procfs).into_iter().flatten().flatten();
             let pids: Vec<u32> = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
-            pids.into_iter().for_each(|pid| self.meet(pid, now, first));
-            self.past.clear();
+            pids.into_iter().for_each(|pid| self.add_clients(pid, now, first));
+            self.closed.clear();
         } else {
-            jobs.iter().for_each(|pid| self.meet(*pid, now, false));
+            jobs.iter().for_each(|pid| self.add_clients(*pid, now, false));
         }
 
         let mut uses: BTreeMap<Pci, BTreeMap<u32, EngineTimes>> = BTreeMap::new();
-        let past = &mut self.past;
+        let closed = &mut self.closed;
         self.clients.retain(|key, client| {
             let Some(info) = read(&client.file).filter(|info| (info.pci, info.client) == *key) else {
-                past.insert(*key, client.last.clone());
+                closed.insert(*key, client.last.clone());
                 return false;
             };
             let pci = &key.0;
-            let used = grown(&client.last, &info, now.saturating_duration_since(client.at));
+            let used = busy_since(&client.last, &info, now.saturating_duration_since(client.read_at));
             let sums = uses.entry(*pci).or_default().entry(client.pid).or_insert([0; ENGINES]);
             sums.iter_mut().zip(used).for_each(|(sum, ns)| *sum = sum.saturating_add(ns));
-            let kinds = self.kinds.entry(*pci).or_insert([0; ENGINES]);
-            for ((kind, count), busy) in kinds.iter_mut().zip(info.engines).zip(info.busy_ns.iter().zip(info.cycles)) {
-                // A driver that names no number has one of those that it speaks of.
-                let spoken = u32::from(*busy.0 > 0 || busy.1.1 > 0);
-                *kind = (*kind).max(count).max(spoken);
+            let engine_counts = self.engine_counts.entry(*pci).or_insert([0; ENGINES]);
+            for ((known, count), busy) in
+                engine_counts.iter_mut().zip(info.engines).zip(info.busy_ns.iter().zip(info.cycles))
+            {
+                // A driver that reports no number has one engine of each type with a value.
+                let reported = u32::from(*busy.0 > 0 || busy.1.1 > 0);
+                *known = (*known).max(count).max(reported);
             }
-            (client.last, client.at) = (info, now);
+            (client.last, client.read_at) = (info, now);
             true
         });
-        let span = self.looked.replace(now).map(|before| now - before);
+        let span = self.last_poll.replace(now).map(|before| now - before);
         for (pci, driver) in &self.cards {
             let by_pid = uses.remove(pci).unwrap_or_default();
-            let mut facts = Facts::default();
-            if let (Some(span), Some(kinds)) = (span.filter(|span| !span.is_zero()), self.kinds.get(pci)) {
+            let mut telemetry = GpuTelemetry::default();
+            if let (Some(span), Some(engine_counts)) =
+                (span.filter(|span| !span.is_zero()), self.engine_counts.get(pci))
+            {
                 for engine in Engine::ALL {
                     let busy: u64 = by_pid.values().map(|times| times[engine.index()]).sum();
-                    let count = kinds[engine.index()];
+                    let count = engine_counts[engine.index()];
                     if count > 0 {
-                        let most = span.as_secs_f64() * f64::from(count);
-                        facts.engines[engine.index()] =
-                            Some((Duration::from_nanos(busy).as_secs_f64() / most).min(1.0));
+                        let max = span.as_secs_f64() * f64::from(count);
+                        telemetry.engines[engine.index()] =
+                            Some((Duration::from_nanos(busy).as_secs_f64() / max).min(1.0));
                     }
                 }
             }
-            let used = |(pid, times): (u32, EngineTimes)| Use { pid, times, at_us: 0 };
-            let uses: Vec<Use> =
+            let used = |(pid, times): (u32, EngineTimes)| ProcessUsage { pid, times, at_us: 0 };
+            let uses: Vec<ProcessUsage> =
                 by_pid.into_iter().map(used).filter(|used| used.times.iter().any(|ns| *ns > 0)).collect();
-            gpus.push(Gpu {
+            gpus.push(GpuReading {
                 id: id(*pci, driver),
                 index: None,
                 name: driver.clone(),
@@ -241,23 +249,23 @@ impl Drm {
                 zone: None,
                 raw: None,
                 mig: false,
-                facts,
+                telemetry,
                 sessions: Vec::new(),
-                residents: Vec::new(),
-                rest: uses.is_empty() && !self.denied,
-                settled: true,
-                anew: false,
+                process_memory: Vec::new(),
+                idle: uses.is_empty() && !self.denied,
+                complete: true,
+                counter_reset: false,
                 uses,
-                refused: BTreeMap::new(),
-                dropped: [0, 0, self.over],
+                unavailable: BTreeMap::new(),
+                dropped: [0, 0, self.over_limit],
             });
         }
     }
 
-    /// Looks for files of a process that are a GPU. What a client used before it was met is nobody's at the first look, for its joules
-    /// are not there either. Later it counts from its beginning, but for no longer than since the look before, and where the driver
-    /// counts cycles from the next look on.
-    fn meet(&mut self, pid: u32, now: Instant, first: bool) {
+    /// Adds the DRM clients of a process. At the first poll, earlier usage is ignored, because its
+    /// energy is not counted either. Later, a client's usage counts from its start, but at most
+    /// since the last poll, and, where the driver counts cycles, from the next poll on.
+    fn add_clients(&mut self, pid: u32, now: Instant, first: bool) {
         let process = self.procfs.join(pid.to_string());
         let files = match fs::read_dir(process.join("fd")) {
             Ok(files) => files,
@@ -279,18 +287,18 @@ impl Drm {
             let Some(info) = read(&file).filter(|info| self.cards.contains_key(&info.pci)) else { continue };
             let key = (info.pci, info.client);
             if self.clients.len() >= MAX_CLIENTS && !self.clients.contains_key(&key) {
-                self.over += 1;
+                self.over_limit += 1;
                 continue;
             }
-            let began = self.looked.unwrap_or(now);
-            let past = self.past.get(&key).cloned();
+            let start = self.last_poll.unwrap_or(now);
+            let closed = self.closed.get(&key).cloned();
             self.clients.entry(key).or_insert_with(|| {
-                let last = match past {
-                    Some(past) => past,
+                let last = match closed {
+                    Some(closed) => closed,
                     None if first => info,
-                    None => Info { busy_ns: [0; ENGINES], ..info },
+                    None => ClientInfo { busy_ns: [0; ENGINES], ..info },
                 };
-                Client { pid, file, last, at: began }
+                Client { pid, file, last, read_at: start }
             });
         }
     }
@@ -300,28 +308,28 @@ fn id(pci: Pci, driver: &str) -> GpuId {
     if pci == INTEL_INTEGRATED && matches!(driver, "i915" | "xe") { GpuId::Integrated(pci) } else { GpuId::Card(pci) }
 }
 
-fn read(file: &Path) -> Option<Info> {
+fn read(file: &Path) -> Option<ClientInfo> {
     use io::Read as _;
     let mut text = String::new();
-    fs::File::open(file).ok()?.take(MAX_INFO).read_to_string(&mut text).ok()?;
+    fs::File::open(file).ok()?.take(MAX_FDINFO_BYTES).read_to_string(&mut text).ok()?;
     parse(&text)
 }
 
-/// What a client used between two looks; not more than there was.
-fn grown(before: &Info, now: &Info, span: Duration) -> EngineTimes {
+/// Busy time of a client between two readings, limited to the time that passed.
+fn busy_since(before: &ClientInfo, now: &ClientInfo, span: Duration) -> EngineTimes {
     let span_ns = u64::try_from(span.as_nanos()).unwrap_or(u64::MAX);
-    let mut grown = [0; ENGINES];
-    for (at, grown) in grown.iter_mut().enumerate() {
-        let most = span_ns.saturating_mul(u64::from(now.engines[at].max(1)));
+    let mut used = [0; ENGINES];
+    for (at, used) in used.iter_mut().enumerate() {
+        let max = span_ns.saturating_mul(u64::from(now.engines[at].max(1)));
         let ns = now.busy_ns[at].saturating_sub(before.busy_ns[at]);
         let (busy, passed) = (
             now.cycles[at].0.saturating_sub(before.cycles[at].0),
             now.cycles[at].1.saturating_sub(before.cycles[at].1),
         );
         let by_cycles = u128::from(span_ns) * u128::from(busy) / u128::from(passed.max(1));
-        *grown = ns.saturating_add(u64::try_from(by_cycles).unwrap_or(u64::MAX)).min(most);
+        *used = ns.saturating_add(u64::try_from(by_cycles).unwrap_or(u64::MAX)).min(max);
     }
-    grown
+    used
 }
 
 #[cfg(test)]
@@ -337,7 +345,7 @@ mod tests {
         drm-engine-capacity-vcs: 2\ndrm-cycles-rcs: 0\ndrm-total-cycles-rcs: 2000\n";
 
     #[test]
-    fn the_texts_of_the_drivers_are_read() {
+    fn parses_fdinfo_of_i915_and_xe() {
         let info = parse(I915).unwrap();
         assert_eq!(
             (&*info.driver, info.client, id(info.pci, &info.driver).to_string()),
@@ -348,21 +356,21 @@ mod tests {
         let info = parse(XE).unwrap();
         assert_eq!(info.cycles[Engine::Video.index()], (500, 2000));
         assert_eq!(id(info.pci, &info.driver).to_string(), "0000:03:00.0");
-        for nobody in [
+        for text in [
             "",
             "pos:\t0\nflags:\t02\n",
             "drm-driver: i915\ndrm-client-id: 7\n",
             "drm-driver: simpledrm\ndrm-pdev: 0000:00:01.0\ndrm-client-id: 1",
         ] {
-            assert_eq!(parse(nobody), None, "{nobody}");
+            assert_eq!(parse(text), None, "{text}");
         }
     }
 
     #[test]
-    fn cycles_become_the_time_that_they_are_of_what_passed() {
+    fn cycles_are_converted_to_time() {
         let now = parse(XE).unwrap();
-        let before = Info { cycles: [(0, 0); ENGINES], ..now.clone() };
-        assert_eq!(grown(&before, &now, Duration::from_secs(1))[Engine::Video.index()], 250_000_000);
+        let before = ClientInfo { cycles: [(0, 0); ENGINES], ..now.clone() };
+        assert_eq!(busy_since(&before, &now, Duration::from_secs(1))[Engine::Video.index()], 250_000_000);
     }
 
     fn tree() -> (tempfile::TempDir, Drm) {
@@ -390,40 +398,40 @@ mod tests {
         fs::write(process.join("fdinfo").join(fd.to_string()), text).unwrap();
     }
 
-    fn look(drm: &mut Drm, jobs: &[u32]) -> Vec<(u32, u64)> {
+    fn poll(drm: &mut Drm, jobs: &[u32]) -> Vec<(u32, u64)> {
         let mut gpus = Vec::new();
-        drm.look(jobs, &mut gpus);
+        drm.poll(jobs, &mut gpus);
         gpus[0].uses.iter().map(|used| (used.pid, used.times[Engine::Video.index()])).collect()
     }
 
     #[test]
-    fn a_client_counts_once_however_many_files_it_has_and_a_job_from_its_beginning() {
+    fn client_with_two_files_counts_once_and_job_from_its_start() {
         let (dir, mut drm) = tree();
         client(dir.path(), 10, 3, 1, 5_000_000);
         client(dir.path(), 10, 4, 1, 5_000_000);
-        assert_eq!(look(&mut drm, &[]), [], "what it used before is nobody's");
+        assert_eq!(poll(&mut drm, &[]), [], "earlier usage is ignored");
         std::thread::sleep(Duration::from_millis(20));
         client(dir.path(), 10, 3, 1, 8_000_000);
         client(dir.path(), 10, 4, 1, 8_000_000);
         client(dir.path(), 11, 3, 2, 2_000_000);
-        assert_eq!(look(&mut drm, &[11]), [(10, 3_000_000), (11, 2_000_000)]);
+        assert_eq!(poll(&mut drm, &[11]), [(10, 3_000_000), (11, 2_000_000)]);
         fs::remove_dir_all(dir.path().join("proc/10")).unwrap();
-        assert_eq!(look(&mut drm, &[11]), []);
+        assert_eq!(poll(&mut drm, &[11]), []);
         assert!(drm.state().is_ok());
     }
 
     #[test]
-    fn a_client_that_finds_no_room_is_counted() {
+    fn client_over_limit_is_counted() {
         let (dir, mut drm) = tree();
-        let most = u32::try_from(MAX_CLIENTS).unwrap();
-        (0..=most).for_each(|number| client(dir.path(), 10, number, number, 0));
+        let max = u32::try_from(MAX_CLIENTS).unwrap();
+        (0..=max).for_each(|number| client(dir.path(), 10, number, number, 0));
         let mut gpus = Vec::new();
-        drm.look(&[], &mut gpus);
+        drm.poll(&[], &mut gpus);
         assert_eq!((drm.clients.len(), gpus[0].dropped), (MAX_CLIENTS, [0, 0, 1]));
     }
 
     #[test]
-    fn without_such_a_gpu_it_is_absent() {
+    fn absent_without_gpu() {
         let empty = tempfile::tempdir().unwrap();
         let drm = Drm::open(empty.path(), empty.path());
         assert_eq!(drm.state().unwrap_err().reason, Reason::Absent);
@@ -431,7 +439,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_text_is_borne(text in "(drm-[a-z-]{0,20}: ?[0-9a-z:. ]{0,30}\n|.{0,40}\n){0,20}") {
+        fn arbitrary_text_does_not_panic(text in "(drm-[a-z-]{0,20}: ?[0-9a-z:. ]{0,30}\n|.{0,40}\n){0,20}") {
             let _ = parse(&text);
         }
     }

@@ -1,7 +1,8 @@
-//! NVIDIA's management library: opening it, losing it, and what it says of every device.
+//! NVIDIA's management library (NVML): loading it, reloading it after a loss, and reading devices.
 //!
-//! It is loaded at run time and every function of it may be missing, so each reading has a state of its own. A call may take long or
-//! never return when a GPU hangs: this runs on the thread of [`super::Gpus`], never on the sampler's.
+//! It is loaded at run time and may lack any function, so each reading has its own state. A call
+//! may block for long or forever when a GPU hangs: this code runs on the thread of
+//! [`super::GpuCollector`], never on the sampler's.
 
 use std::{
     collections::BTreeMap,
@@ -17,109 +18,118 @@ use nvml_wrapper::{
     enums::device::UsedGpuMemory,
     error::NvmlError,
 };
+use units::Unit;
 
 use super::{
-    Clocks, Facts, Gpu, Link, Memory, Resident, Session, Use,
     calls::{self, CODECS},
-    engines::{ENGINES, Engine, GpuId},
-    samples::{MAX_PROCESSES, Samples, by_sessions, unix_us},
+    device::{Clocks, GpuReading, GpuTelemetry, Link, Memory, ProcessMemory, ProcessUsage, Session},
+    engines::{ENGINES, Engine},
+    samples::{MAX_PROCESSES, Samples, unix_us, usage_by_sessions},
 };
 use crate::{
     energy::zone::{Ceiling, Origin, Range, Zone, ZoneId, ZoneKind},
-    state::{Reason, Unavailable},
-    units::Unit,
+    host::{
+        availability::{Reason, Unavailable},
+        gpu_id::GpuId,
+    },
 };
 
-/// The driver's library, as the loader finds it.
+/// Name of the library for the dynamic loader.
 const LIBRARY: &str = "libnvidia-ml.so.1";
-/// What the driver of the tests' library calls itself.
+/// Prefix of the driver version that the library for tests reports.
 const FAKE: &str = "fake";
-/// Devices of one machine.
+/// Maximum number of devices.
 const MAX_GPUS: u32 = 64;
-/// How often what changes slowly is read: temperatures, clocks, memory, limits, the bus.
-const SLOW_EVERY: Duration = Duration::from_secs(5);
-/// How often a library that is not there, or a device that was lost, is tried again; doubled up to the second while it fails.
+/// Interval of slowly changing readings: temperatures, clocks, memory, limits, PCIe.
+const SLOW_INTERVAL: Duration = Duration::from_secs(5);
+/// First and longest interval between attempts to load a missing library or a lost device; the
+/// interval doubles while they fail.
 const RETRY: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(60));
-/// A counter that has not moved in this time at the start does not count. Boards update it every 20 to 100 ms (arXiv 2312.02741).
-const MOVES_WITHIN: Duration = Duration::from_millis(300);
-/// How old a reading may be, by the same source.
+/// An energy counter that does not change within this time after the start does not work. Boards
+/// update it every 20 to 100 ms (arXiv 2312.02741).
+const COUNTER_TEST_TIME: Duration = Duration::from_millis(300);
+/// Maximum age of a reading, by the same source.
 const UPDATE_NS: u64 = 100_000_000;
 
 /// The library and its devices.
 pub(super) struct Nvidia {
-    /// Where the library is, if not where the loader finds it.
+    /// Configured path of the library.
     path: Option<PathBuf>,
     nvml: Option<Nvml>,
     driver: String,
-    /// True where the library is the tests'.
+    /// True for the library for tests.
     fake: bool,
     devices: Vec<Device>,
-    /// Devices that are there and gave no name.
-    nameless: Vec<String>,
-    /// How many there are for which there is no room.
-    beyond: u32,
+    /// Errors of devices without a valid UUID.
+    unidentified: Vec<String>,
+    /// Number of devices over the limit.
+    over_limit: u32,
     state: Result<(), Unavailable>,
     retry: Retry,
 }
 
-/// When to open the library again.
+/// When to reload the library.
 struct Retry {
     at: Option<Instant>,
-    after: Duration,
+    interval: Duration,
 }
 
 impl Retry {
-    /// True once it is time. Only this takes the moment away: one that came while the devices were being read is not put off.
+    /// Whether the retry is due. Only this call clears the time, so that a retry that becomes due
+    /// while devices are read is not postponed.
     fn is_due(&mut self, now: Instant) -> bool {
         self.at.take_if(|at| *at <= now).is_some()
     }
 
-    /// Sets the next moment, where there is none. `known` are devices that may come back; trying costs nothing where there is no library.
-    fn plan(&mut self, now: Instant, well: bool, known: bool) {
-        if well {
-            (self.at, self.after) = (None, RETRY.0);
+    /// Sets the time of the next retry, if none is set. The interval grows only if devices are
+    /// known, because a retry without a library costs nothing.
+    fn schedule(&mut self, now: Instant, healthy: bool, devices_known: bool) {
+        if healthy {
+            (self.at, self.interval) = (None, RETRY.0);
         } else if self.at.is_none() {
-            self.at = Some(now + self.after);
-            self.after = if known { (self.after * 2).min(RETRY.1) } else { RETRY.0 };
+            self.at = Some(now + self.interval);
+            self.interval = if devices_known { (self.interval * 2).min(RETRY.1) } else { RETRY.0 };
         }
     }
 }
 
-/// One device, for as long as the probe lives.
+/// One device; it is kept while the probe runs.
 struct Device {
     id: GpuId,
     index: u32,
     name: String,
-    energy: Energy,
+    energy: EnergySource,
     ceiling: Ceiling,
     mig: bool,
     state: Result<(), Unavailable>,
-    /// Readings that it refuses, and why.
-    refused: BTreeMap<&'static str, Reason>,
+    /// Readings that the device does not provide, and why.
+    unavailable: BTreeMap<&'static str, Reason>,
     samples: Samples,
-    /// When it was looked at last.
-    looked: Option<Instant>,
-    /// True when its driver may have counted from zero since the look before.
-    anew: bool,
+    /// Time of the last reading.
+    last_read: Option<Instant>,
+    /// True when the energy counter may have been reset since the last reading.
+    counter_reset: bool,
     slow_at: Option<Instant>,
-    facts: Facts,
-    residents: Vec<Resident>,
+    telemetry: GpuTelemetry,
+    process_memory: Vec<ProcessMemory>,
 }
 
-/// Where a device's joules come from.
+/// Source of a device's energy.
 #[derive(Clone, Copy, Debug)]
-enum Energy {
-    /// Its own counter.
+enum EnergySource {
+    /// The device's energy counter.
     Counter,
-    /// Its power, integrated here: microjoules so far, and the last reading in milliwatts with its time.
+    /// Power, integrated here: microjoules so far, and the last reading in milliwatts with its
+    /// time.
     Power(u64, Option<(u32, Instant)>),
-    /// Nothing tells.
+    /// Neither energy nor power is available.
     Nothing,
 }
 
-impl Energy {
-    /// Unit and step in microjoules of what is counted, how its joules are obtained, and where, by a library of this origin.
-    fn counted(self, origin: Origin) -> Option<(Unit, u64, Origin, &'static str)> {
+impl EnergySource {
+    /// Unit, step in microjoules, origin and description of the energy, for a library of this
+    /// origin.
+    fn zone_source(self, origin: Origin) -> Option<(Unit, u64, Origin, &'static str)> {
         let integrated = if origin == Origin::Nvml { Origin::NvmlPower } else { origin };
         match self {
             Self::Counter => Some((Unit::MILLIJOULE, 1000, origin, "nvmlDeviceGetTotalEnergyConsumption")),
@@ -129,7 +139,7 @@ impl Energy {
     }
 }
 
-/// What ends a look at a device, and what only ends one reading.
+/// Whether the error affects the whole device, not only one reading.
 fn is_fatal(error: &NvmlError) -> bool {
     matches!(
         error,
@@ -154,8 +164,8 @@ fn reason(error: &NvmlError) -> Reason {
     }
 }
 
-/// What to tell of a library that cannot be used.
-fn unusable(error: &NvmlError, library: &OsStr) -> Unavailable {
+/// State of a library that cannot be used.
+fn library_unavailable(error: &NvmlError, library: &OsStr) -> Unavailable {
     let library = library.to_string_lossy();
     if let NvmlError::LibloadingError(error) = error
         && Path::new(&*library).exists()
@@ -164,76 +174,79 @@ fn unusable(error: &NvmlError, library: &OsStr) -> Unavailable {
     }
     let detail = match error {
         NvmlError::LibloadingError(_) | NvmlError::LibraryNotFound => format!(
-            "{library} is not here: no NVIDIA driver. In a container give it the driver (docker: --gpus=all), or name the library with --path.nvml"
+            "{library} not found: no NVIDIA driver. In a container, provide the driver (docker: --gpus=all), or set the library with --path.nvml"
         ),
         NvmlError::DriverNotLoaded => {
-            "the library is here and the driver is not loaded: modprobe nvidia, and look at dmesg".to_owned()
+            "the library exists and the driver is not loaded: run modprobe nvidia, and see dmesg".to_owned()
         }
-        // Whoever uses a GPU first makes them, and the probe has dropped the right to.
+        // The first user of a GPU creates the device files; the probe has dropped the capability
+        // to.
         _ if Path::new("/proc/driver/nvidia/version").exists() && !Path::new("/dev/nvidiactl").exists() => {
-            "the driver is loaded and /dev/nvidiactl is not there: nvidia-modprobe -u -c 0, or let nvidia-persistenced run".to_owned()
+            "the driver is loaded and /dev/nvidiactl does not exist: run nvidia-modprobe -u -c 0, or start nvidia-persistenced".to_owned()
         }
         NvmlError::NoPermission | NvmlError::OperatingSystem => {
-            "the driver may not be opened: run as root, and give a container /dev/nvidiactl and /dev/nvidiaN".to_owned()
+            "cannot open the driver: permission denied; run as root, and provide /dev/nvidiactl and /dev/nvidiaN to a container".to_owned()
         }
         NvmlError::LibRmVersionMismatch => {
-            "library and kernel module are of two versions, as after an update: load the new module, or start the machine anew".to_owned()
+            "library and kernel module have two versions, as after an update: load the new module, or restart the machine".to_owned()
         }
         error => format!("{library}: {error}"),
     };
     Unavailable::new(reason(error), detail)
 }
 
-fn lost(error: &NvmlError) -> Unavailable {
-    let what = match error {
+fn device_lost(error: &NvmlError) -> Unavailable {
+    let detail = match error {
         NvmlError::GpuLost => {
-            "the GPU has fallen off the bus; dmesg tells the Xid, and a reset or a cold start brings it back"
+            "the GPU has fallen off the bus; see dmesg for the Xid; a reset or a cold start may recover it"
         }
-        NvmlError::ResetRequired => "the GPU wants a reset: nvidia-smi --gpu-reset, when nothing uses it",
-        NvmlError::LibRmVersionMismatch => "the driver was exchanged under its library",
+        NvmlError::ResetRequired => "the GPU needs a reset: run nvidia-smi --gpu-reset while no process uses it",
+        NvmlError::LibRmVersionMismatch => "the driver was replaced while its library was loaded",
         _ => "the driver was unloaded",
     };
-    Unavailable::new(Reason::Broken, format!("{what} ({error}). Its counters stand; it is tried again"))
+    Unavailable::new(Reason::Broken, format!("{detail} ({error}). Its counters keep their values; it is retried"))
 }
 
-/// Asks for a reading that the device may not have. Gives nothing where it does not; fails where the device is lost.
-fn ask<T>(
-    refused: &mut BTreeMap<&'static str, Reason>,
-    what: &'static str,
+/// Takes a reading that the device may not provide. Returns `None` if it does not; fails if the
+/// device is lost.
+fn read_optional<T>(
+    unavailable: &mut BTreeMap<&'static str, Reason>,
+    name: &'static str,
     reading: impl FnOnce() -> Result<T, NvmlError>,
 ) -> Result<Option<T>, NvmlError> {
-    // What is not there or not allowed stays so until the library is opened again.
-    if matches!(refused.get(what), Some(Reason::Absent | Reason::Denied)) {
+    // Absent and denied readings stay so until the library is loaded again.
+    if matches!(unavailable.get(name), Some(Reason::Absent | Reason::Denied)) {
         return Ok(None);
     }
     match reading() {
         Ok(value) => {
-            refused.remove(what);
+            unavailable.remove(name);
             Ok(Some(value))
         }
         Err(error) if is_fatal(&error) => Err(error),
         Err(error) => {
-            refused.insert(what, reason(&error));
+            unavailable.insert(name, reason(&error));
             Ok(None)
         }
     }
 }
 
-/// A list of the driver's that may be empty, and that may grow between asking for its length and for itself.
-fn listed<T>(list: impl Fn() -> Result<Vec<T>, NvmlError>) -> Result<Vec<T>, NvmlError> {
-    let again = || match list() {
+/// Reads a list of the driver that may be empty, and that may grow between the queries of its
+/// length and of its elements.
+fn read_list<T>(list: impl Fn() -> Result<Vec<T>, NvmlError>) -> Result<Vec<T>, NvmlError> {
+    let retried = || match list() {
         Err(NvmlError::InsufficientSize(_)) => list(),
         other => other,
     };
-    match again() {
-        // What "no process used anything" looks like (rust-nvml/nvml-wrapper#56).
+    match retried() {
+        // These mean that no process used the GPU (rust-nvml/nvml-wrapper#56).
         Err(NvmlError::NotFound | NvmlError::NoData) => Ok(Vec::new()),
         other => other,
     }
 }
 
 impl Nvidia {
-    /// Opens the library and its devices.
+    /// Loads the library and opens its devices.
     pub(super) fn open(path: Option<PathBuf>) -> Self {
         let mut this = Self {
             path,
@@ -241,57 +254,60 @@ impl Nvidia {
             driver: String::new(),
             fake: false,
             devices: Vec::new(),
-            nameless: Vec::new(),
-            beyond: 0,
+            unidentified: Vec::new(),
+            over_limit: 0,
             state: Ok(()),
-            retry: Retry { at: None, after: RETRY.0 },
+            retry: Retry { at: None, interval: RETRY.0 },
         };
         this.load();
         this
     }
 
-    /// Until when there is nothing to look at; `None` where there is something.
-    pub(super) fn sleeps_until(&self) -> Option<Instant> {
+    /// Time before which no device can appear; `None` if there is one.
+    pub(super) fn sleep_until(&self) -> Option<Instant> {
         self.retry.at.filter(|_| self.devices.is_empty())
     }
 
-    /// How the library stands.
+    /// State of the source.
     pub(super) fn state(&self) -> Result<(), Unavailable> {
         self.state.clone()?;
         match self.devices.iter().find_map(|device| device.state.as_ref().err().map(|why| (device, why))) {
             Some((device, why)) => {
                 Err(Unavailable::new(why.reason, format!("GPU {} ({}): {}", device.index, device.id, why.detail)))
             }
-            None if !self.nameless.is_empty() => Err(Unavailable::new(Reason::Broken, self.nameless.join("; "))),
-            None if self.beyond > 0 => Err(Unavailable::new(
+            None if !self.unidentified.is_empty() => {
+                Err(Unavailable::new(Reason::Broken, self.unidentified.join("; ")))
+            }
+            None if self.over_limit > 0 => Err(Unavailable::new(
                 Reason::Broken,
-                format!("{} GPUs beyond the first {MAX_GPUS} are not read", self.beyond),
+                format!("{} GPUs beyond the first {MAX_GPUS} are not read", self.over_limit),
             )),
             None => Ok(()),
         }
     }
 
-    /// What was found, for people.
+    /// Description of library and devices for `doctor` and the sources.
     pub(super) fn detail(&self) -> String {
         let mut detail = format!("{} GPUs, driver {}", self.devices.len(), self.driver);
         if self.devices.len() == 1 {
             detail = format!("1 GPU, driver {}", self.driver);
         }
-        let of = |kind: fn(&Energy) -> bool| self.devices.iter().filter(|device| kind(&device.energy)).count();
-        let integrated = of(|energy| matches!(energy, Energy::Power(..)));
+        let count = |kind: fn(&EnergySource) -> bool| self.devices.iter().filter(|device| kind(&device.energy)).count();
+        let integrated = count(|energy| matches!(energy, EnergySource::Power(..)));
         if integrated > 0 {
-            detail += &format!("; {integrated} without an energy counter that counts: power is integrated");
+            detail += &format!("; {integrated} without a working energy counter: power is integrated");
         }
-        let nothing = of(|energy| matches!(energy, Energy::Nothing));
-        if nothing > 0 {
-            detail += &format!("; {nothing} tell neither energy nor power");
+        let without = count(|energy| matches!(energy, EnergySource::Nothing));
+        if without > 0 {
+            detail += &format!("; {without} report neither energy nor power");
         }
         let mig = self.devices.iter().filter(|device| device.mig).count();
         if mig > 0 {
-            detail += &format!("; {mig} in MIG mode: who uses its engines is not told, its joules stay unattributed");
+            detail +=
+                &format!("; {mig} in MIG mode: the driver reports no usage by process, the energy stays unattributed");
         }
         if self.fake {
-            detail += "; FAKE: nothing of this is measured, the library is made for tests";
+            detail += "; FAKE: nothing is measured, this library is for tests";
         }
         detail
     }
@@ -302,56 +318,57 @@ impl Nvidia {
             Ok(nvml) => {
                 self.driver = nvml.sys_driver_version().unwrap_or_else(|_| "unknown".to_owned());
                 self.fake = self.driver.starts_with(FAKE);
-                self.state = self.devices_of(&nvml).map_err(|error| unusable(&error, &library));
-                if self.state.is_ok() && self.devices.is_empty() && self.nameless.is_empty() {
+                self.state = self.refresh_devices(&nvml).map_err(|error| library_unavailable(&error, &library));
+                if self.state.is_ok() && self.devices.is_empty() && self.unidentified.is_empty() {
                     self.state = Err(Unavailable::new(Reason::Absent, "the driver is loaded and has no GPU"));
                 }
                 self.nvml = Some(nvml);
             }
-            Err(error) => self.state = Err(unusable(&error, &library)),
+            Err(error) => self.state = Err(library_unavailable(&error, &library)),
         }
-        self.plan_retry();
+        self.schedule_retry();
     }
 
-    /// When to open the library again: while it, or one of its devices, cannot be used.
-    fn plan_retry(&mut self) {
-        // Opening it again does not make room.
-        let devices = self.devices.iter().all(|device| device.state.is_ok()) && self.nameless.is_empty();
-        self.retry.plan(Instant::now(), self.state.is_ok() && devices, !self.devices.is_empty());
+    /// Schedules a reload of the library while it, or one of its devices, is unusable.
+    fn schedule_retry(&mut self) {
+        // Devices over the limit are no reason to reload.
+        let devices = self.devices.iter().all(|device| device.state.is_ok()) && self.unidentified.is_empty();
+        self.retry.schedule(Instant::now(), self.state.is_ok() && devices, !self.devices.is_empty());
     }
 
-    /// Meets the devices: those of before by their names, whatever their numbers are now.
-    fn devices_of(&mut self, nvml: &Nvml) -> Result<(), NvmlError> {
-        self.nameless.clear();
+    /// Updates the list of devices. Known devices are found by UUID, because indices may change.
+    fn refresh_devices(&mut self, nvml: &Nvml) -> Result<(), NvmlError> {
+        self.unidentified.clear();
         let mut new = Vec::new();
         let count = nvml.device_count()?;
-        self.beyond = count.saturating_sub(MAX_GPUS);
+        self.over_limit = count.saturating_sub(MAX_GPUS);
         for index in 0..count.min(MAX_GPUS) {
-            let met = nvml.device_by_index(index).and_then(|handle| Ok((handle.uuid()?, handle)));
-            let (uuid, handle) = match met {
-                Ok(met) => met,
+            let opened = nvml.device_by_index(index).and_then(|handle| Ok((handle.uuid()?, handle)));
+            let (uuid, handle) = match opened {
+                Ok(opened) => opened,
                 Err(error) => {
-                    // One that we know and that is lost says so by itself.
+                    // A known device that is lost has a state of its own.
                     if !self.devices.iter().any(|known| known.index == index) {
-                        self.nameless.push(format!("GPU {index}: {error}"));
+                        self.unidentified.push(format!("GPU {index}: {error}"));
                     }
                     continue;
                 }
             };
             let Ok(id) = uuid.parse::<GpuId>() else {
-                self.nameless.push(format!("GPU {index} has a name that is none: {uuid:?}"));
+                self.unidentified.push(format!("GPU {index} has an invalid UUID: {uuid:?}"));
                 continue;
             };
             let mig = handle.mig_mode().is_ok_and(|mode| mode.current == 1);
             if let Some(known) = self.devices.iter_mut().find(|known| known.id == id) {
                 if known.state.is_err() {
-                    // Whether its driver was loaded anew cannot be told from a counter that is higher: a young one may be. One that
-                    // was well all the time, while another was tried again, counts on.
+                    // The counter value does not show whether the driver was reloaded: a reset
+                    // counter may already be higher. A device that was usable all the time, while
+                    // another one was retried, continues to count.
                     known.samples.restart();
-                    (known.looked, known.anew) = (None, true);
+                    (known.last_read, known.counter_reset) = (None, true);
                 }
                 (known.index, known.mig, known.state, known.slow_at) = (index, mig, Ok(()), None);
-                known.refused.clear();
+                known.unavailable.clear();
                 continue;
             }
             let milliwatts = handle
@@ -361,65 +378,65 @@ impl Nvidia {
             new.push(Device {
                 id,
                 index,
-                name: exporter::label::clean(&handle.name().unwrap_or_else(|_| "unknown".to_owned())),
-                energy: Energy::Nothing,
+                name: metrics::label::sanitize(&handle.name().unwrap_or_else(|_| "unknown".to_owned())),
+                energy: EnergySource::Nothing,
                 ceiling: milliwatts.map_or(Ceiling::learned(ZoneKind::Gpu(id)), |milliwatts| {
                     Ceiling::Limit(u64::from(milliwatts) * 1000)
                 }),
                 mig,
                 state: Ok(()),
-                refused: BTreeMap::new(),
+                unavailable: BTreeMap::new(),
                 samples: Samples::start(),
-                looked: None,
-                anew: false,
+                last_read: None,
+                counter_reset: false,
                 slow_at: None,
-                facts: Facts::default(),
-                residents: Vec::new(),
+                telemetry: GpuTelemetry::default(),
+                process_memory: Vec::new(),
             });
         }
-        let counts: Vec<bool> = counting(nvml, &new);
-        for (mut device, counts) in new.into_iter().zip(counts) {
+        let counters_work: Vec<bool> = working_counters(nvml, &new);
+        for (mut device, counter_works) in new.into_iter().zip(counters_work) {
             let power = || nvml.device_by_index(device.index).and_then(|handle| handle.power_usage());
-            device.energy = match counts {
-                true => Energy::Counter,
-                false if power().is_ok() => Energy::Power(0, None),
-                false => Energy::Nothing,
+            device.energy = match counter_works {
+                true => EnergySource::Counter,
+                false if power().is_ok() => EnergySource::Power(0, None),
+                false => EnergySource::Nothing,
             };
             self.devices.push(device);
         }
         Ok(())
     }
 
-    /// Looks at every device once.
-    /// Gives when their energy was read.
-    pub(super) fn look(&mut self, gpus: &mut Vec<Gpu>) -> Instant {
+    /// Reads every device once, and returns the time of the energy readings.
+    pub(super) fn poll(&mut self, gpus: &mut Vec<GpuReading>) -> Instant {
         if self.retry.is_due(Instant::now()) {
-            // Shut down first: a library that is open does not see what changed below it.
+            // Unload it first: an open library does not notice changes of the driver.
             self.nvml = None;
             self.load();
         }
         let nvml = self.nvml.as_ref();
-        // Energy of all first, so that they are of one moment: now, for the library may have taken seconds to open.
+        // Read the energy of all devices first, so that the readings belong to one moment. Take the
+        // time now, because loading the library may have taken seconds.
         let at = Instant::now();
         let raw: Vec<Option<Result<u64, String>>> =
             self.devices.iter_mut().map(|device| device.read_energy(nvml)).collect();
         let origin = if self.fake { Origin::Fake } else { Origin::Nvml };
         for (device, raw) in self.devices.iter_mut().zip(raw) {
-            gpus.push(device.look(nvml, raw, origin, at));
+            gpus.push(device.read(nvml, raw, origin, at));
         }
-        self.plan_retry();
+        self.schedule_retry();
         at
     }
 }
 
-/// Which of the devices have an energy counter that moves.
-fn counting(nvml: &Nvml, devices: &[Device]) -> Vec<bool> {
+/// For each device, whether it has an energy counter that changes.
+fn working_counters(nvml: &Nvml, devices: &[Device]) -> Vec<bool> {
     let read = |device: &Device| nvml.device_by_index(device.index)?.total_energy_consumption();
     let first: Vec<Option<u64>> = devices.iter().map(|device| read(device).ok()).collect();
     let mut moved = vec![false; devices.len()];
-    let end = Instant::now() + MOVES_WITHIN;
-    let waits = |moved: &[bool]| moved.iter().zip(&first).any(|(moved, first)| !moved && first.is_some());
-    while waits(&moved) && Instant::now() < end {
+    let end = Instant::now() + COUNTER_TEST_TIME;
+    let pending = |moved: &[bool]| moved.iter().zip(&first).any(|(moved, first)| !moved && first.is_some());
+    while pending(&moved) && Instant::now() < end {
         std::thread::sleep(Duration::from_millis(10));
         for ((device, first), moved) in devices.iter().zip(&first).zip(&mut moved) {
             *moved |= first.is_some() && read(device).is_ok_and(|now| Some(now) != *first);
@@ -435,7 +452,7 @@ impl Device {
 
     fn zone(&self, origin: Origin) -> Option<Zone> {
         let id = ZoneId { package: None, kind: ZoneKind::Gpu(self.id) };
-        let (unit, step_uj, origin, how) = self.energy.counted(origin)?;
+        let (unit, step_uj, origin, function) = self.energy.zone_source(origin)?;
         Some(Zone {
             id,
             unit,
@@ -443,70 +460,76 @@ impl Device {
             step_uj,
             update_ns: UPDATE_NS,
             ceiling: self.ceiling,
-            place: format!("GPU {}: {how}", self.index),
+            location: format!("GPU {}: {function}", self.index),
             origin: Some(origin),
         })
     }
 
     fn read_energy(&mut self, nvml: Option<&Nvml>) -> Option<Result<u64, String>> {
         if self.state.is_err() {
-            self.forget_power();
-            return (!matches!(self.energy, Energy::Nothing)).then(|| Err("the GPU is lost".to_owned()));
+            self.discard_power();
+            return (!matches!(self.energy, EnergySource::Nothing)).then(|| Err("the GPU is lost".to_owned()));
         }
         let handle = self.handle(nvml);
         let read = match &mut self.energy {
-            Energy::Nothing => return None,
-            Energy::Counter => handle.and_then(|handle| handle.total_energy_consumption()),
-            Energy::Power(sum, last) => handle.and_then(|handle| handle.power_usage()).map(|milliwatts| {
+            EnergySource::Nothing => return None,
+            EnergySource::Counter => handle.and_then(|handle| handle.total_energy_consumption()),
+            EnergySource::Power(sum, last) => handle.and_then(|handle| handle.power_usage()).map(|milliwatts| {
                 let now = Instant::now();
                 if let Some((before, at)) = last.replace((milliwatts, now)) {
-                    let mean_mw = u128::from(before) + u128::from(milliwatts);
-                    // Milliwatts times nanoseconds, twice: 2 · 10^6 of them are a microjoule.
-                    let grown = mean_mw * (now - at).as_nanos() / 2_000_000;
-                    *sum = sum.saturating_add(u64::try_from(grown).unwrap_or(u64::MAX));
+                    let sum_mw = u128::from(before) + u128::from(milliwatts);
+                    // The mean is half of the sum; 10^6 mW·ns are one microjoule.
+                    let delta_uj = sum_mw * (now - at).as_nanos() / 2_000_000;
+                    *sum = sum.saturating_add(u64::try_from(delta_uj).unwrap_or(u64::MAX));
                 }
                 *sum
             }),
         };
         Some(match read {
             Ok(value) => {
-                self.refused.remove("energy");
+                self.unavailable.remove("energy");
                 Ok(value)
             }
             Err(error) => {
-                self.forget_power();
+                self.discard_power();
                 if is_fatal(&error) {
-                    self.state = Err(lost(&error));
+                    self.state = Err(device_lost(&error));
                 } else {
-                    self.refused.insert("energy", reason(&error));
+                    self.unavailable.insert("energy", reason(&error));
                 }
                 Err(error.to_string())
             }
         })
     }
 
-    /// What is used from now to the next reading is not known, and a line over a gap would be a guess.
-    fn forget_power(&mut self) {
-        if let Energy::Power(_, last) = &mut self.energy {
+    /// Discards the last power reading, so that no energy is interpolated over a gap.
+    fn discard_power(&mut self) {
+        if let EnergySource::Power(_, last) = &mut self.energy {
             *last = None;
         }
     }
 
-    fn look(&mut self, nvml: Option<&Nvml>, raw: Option<Result<u64, String>>, origin: Origin, now: Instant) -> Gpu {
-        let mut read = Read { settled: true, ..Read::default() };
+    fn read(
+        &mut self,
+        nvml: Option<&Nvml>,
+        raw: Option<Result<u64, String>>,
+        origin: Origin,
+        now: Instant,
+    ) -> GpuReading {
+        let mut usage = DeviceUsage { complete: true, ..DeviceUsage::default() };
         if self.state.is_ok() {
-            match self.handle(nvml).and_then(|handle| self.read(&handle, now)) {
-                Ok(of_device) => read = of_device,
-                Err(error) if is_fatal(&error) => self.state = Err(lost(&error)),
+            match self.handle(nvml).and_then(|handle| self.read_usage(&handle, now)) {
+                Ok(device_usage) => usage = device_usage,
+                Err(error) if is_fatal(&error) => self.state = Err(device_lost(&error)),
                 Err(error) => self.state = Err(Unavailable::new(reason(&error), error.to_string())),
             }
         }
         if self.state.is_err() {
-            // Nothing of what it said before holds.
-            (self.facts, self.slow_at) = (Facts::default(), None);
-            self.residents.clear();
+            // The previous values are no longer valid.
+            (self.telemetry, self.slow_at) = (GpuTelemetry::default(), None);
+            self.process_memory.clear();
         }
-        Gpu {
+        GpuReading {
             id: self.id,
             index: Some(self.index),
             name: self.name.clone(),
@@ -515,30 +538,31 @@ impl Device {
             zone: self.zone(origin),
             raw,
             mig: self.mig,
-            facts: self.facts.clone(),
-            sessions: read.sessions,
-            residents: self.residents.clone(),
-            uses: read.uses,
-            rest: read.rest,
-            refused: self.refused.clone(),
+            telemetry: self.telemetry.clone(),
+            sessions: usage.sessions,
+            process_memory: self.process_memory.clone(),
+            uses: usage.uses,
+            idle: usage.idle,
+            unavailable: self.unavailable.clone(),
             dropped: self.samples.dropped,
-            anew: std::mem::take(&mut self.anew),
-            settled: read.settled,
+            counter_reset: std::mem::take(&mut self.counter_reset),
+            complete: usage.complete,
         }
     }
 
-    fn read(&mut self, handle: &Handle<'_>, now: Instant) -> Result<Read, NvmlError> {
+    fn read_usage(&mut self, handle: &Handle<'_>, now: Instant) -> Result<DeviceUsage, NvmlError> {
         let unix_us = unix_us();
-        let refused = &mut self.refused;
-        let facts = &mut self.facts;
-        facts.power_mw = ask(refused, "power", || handle.power_usage())?;
-        facts.throttle = ask(refused, "throttle", || handle.current_throttle_reasons())?.map(|reasons| reasons.bits());
-        let rates = ask(refused, "utilization", || handle.utilization_rates())?;
-        let encoder = ask(refused, "encoder", || handle.encoder_utilization())?;
-        let decoder = ask(refused, "decoder", || handle.decoder_utilization())?;
-        let jpeg = ask(refused, "jpeg", || calls::utilization(handle, Engine::Jpeg))?;
-        let ofa = ask(refused, "ofa", || calls::utilization(handle, Engine::Ofa))?;
-        facts.engines = [None; ENGINES];
+        let unavailable = &mut self.unavailable;
+        let telemetry = &mut self.telemetry;
+        telemetry.power_mw = read_optional(unavailable, "power", || handle.power_usage())?;
+        telemetry.throttle =
+            read_optional(unavailable, "throttle", || handle.current_throttle_reasons())?.map(|reasons| reasons.bits());
+        let rates = read_optional(unavailable, "utilization", || handle.utilization_rates())?;
+        let encoder = read_optional(unavailable, "encoder", || handle.encoder_utilization())?;
+        let decoder = read_optional(unavailable, "decoder", || handle.decoder_utilization())?;
+        let jpeg = read_optional(unavailable, "jpeg", || calls::utilization(handle, Engine::Jpeg))?;
+        let ofa = read_optional(unavailable, "ofa", || calls::utilization(handle, Engine::Ofa))?;
+        telemetry.engines = [None; ENGINES];
         for (engine, percent) in [
             (Engine::Sm, rates.as_ref().map(|rates| rates.gpu)),
             (Engine::Memory, rates.as_ref().map(|rates| rates.memory)),
@@ -547,66 +571,68 @@ impl Device {
             (Engine::Jpeg, jpeg),
             (Engine::Ofa, ofa),
         ] {
-            // More than all of it is a driver's slip, and not a figure.
-            facts.engines[engine.index()] =
+            // More than 100 % is a driver error.
+            telemetry.engines[engine.index()] =
                 percent.filter(|percent| *percent <= 100).map(|percent| f64::from(percent) / 100.0);
         }
-        let sessions = ask(refused, "encoder_sessions", || listed(|| calls::encoder_sessions(handle)))?;
+        let sessions =
+            read_optional(unavailable, "encoder_sessions", || read_list(|| calls::encoder_sessions(handle)))?;
         let since_us = self.samples.since_us(unix_us);
-        let samples = ask(refused, "process_utilization", || listed(|| calls::samples(handle, since_us)))?;
-        if self.slow_at.is_none_or(|at| now.duration_since(at) >= SLOW_EVERY) {
+        let samples =
+            read_optional(unavailable, "process_utilization", || read_list(|| calls::samples(handle, since_us)))?;
+        if self.slow_at.is_none_or(|at| now.duration_since(at) >= SLOW_INTERVAL) {
             self.slow_at = Some(now);
-            read_slow(handle, refused, facts)?;
-            self.residents = residents(handle, refused)?;
+            read_slow(handle, unavailable, telemetry)?;
+            self.process_memory = read_process_memory(handle, unavailable)?;
         }
 
         let sessions = sessions.unwrap_or_default();
-        let span = self.looked.replace(now).map_or(Duration::ZERO, |before| now.duration_since(before));
-        let told = self.facts.engines.iter().flatten();
-        let quiet = told.clone().next().is_some() && told.into_iter().all(|ratio| *ratio == 0.0);
-        let (uses, settled) = match samples {
+        let span = self.last_read.replace(now).map_or(Duration::ZERO, |before| now.duration_since(before));
+        let reported = self.telemetry.engines.iter().flatten();
+        let engines_idle = reported.clone().next().is_some() && reported.into_iter().all(|ratio| *ratio == 0.0);
+        let (uses, complete) = match samples {
             Some(samples) => {
                 let uses = self.samples.fold(&samples, unix_us, span);
-                let busy = !quiet || !sessions.is_empty() || !uses.is_empty();
-                let settled = self.samples.settled(busy, now, unix_us);
-                (uses, settled)
+                let busy = !engines_idle || !sessions.is_empty() || !uses.is_empty();
+                let complete = self.samples.is_complete(busy, now, unix_us);
+                (uses, complete)
             }
             None => {
                 let mut uses = Vec::new();
-                let encoding = self.facts.engines[Engine::Encoder.index()].unwrap_or(0.0);
-                by_sessions(&mut uses, &sessions, encoding, span, unix_us);
+                let encoding = self.telemetry.engines[Engine::Encoder.index()].unwrap_or(0.0);
+                usage_by_sessions(&mut uses, &sessions, encoding, span, unix_us);
                 (uses, true)
             }
         };
-        let rest = quiet && sessions.is_empty() && uses.is_empty();
-        Ok(Read { sessions, uses, rest, settled })
+        let idle = engines_idle && sessions.is_empty() && uses.is_empty();
+        Ok(DeviceUsage { sessions, uses, idle, complete })
     }
 }
 
-/// What one look at a device says of who uses it.
+/// Usage of a device in one reading.
 #[derive(Default)]
-struct Read {
+struct DeviceUsage {
     sessions: Vec<Session>,
-    uses: Vec<Use>,
-    rest: bool,
-    settled: bool,
+    uses: Vec<ProcessUsage>,
+    idle: bool,
+    complete: bool,
 }
 
-/// What changes slowly.
+/// Reads slowly changing values.
 fn read_slow(
     handle: &Handle<'_>,
-    refused: &mut BTreeMap<&'static str, Reason>,
-    facts: &mut Facts,
+    unavailable: &mut BTreeMap<&'static str, Reason>,
+    telemetry: &mut GpuTelemetry,
 ) -> Result<(), NvmlError> {
-    facts.limit_mw = ask(refused, "power_limit", || handle.enforced_power_limit())?;
-    facts.celsius = ask(refused, "temperature", || handle.temperature(TemperatureSensor::Gpu))?;
-    facts.memory = ask(refused, "memory", || handle.memory_info())?.map(|memory| Memory {
+    telemetry.limit_mw = read_optional(unavailable, "power_limit", || handle.enforced_power_limit())?;
+    telemetry.celsius = read_optional(unavailable, "temperature", || handle.temperature(TemperatureSensor::Gpu))?;
+    telemetry.memory = read_optional(unavailable, "memory", || handle.memory_info())?.map(|memory| Memory {
         total: memory.total,
         used: memory.used,
         free: memory.free,
         reserved: memory.reserved,
     });
-    facts.clocks = ask(refused, "clocks", || {
+    telemetry.clocks = read_optional(unavailable, "clocks", || {
         Ok(Clocks {
             graphics_mhz: handle.clock_info(Clock::Graphics)?,
             sm_mhz: handle.clock_info(Clock::SM)?,
@@ -614,45 +640,50 @@ fn read_slow(
             video_mhz: handle.clock_info(Clock::Video).ok(),
         })
     })?;
-    facts.link = ask(refused, "pcie", || {
+    telemetry.link = read_optional(unavailable, "pcie", || {
         Ok(Link {
             generation: handle.current_pcie_link_gen()?,
             width: handle.current_pcie_link_width()?,
-            most_generation: handle.max_pcie_link_gen()?,
-            most_width: handle.max_pcie_link_width()?,
+            max_generation: handle.max_pcie_link_gen()?,
+            max_width: handle.max_pcie_link_width()?,
             replays: handle.pcie_replay_counter().ok(),
         })
     })?;
-    facts.headroom = Vec::new();
+    telemetry.headroom = Vec::new();
     for (codec, name, reading) in CODECS {
         if let Some(percent) =
-            ask(refused, reading, || calls::capacity(handle, codec))?.filter(|percent| *percent <= 100)
+            read_optional(unavailable, reading, || calls::capacity(handle, codec))?.filter(|percent| *percent <= 100)
         {
-            facts.headroom.push((name, f64::from(percent) / 100.0));
+            telemetry.headroom.push((name, f64::from(percent) / 100.0));
         }
     }
     Ok(())
 }
 
-/// Everybody who holds the device, compute and graphics: a transcode by NVENC alone may stand in either.
-fn residents(handle: &Handle<'_>, refused: &mut BTreeMap<&'static str, Reason>) -> Result<Vec<Resident>, NvmlError> {
-    let compute = ask(refused, "compute_processes", || listed(|| handle.running_compute_processes()))?;
-    let graphics = ask(refused, "graphics_processes", || listed(|| handle.running_graphics_processes()))?;
+/// Memory of all processes, compute and graphics: a process that only uses NVENC may be in either
+/// list.
+fn read_process_memory(
+    handle: &Handle<'_>,
+    unavailable: &mut BTreeMap<&'static str, Reason>,
+) -> Result<Vec<ProcessMemory>, NvmlError> {
+    let compute = read_optional(unavailable, "compute_processes", || read_list(|| handle.running_compute_processes()))?;
+    let graphics =
+        read_optional(unavailable, "graphics_processes", || read_list(|| handle.running_graphics_processes()))?;
     let mut all: BTreeMap<u32, u64> = BTreeMap::new();
     for process in compute.into_iter().chain(graphics).flatten().take(MAX_PROCESSES) {
-        // Who stands in both lists holds one piece of memory.
+        // A process in both lists has the same memory in both.
         let bytes = match process.used_gpu_memory {
             UsedGpuMemory::Used(bytes) => bytes,
             UsedGpuMemory::Unavailable => 0,
         };
-        let most = all.entry(process.pid).or_default();
-        *most = bytes.max(*most);
+        let max = all.entry(process.pid).or_default();
+        *max = bytes.max(*max);
     }
-    Ok(all.into_iter().map(|(pid, bytes)| Resident { pid, bytes: (bytes > 0).then_some(bytes) }).collect())
+    Ok(all.into_iter().map(|(pid, bytes)| ProcessMemory { pid, bytes: (bytes > 0).then_some(bytes) }).collect())
 }
 
-/// Why a GPU does not run as fast as it might, by the bit that says so; the label `reason` of `wattcast_gpu_throttle`.
-pub(crate) const THROTTLES: [(ThrottleReasons, &str); 9] = [
+/// Throttle reasons of a GPU, with the label `reason` of `wattcast_gpu_throttle`.
+pub(crate) const THROTTLE_REASONS: [(ThrottleReasons, &str); 9] = [
     (ThrottleReasons::GPU_IDLE, "idle"),
     (ThrottleReasons::APPLICATIONS_CLOCKS_SETTING, "applications_clocks"),
     (ThrottleReasons::SW_POWER_CAP, "power_cap"),
@@ -669,36 +700,36 @@ mod tests {
     use super::*;
 
     #[test]
-    fn integrated_power_is_never_shown_as_a_counter_and_a_fake_never_as_either() {
-        let origin = |energy: Energy, library| energy.counted(library).map(|(_, _, origin, _)| origin);
-        assert_eq!(origin(Energy::Counter, Origin::Nvml), Some(Origin::Nvml));
-        assert_eq!(origin(Energy::Power(0, None), Origin::Nvml), Some(Origin::NvmlPower));
-        assert_eq!(origin(Energy::Nothing, Origin::Nvml), None);
-        for energy in [Energy::Counter, Energy::Power(0, None)] {
+    fn origin_distinguishes_counter_integrated_power_and_fake() {
+        let origin = |energy: EnergySource, library| energy.zone_source(library).map(|(_, _, origin, _)| origin);
+        assert_eq!(origin(EnergySource::Counter, Origin::Nvml), Some(Origin::Nvml));
+        assert_eq!(origin(EnergySource::Power(0, None), Origin::Nvml), Some(Origin::NvmlPower));
+        assert_eq!(origin(EnergySource::Nothing, Origin::Nvml), None);
+        for energy in [EnergySource::Counter, EnergySource::Power(0, None)] {
             assert_eq!(origin(energy, Origin::Fake), Some(Origin::Fake));
         }
         assert!(Origin::Nvml.is_measured() && Origin::NvmlPower.is_measured() && !Origin::Fake.is_measured());
     }
 
     #[test]
-    fn a_moment_that_comes_while_devices_are_read_is_not_put_off() {
+    fn retry_due_while_reading_devices_is_not_postponed() {
         let (start, second) = (Instant::now(), Duration::from_secs(1));
-        let mut retry = Retry { at: None, after: RETRY.0 };
-        retry.plan(start, false, true);
-        // The look begins before the moment and ends after it.
+        let mut retry = Retry { at: None, interval: RETRY.0 };
+        retry.schedule(start, false, true);
+        // The poll starts before the retry is due and ends after it.
         assert!(!retry.is_due(start + RETRY.0 - second));
-        retry.plan(start + RETRY.0 + second, false, true);
+        retry.schedule(start + RETRY.0 + second, false, true);
         assert!(retry.is_due(start + RETRY.0 + second) && !retry.is_due(start + RETRY.0 * 9));
-        // Twice as long after each that failed, up to the most; from the beginning once all is well.
+        // The interval doubles after each failure, up to the maximum; it is reset after a success.
         let mut waits = Vec::new();
         for _ in 0..4 {
-            retry.plan(start, false, true);
+            retry.schedule(start, false, true);
             waits.push((retry.at.unwrap() - start).as_secs());
             assert!(retry.is_due(start + RETRY.1));
         }
         assert_eq!(waits, [20, 40, 60, 60]);
-        retry.plan(start, true, true);
-        retry.plan(start, false, true);
+        retry.schedule(start, true, true);
+        retry.schedule(start, false, true);
         assert_eq!(retry.at, Some(start + RETRY.0));
     }
 }

@@ -1,5 +1,6 @@
-//! Who used an NVIDIA GPU, from the driver's samples: how long each stands for, which cannot be believed, and whether all who are active have been
-//! heard of. Pure but for the clock on the wall, which the driver stamps its samples with.
+//! Engine time by process on NVIDIA GPUs, from the driver's utilization samples: the time that each
+//! sample covers, which samples are invalid, and whether all active processes were reported.
+//! Free of side effects except that it reads the wall clock, which the driver's timestamps use.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet, btree_map::Entry},
@@ -7,133 +8,145 @@ use std::{
 };
 
 use super::{
-    Session, Use,
+    device::{ProcessUsage, Session},
     engines::{ENGINES, Engine},
 };
 
-/// Processes of one device that are looked at; the rest go without a name.
+/// Maximum number of processes per device; the usage of others is unattributed.
 pub(super) const MAX_PROCESSES: usize = 1024;
-/// The longest sampling period of the driver's: "may be between 1 second and 1/6 second, depending on the product" (nvml.h,
-/// nvmlUtilization_t).
+/// Longest sampling period of the driver: "may be between 1 second and 1/6 second, depending on the
+/// product" (nvml.h, nvmlUtilization_t).
 const PERIOD_US: u64 = 1_000_000;
-/// How far back samples are asked for.
-const ASKED_US: u64 = 3 * PERIOD_US;
-/// A process of which nothing was heard for so long is met anew.
-const FORGOTTEN_US: u64 = 60 * PERIOD_US;
-/// A sample from further ahead than this is of another clock.
-const AHEAD_US: u64 = 1_000_000;
+/// Age up to which samples are requested.
+const LOOKBACK_US: u64 = 3 * PERIOD_US;
+/// After this time without a sample, a process is treated as new.
+const EXPIRY_US: u64 = 60 * PERIOD_US;
+/// A sample with a later timestamp than this uses another clock.
+const MAX_CLOCK_SKEW_US: u64 = 1_000_000;
 
-/// One process in one sampling period of the driver's.
+/// Utilization of one process in one sampling period of the driver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Sample {
+pub(super) struct UtilizationSample {
     pub(super) pid: u32,
     /// End of the period, microseconds of the wall clock.
     pub(super) at_us: u64,
-    /// Of SM, memory, encoder, decoder, JPEG, OFA.
+    /// Utilization of SM, memory, encoder, decoder, JPEG and OFA.
     pub(super) percent: [u32; 6],
 }
 
-/// The samples of one device, process by process: each has a clock of its own, a second or more from the others' in one answer of the driver
-/// (Syllo/nvtop#110).
+/// The samples of one device, by process: in one answer of the driver, the timestamps of processes
+/// may differ by a second or more (Syllo/nvtop#110).
 #[derive(Debug, Default)]
 pub(super) struct Samples {
-    /// What is not after this, in microseconds of the wall clock, was before we looked.
-    floor_us: u64,
-    /// The newest sample of each process that was counted.
+    /// Samples up to this time, in microseconds of the wall clock, are from before the start.
+    start_us: u64,
+    /// Timestamp of the newest counted sample of each process.
     last: HashMap<u32, u64>,
-    /// Who has been heard of since all that were active had been.
-    fresh: HashSet<u32>,
-    /// Since when somebody is waited for.
-    waits: Option<Instant>,
-    /// Samples that were too old, that could not be true, and of processes that found no room.
+    /// Processes reported since usage was last complete.
+    reported: HashSet<u32>,
+    /// Time since which usage is incomplete.
+    incomplete_since: Option<Instant>,
+    /// Dropped samples: stale, impossible, and of processes over the limit.
     pub(super) dropped: [u64; 3],
 }
 
 impl Samples {
-    /// Counts from now.
+    /// Starts counting now.
     pub(super) fn start() -> Self {
-        Self { floor_us: unix_us(), ..Self::default() }
+        Self { start_us: unix_us(), ..Self::default() }
     }
 
-    /// After a loss: what was used meanwhile is nobody's.
+    /// Restarts after a loss: usage during the loss stays unattributed.
     pub(super) fn restart(&mut self) {
         *self = Self { dropped: self.dropped, ..Self::start() };
     }
 
-    /// From when on to ask the driver: some time before now, for a process's newest sample may be older than another's.
+    /// Time since which to request samples: somewhat in the past, because the newest sample of one
+    /// process may be older than that of another.
     pub(super) fn since_us(&self, now_us: u64) -> u64 {
-        now_us.saturating_sub(ASKED_US).max(self.floor_us)
+        now_us.saturating_sub(LOOKBACK_US).max(self.start_us)
     }
 
-    /// Adds up what each process used: percent of an engine times the time that a sample stands for, which begins at the process's sample before
-    /// it, and for one that was silent a sampling period earlier. `span` is the time since the look before.
+    /// Adds up the engine time of each process: utilization times the time that a sample covers.
+    /// This time starts at the process's previous sample, or one sampling period earlier for a
+    /// process without one. `span` is the time since the last poll.
     ///
-    /// The driver's buffer may hold old samples and absurd ones (Syllo/nvtop#91, #110): what is older than was asked for, what is not after the process's last, and
-    /// what is more than an engine has or later than now, is dropped and counted.
-    pub(super) fn fold(&mut self, samples: &[Sample], now_us: u64, span: Duration) -> Vec<Use> {
+    /// The driver's buffer may contain old and absurd samples (Syllo/nvtop#91, #110). Samples that
+    /// are older than requested, not newer than the process's last one, above 100 % or in the
+    /// future are dropped and counted.
+    pub(super) fn fold(&mut self, samples: &[UtilizationSample], now_us: u64, span: Duration) -> Vec<ProcessUsage> {
         let span_us = u64::try_from(span.as_micros()).unwrap_or(u64::MAX);
-        // A clock that was set back must not make every sample to come an old one.
-        if self.floor_us > now_us.saturating_add(AHEAD_US) {
-            self.floor_us = now_us;
+        // After the clock was set back, new samples must not count as old.
+        if self.start_us > now_us.saturating_add(MAX_CLOCK_SKEW_US) {
+            self.start_us = now_us;
         }
-        self.last.retain(|_, at| *at <= now_us.saturating_add(AHEAD_US) && at.saturating_add(FORGOTTEN_US) > now_us);
-        let asked_us = self.since_us(now_us);
-        let mut good = Vec::new();
+        self.last
+            .retain(|_, at| *at <= now_us.saturating_add(MAX_CLOCK_SKEW_US) && at.saturating_add(EXPIRY_US) > now_us);
+        let since_us = self.since_us(now_us);
+        let mut valid = Vec::new();
         for sample in samples {
             let last = self.last.get(&sample.pid).copied();
             let impossible = sample.pid == 0
-                || sample.at_us > now_us.saturating_add(AHEAD_US)
+                || sample.at_us > now_us.saturating_add(MAX_CLOCK_SKEW_US)
                 || sample.percent.iter().any(|percent| *percent > 100);
             if impossible {
                 self.dropped[1] += 1;
-            } else if sample.at_us <= asked_us || last.is_some_and(|last| sample.at_us < last) {
+            } else if sample.at_us <= since_us || last.is_some_and(|last| sample.at_us < last) {
                 self.dropped[0] += 1;
             } else if last != Some(sample.at_us) {
-                good.push(*sample);
+                valid.push(*sample);
             }
         }
-        good.sort_unstable_by_key(|sample| sample.at_us);
-        let mut uses: BTreeMap<u32, Use> = BTreeMap::new();
-        for sample in good {
+        valid.sort_unstable_by_key(|sample| sample.at_us);
+        let mut uses: BTreeMap<u32, ProcessUsage> = BTreeMap::new();
+        for sample in valid {
             let room = uses.len() < MAX_PROCESSES;
             let used = match uses.entry(sample.pid) {
                 Entry::Vacant(_) if !room => {
                     self.dropped[2] += 1;
                     continue;
                 }
-                entry => entry.or_insert(Use { pid: sample.pid, times: [0; ENGINES], at_us: 0 }),
+                entry => entry.or_insert(ProcessUsage { pid: sample.pid, times: [0; ENGINES], at_us: 0 }),
             };
-            let (begun, longest) = match self.last.insert(sample.pid, sample.at_us) {
+            let (start_us, max_us) = match self.last.insert(sample.pid, sample.at_us) {
                 Some(last) => (last, span_us.saturating_add(2 * PERIOD_US)),
-                None => (self.floor_us, span_us.min(PERIOD_US)),
+                None => (self.start_us, span_us.min(PERIOD_US)),
             };
-            let ns = (sample.at_us - begun.min(sample.at_us)).min(longest).saturating_mul(1000);
+            let ns = (sample.at_us - start_us.min(sample.at_us)).min(max_us).saturating_mul(1000);
             used.at_us = sample.at_us;
             for (engine, percent) in used.times.iter_mut().zip(sample.percent) {
                 *engine = engine.saturating_add(ns / 100 * u64::from(percent));
             }
-            self.fresh.insert(sample.pid);
+            self.reported.insert(sample.pid);
         }
         uses.into_values().filter(|used| used.times.iter().any(|ns| *ns > 0)).collect()
     }
 
-    /// True when everybody who was active lately has been heard of, so that joules can be shared: else all of a tick's would go to whoever's
-    /// sample came first. Nobody is waited for longer than two periods.
-    pub(super) fn settled(&mut self, busy: bool, now: Instant, now_us: u64) -> bool {
+    /// Whether all recently active processes were reported, so that energy can be attributed.
+    /// Otherwise the energy of a tick would go to the process whose sample arrives first. Missing
+    /// processes are awaited for at most two periods.
+    pub(super) fn is_complete(&mut self, busy: bool, now: Instant, now_us: u64) -> bool {
         let active = |at: &u64| at.saturating_add(2 * PERIOD_US) > now_us;
-        let mut awaited = self.last.iter().filter(|(pid, at)| active(at) && !self.fresh.contains(pid));
-        let heard = !busy || !self.fresh.is_empty() && awaited.next().is_none();
-        let since = *self.waits.get_or_insert(now);
-        if !heard && now.duration_since(since) < Duration::from_micros(2 * PERIOD_US) {
+        let mut missing = self.last.iter().filter(|(pid, at)| active(at) && !self.reported.contains(pid));
+        let complete = !busy || !self.reported.is_empty() && missing.next().is_none();
+        let since = *self.incomplete_since.get_or_insert(now);
+        if !complete && now.duration_since(since) < Duration::from_micros(2 * PERIOD_US) {
             return false;
         }
-        (self.waits, self.fresh) = (None, HashSet::new());
+        (self.incomplete_since, self.reported) = (None, HashSet::new());
         true
     }
 }
 
-/// Where the driver tells no use by process, the owners of encoder sessions share the time of the encoder, by the pixels that each delivers.
-pub(super) fn by_sessions(uses: &mut Vec<Use>, sessions: &[Session], encoding: f64, span: Duration, at_us: u64) {
+/// Fallback without utilization samples by process: divides the encoder's busy time among encoder
+/// sessions in proportion to their pixel rate.
+pub(super) fn usage_by_sessions(
+    uses: &mut Vec<ProcessUsage>,
+    sessions: &[Session],
+    encoding: f64,
+    span: Duration,
+    at_us: u64,
+) {
     let encoder = Engine::Encoder.index();
     let pixels: u64 = sessions.iter().map(Session::pixels).sum();
     if encoding <= 0.0 || pixels == 0 {
@@ -150,14 +163,14 @@ pub(super) fn by_sessions(uses: &mut Vec<Use>, sessions: &[Session], encoding: f
             None if ns > 0 => {
                 let mut times = [0; ENGINES];
                 times[encoder] = ns;
-                uses.push(Use { pid: session.pid, times, at_us });
+                uses.push(ProcessUsage { pid: session.pid, times, at_us });
             }
             None => {}
         }
     }
 }
 
-/// Microseconds of the wall clock, which the driver stamps its samples with.
+/// Microseconds of the wall clock, which the driver's timestamps use.
 pub(super) fn unix_us() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(now.as_micros()).unwrap_or(u64::MAX)
@@ -171,43 +184,44 @@ mod tests {
 
     const NOW: u64 = 1_800_000_000_000_000;
 
-    fn sample(pid: u32, at_us: u64, encoder: u32) -> Sample {
-        Sample { pid, at_us, percent: [0, 0, encoder, 0, 0, 0] }
+    fn sample(pid: u32, at_us: u64, encoder: u32) -> UtilizationSample {
+        UtilizationSample { pid, at_us, percent: [0, 0, encoder, 0, 0, 0] }
     }
 
-    fn encoder_ns(uses: &[Use], pid: u32) -> u64 {
+    fn encoder_ns(uses: &[ProcessUsage], pid: u32) -> u64 {
         uses.iter().find(|used| used.pid == pid).map_or(0, |used| used.times[Engine::Encoder.index()])
     }
 
-    fn samples(floor_us: u64) -> Samples {
-        Samples { floor_us, ..Samples::default() }
+    fn samples(start_us: u64) -> Samples {
+        Samples { start_us, ..Samples::default() }
     }
 
     const SECOND: Duration = Duration::from_secs(1);
 
     #[test]
-    fn a_sample_stands_for_the_time_since_the_one_before_it() {
-        let mut known = samples(NOW - 1_000_000);
+    fn sample_covers_time_since_previous_sample() {
+        let mut state = samples(NOW - 1_000_000);
         let both = [sample(7, NOW - 400_000, 50), sample(7, NOW, 100), sample(8, NOW, 10)];
-        let uses = known.fold(&both, NOW, SECOND);
+        let uses = state.fold(&both, NOW, SECOND);
         // 0.6 s at half, 0.4 s at full; 1 s at a tenth.
         assert_eq!((encoder_ns(&uses, 7), encoder_ns(&uses, 8)), (700_000_000, 100_000_000));
-        // The driver gives them again, and they count once.
-        assert_eq!((known.fold(&both[1..], NOW, SECOND), known.dropped), (vec![], [0, 0, 0]));
+        // Samples that the driver returns again count only once.
+        assert_eq!((state.fold(&both[1..], NOW, SECOND), state.dropped), (vec![], [0, 0, 0]));
     }
 
     #[test]
-    fn what_is_older_than_was_asked_for_is_nobodys_however_long_we_run() {
-        let mut known = samples(NOW - 20_000_000);
-        // Of one who is not known, and of one who was forgotten: the driver's buffer goes on giving it.
-        let uses = known.fold(&[sample(1, NOW - 8_000_000, 50), sample(7, NOW - 100_000, 50)], NOW, SECOND);
-        assert_eq!((encoder_ns(&uses, 1), encoder_ns(&uses, 7), known.dropped), (0, 500_000_000, [1, 0, 0]));
+    fn samples_older_than_requested_are_dropped() {
+        let mut state = samples(NOW - 20_000_000);
+        // The driver keeps returning samples of unknown and expired processes.
+        let uses = state.fold(&[sample(1, NOW - 8_000_000, 50), sample(7, NOW - 100_000, 50)], NOW, SECOND);
+        assert_eq!((encoder_ns(&uses, 1), encoder_ns(&uses, 7), state.dropped), (0, 500_000_000, [1, 0, 0]));
     }
 
     #[test]
-    fn each_process_has_a_clock_of_its_own() {
-        // Two that use the same, whose samples come half a second apart, and one of them only in every other answer.
-        let mut known = samples(NOW);
+    fn each_process_has_its_own_sample_times() {
+        // Two processes with the same usage, whose samples come half a second apart; one of them is
+        // only in every other answer.
+        let mut state = samples(NOW);
         let (mut sums, mut now) = ([0, 0], NOW);
         for second in 1..=20 {
             now = NOW + second * 1_000_000;
@@ -215,59 +229,59 @@ mod tests {
             if second % 2 == 0 {
                 answer.push(sample(2, now - 600_000, 40));
             }
-            let uses = known.fold(&answer, now, SECOND);
+            let uses = state.fold(&answer, now, SECOND);
             sums = [sums[0] + encoder_ns(&uses, 1), sums[1] + encoder_ns(&uses, 2)];
         }
         let expected = |at: u64| (at - NOW) * 1000 / 100 * 40;
         assert_eq!(sums[0], expected(now - 100_000));
-        // What the slower one did before its first sample counts for one period.
+        // The usage of the slower process before its first sample counts for one period.
         assert_eq!(sums[1], expected(now - 600_000) - 160_000_000);
-        assert_eq!(known.dropped, [0, 0, 0]);
+        assert_eq!(state.dropped, [0, 0, 0]);
     }
 
     #[test]
-    fn joules_wait_until_all_who_are_active_were_heard_of_and_not_for_ever() {
-        let mut known = samples(NOW);
+    fn complete_when_all_active_processes_reported_or_timeout() {
+        let mut state = samples(NOW);
         let start = Instant::now();
         let tick = |number: u64| (NOW + number * 200_000, start + Duration::from_millis(200 * number));
-        let mut settled = Vec::new();
+        let mut complete = Vec::new();
         for number in 1..=20 {
             let (now_us, now) = tick(number);
-            // Samples of a second's period, in ticks of a fifth.
-            let answer: Vec<Sample> = match number % 5 {
+            // Samples with a period of one second, in ticks of 200 ms.
+            let answer: Vec<UtilizationSample> = match number % 5 {
                 0 => vec![sample(1, now_us, 30)],
                 2 => vec![sample(2, now_us, 30)],
                 _ => vec![],
             };
-            known.fold(&answer, now_us, Duration::from_millis(200));
-            if known.settled(true, now, now_us) {
-                settled.push(number);
+            state.fold(&answer, now_us, Duration::from_millis(200));
+            if state.is_complete(true, now, now_us) {
+                complete.push(number);
             }
         }
-        assert_eq!(settled, [2, 7, 12, 17], "when the slower of both was heard of");
-        // One that is silent is not waited for longer than two periods; and at rest nobody is.
+        assert_eq!(complete, [2, 7, 12, 17], "when the slower process is reported");
+        // A missing process is awaited for at most two periods, and not at all if the GPU is idle.
         let (now_us, now) = tick(21);
-        assert!(!known.settled(true, now, now_us) && known.settled(true, now + 2 * SECOND, now_us + 2_000_000));
-        assert!(known.settled(false, now + 2 * SECOND, now_us + 2_000_000));
+        assert!(!state.is_complete(true, now, now_us) && state.is_complete(true, now + 2 * SECOND, now_us + 2_000_000));
+        assert!(state.is_complete(false, now + 2 * SECOND, now_us + 2_000_000));
     }
 
     #[test]
-    fn neither_a_loss_nor_a_clock_that_is_set_makes_a_sample_stand_for_longer_than_there_was() {
-        let mut known = samples(NOW);
-        known.fold(&[sample(7, NOW + 1, 50)], NOW + 1, SECOND);
+    fn loss_or_clock_change_does_not_extend_a_sample() {
+        let mut state = samples(NOW);
+        state.fold(&[sample(7, NOW + 1, 50)], NOW + 1, SECOND);
         // An hour ahead.
         let later = NOW + 3_600_000_000;
-        assert_eq!(encoder_ns(&known.fold(&[sample(7, later, 50)], later, SECOND), 7), 500_000_000);
+        assert_eq!(encoder_ns(&state.fold(&[sample(7, later, 50)], later, SECOND), 7), 500_000_000);
         // And back again.
-        let uses = known.fold(&[sample(7, NOW + 2_000_000, 50)], NOW + 2_000_000, SECOND);
+        let uses = state.fold(&[sample(7, NOW + 2_000_000, 50)], NOW + 2_000_000, SECOND);
         assert_eq!(encoder_ns(&uses, 7), 500_000_000);
-        known.restart();
-        assert_eq!(known.fold(&[sample(7, NOW, 50)], unix_us(), SECOND), [], "before the loss");
+        state.restart();
+        assert_eq!(state.fold(&[sample(7, NOW, 50)], unix_us(), SECOND), [], "before the loss");
     }
 
     #[test]
-    fn what_is_old_is_dropped_and_so_is_what_cannot_be() {
-        let mut known = samples(NOW - 500_000);
+    fn stale_and_impossible_samples_are_dropped() {
+        let mut state = samples(NOW - 500_000);
         let bad = [
             sample(7, NOW - 500_000, 50),
             sample(7, NOW - 600_000, 50),
@@ -275,43 +289,43 @@ mod tests {
             sample(0, NOW, 5),
             sample(9, NOW + 2_000_000, 5),
         ];
-        assert_eq!((known.fold(&bad, NOW, SECOND), known.dropped), (vec![], [2, 3, 0]));
+        assert_eq!((state.fold(&bad, NOW, SECOND), state.dropped), (vec![], [2, 3, 0]));
     }
 
     #[test]
-    fn who_finds_no_room_is_counted() {
-        let mut known = samples(NOW - 1_000_000);
-        let most = u32::try_from(MAX_PROCESSES).unwrap();
-        let all: Vec<Sample> = (1..=most + 1).map(|pid| sample(pid, NOW, 1)).collect();
-        assert_eq!(known.fold(&all, NOW, SECOND).len(), MAX_PROCESSES);
-        assert_eq!(known.dropped, [0, 0, 1]);
+    fn processes_over_limit_are_counted() {
+        let mut state = samples(NOW - 1_000_000);
+        let max = u32::try_from(MAX_PROCESSES).unwrap();
+        let all: Vec<UtilizationSample> = (1..=max + 1).map(|pid| sample(pid, NOW, 1)).collect();
+        assert_eq!(state.fold(&all, NOW, SECOND).len(), MAX_PROCESSES);
+        assert_eq!(state.dropped, [0, 0, 1]);
     }
 
     #[test]
-    fn where_no_samples_are_told_the_encoder_is_shared_by_the_pixels_of_its_sessions() {
+    fn encoder_time_is_divided_by_pixel_rate_of_sessions() {
         let session = |pid, width, fps| Session { pid, codec: "h264", width, height: 1000, fps, latency_us: 0 };
         let sessions = [session(1, 3000, 30), session(2, 1000, 30), session(1, 0, 30)];
         let mut uses = Vec::new();
-        by_sessions(&mut uses, &sessions, 0.4, SECOND, NOW);
+        usage_by_sessions(&mut uses, &sessions, 0.4, SECOND, NOW);
         assert_eq!((encoder_ns(&uses, 1), encoder_ns(&uses, 2)), (300_000_000, 100_000_000));
     }
 
     proptest! {
-        /// Whatever the driver's buffer holds, nobody used an engine for longer than there was time.
+        /// For any samples, no process uses an engine for longer than the time that passed.
         #[test]
-        fn nobody_uses_an_engine_longer_than_there_was_time(
+        fn engine_time_never_exceeds_elapsed_time(
             samples in prop::collection::vec((0u32..5, 0u64..3_000_000, prop::array::uniform6(0u32..120)), 0..60),
         ) {
-            let samples: Vec<Sample> =
-                samples.into_iter().map(|(pid, back, percent)| Sample { pid, at_us: NOW + 500_000 - back, percent }).collect();
-            let floor = NOW - 1_000_000;
-            let mut known = self::samples(floor);
+            let samples: Vec<UtilizationSample> =
+                samples.into_iter().map(|(pid, back, percent)| UtilizationSample { pid, at_us: NOW + 500_000 - back, percent }).collect();
+            let start = NOW - 1_000_000;
+            let mut state = self::samples(start);
             let count = samples.len();
-            let uses = known.fold(&samples, NOW, SECOND);
+            let uses = state.fold(&samples, NOW, SECOND);
             for used in &uses {
-                prop_assert!(used.times.iter().all(|ns| *ns <= (used.at_us - floor) * 1000), "{used:?}");
+                prop_assert!(used.times.iter().all(|ns| *ns <= (used.at_us - start) * 1000), "{used:?}");
             }
-            prop_assert!(usize::try_from(known.dropped.iter().sum::<u64>()).unwrap() <= count);
+            prop_assert!(usize::try_from(state.dropped.iter().sum::<u64>()).unwrap() <= count);
         }
     }
 }

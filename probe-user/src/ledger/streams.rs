@@ -1,30 +1,37 @@
-//! What jobs and their streams cost: parts of what their container, or row, was given.
+//! Energy of jobs and of their streams, as parts of the energy of their container or row.
 //!
-//! A job's part is its CPU time over its container's, since the container was last given joules. A process's clock and the
-//! container's figure are read a moment apart, so jobs that together seem to have run more than their container share what it has: streams never
-//! sum above it. A job with several outputs under no common name divides its part by their pixels.
+//! A job's part is its CPU time over the CPU time of its container, since the container's last
+//! split. The clock of a process and the figure of its container are read at slightly different
+//! times, so jobs that together appear to have run longer than their container share what it has:
+//! streams never sum above it. A job with several outputs without a common name splits its part by
+//! the pixels of the outputs.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
 };
 
-use super::{AccountId, Closed, Holder, close};
-use crate::{energy::zone::Origin, jobs::Job, units::Microjoules};
+use units::Microjoules;
 
-/// How a stream's part of its container was found.
+use super::{
+    split::{Split, split_proportionally},
+    totals::AccountId,
+};
+use crate::{containers::ChargeTarget, energy::zone::Origin, jobs::Job};
+
+/// How a stream's part of its container is determined.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum By {
-    /// It is a process: by its CPU time.
+pub enum ShareBasis {
+    /// The stream is a process: CPU time.
     Process,
-    /// It is one output of a process of several: by the pixels that each delivers.
+    /// The stream is one of several outputs of a process: delivered pixels.
     Pixels,
-    /// The same, and the command line does not tell the pixels: evenly.
+    /// As `Pixels`, but the command line does not contain the pixels: equal parts.
     Outputs,
 }
 
-impl By {
-    /// The label value.
+impl ShareBasis {
+    /// Value of the label `share`.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -35,57 +42,57 @@ impl By {
     }
 }
 
-/// Weights of who used a GPU: by who is given joules, `None` where nobody is known, and by job.
-pub type UseClaims = BTreeMap<(Option<Holder>, Option<u32>), u64>;
+/// Weights of GPU use, by charge target (`None` where it is unknown) and job.
+pub type EngineClaims = BTreeMap<(Option<ChargeTarget>, Option<u32>), u64>;
 
-/// Where a stream runs.
+/// Number of no job: the part of a target that belongs to none of its jobs.
+const NO_JOB: u32 = u32::MAX;
+
+/// The container of a stream.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Place {
-    /// In a container, by the probe's number for it.
-    Container(u32),
-    /// In a row of its own, by that row's name: the next job of the name has another row, and carries the same series on.
+pub enum StreamContainer {
+    /// A container, by the probe's number for it.
+    Number(u32),
+    /// A row of the stream's own, which has the stream's name. The next job of this name has
+    /// another row and continues the same series.
     Own,
-    /// In none that has series.
-    Nowhere,
+    /// None with series.
+    None,
 }
 
-/// A stream: one series, however many jobs follow each other under its name.
+/// Identity of a stream. All jobs of this identity, one after another, have one series.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct StreamId {
-    /// Its name.
     pub name: String,
-    /// Where it runs.
-    pub place: Place,
-    /// What it is encoded with, as far as known.
+    pub container: StreamContainer,
+    /// The encoder; empty when it is unknown.
     pub codec: String,
-    /// How its part was found.
-    pub by: By,
+    pub basis: ShareBasis,
 }
 
-/// A job and what it cost so far.
+/// A job, its streams and its energy.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Running {
-    /// Who.
+pub struct JobUsage {
     pub job: Arc<Job>,
-    /// Its streams, with what each weighs and which output it is, the first where it is several.
+    /// The streams, with their weights and the index of their (first) output.
     pub streams: Vec<(StreamId, u64, usize)>,
-    /// What it ran since it began.
+    /// CPU time since the start of the job.
     pub ran_ns: u64,
-    /// What it was given since then, by how that was obtained.
+    /// Energy since the start of the job, by source.
     pub joules: BTreeMap<Origin, Microjoules>,
-    /// When it was seen to have ended, unix nanoseconds.
+    /// End of the job in unix nanoseconds, as observed.
     pub ended: Option<i64>,
-    /// What it, and what its holder, had run when each root was last given out.
-    at_root: Vec<(u64, u64)>,
+    /// CPU time of the job and of its target at the last split of each root.
+    at_last_split: Vec<(u64, u64)>,
 }
 
 /// All jobs, and all streams since the start.
 #[derive(Clone, Debug, Default)]
 pub struct Streams {
-    jobs: BTreeMap<u32, Running>,
+    jobs: BTreeMap<u32, JobUsage>,
     totals: BTreeMap<(StreamId, Origin), Microjoules>,
-    /// CPU time since the start, by who is given joules.
-    held_ns: HashMap<Holder, u64>,
+    /// CPU time since the start, by charge target.
+    target_ns: HashMap<ChargeTarget, u64>,
     limit: usize,
     dropped: u64,
 }
@@ -97,195 +104,199 @@ impl Streams {
         Self { limit, ..Self::default() }
     }
 
-    /// A job began.
+    /// Adds a job that started.
     pub fn begin(&mut self, job: &Job, roots: usize) {
-        let holder = job.charged();
-        let held = self.held_ns.get(&holder).copied().unwrap_or(0);
+        let target_ns = self.target_time(job.charged_to());
         let mut streams = streams(job);
-        // A series more for each stream that has none; over the ceiling a job keeps its own figures and has no series.
-        let new = streams.iter().filter(|(id, ..)| !self.known(id)).count();
-        if new > 0 && self.distinct() + new > self.limit {
+        // Above the limit a job keeps its own figures and has no series.
+        let new = streams.iter().filter(|(id, ..)| !self.has_series(id)).count();
+        if new > 0 && self.series() + new > self.limit {
             self.dropped += 1;
             streams.clear();
         }
-        let running = Running {
+        let usage = JobUsage {
             job: Arc::new(job.clone()),
             streams,
             ran_ns: 0,
             joules: BTreeMap::new(),
             ended: None,
-            at_root: vec![(0, held); roots],
+            at_last_split: vec![(0, target_ns); roots],
         };
-        self.jobs.insert(job.number, running);
+        self.jobs.insert(job.number, usage);
     }
 
-    fn known(&self, id: &StreamId) -> bool {
-        self.jobs.values().any(|running| running.streams.iter().any(|(known, ..)| known == id))
+    fn target_time(&self, target: ChargeTarget) -> u64 {
+        self.target_ns.get(&target).copied().unwrap_or(0)
     }
 
-    /// Streams that have series, or will.
-    fn distinct(&self) -> usize {
-        let all = self.jobs.values().flat_map(|running| running.streams.iter().map(|(id, ..)| id));
-        all.collect::<std::collections::BTreeSet<_>>().len()
+    fn has_series(&self, id: &StreamId) -> bool {
+        self.jobs.values().any(|usage| usage.streams.iter().any(|(known, ..)| known == id))
     }
 
-    /// There are more roots now, which have given nothing yet.
-    pub fn extend(&mut self, roots: usize) {
-        let held = &self.held_ns;
-        for running in self.jobs.values_mut().filter(|running| running.at_root.len() < roots) {
-            let now = (running.ran_ns, held.get(&running.job.charged()).copied().unwrap_or(0));
-            running.at_root.resize(roots, now);
+    /// Number of streams that have series, or will have.
+    fn series(&self) -> usize {
+        let all = self.jobs.values().flat_map(|usage| usage.streams.iter().map(|(id, ..)| id));
+        all.collect::<BTreeSet<_>>().len()
+    }
+
+    /// Extends every job to `roots` accounting roots. The new roots have had no split yet.
+    pub fn add_roots(&mut self, roots: usize) {
+        let target_ns = &self.target_ns;
+        for usage in self.jobs.values_mut().filter(|usage| usage.at_last_split.len() < roots) {
+            let now = (usage.ran_ns, target_ns.get(&usage.job.charged_to()).copied().unwrap_or(0));
+            usage.at_last_split.resize(roots, now);
         }
     }
 
-    /// A job ended at this moment.
+    /// Marks a job as ended.
     pub fn end(&mut self, number: u32, unix_ns: i64) {
-        if let Some(running) = self.jobs.get_mut(&number) {
-            running.ended = Some(unix_ns);
+        if let Some(usage) = self.jobs.get_mut(&number) {
+            usage.ended = Some(unix_ns);
         }
     }
 
-    /// A job is shown no more; neither are streams that no other job carries on.
-    pub fn forget(&mut self, number: u32) {
-        let Some(gone) = self.jobs.remove(&number) else { return };
-        for (id, ..) in gone.streams {
-            if !self.known(&id) {
+    /// Removes a job, and its streams unless another job continues them.
+    pub fn remove(&mut self, number: u32) {
+        let Some(removed) = self.jobs.remove(&number) else { return };
+        for (id, ..) in removed.streams {
+            if !self.has_series(&id) {
                 self.totals.retain(|(known, _), _| *known != id);
             }
         }
     }
 
-    /// What each job ran since it began. Gives what those ran now that have rows of their own: the row's holder before, the row, and how long.
-    pub fn ran(&mut self, clocks: &[(u32, u64)]) -> Vec<(Holder, u32, u64)> {
+    /// Updates the CPU time of each job since its start. For every job with a row of its own that
+    /// ran, returns the target that includes its CPU time, its row, and the nanoseconds that it
+    /// ran.
+    pub fn update_clocks(&mut self, clocks: &[(u32, u64)]) -> Vec<(ChargeTarget, u32, u64)> {
         let mut own = Vec::new();
         for (number, ran_ns) in clocks {
-            let Some(running) = self.jobs.get_mut(number) else { continue };
-            let grown = ran_ns.saturating_sub(running.ran_ns);
-            running.ran_ns = running.ran_ns.max(*ran_ns);
-            if let (Some(container), true) = (running.job.own, grown > 0) {
-                own.push((running.job.holder, container, grown));
+            let Some(usage) = self.jobs.get_mut(number) else { continue };
+            let grown = ran_ns.saturating_sub(usage.ran_ns);
+            usage.ran_ns = usage.ran_ns.max(*ran_ns);
+            if let (Some(container), true) = (usage.job.own_container, grown > 0) {
+                own.push((usage.job.charge_target, container, grown));
             }
         }
         own
     }
 
-    /// Adds CPU time of somebody who is given joules.
-    pub fn hold(&mut self, holder: Holder, ns: u64) {
-        let held = self.held_ns.entry(holder).or_default();
-        *held = held.saturating_add(ns);
+    /// Adds CPU time of a charge target.
+    pub fn add_target_time(&mut self, target: ChargeTarget, ns: u64) {
+        let sum = self.target_ns.entry(target).or_default();
+        *sum = sum.saturating_add(ns);
     }
 
-    /// A container's series end.
-    pub fn release(&mut self, number: u32) {
-        self.held_ns.remove(&Holder::Container(number));
+    /// Removes a container whose series end.
+    pub fn remove_container(&mut self, number: u32) {
+        self.target_ns.remove(&ChargeTarget::Container(number));
     }
 
-    /// Divides what one root gave among the jobs of those it gave it to.
-    pub fn divide(&mut self, root: usize, id: AccountId, closed: &Closed<Holder>) {
+    /// Splits the shares of one root's split among the jobs of each target, by CPU time.
+    pub fn split_by_cpu_time(&mut self, root: usize, id: AccountId, split: &Split<ChargeTarget>) {
         if self.jobs.is_empty() {
             return;
         }
-        let given: HashMap<Holder, Microjoules> = closed.shares.iter().copied().collect();
-        let mut claims: BTreeMap<Holder, Vec<(u32, u64)>> = BTreeMap::new();
-        let mut held: HashMap<Holder, u64> = HashMap::new();
-        for (number, running) in &mut self.jobs {
-            let holder = running.job.charged();
-            let now = self.held_ns.get(&holder).copied().unwrap_or(0);
-            let Some(at) = running.at_root.get_mut(root) else { continue };
-            let (ran, held_ns) = (running.ran_ns.saturating_sub(at.0), now.saturating_sub(at.1));
-            *at = (running.ran_ns, now);
-            if ran > 0 {
-                claims.entry(holder).or_default().push((*number, ran));
-                held.entry(holder).and_modify(|most| *most = held_ns.max(*most)).or_insert(held_ns);
+        let shares: HashMap<ChargeTarget, Microjoules> = split.shares.iter().copied().collect();
+        let mut claims: BTreeMap<ChargeTarget, Vec<(u32, u64)>> = BTreeMap::new();
+        let mut target_ns: HashMap<ChargeTarget, u64> = HashMap::new();
+        for (number, usage) in &mut self.jobs {
+            let target = usage.job.charged_to();
+            let now = self.target_ns.get(&target).copied().unwrap_or(0);
+            let Some(last) = usage.at_last_split.get_mut(root) else { continue };
+            let (job_ns, all_ns) = (usage.ran_ns.saturating_sub(last.0), now.saturating_sub(last.1));
+            *last = (usage.ran_ns, now);
+            if job_ns > 0 {
+                claims.entry(target).or_default().push((*number, job_ns));
+                target_ns.entry(target).and_modify(|most| *most = all_ns.max(*most)).or_insert(all_ns);
             }
         }
-        for (holder, jobs) in claims {
-            let (Some(all), Some(held)) = (given.get(&holder), held.get(&holder)) else { continue };
-            let ran = jobs.iter().fold(0, |sum: u64, (_, ns)| sum.saturating_add(*ns));
-            // What of the holder ran that is no job: a shell, another program.
+        for (target, jobs) in claims {
+            let (Some(energy), Some(all_ns)) = (shares.get(&target), target_ns.get(&target)) else { continue };
+            let jobs_ns = jobs.iter().fold(0, |sum: u64, (_, ns)| sum.saturating_add(*ns));
+            // The other processes of the target: a shell, another program.
             let mut weights: Vec<(u32, u64)> = jobs;
-            weights.push((u32::MAX, held.saturating_sub(ran)));
-            self.give(*all, &weights, id.origin);
+            weights.push((NO_JOB, all_ns.saturating_sub(jobs_ns)));
+            self.attribute(*energy, &weights, id.origin);
         }
     }
 
-    /// Divides what one GPU gave among the jobs of those it gave it to, by what each used of its engines.
-    pub fn divide_by_use(&mut self, origin: Origin, closed: &Closed<Holder>, claims: &UseClaims) {
+    /// Splits the shares of a GPU's split among the jobs of each target, by engine use.
+    pub fn split_by_engine_use(&mut self, origin: Origin, split: &Split<ChargeTarget>, claims: &EngineClaims) {
         if self.jobs.is_empty() {
             return;
         }
-        for (holder, all) in &closed.shares {
-            let of_holder = claims.range((Some(*holder), None)..=(Some(*holder), Some(u32::MAX)));
-            // Who is no job keeps its part under a number that no job has.
+        for (target, energy) in &split.shares {
+            let of_target = claims.range((Some(*target), None)..=(Some(*target), Some(u32::MAX)));
             let weights: Vec<(u32, u64)> =
-                of_holder.map(|((_, job), weight)| (job.unwrap_or(u32::MAX), *weight)).collect();
-            if weights.iter().any(|(job, _)| *job != u32::MAX) {
-                self.give(*all, &weights, origin);
+                of_target.map(|((_, job), weight)| (job.unwrap_or(NO_JOB), *weight)).collect();
+            if weights.iter().any(|(job, _)| *job != NO_JOB) {
+                self.attribute(*energy, &weights, origin);
             }
         }
     }
 
-    /// Divides joules among jobs, and what each gets among its streams.
-    fn give(&mut self, all: Microjoules, weights: &[(u32, u64)], origin: Origin) {
-        for (number, joules) in close(all, Microjoules::ZERO, weights).shares {
-            let Some(running) = self.jobs.get_mut(&number) else { continue };
-            *running.joules.entry(origin).or_default() += joules;
-            let weights: Vec<_> =
-                running.streams.iter().enumerate().map(|(at, (_, weight, _))| (at, *weight)).collect();
-            for (at, joules) in close(joules, Microjoules::ZERO, &weights).shares {
-                *self.totals.entry((running.streams[at].0.clone(), origin)).or_default() += joules;
+    /// Splits energy among jobs, and each job's part among its streams.
+    fn attribute(&mut self, energy: Microjoules, weights: &[(u32, u64)], origin: Origin) {
+        for (number, energy) in split_proportionally(energy, Microjoules::ZERO, weights).shares {
+            let Some(usage) = self.jobs.get_mut(&number) else { continue };
+            *usage.joules.entry(origin).or_default() += energy;
+            let weights: Vec<_> = usage.streams.iter().enumerate().map(|(at, (_, weight, _))| (at, *weight)).collect();
+            for (at, energy) in split_proportionally(energy, Microjoules::ZERO, &weights).shares {
+                *self.totals.entry((usage.streams[at].0.clone(), origin)).or_default() += energy;
             }
         }
     }
 
-    /// Every stream with series, and its joules since the start.
+    /// Energy of every stream with series since the start.
     pub fn totals(&self) -> impl Iterator<Item = (&StreamId, Origin, Microjoules)> {
-        self.totals.iter().map(|((id, origin), joules)| (id, *origin, *joules))
+        self.totals.iter().map(|((id, origin), energy)| (id, *origin, *energy))
     }
 
-    /// Every job that is shown, by number.
-    pub fn jobs(&self) -> impl Iterator<Item = &Running> {
+    /// All jobs, by number.
+    pub fn jobs(&self) -> impl Iterator<Item = &JobUsage> {
         self.jobs.values()
     }
 
-    /// Jobs without series, because there were too many streams.
+    /// Number of jobs without series because of the limit.
     #[must_use]
     pub fn dropped(&self) -> u64 {
         self.dropped
     }
 }
 
-/// The streams of a job, with what each weighs.
+/// The streams of a job, with their weights and output indices.
 fn streams(job: &Job) -> Vec<(StreamId, u64, usize)> {
-    let place = match (job.own, job.holder) {
-        (Some(_), _) => Place::Own,
-        (None, Holder::Container(number)) => Place::Container(number),
-        (None, _) => Place::Nowhere,
+    let container = match (job.own_container, job.charge_target) {
+        (Some(_), _) => StreamContainer::Own,
+        (None, ChargeTarget::Container(number)) => StreamContainer::Number(number),
+        (None, _) => StreamContainer::None,
     };
     let outputs = &job.command.outputs;
     let codec = || outputs.iter().map(|output| &*output.codec).find(|codec| !codec.is_empty()).unwrap_or_default();
-    let id = |name: &str, codec: &str, by| StreamId {
+    let id = |name: &str, codec: &str, basis| StreamId {
         name: name.to_owned(),
-        place: place.clone(),
+        container: container.clone(),
         codec: codec.to_owned(),
-        by,
+        basis,
     };
     if let Some(name) = job.command.stream() {
-        return vec![(id(name, codec(), By::Process), 1, 0)];
+        return vec![(id(name, codec(), ShareBasis::Process), 1, 0)];
     }
     if outputs.is_empty() {
-        return vec![(id("unnamed", "", By::Process), 1, 0)];
+        return vec![(id("unnamed", "", ShareBasis::Process), 1, 0)];
     }
-    // An output without a rate of its own has that of another: the source's.
+    // An output without a frame rate has the rate of another output, which is the rate of the
+    // source.
     let rate = outputs.iter().find_map(|output| output.millifps).unwrap_or(25_000);
     let pixels: Option<Vec<u64>> = outputs.iter().map(|output| output.pixels(Some(rate))).collect();
-    let (by, weights) = match pixels {
-        Some(pixels) => (By::Pixels, pixels),
-        None => (By::Outputs, vec![1; outputs.len()]),
+    let (basis, weights) = match pixels {
+        Some(pixels) => (ShareBasis::Pixels, pixels),
+        None => (ShareBasis::Outputs, vec![1; outputs.len()]),
     };
     let mut all: Vec<(StreamId, u64, usize)> = Vec::new();
     for (at, (output, weight)) in outputs.iter().zip(weights).enumerate() {
-        let id = id(&output.name, &output.codec, by);
+        let id = id(&output.name, &output.codec, basis);
         match all.iter_mut().find(|(known, ..)| *known == id) {
             Some((_, sum, _)) => *sum = sum.saturating_add(weight),
             None => all.push((id, weight, at)),
@@ -301,8 +312,8 @@ mod tests {
     use super::*;
     use crate::{
         energy::zone::{ZoneId, ZoneKind},
-        jobs::command::Command,
-        topology::PackageId,
+        host::topology::PackageId,
+        jobs::command_line::CommandLine,
     };
 
     fn root() -> AccountId {
@@ -310,74 +321,74 @@ mod tests {
     }
 
     fn job(number: u32, container: u32, line: &str) -> Job {
-        let command = Command::parse(line.replace(' ', "\0").as_bytes());
-        Job { number, holder: Holder::Container(container), own: None, unix_ns: 0, command }
+        let command = CommandLine::parse(line.replace(' ', "\0").as_bytes());
+        Job { number, charge_target: ChargeTarget::Container(container), own_container: None, unix_ns: 0, command }
     }
 
-    fn closed(container: u32, uj: u64) -> Closed<Holder> {
-        close(Microjoules(uj), Microjoules::ZERO, &[(Holder::Container(container), 1)])
+    fn split(container: u32, uj: u64) -> Split<ChargeTarget> {
+        split_proportionally(Microjoules(uj), Microjoules::ZERO, &[(ChargeTarget::Container(container), 1)])
     }
 
-    fn told(streams: &Streams) -> Vec<(String, &'static str, u64)> {
-        streams.totals().map(|(id, _, joules)| (id.name.clone(), id.by.as_str(), joules.0)).collect()
+    fn totals(streams: &Streams) -> Vec<(String, &'static str, u64)> {
+        streams.totals().map(|(id, _, joules)| (id.name.clone(), id.basis.as_str(), joules.0)).collect()
     }
 
     #[test]
-    fn jobs_get_their_time_s_part_and_the_shell_beside_them_keeps_its_own() {
+    fn jobs_get_their_share_and_a_shell_keeps_its_own() {
         let mut streams = Streams::new(10);
         streams.begin(&job(1, 7, "ffmpeg -i a a.mp4"), 1);
         streams.begin(&job(2, 7, "ffmpeg -i b b.mp4"), 1);
-        streams.ran(&[(1, 300), (2, 600)]);
-        streams.hold(Holder::Container(7), 1000);
-        streams.divide(0, root(), &closed(7, 10_000));
-        assert_eq!(told(&streams), [("a".into(), "process", 3000), ("b".into(), "process", 6000)]);
+        streams.update_clocks(&[(1, 300), (2, 600)]);
+        streams.add_target_time(ChargeTarget::Container(7), 1000);
+        streams.split_by_cpu_time(0, root(), &split(7, 10_000));
+        assert_eq!(totals(&streams), [("a".into(), "process", 3000), ("b".into(), "process", 6000)]);
     }
 
     #[test]
-    fn a_ladder_is_divided_by_its_pixels_or_evenly_where_they_are_not_told() {
+    fn a_ladder_is_split_by_pixels_or_evenly_without_them() {
         let mut streams = Streams::new(10);
         streams.begin(&job(1, 7, "ffmpeg -i a -s 1280x720 hi.mp4 -s 640x360 lo.mp4"), 1);
         streams.begin(&job(2, 8, "ffmpeg -i a x.mp4 y.mp4"), 1);
-        streams.ran(&[(1, 100), (2, 100)]);
-        streams.hold(Holder::Container(7), 100);
-        streams.hold(Holder::Container(8), 100);
-        streams.divide(0, root(), &closed(7, 10_000));
-        streams.divide(0, root(), &closed(8, 10_000));
-        assert_eq!(told(&streams)[..2], [("hi".into(), "pixels", 8000), ("lo".into(), "pixels", 2000)]);
+        streams.update_clocks(&[(1, 100), (2, 100)]);
+        streams.add_target_time(ChargeTarget::Container(7), 100);
+        streams.add_target_time(ChargeTarget::Container(8), 100);
+        streams.split_by_cpu_time(0, root(), &split(7, 10_000));
+        streams.split_by_cpu_time(0, root(), &split(8, 10_000));
+        assert_eq!(totals(&streams)[..2], [("hi".into(), "pixels", 8000), ("lo".into(), "pixels", 2000)]);
     }
 
     #[test]
-    fn a_series_goes_on_from_job_to_job_and_ends_with_the_last() {
+    fn a_series_continues_across_jobs_and_ends_with_the_last() {
         let mut streams = Streams::new(1);
         for number in 0..2 {
             streams.begin(&job(number, 7, "ffmpeg -i a cam.mp4"), 1);
-            streams.ran(&[(number, 100)]);
-            streams.hold(Holder::Container(7), 100);
-            streams.divide(0, root(), &closed(7, 500));
+            streams.update_clocks(&[(number, 100)]);
+            streams.add_target_time(ChargeTarget::Container(7), 100);
+            streams.split_by_cpu_time(0, root(), &split(7, 500));
         }
-        assert_eq!(told(&streams), [("cam".into(), "process", 1000)]);
+        assert_eq!(totals(&streams), [("cam".into(), "process", 1000)]);
         streams.begin(&job(2, 7, "ffmpeg -i a other.mp4"), 1);
-        assert_eq!(streams.dropped(), 1, "beyond the ceiling");
-        streams.forget(0);
-        assert_eq!(told(&streams).len(), 1);
-        streams.forget(1);
-        assert!(told(&streams).is_empty());
+        assert_eq!(streams.dropped(), 1, "above the limit");
+        streams.remove(0);
+        assert_eq!(totals(&streams).len(), 1);
+        streams.remove(1);
+        assert!(totals(&streams).is_empty());
     }
 
     #[test]
-    fn a_gpu_s_joules_go_to_the_jobs_that_used_it_whatever_they_ran() {
+    fn gpu_energy_follows_engine_use_and_not_cpu_time() {
         let mut streams = Streams::new(10);
         streams.begin(&job(1, 7, "ffmpeg -i a a.mp4"), 1);
         streams.begin(&job(2, 7, "ffmpeg -i b b.mp4"), 1);
-        streams.extend(2);
-        let container = Some(Holder::Container(7));
+        streams.add_roots(2);
+        let container = Some(ChargeTarget::Container(7));
         let claims = [((container, None), 1), ((container, Some(2)), 3), ((None, None), 9)].into();
-        streams.divide_by_use(Origin::Nvml, &closed(7, 4000), &claims);
-        assert_eq!(told(&streams), [("b".into(), "process", 3000)]);
+        streams.split_by_engine_use(Origin::Nvml, &split(7, 4000), &claims);
+        assert_eq!(totals(&streams), [("b".into(), "process", 3000)]);
     }
 
     proptest! {
-        /// Whatever the clocks say, streams never sum above what their container was given.
+        /// For any clock values, streams never sum above the energy of their container.
         #[test]
         fn streams_never_sum_above_their_container(
             ticks in prop::collection::vec((0u64..5000, prop::collection::vec(0u64..4000, 3), 0u64..1_000_000), 1..20),
@@ -386,17 +397,17 @@ mod tests {
             for number in 0..3 {
                 streams.begin(&job(number, 7, &format!("ffmpeg -i a s{number}.mp4")), 1);
             }
-            let (mut clocks, mut given) = ([0u64; 3], 0);
-            for (held, ran, uj) in ticks {
+            let (mut clocks, mut energy) = ([0u64; 3], 0);
+            for (target_ns, ran, uj) in ticks {
                 clocks.iter_mut().zip(&ran).for_each(|(sum, ran)| *sum += ran);
-                streams.ran(&[(0, clocks[0]), (1, clocks[1]), (2, clocks[2])]);
-                streams.hold(Holder::Container(7), held);
-                streams.divide(0, root(), &closed(7, uj));
-                given += uj;
+                streams.update_clocks(&[(0, clocks[0]), (1, clocks[1]), (2, clocks[2])]);
+                streams.add_target_time(ChargeTarget::Container(7), target_ns);
+                streams.split_by_cpu_time(0, root(), &split(7, uj));
+                energy += uj;
             }
             let sum: u64 = streams.totals().map(|(_, _, joules)| joules.0).sum();
-            let of_jobs: u64 = streams.jobs().flat_map(|running| running.joules.values()).map(|joules| joules.0).sum();
-            prop_assert!(sum <= given && sum == of_jobs, "{} {} {}", sum, of_jobs, given);
+            let of_jobs: u64 = streams.jobs().flat_map(|usage| usage.joules.values()).map(|joules| joules.0).sum();
+            prop_assert!(sum <= energy && sum == of_jobs, "{} {} {}", sum, of_jobs, energy);
         }
     }
 }

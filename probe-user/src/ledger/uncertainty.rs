@@ -1,70 +1,72 @@
-//! How far a container's joules may be from the truth.
+//! Error bounds of the energy of containers.
 //!
-//! What is bounded: the counter's step, its update up to a millisecond before or after the reading at both ends of a tick, the time
-//! between reading energy and reading CPU time, how far the kernel's figure of a running task is behind, the interval of
-//! the idle power, what a second beside a busy hyperthread is worth, and, where a tier cannot tell, which seconds those were or on
-//! which package somebody ran. What is not: the hardware's own bias (RAPL is partly
-//! a model itself), and that a second of one program may cost more than a second of another.
+//! The bounds include: the counter's step; its update up to a millisecond before or after the
+//! reading, at both ends of a tick; the time between the readings of energy and CPU time; the delay
+//! of the kernel's CPU time of a running task; the interval of the idle power; the weight of a
+//! second next to a busy hyperthread; and, where a tier does not report them, the split between
+//! such seconds and others, and between packages. They exclude the bias of the hardware (RAPL is
+//! partly a model itself) and the different power of different programs.
 
-use crate::{cpu::Share, units::Microjoules};
+use units::Microjoules;
 
-/// What a second beside a busy sibling is worth lies between half a second alone and a whole one.
-const SHARED_LEAST: f64 = 0.5;
+use crate::cpu::CpuUsage;
 
-/// Microjoules by which a figure may be off.
+/// A second next to a busy sibling has the weight of half a second to a whole second alone.
+const MIN_SHARED_WEIGHT: f64 = 0.5;
+
+/// Error bound of a figure in microjoules.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Bound {
-    /// From reading at the wrong moment: what one tick has too much, its neighbour has too little.
+    /// From the time of the readings: a surplus of one tick is a deficit of its neighbour.
     pub random: f64,
-    /// From constants that may be wrong in the same direction every time.
+    /// From constants, whose error may have the same sign in every tick.
     pub systematic: f64,
 }
 
 impl Bound {
-    /// All of it.
+    /// Sum of both.
     #[must_use]
     pub fn total(self) -> f64 {
         self.random + self.systematic
     }
 }
 
-/// What one tick of one accounting root was like.
+/// Properties of one tick of one accounting root.
 #[derive(Clone, Copy, Debug)]
 pub struct Conditions {
-    /// Its energy.
     pub measured: Microjoules,
-    /// Of that, nobody's.
+    /// Idle part of the measured energy.
     pub idle: Microjoules,
-    /// Its length.
     pub length_ns: u64,
-    /// The highest power around it, in microwatts: what the counter may have run on with at its ends.
+    /// Highest power in this and the last tick, in microwatts: a limit of the power at its ends.
     pub peak_uw: u64,
-    /// Microjoules in a step of the counter.
+    /// Microjoules per step of the counter.
     pub step_uj: u64,
-    /// How old a reading may be at either end.
+    /// Maximum age of a reading at either end.
     pub update_ns: u64,
-    /// Nanoseconds by which CPU time may belong to another moment than the energy.
+    /// Maximum time between the readings of energy and CPU time.
     pub skew_ns: u64,
-    /// Microwatts by which the idle power may be wrong, at most, either way.
-    pub idle_off_uw: u64,
-    /// CPUs of the root.
+    /// Error bound of the idle power in microwatts.
+    pub idle_bound_uw: u64,
+    /// Number of CPUs of the root.
     pub cpus: u64,
-    /// CPUs that somebody may have run on instead, because nobody knows who ran where; 0 where that is known.
+    /// Number of CPUs of other roots that CPU time may belong to; 0 where CPU time is known by
+    /// package.
     pub cpus_elsewhere: u64,
-    /// True when they share cores, and nobody knows who ran beside whom.
-    pub siblings_untold: bool,
+    /// True when CPUs share cores, and time next to a busy sibling is unknown.
+    pub siblings_unknown: bool,
 }
 
 impl Conditions {
-    /// By how much the energy of the tick itself may be off, in microjoules. Half of it stands for either end.
+    /// Error bound of the measured energy in microjoules, half of it for each end of the tick.
     #[must_use]
     pub fn measured_bound(&self) -> f64 {
-        float(Microjoules::of(self.peak_uw, self.update_ns.saturating_mul(2)).0) + 2.0 * float(self.step_uj)
+        float(Microjoules::from_power(self.peak_uw, self.update_ns.saturating_mul(2)).0) + 2.0 * float(self.step_uj)
     }
 
-    /// By how much the share of somebody may be off who ran `own` of what everybody ran.
+    /// Error bound of the share of a target that used `own` of `all` CPU time.
     #[must_use]
-    pub fn share_bound(&self, own: &Share, all: &Share) -> Bound {
+    pub fn share_bound(&self, own: &CpuUsage, all: &CpuUsage) -> Bound {
         let (own_ns, all_ns) = (own.ns(), all.ns());
         if all_ns == 0 || own_ns == 0 || all.weight == 0 {
             return Bound::default();
@@ -72,51 +74,56 @@ impl Conditions {
         let total = float(all_ns);
         let share = float(own.weight) / float(all.weight);
         let dynamic = float((self.measured - self.idle).0);
-        // At either end, each CPU that was busy for somebody may have its running slice counted in the other tick.
+        // At either end, the running time slice of each busy CPU may be counted in the neighbouring
+        // tick.
         let slices = |ns: u64| float((ns / self.length_ns.max(1) + 1).min(self.cpus.max(1)));
         let late = 2.0 * float(self.skew_ns);
-        let (own_off, rest_off) = (late * slices(own_ns), late * slices(all_ns - own_ns));
-        let share_off = ((own_off * (1.0 - share) + rest_off * share) / total).min(1.0);
-        let random = share * self.measured_bound() + dynamic * share_off;
+        let (own_bound, others_bound) = (late * slices(own_ns), late * slices(all_ns - own_ns));
+        let share_bound = ((own_bound * (1.0 - share) + others_bound * share) / total).min(1.0);
+        let random = share * self.measured_bound() + dynamic * share_bound;
 
-        let idle_off = float(Microjoules::of(self.idle_off_uw, self.length_ns).0);
-        let mut systematic = share * idle_off;
+        let idle_bound = float(Microjoules::from_power(self.idle_bound_uw, self.length_ns).0);
+        let mut systematic = share * idle_bound;
         if own_ns < all_ns {
-            let (own_least, own_most) = self.worth(own.time.alone_ns, own.time.shared_ns);
-            let (rest_least, rest_most) = self.worth(
+            let (own_min, own_max) = self.weight_range(own.time.alone_ns, own.time.shared_ns);
+            let (others_min, others_max) = self.weight_range(
                 all.time.alone_ns.saturating_sub(own.time.alone_ns),
                 all.time.shared_ns.saturating_sub(own.time.shared_ns),
             );
-            let part = |own: f64, rest: f64| if own + rest > 0.0 { own / (own + rest) } else { share };
-            let (least, most) = (part(own_least, rest_most), part(own_most, rest_least));
-            systematic += dynamic * (share - least).max(most - share).max(0.0);
+            let part = |own: f64, others: f64| if own + others > 0.0 { own / (own + others) } else { share };
+            let (min, max) = (part(own_min, others_max), part(own_max, others_min));
+            systematic += dynamic * (share - min).max(max - share).max(0.0);
         }
         Bound { random, systematic }
     }
 
-    /// What time can be worth here, at least and at most, in nanoseconds alone.
-    fn worth(&self, alone_ns: u64, shared_ns: u64) -> (f64, f64) {
-        let most = float(alone_ns) + float(shared_ns);
-        let least =
-            if self.siblings_untold { SHARED_LEAST * most } else { float(alone_ns) + SHARED_LEAST * float(shared_ns) };
+    /// Minimum and maximum weight of CPU time on this root, in nanoseconds alone.
+    fn weight_range(&self, alone_ns: u64, shared_ns: u64) -> (f64, f64) {
+        let max = float(alone_ns) + float(shared_ns);
+        let min = if self.siblings_unknown {
+            MIN_SHARED_WEIGHT * max
+        } else {
+            float(alone_ns) + MIN_SHARED_WEIGHT * float(shared_ns)
+        };
         if self.cpus_elsewhere == 0 {
-            return (least, most);
+            return (min, max);
         }
-        let fits = |cpus: u64| float(cpus.saturating_mul(self.length_ns));
-        ((least - fits(self.cpus_elsewhere)).max(0.0), most.min(fits(self.cpus)))
+        let capacity = |cpus: u64| float(cpus.saturating_mul(self.length_ns));
+        ((min - capacity(self.cpus_elsewhere)).max(0.0), max.min(capacity(self.cpus)))
     }
 }
 
-/// The bound of a sum over ticks in a row: what lies between them cancels or at worst wanders, what lies at both ends does not.
+/// Bound of a sum over consecutive ticks. Errors between two ticks cancel, or at worst add like a
+/// random walk; those at both ends do not.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Sum {
+pub struct BoundSum {
     squares: f64,
     systematic: f64,
     first: Option<f64>,
     last: f64,
 }
 
-impl Sum {
+impl BoundSum {
     /// Adds the next tick.
     pub fn add(&mut self, bound: Bound) {
         self.squares += bound.random * bound.random;
@@ -125,7 +132,7 @@ impl Sum {
         self.last = bound.random;
     }
 
-    /// Microjoules by which the sum may be off.
+    /// Bound of the sum in microjoules.
     #[must_use]
     pub fn total(&self) -> f64 {
         let ends = (self.first.unwrap_or(0.0) + self.last) / 2.0;
@@ -151,18 +158,18 @@ mod tests {
         step_uj: 61,
         update_ns: 1_000_000,
         skew_ns: 0,
-        idle_off_uw: 0,
+        idle_bound_uw: 0,
         cpus: 4,
         cpus_elsewhere: 0,
-        siblings_untold: false,
+        siblings_unknown: false,
     };
 
-    fn alone(ns: u64) -> Share {
-        Share { time: RunTime { alone_ns: ns, shared_ns: 0 }, weight: ns * 1000, counted: [0; 3] }
+    fn alone(ns: u64) -> CpuUsage {
+        CpuUsage { time: RunTime { alone_ns: ns, shared_ns: 0 }, weight: ns * 1000, counted: [0; 3] }
     }
 
     #[test]
-    fn who_has_everything_bears_the_whole_uncertainty_of_the_counter() {
+    fn a_single_user_has_the_whole_bound_of_the_counter() {
         let bound = QUIET.share_bound(&alone(5), &alone(5));
         // Two milliseconds of 100 W, and two steps.
         assert_eq!(bound, Bound { random: 200_122.0, systematic: 0.0 });
@@ -170,18 +177,18 @@ mod tests {
     }
 
     #[test]
-    fn an_unsure_idle_power_and_a_shared_core_do_not_average_out() {
-        let unsure = Conditions { idle_off_uw: 5_000_000, ..QUIET };
-        assert_eq!(unsure.share_bound(&alone(1), &alone(2)).systematic, 2_500_000.0);
-        let untold = Conditions { siblings_untold: true, ..QUIET };
+    fn bounds_of_idle_power_and_shared_cores_are_systematic() {
+        let uncertain = Conditions { idle_bound_uw: 5_000_000, ..QUIET };
+        assert_eq!(uncertain.share_bound(&alone(1), &alone(2)).systematic, 2_500_000.0);
+        let unknown = Conditions { siblings_unknown: true, ..QUIET };
         // Half of everything: between a third and two thirds.
-        assert!((untold.share_bound(&alone(1), &alone(2)).systematic - 80_000_000.0 / 6.0).abs() < 1.0);
-        assert_eq!(untold.share_bound(&alone(2), &alone(2)).systematic, 0.0, "alone there is nobody to share with");
+        assert!((unknown.share_bound(&alone(1), &alone(2)).systematic - 80_000_000.0 / 6.0).abs() < 1.0);
+        assert_eq!(unknown.share_bound(&alone(2), &alone(2)).systematic, 0.0, "a single user shares with no other");
     }
 
     #[test]
-    fn only_the_time_that_was_beside_a_busy_sibling_is_unsure() {
-        let half = |shared_ns| Share {
+    fn only_time_next_to_a_busy_sibling_adds_to_the_bound() {
+        let half = |shared_ns| CpuUsage {
             time: RunTime { alone_ns: 1000 - shared_ns, shared_ns },
             weight: (1000 - shared_ns) * 1000 + shared_ns * 575,
             counted: [0; 3],
@@ -196,20 +203,21 @@ mod tests {
     }
 
     #[test]
-    fn who_may_have_run_on_another_package_is_unsure_of_this_one() {
+    fn cpu_time_of_an_unknown_package_adds_to_the_bound() {
         let second = 1_000_000_000;
         let (own, all) = (alone(second), alone(4 * second));
         let here = Conditions { cpus: 4, cpus_elsewhere: 4, ..QUIET };
-        // Nothing of it here, or all of it and the others' three on the other package.
+        // Either none of it ran here, or all of it, with the three seconds of the others on the
+        // other package.
         assert_eq!(here.share_bound(&own, &all).systematic, 0.75 * 80_000_000.0);
         assert_eq!(QUIET.share_bound(&own, &all).systematic, 0.0);
-        // Who ran more than the other package can hold was here for the rest of it.
+        // More time than the other package can hold must have run here.
         let much = Conditions { cpus: 4, cpus_elsewhere: 1, ..QUIET };
         assert!(much.share_bound(&alone(3 * second), &all).systematic < 0.75 * 80_000_000.0);
     }
 
     #[test]
-    fn later_readings_blur_shares_not_sums() {
+    fn late_readings_affect_shares_and_not_sums() {
         let late = Conditions { skew_ns: 5_000_000, ..QUIET };
         assert!(
             late.share_bound(&alone(1_000_000_000), &alone(2_000_000_000)).random
@@ -220,9 +228,9 @@ mod tests {
     }
 
     #[test]
-    fn a_longer_window_is_surer() {
+    fn a_longer_window_has_a_smaller_relative_bound() {
         let relative = |ticks: u32| {
-            let mut sum = Sum::default();
+            let mut sum = BoundSum::default();
             (0..ticks).for_each(|_| sum.add(Bound { random: 10.0, systematic: 1.0 }));
             sum.total() / f64::from(ticks)
         };

@@ -1,6 +1,6 @@
-//! What the tests of the running probe share.
+//! Shared helpers of the tests that run the probe.
 
-// Each test file uses its own part of this.
+// Each test file uses a part of them.
 #![allow(dead_code, unused_macros, unused_imports)]
 
 use std::{
@@ -15,7 +15,7 @@ use testkit::{
     cgroup::{self, Cgroup},
     docker::Engine,
     eventually,
-    program::{Program, die_with_us},
+    program::{Program, kill_on_parent_exit},
     require, shell, sleep,
     wait::eventually_ok,
 };
@@ -25,7 +25,7 @@ pub(crate) fn binary() -> PathBuf {
     shell::under_test(env!("CARGO_BIN_EXE_wattcast-probe"))
 }
 
-/// A running probe on a port of its own.
+/// A running probe on its own port.
 pub(crate) struct Probe {
     pub(crate) program: Program,
     pub(crate) client: Client,
@@ -33,7 +33,7 @@ pub(crate) struct Probe {
 }
 
 impl Probe {
-    /// Starts the real binary with more flags.
+    /// Starts the binary with additional flags.
     pub(crate) fn start(flags: &[&str]) -> Self {
         Self::start_command(&mut Command::new(binary()), flags)
     }
@@ -56,15 +56,15 @@ impl Probe {
         self.metrics()
     }
 
-    /// Waits for the regular tick that follows the start soon. With a long `--tick` only marks make
-    /// ticks after it.
+    /// Waits for the first regular tick, soon after the start. With a long `--tick`, later ticks
+    /// come from marks only.
     pub(crate) fn first_regular_tick(&self) {
         let regular = || self.metrics().get("wattcast_tick_jitter_seconds_count", &[]);
         eventually(20.0, "a regular tick", || regular() >= 1.0);
     }
 
-    /// A tick of at least so many seconds, at both ends of which nothing interrupted the probe
-    /// while it read energy. Needs a long `--tick`.
+    /// A tick of at least `seconds` without an interruption of the energy readings at both of its
+    /// ends. Needs a long `--tick`.
     pub(crate) fn undisturbed_tick(&self, seconds: f64) -> Tick {
         self.first_regular_tick();
         let took = |page: &Page| page.get("wattcast_collector_duration_seconds", &[("collector", "energy")]);
@@ -86,21 +86,21 @@ impl Probe {
     }
 }
 
-/// A process in a cgroup of its own that wakes ten times a second and computes a little. It ends
-/// when this is dropped.
-pub(crate) struct Guest {
+/// A process in its own cgroup that wakes ten times a second and computes a little. It ends when
+/// this is dropped.
+pub(crate) struct Workload {
     child: Child,
     cgroup: Cgroup,
 }
 
-impl Guest {
-    /// Starts it in a new cgroup of this name.
+impl Workload {
+    /// Starts it in a new cgroup called `name`.
     pub(crate) fn start(name: &str) -> Self {
         let cgroup = Cgroup::create(&cgroup::v2().unwrap(), name).unwrap();
         let mut command = Command::new("sh");
         command.args(["-c", "while :; do sleep 0.1; done"]);
         cgroup.enter(&mut command).unwrap();
-        die_with_us(&mut command);
+        kill_on_parent_exit(&mut command);
         Self { child: command.spawn().unwrap(), cgroup }
     }
 
@@ -113,8 +113,8 @@ impl Guest {
         self.child.id()
     }
 
-    /// Kills it, and returns once the kernel says that it is dead. Its parent has not waited for
-    /// it: its number stays its own.
+    /// Kills it, and returns when the kernel reports it as dead. It is not reaped, so its number is
+    /// not reused.
     pub(crate) fn kill(&mut self) {
         self.child.kill().unwrap();
         let stat = format!("/proc/{}/stat", self.pid());
@@ -122,14 +122,14 @@ impl Guest {
     }
 }
 
-impl Drop for Guest {
+impl Drop for Workload {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// A tick: the page of the one before it, its own, and how long it was.
+/// A tick: the page before it, its own page, and its length.
 pub(crate) struct Tick {
     pub(crate) before: Page,
     pub(crate) page: Page,
@@ -149,7 +149,7 @@ impl Page {
         let mut found =
             self.all(name).filter(|sample| labels.iter().all(|(label, value)| sample.label(label) == *value));
         let first = found.next()?;
-        assert!(found.next().is_none(), "{name}{labels:?} stands twice");
+        assert!(found.next().is_none(), "{name}{labels:?} exists twice");
         Some(first.value)
     }
 
@@ -157,7 +157,7 @@ impl Page {
         self.find(name, labels).unwrap_or_else(|| panic!("no {name}{labels:?}"))
     }
 
-    /// CPU seconds of a container, all packages.
+    /// CPU seconds of a container on all packages.
     pub(crate) fn cpu(&self, container: &str) -> f64 {
         self.all("wattcast_container_cpu_seconds_total")
             .filter(|sample| sample.label("container") == container)
@@ -165,9 +165,9 @@ impl Page {
             .sum()
     }
 
-    /// Asserts the closed account of every root, summed here from the page, in integer microjoules. Gives the parts of
-    /// package 0.
-    pub(crate) fn assert_closed(&self) -> Account {
+    /// Asserts that the parts of every root sum to its measured energy, in integer microjoules.
+    /// Returns the parts of package 0.
+    pub(crate) fn assert_conserved(&self) -> Account {
         let mut sums: BTreeMap<(String, String), i64> = BTreeMap::new();
         let mut account = Account::default();
         for (name, sign, part) in [
@@ -216,13 +216,13 @@ impl Account {
     }
 }
 
-/// Whether eBPF programs can be loaded here: asks a probe.
+/// Checks by means of a probe that eBPF programs can be loaded.
 ///
 /// # Errors
 /// Why not.
 ///
 /// # Panics
-/// When they are neither usable, absent nor denied: that is a fault, not a reason to skip.
+/// When they are neither usable, absent nor denied, which is a failure and no reason to skip.
 pub(crate) fn ebpf() -> Result<(), String> {
     require::root()?;
     require::cgroup_v2()?;
@@ -234,10 +234,10 @@ pub(crate) fn ebpf() -> Result<(), String> {
     }
 }
 
-/// The Docker engine, where eBPF programs can be loaded too.
+/// The Docker engine, if eBPF programs can be loaded too.
 ///
 /// # Errors
-/// What is missing.
+/// When the engine or a requirement of eBPF is missing.
 pub(crate) fn ebpf_and_docker() -> Result<Engine, String> {
     ebpf()?;
     engine()
@@ -246,14 +246,13 @@ pub(crate) fn ebpf_and_docker() -> Result<Engine, String> {
 /// The Docker engine.
 ///
 /// # Errors
-/// Why there is none.
+/// Why it is unavailable.
 pub(crate) fn engine() -> Result<Engine, String> {
     require::root()?;
     Engine::find().map_err(|error| format!("{error:#}"))
 }
 
-/// The library that stands in for NVIDIA's, which cargo builds as a dependency of the tests, beside
-/// them.
+/// The stand-in for NVIDIA's library, which cargo builds next to the tests as their dependency.
 pub(crate) fn fake_nvml() -> PathBuf {
     let exe = std::env::current_exe().unwrap();
     let library = exe.parent().unwrap().join("libfake_nvml.so");
@@ -266,7 +265,7 @@ pub(crate) fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
 }
 
-/// A copy of it, whose counters a test may move.
+/// A copy of a fixture, in which a test may change counters.
 pub(crate) fn copy_fixture(name: &str) -> tempfile::TempDir {
     testkit::fixture::copy(&fixture(name)).unwrap()
 }

@@ -1,14 +1,19 @@
-//! `cargo xtask check-dashboards`: does every panel of every dashboard show something, and do both databases say the same?
+//! `cargo xtask check-dashboards`: checks that every panel of every dashboard shows data, in
+//! Prometheus and in VictoriaMetrics.
 //!
-//! Three questions. Of the words: does each query name series, labels and kinds that our pages have? Of recorded data: does each query give in Prometheus what it gives
-//! in VictoriaMetrics, and what it must give where we know it? Of the running stack: does each panel get an answer in both, and has each alert the series that it looks at?
+//! Three checks:
+//! - lint: every query uses series, labels and metric types that our pages have;
+//! - recorded data: every query has the same result in both databases, and the expected result
+//!   where it is known;
+//! - running stack: every panel has data in both databases, and every alert has the series of its
+//!   expression.
 
-mod ask;
-mod known;
+mod families;
 mod lint;
+mod query_api;
 mod recorded;
 mod rules;
-mod stage;
+mod stack;
 
 use std::{
     collections::BTreeMap,
@@ -20,8 +25,8 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 use self::{
-    ask::{Database, Labels},
-    stage::Stage,
+    query_api::{Labels, QueryApi},
+    stack::Stack,
 };
 use crate::{dashboards, generate, stop};
 use testkit::{
@@ -30,37 +35,40 @@ use testkit::{
     wait::Deadline,
 };
 
-/// What may be empty, by dashboard and panel, while something of others does not run: the name is one of [`Stage::missing`].
-const OF_OTHERS: [(&str, &str, &str); 6] = [
-    ("power-monitoring", "Memory of containers (cAdvisor)", "cadvisor"),
-    ("gpu-energy", "Power by DCGM", "dcgm"),
-    ("power-monitoring", "CPUs of the host (node_exporter)", "node_exporter"),
-    ("power-monitoring", "Memory of the host (node_exporter)", "node_exporter"),
+/// Panels that may be empty while an external component does not run: dashboard, panel, and the
+/// name of the component in [`Stack::missing`].
+const OPTIONAL_PANELS: [(&str, &str, &str); 6] = [
+    ("power-monitoring", "Container memory usage (cAdvisor)", "cadvisor"),
+    ("gpu-energy", "Power (DCGM)", "dcgm"),
+    ("power-monitoring", "Host CPU usage (node_exporter)", "node_exporter"),
+    ("power-monitoring", "Available host memory (node_exporter)", "node_exporter"),
     ("power-monitoring", "RTMP streams", "nginx"),
-    ("power-monitoring", "The container engine itself", "engine"),
+    ("power-monitoring", "Container engine CPU usage", "engine"),
 ];
-/// The panel of which the probe knows nothing until the machine's load has varied. Where others keep all CPUs busy it does not.
+/// The panel that stays empty until the load of the machine has varied, which it does not while
+/// other processes keep all CPUs busy.
 const NEEDS_VARIED_LOAD: &str = "power-attribution, Idle power,";
-/// Part of the CPU time from which the CPUs count as kept busy.
-const BUSY: f64 = 0.9;
-/// Series that rules look at and that need not be there: those of others, by the name of [`Stage::missing`], and those that only a fault makes.
-/// That nothing is measured is a fault in this sense.
-const SERIES: [(&str, Option<&str>); 3] = [
+/// Ratio of used CPU time above which the CPUs count as busy.
+const BUSY_THRESHOLD: f64 = 0.9;
+/// Series of rules that may be absent: those of external components, by the name in
+/// [`Stack::missing`], and those that only a fault creates. Modelled energy counts as a fault here.
+const OPTIONAL_SERIES: [(&str, Option<&str>); 3] = [
     ("DCGM_FI_DEV_POWER_USAGE", Some("dcgm")),
     ("wattcast_energy_rejects_total", None),
     ("wattcast_energy_joules_total{source=\"model\"}", None),
 ];
-/// How long the stack has to show everything. Rules are evaluated every second, over counters that are scraped every second.
-const PATIENCE: Duration = Duration::from_secs(180);
-/// How often it is said what has no answer yet.
+/// Time limit for all panels to have data. Scrapes and rule evaluations happen every second.
+const TIMEOUT: Duration = Duration::from_secs(180);
+/// Interval of progress messages.
 const PROGRESS: Duration = Duration::from_secs(20);
-/// How far two databases may be apart on recorded data, relatively: they add in different orders.
-const APART: f64 = 1e-9;
+/// Relative difference allowed between the databases on recorded data: they add in different
+/// orders.
+const TOLERANCE: f64 = 1e-9;
 
-/// Runs it.
+/// Runs all checks, and prints the reason where they cannot run here.
 ///
 /// # Errors
-/// What is wrong, all of it.
+/// With all faults.
 pub fn check_dashboards() -> Result<()> {
     match check()? {
         Ok(()) => Ok(()),
@@ -71,88 +79,73 @@ pub fn check_dashboards() -> Result<()> {
     }
 }
 
-/// The same, with the reason where it cannot run here.
+/// Runs all checks; returns the reason where they cannot run here.
 ///
 /// # Errors
-/// What is wrong, all of it.
+/// With all faults.
 pub fn check() -> Result<std::result::Result<(), String>> {
     generate::fresh()?;
-    words()?;
+    lint_queries()?;
     promtool()?;
-    if let Err(why) = stage::needs() {
+    if let Err(why) = stack::needs() {
         return Ok(Err(why));
     }
-    let (stage, end) = start()?;
+    let (stack, end) = start()?;
     let databases = [
-        Database::new("Prometheus", stage.prometheus.url.clone()),
-        Database::new("VictoriaMetrics", stage.victoria.url.clone()),
+        QueryApi::new("Prometheus", stack.prometheus.url.clone()),
+        QueryApi::new("VictoriaMetrics", stack.victoria.url.clone()),
     ];
-    let mut faults = of_recorded(&databases, end)?;
-    faults.extend(of_the_stack(&databases, &stage)?);
+    let mut faults = check_recorded_data(&databases, end)?;
+    faults.extend(check_running_stack(&databases, &stack)?);
     if !faults.is_empty() {
-        bail!("{} of dashboards and rules:\n  {}", faults.len(), faults.join("\n  "));
+        bail!("{} faults in dashboards and rules:\n  {}", faults.len(), faults.join("\n  "));
     }
     Ok(Ok(()))
 }
 
-/// The stack, and where recorded data ends.
-fn start() -> Result<(Stage, u64)> {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).context("a clock before 1970")?.as_secs();
-    // Far enough away that a live scrape is in no window of it.
+/// Starts the stack; returns it with the end of the recorded data in Unix seconds.
+fn start() -> Result<(Stack, u64)> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).context("the system clock is before 1970")?.as_secs();
+    // Old enough that no query window over recorded data contains a live scrape.
     let end = (now - 4 * 3600) / 300 * 300;
-    Ok((Stage::start(end, now)?, end))
+    Ok((Stack::start(end, now)?, end))
 }
 
-/// The stack, for others to look at.
-///
-/// # Errors
-/// When something that it needs is not there, or does not come up.
-pub(crate) fn live_stage() -> Result<Stage> {
-    stage::needs().map_err(|why| anyhow::anyhow!(why))?;
+/// Starts the stack for other commands.
+pub(crate) fn live_stack() -> Result<Stack> {
+    stack::needs().map_err(|why| anyhow::anyhow!(why))?;
     Ok(start()?.0)
 }
 
-/// A query with what Grafana would put in for its variables.
-fn put_values(expr: &str, rate_interval: &str, range: &str, instance: &str) -> String {
-    let instance = if instance.is_empty() { ".+" } else { instance };
-    let mut text = expr
-        .replace("$__rate_interval", rate_interval)
-        .replace("$__range", range)
-        .replace("\"$instance\"", &format!("\"{instance}\""));
-    for variable in ["job", "container", "stream", "run", "scenario", "currency"] {
-        text = text.replace(&format!("\"${variable}\""), "\".+\"");
-    }
-    text
-}
-
-fn words() -> Result<()> {
-    let known = known::families()?;
+fn lint_queries() -> Result<()> {
+    let known = families::read()?;
     let all = rules::all()?;
     let mut faults = rules::faults(&all)?;
     for rule in &all {
-        for what in lint::query(&rule.expr, &known, rule.record.ends_with("_total")) {
-            faults.push(format!("rule {}: {what}", rule.name()));
+        for message in lint::check_query(&rule.expr, &known, rule.record.ends_with("_total")) {
+            faults.push(format!("rule {}: {message}", rule.name()));
         }
     }
-    let boards = dashboards::all();
-    faults.extend(boards.iter().flat_map(|board| lint::board(board, &known)));
-    let panels = boards.iter().flat_map(|board| &board.panels).filter(|panel| !panel.targets.is_empty()).count();
-    let queries = boards.iter().flat_map(|board| board.queries()).count();
+    let dashboards = dashboards::all();
+    faults.extend(dashboards.iter().flat_map(|dashboard| lint::dashboard(dashboard, &known)));
+    let panels =
+        dashboards.iter().flat_map(|dashboard| &dashboard.panels).filter(|panel| !panel.targets.is_empty()).count();
+    let queries = dashboards.iter().flat_map(|dashboard| dashboard.queries()).count();
     if !faults.is_empty() {
-        bail!("{} of dashboards and rules:\n  {}", faults.len(), faults.join("\n  "));
+        bail!("{} faults in dashboards and rules:\n  {}", faults.len(), faults.join("\n  "));
     }
     step(format!(
-        "{} dashboards, {panels} panels, {queries} queries, {} rules: no fault in their words",
-        boards.len(),
+        "{} dashboards, {panels} panels, {queries} queries, {} rules: lint passed",
+        dashboards.len(),
         all.len()
     ));
     Ok(())
 }
 
-/// Prometheus' own opinion of the files, and the cases of the rules.
+/// Checks the rule files with promtool and vmalert, and runs their test cases.
 fn promtool() -> Result<()> {
     let Some(promtool) = which("promtool") else {
-        step("promtool is not in PATH: the cases of the rules were not run");
+        step("promtool is not in PATH: the test cases of the rules were not run");
         return Ok(());
     };
     output(Command::new(&promtool).args(["check", "rules"]).args(rules::files()?))?;
@@ -164,55 +157,57 @@ fn promtool() -> Result<()> {
         command.arg("-dryRun").args(rules::files()?.iter().map(|file| format!("-rule={}", file.display())));
         output(&mut command)?;
     }
-    step("the rules' cases hold");
+    step("the test cases of the rules passed");
     Ok(())
 }
 
-fn without_time(mut all: Vec<(Labels, f64)>) -> BTreeMap<Labels, f64> {
-    // VictoriaMetrics keeps the name of a metric through functions that do not change what it is; Prometheus drops it.
+fn without_metric_name(mut all: Vec<(Labels, f64)>) -> BTreeMap<Labels, f64> {
+    // VictoriaMetrics keeps the metric name through functions that keep the unit; Prometheus drops
+    // it.
     all.iter_mut().for_each(|(labels, _)| {
         labels.remove("__name__");
     });
     all.into_iter().collect()
 }
 
-/// On recorded data both say the same, and what is known.
-fn of_recorded(databases: &[Database; 2], end: u64) -> Result<Vec<String>> {
+/// Compares both databases with each other and with expected values, on recorded data.
+fn check_recorded_data(databases: &[QueryApi; 2], end: u64) -> Result<Vec<String>> {
     let mut faults = Vec::new();
-    let (mut same, mut right) = (0, 0);
+    let (mut equal_results, mut expected_values) = (0, 0);
     let mut expected: Vec<_> = recorded::EXPECTED.iter().collect();
-    for board in dashboards::all() {
-        for panel in &board.panels {
+    for dashboard in dashboards::all() {
+        for panel in &dashboard.panels {
             for (number, target) in panel.targets.iter().enumerate() {
-                let place = format!("{}, {}, query {}", board.uid, panel.title, number + 1);
-                let expr = put_values(&board.written(target), "20s", "600s", recorded::INSTANCE);
+                let location = format!("{}, {}, query {}", dashboard.uid, panel.title, number + 1);
+                let expr = lint::substitute_variables(&target.query(), "20s", "600s", recorded::INSTANCE);
                 let mut answers = Vec::new();
                 for database in databases {
-                    match database.at(&expr, end) {
-                        Ok(answer) => answers.push(without_time(answer)),
-                        Err(why) => faults.push(format!("{place}: {why:#}")),
+                    match database.instant(&expr, end) {
+                        Ok(answer) => answers.push(without_metric_name(answer)),
+                        Err(why) => faults.push(format!("{location}: {why:#}")),
                     }
                 }
                 let [prometheus, victoria] = &answers[..] else { continue };
-                let near = |one: f64, other: f64| (one - other).abs() <= APART * one.abs().max(other.abs()).max(1.0);
+                let near =
+                    |one: f64, other: f64| (one - other).abs() <= TOLERANCE * one.abs().max(other.abs()).max(1.0);
                 let agree = prometheus.len() == victoria.len()
                     && prometheus
                         .iter()
                         .all(|(labels, one)| victoria.get(labels).is_some_and(|other| near(*one, *other)));
                 if !agree {
-                    faults.push(format!("{place}: Prometheus says {prometheus:?}, VictoriaMetrics {victoria:?}"));
+                    faults.push(format!("{location}: Prometheus returns {prometheus:?}, VictoriaMetrics {victoria:?}"));
                 }
-                same += usize::from(agree && !prometheus.is_empty());
+                equal_results += usize::from(agree && !prometheus.is_empty());
                 expected.retain(|(uid, title, query, (label, of), value)| {
-                    if *uid != board.uid || *title != panel.title || *query != number {
+                    if *uid != dashboard.uid || *title != panel.title || *query != number {
                         return true;
                     }
                     let found = prometheus
                         .iter()
                         .find(|(labels, _)| label.is_empty() || labels.get(*label).is_some_and(|is| is == of));
                     match found {
-                        Some((_, is)) if near(*is, *value) => right += 1,
-                        found => faults.push(format!("{place}: {found:?} in place of {value}")),
+                        Some((_, is)) if near(*is, *value) => expected_values += 1,
+                        found => faults.push(format!("{location}: {found:?} instead of {value}")),
                     }
                     false
                 });
@@ -220,109 +215,117 @@ fn of_recorded(databases: &[Database; 2], end: u64) -> Result<Vec<String>> {
         }
     }
     faults.extend(
-        expected.iter().map(|(uid, title, ..)| format!("no panel {title} of {uid}, of which a value is known")),
+        expected.iter().map(|(uid, title, ..)| format!("no panel {title} in {uid}, for which a value is expected")),
     );
     step(format!(
-        "recorded data: {same} queries with the same answer in both databases, {right} values as reckoned by hand"
+        "recorded data: {equal_results} queries with equal results in both databases, {expected_values} expected values"
     ));
     Ok(faults)
 }
 
-/// The part of the machine's CPU time that was used since the start.
-struct BusyPart {
+/// The ratio of the machine's CPU time used since the start.
+struct CpuLoad {
     start: Instant,
     seconds: f64,
 }
 
-impl BusyPart {
+impl CpuLoad {
     fn start() -> Self {
         Self { start: Instant::now(), seconds: busy_seconds() }
     }
 
-    fn part(&self) -> f64 {
+    fn ratio(&self) -> f64 {
         let cpus = thread::available_parallelism().map_or(1.0, |count| count.get() as f64);
         (busy_seconds() - self.seconds) / (self.start.elapsed().as_secs_f64() * cpus)
     }
 }
 
-/// In the running stack every panel gets an answer, and every alert has something to look at.
-fn of_the_stack(databases: &[Database; 2], stage: &Stage) -> Result<Vec<String>> {
-    let mut open: Vec<(String, String, Vec<&Database>)> = Vec::new();
-    let mut declared = Vec::new();
-    let boards = dashboards::all();
-    for board in &boards {
-        for panel in &board.panels {
-            let empty = OF_OTHERS
+/// Waits until every panel has data in the running stack, and every alert the series of its
+/// expression.
+fn check_running_stack(databases: &[QueryApi; 2], stack: &Stack) -> Result<Vec<String>> {
+    let mut open: Vec<(String, String, Vec<&QueryApi>)> = Vec::new();
+    let mut skipped = Vec::new();
+    let dashboards = dashboards::all();
+    for dashboard in &dashboards {
+        for panel in &dashboard.panels {
+            let empty = OPTIONAL_PANELS
                 .iter()
-                .find(|(uid, title, of)| *uid == board.uid && *title == panel.title && stage.missing.contains(of));
+                .find(|(uid, title, of)| *uid == dashboard.uid && *title == panel.title && stack.missing.contains(of));
             if empty.is_some() {
-                declared.push(format!("{}, {}", board.uid, panel.title));
+                skipped.push(format!("{}, {}", dashboard.uid, panel.title));
                 continue;
             }
             for (number, target) in panel.targets.iter().enumerate() {
-                let place = format!("{}, {}, query {}", board.uid, panel.title, number + 1);
-                open.push((place, put_values(&board.written(target), "20s", "120s", ""), databases.iter().collect()));
+                let location = format!("{}, {}, query {}", dashboard.uid, panel.title, number + 1);
+                open.push((
+                    location,
+                    lint::substitute_variables(&target.query(), "20s", "120s", ""),
+                    databases.iter().collect(),
+                ));
             }
         }
     }
-    for (uid, title, _) in OF_OTHERS {
-        if !boards.iter().any(|board| board.uid == uid && board.panels.iter().any(|panel| panel.title == title)) {
-            bail!("no panel {title} of {uid}, which may be empty");
+    for (uid, title, _) in OPTIONAL_PANELS {
+        if !dashboards
+            .iter()
+            .any(|dashboard| dashboard.uid == uid && dashboard.panels.iter().any(|panel| panel.title == title))
+        {
+            bail!("no panel {title} in {uid}, although it is listed as optional");
         }
     }
     for rule in rules::all()? {
-        let query = lint::read(&rule.expr).map_err(|why| anyhow::anyhow!("rule {}: {why}", rule.name()))?;
+        let query = lint::parse(&rule.expr).map_err(|why| anyhow::anyhow!("rule {}: {why}", rule.name()))?;
         for selector in query.selectors {
-            let need_not = SERIES
+            let is_optional = OPTIONAL_SERIES
                 .iter()
-                .any(|(text, of)| selector.text.starts_with(text) && of.is_none_or(|of| stage.missing.contains(&of)));
-            if !need_not {
-                // Whether it fires is another question; whether there is anything that it could fire on is this one.
-                let place = format!("rule {}, {}", rule.name(), selector.text);
-                open.push((place, format!("count({})", selector.text), databases.iter().collect()));
+                .any(|(text, of)| selector.text.starts_with(text) && of.is_none_or(|of| stack.missing.contains(&of)));
+            if !is_optional {
+                // The alert need not fire, but its series must exist.
+                let location = format!("rule {}, {}", rule.name(), selector.text);
+                open.push((location, format!("count({})", selector.text), databases.iter().collect()));
             }
         }
         if !rule.record.is_empty() && !rule.record.starts_with("node_exporter:") {
             open.push((format!("rule {}", rule.name()), rule.record.clone(), databases.iter().collect()));
         }
     }
-    let asked = open.len();
-    let load = BusyPart::start();
-    let (began, mut said, mut deadline) = (Instant::now(), Instant::now(), Deadline::after(PATIENCE));
+    let total = open.len();
+    let load = CpuLoad::start();
+    let (start, mut last_message, mut deadline) = (Instant::now(), Instant::now(), Deadline::after(TIMEOUT));
     let mut last = Vec::new();
     while !open.is_empty() && !deadline.passed() && !stop::stopped() {
-        stop::pause(Duration::from_secs(1));
+        stop::sleep(Duration::from_secs(1));
         let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
         last.clear();
-        for (place, expr, left) in &mut open {
-            left.retain(|database| match database.over(expr, now - 60, now - 1, 5) {
+        for (location, expr, left) in &mut open {
+            left.retain(|database| match database.count_in_range(expr, now - 60, now - 1, 5) {
                 Ok(0) => {
-                    last.push(format!("{place}: nothing in {}: {expr}", database.name));
+                    last.push(format!("{location}: no data in {}: {expr}", database.name));
                     true
                 }
                 Ok(_) => false,
                 Err(why) => {
-                    last.push(format!("{place}: {why:#}: {expr}"));
+                    last.push(format!("{location}: {why:#}: {expr}"));
                     true
                 }
             });
         }
         open.retain(|(.., left)| !left.is_empty());
-        if open.iter().all(|(place, ..)| place.starts_with(NEEDS_VARIED_LOAD)) && load.part() > BUSY {
-            declared.extend(open.drain(..).map(|(place, ..)| format!("{place} (the CPUs were busy all the time)")));
+        if open.iter().all(|(location, ..)| location.starts_with(NEEDS_VARIED_LOAD)) && load.ratio() > BUSY_THRESHOLD {
+            skipped.extend(open.drain(..).map(|(location, ..)| format!("{location} (all CPUs were busy)")));
             last.clear();
         }
-        if said.elapsed() > PROGRESS && !open.is_empty() {
-            said = Instant::now();
-            let waiting: Vec<&str> = open.iter().take(6).map(|(place, ..)| &**place).collect();
-            step(format!("{} of {asked} queries have no answer yet: {}, …", open.len(), waiting.join("; ")));
+        if last_message.elapsed() > PROGRESS && !open.is_empty() {
+            last_message = Instant::now();
+            let waiting: Vec<&str> = open.iter().take(6).map(|(location, ..)| &**location).collect();
+            step(format!("{} of {total} queries have no data yet: {}, …", open.len(), waiting.join("; ")));
         }
     }
     step(format!(
-        "the running stack: {} of {asked} queries answered by both databases after {:.0} s; declared empty here: {}",
-        asked - open.len(),
-        began.elapsed().as_secs_f64(),
-        if declared.is_empty() { "none".to_owned() } else { declared.join("; ") }
+        "running stack: {} of {total} queries have data in both databases after {:.0} s; skipped: {}",
+        total - open.len(),
+        start.elapsed().as_secs_f64(),
+        if skipped.is_empty() { "none".to_owned() } else { skipped.join("; ") }
     ));
     Ok(last)
 }

@@ -1,4 +1,4 @@
-//! The files of rules: what they record, and what they warn of.
+//! The Prometheus rule files.
 
 use std::{collections::BTreeMap, fs, path::PathBuf};
 
@@ -7,7 +7,6 @@ use serde::Deserialize;
 
 use testkit::shell::root;
 
-/// Where they lie.
 pub(super) fn dir() -> PathBuf {
     root().join("deploy/prometheus/rules")
 }
@@ -22,26 +21,26 @@ struct Group {
     rules: Vec<Rule>,
 }
 
-/// A file of promtool's cases, as far as it concerns us.
+/// The part of a promtool test file that is checked.
 #[derive(Debug, Deserialize)]
 struct Cases {
-    tests: Vec<Test>,
+    tests: Vec<RuleTest>,
 }
 
 #[derive(Debug, Deserialize)]
-struct Test {
+struct RuleTest {
     #[serde(default)]
-    alert_rule_test: Vec<Case>,
+    alert_rule_test: Vec<RuleCase>,
 }
 
 #[derive(Debug, Deserialize)]
-struct Case {
+struct RuleCase {
     alertname: String,
     #[serde(default)]
     exp_alerts: Vec<serde_json::Value>,
 }
 
-/// A rule: `record` or `alert` says which kind.
+/// A recording rule, with `record`, or an alert, with `alert`.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct Rule {
@@ -58,7 +57,7 @@ impl Rule {
     }
 }
 
-/// The files, without those of tests.
+/// The rule files, without the test files.
 pub(super) fn files() -> Result<Vec<PathBuf>> {
     let mut files: Vec<PathBuf> = fs::read_dir(dir())?.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
     files.retain(|path| {
@@ -69,7 +68,7 @@ pub(super) fn files() -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// Every rule of every file.
+/// All rules of all files.
 pub(super) fn all() -> Result<Vec<Rule>> {
     let mut all = Vec::new();
     for path in files()? {
@@ -81,23 +80,23 @@ pub(super) fn all() -> Result<Vec<Rule>> {
     Ok(all)
 }
 
-/// What is wrong with the words around them: a name without a colon, an alert that does not say what to do, or that no test fires.
+/// Faults in names, annotations and runbooks, and alerts that no test case fires.
 pub(super) fn faults(all: &[Rule]) -> Result<Vec<String>> {
     let tests: Cases = serde_saphyr::from_str(&fs::read_to_string(dir().join("alerts.test.yml"))?)?;
-    let cases: Vec<&Case> = tests.tests.iter().flat_map(|test| &test.alert_rule_test).collect();
+    let cases: Vec<&RuleCase> = tests.tests.iter().flat_map(|test| &test.alert_rule_test).collect();
     let runbooks = fs::read_to_string(root().join("docs/runbooks.md"))?;
     let mut faults = Vec::new();
     for rule in all {
         let name = rule.name();
-        let mut fault = |what: &str| faults.push(format!("rule {name}: {what}"));
+        let mut fault = |message: &str| faults.push(format!("rule {name}: {message}"));
         if rule.alert.is_empty() {
             if !name.contains(':') {
-                fault("the name of a recorded series has a colon");
+                fault("the name of a recording rule must contain a colon");
             }
             continue;
         }
         if !["critical", "warning", "info"].contains(&rule.labels.get("severity").map_or("", String::as_str)) {
-            fault("severity is critical, warning or info");
+            fault("severity must be critical, warning or info");
         }
         for wanted in ["summary", "description", "runbook_url"] {
             if rule.annotations.get(wanted).is_none_or(String::is_empty) {
@@ -110,10 +109,10 @@ pub(super) fn faults(all: &[Rule]) -> Result<Vec<String>> {
         if !runbooks.lines().any(heading) {
             fault("its runbook is not in docs/runbooks.md");
         }
-        let shown =
+        let is_tested =
             |fires: bool| cases.iter().any(|case| case.alertname == name && case.exp_alerts.is_empty() != fires);
-        if !shown(true) || !shown(false) {
-            fault("alerts.test.yml does not show it quiet and firing");
+        if !is_tested(true) || !is_tested(false) {
+            fault("alerts.test.yml must test it both firing and not firing");
         }
     }
     Ok(faults)

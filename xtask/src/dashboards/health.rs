@@ -1,60 +1,60 @@
-//! The dashboard over the health of every exporter of the stack.
+//! The dashboard of the health of every exporter of the stack.
 
-use super::panel::{Board, Home, bars, curves, row, stat, table};
+use super::panel::{Dashboard, VariableSource, bars, row, stat, table, time_series};
 
-/// Is every exporter there, complete and of now?
-pub(super) fn health() -> Board {
+/// Availability, completeness and data age of every exporter.
+pub(super) fn health() -> Dashboard {
     let named: &[(f64, &str, &str)] = &[(1.0, "healthy", "green"), (0.0, "not healthy", "red")];
-    Board {
+    Dashboard {
         uid: "exporter-health",
         title: "Exporter health",
-        about: "Whether every exporter of the stack is there, complete, and shows data of now",
-        home: Home { family: "exporter_total", more: &[] },
+        description: "Availability, completeness and data age of every exporter of the stack",
+        variables: VariableSource { family: "exporter_total", further: &[] },
         panels: vec![
-            stat("Exporter Health Status", "none", "Healthy is reachable, a page of metrics, complete, by a clock like ours, with data of now.")
-                .wide(24)
-                .high(6)
-                .called(named)
-                .ask("max by (exporter) (exporter_healthy{$S})", "{{exporter}}"),
-            stat("Healthy Exporters Count", "none", "Of those that are looked at.").ask("sum(exporter_healthy_total{$S})", "healthy"),
-            stat("Total Exporters Count", "none", "Those that not every host has count too.").ask("sum(exporter_total{$S})", "all"),
-            stat("Wanted and not healthy", "none", "What should be there and is not, or is not well.")
-                .steps(&[(None, "green"), (Some(1.0), "red")])
-                .ask(
+            stat("Exporter Health Status", "none", "Healthy: reachable, with a complete page of metrics, a synchronous clock and current data.")
+                .width(24)
+                .height(6)
+                .value_texts(named)
+                .query("max by (exporter) (exporter_healthy{$S})", "{{exporter}}"),
+            stat("Healthy Exporters Count", "none", "Exporters that are monitored and healthy.").query("sum(exporter_healthy_total{$S})", "healthy"),
+            stat("Total Exporters Count", "none", "Includes exporters that are optional on a host.").query("sum(exporter_total{$S})", "all"),
+            stat("Unhealthy targets", "none", "Required targets that are missing or unhealthy.")
+                .thresholds(&[(None, "green"), (Some(1.0), "red")])
+                .query(
                     "count(max by (target) (wattcast_target_wanted{$S}) == 1 and on (target) max by (target) (wattcast_target_healthy{$S}) == 0) or vector(0)",
-                    "wanted",
+                    "unhealthy",
                 ),
-            stat("Alerts firing", "none", "Those that Alertmanager told this service of; none where it is told of none.")
-                .steps(&[(None, "green"), (Some(1.0), "red")])
-                .ask("sum(wattcast_alerts_firing{$S})", "firing"),
-            curves("Exporter Response Times", "ms", "From asking to the end of the answer. Slow answers come before lost scrapes.")
-                .ask("max by (exporter) (exporter_response_time_ms{$S})", "{{exporter}}"),
-            curves("Exporter Health Over Time", "none", "1 while healthy.")
-                .between(Some(0.0), Some(1.0))
-                .ask("max by (exporter) (exporter_healthy{$S})", "{{exporter}}"),
-            table("States", "Why something is not healthy: down, hanging, status, denied, tls, wrong_type, too_large, empty, clock, stale, unproven, unready, settings.")
-                .wide(12)
-                .column("max by (target, state) (wattcast_target_state{$S}) == 1", "Now", "none"),
-            curves("How old data is", "s", "By the exporter's own clock; seconds are well, minutes mean that it shows what was.")
-                .ask("max by (target) (wattcast_target_data_age_seconds{$S})", "{{target}}"),
-            curves("Clocks", "s", "An exporter's clock less ours. Runs that are measured on two hosts need the same time.")
-                .between(None, None)
-                .ask("max by (target) (wattcast_target_clock_skew_seconds{$S})", "{{target}}"),
-            bars("Samples", "none", "On each page.").ask("max by (exporter) (exporter_sample_count{$S})", "{{exporter}}"),
-            row("Wattcast itself"),
-            curves("CPU of the programs", "percentunit", "Of one CPU.").ask(
+            stat("Alerts firing", "none", "Alerts that Alertmanager reported to this service.")
+                .thresholds(&[(None, "green"), (Some(1.0), "red")])
+                .query("sum(wattcast_alerts_firing{$S})", "firing"),
+            time_series("Exporter Response Times", "ms", "Time from request to end of response. Slow responses precede lost scrapes.")
+                .query("max by (exporter) (exporter_response_time_ms{$S})", "{{exporter}}"),
+            time_series("Exporter Health Over Time", "none", "1 while healthy.")
+                .axis_range(Some(0.0), Some(1.0))
+                .query("max by (exporter) (exporter_healthy{$S})", "{{exporter}}"),
+            table("Target states", "Reason why a target is unhealthy: down, hanging, status, denied, tls, wrong_type, too_large, empty, clock, stale, unproven, unready, settings.")
+                .width(12)
+                .column("max by (target, state) (wattcast_target_state{$S}) == 1", "Current", "none"),
+            time_series("Data age", "s", "By the exporter's clock. Seconds are normal; minutes mean stale data.")
+                .query("max by (target) (wattcast_target_data_age_seconds{$S})", "{{target}}"),
+            time_series("Clock skew", "s", "The exporter's clock minus this service's clock. Runs that span two hosts need synchronous clocks.")
+                .axis_range(None, None)
+                .query("max by (target) (wattcast_target_clock_skew_seconds{$S})", "{{target}}"),
+            bars("Samples per page", "none", "Number of samples on each page of metrics.").query("max by (exporter) (exporter_sample_count{$S})", "{{exporter}}"),
+            row("Wattcast programs"),
+            time_series("CPU usage", "percentunit", "Share of one CPU.").query(
                 "sum by (job, instance) (rate(process_cpu_seconds_total{job=~\"rapl-power|cpu-power-go|results-exporter\"}[$__rate_interval]))",
                 "{{job}} {{instance}}",
             ),
-            curves("Memory of the programs", "bytes", "Resident.").ask(
+            time_series("Resident memory", "bytes", "Resident set size.").query(
                 "max by (job, instance) (process_resident_memory_bytes{job=~\"rapl-power|cpu-power-go|results-exporter\"})",
                 "{{job}} {{instance}}",
             ),
-            curves("A tick's lateness", "s", "99th percentile: how far the probe's ticks are from where they should be.").ask(
+            time_series("Tick jitter", "s", "99th percentile of the delay of the probe's ticks.").query(
                 "histogram_quantile(0.99, sum by (le, instance) (rate(wattcast_tick_jitter_seconds_bucket[$__rate_interval])))",
                 "{{instance}}",
             ),
-            curves("Refused", "reqps", "Connections and requests that were not answered, by reason.").ask(
+            time_series("Rejected requests", "reqps", "Rejected connections and requests by reason.").query(
                 "sum by (job, reason) (rate(wattcast_web_refused_total[$__rate_interval]))",
                 "{{job}} {{reason}}",
             ),

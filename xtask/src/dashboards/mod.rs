@@ -1,4 +1,5 @@
-//! Dashboards for Grafana, made from one description each: `cargo xtask generate` writes them, and a test holds the files against this.
+//! Grafana dashboards, each generated from one description: `cargo xtask generate` writes the
+//! files, and a test compares them with the descriptions.
 
 mod health;
 mod panel;
@@ -9,13 +10,12 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 
-pub use panel::{Board, Panel};
+pub use panel::{Dashboard, Panel};
 
 use testkit::shell::root;
 
-/// All of them.
 #[must_use]
-pub fn all() -> Vec<Board> {
+pub fn all() -> Vec<Dashboard> {
     vec![
         power::attribution(),
         power::monitoring(),
@@ -29,16 +29,13 @@ pub fn all() -> Vec<Board> {
     ]
 }
 
-/// Where Grafana's provisioning reads them from.
+/// The directory that Grafana's provisioning reads.
 #[must_use]
 pub fn dir() -> PathBuf {
     root().join("grafana/dashboards")
 }
 
-/// The files, with what should be in them.
-///
-/// # Errors
-/// When one cannot be written as JSON.
+/// The files with their expected content.
 pub fn files() -> Result<Vec<(PathBuf, String)>> {
     all()
         .iter()

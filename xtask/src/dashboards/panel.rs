@@ -1,52 +1,48 @@
-//! What a dashboard is made of, and its form in Grafana's classic model (schema 42).
+//! Dashboards and panels, and their form in Grafana's classic model (schema 42).
 //!
-//! Panels are described by what they ask and what they show; what Grafana wants beside that (places, ids of targets, the data source of each) is put in
-//! here, the same for all. Kinds of panel are those that every Grafana since 8 has; a pie or a gauge says nothing that a bar does not.
+//! A description lists queries and display options; positions, target ids and data sources are
+//! added here in the same way for all panels. Only the kinds of panel that every Grafana since 8
+//! has are used; a pie or a gauge shows nothing that a bar does not.
 
 use serde_json::{Value, json};
 
-/// Grafana's classic model that is written. 42 is what Grafana 12 and 13 write; older ones ignore what they do not know.
+/// Version of the classic model. Grafana 12 and 13 write 42; older versions ignore unknown fields.
 const SCHEMA: u32 = 42;
-/// Columns of a dashboard.
+/// Width of a dashboard in grid columns.
 const COLUMNS: u32 = 24;
 
-/// A dashboard.
 #[derive(Clone, Debug)]
-pub struct Board {
-    /// Its address for ever: links and bookmarks have it.
+pub struct Dashboard {
+    /// Part of the address, which must not change: links and bookmarks contain it.
     pub uid: &'static str,
-    /// Its title.
     pub title: &'static str,
-    /// What it answers.
-    pub about: &'static str,
-    /// What its variables are made of.
-    pub home: Home,
-    /// Rows and panels, in reading order.
+    pub description: &'static str,
+    pub variables: VariableSource,
+    /// Row headings and panels in reading order.
     pub panels: Vec<Panel>,
 }
 
-/// Whose metrics a dashboard is about, which says what can be chosen in it.
+/// The metrics from which a dashboard's variables take their values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Home {
-    /// The family that the variables `job` and `instance` are made of.
+pub struct VariableSource {
+    /// The family whose labels `job` and `instance` give the variables of these names.
     pub family: &'static str,
-    /// More variables: name, label to show, the family and its label that the values are of.
-    /// A name that ends in `!` is chosen singly.
-    pub more: &'static [(&'static str, &'static str, &'static str, &'static str)],
+    /// Further variables: name, displayed label, family and label of the values. A name that ends
+    /// in `!` has a single value.
+    pub further: &'static [(&'static str, &'static str, &'static str, &'static str)],
 }
 
-/// One value of a list of thresholds: from where on, and the colour.
-pub(super) type Step = (Option<f64>, &'static str);
+/// A threshold: the lowest value and its colour.
+pub(super) type Threshold = (Option<f64>, &'static str);
 
-/// A row's heading, or a panel.
+/// A row heading or a panel.
 #[derive(Clone, Debug)]
 pub struct Panel {
-    /// What is asked, in PromQL, with `$S` for the chosen job and instance.
+    /// Queries; `$S` stands for the matchers of the selected job and instance.
     pub targets: Vec<Target>,
-    /// What stands above it.
     pub title: &'static str,
     kind: Kind,
-    about: &'static str,
+    description: &'static str,
     unit: &'static str,
     width: u32,
     height: u32,
@@ -55,19 +51,17 @@ pub struct Panel {
     decimals: Option<u32>,
     stacked: bool,
     bars: bool,
-    steps: Vec<Step>,
-    mapping: Vec<(f64, &'static str, &'static str)>,
-    empty: Option<&'static str>,
+    thresholds: Vec<Threshold>,
+    value_texts: Vec<(f64, &'static str, &'static str)>,
+    no_value: Option<&'static str>,
 }
 
-/// A query of a panel.
 #[derive(Clone, Debug)]
 pub struct Target {
-    /// PromQL.
     pub expr: String,
-    /// The legend, with `{{label}}`; the column's heading in a table.
+    /// The legend with `{{label}}`, or the heading of a table column.
     pub legend: &'static str,
-    /// The unit of this column, where it is not the panel's.
+    /// The unit of a table column.
     unit: Option<&'static str>,
 }
 
@@ -80,7 +74,7 @@ enum Kind {
     Table,
 }
 
-fn panel(kind: Kind, title: &'static str, about: &'static str, unit: &'static str) -> Panel {
+fn panel(kind: Kind, title: &'static str, description: &'static str, unit: &'static str) -> Panel {
     let (width, height) = match kind {
         Kind::Row => (COLUMNS, 1),
         Kind::Stat => (6, 4),
@@ -91,7 +85,7 @@ fn panel(kind: Kind, title: &'static str, about: &'static str, unit: &'static st
         targets: Vec::new(),
         title,
         kind,
-        about,
+        description,
         unit,
         width,
         height,
@@ -100,35 +94,35 @@ fn panel(kind: Kind, title: &'static str, about: &'static str, unit: &'static st
         decimals: None,
         stacked: false,
         bars: false,
-        steps: Vec::new(),
-        mapping: Vec::new(),
-        empty: None,
+        thresholds: Vec::new(),
+        value_texts: Vec::new(),
+        no_value: None,
     }
 }
 
-/// The heading of what follows.
+/// A row heading.
 pub(crate) fn row(title: &'static str) -> Panel {
     panel(Kind::Row, title, "", "")
 }
 
-/// Curves over time, beginning at zero.
-pub(crate) fn curves(title: &'static str, unit: &'static str, about: &'static str) -> Panel {
-    Panel { min: Some(0.0), ..panel(Kind::Timeseries, title, about, unit) }
+/// Lines over time, with an axis that begins at zero.
+pub(crate) fn time_series(title: &'static str, unit: &'static str, description: &'static str) -> Panel {
+    Panel { min: Some(0.0), ..panel(Kind::Timeseries, title, description, unit) }
 }
 
-/// One large number for each series, of now.
-pub(crate) fn stat(title: &'static str, unit: &'static str, about: &'static str) -> Panel {
-    panel(Kind::Stat, title, about, unit)
+/// One large number per series, the latest value.
+pub(crate) fn stat(title: &'static str, unit: &'static str, description: &'static str) -> Panel {
+    panel(Kind::Stat, title, description, unit)
 }
 
-/// A bar for each series, of now or of the whole time shown.
-pub(crate) fn bars(title: &'static str, unit: &'static str, about: &'static str) -> Panel {
-    Panel { min: Some(0.0), ..panel(Kind::Bars, title, about, unit) }
+/// One bar per series, of the latest value or of the whole time range.
+pub(crate) fn bars(title: &'static str, unit: &'static str, description: &'static str) -> Panel {
+    Panel { min: Some(0.0), ..panel(Kind::Bars, title, description, unit) }
 }
 
-/// A line for each thing, a column for each query.
-pub(crate) fn table(title: &'static str, about: &'static str) -> Panel {
-    panel(Kind::Table, title, about, "none")
+/// One row per label set and one column per query.
+pub(crate) fn table(title: &'static str, description: &'static str) -> Panel {
+    panel(Kind::Table, title, description, "none")
 }
 
 impl Panel {
@@ -136,7 +130,7 @@ impl Panel {
         self.kind == Kind::Table
     }
 
-    pub(crate) fn ask(mut self, expr: impl Into<String>, legend: &'static str) -> Self {
+    pub(crate) fn query(mut self, expr: impl Into<String>, legend: &'static str) -> Self {
         self.targets.push(Target { expr: expr.into(), legend, unit: None });
         self
     }
@@ -146,12 +140,12 @@ impl Panel {
         self
     }
 
-    pub(crate) fn wide(mut self, columns: u32) -> Self {
+    pub(crate) fn width(mut self, columns: u32) -> Self {
         self.width = columns;
         self
     }
 
-    pub(crate) fn high(mut self, rows: u32) -> Self {
+    pub(crate) fn height(mut self, rows: u32) -> Self {
         self.height = rows;
         self
     }
@@ -161,13 +155,13 @@ impl Panel {
         self
     }
 
-    /// Bars over time in place of curves.
-    pub(crate) fn in_bars(mut self) -> Self {
+    /// Draws bars over time instead of lines.
+    pub(crate) fn draw_bars(mut self) -> Self {
         self.bars = true;
         self
     }
 
-    pub(crate) fn between(mut self, min: Option<f64>, max: Option<f64>) -> Self {
+    pub(crate) fn axis_range(mut self, min: Option<f64>, max: Option<f64>) -> Self {
         (self.min, self.max) = (min, max);
         self
     }
@@ -177,20 +171,20 @@ impl Panel {
         self
     }
 
-    pub(crate) fn steps(mut self, steps: &[Step]) -> Self {
-        self.steps = steps.to_vec();
+    pub(crate) fn thresholds(mut self, thresholds: &[Threshold]) -> Self {
+        self.thresholds = thresholds.to_vec();
         self
     }
 
-    /// What single values are called, and their colour.
-    pub(crate) fn called(mut self, mapping: &[(f64, &'static str, &'static str)]) -> Self {
-        self.mapping = mapping.to_vec();
+    /// Texts and colours of single values.
+    pub(crate) fn value_texts(mut self, value_texts: &[(f64, &'static str, &'static str)]) -> Self {
+        self.value_texts = value_texts.to_vec();
         self
     }
 
-    /// What is written where nothing comes, because nothing is well.
-    pub(crate) fn or_else(mut self, words: &'static str) -> Self {
-        self.empty = Some(words);
+    /// The text that replaces "No data" where an empty result is normal.
+    pub(crate) fn no_value(mut self, text: &'static str) -> Self {
+        self.no_value = Some(text);
         self
     }
 
@@ -207,7 +201,7 @@ impl Panel {
                 json!({
                     "datasource": source,
                     "editorMode": "code",
-                    "expr": put_in(&target.expr),
+                    "expr": target.query(),
                     "format": if self.kind == Kind::Table { "table" } else { "time_series" },
                     "instant": now,
                     "range": !now,
@@ -224,7 +218,7 @@ impl Panel {
                 Kind::Row | Kind::Table => "table",
             },
             "title": self.title,
-            "description": self.about,
+            "description": self.description,
             "datasource": source,
             "gridPos": place,
             "targets": targets,
@@ -238,13 +232,14 @@ impl Panel {
     }
 
     fn defaults(&self) -> Value {
-        let steps = if self.steps.is_empty() { vec![(None, "green")] } else { self.steps.clone() };
-        let steps: Vec<Value> = steps.iter().map(|(from, color)| json!({ "color": color, "value": from })).collect();
+        let thresholds = if self.thresholds.is_empty() { vec![(None, "green")] } else { self.thresholds.clone() };
+        let steps: Vec<Value> =
+            thresholds.iter().map(|(from, color)| json!({ "color": color, "value": from })).collect();
         let mut json = json!({
             "unit": self.unit,
             "color": match self.kind {
                 Kind::Timeseries => json!({ "mode": "palette-classic" }),
-                // Long is not bad and short not good: it depends on what is shown.
+                // Whether a long bar is good or bad depends on the metric.
                 Kind::Bars => json!({ "mode": "fixed", "fixedColor": "blue" }),
                 _ => json!({ "mode": "thresholds" }),
             },
@@ -259,11 +254,11 @@ impl Panel {
         if let Some(decimals) = self.decimals.or((self.unit == "sci").then_some(3)) {
             json["decimals"] = json!(decimals);
         }
-        if let Some(words) = self.empty {
-            json["noValue"] = json!(words);
+        if let Some(text) = self.no_value {
+            json["noValue"] = json!(text);
         }
-        if !self.mapping.is_empty() {
-            let named = self.mapping.iter().enumerate().map(|(at, (value, text, color))| {
+        if !self.value_texts.is_empty() {
+            let named = self.value_texts.iter().enumerate().map(|(at, (value, text, color))| {
                 (value.to_string(), json!({ "text": text, "color": color, "index": at }))
             });
             json["mappings"] = json!([{ "type": "value", "options": Value::Object(named.collect()) }]);
@@ -276,7 +271,7 @@ impl Panel {
                 "showPoints": "auto",
                 "spanNulls": false,
                 "stacking": { "group": "A", "mode": if self.stacked { "normal" } else { "none" } },
-                "thresholdsStyle": { "mode": if self.steps.is_empty() { "off" } else { "dashed" } },
+                "thresholdsStyle": { "mode": if self.thresholds.is_empty() { "off" } else { "dashed" } },
             });
         }
         json
@@ -304,8 +299,8 @@ impl Panel {
                 "tooltip": { "mode": "multi", "sort": "desc" },
             }),
             Kind::Stat => json!({
-                "colorMode": if self.mapping.is_empty() && self.steps.is_empty() { "value" } else { "background" },
-                "graphMode": if self.mapping.is_empty() { "area" } else { "none" },
+                "colorMode": if self.value_texts.is_empty() && self.thresholds.is_empty() { "value" } else { "background" },
+                "graphMode": if self.value_texts.is_empty() { "area" } else { "none" },
                 "justifyMode": "auto",
                 "orientation": "auto",
                 "reduceOptions": reduce,
@@ -326,7 +321,7 @@ impl Panel {
         }
     }
 
-    /// One line for what has the same labels, and headings for the queries.
+    /// Merges rows with equal labels, and names the columns of the queries.
     fn columns(&self) -> Value {
         let headings = (b'A'..).zip(&self.targets).map(|(letter, target)| {
             let name =
@@ -347,9 +342,12 @@ impl Panel {
     }
 }
 
-/// `$S` is whom the variables chose.
-fn put_in(expr: &str) -> String {
-    expr.replace("$S", "job=~\"$job\", instance=~\"$instance\"")
+impl Target {
+    /// The query as it is in the file, with matchers instead of `$S`.
+    #[must_use]
+    pub fn query(&self) -> String {
+        self.expr.replace("$S", "job=~\"$job\", instance=~\"$instance\"")
+    }
 }
 
 fn variable(name: &str, label: &str, query: &str, many: bool) -> Value {
@@ -364,7 +362,7 @@ fn variable(name: &str, label: &str, query: &str, many: bool) -> Value {
         "hide": 0,
         "multi": many,
         "includeAll": many,
-        // The values come with time: a host that began an hour ago is there when one looks again.
+        // On time range change: includes hosts that appeared since the dashboard was loaded.
         "refresh": 2,
         "sort": 1,
         "options": [],
@@ -377,23 +375,17 @@ fn variable(name: &str, label: &str, query: &str, many: bool) -> Value {
     json
 }
 
-impl Board {
-    /// All queries, as they are written.
+impl Dashboard {
+    /// All queries as they are in the file.
     pub fn queries(&self) -> impl Iterator<Item = (&Panel, &Target, String)> {
         let of = |panel| std::iter::repeat(panel);
         self.panels
             .iter()
             .flat_map(move |panel: &Panel| of(panel).zip(&panel.targets))
-            .map(|(panel, target)| (panel, target, put_in(&target.expr)))
+            .map(|(panel, target)| (panel, target, target.query()))
     }
 
-    /// One query, as it is written.
-    #[must_use]
-    pub fn written(&self, target: &Target) -> String {
-        put_in(&target.expr)
-    }
-
-    /// The file that Grafana reads.
+    /// The content of the file that Grafana reads.
     #[must_use]
     pub fn json(&self) -> Value {
         let mut variables = vec![
@@ -410,15 +402,15 @@ impl Board {
                 "options": [],
                 "skipUrlSync": false,
             }),
-            variable("job", "Job", &format!("label_values({}, job)", self.home.family), true),
+            variable("job", "Job", &format!("label_values({}, job)", self.variables.family), true),
             variable(
                 "instance",
                 "Instance",
-                &format!("label_values({}{{job=~\"$job\"}}, instance)", self.home.family),
+                &format!("label_values({}{{job=~\"$job\"}}, instance)", self.variables.family),
                 true,
             ),
         ];
-        for (name, label, family, of) in self.home.more {
+        for (name, label, family, of) in self.variables.further {
             let query = format!("label_values({family}, {of})");
             let single = name.strip_suffix('!');
             variables.push(variable(single.unwrap_or(name), label, &query, single.is_none()));
@@ -438,7 +430,7 @@ impl Board {
         json!({
             "uid": self.uid,
             "title": self.title,
-            "description": self.about,
+            "description": self.description,
             "tags": ["wattcast"],
             "schemaVersion": SCHEMA,
             "version": 1,

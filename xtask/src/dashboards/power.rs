@@ -1,262 +1,283 @@
-//! Dashboards over what the probe measures: power by host, package, container and stream; the names of the replaced exporters; GPUs.
+//! Dashboards of the probe's metrics: power by host, package, container and stream; the legacy
+//! metric names; GPUs.
 
-use super::panel::{Board, Home, bars, curves, row, stat, table};
+use super::panel::{Dashboard, Panel, VariableSource, bars, row, stat, table, time_series};
 
-/// Watts of whole hosts, each joule once: packages, memory and GPUs, or the platform's sensor where there are no packages.
+/// Power of whole hosts, each joule counted once: packages, memory and GPUs, or the platform sensor
+/// of a host without package zones.
 const HOST_WATTS: &str = "(sum by (instance) (wattcast_power_watts{$S, zone=~\"package|dram|gpu\"}) \
      unless on (instance) (wattcast_power_watts{$S, zone=\"psys\"} unless on (instance) wattcast_power_watts{$S, zone=\"package\"})) \
      or sum by (instance) (wattcast_power_watts{$S, zone=\"psys\"} unless on (instance) wattcast_power_watts{$S, zone=\"package\"})";
 
-const PROBE: Home = Home {
+const PROBE: VariableSource = VariableSource {
     family: "wattcast_energy_joules_total",
-    more: &[
+    further: &[
         ("container", "Container", "wattcast_container_energy_joules_total", "container"),
         ("stream", "Stream", "wattcast_stream_energy_joules_total", "stream"),
     ],
 };
 
-/// Where the joules of a host go: package, container, stream.
-pub(super) fn attribution() -> Board {
-    Board {
+/// Energy of a host by package, container and stream.
+pub(super) fn attribution() -> Dashboard {
+    Dashboard {
         uid: "power-attribution",
         title: "Power attribution",
-        about: "Where the joules of a host go: its packages, containers and streams, and what is nobody's",
-        home: PROBE,
-        panels: vec![
-            row("Host"),
-            stat("Power of the host", "watt", "Packages, memory and GPUs, idle power included: what an hour of it costs follows from this.")
-                .ask(HOST_WATTS, "{{instance}}"),
-            stat(
-                "How energy is known",
-                "none",
-                "Zones by source: perf, powercap and msr are measured; model is calculated from CPU use and not to be published.",
-            )
-            .ask("count by (source) (wattcast_energy_joules_total{$S})", "{{source}}"),
-            stat("Given to containers", "percentunit", "Part of the dynamic energy that containers got; the rest is the system's or nobody's.")
-                .between(Some(0.0), Some(1.0))
-                .ask(
-                    "sum(rate(wattcast_container_energy_joules_total{$S}[$__rate_interval])) / (\
-                     sum(rate(wattcast_container_energy_joules_total{$S}[$__rate_interval])) \
-                     + sum(rate(wattcast_system_energy_joules_total{$S}[$__rate_interval])) \
-                     + sum(rate(wattcast_retired_energy_joules_total{$S}[$__rate_interval])) \
-                     + sum(rate(wattcast_unattributed_energy_joules_total{$S}[$__rate_interval])))",
-                    "containers",
-                ),
-            stat("Account closed to", "joule", "All rows added up, less what was measured. Anything but 0 is a fault of ours.")
-                .steps(&[(None, "green"), (Some(0.001), "red")])
-                .ask("max(abs(wattcast_conservation_error_joules{$S}))", "largest error"),
-            curves("Where the power goes", "watt", "The whole account, stacked: its upper edge is what was measured.")
-                .wide(24)
-                .high(11)
-                .stacked()
-                .ask("sum(rate(wattcast_container_energy_joules_total{$S}[$__rate_interval]))", "containers")
-                .ask("sum(rate(wattcast_system_energy_joules_total{$S}[$__rate_interval]))", "system")
-                .ask("sum(rate(wattcast_retired_energy_joules_total{$S}[$__rate_interval]))", "containers that are gone")
-                .ask("sum(rate(wattcast_unattributed_energy_joules_total{$S}[$__rate_interval]))", "nobody's")
-                .ask("sum(rate(wattcast_idle_energy_joules_total{$S}[$__rate_interval]))", "idle")
-                // Only under an idle policy that shares it.
-                .ask("sum(rate(wattcast_container_idle_energy_joules_total{$S}[$__rate_interval])) or vector(0)", "idle of containers"),
-            row("Packages"),
-            curves("Power by zone", "watt", "Zones overlap: a package contains its cores and uncore, psys contains all. High core beside package is load, high uncore is memory traffic or graphics.")
-                .ask(
-                    "sum by (instance, zone, package, source) (rate(wattcast_energy_joules_total{$S}[$__rate_interval]))",
-                    "{{instance}} {{zone}} {{package}} ({{source}})",
-                ),
-            curves("Idle power", "watt", "What a package draws with nothing to do, learned from power against load, and the ends of its 95 % interval. Absent until load has varied enough.")
-                .ask("max by (instance, zone, package) (wattcast_idle_power_watts{$S})", "{{instance}} {{zone}} {{package}}")
-                .ask("max by (instance, zone, package, bound) (wattcast_idle_power_interval_watts{$S})", "{{instance}} {{zone}} {{package}} {{bound}}"),
-            curves("Containers by package", "watt", "A container's part of each package: on two sockets that do not draw alike, where it runs matters.")
-                .stacked()
-                .ask(
-                    "sum by (instance, container, zone, package) (rate(wattcast_container_energy_joules_total{$S, container=~\"$container\"}[$__rate_interval]))",
-                    "{{container}} on {{instance}} {{zone}} {{package}}",
-                ),
-            curves("How sure the division is", "percentunit", "By what part of themselves a container's joules of a tick may be off. Small containers are less sure.")
-                .ask("max by (container) (wattcast_energy_uncertainty_ratio{$S, container=~\"$container\"})", "{{container}}"),
-            row("Containers"),
-            curves("Power of containers", "watt", "Dynamic power: what the host would not have drawn without them. Idle power is in none of these.")
-                .stacked()
-                .ask(
-                    "sum by (container) (rate(wattcast_container_energy_joules_total{$S, container=~\"$container\"}[$__rate_interval]))",
-                    "{{container}}",
-                ),
-            bars("Energy of containers in the time shown", "joule", "The twenty with the most.").ask(
-                "topk(20, sum by (container) (increase(wattcast_container_energy_joules_total{$S, container=~\"$container\"}[$__range])))",
-                "{{container}}",
-            ),
-            curves("CPUs busy", "none", "CPU seconds a second.").ask(
-                "sum by (container) (rate(wattcast_container_cpu_seconds_total{$S, container=~\"$container\"}[$__rate_interval]))",
-                "{{container}}",
-            ),
-            curves("Waiting for a CPU", "percentunit", "Of the time in which tasks had something to do, the part without a CPU. An encoder above a quarter is starved.")
-                .between(Some(0.0), Some(1.0))
-                .steps(&[(None, "green"), (Some(0.25), "red")])
-                .ask(
-                    "sum by (container) (rate(wattcast_container_runqueue_wait_seconds_sum{$S, container=~\"$container\"}[$__rate_interval])) / (\
-                     sum by (container) (rate(wattcast_container_runqueue_wait_seconds_sum{$S, container=~\"$container\"}[$__rate_interval])) \
-                     + sum by (container) (rate(wattcast_container_cpu_seconds_total{$S, container=~\"$container\"}[$__rate_interval])))",
-                    "{{container}}",
-                ),
-            table("Containers", "Now, and in the time shown.")
-                .column("sum by (container) (wattcast_container_power_watts{$S, container=~\"$container\"})", "Power", "watt")
-                .column(
-                    "sum by (container) (increase(wattcast_container_energy_joules_total{$S, container=~\"$container\"}[$__range]))",
-                    "Energy",
-                    "joule",
-                )
-                .column(
-                    "sum by (container) (increase(wattcast_container_cpu_seconds_total{$S, container=~\"$container\"}[$__range]))",
-                    "CPU time",
-                    "s",
-                )
-                .column("max by (container) (wattcast_energy_uncertainty_ratio{$S, container=~\"$container\"})", "Unsure by", "percentunit"),
-            row("Streams"),
-            curves("Power of streams", "watt", "Each ffmpeg job's part of its container.").stacked().ask(
-                "sum by (stream) (rate(wattcast_stream_energy_joules_total{$S, stream=~\"$stream\"}[$__rate_interval]))",
-                "{{stream}}",
-            ),
-            curves("Joules of a frame", "joule", "Rises with resolution, preset and content, and when the encoder has to wait. Needs ffmpeg's -progress on port 9506.").ask(
-                "sum by (stream) (rate(wattcast_stream_energy_joules_total{$S, stream=~\"$stream\"}[$__rate_interval])) \
-                 / (sum by (stream) (rate(wattcast_stream_frames_total{stream=~\"$stream\"}[$__rate_interval])) > 0)",
-                "{{stream}}",
-            ),
-            table("Streams", "Now: watts, joules of a frame, and what an hour of media takes.")
-                .column("sum by (stream, codec) (rate(wattcast_stream_energy_joules_total{$S, stream=~\"$stream\"}[$__rate_interval]))", "Power", "watt")
-                .column(
-                    "sum by (stream, codec) (rate(wattcast_stream_energy_joules_total{$S, stream=~\"$stream\"}[$__rate_interval])) \
-                     / on (stream) group_left () (sum by (stream) (rate(wattcast_stream_frames_total{stream=~\"$stream\"}[$__rate_interval])) > 0)",
-                    "Joules a frame",
-                    "joule",
-                )
-                .column(
-                    "sum by (stream, codec) (rate(wattcast_stream_energy_joules_total{$S, stream=~\"$stream\"}[$__rate_interval])) \
-                     / on (stream) group_left () (sum by (stream) (rate(wattcast_stream_media_seconds_total{stream=~\"$stream\"}[$__rate_interval])) > 0) * 3600",
-                    "Joules an hour of media",
-                    "joule",
-                ),
-        ],
+        description: "Energy of a host by package, container and stream, with unattributed and idle energy",
+        variables: PROBE,
+        panels: [host_panels(), package_panels(), container_panels(), stream_panels()].concat(),
     }
 }
 
-/// The replaced exporters' names: processors, the container engine, the host beside them.
-pub(super) fn monitoring() -> Board {
-    Board {
+fn host_panels() -> Vec<Panel> {
+    vec![
+        row("Host"),
+        stat("Host power", "watt", "Packages, memory and GPUs, including idle power. The hourly cost follows from it.")
+            .query(HOST_WATTS, "{{instance}}"),
+        stat(
+            "Energy sources",
+            "none",
+            "Zones by source. perf, powercap and msr are measured; model is estimated from CPU time and not fit for publication.",
+        )
+        .query("count by (source) (wattcast_energy_joules_total{$S})", "{{source}}"),
+        stat("Attributed to containers", "percentunit", "Share of the dynamic energy attributed to containers; the rest is system or unattributed energy.")
+            .axis_range(Some(0.0), Some(1.0))
+            .query(
+                "sum(rate(wattcast_container_energy_joules_total{$S}[$__rate_interval])) / (\
+                 sum(rate(wattcast_container_energy_joules_total{$S}[$__rate_interval])) \
+                 + sum(rate(wattcast_system_energy_joules_total{$S}[$__rate_interval])) \
+                 + sum(rate(wattcast_retired_energy_joules_total{$S}[$__rate_interval])) \
+                 + sum(rate(wattcast_unattributed_energy_joules_total{$S}[$__rate_interval])))",
+                "containers",
+            ),
+        stat("Conservation error", "joule", "Sum of all attributed, idle and unattributed energy minus the measured energy. Any value other than 0 is a bug in Wattcast.")
+            .thresholds(&[(None, "green"), (Some(0.001), "red")])
+            .query("max(abs(wattcast_conservation_error_joules{$S}))", "largest error"),
+        time_series("Power breakdown", "watt", "All shares, stacked: the upper edge is the measured power.")
+            .width(24)
+            .height(11)
+            .stacked()
+            .query("sum(rate(wattcast_container_energy_joules_total{$S}[$__rate_interval]))", "containers")
+            .query("sum(rate(wattcast_system_energy_joules_total{$S}[$__rate_interval]))", "system")
+            .query("sum(rate(wattcast_retired_energy_joules_total{$S}[$__rate_interval]))", "retired containers")
+            .query("sum(rate(wattcast_unattributed_energy_joules_total{$S}[$__rate_interval]))", "unattributed")
+            .query("sum(rate(wattcast_idle_energy_joules_total{$S}[$__rate_interval]))", "idle")
+            // Present only with an idle policy that shares idle energy among containers.
+            .query("sum(rate(wattcast_container_idle_energy_joules_total{$S}[$__rate_interval])) or vector(0)", "idle power of containers"),
+    ]
+}
+
+fn package_panels() -> Vec<Panel> {
+    vec![
+        row("Packages"),
+        time_series("Power by zone", "watt", "Zones overlap: a package contains its core and uncore zones, psys contains all. High core power is CPU load; high uncore power is memory traffic or graphics.")
+            .query(
+                "sum by (instance, zone, package, source) (rate(wattcast_energy_joules_total{$S}[$__rate_interval]))",
+                "{{instance}} {{zone}} {{package}} ({{source}})",
+            ),
+        time_series("Idle power", "watt", "Power of a package without load, estimated from power against load, with its 95 % interval. Absent until the load has varied enough.")
+            .query("max by (instance, zone, package) (wattcast_idle_power_watts{$S})", "{{instance}} {{zone}} {{package}}")
+            .query("max by (instance, zone, package, bound) (wattcast_idle_power_interval_watts{$S})", "{{instance}} {{zone}} {{package}} {{bound}}"),
+        time_series("Container power by package", "watt", "Share of each package by container. Placement matters where two sockets differ in power.")
+            .stacked()
+            .query(
+                "sum by (instance, container, zone, package) (rate(wattcast_container_energy_joules_total{$S, container=~\"$container\"}[$__rate_interval]))",
+                "{{container}} on {{instance}} {{zone}} {{package}}",
+            ),
+        time_series("Attribution uncertainty", "percentunit", "Relative uncertainty of a container's energy in the last tick. It is larger for small containers.")
+            .query("max by (container) (wattcast_energy_uncertainty_ratio{$S, container=~\"$container\"})", "{{container}}"),
+    ]
+}
+
+fn container_panels() -> Vec<Panel> {
+    vec![
+        row("Containers"),
+        time_series("Container power", "watt", "Dynamic power, which excludes the idle power of the host.")
+            .stacked()
+            .query(
+                "sum by (container) (rate(wattcast_container_energy_joules_total{$S, container=~\"$container\"}[$__rate_interval]))",
+                "{{container}}",
+            ),
+        bars("Container energy over the time range", "joule", "The 20 containers with the most energy.").query(
+            "topk(20, sum by (container) (increase(wattcast_container_energy_joules_total{$S, container=~\"$container\"}[$__range])))",
+            "{{container}}",
+        ),
+        time_series("CPU usage", "none", "CPU seconds per second.").query(
+            "sum by (container) (rate(wattcast_container_cpu_seconds_total{$S, container=~\"$container\"}[$__rate_interval]))",
+            "{{container}}",
+        ),
+        time_series("CPU wait ratio", "percentunit", "Run-queue wait over run-queue wait plus CPU time. An encoder above 25 % is starved.")
+            .axis_range(Some(0.0), Some(1.0))
+            .thresholds(&[(None, "green"), (Some(0.25), "red")])
+            .query(
+                "sum by (container) (rate(wattcast_container_runqueue_wait_seconds_sum{$S, container=~\"$container\"}[$__rate_interval])) / (\
+                 sum by (container) (rate(wattcast_container_runqueue_wait_seconds_sum{$S, container=~\"$container\"}[$__rate_interval])) \
+                 + sum by (container) (rate(wattcast_container_cpu_seconds_total{$S, container=~\"$container\"}[$__rate_interval])))",
+                "{{container}}",
+            ),
+        table("Containers", "Current power and uncertainty; energy and CPU time over the time range.")
+            .column("sum by (container) (wattcast_container_power_watts{$S, container=~\"$container\"})", "Power", "watt")
+            .column(
+                "sum by (container) (increase(wattcast_container_energy_joules_total{$S, container=~\"$container\"}[$__range]))",
+                "Energy",
+                "joule",
+            )
+            .column(
+                "sum by (container) (increase(wattcast_container_cpu_seconds_total{$S, container=~\"$container\"}[$__range]))",
+                "CPU time",
+                "s",
+            )
+            .column("max by (container) (wattcast_energy_uncertainty_ratio{$S, container=~\"$container\"})", "Uncertainty", "percentunit"),
+    ]
+}
+
+fn stream_panels() -> Vec<Panel> {
+    vec![
+        row("Streams"),
+        time_series("Stream power", "watt", "Share of the container's power by ffmpeg job.").stacked().query(
+            "sum by (stream) (rate(wattcast_stream_energy_joules_total{$S, stream=~\"$stream\"}[$__rate_interval]))",
+            "{{stream}}",
+        ),
+        time_series("Energy per frame", "joule", "Rises with resolution, slower presets, complex content and CPU wait. Needs ffmpeg -progress reports on port 9506.").query(
+            "sum by (stream) (rate(wattcast_stream_energy_joules_total{$S, stream=~\"$stream\"}[$__rate_interval])) \
+             / (sum by (stream) (rate(wattcast_stream_frames_total{stream=~\"$stream\"}[$__rate_interval])) > 0)",
+            "{{stream}}",
+        ),
+        table("Streams", "Current power, energy per frame and energy per hour of media.")
+            .column("sum by (stream, codec) (rate(wattcast_stream_energy_joules_total{$S, stream=~\"$stream\"}[$__rate_interval]))", "Power", "watt")
+            .column(
+                "sum by (stream, codec) (rate(wattcast_stream_energy_joules_total{$S, stream=~\"$stream\"}[$__rate_interval])) \
+                 / on (stream) group_left () (sum by (stream) (rate(wattcast_stream_frames_total{stream=~\"$stream\"}[$__rate_interval])) > 0)",
+                "Energy per frame",
+                "joule",
+            )
+            .column(
+                "sum by (stream, codec) (rate(wattcast_stream_energy_joules_total{$S, stream=~\"$stream\"}[$__rate_interval])) \
+                 / on (stream) group_left () (sum by (stream) (rate(wattcast_stream_media_seconds_total{stream=~\"$stream\"}[$__rate_interval])) > 0) * 3600",
+                "Energy per hour of media",
+                "joule",
+            ),
+    ]
+}
+
+/// Processors, containers and the host under the legacy metric names.
+pub(super) fn monitoring() -> Dashboard {
+    Dashboard {
         uid: "power-monitoring",
         title: "Power monitoring",
-        about: "Power of processors, containers and host, under the names of the replaced exporters",
-        home: Home { family: "cpu_exporter_info", more: &[] },
+        description: "Power of processors, containers and host under the legacy metric names",
+        variables: VariableSource { family: "cpu_exporter_info", further: &[] },
         panels: vec![
             row("Processors"),
-            stat("Power of all packages", "watt", "Thresholds are those of the alerts: 80 and 120 W. Absent where energy is only modelled.")
-                .steps(&[(None, "green"), (Some(80.0), "orange"), (Some(120.0), "red")])
-                .ask("sum by (instance) (rapl_power_watts{$S, zone=~\"package.*\"})", "{{instance}}"),
-            stat("Highest in the time shown", "watt", "Of all packages together.")
-                .ask("max_over_time(sum(rapl_power_watts{$S, zone=~\"package.*\"})[$__range:])", "highest"),
-            stat("RAPL", "none", "Whether energy is measured by the processor; without it the other dashboards show a model, and say so.")
-                .called(&[(1.0, "measured", "green"), (0.0, "only modelled", "orange")])
-                .ask("min by (instance) (rapl_available{$S})", "{{instance}}"),
-            stat("Zones", "none", "What the processors tell apart.").ask("sum by (instance) (rapl_zones_discovered{$S})", "{{instance}}"),
-            curves("Power of packages", "watt", "Cores, caches and integrated graphics of each socket.")
-                .steps(&[(None, "green"), (Some(80.0), "orange"), (Some(120.0), "red")])
-                .ask("rapl_power_watts{$S, zone=~\"package.*\"}", "{{instance}} {{package}}"),
-            curves("Cores, uncore, memory, platform", "watt", "core and uncore are parts of a package; dram stands beside it; psys is the whole platform.")
-                .ask("rapl_power_watts{$S, zone!~\"package.*\"}", "{{instance}} {{package}} {{zone}}"),
-            curves("Power from the counters", "watt", "The same by joules over time: no peak between two scrapes is lost in it.").ask(
+            stat("Total package power", "watt", "Thresholds of the alerts: 80 and 120 W. Absent where energy is only modelled.")
+                .thresholds(&[(None, "green"), (Some(80.0), "orange"), (Some(120.0), "red")])
+                .query("sum by (instance) (rapl_power_watts{$S, zone=~\"package.*\"})", "{{instance}}"),
+            stat("Peak package power", "watt", "Highest total of all packages over the time range.")
+                .query("max_over_time(sum(rapl_power_watts{$S, zone=~\"package.*\"})[$__range:])", "highest"),
+            stat("RAPL", "none", "Whether the processor measures energy. Without RAPL the other dashboards show modelled energy, labelled as such.")
+                .value_texts(&[(1.0, "measured", "green"), (0.0, "only modelled", "orange")])
+                .query("min by (instance) (rapl_available{$S})", "{{instance}}"),
+            stat("RAPL zones", "none", "Number of zones that the processors measure.").query("sum by (instance) (rapl_zones_discovered{$S})", "{{instance}}"),
+            time_series("Package power", "watt", "Cores, caches and integrated graphics of each socket.")
+                .thresholds(&[(None, "green"), (Some(80.0), "orange"), (Some(120.0), "red")])
+                .query("rapl_power_watts{$S, zone=~\"package.*\"}", "{{instance}} {{package}}"),
+            time_series("Core, uncore, DRAM and platform power", "watt", "core and uncore are parts of a package; dram is separate from it; psys is the whole platform.")
+                .query("rapl_power_watts{$S, zone!~\"package.*\"}", "{{instance}} {{package}} {{zone}}"),
+            time_series("Power from energy counters", "watt", "Energy over time, which includes peaks between two scrapes.").query(
                 "sum by (instance, package, zone) (rate(rapl_energy_joules_total{$S}[$__rate_interval]))",
                 "{{instance}} {{package}} {{zone}}",
             ),
-            bars("Energy in the time shown", "joule", "Zones overlap: a package contains its cores.").ask(
+            bars("Energy over the time range", "joule", "Zones overlap: a package contains its cores.").query(
                 "sum by (instance, package, zone) (increase(rapl_energy_joules_total{$S}[$__range]))",
                 "{{instance}} {{package}} {{zone}}",
             ),
-            curves("Power within a second", "watt", "Where sub-second reading is on (--power.distribution): median and 99th percentile of a package. A wide gap is load in bursts.")
-                .ask(
+            time_series("Sub-second power distribution", "watt", "Median and 99th percentile of a package, with --power.distribution. A wide gap indicates bursts of load.")
+                .query(
                     "histogram_quantile(0.5, sum by (instance, le, package) (rate(wattcast_power_distribution_watts_bucket{$S}[$__rate_interval])))",
                     "{{instance}} {{package}} median",
                 )
-                .ask(
+                .query(
                     "histogram_quantile(0.99, sum by (instance, le, package) (rate(wattcast_power_distribution_watts_bucket{$S}[$__rate_interval])))",
                     "{{instance}} {{package}} 99 %",
                 ),
-            curves("What the probe itself takes", "watt", "Its process's part of the dynamic energy.")
-                .ask("sum by (instance) (rate(wattcast_self_energy_joules_total{$S}[$__rate_interval]))", "{{instance}}"),
+            time_series("Probe power", "watt", "Dynamic power attributed to the probe's own process.")
+                .query("sum by (instance) (rate(wattcast_self_energy_joules_total{$S}[$__rate_interval]))", "{{instance}}"),
             row("Containers"),
-            curves("CPU of containers", "percent", "In percent of one CPU.").ask("docker_container_cpu_percent", "{{name}}"),
-            curves("Memory of containers", "bytes", "What counts against their limit.").ask("docker_container_memory_usage", "{{name}}"),
-            curves("The container engine itself", "percent", "CPU of dockerd, containerd and their helpers, in percent of one CPU.")
-                .ask("docker_engine_cpu_percent", "{{instance}}"),
-            curves("Network of containers", "Bps", "Bytes a second, both directions.")
-                .ask("sum by (name, direction) (rate(docker_container_network_io[$__rate_interval]))", "{{name}} {{direction}}"),
+            time_series("Container CPU usage", "percent", "Percent of one CPU.").query("docker_container_cpu_percent", "{{name}}"),
+            time_series("Container memory usage", "bytes", "Memory that counts against the container's limit.").query("docker_container_memory_usage", "{{name}}"),
+            time_series("Container engine CPU usage", "percent", "dockerd, containerd and their helpers, in percent of one CPU.")
+                .query("docker_engine_cpu_percent", "{{instance}}"),
+            time_series("Container network I/O", "Bps", "Bytes per second by direction.")
+                .query("sum by (name, direction) (rate(docker_container_network_io[$__rate_interval]))", "{{name}} {{direction}}"),
             row("Streams and host"),
-            curves("RTMP streams", "none", "Streams and clients of nginx's RTMP module.")
-                .ask("nginx_rtmp_streams", "streams")
-                .ask("nginx_rtmp_connections", "clients"),
-            curves("CPUs of the host (node_exporter)", "percentunit", "Part of the time in which CPUs were busy.")
-                .between(Some(0.0), Some(1.0))
-                .ask("1 - avg by (instance) (rate(node_cpu_seconds_total{mode=\"idle\"}[$__rate_interval]))", "{{instance}}"),
-            curves("Memory of the host (node_exporter)", "bytes", "What could still be had.")
-                .ask("node_memory_MemAvailable_bytes", "{{instance}}"),
-            curves("Memory of containers (cAdvisor)", "bytes", "As cAdvisor has it, for those who compare.")
-                .ask("sum by (name) (container_memory_usage_bytes{name!=\"\"})", "{{name}}"),
+            time_series("RTMP streams", "none", "Streams and clients of nginx's RTMP module.")
+                .query("nginx_rtmp_streams", "streams")
+                .query("nginx_rtmp_connections", "clients"),
+            time_series("Host CPU usage (node_exporter)", "percentunit", "Share of time in which CPUs were not idle.")
+                .axis_range(Some(0.0), Some(1.0))
+                .query("1 - avg by (instance) (rate(node_cpu_seconds_total{mode=\"idle\"}[$__rate_interval]))", "{{instance}}"),
+            time_series("Available host memory (node_exporter)", "bytes", "Memory available to new processes.")
+                .query("node_memory_MemAvailable_bytes", "{{instance}}"),
+            time_series("Container memory usage (cAdvisor)", "bytes", "Memory by cAdvisor, for comparison.")
+                .query("sum by (name) (container_memory_usage_bytes{name!=\"\"})", "{{name}}"),
         ],
     }
 }
 
-/// GPUs: power, engines, encoder sessions, and who uses them.
-pub(super) fn gpu() -> Board {
-    Board {
+/// GPUs: power, engines, encoder sessions, and usage by container.
+pub(super) fn gpu() -> Dashboard {
+    Dashboard {
         uid: "gpu-energy",
         title: "GPU",
-        about: "Power and engines of GPUs, encoder sessions, and the containers that use them",
-        home: Home { family: "wattcast_gpu_power_watts", more: &[] },
+        description: "Power, engines and encoder sessions of GPUs, and their usage by container",
+        variables: VariableSource { family: "wattcast_gpu_power_watts", further: &[] },
         panels: vec![
-            stat("GPUs", "none", "How many the driver shows.").ask("sum(gpu_count{$S})", "GPUs"),
-            stat("Power", "watt", "All boards. Thresholds are those of the alerts: 200 and 300 W.")
-                .steps(&[(None, "green"), (Some(200.0), "orange"), (Some(300.0), "red")])
-                .ask("sum by (instance) (wattcast_gpu_power_watts{$S})", "{{instance}}"),
-            stat("Encoders in use", "percentunit", "Of the fullest board. NVIDIA gives one figure for all encoders of a board: two of which one is full show a half.")
-                .between(Some(0.0), Some(1.0))
-                .steps(&[(None, "green"), (Some(0.8), "orange"), (Some(0.95), "red")])
-                .ask("max(wattcast_gpu_engine_utilization_ratio{$S, engine=~\"encoder|video\"})", "fullest"),
-            stat("Encoder sessions", "none", "Streams that the boards encode now.")
-                .ask("sum by (instance) (wattcast_gpu_encoder_sessions{$S, codec=\"all\"})", "{{instance}}"),
-            curves("Power of boards", "watt", "From the boards' energy counters where they have one.")
-                .ask("wattcast_gpu_power_watts{$S}", "{{name}} {{gpu}}")
-                .ask("gpu_power_limit_watts{$S}", "limit {{gpu_name}}"),
-            curves("Energy of containers on GPUs", "watt", "Divided by the use of engines: shaders, memory, encoder, decoder.").stacked().ask(
+            stat("GPU count", "none", "GPUs reported by the driver.").query("sum(gpu_count{$S})", "GPUs"),
+            stat("Total GPU power", "watt", "All GPUs. Thresholds of the alerts: 200 and 300 W.")
+                .thresholds(&[(None, "green"), (Some(200.0), "orange"), (Some(300.0), "red")])
+                .query("sum by (instance) (wattcast_gpu_power_watts{$S})", "{{instance}}"),
+            stat("Encoder utilization", "percentunit", "GPU with the highest utilization. NVIDIA reports one value for all encoders of a GPU: one full encoder of two shows as 50 %.")
+                .axis_range(Some(0.0), Some(1.0))
+                .thresholds(&[(None, "green"), (Some(0.8), "orange"), (Some(0.95), "red")])
+                .query("max(wattcast_gpu_engine_utilization_ratio{$S, engine=~\"encoder|video\"})", "highest"),
+            stat("Encoder sessions", "none", "Sessions that are encoding now.")
+                .query("sum by (instance) (wattcast_gpu_encoder_sessions{$S, codec=\"all\"})", "{{instance}}"),
+            time_series("Power by GPU", "watt", "From the GPU's energy counter where it has one.")
+                .query("wattcast_gpu_power_watts{$S}", "{{name}} {{gpu}}")
+                .query("gpu_power_limit_watts{$S}", "limit {{gpu_name}}"),
+            time_series("Container GPU power", "watt", "Attributed by engine utilization: shaders, memory, encoder, decoder.").stacked().query(
                 "sum by (container) (rate(wattcast_container_energy_joules_total{zone=\"gpu\"}[$__rate_interval]))",
                 "{{container}}",
             ),
-            curves("Engines", "percentunit", "Use of each kind of engine.").between(Some(0.0), Some(1.0)).ask(
+            time_series("Engine utilization", "percentunit", "Utilization by kind of engine.").axis_range(Some(0.0), Some(1.0)).query(
                 "max by (gpu, name, engine) (wattcast_gpu_engine_utilization_ratio{$S})",
                 "{{name}} {{gpu}} {{engine}}",
             ),
-            curves("Engines by container", "none", "Engine seconds a second.").ask(
+            time_series("Engine usage by container", "none", "Engine seconds per second.").query(
                 "sum by (container, engine) (rate(wattcast_container_gpu_engine_seconds_total[$__rate_interval]))",
                 "{{container}} {{engine}}",
             ),
-            curves("Frames a second of encoder sessions", "none", "As the driver counts them.")
-                .ask("sum by (gpu, codec) (wattcast_gpu_encoder_session_fps{$S})", "{{gpu}} {{codec}}"),
-            curves("Memory", "bytes", "Of the boards.").stacked().ask(
+            time_series("Encoder session frame rate", "none", "Frames per second reported by the driver.")
+                .query("sum by (gpu, codec) (wattcast_gpu_encoder_session_fps{$S})", "{{gpu}} {{codec}}"),
+            time_series("GPU memory", "bytes", "Memory by state.").stacked().query(
                 "sum by (gpu, name, state) (wattcast_gpu_memory_bytes{$S})",
                 "{{name}} {{gpu}} {{state}}",
             ),
-            curves("Temperature", "celsius", "Above its limit a board lowers its clocks.")
-                .ask("max by (gpu, name) (wattcast_gpu_temperature_celsius{$S})", "{{name}} {{gpu}}"),
-            curves("Clocks", "hertz", "Falling clocks under load are heat or a limit of power; see the next panel.")
-                .ask("max by (gpu, name, clock) (wattcast_gpu_clock_hertz{$S})", "{{name}} {{gpu}} {{clock}}"),
-            curves("Held back by", "none", "1 while a reason keeps the clocks below what they could be; idle is one.")
-                .in_bars()
-                .ask("max by (gpu, name, reason) (wattcast_gpu_throttle{$S})", "{{name}} {{gpu}} {{reason}}"),
-            curves("Under the replaced exporter's names", "percent", "GPU, encoder, decoder and memory, in percent.")
-                .between(Some(0.0), Some(100.0))
-                .ask("gpu_utilization_percent{$S}", "{{gpu_name}} GPU")
-                .ask("gpu_encoder_utilization_percent{$S}", "{{gpu_name}} encoder")
-                .ask("gpu_decoder_utilization_percent{$S}", "{{gpu_name}} decoder")
-                .ask("gpu_memory_utilization_percent{$S}", "{{gpu_name}} memory"),
-            bars("Energy in the time shown", "joule", "Of each board.")
-                .ask("sum by (gpu, name, source) (increase(wattcast_gpu_energy_joules_total{$S}[$__range]))", "{{name}} {{gpu}} ({{source}})"),
-            curves("Power by DCGM", "watt", "NVIDIA's own exporter, where it runs beside the probe.").ask("DCGM_FI_DEV_POWER_USAGE", "GPU {{gpu}}"),
+            time_series("Temperature", "celsius", "A GPU above its temperature limit lowers its clocks.")
+                .query("max by (gpu, name) (wattcast_gpu_temperature_celsius{$S})", "{{name}} {{gpu}}"),
+            time_series("Clock frequencies", "hertz", "Falling clocks under load indicate a thermal or power limit; see the next panel.")
+                .query("max by (gpu, name, clock) (wattcast_gpu_clock_hertz{$S})", "{{name}} {{gpu}} {{clock}}"),
+            time_series("Throttle reasons", "none", "1 while the reason lowers the clocks. Idle is one of the reasons.")
+                .draw_bars()
+                .query("max by (gpu, name, reason) (wattcast_gpu_throttle{$S})", "{{name}} {{gpu}} {{reason}}"),
+            time_series("Utilization (legacy metric names)", "percent", "GPU, encoder, decoder and memory utilization.")
+                .axis_range(Some(0.0), Some(100.0))
+                .query("gpu_utilization_percent{$S}", "{{gpu_name}} GPU")
+                .query("gpu_encoder_utilization_percent{$S}", "{{gpu_name}} encoder")
+                .query("gpu_decoder_utilization_percent{$S}", "{{gpu_name}} decoder")
+                .query("gpu_memory_utilization_percent{$S}", "{{gpu_name}} memory"),
+            bars("GPU energy over the time range", "joule", "Energy by GPU.")
+                .query("sum by (gpu, name, source) (increase(wattcast_gpu_energy_joules_total{$S}[$__range]))", "{{name}} {{gpu}} ({{source}})"),
+            time_series("Power (DCGM)", "watt", "Power reported by NVIDIA's DCGM exporter, if it runs.").query("DCGM_FI_DEV_POWER_USAGE", "GPU {{gpu}}"),
         ],
     }
 }

@@ -1,124 +1,127 @@
-//! Dashboards over what the analysis service knows: results, quality, cost, and what follows from them together.
+//! Dashboards of the analysis service's metrics: results, quality, cost, and the relations between
+//! them.
 
-use super::panel::{Board, Home, bars, curves, row, stat, table};
+use super::panel::{Dashboard, VariableSource, bars, row, stat, table, time_series};
 
-/// What tells scenarios apart on every port.
+/// The legend of series by scenario.
+const SCENARIO: &str = "{{scenario}} {{bitrate}} {{encoder}} {{run}}";
+/// The labels that identify a scenario on every port.
 const BY: &str = "by (scenario, bitrate, encoder, run)";
 
-const RESULTS: Home = Home {
+const RESULTS: VariableSource = VariableSource {
     family: "results_exporter_up",
-    more: &[
+    further: &[
         ("run", "Run", "wattcast_run_duration_seconds", "run"),
         ("scenario", "Scenario", "wattcast_run_duration_seconds", "scenario"),
     ],
 };
-const QUALITY: Home = Home {
+const QUALITY: VariableSource = VariableSource {
     family: "qoe_exporter_up",
-    more: &[("run", "Run", "wattcast_qoe_score", "run"), ("scenario", "Scenario", "wattcast_qoe_score", "scenario")],
+    further: &[("run", "Run", "wattcast_qoe_score", "run"), ("scenario", "Scenario", "wattcast_qoe_score", "scenario")],
 };
-const COST: Home = Home {
+const COST: VariableSource = VariableSource {
     family: "cost_exporter_alive",
-    more: &[
+    further: &[
         ("currency!", "Currency", "wattcast_cost_amount", "currency"),
         ("run", "Run", "wattcast_cost_amount", "run"),
         ("scenario", "Scenario", "wattcast_cost_amount", "scenario"),
     ],
 };
 
-/// `sum by (scenario …) (family{chosen})`.
-fn of_runs(family: &str, more: &str) -> String {
-    format!("max {BY} ({family}{{$S, run=~\"$run\", scenario=~\"$scenario\"{more}}})")
+/// One series per scenario of the selected runs and scenarios.
+fn of_runs(family: &str, matchers: &str) -> String {
+    format!("max {BY} ({family}{{$S, run=~\"$run\", scenario=~\"$scenario\"{matchers}}})")
 }
 
-fn in_currency(family: &str, more: &str) -> String {
+fn in_currency(family: &str) -> String {
     format!(
         "max by (scenario, bitrate, encoder, run, currency) \
-         ({family}{{$S, currency=~\"$currency\", run=~\"$run\", scenario=~\"$scenario\"{more}}})"
+         ({family}{{$S, currency=~\"$currency\", run=~\"$run\", scenario=~\"$scenario\"}})"
     )
 }
 
-/// Which configuration does most with a joule.
-pub(super) fn efficiency() -> Board {
-    let wasted = "Joules for a second of media above what the best scenario with the same outputs needs: what choosing it would save.";
-    Board {
+/// The energy efficiency of configurations.
+pub(super) fn efficiency() -> Dashboard {
+    let excess = "Energy per second of media above the best scenario with the same outputs: the saving of choosing that scenario.";
+    Dashboard {
         uid: "energy-efficiency",
         title: "Energy efficiency",
-        about: "Which configuration does most with a joule, and what the others waste",
-        home: RESULTS,
+        description: "Energy efficiency of configurations, and their excess energy over the best one",
+        variables: RESULTS,
         panels: vec![
             stat(
-                "Part of the window known",
+                "Energy coverage",
                 "percentunit",
-                "The least of all runs shown: below 95 % a figure is not to be compared.",
+                "Lowest energy coverage of the selected runs. Do not compare energy with a coverage below 95 %.",
             )
-            .between(Some(0.0), Some(1.0))
-            .steps(&[(None, "red"), (Some(0.95), "green")])
-            .ask("min(wattcast_run_energy_coverage_ratio{$S, run=~\"$run\", scenario=~\"$scenario\"})", "least"),
-            stat("Energy unknown", "none", "Scenarios without joules, and why.").or_else("none").ask(
+            .axis_range(Some(0.0), Some(1.0))
+            .thresholds(&[(None, "red"), (Some(0.95), "green")])
+            .query("min(wattcast_run_energy_coverage_ratio{$S, run=~\"$run\", scenario=~\"$scenario\"})", "lowest"),
+            stat("Scenarios without energy", "none", "Number of scenarios whose energy is unknown, by reason.").no_value("none").query(
                 "count by (reason) (wattcast_run_energy_available{$S, run=~\"$run\", scenario=~\"$scenario\"} == 0)",
                 "{{reason}}",
             ),
-            stat("Best pixels for a joule", "none", "Of all runs shown.")
+            stat("Best pixels per joule", "none", "Highest value of the selected runs.")
                 .decimals(0)
-                .ask("max(wattcast_run_pixels_per_joule{$S, run=~\"$run\", scenario=~\"$scenario\"})", "best"),
-            stat("Runs", "none", "That are shown here.")
-                .ask("count(count by (run) (wattcast_run_duration_seconds{$S, run=~\"$run\"}))", "runs"),
+                .query("max(wattcast_run_pixels_per_joule{$S, run=~\"$run\", scenario=~\"$scenario\"})", "best"),
+            stat("Runs", "none", "Number of selected runs.")
+                .query("count(count by (run) (wattcast_run_duration_seconds{$S, run=~\"$run\"}))", "runs"),
             table(
-                "Who does most with a joule",
-                "Rank 1 is best; equals share one. Energy is the host's where it is known, idle power included.",
+                "Efficiency ranking",
+                "Rank 1 is best; equal values share a rank. Energy is that of the host, including idle power, where it is known.",
             )
             .column(of_runs("wattcast_run_efficiency_rank", ", among=\"run\""), "Rank", "none")
-            .column(of_runs("wattcast_run_pixels_per_joule", ""), "Pixels a joule", "short")
-            .column(of_runs("wattcast_run_energy_per_frame_joules", ", scope=\"host\""), "Joules a frame", "joule")
+            .column(of_runs("wattcast_run_pixels_per_joule", ""), "Pixels per joule", "short")
+            .column(of_runs("wattcast_run_energy_per_frame_joules", ", scope=\"host\""), "Energy per frame", "joule")
             .column(of_runs("wattcast_run_energy_joules", ", scope=\"host\""), "Energy", "joule")
             .column(of_runs("wattcast_run_power_watts", ", scope=\"host\""), "Mean power", "watt"),
-            bars("Pixels for a joule", "short", "More is better.")
-                .ask(of_runs("wattcast_run_pixels_per_joule", ""), "{{scenario}} {{bitrate}} {{encoder}} {{run}}"),
-            bars("Wasted beside the best", "joule", wasted).ask(
+            bars("Pixels per joule", "short", "Higher is better.")
+                .query(of_runs("wattcast_run_pixels_per_joule", ""), SCENARIO),
+            bars("Excess energy vs. best", "joule", excess).query(
                 of_runs("wattcast_run_energy_over_best_joules", ""),
-                "{{scenario}} {{bitrate}} {{encoder}} {{run}}",
+                SCENARIO,
             ),
-            bars("Joules of a frame", "joule", "Less is better; compare only the same resolution.").ask(
+            bars("Energy per frame", "joule", "Lower is better. Compare equal resolutions only.").query(
                 of_runs("wattcast_run_energy_per_frame_joules", ", scope=\"host\""),
-                "{{scenario}} {{bitrate}} {{encoder}} {{run}}",
+                SCENARIO,
             ),
-            bars("Joules of a megabit", "joule", "What was put out, in 10^6 bits.").ask(
+            bars("Energy per megabit", "joule", "Energy per 10^6 bits of encoder output.").query(
                 of_runs("wattcast_run_energy_per_megabit_joules", ", scope=\"host\""),
-                "{{scenario}} {{bitrate}} {{encoder}} {{run}}",
+                SCENARIO,
             ),
-            bars("Power above the baseline", "watt", "What the work added to a host that has nothing to do.")
-                .ask(of_runs("wattcast_run_net_power_watts", ""), "{{scenario}} {{bitrate}} {{encoder}} {{run}}"),
-            bars("Energy above the baseline", "joule", "The baseline's power over the same length is taken off.")
-                .ask(of_runs("wattcast_run_net_energy_joules", ""), "{{scenario}} {{bitrate}} {{encoder}} {{run}}"),
-            row("Now"),
-            curves(
-                "Joules of a frame, of running streams",
+            bars("Power above the baseline", "watt", "Mean power of the host minus its baseline power.")
+                .query(of_runs("wattcast_run_net_power_watts", ""), SCENARIO),
+            bars("Energy above the baseline", "joule", "Energy of the host minus baseline power times duration.")
+                .query(of_runs("wattcast_run_net_energy_joules", ""), SCENARIO),
+            row("Current values"),
+            time_series(
+                "Energy per frame of running streams",
                 "joule",
-                "As it is now: rising joules of the same frames are worth a look.",
+                "Rising energy per frame of unchanged content is worth investigating.",
             )
-            .ask(
+            .query(
                 "sum by (stream) (rate(wattcast_stream_energy_joules_total[$__rate_interval])) \
                  / (sum by (stream) (rate(wattcast_stream_frames_total[$__rate_interval])) > 0)",
                 "{{stream}}",
             ),
-            curves("Joules of an hour of stream", "joule", "For an hour of media, at the rate of now.").ask(
+            time_series("Energy per hour of media", "joule", "Energy per hour of media at the current rate.").query(
                 "sum by (stream) (rate(wattcast_stream_energy_joules_total[$__rate_interval])) \
                  / (sum by (stream) (rate(wattcast_stream_media_seconds_total[$__rate_interval])) > 0) * 3600",
                 "{{stream}}",
             ),
-            curves("CPU and GPU", "watt", "Dynamic power of containers, by what they use.")
+            time_series("Container power by zone", "watt", "Dynamic power of containers on CPU packages, memory and GPUs.")
                 .stacked()
-                .ask("sum by (zone) (rate(wattcast_container_energy_joules_total[$__rate_interval]))", "{{zone}}"),
-            curves(
-                "Measured and predicted",
+                .query("sum by (zone) (rate(wattcast_container_energy_joules_total[$__rate_interval]))", "{{zone}}"),
+            time_series(
+                "Measured and predicted power",
                 "watt",
-                "Mean power of scenarios, and what a line through them says: far from it is worth a second run.",
+                "Mean power of scenarios, and the prediction of a linear fit through them. Repeat scenarios far from the fit.",
             )
-            .ask(
+            .query(
                 of_runs("results_scenario_mean_power_watts", ""),
                 "{{scenario}} {{bitrate}} {{encoder}} {{run}} measured",
             )
-            .ask(
+            .query(
                 of_runs("results_scenario_predicted_power_watts", ""),
                 "{{scenario}} {{bitrate}} {{encoder}} {{run}} predicted",
             ),
@@ -126,45 +129,45 @@ pub(super) fn efficiency() -> Board {
     }
 }
 
-/// What every scenario did: the replaced dashboard's panels, and its energy.
-pub(super) fn results() -> Board {
-    Board {
+/// The results of every scenario: the panels of the legacy dashboard, and energy.
+pub(super) fn results() -> Dashboard {
+    Dashboard {
         uid: "results-overview",
         title: "Results overview",
-        about: "What every scenario of the newest runs did",
-        home: RESULTS,
+        description: "Results of every scenario of the newest runs",
+        variables: RESULTS,
         panels: vec![
-            stat("Total Scenarios", "none", "Of all runs that are shown.").ask("sum(results_scenarios_total{$S})", "scenarios"),
-            stat("Average FPS", "none", "Frames a second, by scenario.").wide(18).ask(
+            stat("Total Scenarios", "none", "Scenarios of the selected runs.").query("sum(results_scenarios_total{$S})", "scenarios"),
+            stat("Average FPS", "none", "Frames per second by scenario.").width(18).query(
                 of_runs("results_scenario_avg_fps", ""),
-                "{{scenario}} {{bitrate}} {{encoder}} {{run}}",
+                SCENARIO,
             ),
-            bars("Scenario Duration", "s", "From the first to the last moment of what was measured.")
-                .ask(of_runs("results_scenario_duration_seconds", ""), "{{scenario}} {{bitrate}} {{encoder}} {{run}}"),
-            bars("Energy", "joule", "Of the host, idle power included; in which way it is known stands in the table below.")
-                .ask(of_runs("wattcast_run_energy_joules", ", scope=\"host\""), "{{scenario}} {{bitrate}} {{encoder}} {{run}}"),
-            curves("Frame Statistics", "none", "Frames that were encoded, and frames that were lost.")
-                .ask(of_runs("results_scenario_total_frames", ""), "{{scenario}} {{bitrate}} {{encoder}} {{run}} all")
-                .ask(of_runs("results_scenario_dropped_frames", ""), "{{scenario}} {{bitrate}} {{encoder}} {{run}} lost"),
-            curves("Quality Scores by Scenario", "none", "VMAF from 0 to 100; PSNR in dB.")
-                .ask(of_runs("results_scenario_vmaf_score", ""), "{{scenario}} {{bitrate}} {{encoder}} {{run}} VMAF")
-                .ask(of_runs("results_scenario_psnr_score", ""), "{{scenario}} {{bitrate}} {{encoder}} {{run}} PSNR"),
-            table("All scenarios", "One line each.")
+            bars("Scenario Duration", "s", "Length of the measurement window.")
+                .query(of_runs("results_scenario_duration_seconds", ""), SCENARIO),
+            bars("Energy", "joule", "Energy of the host, including idle power. The last table lists its source and method.")
+                .query(of_runs("wattcast_run_energy_joules", ", scope=\"host\""), SCENARIO),
+            time_series("Frame Statistics", "none", "Encoded and dropped frames.")
+                .query(of_runs("results_scenario_total_frames", ""), "{{scenario}} {{bitrate}} {{encoder}} {{run}} all")
+                .query(of_runs("results_scenario_dropped_frames", ""), "{{scenario}} {{bitrate}} {{encoder}} {{run}} dropped"),
+            time_series("Quality Scores by Scenario", "none", "VMAF (0 to 100) and PSNR (dB).")
+                .query(of_runs("results_scenario_vmaf_score", ""), "{{scenario}} {{bitrate}} {{encoder}} {{run}} VMAF")
+                .query(of_runs("results_scenario_psnr_score", ""), "{{scenario}} {{bitrate}} {{encoder}} {{run}} PSNR"),
+            table("All scenarios", "One row per scenario.")
                 .column(of_runs("wattcast_run_duration_seconds", ""), "Duration", "s")
                 .column(of_runs("wattcast_run_frames", ""), "Frames", "none")
-                .column(of_runs("wattcast_run_drop_ratio", ""), "Lost", "percentunit")
+                .column(of_runs("wattcast_run_drop_ratio", ""), "Dropped", "percentunit")
                 .column(of_runs("wattcast_run_energy_joules", ", scope=\"host\""), "Energy", "joule")
                 .column(of_runs("wattcast_run_cpu_seconds", ""), "CPU time", "s"),
             table(
-                "Configurations that were repeated",
-                "Means over repeats with their 95 % intervals, by wattcast-analysis run. Two whose intervals do not touch differ; for all others ask wattcast-analysis compare.",
+                "Repeated configurations",
+                "Means of repeats with 95 % intervals, from wattcast-analysis run. Configurations whose intervals do not overlap differ; test all others with wattcast-analysis compare.",
             )
             .column(of_runs("wattcast_cell_repeats", ""), "Repeats", "none")
-            .column(of_runs("wattcast_cell_energy_per_frame_joules", ", scope=\"host\""), "Joules a frame", "joule")
-            .column(of_runs("wattcast_cell_energy_per_frame_interval_joules", ", scope=\"host\", bound=\"low\""), "from", "joule")
-            .column(of_runs("wattcast_cell_energy_per_frame_interval_joules", ", scope=\"host\", bound=\"high\""), "to", "joule")
+            .column(of_runs("wattcast_cell_energy_per_frame_joules", ", scope=\"host\""), "Energy per frame", "joule")
+            .column(of_runs("wattcast_cell_energy_per_frame_interval_joules", ", scope=\"host\", bound=\"low\""), "95 % interval, low", "joule")
+            .column(of_runs("wattcast_cell_energy_per_frame_interval_joules", ", scope=\"host\", bound=\"high\""), "95 % interval, high", "joule")
             .column(of_runs("wattcast_cell_duration_seconds", ""), "Duration", "s"),
-            table("How the energy is known", "way: counters of the file, the probe's window, the database, or samples of power; coverage: the part of the window that it is of.")
+            table("Energy sources and methods", "Label way: counters in the result file, the probe's window, the database, or power samples.")
                 .column(
                     "max by (scenario, bitrate, encoder, run, source, way, scope) (wattcast_run_energy_joules{$S, run=~\"$run\", scenario=~\"$scenario\"})",
                     "Energy",
@@ -174,124 +177,124 @@ pub(super) fn results() -> Board {
     }
 }
 
-/// What the pictures are worth.
-pub(super) fn qoe() -> Board {
-    Board {
+/// Quality scores, and quality per unit of energy.
+pub(super) fn qoe() -> Dashboard {
+    Dashboard {
         uid: "qoe-metrics",
         title: "QoE metrics",
-        about: "What the pictures are worth, and what a watt buys of it",
-        home: QUALITY,
+        description: "Quality scores, quality per watt and quality per joule",
+        variables: QUALITY,
         panels: vec![
-            curves("VMAF Quality Score", "none", "0 to 100, in the colours of the replaced dashboard: red below 70, green from 85. Compare runs that were scored by one model.")
-                .between(Some(0.0), Some(100.0))
-                .steps(&[(None, "red"), (Some(70.0), "yellow"), (Some(85.0), "green")])
-                .ask(of_runs("qoe_vmaf_score", ""), "{{scenario}} {{bitrate}} {{encoder}} {{run}}"),
-            curves("PSNR Quality Score", "dB", "Of the difference between pictures, in dB; it knows nothing of eyes.")
-                .ask(of_runs("qoe_psnr_score", ""), "{{scenario}} {{bitrate}} {{encoder}} {{run}}"),
-            curves("Quality per Watt Efficiency", "none", "VMAF over mean power. It rewards low power and bad pictures: see the panel of equal quality below.")
-                .ask(of_runs("qoe_quality_per_watt", ""), "{{scenario}} {{bitrate}} {{encoder}} {{run}}"),
-            curves("QoE Efficiency Score", "none", "Quality-weighted pixels for a joule.").ask(
+            time_series("VMAF Quality Score", "none", "0 to 100, with the colours of the legacy dashboard: red below 70, green from 85. Compare scores of the same model only.")
+                .axis_range(Some(0.0), Some(100.0))
+                .thresholds(&[(None, "red"), (Some(70.0), "yellow"), (Some(85.0), "green")])
+                .query(of_runs("qoe_vmaf_score", ""), SCENARIO),
+            time_series("PSNR Quality Score", "dB", "Peak signal-to-noise ratio in dB. It does not model human perception.")
+                .query(of_runs("qoe_psnr_score", ""), SCENARIO),
+            time_series("Quality per Watt Efficiency", "none", "VMAF over mean power. It favours low power and low quality: see Energy at equal quality.")
+                .query(of_runs("qoe_quality_per_watt", ""), SCENARIO),
+            time_series("QoE Efficiency Score", "none", "Quality-weighted pixels per joule.").query(
                 of_runs("qoe_efficiency_score", ""),
-                "{{scenario}} {{bitrate}} {{encoder}} {{run}}",
+                SCENARIO,
             ),
-            curves("Frame Drop Rate", "percentunit", "Frames lost over frames encoded; lines at 1 and 5 %.")
-                .steps(&[(None, "green"), (Some(0.01), "yellow"), (Some(0.05), "red")])
-                .ask(of_runs("qoe_drop_rate", ""), "{{scenario}} {{bitrate}} {{encoder}} {{run}}"),
-            curves("SSIM Quality Score", "none", "0 to 1.").between(Some(0.0), Some(1.0)).ask(
+            time_series("Frame Drop Rate", "percentunit", "Dropped frames over encoded frames, with thresholds at 1 and 5 %.")
+                .thresholds(&[(None, "green"), (Some(0.01), "yellow"), (Some(0.05), "red")])
+                .query(of_runs("qoe_drop_rate", ""), SCENARIO),
+            time_series("SSIM Quality Score", "none", "0 to 1.").axis_range(Some(0.0), Some(1.0)).query(
                 of_runs("qoe_ssim_score", ""),
-                "{{scenario}} {{bitrate}} {{encoder}} {{run}}",
+                SCENARIO,
             ),
-            bars("Quality of experience", "none", "From 1 (bad) to 5 (excellent): the picture, less what stutters.")
-                .between(Some(1.0), Some(5.0))
-                .ask(of_runs("wattcast_qoe_score", ""), "{{scenario}} {{bitrate}} {{encoder}} {{run}}"),
-            bars("What it is made of", "percentunit", "Picture and smoothness, 0 to 1.").between(Some(0.0), Some(1.0)).ask(
+            bars("Quality of experience", "none", "1 (bad) to 5 (excellent): picture quality, reduced by dropped frames and stalls.")
+                .axis_range(Some(1.0), Some(5.0))
+                .query(of_runs("wattcast_qoe_score", ""), SCENARIO),
+            bars("QoE components", "percentunit", "Picture quality and smoothness, 0 to 1.").axis_range(Some(0.0), Some(1.0)).query(
                 "max by (scenario, bitrate, encoder, run, component) (wattcast_qoe_component_ratio{$S, run=~\"$run\", scenario=~\"$scenario\"})",
                 "{{scenario}} {{bitrate}} {{encoder}} {{run}} {{component}}",
             ),
-            table("Energy at equal quality", "Joules for a second of media at a VMAF, by a curve through scenarios that differ in bitrate only: the fair way to compare encoders.")
+            table("Energy at equal quality", "Energy per second of media at a given VMAF, interpolated between scenarios that differ in bitrate only. The fair comparison of encoders.")
                 .column(
                     "max by (run, encoder, preset, output_ladder, vmaf) (wattcast_quality_equal_energy_joules{$S, run=~\"$run\"})",
-                    "Joules a second of media",
+                    "Energy per second of media",
                     "joule",
                 ),
         ],
     }
 }
 
-/// What it costs: runs, and now.
-pub(super) fn cost() -> Board {
-    Board {
+/// Cost of runs, and current cost.
+pub(super) fn cost() -> Dashboard {
+    Dashboard {
         uid: "cost-analysis",
         title: "Cost analysis",
-        about: "What runs cost, what running containers and hosts cost now, and whether the budget lasts",
-        home: COST,
+        description: "Cost of runs, current cost of hosts, containers and streams, and budgets",
+        variables: COST,
         panels: vec![
             row("Runs"),
-            curves("Total Cost by Scenario", "none", "Energy and compute, in units of the currency.")
-                .ask(in_currency("cost_total_load_aware", ""), "{{scenario}} {{bitrate}} {{encoder}} {{run}} {{currency}}"),
-            bars("Current Cost by Scenario", "none", "The same, of now.")
+            time_series("Total Cost by Scenario", "none", "Cost of energy and compute, in units of the currency.")
+                .query(in_currency("cost_total_load_aware"), "{{scenario}} {{bitrate}} {{encoder}} {{run}} {{currency}}"),
+            bars("Current Cost by Scenario", "none", "Latest value of the same cost.")
                 .decimals(6)
-                .ask(in_currency("cost_total_load_aware", ""), "{{scenario}} {{bitrate}} {{encoder}} {{run}} {{currency}}"),
-            curves("Cost Breakdown: Energy vs Compute", "none", "What the energy of a scenario cost, and what its CPU time.")
-                .in_bars()
+                .query(in_currency("cost_total_load_aware"), "{{scenario}} {{bitrate}} {{encoder}} {{run}} {{currency}}"),
+            time_series("Cost Breakdown: Energy vs Compute", "none", "Cost of the scenario's energy and of its CPU time.")
+                .draw_bars()
                 .stacked()
-                .ask(in_currency("cost_energy_load_aware", ""), "{{scenario}} {{bitrate}} {{encoder}} {{run}} energy {{currency}}")
-                .ask(in_currency("cost_compute_load_aware", ""), "{{scenario}} {{bitrate}} {{encoder}} {{run}} compute {{currency}}"),
-            curves("Cost Efficiency: Cost per Pixel", "sci", "Less is better; compare only the same quality.")
-                .ask(in_currency("cost_per_pixel", ""), "{{scenario}} {{bitrate}} {{encoder}} {{run}} {{currency}}"),
-            curves("Cost per Viewer Watch Hour", "none", "Each stream counts as one viewer, as the replaced exporter had it; the next panel has real viewers where a run says how many.")
-                .ask(in_currency("cost_per_watch_hour", ""), "{{scenario}} {{bitrate}} {{encoder}} {{run}} {{currency}}"),
-            table("Cost of what was delivered", "For a frame, an hour of media, a gigabyte, … : units that a run has figures for.").wide(12).column(
+                .query(in_currency("cost_energy_load_aware"), "{{scenario}} {{bitrate}} {{encoder}} {{run}} energy {{currency}}")
+                .query(in_currency("cost_compute_load_aware"), "{{scenario}} {{bitrate}} {{encoder}} {{run}} compute {{currency}}"),
+            time_series("Cost Efficiency: Cost per Pixel", "sci", "Lower is better. Compare equal quality only.")
+                .query(in_currency("cost_per_pixel"), "{{scenario}} {{bitrate}} {{encoder}} {{run}} {{currency}}"),
+            time_series("Cost per Viewer Watch Hour", "none", "Each stream counts as one viewer, as in the legacy exporter. The next panel uses the number of viewers of the run where it is known.")
+                .query(in_currency("cost_per_watch_hour"), "{{scenario}} {{bitrate}} {{encoder}} {{run}} {{currency}}"),
+            table("Cost per delivered unit", "Cost per frame, hour of media, gigabyte and other units, as far as the run has the data.").width(12).column(
                 "max by (scenario, bitrate, encoder, run, unit, currency) (wattcast_cost_per_unit_amount{$S, currency=~\"$currency\", run=~\"$run\", scenario=~\"$scenario\"})",
                 "Cost",
                 "sci",
             ),
-            row("Now"),
-            stat("Price of a kilowatt hour", "none", "By the tariff's present hour, PUE included.").decimals(4).ask(
+            row("Current values"),
+            stat("Energy price per kWh", "none", "Current price of the tariff, including PUE.").decimals(4).query(
                 "max by (currency) (wattcast_energy_price_amount{$S}) * 3.6e6",
                 "{{currency}}",
             ),
-            stat("Carbon of a kilowatt hour", "massg", "CO2-equivalents, PUE included; absent while no intensity is given.")
-                .ask("max(wattcast_energy_carbon_grams{$S}) * 3.6e6", "now"),
-            stat("Budget spent", "percentunit", "Of the month's money.")
-                .between(Some(0.0), Some(1.0))
-                .steps(&[(None, "green"), (Some(0.8), "orange"), (Some(1.0), "red")])
-                .ask(
+            stat("Carbon intensity per kWh", "massg", "CO2 equivalents, including PUE. Absent without a configured carbon intensity.")
+                .query("max(wattcast_energy_carbon_grams{$S}) * 3.6e6", "now"),
+            stat("Budget spent", "percentunit", "Share of the monthly budget.")
+                .axis_range(Some(0.0), Some(1.0))
+                .thresholds(&[(None, "green"), (Some(0.8), "orange"), (Some(1.0), "red")])
+                .query(
                     "max by (budget) (wattcast_budget_spent_amount{$S}) / on (budget) max by (budget) (wattcast_budget_amount{$S})",
                     "{{budget}}",
                 ),
-            stat("How fast it burns", "none", "1 is what lasts for the month.")
+            stat("Budget burn rate", "none", "Spending rate relative to a budget that lasts exactly one month.")
                 .decimals(2)
-                .steps(&[(None, "green"), (Some(1.0), "orange"), (Some(2.0), "red")])
-                .ask("max by (budget) (wattcast_budget_burn_ratio{$S, window=\"24h\"})", "{{budget}}"),
-            curves("Cost of hosts for an hour, now", "none", "Idle power included.").ask(
+                .thresholds(&[(None, "green"), (Some(1.0), "orange"), (Some(2.0), "red")])
+                .query("max by (budget) (wattcast_budget_burn_ratio{$S, window=\"24h\"})", "{{budget}}"),
+            time_series("Host cost per hour", "none", "Current cost, including idle power.").query(
                 "max by (instance, currency) (instance:wattcast_cost_amount_per_hour:rate5m)",
                 "{{instance}} {{currency}}",
             ),
-            curves("Cost of containers for an hour, now", "none", "Dynamic energy only.").stacked().ask(
+            time_series("Container cost per hour", "none", "Current cost of dynamic energy.").stacked().query(
                 "sum by (container, currency) (container:wattcast_cost_amount_per_hour:rate5m)",
                 "{{container}} {{currency}}",
             ),
-            curves("Cost of streams for an hour, now", "none", "Dynamic energy only.").stacked().ask(
+            time_series("Stream cost per hour", "none", "Current cost of dynamic energy.").stacked().query(
                 "sum by (stream, currency) (stream:wattcast_cost_amount_per_hour:rate5m)",
                 "{{stream}} {{currency}}",
             ),
-            curves("Carbon of hosts for an hour, now", "massg", "CO2-equivalents, idle power included.")
-                .ask("max by (instance) (instance:wattcast_carbon_grams_per_hour:rate5m)", "{{instance}}"),
-            curves("Budget and forecast", "none", "What was spent, what may be, and what will have been at the end of the month, with the ends of its interval.")
-                .ask("max by (budget, currency) (wattcast_budget_spent_amount{$S})", "{{budget}} {{currency}} spent")
-                .ask("max by (budget, currency) (wattcast_budget_amount{$S})", "{{budget}} {{currency}} budget")
-                .ask("max by (budget, currency, bound) (wattcast_budget_forecast_amount{$S})", "{{budget}} {{currency}} {{bound}}"),
-            bars("Carbon of runs", "massg", "By the grid's intensity in the window of each.").ask(
+            time_series("Host carbon emissions per hour", "massg", "CO2 equivalents, including idle power.")
+                .query("max by (instance) (instance:wattcast_carbon_grams_per_hour:rate5m)", "{{instance}}"),
+            time_series("Budget and forecast", "none", "Spending so far, the budget, and the forecast for the end of the month with its interval.")
+                .query("max by (budget, currency) (wattcast_budget_spent_amount{$S})", "{{budget}} {{currency}} spent")
+                .query("max by (budget, currency) (wattcast_budget_amount{$S})", "{{budget}} {{currency}} budget")
+                .query("max by (budget, currency, bound) (wattcast_budget_forecast_amount{$S})", "{{budget}} {{currency}} {{bound}}"),
+            bars("Carbon emissions of runs", "massg", "CO2 equivalents by the carbon intensity of the grid during the run.").query(
                 "max by (scenario, bitrate, encoder, run) (wattcast_cost_carbon_grams{$S, run=~\"$run\", scenario=~\"$scenario\"})",
-                "{{scenario}} {{bitrate}} {{encoder}} {{run}}",
+                SCENARIO,
             ),
         ],
     }
 }
 
-/// Quality and cost beside each other.
-pub(super) fn qoe_cost() -> Board {
+/// Quality and cost in one view.
+pub(super) fn qoe_cost() -> Dashboard {
     let vmaf = "max by (scenario, bitrate, encoder, run) (wattcast_quality_vmaf_score{run=~\"$run\", scenario=~\"$scenario\"})";
     let total = "max by (scenario, bitrate, encoder, run) (wattcast_cost_amount{$S, part=\"total\", currency=~\"$currency\", run=~\"$run\", scenario=~\"$scenario\"})";
     let per_hour = |part: &str| {
@@ -300,37 +303,37 @@ pub(super) fn qoe_cost() -> Board {
              / on (scenario, bitrate, encoder, run) max by (scenario, bitrate, encoder, run) (wattcast_run_duration_seconds) * 3600"
         )
     };
-    Board {
+    Dashboard {
         uid: "qoe-cost",
         title: "Quality and cost",
-        about: "What a point of quality costs, in money and joules",
-        home: COST,
+        description: "Cost and energy per point of quality",
+        variables: COST,
         panels: vec![
-            table("Quality, energy and cost", "One line for each scenario. Best is high quality for little money: sort by what matters to you.")
+            table("Quality, energy and cost", "One row per scenario. Sort by the column of interest.")
                 .column(vmaf, "VMAF", "none")
                 .column("max by (scenario, bitrate, encoder, run) (wattcast_qoe_score{run=~\"$run\", scenario=~\"$scenario\"})", "QoE", "none")
                 .column("max by (scenario, bitrate, encoder, run) (wattcast_run_energy_joules{scope=\"host\", run=~\"$run\", scenario=~\"$scenario\"})", "Energy", "joule")
                 .column(total, "Cost", "sci")
-                .column(per_hour("total"), "Cost an hour", "none"),
-            bars("VMAF", "none", "0 to 100.").between(Some(0.0), Some(100.0)).ask(vmaf, "{{scenario}} {{bitrate}} {{encoder}} {{run}}"),
-            bars("Cost of an hour", "none", "Of the scenario's own time, energy and compute.").ask(per_hour("total"), "{{scenario}} {{bitrate}} {{encoder}} {{run}}"),
-            bars("VMAF points for a joule", "none", "More is better between scenarios of one length; compare at equal quality before you choose.").ask(
+                .column(per_hour("total"), "Cost per hour", "none"),
+            bars("VMAF", "none", "0 to 100.").axis_range(Some(0.0), Some(100.0)).query(vmaf, SCENARIO),
+            bars("Cost per hour", "none", "Cost of energy and compute per hour of the scenario's duration.").query(per_hour("total"), SCENARIO),
+            bars("VMAF points per joule", "none", "Higher is better among scenarios of equal length. Compare at equal quality before choosing.").query(
                 "max by (scenario, bitrate, encoder, run) (wattcast_quality_vmaf_per_joule{run=~\"$run\", scenario=~\"$scenario\"})",
-                "{{scenario}} {{bitrate}} {{encoder}} {{run}}",
+                SCENARIO,
             ),
-            bars("Money for a point of quality", "sci", "Cost of a scenario over its VMAF.").ask(
+            bars("Cost per VMAF point", "sci", "Cost of a scenario over its VMAF.").query(
                 format!("{total} / on (scenario, bitrate, encoder, run) {vmaf}"),
-                "{{scenario}} {{bitrate}} {{encoder}} {{run}}",
+                SCENARIO,
             ),
-            curves("Quality-weighted pixels for a joule", "short", "VMAF / 100 · pixels / energy.").ask(
+            time_series("Quality-weighted pixels per joule", "short", "VMAF / 100 · pixels / energy.").query(
                 "max by (scenario, bitrate, encoder, run) (wattcast_quality_pixels_per_joule{run=~\"$run\", scenario=~\"$scenario\"})",
-                "{{scenario}} {{bitrate}} {{encoder}} {{run}}",
+                SCENARIO,
             ),
-            curves("Energy's part of the cost", "percentunit", "The rest is compute.").between(Some(0.0), Some(1.0)).ask(
+            time_series("Energy share of the cost", "percentunit", "The rest is the cost of compute.").axis_range(Some(0.0), Some(1.0)).query(
                 format!(
                     "max by (scenario, bitrate, encoder, run) (wattcast_cost_amount{{$S, part=\"energy\", currency=~\"$currency\", run=~\"$run\", scenario=~\"$scenario\"}}) / {total}"
                 ),
-                "{{scenario}} {{bitrate}} {{encoder}} {{run}}",
+                SCENARIO,
             ),
         ],
     }

@@ -1,9 +1,9 @@
-//! `cargo xtask package-test`: both Debian packages installed, started, upgraded, removed and
-//! purged in a throw-away root.
+//! `cargo xtask package-test`: installs, starts, upgrades, removes and purges both Debian packages
+//! in a temporary root directory.
 //!
-//! The packages are cargo-deb's, with the programs that the tests use. The root has the essential
-//! packages of this machine and no systemd that runs; programs start as their units say, in a
-//! network namespace of the test, where all ports are free.
+//! cargo-deb builds the packages from the programs that the tests use. The root has the essential
+//! packages of this machine and no running systemd; programs start as in their units, in a network
+//! namespace of the test, where all ports are free.
 
 mod root;
 
@@ -14,7 +14,6 @@ use std::{
         net::UnixDatagram,
     },
     path::{Path, PathBuf},
-    process::Command,
     thread,
     time::Duration,
 };
@@ -25,45 +24,44 @@ use self::root::Root;
 use crate::dist::debian_packages;
 use testkit::{
     api::Client,
-    netns,
     program::Program,
     shell::{self, run, step, target, which},
     wait::Deadline,
 };
 
-/// What the packages depend on beside the essential packages.
+/// Dependencies of the packages that are not essential packages.
 const DEPENDS: [&str; 1] = ["passwd"];
 const RESULT: &str = "var/lib/wattcast-analysis/result.json";
 /// A link for each unit that is started at boot.
 const ENABLED: &str = "etc/systemd/system/multi-user.target.wants";
 
-/// A package, and where its program answers.
 struct Package {
     name: &'static str,
-    /// With the configuration of the package.
+    /// Listen address in the configuration of the package.
     address: &'static str,
-    /// With the configuration that the administrator of the test changed.
-    changed: &'static str,
-    /// Where its program keeps state.
+    /// Listen address in the configuration that the test changed.
+    changed_address: &'static str,
+    /// State directory of its program.
     state: &'static str,
 }
 
-const PROBE: Package =
-    Package { name: "wattcast-probe", address: "127.0.0.1:9500", changed: "127.0.0.1:9600", state: "var/lib/wattcast" };
+const PROBE: Package = Package {
+    name: "wattcast-probe",
+    address: "127.0.0.1:9500",
+    changed_address: "127.0.0.1:9600",
+    state: "var/lib/wattcast",
+};
 const ANALYSIS: Package = Package {
     name: "wattcast-analysis",
     address: "127.0.0.1:9502",
-    changed: "127.0.0.1:9602",
+    changed_address: "127.0.0.1:9602",
     state: "var/lib/wattcast-analysis",
 };
 const BOTH: [&Package; 2] = [&PROBE, &ANALYSIS];
 
-/// Runs it.
-///
-/// # Errors
-/// When a check fails, or the packages cannot be built.
+/// Runs all checks.
 pub fn package_test() -> Result<()> {
-    if let Some(reason) = missing() {
+    if let Some(reason) = missing_requirement() {
         println!("skipped: {reason}");
         println!("0 passed, 0 failed, 1 skipped");
         return Ok(());
@@ -76,13 +74,13 @@ pub fn package_test() -> Result<()> {
     let new = debian_packages(&programs, &format!("{version}+upgrade-1"), &dir.path().join("new"))?;
     let root = Root::new(dir.path().join("root"), &DEPENDS)?;
     step(format!("root: {}", dir.path().display()));
-    let test = Test { root, logs: dir.path() };
+    let test = PackageTest { root, logs: dir.path() };
     let mut checks = Checks::default();
-    // On a thread of its own, which alone enters the namespaces: the directory is removed where
-    // nothing is mounted in it.
+    // Only this thread enters the namespaces: the directory is removed by a thread that sees no
+    // mounts in it.
     let ran = thread::scope(|scope| scope.spawn(|| test.run(&old, &new, &mut checks)).join());
     let ran = ran.unwrap_or_else(|_| Err(anyhow!("the thread of the checks panicked")));
-    checks.report("the test runs to its end", ran);
+    checks.report("the test completes", ran);
     println!("{} passed, {} failed, 0 skipped", checks.passed, checks.failed);
     match checks.failed {
         0 => Ok(()),
@@ -90,8 +88,8 @@ pub fn package_test() -> Result<()> {
     }
 }
 
-/// Why it cannot run here.
-fn missing() -> Option<String> {
+/// The reason why it cannot run here.
+fn missing_requirement() -> Option<String> {
     if !shell::is_root() {
         return Some("needs root".to_owned());
     }
@@ -106,31 +104,31 @@ struct Checks {
 }
 
 impl Checks {
-    fn check(&mut self, what: &str, check: impl FnOnce() -> Result<()>) {
-        self.report(what, check());
+    fn check(&mut self, name: &str, check: impl FnOnce() -> Result<()>) {
+        self.report(name, check());
     }
 
-    fn report(&mut self, what: &str, outcome: Result<()>) {
+    fn report(&mut self, name: &str, outcome: Result<()>) {
         match outcome {
             Ok(()) => {
-                println!("ok: {what}");
+                println!("ok: {name}");
                 self.passed += 1;
             }
             Err(error) => {
-                println!("FAILED: {what}: {error:#}");
+                println!("FAILED: {name}: {error:#}");
                 self.failed += 1;
             }
         }
     }
 }
 
-struct Test<'a> {
+struct PackageTest<'a> {
     root: Root,
     logs: &'a Path,
 }
 
-impl Test<'_> {
-    /// Everything, from a root without the packages to one without the packages.
+impl PackageTest<'_> {
+    /// Runs all checks; the root has no package of ours at the beginning and at the end.
     fn run(&self, old: &[PathBuf], new: &[PathBuf], checks: &mut Checks) -> Result<()> {
         let root = &self.root;
         root.enter()?;
@@ -138,19 +136,18 @@ impl Test<'_> {
         self.install(old)?;
         for package in BOTH {
             let name = package.name;
-            checks.check(&format!("{name}: files, owners and modes"), || self.files(package));
-            checks.check(&format!("{name}: dpkg verifies every file"), || self.verified(package));
-            checks.check(&format!("{name}: its unit is enabled"), || self.enabled(package, true));
-            checks
-                .check(&format!("{name}: starts with its own configuration"), || self.starts(package, package.address));
+            checks.check(&format!("{name}: files, owners and modes"), || self.check_files(package));
+            checks.check(&format!("{name}: dpkg verifies every file"), || self.verify_files(package));
+            checks.check(&format!("{name}: its unit is enabled"), || self.check_enabled(package, true));
+            checks.check(&format!("{name}: starts with the default configuration"), || {
+                self.check_start(package, package.address)
+            });
         }
-        checks.check("wattcast-analysis: has an account and a directory for results", || self.account());
+        checks.check("wattcast-analysis: has an account and a directory for results", || self.check_account());
 
-        // An administrator changes both configurations and disables a unit; a runner leaves a
+        // An administrator changes both configurations and disables a unit; an experiment writes a
         // result.
-        let changed = BOTH.map(|package| self.change(package));
-        let [probe, analysis] = changed;
-        let (probe, analysis) = (probe?, analysis?);
+        let (probe, analysis) = (self.change_port(&PROBE)?, self.change_port(&ANALYSIS)?);
         fs::remove_file(root.path(ENABLED).join("wattcast-probe.service"))?;
         fs::write(root.path(RESULT), "{}")?;
         let account = root.run(&["getent", "passwd", "wattcast"])?;
@@ -158,61 +155,73 @@ impl Test<'_> {
         self.install(new)?;
         for (package, config) in [(&PROBE, &probe), (&ANALYSIS, &analysis)] {
             let name = package.name;
-            checks.check(&format!("{name}: an upgrade replaces the program"), || self.version(package, "+upgrade-1"));
-            checks.check(&format!("{name}: an upgrade keeps a changed configuration"), || self.kept(package, config));
+            checks.check(&format!("{name}: an upgrade replaces the program"), || {
+                self.check_version(package, "+upgrade-1")
+            });
+            checks.check(&format!("{name}: an upgrade keeps a changed configuration"), || {
+                self.check_config(package, config)
+            });
             checks.check(&format!("{name}: starts after the upgrade with the changed configuration"), || {
-                self.starts(package, package.changed)
+                self.check_start(package, package.changed_address)
             });
         }
-        checks.check("wattcast-probe: an upgrade leaves a disabled unit disabled", || self.enabled(&PROBE, false));
-        checks.check("wattcast-analysis: an upgrade leaves an enabled unit enabled", || self.enabled(&ANALYSIS, true));
+        checks
+            .check("wattcast-probe: an upgrade leaves a disabled unit disabled", || self.check_enabled(&PROBE, false));
+        checks.check("wattcast-analysis: an upgrade leaves an enabled unit enabled", || {
+            self.check_enabled(&ANALYSIS, true)
+        });
         checks.check("wattcast-analysis: an upgrade keeps the account and the results", || {
             ensure!(root.run(&["getent", "passwd", "wattcast"])? == account, "the account changed");
-            self.result()
+            self.check_result()
         });
 
         self.dpkg("--remove", &BOTH)?;
         for (package, config) in [(&PROBE, &probe), (&ANALYSIS, &analysis)] {
             let name = package.name;
-            checks.check(&format!("{name}: removal takes the program and the unit"), || self.removed(package));
-            checks.check(&format!("{name}: removal keeps a changed configuration"), || self.kept(package, config));
-            checks.check(&format!("{name}: removal keeps its state"), || self.present(package.state, true));
+            checks.check(&format!("{name}: removal deletes the program and the unit"), || self.check_removed(package));
+            checks.check(&format!("{name}: removal keeps a changed configuration"), || {
+                self.check_config(package, config)
+            });
+            checks.check(&format!("{name}: removal keeps its state"), || self.check_exists(package.state, true));
         }
         self.install(new)?;
         for (package, config) in [(&PROBE, &probe), (&ANALYSIS, &analysis)] {
             checks.check(&format!("{}: starts when it is installed again", package.name), || {
-                self.kept(package, config)?;
-                self.unmasked(package)?;
-                self.starts(package, package.changed)
+                self.check_config(package, config)?;
+                self.check_unmasked(package)?;
+                self.check_start(package, package.changed_address)
             });
         }
 
         self.dpkg("--purge", &[&PROBE])?;
-        checks.check("wattcast-probe: a purge takes configuration and state", || self.purged(&PROBE));
-        checks.check("wattcast-probe: a purge leaves the other package alone", || {
-            self.kept(&ANALYSIS, &analysis)?;
-            self.result()?;
-            self.enabled(&ANALYSIS, true)
+        checks.check("wattcast-probe: a purge deletes configuration and state", || self.check_purged(&PROBE));
+        checks.check("wattcast-probe: a purge does not affect the other package", || {
+            self.check_config(&ANALYSIS, &analysis)?;
+            self.check_result()?;
+            self.check_enabled(&ANALYSIS, true)
         });
         self.dpkg("--purge", &[&ANALYSIS])?;
-        checks.check("wattcast-analysis: a purge takes the configuration", || self.present("etc/wattcast", false));
+        checks
+            .check("wattcast-analysis: a purge deletes the configuration", || self.check_exists("etc/wattcast", false));
         checks.check("wattcast-analysis: a purge keeps results, and the account that owns them", || {
             root.run(&["getent", "passwd", "wattcast"])?;
-            self.result()
+            self.check_result()
         });
 
         self.install(&new[1..])?;
         fs::remove_file(root.path(RESULT))?;
         self.dpkg("--purge", &[&ANALYSIS])?;
-        checks.check("wattcast-analysis: a purge without results takes directory and account", || {
-            self.purged(&ANALYSIS)?;
-            self.no_account()
+        checks.check("wattcast-analysis: a purge without results deletes directory and account", || {
+            self.check_purged(&ANALYSIS)?;
+            self.check_no_account()
         });
         self.install(&new[1..])?;
         fs::remove_dir(root.path(ANALYSIS.state))?;
         self.dpkg("--purge", &[&ANALYSIS])?;
-        checks.check("wattcast-analysis: a purge takes the account where the directory is gone", || self.no_account());
-        checks.check("nothing is left of either package", || {
+        checks.check("wattcast-analysis: a purge deletes the account if the directory is missing", || {
+            self.check_no_account()
+        });
+        checks.check("no file of either package remains", || {
             let now = root.snapshot()?;
             let differ = |path: &&String| bare.get(*path) != now.get(*path);
             let mut left: Vec<_> = now.keys().chain(bare.keys()).filter(differ).map(String::as_str).collect();
@@ -224,7 +233,7 @@ impl Test<'_> {
         Ok(())
     }
 
-    /// Installs packages from files, which are brought into the root first.
+    /// Copies packages into the root and installs them.
     fn install(&self, files: &[PathBuf]) -> Result<()> {
         let inside = self.root.path("tmp");
         let mut args = vec!["dpkg".to_owned(), "--install".to_owned()];
@@ -246,9 +255,9 @@ impl Test<'_> {
         run(&args.join(" "), &mut self.root.command(&args))
     }
 
-    /// What a user looks for is there, and root owns every file of the package and alone may write
+    /// Checks that the main files exist, and that root owns every file and no other user can write
     /// it.
-    fn files(&self, package: &Package) -> Result<()> {
+    fn check_files(&self, package: &Package) -> Result<()> {
         let name = package.name;
         for (path, mode) in [
             (format!("usr/bin/{name}"), 0o755),
@@ -275,29 +284,29 @@ impl Test<'_> {
         Ok(())
     }
 
-    fn verified(&self, package: &Package) -> Result<()> {
+    fn verify_files(&self, package: &Package) -> Result<()> {
         let differ = self.root.run(&["dpkg", "--verify", package.name])?;
         ensure!(differ.is_empty(), "{differ}");
         Ok(())
     }
 
-    fn enabled(&self, package: &Package, expected: bool) -> Result<()> {
-        self.present(&format!("{ENABLED}/{}.service", package.name), expected)
+    fn check_enabled(&self, package: &Package, expected: bool) -> Result<()> {
+        self.check_exists(&format!("{ENABLED}/{}.service", package.name), expected)
     }
 
-    fn present(&self, path: &str, expected: bool) -> Result<()> {
+    fn check_exists(&self, path: &str, expected: bool) -> Result<()> {
         let found = self.root.path(path).symlink_metadata().is_ok();
-        ensure!(found == expected, "{path} {}", if found { "is there" } else { "is not there" });
+        ensure!(found == expected, "{path} {}", if found { "exists" } else { "does not exist" });
         Ok(())
     }
 
-    fn version(&self, package: &Package, end: &str) -> Result<()> {
+    fn check_version(&self, package: &Package, end: &str) -> Result<()> {
         let shown = self.root.run(&["dpkg-query", "--show", "--showformat=${Version} ${Status}", package.name])?;
         ensure!(shown.contains(&format!("{end} install ok installed")), "{shown}");
-        self.verified_but_for_configuration(package)
+        self.verify_files_except_configuration(package)
     }
 
-    fn verified_but_for_configuration(&self, package: &Package) -> Result<()> {
+    fn verify_files_except_configuration(&self, package: &Package) -> Result<()> {
         let differ = self.root.run(&["dpkg", "--verify", package.name])?;
         let others = differ.lines().filter(|line| !line.ends_with(&format!(" c /etc/wattcast/{}.toml", package.name)));
         let others: Vec<_> = others.collect();
@@ -305,7 +314,7 @@ impl Test<'_> {
         Ok(())
     }
 
-    fn account(&self) -> Result<()> {
+    fn check_account(&self) -> Result<()> {
         let account = self.root.run(&["getent", "passwd", "wattcast"])?;
         let fields: Vec<&str> = account.split(':').collect();
         let [_, _, uid, gid, _, home, login] = fields[..] else { bail!("{account}") };
@@ -316,7 +325,7 @@ impl Test<'_> {
         Ok(())
     }
 
-    fn no_account(&self) -> Result<()> {
+    fn check_no_account(&self) -> Result<()> {
         for database in ["passwd", "group"] {
             let found = self.root.run(&["getent", database])?;
             ensure!(!found.lines().any(|line| line.starts_with("wattcast:")), "{database} has wattcast");
@@ -324,11 +333,11 @@ impl Test<'_> {
         Ok(())
     }
 
-    /// Gives the program another port, as an administrator would; gives the new text of the file.
-    fn change(&self, package: &Package) -> Result<String> {
+    /// Changes the port in the configuration; returns the new content of the file.
+    fn change_port(&self, package: &Package) -> Result<String> {
         let path = self.config(package);
         let text = fs::read_to_string(&path)?;
-        let setting = format!("[web]\nlisten-address = [\"{}\"]\n", package.changed);
+        let setting = format!("[web]\nlisten-address = [\"{}\"]\n", package.changed_address);
         let changed = if text.contains("\n[web]\n") {
             text.replacen("[web]\n", &setting, 1)
         } else {
@@ -342,41 +351,40 @@ impl Test<'_> {
         self.root.path(&format!("etc/wattcast/{}.toml", package.name))
     }
 
-    fn kept(&self, package: &Package, config: &str) -> Result<()> {
+    fn check_config(&self, package: &Package, config: &str) -> Result<()> {
         ensure!(fs::read_to_string(self.config(package))? == config, "the configuration changed");
         for entry in fs::read_dir(self.root.path("etc/wattcast"))? {
             let name = entry?.file_name().to_string_lossy().into_owned();
-            ensure!(name.ends_with(".toml"), "there is {name}");
+            ensure!(name.ends_with(".toml"), "unexpected file {name}");
         }
         Ok(())
     }
 
-    fn result(&self) -> Result<()> {
+    fn check_result(&self) -> Result<()> {
         ensure!(fs::read_to_string(self.root.path(RESULT))? == "{}", "the result changed");
         Ok(())
     }
 
-    fn removed(&self, package: &Package) -> Result<()> {
-        self.present(&format!("usr/bin/{}", package.name), false)?;
-        self.present(&format!("usr/lib/systemd/system/{}.service", package.name), false)
+    fn check_removed(&self, package: &Package) -> Result<()> {
+        self.check_exists(&format!("usr/bin/{}", package.name), false)?;
+        self.check_exists(&format!("usr/lib/systemd/system/{}.service", package.name), false)
     }
 
     /// deb-systemd-helper masks the unit of a package that is removed but not purged.
-    fn unmasked(&self, package: &Package) -> Result<()> {
-        self.present(&format!("etc/systemd/system/{}.service", package.name), false)
+    fn check_unmasked(&self, package: &Package) -> Result<()> {
+        self.check_exists(&format!("etc/systemd/system/{}.service", package.name), false)
     }
 
-    fn purged(&self, package: &Package) -> Result<()> {
-        self.removed(package)?;
-        self.unmasked(package)?;
-        self.enabled(package, false)?;
-        self.present(&format!("etc/wattcast/{}.toml", package.name), false)?;
-        self.present(package.state, false)
+    fn check_purged(&self, package: &Package) -> Result<()> {
+        self.check_removed(package)?;
+        self.check_unmasked(package)?;
+        self.check_enabled(package, false)?;
+        self.check_exists(&format!("etc/wattcast/{}.toml", package.name), false)?;
+        self.check_exists(package.state, false)
     }
 
-    /// Starts the program as its unit says, waits until it says that it is ready and answers, and
-    /// ends it.
-    fn starts(&self, package: &Package, address: &str) -> Result<()> {
+    /// Starts the program as in its unit, waits until it is ready and serves metrics, and stops it.
+    fn check_start(&self, package: &Package, address: &str) -> Result<()> {
         let unit = self.root.path(&format!("usr/lib/systemd/system/{}.service", package.name));
         let unit = fs::read_to_string(unit)?;
         let value = |key: &str| unit.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
@@ -389,7 +397,7 @@ impl Test<'_> {
         args.extend(value("ExecStart").context("no ExecStart")?.split_whitespace());
 
         let path = self.root.path("run/notify");
-        // Of a start that failed.
+        // Left by a failed start.
         let _ = fs::remove_file(&path);
         let socket = UnixDatagram::bind(&path)?;
         fs::set_permissions(&path, fs::Permissions::from_mode(0o777))?;
@@ -417,17 +425,4 @@ impl Test<'_> {
         ensure!(status.success(), "it ended with {status}");
         Ok(())
     }
-}
-
-/// Gives the calling thread, and what it starts from here on, namespaces of the network and of
-/// mounts.
-fn enter_namespaces() -> Result<()> {
-    netns::enter().context("cannot make a network namespace")?;
-    // SAFETY: unshare takes flags alone; the namespace belongs to the calling thread and its
-    // children.
-    if unsafe { libc::unshare(libc::CLONE_NEWNS) } != 0 {
-        return Err(std::io::Error::last_os_error()).context("cannot make a mount namespace");
-    }
-    shell::output(Command::new("mount").args(["--make-rprivate", "/"]))?;
-    Ok(())
 }

@@ -1,5 +1,5 @@
-//! A small Debian in a directory: the essential packages of this machine and what ours depend on,
-//! copied from it with their part of dpkg's database. No network, a second or two, and dpkg's own
+//! A minimal Debian in a directory: the essential packages of this machine and our dependencies,
+//! copied with their part of dpkg's database. It needs no network and a second or two; dpkg's own
 //! database is only read.
 
 use std::{
@@ -11,23 +11,23 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use testkit::shell::output;
+use testkit::{netns, shell::output};
 
 const DATABASE: &str = "/var/lib/dpkg";
-/// Of the merged /usr, where directories of `/` are links into it.
+/// Directories of `/` that are links into a merged /usr.
 const LINKS: [&str; 6] = ["bin", "sbin", "lib", "lib32", "lib64", "libx32"];
-/// What base-passwd and libc-bin copy from their own files when they are configured.
+/// Files that base-passwd and libc-bin copy when they are configured.
 const COPIED: [(&str, &str); 3] = [
     ("usr/share/base-passwd/passwd.master", "etc/passwd"),
     ("usr/share/base-passwd/group.master", "etc/group"),
     ("usr/share/libc-bin/nsswitch.conf", "etc/nsswitch.conf"),
 ];
-/// Mounted from this machine in the namespace of the test.
+/// Directories of this machine that are mounted in the namespace of the test.
 const MOUNTED: [&str; 3] = ["proc", "sys", "dev"];
-/// Logs and backups that dpkg and the tools for accounts write, whatever they install.
-const THEIRS: [&str; 6] = ["var/lib/dpkg", "var/log", "etc/passwd-", "etc/group-", "etc/shadow-", "etc/gshadow-"];
+/// Logs and backups that dpkg and the account tools write at every installation.
+const IGNORED: [&str; 6] = ["var/lib/dpkg", "var/log", "etc/passwd-", "etc/group-", "etc/shadow-", "etc/gshadow-"];
 
-/// The directory.
+/// The root directory.
 #[derive(Debug)]
 pub(super) struct Root(PathBuf);
 
@@ -35,7 +35,7 @@ impl Root {
     /// Copies the packages into a new directory.
     pub(super) fn new(path: PathBuf, also: &[&str]) -> Result<Self> {
         fs::create_dir(&path)?;
-        // A user without privileges starts a program in it.
+        // An unprivileged user must be able to start programs in it.
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
         let this = Self(path);
         let packages = Installed::read()?.with_dependencies(also)?;
@@ -50,12 +50,12 @@ impl Root {
         Ok(this)
     }
 
-    /// A path in it, without a / at its beginning.
+    /// A path in the root, given without a leading slash.
     pub(super) fn path(&self, path: &str) -> PathBuf {
         self.0.join(path)
     }
 
-    /// A command in it.
+    /// A command in the root.
     pub(super) fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new("chroot");
         command.arg(&self.0).args(args).current_dir("/").env_clear();
@@ -63,22 +63,22 @@ impl Root {
         command
     }
 
-    /// Runs a command in it; gives its standard output.
+    /// Runs a command in the root; returns its standard output.
     pub(super) fn run(&self, args: &[&str]) -> Result<String> {
         output(&mut self.command(args))
     }
 
-    /// Gives the calling thread a mount namespace with what programs need in the root, and an empty
-    /// network namespace.
+    /// Moves the calling thread to a mount namespace with the mounts that programs need in the
+    /// root, and to an empty network namespace.
     pub(super) fn enter(&self) -> Result<()> {
-        super::enter_namespaces()?;
+        enter_namespaces()?;
         for name in MOUNTED {
             output(Command::new("mount").arg("--rbind").arg(Path::new("/").join(name)).arg(self.path(name)))?;
         }
         Ok(())
     }
 
-    /// Every path with its kind, mode, owner and size, and in /etc with its content.
+    /// Every path with its type, mode, owner and size, and in /etc its content.
     pub(super) fn snapshot(&self) -> Result<BTreeMap<String, String>> {
         let (mut found, mut todo) = (BTreeMap::new(), vec![PathBuf::new()]);
         while let Some(dir) = todo.pop() {
@@ -86,7 +86,7 @@ impl Root {
                 let entry = entry?;
                 let (path, meta) = (dir.join(entry.file_name()), entry.metadata()?);
                 let name = path.to_string_lossy().into_owned();
-                if MOUNTED.contains(&&*name) || THEIRS.contains(&&*name) {
+                if MOUNTED.contains(&&*name) || IGNORED.contains(&&*name) {
                     continue;
                 }
                 let mut facts = format!("{:o} {}:{}", meta.mode(), meta.uid(), meta.gid());
@@ -120,7 +120,7 @@ impl Root {
         files.retain(|file| !LINKS.contains(&&**file) && file != "." && !file.is_empty());
         let list = self.path("files");
         fs::write(&list, files.into_iter().collect::<Vec<_>>().join("\n"))?;
-        // An image of a container may lack documents that the list has.
+        // A container image may lack documentation files of the list.
         let mut read = Command::new("tar")
             .args(["-C", "/", "--no-recursion", "--ignore-failed-read", "-cf", "-", "-T"])
             .arg(&list)
@@ -152,20 +152,31 @@ impl Root {
     }
 }
 
-/// What dpkg has installed on this machine.
+/// Moves the calling thread and its future child processes to new network and mount namespaces.
+fn enter_namespaces() -> Result<()> {
+    netns::enter().context("cannot create a network namespace")?;
+    // SAFETY: unshare takes flags alone; the namespace belongs to the calling thread and its
+    // children.
+    if unsafe { libc::unshare(libc::CLONE_NEWNS) } != 0 {
+        return Err(std::io::Error::last_os_error()).context("cannot create a mount namespace");
+    }
+    output(Command::new("mount").args(["--make-rprivate", "/"]))?;
+    Ok(())
+}
+
+/// The packages installed on this machine.
 struct Installed {
     /// By name without an architecture.
-    packages: BTreeMap<String, Package>,
+    packages: BTreeMap<String, PackageRecord>,
     /// Names that a package provides.
     provided: BTreeMap<String, String>,
 }
 
-struct Package {
-    /// As its files in the database are named: with an architecture where packages of several can
-    /// be installed.
+struct PackageRecord {
+    /// Name of its files in the database, with the architecture for multi-arch packages.
     name: String,
     essential: bool,
-    /// Each with its alternatives.
+    /// Each dependency with its alternatives.
     depends: Vec<Vec<String>>,
 }
 
@@ -186,8 +197,9 @@ impl Installed {
                 provided.entry(other).or_insert_with(|| package.to_owned());
             }
             let depends = depends.split(',').map(|depend| names(depend, '|')).filter(|names| !names.is_empty());
-            let value = Package { name: name.to_owned(), essential: essential == "yes", depends: depends.collect() };
-            // Of a second architecture is what the first has already.
+            let value =
+                PackageRecord { name: name.to_owned(), essential: essential == "yes", depends: depends.collect() };
+            // A second architecture has the same dependencies.
             packages.entry(package.to_owned()).or_insert(value);
         }
         Ok(Self { packages, provided })
@@ -216,8 +228,7 @@ impl Installed {
     }
 }
 
-/// The names in a list of relations, without versions and architectures: `a (>= 1), b:any` has `a`
-/// and `b`.
+/// The package names in a dependency list: `a` and `b` in `a (>= 1), b:any`.
 fn names(list: &str, separator: char) -> Vec<String> {
     let relations = list.split(separator).map(|relation| relation.trim().split([' ', '(', ':']).next());
     relations.flatten().filter(|name| !name.is_empty()).map(str::to_owned).collect()
@@ -228,7 +239,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_of_relations_come_without_versions_and_architectures() {
+    fn dependency_names_have_no_version_and_architecture() {
         assert_eq!(names("libc6 (>= 2.28), perl:any, mawk", ','), ["libc6", "perl", "mawk"]);
         assert_eq!(names("debconf (>= 0.5) | debconf-2.0", '|'), ["debconf", "debconf-2.0"]);
         assert!(names(" ", ',').is_empty());

@@ -1,4 +1,5 @@
-//! Checks of the sources: format, lints, fuzz targets, licences, lints for the other architecture.
+//! Checks that are no tests: format, lints, fuzz targets, licences, lints for the other
+//! architecture.
 
 use std::process::Command;
 
@@ -12,23 +13,25 @@ const CLIPPY: [&str; 7] = ["clippy", "--quiet", "--workspace", "--all-targets", 
 const FORMAT: [&str; 3] = ["fmt", "--all", "--check"];
 const DENY: [&str; 7] = ["deny", "--log-level", "error", "check", "bans", "licenses", "sources"];
 
-/// What takes a second.
+/// The check that takes a second.
 pub(super) fn first(report: &mut Report) {
     report.outcome("cargo fmt", run("cargo fmt", Command::new("cargo").args(FORMAT).current_dir(root())));
 }
 
-/// Clippy looks again only at crates that changed, and at those that use them.
+/// Runs clippy, which checks only the crates that changed and those that use them.
 pub(super) fn clippy(report: &mut Report) {
     report.outcome("cargo clippy", run("cargo clippy", Command::new("cargo").args(CLIPPY).current_dir(root())));
 }
 
-/// What compiles while the tests run: it gets the CPU time that they leave.
+/// Checks that compile while the tests run, at the lowest priority.
 pub(super) fn background(report: &mut Report) {
     report.outcome("cargo clippy", niced(&CLIPPY));
-    // Only checked: running them needs a nightly compiler and time. What no longer compiles would be found too late.
+    // Only checked: running them needs a nightly compiler and time.
     let target = target();
     let fuzz = ["check", "--quiet", "--manifest-path", "fuzz/Cargo.toml", "--target-dir", &target.to_string_lossy()];
     report.outcome("fuzz targets compile", niced(&fuzz));
+    report.outcome("doc tests", niced(&["test", "--quiet", "--doc", "--workspace"]));
+    report.outcome("cargo doc", document());
     match cross_lint::cross_lint() {
         Ok(None) => report.outcome("cargo clippy for aarch64", Ok(())),
         Ok(Some(reason)) => report.skip(&format!("cargo clippy for aarch64: {reason}")),
@@ -39,6 +42,13 @@ pub(super) fn background(report: &mut Report) {
     } else {
         report.skip("cargo deny: not installed (cargo install cargo-deny --locked)");
     }
+}
+
+/// Builds the documentation, in which every link must resolve.
+fn document() -> Result<()> {
+    let mut command = Command::new("nice");
+    command.args(["-n", "19", "cargo", "doc", "--quiet", "--no-deps", "--workspace", "--document-private-items"]);
+    output(command.env("RUSTDOCFLAGS", "-D warnings").current_dir(root())).map(drop)
 }
 
 /// Runs cargo at the lowest priority, silently unless it fails.

@@ -1,4 +1,4 @@
-//! A Docker engine for the tests: the one that answers, or a daemon that ends with the tests.
+//! A Docker engine for the tests: the running one, or a daemon that ends with the tests.
 
 use std::{
     fs::File,
@@ -8,42 +8,40 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use testkit::{
-    program::die_with_us,
+    program::kill_on_parent_exit,
     shell::{is_root, output, step, target, which},
     wait::Deadline,
 };
 
-/// The daemon, where one was started here.
+/// The daemon, if this process started it.
 #[derive(Debug)]
 pub(super) struct Engine(Option<Child>);
 
 impl Engine {
-    /// Starts a daemon unless an engine answers.
-    ///
-    /// # Errors
-    /// Why there is none.
+    /// Starts a daemon unless an engine is available.
     pub(super) fn start() -> Result<Self> {
-        let answers = || output(Command::new("docker").args(["version", "--format", "{{.Server.Version}}"])).is_ok();
+        let is_available =
+            || output(Command::new("docker").args(["version", "--format", "{{.Server.Version}}"])).is_ok();
         if which("docker").is_none() {
             bail!("docker is not installed (Debian: apt-get install docker.io)");
         }
-        if answers() {
+        if is_available() {
             return Ok(Self(None));
         }
         if !is_root() {
-            bail!("none answers, and starting one needs root");
+            bail!("no Docker engine is available, and starting one needs root");
         }
         let dockerd = which("dockerd").context("dockerd is not installed (Debian: apt-get install docker.io)")?;
         let log = target().join("dockerd.log");
         let file = File::create(&log)?;
         let mut command = Command::new(dockerd);
         command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
-        die_with_us(&mut command);
+        kill_on_parent_exit(&mut command);
         let engine = Self(Some(command.spawn()?));
         let mut deadline = Deadline::after(Duration::from_secs(60));
-        while !answers() {
+        while !is_available() {
             if deadline.passed() {
-                bail!("dockerd does not come up; see {}", log.display());
+                bail!("dockerd did not start within 60 s; see {}", log.display());
             }
             std::thread::sleep(Duration::from_millis(200));
         }

@@ -1,7 +1,9 @@
-//! `cargo xtask test`: every check and every test, what could not run here and why, and where the time went.
+//! `cargo xtask test`: runs all checks and tests, and reports skipped tests with their reasons and
+//! the time of each phase.
 //!
-//! Builds come first, one after another. Then the tests run while the remaining checks compile in the background at the lowest
-//! priority: most end-to-end tests wait for something, and a niced compiler does not slow what they wait for.
+//! Builds come first, one after another. Then the tests run while the remaining checks compile in
+//! the background at the lowest priority: most end-to-end tests wait, and a niced compiler does not
+//! slow them down.
 
 mod checks;
 mod engine;
@@ -11,7 +13,7 @@ mod suite;
 use std::{thread, time::Instant};
 
 use anyhow::{Result, anyhow, bail};
-use testkit::shell::{build_programs, step};
+use testkit::shell::{EarlyBuild, build_programs, step};
 
 use self::{
     engine::Engine,
@@ -20,22 +22,20 @@ use self::{
 };
 use crate::build_ebpf;
 
-/// Flags of `test`.
 #[derive(Debug, clap::Args)]
 pub struct Test {
-    /// Only what needs neither root nor services: format, clippy, unit, property and golden tests
+    /// Skip tests that need root or services
+    ///
+    /// Runs format, clippy, source checks, and unit, property and golden tests.
     #[arg(long)]
     fast: bool,
 
-    /// Run only the tests whose name contains one of these, and no checks
+    /// Run only tests whose name contains NAME, and no checks
     #[arg(value_name = "NAME")]
     names: Vec<String>,
 }
 
-/// Runs it.
-///
-/// # Errors
-/// When a check or a test fails.
+/// Runs checks and tests, and prints the report.
 pub fn test(args: &Test) -> Result<()> {
     let (mut report, start) = (Report::default(), Instant::now());
     if args.fast {
@@ -68,13 +68,17 @@ fn full(args: &Test, report: &mut Report) -> Result<()> {
     if everything {
         report.phase("first checks", checks::first);
     }
+    let early = EarlyBuild::start();
     report.phase("eBPF programs", |report| match build_ebpf::Toolchain::find() {
         Ok(toolchain) => report.outcome("cargo xtask build-ebpf", toolchain.build().map(drop)),
-        Err(error) => report.skip(&format!("eBPF programs: no toolchain for them here: {error:#}")),
+        Err(error) => report.skip(&format!("eBPF programs: no toolchain: {error:#}")),
     });
-    // As `up` builds them; and here, not inside the first test that needs one.
+    // With the profile of `up`, and before the first test that needs them.
     step("building the programs (profile e2e)");
-    let programs = report.phase("programs", |_| build_programs())?;
+    let programs = report.phase("programs", |_| {
+        early.wait();
+        build_programs()
+    })?;
     let suite = Suite { set: Set::All, names: &args.names, programs: Some(&programs) };
     report.phase("building tests", |_| suite.build())?;
     let engine = Engine::start();
@@ -93,7 +97,7 @@ fn full(args: &Test, report: &mut Report) -> Result<()> {
         let ran = report.phase("tests", |report| suite.run(report));
         if let Some(checks) = background {
             match report.phase("checks, after the tests", |_| checks.join()) {
-                Ok(checks) => report.join(checks),
+                Ok(checks) => report.merge(checks),
                 Err(_) => report.outcome("checks", Err(anyhow!("the thread of the checks panicked"))),
             }
         }

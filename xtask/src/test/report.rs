@@ -1,4 +1,4 @@
-//! The counts, the reasons, the times: what `cargo xtask test` prints at its end.
+//! The report that `cargo xtask test` prints at the end.
 
 use std::{
     collections::BTreeMap,
@@ -10,19 +10,18 @@ use anyhow::Result;
 /// How many of the slowest tests are listed.
 const SLOWEST: usize = 10;
 
-/// What ran so far.
 #[derive(Debug, Default)]
 pub(super) struct Report {
     passed: u32,
     failed: Vec<String>,
-    /// How many, by reason.
+    /// Number of skipped tests by reason.
     skipped: BTreeMap<String, u32>,
     phases: Vec<(String, Duration)>,
     tests: Vec<(Duration, String)>,
 }
 
 impl Report {
-    /// Runs a part of the work and keeps its time.
+    /// Runs a phase and records its duration.
     pub(super) fn phase<T>(&mut self, name: &str, work: impl FnOnce(&mut Self) -> T) -> T {
         let start = Instant::now();
         let value = work(self);
@@ -30,7 +29,7 @@ impl Report {
         value
     }
 
-    /// Counts a check, and shows its error.
+    /// Counts a check, and prints its error.
     pub(super) fn outcome(&mut self, name: &str, outcome: Result<()>) {
         match outcome {
             Ok(()) => self.passed += 1,
@@ -41,12 +40,12 @@ impl Report {
         }
     }
 
-    /// Counts something that cannot run here.
+    /// Counts a check or test that cannot run here.
     pub(super) fn skip(&mut self, reason: &str) {
         *self.skipped.entry(reason.to_owned()).or_default() += 1;
     }
 
-    /// Counts a test by its result: failed, skipped for the reasons that it printed, or passed.
+    /// Counts a test as failed, skipped (for the reasons that it printed) or passed.
     pub(super) fn test(&mut self, name: &str, time: Duration, failed: bool, reasons: &[String]) {
         self.tests.push((time, name.to_owned()));
         if failed {
@@ -57,13 +56,13 @@ impl Report {
         reasons.iter().for_each(|reason| self.skip(reason));
     }
 
-    /// Counts tests of which only the number is known.
+    /// Counts passed tests.
     pub(super) fn passed(&mut self, count: u32) {
         self.passed += count;
     }
 
-    /// Adds what another part of the work found.
-    pub(super) fn join(&mut self, other: Self) {
+    /// Adds the results of another report.
+    pub(super) fn merge(&mut self, other: Self) {
         self.passed += other.passed;
         self.failed.extend(other.failed);
         for (reason, count) in other.skipped {
@@ -77,7 +76,7 @@ impl Report {
         self.failed.len()
     }
 
-    /// Prints all of it; the counts come last, alone on their line.
+    /// Prints everything; the last line has the counts.
     pub(super) fn print(&mut self, total: Duration) {
         self.tests.sort_by(|a, b| b.cmp(a));
         if !self.tests.is_empty() {
@@ -90,7 +89,7 @@ impl Report {
         for (name, time) in &self.phases {
             eprintln!("  {:>6.1} s  {name}", time.as_secs_f64());
         }
-        eprintln!("  {:>6.1} s  in all\n", total.as_secs_f64());
+        eprintln!("  {:>6.1} s  total\n", total.as_secs_f64());
         for (reason, count) in &self.skipped {
             eprintln!("skipped {count}: {reason}");
         }
@@ -107,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_test_that_says_why_it_cannot_run_is_counted_as_skipped_and_not_as_passed() {
+    fn test_with_a_skip_reason_does_not_count_as_passed() {
         let mut report = Report::default();
         report.test("one", Duration::from_secs(1), false, &[]);
         report.test("two", Duration::from_secs(2), false, &["needs root".to_owned()]);
@@ -115,7 +114,7 @@ mod tests {
         let mut checks = Report::default();
         checks.outcome("format", Ok(()));
         checks.skip("needs root");
-        report.join(checks);
+        report.merge(checks);
         assert_eq!((report.passed, report.failed(), report.skipped["needs root"]), (2, 1, 2));
     }
 }

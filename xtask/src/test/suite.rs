@@ -1,4 +1,5 @@
-//! The tests themselves: by cargo-nextest where it is installed, else by `cargo test`, and what their results say.
+//! Builds and runs the tests with cargo-nextest, or with `cargo test` where it is not installed,
+//! and reads their results.
 
 use std::{
     fs,
@@ -14,10 +15,9 @@ use testkit::shell::{self, PROGRAMS, output, root, step, target};
 
 use super::report::Report;
 
-/// Integration tests that need neither root nor services, beside all unit tests.
-const FAST: [&str; 6] = ["golden", "compare", "variants", "replay", "bad_input", "deploy"];
+/// Integration tests that need neither root nor services.
+const FAST: [&str; 7] = ["golden", "compare", "variants", "replay", "bad_input", "deploy", "documents"];
 
-/// Which tests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Set {
     /// Every test of the workspace.
@@ -26,22 +26,18 @@ pub(super) enum Set {
     Fast,
 }
 
-/// The tests to run.
 #[derive(Debug)]
 pub(super) struct Suite<'a> {
     pub(super) set: Set,
-    /// Parts of names; all tests when empty.
+    /// Parts of test names; empty for all tests.
     pub(super) names: &'a [String],
-    /// Directory of the programs under test; cargo's own when `None`.
+    /// Directory of the programs under test; `None` for those that cargo builds with the tests.
     pub(super) programs: Option<&'a Path>,
 }
 
 impl Suite<'_> {
-    /// Compiles them. What nextest needs to know of the result is kept, so that running them asks cargo nothing: another cargo may
-    /// hold the lock of the target directory then.
-    ///
-    /// # Errors
-    /// When they do not compile.
+    /// Compiles the tests, and saves the metadata for nextest: while the tests run, another cargo
+    /// may hold the lock of the target directory.
     pub(super) fn build(&self) -> Result<()> {
         if !has_nextest() {
             let mut command = self.command(&["test"]);
@@ -54,21 +50,21 @@ impl Suite<'_> {
         eprint!("  building the tests ... ");
         let binaries = output(&mut list).inspect_err(|_| eprintln!("failed"))?;
         eprintln!("{:.1} s", start.elapsed().as_secs_f64());
-        fs::create_dir_all(dir())?;
-        fs::write(dir().join(METADATA), metadata)?;
-        fs::write(dir().join(BINARIES), binaries)?;
+        fs::create_dir_all(nextest_dir())?;
+        fs::write(nextest_dir().join(METADATA), metadata)?;
+        fs::write(nextest_dir().join(BINARIES), binaries)?;
         Ok(())
     }
 
-    /// Runs them and counts their results.
+    /// Runs the tests and counts their results.
     ///
     /// # Errors
-    /// When they cannot be run at all, or leave no results.
+    /// When the runner fails or writes no results.
     pub(super) fn run(&self, report: &mut Report) -> Result<()> {
         if has_nextest() {
             return self.run_nextest(report);
         }
-        step("cargo-nextest is not installed: cargo test runs end-to-end tests one after another, which takes longer");
+        step("cargo-nextest is not installed: cargo test runs end-to-end tests sequentially, which takes longer");
         step("(cargo install cargo-nextest --locked)");
         self.run_cargo_test(report)
     }
@@ -86,18 +82,18 @@ impl Suite<'_> {
     }
 
     fn run_nextest(&self, report: &mut Report) -> Result<()> {
-        let results = dir().join("default/junit.xml");
+        let results = nextest_dir().join("default/junit.xml");
         let _ = fs::remove_file(&results);
         let mut command = Command::new("cargo");
-        command.args(["nextest", "run", "--no-tests=pass", "--cargo-metadata"]).arg(dir().join(METADATA));
-        command.arg("--binaries-metadata").arg(dir().join(BINARIES)).args(self.names);
+        command.args(["nextest", "run", "--no-tests=pass", "--cargo-metadata"]).arg(nextest_dir().join(METADATA));
+        command.arg("--binaries-metadata").arg(nextest_dir().join(BINARIES)).args(self.names);
         if let Some(programs) = self.programs {
             command.env(PROGRAMS, programs);
         }
         let status = command.current_dir(root()).stdin(Stdio::null()).status().context("cannot run cargo nextest")?;
         let text = match fs::read_to_string(&results) {
             Ok(text) => text,
-            Err(error) => bail!("cargo nextest ended with {status} and left no {}: {error}", results.display()),
+            Err(error) => bail!("cargo nextest ended with {status} and wrote no {}: {error}", results.display()),
         };
         let before = report.failed();
         for case in junit(&text)? {
@@ -109,7 +105,7 @@ impl Suite<'_> {
         Ok(())
     }
 
-    /// What a test prints is shown only when it fails, but for its `skipped: reason`.
+    /// Shows the output of failed tests only, and collects the lines `skipped: reason`.
     fn run_cargo_test(&self, report: &mut Report) -> Result<()> {
         let mut command = self.command(&["test"]);
         command.args(["--no-fail-fast", "--", "--show-output"]);
@@ -128,7 +124,7 @@ impl Suite<'_> {
                 shown = true;
             } else if let Some(counts) = line.strip_prefix("test result: ") {
                 shown = false;
-                // A test that says why it cannot run passes for cargo.
+                // Cargo counts a skipped test as passed.
                 report.passed(count(counts, "passed").saturating_sub(std::mem::take(&mut skips)));
                 if count(counts, "passed") + count(counts, "failed") > 0 {
                     eprintln!("    {counts}");
@@ -148,8 +144,8 @@ impl Suite<'_> {
     }
 }
 
-/// Where nextest keeps its results (`.config/nextest.toml`), and where the next two are.
-fn dir() -> PathBuf {
+/// The directory of nextest's results (`.config/nextest.toml`) and of the metadata for it.
+fn nextest_dir() -> PathBuf {
     target().join("nextest")
 }
 
@@ -169,17 +165,17 @@ fn count(counts: &str, word: &str) -> u32 {
 
 /// A test in a JUnit file.
 #[derive(Debug, Default, PartialEq)]
-struct Case {
+struct JunitCase {
     /// Binary and name.
     name: String,
     time: Duration,
     failed: bool,
-    /// Of its lines `skipped: reason`.
+    /// The reasons of its lines `skipped: reason`.
     reasons: Vec<String>,
 }
 
 /// Reads the results that nextest writes: <https://nexte.st/docs/machine-readable/junit/>.
-fn junit(text: &str) -> Result<Vec<Case>> {
+fn junit(text: &str) -> Result<Vec<JunitCase>> {
     let mut reader = quick_xml::Reader::from_str(text);
     let (mut cases, mut current, mut printed) = (Vec::new(), None, None);
     loop {
@@ -193,10 +189,10 @@ fn junit(text: &str) -> Result<Vec<Case>> {
                     };
                     let time = Duration::try_from_secs_f64(value("time")?.parse()?)?;
                     let name = format!("{} {}", value("classname")?, value("name")?);
-                    let case = Case { name, time, ..Case::default() };
+                    let case = JunitCase { name, time, ..JunitCase::default() };
                     if matches!(event, Event::Empty(_)) { cases.push(case) } else { current = Some(case) }
                 }
-                b"failure" | b"error" => current.iter_mut().for_each(|case: &mut Case| case.failed = true),
+                b"failure" | b"error" => current.iter_mut().for_each(|case: &mut JunitCase| case.failed = true),
                 b"system-out" if matches!(event, Event::Start(_)) => printed = Some(String::new()),
                 _ => {}
             },
@@ -232,7 +228,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn results_of_nextest_have_names_times_failures_and_reasons() {
+    fn junit_results_have_names_times_failures_and_reasons() {
         let text = r#"<?xml version="1.0" encoding="UTF-8"?>
 <testsuites name="nextest-run" tests="3" failures="1" errors="0" time="3.0">
   <testsuite name="probe-user::kernel" tests="3">
@@ -249,7 +245,7 @@ skipped: docker is not in PATH &amp; so on
   </testsuite>
 </testsuites>"#;
         let cases = junit(text).unwrap();
-        let short = |case: &Case| (case.name.clone(), case.time.as_millis(), case.failed, case.reasons.len());
+        let short = |case: &JunitCase| (case.name.clone(), case.time.as_millis(), case.failed, case.reasons.len());
         assert_eq!(
             cases.iter().map(short).collect::<Vec<_>>(),
             [
@@ -262,7 +258,7 @@ skipped: docker is not in PATH &amp; so on
     }
 
     #[test]
-    fn counts_of_cargo_test_are_read() {
+    fn cargo_test_counts_are_parsed() {
         let counts = "ok. 138 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; finished in 10.78s";
         assert_eq!((count(counts, "passed"), count(counts, "failed")), (138, 2));
     }

@@ -1,7 +1,7 @@
 //! Kernel images of Debian's archive.
 //!
-//! apt has its sources, its index and its downloads in the target directory here: releases that this
-//! machine does not follow can be read, and its own sources stay as they are.
+//! apt runs with sources, index and downloads in the target directory: it can read other releases
+//! than those of this machine, whose own sources stay unchanged.
 
 use std::{
     fs,
@@ -15,13 +15,10 @@ use testkit::shell::{output, step};
 /// The keys that sign Debian's releases.
 pub(super) const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
-/// A release that is not maintained any more moves from the first to the second.
+/// A release that is no longer maintained moves from the first to the second.
 const MIRRORS: [&str; 2] = ["http://deb.debian.org/debian-security", "http://archive.debian.org/debian-security"];
 
-/// The image of the kernel that a package of a suite depends on, downloaded once.
-///
-/// # Errors
-/// When the archive cannot be reached or does not have the package.
+/// Downloads the kernel image that a package of a suite depends on, once.
 pub(super) fn image(suite: &str, package: &str, dir: &Path) -> Result<PathBuf> {
     let mut failure = None;
     for mirror in MIRRORS {
@@ -39,14 +36,14 @@ struct Apt {
 }
 
 impl Apt {
-    /// Refreshes the index. Where that fails, the one of an earlier run serves.
+    /// Refreshes the index, or uses that of an earlier run where this fails.
     fn new(mirror: &str, suite: &str, dir: &Path) -> Result<Self> {
         let apt = Self { dir: dir.join("apt").join(suite) };
         for part in ["lists/partial", "archives/partial"] {
             fs::create_dir_all(apt.dir.join(part))?;
         }
         fs::write(apt.dir.join("status"), "")?;
-        // The signature of a release that is frozen is not renewed.
+        // The signature of an archived release expires and is not renewed.
         let source = format!("deb [arch=amd64 signed-by={KEYRING} check-valid-until=no] {mirror} {suite} main\n");
         fs::write(apt.dir.join("sources.list"), source)?;
         let updated = output(apt.command("apt-get").args(["-q", "update"]));
@@ -71,7 +68,7 @@ impl Apt {
         option("Dir::State::Status", path("status"));
         option("Dir::Cache", self.dir.display().to_string());
         option("Acquire::Languages", "none".to_owned());
-        // The user `_apt` may not be allowed to enter the target directory.
+        // The user `_apt` may have no access to the target directory.
         option("APT::Sandbox::User", "root".to_owned());
         command
     }
@@ -93,14 +90,14 @@ impl Apt {
         let package = fs::read_dir(&archives)?
             .filter_map(|entry| Some(entry.ok()?.path()))
             .find(|path| path.file_name().is_some_and(|file| file.to_string_lossy().starts_with(&format!("{name}_"))));
-        let package = package.context("the download left no package")?;
+        let package = package.context("apt-get downloaded no package")?;
         extract(&package, &format!("./boot/vmlinuz-{real}"), &image)?;
         fs::remove_file(package)?;
         Ok(image)
     }
 }
 
-/// Writes one file of a package.
+/// Extracts one file of a package.
 fn extract(package: &Path, member: &str, to: &Path) -> Result<()> {
     let draft = to.with_extension("part");
     let mut unpack = Command::new("dpkg-deb")
@@ -115,7 +112,7 @@ fn extract(package: &Path, member: &str, to: &Path) -> Result<()> {
         .stdin(archive)
         .stdout(fs::File::create(&draft)?)
         .status();
-    // tar ends at the file, and dpkg-deb with SIGPIPE.
+    // tar ends after the file, and dpkg-deb then ends with SIGPIPE.
     unpack.wait()?;
     if !status?.success() {
         bail!("{} has no {member}", package.display());

@@ -1,4 +1,4 @@
-//! One guest in QEMU, from its start to its end.
+//! Runs one guest in QEMU.
 
 use std::{
     fs::{self, File},
@@ -9,28 +9,31 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use testkit::{program::die_with_us, wait::Deadline};
+use testkit::{
+    program::{cpu_seconds, kill_on_parent_exit},
+    wait::Deadline,
+};
 
-use super::{Guest, Setup};
+use super::matrix::{Guest, Setup};
 
-/// How long a guest may print no line of its script while it could have had a CPU. The longest
-/// silence of a good one is a few seconds: its boot, or the wait for CPU time.
-const SILENCE: Duration = Duration::from_secs(30);
-/// The CPU time that QEMU may use meanwhile: both CPUs of a guest that is locked up spin.
-const SPINNING: f64 = 60.0;
+/// Time limit between two lines of the guest's script, counted as a [`Deadline`]. A working guest
+/// takes a few seconds at most, for its boot or for using CPU time.
+const OUTPUT_TIMEOUT: Duration = Duration::from_secs(30);
+/// Limit of QEMU's CPU seconds between two lines: the CPUs of a locked-up guest spin.
+const MAX_CPU_SECONDS: f64 = 60.0;
 
-/// Whether guests can be run by KVM, which needs VT-x or AMD-V.
+/// True if KVM can run guests, which needs VT-x or AMD-V.
 ///
-/// A `/dev/kvm` without them is that of another module, which runs guests of its own kind only: QEMU
-/// opens it and does not fall back, and the guest stands still.
+/// A `/dev/kvm` without them belongs to another module, which cannot run QEMU guests: QEMU opens it
+/// without an error, and the guest hangs.
 pub(super) fn has_kvm() -> bool {
     let cpus = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let flags = cpus.lines().find(|line| line.starts_with("flags")).unwrap_or_default();
     flags.split_whitespace().any(|flag| flag == "vmx" || flag == "svm") && Path::new("/dev/kvm").exists()
 }
 
-/// Runs a guest to its end; gives its console, which is also written to a file. With `kvm`, QEMU
-/// falls back to its own emulation where it cannot open KVM.
+/// Runs a guest to its end; returns its console output, which is also written to a file. With
+/// `kvm`, QEMU falls back to software emulation if it cannot open KVM.
 ///
 /// # Errors
 /// When QEMU does not start, or the guest makes no progress.
@@ -47,13 +50,13 @@ pub(super) fn boot(guest: &Guest<'_>, setup: &Setup, kvm: bool, log: &Path) -> R
         .arg("-initrd")
         .arg(&setup.initramfs)
         .arg("-append")
-        // The check of the timer's interrupts fails, and the boot stops, where the host gives the
-        // guest no CPU meanwhile. KVM guests leave it out as well (arch/x86/kernel/kvm.c).
+        // The boot stops if the check of timer interrupts fails, which happens when the host gives
+        // the guest no CPU time. KVM guests skip this check as well (arch/x86/kernel/kvm.c).
         .arg(format!("console=ttyS0 quiet panic=-1 no_timer_check tiers={}", guest.kernel.tiers.join(",")))
         .stdin(Stdio::null())
         .stderr(console.try_clone()?)
         .stdout(console);
-    die_with_us(&mut command);
+    kill_on_parent_exit(&mut command);
     let mut qemu = command.spawn().context("cannot start QEMU")?;
     let read = || fs::read(log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
     let mut progress = Progress::new(qemu.id());
@@ -68,14 +71,14 @@ pub(super) fn boot(guest: &Guest<'_>, setup: &Setup, kvm: bool, log: &Path) -> R
     Ok(read()?)
 }
 
-/// What a guest did since it last printed a line of its script.
+/// The state of a guest since the last line of its script.
 struct Progress {
     pid: u32,
     lines: usize,
     since: Instant,
     deadline: Deadline,
-    /// CPU time that QEMU had used then.
-    used: f64,
+    /// CPU seconds of QEMU at that line.
+    cpu_seconds: f64,
 }
 
 impl Progress {
@@ -84,39 +87,31 @@ impl Progress {
             pid,
             lines: 0,
             since: Instant::now(),
-            deadline: Deadline::after(SILENCE),
-            used: cpu_seconds(pid).unwrap_or(0.0),
+            deadline: Deadline::after(OUTPUT_TIMEOUT),
+            cpu_seconds: cpu_seconds(pid).unwrap_or(0.0),
         }
     }
 
-    /// Why the guest is given up, once it is.
+    /// The reason to stop the guest, once it makes no progress.
     fn stuck(&mut self, console: &str) -> Option<String> {
         let lines = script_lines(console);
         if lines > self.lines {
             *self = Self { lines, ..Self::new(self.pid) };
             return None;
         }
-        let used = cpu_seconds(self.pid)? - self.used;
+        let used = cpu_seconds(self.pid)? - self.cpu_seconds;
         let passed = self.deadline.passed();
-        (passed || used > SPINNING).then(|| {
+        (passed || used > MAX_CPU_SECONDS).then(|| {
             let (seconds, lines) = (self.since.elapsed().as_secs_f64(), self.lines);
             format!("no line for {seconds:.0} s after {lines} lines, in which QEMU used {used:.0} s of CPU time")
         })
     }
 }
 
-/// Lines that the guest's script printed. What a kernel that is locked up prints, again and again,
-/// is no progress.
+/// The number of lines from the guest's script. Kernel messages are no progress: a locked-up kernel
+/// repeats them.
 fn script_lines(console: &str) -> usize {
     console.lines().filter(|line| line.starts_with("VM ") || line.starts_with("doctor: ")).count()
-}
-
-/// CPU time that a process used: fields 14 and 15 of its stat, in units of 1/100 s (USER_HZ).
-fn cpu_seconds(pid: u32) -> Option<f64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let (_, fields) = stat.rsplit_once(") ")?;
-    let times = fields.split_whitespace().skip(11).take(2).map(|field| field.parse::<f64>().ok());
-    Some(times.sum::<Option<f64>>()? / 100.0)
 }
 
 #[cfg(test)]
@@ -124,18 +119,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_lines_of_the_script_are_progress() {
+    fn only_script_lines_are_progress() {
         assert_eq!(script_lines("[ 1.0] rcu: stall\nVM kernel 6.1\r\ndoctor: cpu usable\nwatchdog: BUG\n"), 2);
         let mut progress = Progress::new(std::process::id());
         assert!(progress.stuck("VM kernel 6.1\n").is_none());
         assert_eq!(progress.lines, 1);
         progress.deadline = Deadline::after(Duration::ZERO);
         assert!(progress.stuck("VM kernel 6.1\n[ 1.0] rcu: stall\n").is_some_and(|why| why.contains("after 1 lines")));
-    }
-
-    #[test]
-    fn the_cpu_time_of_a_process_is_read_from_its_stat() {
-        assert!(cpu_seconds(std::process::id()).is_some_and(|seconds| seconds >= 0.0));
-        assert_eq!(cpu_seconds(u32::MAX), None);
     }
 }

@@ -1,17 +1,14 @@
-//! The initramfs that all guests share.
+//! The initramfs of all guests.
 
 use std::{fs, path::Path, process::Command};
 
 use anyhow::{Context, Result};
 use testkit::shell::{output, which};
 
-/// The script that is a guest's first process.
+/// The script that is the first process of a guest.
 const INIT: &str = include_str!("init.sh");
 
-/// Writes an archive of busybox, the probe with the libraries that it is linked to, and the script.
-///
-/// # Errors
-/// When one of them cannot be read.
+/// Writes an archive of busybox, the probe with its shared libraries, and the script.
 pub(super) fn pack(probe: &Path, to: &Path) -> Result<()> {
     let mut out = Vec::new();
     for dir in ["bin", "dev", "proc", "sys", "tmp", "lib64", "lib", "lib/x86_64-linux-gnu", "etc"] {
@@ -35,7 +32,7 @@ pub(super) fn pack(probe: &Path, to: &Path) -> Result<()> {
     fs::write(to, out).with_context(|| format!("cannot write {}", to.display()))
 }
 
-/// One file of the archive format that the kernel unpacks, newc
+/// Appends a file in the newc archive format
 /// (Documentation/driver-api/early-userspace/buffer-format.rst).
 fn entry(out: &mut Vec<u8>, name: &str, mode: u32, content: &[u8]) {
     let pad = |out: &mut Vec<u8>| out.resize(out.len().next_multiple_of(4), 0);
@@ -57,7 +54,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_entry_is_a_header_a_name_and_the_content_each_padded_to_four_bytes() {
+    fn entry_has_padded_header_name_and_content() {
         let mut out = Vec::new();
         entry(&mut out, "ab", 0o100_644, b"12345");
         assert_eq!(out.len(), 116 + 8);

@@ -20,7 +20,7 @@ function TablePanel({ frames, fieldConfig, options, width, height, timeRange }: 
   const tableHeight = hasCaption ? height - CAPTION_HEIGHT : height;
   return (
     <>
-      {/* The grid fills its parent, whatever height it is told. */}
+      {/* The grid fills its parent and ignores its own height. */}
       <div style={{ height: tableHeight }}>
         <TableNG
           data={frame}

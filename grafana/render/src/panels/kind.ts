@@ -1,4 +1,4 @@
-// Owns what a panel type is to this program.
+// Owns the description of a panel type.
 import type { DataFrame, FieldConfig, FieldConfigSource, TimeRange } from '@grafana/data';
 import type { ComponentType } from 'react';
 
@@ -20,6 +20,6 @@ export interface PanelKind {
   component: ComponentType<PanelProps<AnyOptions>>;
   options: Record<string, unknown>;
   fieldDefaults: FieldConfig;
-  /** True where the panel itself says "No data", as Grafana's stat and bar gauge do. */
+  /** True if the panel itself shows "No data", as Grafana's stat and bar gauge do. */
   saysNoData: boolean;
 }

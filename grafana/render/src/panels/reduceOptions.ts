@@ -1,6 +1,6 @@
-// Owns how a series becomes the one value of a stat or bar gauge.
+// Owns the reduction of a series to the value of a stat or bar gauge.
 import { type ReduceDataOptions, ReducerID } from '@grafana/data';
 
-export function completeReduceOptions(given: Partial<ReduceDataOptions> = {}): ReduceDataOptions {
-  return { values: false, calcs: [ReducerID.lastNotNull], fields: '', ...given };
+export function completeReduceOptions(options: Partial<ReduceDataOptions> = {}): ReduceDataOptions {
+  return { values: false, calcs: [ReducerID.lastNotNull], fields: '', ...options };
 }

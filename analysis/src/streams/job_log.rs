@@ -1,0 +1,264 @@
+//! The job log: a file with one JSON line per ended job, so that jobs shorter than a scrape
+//! interval are not lost.
+
+use std::{
+    collections::HashSet,
+    fs::{File, OpenOptions},
+    io::{self, Read as _, Seek as _, SeekFrom, Write as _},
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::table::StreamTable;
+use results::{
+    convert::timestamp,
+    cost::{Prices, money::float, tariff::Tariff},
+    energy::jobs::{Job, JobOutput, Jobs},
+};
+
+/// Bytes at the end of an existing file that are searched for already logged jobs.
+const TAIL: u64 = 1 << 20;
+/// Delay after the end of a job, as its last report may arrive late.
+const GRACE: Duration = Duration::from_secs(3);
+
+/// The price of energy over time.
+#[derive(Clone, Debug)]
+pub struct EnergyPrice {
+    tariff: Tariff,
+    /// Power usage effectiveness.
+    pue: f64,
+    currency: String,
+}
+
+impl EnergyPrice {
+    #[must_use]
+    pub fn new(prices: &Prices) -> Self {
+        Self { tariff: prices.tariff.clone(), pue: float(prices.pue), currency: prices.currency.clone() }
+    }
+
+    /// Mean price of a kilowatt hour during a job.
+    fn mean(&self, started: f64, ended: f64) -> Option<f64> {
+        let (started, ended) = (timestamp(started)?, timestamp(ended)?);
+        self.tariff.mean(started, ended).map(float)
+    }
+}
+
+#[derive(Serialize)]
+struct JobLine<'a> {
+    /// Version of the format.
+    schema: u32,
+    stream: &'a str,
+    /// All streams of the job.
+    streams: &'a [String],
+    container: &'a str,
+    image: &'a str,
+    codec: &'a str,
+    encoder: &'a str,
+    preset: &'a str,
+    width: Option<u32>,
+    height: Option<u32>,
+    started: f64,
+    ended: f64,
+    cpu_seconds: f64,
+    joules: f64,
+    /// Source of the energy; `model` is an estimate.
+    source: &'a str,
+    /// Absent without progress reports.
+    frames: Option<u64>,
+    media_seconds: Option<f64>,
+    dropped_frames: Option<u64>,
+    duplicated_frames: Option<u64>,
+    joules_per_frame: Option<f64>,
+    watt_hours: f64,
+    cost: Option<f64>,
+    currency: &'a str,
+    price_per_kwh: Option<f64>,
+    /// Always unknown when a job ends.
+    vmaf: Option<f64>,
+    #[serde(flatten)]
+    key: JobKey,
+}
+
+/// Identifies a job, also over restarts of both programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+struct JobKey {
+    /// Unix milliseconds.
+    probe_started_ms: i64,
+    job: u64,
+}
+
+/// Lines to be written.
+#[derive(Default)]
+pub struct PendingLines {
+    text: Vec<u8>,
+    keys: Vec<JobKey>,
+    /// All jobs that the probe still reports.
+    reported: HashSet<JobKey>,
+}
+
+/// The file of ended jobs.
+pub struct JobLog {
+    path: PathBuf,
+    price: EnergyPrice,
+    logged: HashSet<JobKey>,
+}
+
+impl JobLog {
+    /// Reads which jobs the file already has.
+    #[must_use]
+    pub fn open(path: &Path, price: EnergyPrice) -> Self {
+        let mut text = Vec::new();
+        if let Ok(mut file) = File::open(path) {
+            let length = file.metadata().map_or(0, |meta| meta.len());
+            let _ = file.seek(SeekFrom::Start(length.saturating_sub(TAIL)));
+            let _ = file.take(TAIL).read_to_end(&mut text);
+        }
+        let logged = text.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect();
+        Self { path: path.to_owned(), price, logged }
+    }
+
+    /// The lines of ended jobs that are not in the file yet, with their totals from the table.
+    #[must_use]
+    pub fn pending(&self, jobs: &Jobs, table: &mut StreamTable, now: SystemTime) -> PendingLines {
+        let now = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+        #[expect(clippy::cast_possible_truncation, reason = "unix milliseconds")]
+        let probe_started_ms = (jobs.probe_started * 1000.0).round() as i64;
+        let mut pending = PendingLines::default();
+        for job in &jobs.jobs {
+            let key = JobKey { probe_started_ms, job: job.job };
+            let Some(ended) = job.ended.filter(|ended| now - ended >= GRACE.as_secs_f64()) else { continue };
+            if !self.logged.contains(&key)
+                && let Ok(line) = serde_json::to_vec(&self.line(job, ended, key, table))
+            {
+                pending.text.extend(line);
+                pending.text.push(b'\n');
+                pending.keys.push(key);
+            }
+        }
+        pending.reported = jobs.jobs.iter().map(|job| JobKey { probe_started_ms, job: job.job }).collect();
+        pending
+    }
+
+    /// Appends the lines. The table must not be locked meanwhile, as reports would wait for the
+    /// disk.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn write(&mut self, pending: PendingLines) -> io::Result<()> {
+        if pending.text.is_empty() {
+            return Ok(());
+        }
+        // A failed write is not repeated, because the totals have been taken from the table.
+        self.logged.extend(pending.keys);
+        if self.logged.len() > 65_536 {
+            // The probe never reports a job again that it has forgotten.
+            self.logged.retain(|key| pending.reported.contains(key));
+        }
+        let mut file = OpenOptions::new().append(true).create(true).mode(0o640).open(&self.path)?;
+        // A single write, so that a concurrent reader sees complete lines.
+        file.write_all(&pending.text)
+    }
+
+    fn line<'a>(&'a self, job: &'a Job, ended: f64, key: JobKey, table: &mut StreamTable) -> JobLine<'a> {
+        static NO_OUTPUT: JobOutput =
+            JobOutput { codec: String::new(), encoder: String::new(), preset: String::new(), size: None };
+        let output = job.outputs.first().unwrap_or(&NO_OUTPUT);
+        let stream = job.streams.first().map(String::as_str).unwrap_or_default();
+        let at = |seconds: f64| UNIX_EPOCH + Duration::try_from_secs_f64(seconds).unwrap_or_default();
+        let totals = table.take_job_totals(stream, at(job.started), at(ended));
+        let frames = totals.as_ref().map(|totals| totals.frames);
+        #[expect(clippy::cast_precision_loss, reason = "counts, for output")]
+        let (media_seconds, per_frame) = (
+            totals.as_ref().map(|totals| totals.media_us as f64 / 1e6),
+            frames.filter(|frames| *frames > 0).map(|frames| job.joules / frames as f64),
+        );
+        let watt_hours = job.joules / 3600.0;
+        let price = self.price.mean(job.started, ended);
+        JobLine {
+            schema: 1,
+            stream,
+            streams: &job.streams,
+            container: &job.container,
+            image: &job.image,
+            codec: job.codec(),
+            encoder: &output.encoder,
+            preset: &output.preset,
+            width: output.size.map(|size| size.0),
+            height: output.size.map(|size| size.1),
+            started: job.started,
+            ended,
+            cpu_seconds: job.cpu_seconds,
+            joules: job.joules,
+            source: &job.source,
+            frames,
+            media_seconds,
+            dropped_frames: totals.as_ref().map(|totals| totals.dropped),
+            duplicated_frames: totals.as_ref().map(|totals| totals.duplicated),
+            joules_per_frame: per_frame,
+            watt_hours,
+            cost: price.map(|price| watt_hours / 1000.0 * price * self.price.pue),
+            currency: &self.price.currency,
+            price_per_kwh: price,
+            vmaf: None,
+            key,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use ffmpeg::Report;
+
+    use super::*;
+
+    #[test]
+    fn a_job_is_logged_once_even_after_restarts() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("streams.ndjson");
+        let price = EnergyPrice::new(&Prices::defaults());
+        let mut table = StreamTable::new(4, Duration::from_secs(60));
+        table.report(
+            1,
+            "cam",
+            Report { frames: Some(50), out_time_us: Some(2_000_000), ..Report::default() },
+            Instant::now(),
+        );
+        let now = SystemTime::now();
+        let unix = now.duration_since(UNIX_EPOCH).unwrap().as_secs_f64();
+        let job = Job {
+            job: 3,
+            streams: vec!["cam".into()],
+            started: unix - 60.0,
+            ended: Some(unix),
+            joules: 36.0,
+            source: "perf".into(),
+            ..Job::default()
+        };
+        let jobs = Jobs { probe_started: unix - 100.0, jobs: vec![job] };
+        let mut log = JobLog::open(&path, price.clone());
+        let pending = log.pending(&jobs, &mut table, now);
+        log.write(pending).unwrap();
+        assert!(!path.exists(), "its last report may still arrive");
+        let later = now + Duration::from_secs(4);
+        for _ in 0..2 {
+            let pending = log.pending(&jobs, &mut table, later);
+            log.write(pending).unwrap();
+        }
+        let mut restarted = JobLog::open(&path, price);
+        let pending = restarted.pending(&jobs, &mut table, later);
+        restarted.write(pending).unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        let lines: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(lines.len(), 1);
+        assert_eq!((lines[0]["frames"].as_u64(), lines[0]["joules_per_frame"].as_f64()), (Some(50), Some(0.72)));
+        assert_eq!(
+            (lines[0]["media_seconds"].as_f64(), lines[0]["cost"].as_f64()),
+            (Some(2.0), Some(0.01 / 1000.0 * 0.12))
+        );
+    }
+}

@@ -1,0 +1,392 @@
+//! Totals of each stream over all jobs that reported under its name. The current time is a
+//! parameter.
+//!
+//! Invariant: totals never decrease. The counters of a job start at zero, so a counter below the
+//! previous one is of a new job and is added completely.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::{Duration, Instant, SystemTime},
+};
+
+use ffmpeg::Report;
+use metrics::label;
+
+/// Time without a report after which a job is inactive; ffmpeg reports twice a second.
+const INACTIVE_AFTER: Duration = Duration::from_secs(5);
+/// Time without a new frame in spite of reports that counts as a stall.
+const STALL: Duration = Duration::from_secs(2);
+/// Remembered sources per allowed stream, as ffmpeg processes follow each other.
+const SOURCES_PER_STREAM: usize = 4;
+
+/// Id of a connection or a sender of datagrams; never reused.
+pub type SourceId = u64;
+
+/// The totals and the current state of a stream.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Stream {
+    pub frames: u64,
+    pub dropped: u64,
+    pub duplicated: u64,
+    pub media_us: u64,
+    pub bytes: u64,
+    pub jobs: u64,
+    pub reports: u64,
+    pub stalls: u64,
+    /// Total time in completed stalls.
+    pub stalled: Duration,
+    pub last_report: Report,
+    pub last_report_at: Instant,
+    /// Time of the newest job's first report.
+    pub job_start: Instant,
+    /// Frames per second between the last two reports with new frames.
+    pub fps_now: Option<f64>,
+    /// Bits per second in the same interval.
+    pub bitrate_now: Option<f64>,
+    /// True if the last report was the final one of its job.
+    pub ended: bool,
+}
+
+impl Stream {
+    /// True while its newest job reports.
+    #[must_use]
+    pub fn is_active(&self, now: Instant) -> bool {
+        !self.ended && now.duration_since(self.last_report_at) <= INACTIVE_AFTER
+    }
+
+    /// Adds the growth of a job's counters since its previous report; returns the new frames.
+    fn add(&mut self, report: &Report, before: &Report) -> u64 {
+        let growth = |counter: fn(&Report) -> Option<u64>| {
+            // A counter that a report leaves out has not changed.
+            counter(report).map_or(0, |now| now.saturating_sub(counter(before).unwrap_or(0)))
+        };
+        let frames = growth(|report| report.frames);
+        self.frames = self.frames.saturating_add(frames);
+        self.dropped = self.dropped.saturating_add(growth(|report| report.dropped));
+        self.duplicated = self.duplicated.saturating_add(growth(|report| report.duplicated));
+        self.media_us = self.media_us.saturating_add(growth(|report| report.out_time_us));
+        self.bytes = self.bytes.saturating_add(growth(|report| report.bytes));
+        self.reports += 1;
+        frames
+    }
+}
+
+/// Updates the rates and the stall state of a stream from a report with a number of new frames.
+fn update_rates(
+    stream: &mut Stream,
+    source: &mut Source,
+    report: &Report,
+    new_frames: u64,
+    is_new_job: bool,
+    now: Instant,
+) {
+    let elapsed = now.duration_since(source.last_frame_at);
+    if new_frames > 0 {
+        if !is_new_job && elapsed > Duration::ZERO {
+            #[expect(clippy::cast_precision_loss, reason = "counts of half a second, for output")]
+            let per_second = |count: u64| count as f64 / elapsed.as_secs_f64();
+            stream.fps_now = Some(per_second(stream.frames.saturating_sub(source.frames)));
+            let bytes = stream.bytes.saturating_sub(source.bytes);
+            stream.bitrate_now = report.bytes.map(|_| per_second(bytes) * 8.0);
+        }
+        if std::mem::take(&mut source.is_stalled) {
+            stream.stalled = stream.stalled.saturating_add(elapsed);
+        }
+        (source.last_frame_at, source.frames, source.bytes) = (now, stream.frames, stream.bytes);
+    } else if elapsed >= STALL && report.frames.is_some() && !report.end {
+        if !std::mem::replace(&mut source.is_stalled, true) {
+            stream.stalls += 1;
+        }
+        stream.fps_now = Some(0.0);
+    }
+}
+
+/// The totals of one job.
+#[derive(Clone, Debug, PartialEq)]
+pub struct JobTotals {
+    pub stream: String,
+    pub frames: u64,
+    pub media_us: u64,
+    pub dropped: u64,
+    pub duplicated: u64,
+    /// Time of its first report.
+    pub start: SystemTime,
+}
+
+/// A source of reports, with one job at a time.
+struct Source {
+    name: String,
+    /// The last known counters.
+    last: Report,
+    last_report_at: Instant,
+    start: SystemTime,
+    last_frame_at: Instant,
+    /// Totals of the stream at that time.
+    frames: u64,
+    bytes: u64,
+    is_stalled: bool,
+    /// Whether its totals were taken for the job log.
+    is_logged: bool,
+}
+
+/// All streams.
+pub struct StreamTable {
+    streams: BTreeMap<String, Stream>,
+    sources: HashMap<SourceId, Source>,
+    limit: usize,
+    retain: Duration,
+    dropped: u64,
+}
+
+impl StreamTable {
+    /// A table of at most `limit` streams, each kept for `retain` after its last report.
+    #[must_use]
+    pub fn new(limit: usize, retain: Duration) -> Self {
+        Self { streams: BTreeMap::new(), sources: HashMap::new(), limit, retain, dropped: 0 }
+    }
+
+    /// Adds a report of `source` for a stream. Returns false if the table is full.
+    pub fn report(&mut self, source: SourceId, name: &str, report: Report, now: Instant) -> bool {
+        let name = label::sanitize(name);
+        let is_known = self.sources.get(&source).is_some_and(|known| known.name == name);
+        if !self.streams.contains_key(&name) && self.streams.len() >= self.limit && !self.make_room(now) {
+            self.dropped += 1;
+            return false;
+        }
+        if !is_known {
+            self.insert(source, &name, now);
+        }
+        let (Some(source), Some(stream)) = (self.sources.get_mut(&source), self.streams.get_mut(&name)) else {
+            return false;
+        };
+        // Behind a proxy a connection may carry a second job, whose counters start again.
+        let has_restarted = report.frames.zip(source.last.frames).is_some_and(|(now, before)| now < before);
+        let is_new_job = !is_known || has_restarted;
+        let before = if is_new_job { Report::default() } else { source.last };
+        if is_new_job {
+            stream.jobs += 1;
+            stream.job_start = now;
+            (stream.fps_now, stream.bitrate_now) = (None, None);
+            (source.frames, source.bytes) = (stream.frames, stream.bytes);
+            (source.last_frame_at, source.start, source.is_logged) = (now, SystemTime::now(), false);
+        }
+        let new_frames = stream.add(&report, &before);
+        update_rates(stream, source, &report, new_frames, is_new_job, now);
+        source.last = Report {
+            frames: report.frames.or(before.frames),
+            dropped: report.dropped.or(before.dropped),
+            duplicated: report.duplicated.or(before.duplicated),
+            out_time_us: report.out_time_us.or(before.out_time_us),
+            bytes: report.bytes.or(before.bytes),
+            ..report
+        };
+        source.last_report_at = now;
+        (stream.last_report, stream.last_report_at, stream.ended) = (report, now, report.end);
+        true
+    }
+
+    /// Moves the start of a source's job back, if its stream name was unknown for that long.
+    pub fn set_earlier_start(&mut self, source: SourceId, by: Duration) {
+        if let Some(source) = self.sources.get_mut(&source) {
+            source.start = source.start.checked_sub(by).unwrap_or(source.start);
+        }
+    }
+
+    fn insert(&mut self, source: SourceId, name: &str, now: Instant) {
+        if self.sources.len() >= self.limit.saturating_mul(SOURCES_PER_STREAM) {
+            let oldest = self.sources.iter().min_by_key(|(_, source)| source.last_report_at).map(|(id, _)| *id);
+            oldest.map(|id| self.sources.remove(&id));
+        }
+        let stream = self.streams.entry(name.to_owned()).or_insert(Stream {
+            frames: 0,
+            dropped: 0,
+            duplicated: 0,
+            media_us: 0,
+            bytes: 0,
+            jobs: 0,
+            reports: 0,
+            stalls: 0,
+            stalled: Duration::ZERO,
+            last_report: Report::default(),
+            last_report_at: now,
+            job_start: now,
+            fps_now: None,
+            bitrate_now: None,
+            ended: false,
+        });
+        let new = Source {
+            name: name.to_owned(),
+            last: Report::default(),
+            last_report_at: now,
+            start: SystemTime::now(),
+            last_frame_at: now,
+            frames: stream.frames,
+            bytes: stream.bytes,
+            is_stalled: false,
+            is_logged: false,
+        };
+        self.sources.insert(source, new);
+    }
+
+    /// Removes the stream that has been inactive for longest; returns false if all are active.
+    fn make_room(&mut self, now: Instant) -> bool {
+        let inactive = self.streams.iter().filter(|(_, stream)| !stream.is_active(now));
+        let Some(name) = inactive.min_by_key(|(_, stream)| stream.last_report_at).map(|(name, _)| name.clone()) else {
+            return false;
+        };
+        self.streams.remove(&name);
+        self.sources.retain(|_, source| source.name != name);
+        true
+    }
+
+    /// Removes the streams whose retention has passed.
+    pub fn remove_expired(&mut self, now: Instant) {
+        let retain = self.retain;
+        self.streams.retain(|_, stream| now.duration_since(stream.last_report_at) <= retain);
+        let streams = &self.streams;
+        self.sources.retain(|_, source| streams.contains_key(&source.name));
+    }
+
+    /// Every stream, by name.
+    pub fn streams(&self) -> impl Iterator<Item = (&str, &Stream)> {
+        self.streams.iter().map(|(name, stream)| (&**name, stream))
+    }
+
+    /// Takes the totals of the stream's job that started to report within `started..=ended`, with
+    /// some tolerance. Jobs follow each other under one name, and the next one may report already:
+    /// the earliest matches, and each job is returned once.
+    pub fn take_job_totals(&mut self, stream: &str, started: SystemTime, ended: SystemTime) -> Option<JobTotals> {
+        let tolerance = Duration::from_secs(2);
+        let within = |source: &&mut Source| {
+            !source.is_logged
+                && source.name == stream
+                && source.start + tolerance >= started
+                && source.start <= ended + tolerance
+        };
+        let source = self.sources.values_mut().filter(within).min_by_key(|source| source.start)?;
+        source.is_logged = true;
+        Some(JobTotals {
+            stream: stream.to_owned(),
+            frames: source.last.frames.unwrap_or(0),
+            media_us: source.last.out_time_us.unwrap_or(0),
+            dropped: source.last.dropped.unwrap_or(0),
+            duplicated: source.last.duplicated.unwrap_or(0),
+            start: source.start,
+        })
+    }
+
+    /// Number of reports dropped because the table was full.
+    #[must_use]
+    pub fn dropped(&self) -> u64 {
+        self.dropped
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn frames(frames: u64) -> Report {
+        Report {
+            frames: Some(frames),
+            out_time_us: Some(frames * 40_000),
+            bytes: Some(frames * 1000),
+            ..Report::default()
+        }
+    }
+
+    fn table() -> (StreamTable, Instant) {
+        (StreamTable::new(3, Duration::from_secs(300)), Instant::now())
+    }
+
+    fn stream<'a>(table: &'a StreamTable, name: &str) -> &'a Stream {
+        table.streams().find(|(known, _)| *known == name).unwrap().1
+    }
+
+    #[test]
+    fn successive_jobs_add_to_the_same_stream() {
+        let (mut table, start) = table();
+        for (source, count, at) in [(1, 10, 0), (1, 100, 1), (2, 5, 3), (2, 50, 4)] {
+            assert!(table.report(source, "cam", frames(count), start + Duration::from_secs(at)));
+        }
+        let cam = stream(&table, "cam");
+        assert_eq!((cam.frames, cam.jobs, cam.media_us), (150, 2, 150 * 40_000));
+        assert_eq!(cam.fps_now, Some(45.0));
+        assert_eq!(cam.bitrate_now, Some(45_000.0 * 8.0));
+    }
+
+    #[test]
+    fn reports_without_new_frames_are_one_stall() {
+        let (mut table, start) = table();
+        for (count, at) in [(10, 0), (20, 1), (20, 2), (20, 3), (20, 4), (30, 6)] {
+            table.report(1, "cam", frames(count), start + Duration::from_secs(at));
+        }
+        let cam = stream(&table, "cam");
+        assert_eq!((cam.stalls, cam.stalled), (1, Duration::from_secs(5)));
+    }
+
+    #[test]
+    fn an_inactive_stream_makes_room_and_expires() {
+        let (mut table, start) = table();
+        let later = |seconds| start + Duration::from_secs(seconds);
+        for (source, name) in [(1, "a"), (2, "b"), (3, "c")] {
+            table.report(source, name, frames(1), start);
+        }
+        assert!(!table.report(4, "d", frames(1), later(1)), "all three are active");
+        assert_eq!(table.dropped(), 1);
+        table.report(2, "b", frames(2), later(8));
+        assert!(table.report(4, "d", frames(1), later(9)));
+        assert!(stream(&table, "d").is_active(later(9)) && !stream(&table, "b").is_active(later(20)));
+        table.remove_expired(later(400));
+        assert_eq!(table.streams().count(), 0);
+    }
+
+    #[test]
+    fn the_totals_of_a_job_are_returned_once_by_its_time() {
+        let (mut table, start) = table();
+        let before = SystemTime::now();
+        table.report(1, "cam", frames(7), start);
+        // The next job reports before the first one is logged.
+        std::thread::sleep(Duration::from_millis(2));
+        table.report(2, "cam", frames(3), start);
+        let after = SystemTime::now();
+        let hour = Duration::from_secs(3600);
+        assert_eq!(table.take_job_totals("cam", before - hour, before - hour), None);
+        assert_eq!(table.take_job_totals("other", before, after), None);
+        let mut next = || table.take_job_totals("cam", before, after).map(|job| job.frames);
+        assert_eq!([next(), next(), next()], [Some(7), Some(3), None]);
+    }
+
+    #[test]
+    fn a_new_job_does_not_inherit_the_rate_of_the_last_one() {
+        let (mut table, start) = table();
+        for (source, count, at) in [(1, 100_000, 0), (2, 0, 1), (2, 25, 2)] {
+            table.report(source, "cam", frames(count), start + Duration::from_secs(at));
+        }
+        assert_eq!(stream(&table, "cam").fps_now, Some(25.0));
+    }
+
+    proptest! {
+        #[test]
+        fn totals_only_grow_and_streams_are_bounded(
+            reports in prop::collection::vec((0u64..4, 0usize..6, prop::option::of(any::<u64>()), any::<bool>(), 0u64..10), 0..60),
+        ) {
+            let (mut table, mut now) = table();
+            let mut last: BTreeMap<String, u64> = BTreeMap::new();
+            for (source, name, frames, end, wait) in reports {
+                now += Duration::from_secs(wait);
+                table.report(source, &format!("s{name}"), Report { frames, end, ..Report::default() }, now);
+                let present: Vec<String> = table.streams().map(|(name, _)| name.to_owned()).collect();
+                last.retain(|name, _| present.contains(name));
+                for (name, stream) in table.streams() {
+                    let before = last.insert(name.to_owned(), stream.frames).unwrap_or(0);
+                    // A stream that `make_room` removed starts again from zero.
+                    prop_assert!(stream.frames >= before || stream.reports == 1);
+                }
+                prop_assert!(last.len() <= 3);
+            }
+        }
+    }
+}

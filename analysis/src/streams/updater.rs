@@ -1,0 +1,179 @@
+//! The threads that keep ports 9506 (ffmpeg) and 9728 (nginx-rtmp) up to date.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, mpsc},
+    time::{Duration, Instant, SystemTime},
+};
+
+use tracing::{info, warn};
+
+use super::{
+    job_log::JobLog,
+    nginx::{self, Nginx, StreamLabel},
+    page,
+    receive::ProgressReceiver,
+    table::Stream,
+};
+use crate::rendered_page::RenderedPage;
+use results::energy::{jobs::Jobs, probe::Probe};
+
+/// Interval between updates of port 9506.
+const WRITE_EVERY: Duration = Duration::from_secs(1);
+/// Updates per request of the probe's jobs: after a success, and after a failure.
+const UPDATES_PER_REQUEST: (u32, u32) = (1, 5);
+
+/// Keeps port 9506 up to date.
+pub struct StreamUpdater {
+    receiver: ProgressReceiver,
+    probe: Probe,
+    log: Option<JobLog>,
+    codecs: HashMap<String, String>,
+    probe_error: Option<String>,
+    log_error: Option<String>,
+}
+
+impl StreamUpdater {
+    /// The probe provides the jobs; ended ones are logged if there is a job log.
+    #[must_use]
+    pub fn new(receiver: ProgressReceiver, probe: Probe, log: Option<JobLog>) -> Self {
+        Self { receiver, probe, log, codecs: HashMap::new(), probe_error: None, log_error: None }
+    }
+
+    /// Updates the page until `stop` is dropped.
+    pub fn run(mut self, page: &RenderedPage, stop: &mpsc::Receiver<()>) {
+        let mut wait = 0;
+        loop {
+            if wait == 0 {
+                wait = if self.update_jobs() { UPDATES_PER_REQUEST.0 } else { UPDATES_PER_REQUEST.1 };
+            }
+            wait -= 1;
+            self.write(page);
+            if !matches!(stop.recv_timeout(WRITE_EVERY), Err(mpsc::RecvTimeoutError::Timeout)) {
+                return;
+            }
+        }
+    }
+
+    /// Requests the jobs of the probe and logs the ended ones; returns false if the probe does not
+    /// answer.
+    fn update_jobs(&mut self) -> bool {
+        let jobs: Jobs = match self.probe.jobs() {
+            Ok(jobs) => jobs,
+            Err(error) => {
+                let error = format!("streams have neither energy nor codecs: {error}");
+                log_change(&mut self.probe_error, Some(error), "the probe answers");
+                return false;
+            }
+        };
+        log_change(&mut self.probe_error, None, "the probe answers");
+        if let Some(log) = &mut self.log {
+            let pending = log.pending(&jobs, &mut self.receiver.table(), SystemTime::now());
+            let error = log
+                .write(pending)
+                .err()
+                .map(|error| format!("cannot write the job log: {error}; choose another file with --streams.record"));
+            log_change(&mut self.log_error, error, "the job log is written");
+        }
+        self.receiver.names().update(jobs);
+        true
+    }
+
+    fn write(&mut self, page: &RenderedPage) {
+        let now = Instant::now();
+        self.receiver.table().remove_expired(now);
+        self.codecs.extend(self.receiver.names().codecs());
+        let rows: Vec<Vec<String>> = {
+            let table = self.receiver.table();
+            self.codecs.retain(|name, _| table.streams().any(|(known, _)| known == name));
+            table.streams().map(|(name, stream)| index_row(name, stream, now)).collect()
+        };
+        let jobs = self.receiver.names().jobs();
+        let context = page::Context { jobs: &jobs, codecs: &self.codecs, now };
+        let families = page::families(&self.receiver, &context);
+        let heads = ["stream", "", "frames", "fps", "speed", "dropped", "stalls"].map(str::to_owned).to_vec();
+        page.write(families, vec![("Streams".to_owned(), heads, rows)], Vec::new());
+    }
+}
+
+/// Logs an error, or its end, once.
+fn log_change(error: &mut Option<String>, now: Option<String>, resolved: &str) {
+    if *error != now {
+        match &now {
+            Some(error) => warn!("{error}"),
+            None => info!("{resolved}"),
+        }
+        *error = now;
+    }
+}
+
+/// A row of the index page.
+fn index_row(name: &str, stream: &Stream, now: Instant) -> Vec<String> {
+    let number = |value: Option<f64>| value.map_or_else(|| "–".to_owned(), |value| format!("{value:.2}"));
+    vec![
+        name.to_owned(),
+        if stream.is_active(now) { "active" } else { "ended" }.to_owned(),
+        stream.frames.to_string(),
+        number(stream.last_report.fps),
+        number(stream.last_report.speed),
+        stream.dropped.to_string(),
+        stream.stalls.to_string(),
+    ]
+}
+
+/// Keeps port 9728 up to date until `stop` is dropped.
+pub fn run_nginx(
+    server: &Nginx,
+    label: StreamLabel,
+    interval: Duration,
+    page: &RenderedPage,
+    stop: &mpsc::Receiver<()>,
+) {
+    let mut was_ok: Option<bool> = None;
+    loop {
+        let stat = server.stat();
+        if was_ok.replace(stat.is_ok()) != Some(stat.is_ok()) {
+            match &stat {
+                Ok(stat) => info!("nginx: {} streams", stat.streams.len()),
+                Err(error) => info!("nginx: {error}"),
+            }
+        }
+        let missing = stat.as_ref().err().map(ToString::to_string);
+        let rows = stat.as_ref().map(|stat| stat.streams.iter()).into_iter().flatten().map(|stream| {
+            vec![
+                stream.application.clone(),
+                nginx::stream_label(&stream.application, &stream.name, label),
+                stream.clients.to_string(),
+                stream.video.clone(),
+                format!("{}x{}", stream.width, stream.height),
+            ]
+        });
+        let heads = ["application", "stream", "clients", "video", "size"].map(str::to_owned).to_vec();
+        let table = ("Streams".to_owned(), heads, rows.collect());
+        page.write(nginx::families(&stat, label), vec![table], missing.into_iter().collect());
+        if !matches!(stop.recv_timeout(interval), Err(mpsc::RecvTimeoutError::Timeout)) {
+            return;
+        }
+    }
+}
+
+/// The empty pages of both ports.
+#[must_use]
+pub fn pages(nginx_interval: Duration, compat: bool) -> [Arc<RenderedPage>; 2] {
+    [
+        Arc::new(RenderedPage::new(
+            "wattcast-analysis: ffmpeg",
+            "Progress of ffmpeg streams.",
+            &["streams"],
+            compat,
+            WRITE_EVERY * 60,
+        )),
+        Arc::new(RenderedPage::new(
+            "wattcast-analysis: nginx-rtmp",
+            "Streams of nginx's RTMP module.",
+            &["nginx"],
+            compat,
+            (nginx_interval * 3).max(Duration::from_secs(120)),
+        )),
+    ]
+}

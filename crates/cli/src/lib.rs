@@ -1,0 +1,16 @@
+//! Command line of both programs.
+//!
+//! - [`program`]: exit codes, version, shell completions, manual pages
+//! - [`config_file`]: layered configuration; flags override the environment, which overrides the
+//!   file
+//! - [`log`]: log lines in logfmt or JSON
+//! - [`mod@file`]: files that are read up to a size limit and replaced atomically
+//! - [`suggest`]: closest known name of a mistyped one
+
+#![forbid(unsafe_code)]
+
+pub mod config_file;
+pub mod file;
+pub mod log;
+pub mod program;
+pub mod suggest;

@@ -1,0 +1,175 @@
+//! Log lines in the formats of exporter-toolkit: logfmt and JSON, with its keys `time`, `level` and
+//! `msg`.
+
+use std::fmt;
+
+use clap::Args;
+use serde_json::{Map, Value};
+use tracing::{
+    Event, Level, Subscriber,
+    field::{Field, Visit},
+};
+use tracing_subscriber::{
+    EnvFilter,
+    fmt::{
+        FmtContext, FormatEvent, FormatFields,
+        format::Writer,
+        time::{FormatTime, SystemTime},
+    },
+    registry::LookupSpan,
+};
+
+/// The `--log.*` flags.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Logs")]
+pub struct LogFlags {
+    /// Least severe level to log: error, warn, info, debug, trace
+    #[arg(long = "log.level", value_name = "LEVEL", default_value = "info",
+          value_parser = ["error", "warn", "info", "debug", "trace"])]
+    pub level: String,
+
+    /// Format of log lines
+    #[arg(long = "log.format", value_name = "FORMAT", value_enum, default_value_t)]
+    pub format: LogFormat,
+}
+
+/// The format of a log line.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogFormat {
+    /// key=value pairs
+    #[default]
+    Logfmt,
+    /// One JSON object per line
+    Json,
+}
+
+/// Starts logging to standard error, at `level` and above. With the default level `RUST_LOG`
+/// selects levels by module instead, for debugging.
+pub fn start(level: &str, format: LogFormat) {
+    let rust_log = std::env::var("RUST_LOG").ok().filter(|text| level == "info" && !text.trim().is_empty());
+    let filter = rust_log.and_then(|text| EnvFilter::try_new(text).ok()).unwrap_or_else(|| EnvFilter::new(level));
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // A second initialisation happens in tests only, where the first one stays in effect.
+    let _ = lines.event_format(Lines(format)).try_init();
+}
+
+struct Lines(LogFormat);
+
+impl<S, N> FormatEvent<S, N> for Lines
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(&self, _: &FmtContext<'_, S, N>, mut out: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+        let mut fields = Fields(Map::new());
+        let mut time = String::new();
+        SystemTime.format_time(&mut Writer::new(&mut time))?;
+        fields.0.insert("time".to_owned(), time.into());
+        fields.0.insert("level".to_owned(), event.metadata().level().as_str().into());
+        if *event.metadata().level() >= Level::DEBUG {
+            fields.0.insert("source".to_owned(), event.metadata().target().into());
+        }
+        event.record(&mut fields);
+        match self.0 {
+            LogFormat::Json => writeln!(out, "{}", Value::Object(fields.0)),
+            LogFormat::Logfmt => {
+                for (number, key) in ORDER.iter().enumerate() {
+                    if let Some(value) = fields.0.remove(*key) {
+                        pair(&mut out, number == 0, key, &value)?;
+                    }
+                }
+                for (key, value) in &fields.0 {
+                    pair(&mut out, false, key, value)?;
+                }
+                writeln!(out)
+            }
+        }
+    }
+}
+
+/// Keys at the start of a logfmt line, in this order; `time` is always present.
+const ORDER: [&str; 4] = ["time", "level", "source", "msg"];
+
+fn pair(out: &mut Writer<'_>, first: bool, key: &str, value: &Value) -> fmt::Result {
+    if !first {
+        out.write_char(' ')?;
+    }
+    match value {
+        Value::String(text) if plain(text) => write!(out, "{key}={text}"),
+        // logfmt has the quotes and escapes of JSON.
+        other => write!(out, "{key}={other}"),
+    }
+}
+
+fn plain(text: &str) -> bool {
+    !text.is_empty() && text.chars().all(|c| !c.is_whitespace() && !c.is_control() && c != '"' && c != '=')
+}
+
+/// The fields of an event; values of other types as text.
+struct Fields(Map<String, Value>);
+
+impl Visit for Fields {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        let key = if field.name() == "message" { "msg" } else { field.name() };
+        self.0.insert(key.to_owned(), format!("{value:?}").into());
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.0.insert(field.name().to_owned(), value.into());
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.0.insert(field.name().to_owned(), value.into());
+    }
+
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.0.insert(field.name().to_owned(), value.into());
+    }
+
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        self.0.insert(field.name().to_owned(), value.into());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use tracing::subscriber::with_default;
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Buffer(Arc<Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Buffer {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn logged(format: LogFormat, emit: impl FnOnce()) -> String {
+        let buffer = Buffer::default();
+        let writer = buffer.clone();
+        let lines = tracing_subscriber::fmt().with_writer(move || writer.clone()).event_format(Lines(format)).finish();
+        with_default(lines, emit);
+        let bytes = buffer.0.lock().unwrap().clone();
+        String::from_utf8(bytes).unwrap()
+    }
+
+    #[test]
+    fn event_is_one_line_with_escaped_content() {
+        let emit = || tracing::warn!(tries = 2, file = "a b", "a \"name\"\nof two lines");
+        let line = logged(LogFormat::Logfmt, emit);
+        assert!(line.starts_with("time=20") && line.lines().count() == 1, "{line}");
+        assert!(line.ends_with("Z level=WARN msg=\"a \\\"name\\\"\\nof two lines\" file=\"a b\" tries=2\n"), "{line}");
+        let line = logged(LogFormat::Json, emit);
+        let value: Value = serde_json::from_str(&line).unwrap();
+        assert_eq!((&value["level"], &value["msg"]), (&"WARN".into(), &"a \"name\"\nof two lines".into()));
+    }
+}

@@ -1,0 +1,181 @@
+//! Quality curves: configurations of a run that differ only in their rate. Compares pairs of curves
+//! in bit rate, energy, cost and carbon.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use results::{
+    cost::money,
+    model::{Entry, Model},
+    repeats::{Configuration, configurations, is_whole},
+};
+use statistics::bjontegaard::{Delta, Point, Repeat, delta};
+
+/// A resource that is spent for quality.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Resource {
+    /// Bits per second of media.
+    Rate,
+    /// Joules per second of media.
+    Energy,
+    /// Cost per hour of a stream.
+    Cost,
+    /// Grams of CO2 equivalents per hour of a stream.
+    Carbon,
+}
+
+impl Resource {
+    /// All resources in display order.
+    pub const ALL: [Self; 4] = [Self::Rate, Self::Energy, Self::Cost, Self::Carbon];
+
+    /// Name of the Bjøntegaard delta for this resource.
+    #[must_use]
+    pub fn measure(self) -> &'static str {
+        match self {
+            Self::Rate => "BD-rate",
+            Self::Energy => "BD-energy",
+            Self::Cost => "BD-cost",
+            Self::Carbon => "BD-carbon",
+        }
+    }
+
+    /// The amount used by one repeat.
+    #[must_use]
+    pub fn of(self, entry: &Entry) -> Option<f64> {
+        let media = entry.derived.media_seconds.filter(|seconds| *seconds > 0.0);
+        // Energy of part of a window, and values derived from it, are not comparable.
+        if self != Self::Rate && !is_whole(entry) {
+            return None;
+        }
+        let hours = media.map(|seconds| seconds / 3600.0);
+        match self {
+            Self::Rate => Some(entry.derived.megabits? * 1e6 / media?),
+            Self::Energy => entry.derived.joules_per(media),
+            Self::Cost => entry.cost.per(hours).map(money::float),
+            Self::Carbon => Some(money::float(entry.cost.carbon?) / hours?),
+        }
+    }
+}
+
+/// A quality curve.
+#[derive(Clone, Debug)]
+pub struct Curve<'a> {
+    /// Run id.
+    pub run: &'a str,
+    /// Encoder as ffmpeg names it.
+    pub encoder: &'a str,
+    /// Encoder preset.
+    pub preset: &'a str,
+    /// Output resolutions and number of streams.
+    pub ladder: String,
+    /// Quality metric and model, common to all points.
+    pub quality: String,
+    /// Scope and source of the energy; empty when the points have different ones.
+    pub source: String,
+    /// SHA-256 of the source; empty when the file does not contain it.
+    pub content: &'a str,
+    /// The configurations.
+    pub configurations: Vec<Configuration<'a>>,
+}
+
+impl Curve<'_> {
+    /// Encoder and preset.
+    #[must_use]
+    pub fn label(&self) -> String {
+        if self.preset.is_empty() { self.encoder.to_owned() } else { format!("{} {}", self.encoder, self.preset) }
+    }
+
+    /// The points for a resource; `None` when a point lacks it.
+    fn points(&self, resource: Resource) -> Option<Vec<Point>> {
+        let point = |configuration: &Configuration<'_>| {
+            if resource != Resource::Rate && configuration.energy_source().is_none() {
+                return None;
+            }
+            // A repeat that lacks one of the values is left out.
+            let repeat = |entry: &&Entry| {
+                let quality = score(entry, &self.quality)?.1;
+                Some(Repeat { rate: Resource::Rate.of(entry)?, quality, cost: resource.of(entry)? })
+            };
+            Some(configuration.entries.iter().filter_map(repeat).collect::<Point>()).filter(|point| !point.is_empty())
+        };
+        self.configurations.iter().map(point).collect()
+    }
+}
+
+/// The score named `wanted` and its value. An empty name selects VMAF, or else PSNR, with its model
+/// and pooling.
+pub(crate) fn score(entry: &Entry, wanted: &str) -> Option<(String, f64)> {
+    let quality = &entry.scenario().quality;
+    let named = [("VMAF", &quality.vmaf), ("PSNR", &quality.psnr)];
+    let mut all = named.into_iter().filter_map(|(metric, score)| {
+        let score = score.as_ref()?;
+        let made_by = [&*score.model, &*score.pooling].join(" ");
+        Some((format!("{metric} {}", made_by.trim()).trim().to_owned(), score.value))
+    });
+    all.find(|(name, _)| wanted.is_empty() || name == wanted)
+}
+
+/// All curves of a model.
+#[must_use]
+pub fn curves(model: &Model) -> Vec<Curve<'_>> {
+    /// Run, outputs, encoder, preset, quality metric, energy source and source digest.
+    type Key<'a> = (&'a str, String, &'a str, &'a str, String, String, &'a str);
+    let mut all: BTreeMap<Key<'_>, Vec<Configuration<'_>>> = BTreeMap::new();
+    for configuration in configurations(model) {
+        let entry = configuration.first();
+        let scenario = entry.scenario();
+        // Configurations without a score are on no curve.
+        let Some((quality, _)) = score(entry, "") else { continue };
+        let ladder = format!("{}, {} at once", entry.derived.ladder, scenario.stream_count().unwrap_or(1));
+        let key = (
+            &*entry.run.id,
+            ladder,
+            &*scenario.encoder,
+            &*scenario.preset,
+            quality,
+            configuration.energy_source().unwrap_or_default(),
+            configuration.content_digest(),
+        );
+        all.entry(key).or_default().push(configuration);
+    }
+    all.into_iter()
+        .map(|((run, ladder, encoder, preset, quality, source, content), configurations)| Curve {
+            run,
+            encoder,
+            preset,
+            ladder,
+            quality,
+            source,
+            content,
+            configurations,
+        })
+        .collect()
+}
+
+/// The Bjøntegaard deltas of `test` relative to `anchor`, one per resource, or why they cannot be
+/// computed.
+#[must_use]
+pub fn deltas(anchor: &Curve<'_>, test: &Curve<'_>, seed: u64) -> Vec<(Resource, Result<Delta, String>)> {
+    let one = |resource: Resource| {
+        if anchor.quality != test.quality {
+            return Err(format!("different quality metrics: {} and {}", anchor.quality, test.quality));
+        }
+        if anchor.content != test.content {
+            return Err("different sources".to_owned());
+        }
+        if resource != Resource::Rate && anchor.source != test.source {
+            let source =
+                |curve: &Curve<'_>| if curve.source.is_empty() { "several".to_owned() } else { curve.source.clone() };
+            return Err(format!("energy from different sources: {} and {}", source(anchor), source(test)));
+        }
+        let missing = || match resource {
+            Resource::Carbon => "the carbon intensity is unknown; set --carbon.intensity or [carbon]".to_owned(),
+            _ => "a point lacks this value".to_owned(),
+        };
+        let (a, b) = (anchor.points(resource).ok_or_else(missing)?, test.points(resource).ok_or_else(missing)?);
+        delta(&a, &b, seed).map_err(|why| why.to_string())
+    };
+    Resource::ALL.into_iter().map(|resource| (resource, one(resource))).collect()
+}

@@ -1,0 +1,550 @@
+//! Compares a candidate run with a baseline run.
+//!
+//! Each configuration that both runs contain is compared in every metric by Welch's test, corrected
+//! for the number of tests. The result includes the minimal detectable difference. As a gate, the
+//! exit code says whether a metric became worse.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+};
+
+use serde::Serialize;
+use serde_json::Value;
+
+use results::{
+    model::Model,
+    repeats::{Configuration, configurations},
+};
+use statistics::inference::{Interval, Welch, holm};
+
+pub mod curves;
+
+use curves::{Curve, Resource, curves, deltas};
+
+/// A compared metric.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum Metric {
+    /// Energy per frame in joules
+    Energy,
+    /// Encoding time per second of media in seconds
+    Time,
+    /// Bit rate in bits per second of media
+    Rate,
+    /// VMAF
+    Vmaf,
+}
+
+impl Metric {
+    /// All metrics.
+    pub const ALL: [Self; 4] = [Self::Energy, Self::Time, Self::Rate, Self::Vmaf];
+
+    fn unit(self) -> &'static str {
+        match self {
+            Self::Energy => "J/frame",
+            Self::Time => "s/s",
+            Self::Rate => "bit/s",
+            Self::Vmaf => "VMAF",
+        }
+    }
+
+    fn values(self, configuration: &Configuration<'_>) -> Vec<f64> {
+        match self {
+            Self::Energy => configuration.energy_values(&|entry| entry.derived.joules_per(entry.derived.frames)),
+            Self::Time => configuration.values(&|entry| {
+                Some(entry.derived.seconds? / entry.derived.media_seconds.filter(|media| *media > 0.0)?)
+            }),
+            Self::Rate => configuration.values(&|entry| Resource::Rate.of(entry)),
+            Self::Vmaf => configuration.scores(&|quality| quality.vmaf.as_ref()),
+        }
+    }
+
+    fn higher_is_better(self) -> bool {
+        self == Self::Vmaf
+    }
+}
+
+/// Result of comparing one metric.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// No significant difference.
+    Same,
+    /// The candidate is significantly better.
+    Better,
+    /// The candidate is significantly worse.
+    Worse,
+    /// Not comparable.
+    Unknown,
+}
+
+/// One configuration and one metric.
+#[derive(Clone, Debug, Serialize)]
+pub struct Row {
+    /// Name in the baseline run.
+    pub scenario: String,
+    /// Name in the candidate run.
+    #[serde(rename = "scenario_b")]
+    pub candidate_scenario: String,
+    /// The compared metric.
+    pub metric: Metric,
+    /// Unit of the means.
+    pub unit: &'static str,
+    /// Baseline mean and half the width of its 95 % interval.
+    #[serde(rename = "a")]
+    pub baseline: Option<(f64, Option<f64>)>,
+    /// Candidate mean and half the width of its 95 % interval.
+    #[serde(rename = "b")]
+    pub candidate: Option<(f64, Option<f64>)>,
+    /// Number of repeats in the baseline and in the candidate run.
+    pub repeats: (usize, usize),
+    /// Candidate minus baseline, in percent of the baseline.
+    pub difference_percent: Option<f64>,
+    /// 95 % interval of the difference in percent.
+    pub interval_percent: Option<(f64, f64)>,
+    /// p-value of Welch's test.
+    pub p: Option<f64>,
+    /// p-value adjusted by Holm's method for the number of tests.
+    pub p_adjusted: Option<f64>,
+    /// Hedges' g.
+    pub effect: Option<f64>,
+    /// Minimal detectable difference in percent at 80 % power, for the number of tests.
+    pub detectable_percent: Option<f64>,
+    /// Result of the comparison.
+    pub verdict: Verdict,
+    /// Why the metric is not comparable.
+    pub why: String,
+    /// True when at least one run has the metric, but it is not comparable: the comparison is
+    /// incomplete.
+    pub incomplete: bool,
+    #[serde(skip)]
+    welch: Option<Welch>,
+}
+
+/// Bjøntegaard delta between a baseline curve and the corresponding candidate curve.
+#[derive(Clone, Debug, Serialize)]
+pub struct CurveDelta {
+    /// Baseline encoder and preset.
+    #[serde(rename = "a")]
+    pub baseline: String,
+    /// Candidate encoder and preset.
+    #[serde(rename = "b")]
+    pub candidate: String,
+    /// Output resolutions and number of streams.
+    pub ladder: String,
+    /// Quality metric.
+    pub quality: String,
+    /// `BD-rate`, `BD-energy`, `BD-cost` or `BD-carbon`.
+    pub measure: &'static str,
+    /// Delta in percent, by PCHIP interpolation.
+    pub percent: Option<f64>,
+    /// Delta in percent, by Akima interpolation.
+    pub akima_percent: Option<f64>,
+    /// 95 % interval of the delta, by bootstrap.
+    pub interval_percent: Option<(f64, f64)>,
+    /// Common quality range divided by the joint quality range.
+    pub overlap: Option<f64>,
+    /// Number of excluded points.
+    #[serde(rename = "left_out")]
+    pub excluded: usize,
+    /// Why there is no delta.
+    pub refused: Option<String>,
+}
+
+impl CurveDelta {
+    /// The deltas of two curves, one per resource.
+    #[must_use]
+    pub fn of(baseline: &Curve<'_>, candidate: &Curve<'_>, seed: u64) -> Vec<Self> {
+        let one = |(resource, result): (Resource, Result<statistics::bjontegaard::Delta, String>)| Self {
+            baseline: baseline.label(),
+            candidate: candidate.label(),
+            ladder: baseline.ladder.clone(),
+            quality: baseline.quality.clone(),
+            measure: resource.measure(),
+            percent: result.as_ref().ok().map(|delta| delta.pchip),
+            akima_percent: result.as_ref().ok().map(|delta| delta.akima),
+            interval_percent: result.as_ref().ok().and_then(|delta| delta.interval),
+            overlap: result.as_ref().ok().map(|delta| delta.overlap),
+            excluded: result.as_ref().map_or(0, |delta| delta.excluded),
+            refused: result.err(),
+        };
+        deltas(baseline, candidate, seed).into_iter().map(one).collect()
+    }
+
+    /// The delta as text, or why there is none.
+    #[must_use]
+    pub fn text(&self) -> String {
+        match (&self.refused, self.percent, self.akima_percent) {
+            (None, Some(percent), Some(akima)) => {
+                let interval =
+                    self.interval_percent.map_or_else(String::new, |(low, high)| format!(" [{low:+.2}, {high:+.2}]"));
+                let excluded =
+                    if self.excluded > 0 { format!(", {} points excluded", self.excluded) } else { String::new() };
+                format!(
+                    "{percent:+.2} %{interval} (Akima {akima:+.2} %, {:.0} % overlap{excluded})",
+                    self.overlap.unwrap_or_default() * 100.0
+                )
+            }
+            (why, ..) => format!("refused: {}", why.as_deref().unwrap_or("no delta")),
+        }
+    }
+}
+
+/// Comparison of two runs.
+#[derive(Clone, Debug, Serialize)]
+pub struct Comparison {
+    /// One row per configuration and metric.
+    pub rows: Vec<Row>,
+    /// Deltas of the quality curves.
+    pub curves: Vec<CurveDelta>,
+    /// Axes that have one value in the whole baseline run and another in the whole candidate run.
+    pub changed: BTreeMap<String, (String, String)>,
+    /// Remarks on the comparability of the runs.
+    pub notes: Vec<String>,
+    /// Smaller differences, in percent, are not reported as better or worse.
+    pub threshold_percent: f64,
+}
+
+/// The axes of a configuration and their values.
+fn axes(configuration: &Configuration<'_>) -> BTreeMap<String, String> {
+    let scenario = configuration.first().scenario();
+    let plain = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    match scenario.raw.get("axes").and_then(Value::as_object) {
+        Some(axes) => axes.iter().map(|(name, value)| (name.clone(), plain(value))).collect(),
+        None => [
+            ("encoder", scenario.encoder.clone()),
+            ("preset", scenario.preset.clone()),
+            ("bitrate", scenario.bitrate.clone()),
+            ("resolution", configuration.first().derived.ladder.clone()),
+            ("streams", scenario.stream_count().unwrap_or(1).to_string()),
+            ("name", scenario.name.split(" #").next().unwrap_or_default().to_owned()),
+        ]
+        .map(|(name, value)| (name.to_owned(), value))
+        .into(),
+    }
+}
+
+/// The axes with one value in all of `baseline`, one in all of `candidate`, and different values in
+/// the two.
+fn changed_axes(
+    baseline: &[BTreeMap<String, String>],
+    candidate: &[BTreeMap<String, String>],
+) -> BTreeMap<String, (String, String)> {
+    let only = |all: &[BTreeMap<String, String>], name: &str| -> Option<String> {
+        let first = all.first()?.get(name).cloned().unwrap_or_default();
+        all.iter().all(|axes| axes.get(name).map_or("", String::as_str) == first).then_some(first)
+    };
+    let names: BTreeSet<String> = baseline.iter().chain(candidate).flat_map(BTreeMap::keys).cloned().collect();
+    let differs = |name: String| {
+        // Encoder settings may differ between the runs; a different amount of work is a different
+        // configuration.
+        let work = ["width", "height", "frames_per_second", "streams", "outputs", "resolution"];
+        if work.contains(&&*name) {
+            return None;
+        }
+        let (before, after) = (only(baseline, &name)?, only(candidate, &name)?);
+        (before != after).then_some((name, (before, after)))
+    };
+    names.into_iter().filter_map(differs).collect()
+}
+
+/// Compares two runs. Differences below the relative `threshold` are not reported as better or
+/// worse.
+#[must_use]
+pub fn compare(baseline: &Model, candidate: &Model, metrics: &[Metric], threshold: f64) -> Comparison {
+    let (baseline_configurations, candidate_configurations) = (configurations(baseline), configurations(candidate));
+    let baseline_axes: Vec<_> = baseline_configurations.iter().map(axes).collect();
+    let candidate_axes: Vec<_> = candidate_configurations.iter().map(axes).collect();
+    let changed = changed_axes(&baseline_axes, &candidate_axes);
+    let key = |axes: &BTreeMap<String, String>| -> BTreeMap<String, String> {
+        let unchanged = axes.iter().filter(|(name, _)| !changed.contains_key(*name));
+        unchanged.map(|(name, value)| (name.clone(), value.clone())).collect()
+    };
+    let mut notes = Vec::new();
+    let mut by_key: BTreeMap<_, &Configuration<'_>> = BTreeMap::new();
+    for (axes, configuration) in candidate_axes.iter().zip(&candidate_configurations) {
+        // Configurations with different sources are not comparable.
+        if by_key.insert((key(axes), configuration.content_digest()), configuration).is_some() {
+            notes
+                .push(format!("{}: occurs more than once in the candidate; the last is compared", name(configuration)));
+        }
+    }
+    let (mut rows, mut matched) = (Vec::new(), BTreeSet::new());
+    for (configuration, axes) in baseline_configurations.iter().zip(&baseline_axes) {
+        let own = (key(axes), configuration.content_digest());
+        if let Some(other) = by_key.get(&own) {
+            rows.extend(metrics.iter().map(|metric| row(configuration, other, *metric)));
+            matched.insert(own);
+        } else {
+            let same_axes = by_key.keys().any(|(axes, _)| *axes == own.0);
+            let why = if same_axes { "different sources" } else { "missing or failed in the candidate" };
+            rows.extend(metrics.iter().map(|metric| unmatched_row(configuration, *metric, why)));
+        }
+    }
+    if matched.len() < by_key.len() {
+        let missing = by_key.len() - matched.len();
+        notes.push(format!("{missing} configurations of the candidate are not in the baseline"));
+    }
+    judge(&mut rows, threshold);
+    for (model, which) in [(baseline, "baseline"), (candidate, "candidate")] {
+        if model.entries.iter().any(|entry| entry.derived.source.split('+').any(|source| source == "model")) {
+            notes.push(format!("energy of the {which} is MODELLED from CPU time, not measured"));
+        }
+    }
+    let host = |model: &Model| model.entries.first().and_then(|entry| entry.run.host.clone());
+    if host(baseline) != host(candidate) {
+        notes.push("the runs are from different hosts: differences may be due to the hardware".to_owned());
+    }
+    let curves = curve_deltas(baseline, candidate, &changed);
+    Comparison { rows, curves, changed, notes, threshold_percent: threshold * 100.0 }
+}
+
+/// Deltas of all pairs of curves with the same encoder, preset and outputs, except for axes that
+/// changed.
+fn curve_deltas(baseline: &Model, candidate: &Model, changed: &BTreeMap<String, (String, String)>) -> Vec<CurveDelta> {
+    let candidate_curves = curves(candidate);
+    let same = |axis: &str, a: &str, b: &str| changed.contains_key(axis) || a == b;
+    let mut all = Vec::new();
+    for one in &curves(baseline) {
+        let corresponding = candidate_curves.iter().filter(|other| {
+            same("encoder", one.encoder, other.encoder)
+                && same("preset", one.preset, other.preset)
+                && one.ladder == other.ladder
+        });
+        all.extend(corresponding.flat_map(|other| CurveDelta::of(one, other, SEED)));
+    }
+    all
+}
+
+/// Seed of the bootstraps, so that the same files give the same result.
+pub const SEED: u64 = 1;
+
+fn name(configuration: &Configuration<'_>) -> String {
+    configuration.first().scenario().name.clone()
+}
+
+fn mean_with_half_width(values: &[f64]) -> Option<(f64, Option<f64>)> {
+    let mean = statistics::mean(values)?;
+    Some((mean, Interval::of(values).map(|interval| interval.half_width))).filter(|(mean, _)| mean.is_finite())
+}
+
+/// A row for a configuration without a counterpart in the candidate run.
+fn unmatched_row(configuration: &Configuration<'_>, metric: Metric, why: &str) -> Row {
+    let values = metric.values(configuration);
+    Row {
+        scenario: name(configuration),
+        candidate_scenario: name(configuration),
+        metric,
+        unit: metric.unit(),
+        baseline: mean_with_half_width(&values),
+        candidate: None,
+        repeats: (values.len(), 0),
+        difference_percent: None,
+        interval_percent: None,
+        p: None,
+        p_adjusted: None,
+        effect: None,
+        detectable_percent: None,
+        verdict: Verdict::Unknown,
+        incomplete: !values.is_empty(),
+        why: why.to_owned(),
+        welch: None,
+    }
+}
+
+/// Compares one metric of a configuration.
+fn row(baseline: &Configuration<'_>, candidate: &Configuration<'_>, metric: Metric) -> Row {
+    let (before, after) = (metric.values(baseline), metric.values(candidate));
+    let shared_score = metric == Metric::Vmaf && baseline.shares_scores() && candidate.shares_scores();
+    let obstacle = obstacle(baseline, candidate, metric, &before, &after, shared_score);
+    let welch = if obstacle.is_none() { Welch::of(&before, &after) } else { None };
+    let base = mean_with_half_width(&before).map(|(mean, _)| mean).filter(|mean| *mean != 0.0);
+    let percent = |value: f64| base.map(|base| value / base * 100.0);
+    Row {
+        scenario: name(baseline),
+        candidate_scenario: name(candidate),
+        metric,
+        unit: metric.unit(),
+        baseline: mean_with_half_width(&before),
+        candidate: mean_with_half_width(&after),
+        repeats: (before.len(), after.len()),
+        difference_percent: welch.and_then(|welch| percent(welch.difference)),
+        interval_percent: welch.and_then(|welch| Some((percent(welch.low)?, percent(welch.high)?))),
+        p: welch.map(|welch| welch.p),
+        p_adjusted: None,
+        effect: welch.and_then(|welch| welch.effect_size),
+        detectable_percent: None,
+        verdict: Verdict::Unknown,
+        // Nothing is missing when neither run has the metric, or when both have the same single
+        // score.
+        incomplete: obstacle.is_some() && !(before.is_empty() && after.is_empty() || shared_score && before == after),
+        why: obstacle.unwrap_or_default(),
+        welch,
+    }
+}
+
+/// Why a metric of a configuration cannot be tested; `None` when it can.
+fn obstacle(
+    baseline: &Configuration<'_>,
+    candidate: &Configuration<'_>,
+    metric: Metric,
+    before: &[f64],
+    after: &[f64],
+    shared_score: bool,
+) -> Option<String> {
+    let scored_by = |configuration: &Configuration<'_>| {
+        configuration.first().scenario().quality.vmaf.as_ref().map(|score| (score.model.clone(), score.pooling.clone()))
+    };
+    match (baseline.energy_source(), candidate.energy_source()) {
+        (Some(a), Some(b)) if metric == Metric::Energy && a != b => {
+            return Some(format!("energy from different sources: {a} and {b}"));
+        }
+        _ => {}
+    }
+    let why = if before.is_empty() || after.is_empty() {
+        "missing in at least one of the runs"
+    } else if metric == Metric::Vmaf && scored_by(baseline) != scored_by(candidate) {
+        "scores of different VMAF models"
+    } else if shared_score {
+        "scored once for all repeats, so the variance is unknown; --mode file scores each repeat"
+    } else if before.len() < 2 || after.len() < 2 {
+        "a single measurement has no variance; use --repeats 3 or more"
+    } else {
+        return None;
+    };
+    Some(why.to_owned())
+}
+
+/// Adjusts the p-values for the number of tests and sets the verdicts. Samples without variance are
+/// not tested, so their p-values need no adjustment.
+fn judge(rows: &mut [Row], threshold: f64) {
+    let varies = |row: &Row| row.p.is_some() && row.effect.is_some();
+    let tested: Vec<usize> = (0..rows.len()).filter(|at| varies(&rows[*at])).collect();
+    let count = tested.len();
+    let adjusted = holm(&tested.iter().filter_map(|at| rows[*at].p).collect::<Vec<_>>());
+    for (at, p) in tested.into_iter().zip(adjusted) {
+        rows[at].p_adjusted = Some(p);
+    }
+    for row in rows {
+        let (Some(welch), Some(p)) = (row.welch, row.p_adjusted.or(row.p)) else { continue };
+        row.p_adjusted = Some(p);
+        let base = row.baseline.map(|(mean, _)| mean).filter(|mean| *mean != 0.0);
+        row.detectable_percent = base.map(|base| (welch.minimal_detectable_difference(count) / base * 100.0).abs());
+        // A change from zero exceeds any relative threshold.
+        let above_threshold = row.difference_percent.is_none_or(|percent| percent.abs() > threshold * 100.0);
+        let significant = p < 0.05 && above_threshold && welch.difference != 0.0;
+        let better = (welch.difference > 0.0) == row.metric.higher_is_better();
+        row.verdict = match (significant, better) {
+            (false, _) => Verdict::Same,
+            (true, true) => Verdict::Better,
+            (true, false) => Verdict::Worse,
+        };
+    }
+}
+
+impl Row {
+    /// The metric, the means, the difference and the verdict.
+    fn text(&self) -> String {
+        let metric = format!("{:?}", self.metric).to_lowercase();
+        let (Some((before, _)), Some((after, _)), Some(_)) = (self.baseline, self.candidate, self.welch) else {
+            return format!("{metric:<7} –  {}", self.why);
+        };
+        let difference = self.difference_percent.map_or_else(
+            || "from zero".to_owned(),
+            |part| {
+                // More digits for small differences, so that none is shown as zero.
+                let digits = if part != 0.0 && part.abs() < 0.01 { 5 } else { 2 };
+                format!("{part:+.digits$} %")
+            },
+        );
+        let verdict = match self.verdict {
+            Verdict::Same => "no significant difference",
+            Verdict::Better => "BETTER",
+            Verdict::Worse => "WORSE",
+            Verdict::Unknown => "",
+        };
+        let significance = match (self.effect, self.p_adjusted) {
+            (Some(effect), Some(p)) => {
+                let (low, high) = self.interval_percent.unwrap_or_default();
+                let detectable = self.detectable_percent.unwrap_or_default();
+                format!("[{low:+.2}, {high:+.2}]  p {p:.4}  g {effect:+.2}  MDD {detectable:.2} %")
+            }
+            _ => "no variance".to_owned(),
+        };
+        let (before, after, unit) = (short(before), short(after), self.unit);
+        format!("{metric:<7} {before} → {after} {unit}  {difference}  {significance}  {verdict}")
+    }
+}
+
+impl Comparison {
+    /// Number of rows with this verdict.
+    #[must_use]
+    pub fn count(&self, verdict: Verdict) -> usize {
+        self.rows.iter().filter(|row| row.verdict == verdict).count()
+    }
+
+    /// True when a metric that one of the runs has could not be compared.
+    #[must_use]
+    pub fn is_incomplete(&self) -> bool {
+        self.rows.iter().any(|row| row.incomplete)
+    }
+
+    /// The comparison as a text table.
+    #[must_use]
+    pub fn table(&self) -> String {
+        let mut text = String::new();
+        for note in &self.notes {
+            let _ = writeln!(text, "note: {note}");
+        }
+        for (axis, (before, after)) in &self.changed {
+            let _ = writeln!(text, "changed: {axis}, {before:?} to {after:?}");
+        }
+        let mut last = None;
+        for row in &self.rows {
+            if last != Some(&row.scenario) {
+                let name = &row.candidate_scenario;
+                let other = if *name == row.scenario { String::new() } else { format!("  →  {name}") };
+                let _ = writeln!(text, "\n{}{other}", row.scenario);
+                last = Some(&row.scenario);
+            }
+            let _ = writeln!(text, "  {}", row.text());
+        }
+        if !self.curves.is_empty() {
+            text.push('\n');
+        }
+        for delta in &self.curves {
+            let (baseline, candidate, quality) = (&delta.baseline, &delta.candidate, &delta.quality);
+            let _ = writeln!(text, "{:<10} {baseline} → {candidate}, {quality}: {}", delta.measure, delta.text());
+        }
+        let _ = writeln!(
+            text,
+            "\n{} better, {} worse, {} without a significant difference, {} unknown. p: Welch's test, adjusted by Holm's \
+             method for all tests; intervals: 95 %, not adjusted; g: Hedges' effect size; MDD: minimal detectable difference \
+             at 80 % power.",
+            self.count(Verdict::Better),
+            self.count(Verdict::Worse),
+            self.count(Verdict::Same),
+            self.count(Verdict::Unknown)
+        );
+        text
+    }
+}
+
+/// Formats a number with about four significant digits.
+#[must_use]
+pub fn short(value: f64) -> String {
+    let size = value.abs();
+    if size == 0.0 || (1e-3..1e5).contains(&size) {
+        let digits = if size >= 100.0 {
+            1
+        } else if size >= 1.0 {
+            3
+        } else {
+            5
+        };
+        format!("{value:.digits$}")
+    } else {
+        format!("{value:.3e}")
+    }
+}

@@ -1,0 +1,537 @@
+//! The flags of `run`, and how they become a plan.
+
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use clap::{Args, Subcommand};
+use cli::file::read_limited;
+
+use super::{
+    environment::EnvConfig,
+    plan::{self, AxisValues, Configuration, Isolation, Matrix, Mode, Plan, Protocol, TextOrNumber},
+    rtmp::unsupported_over_rtmp,
+};
+use results::settings::DataFlags;
+
+/// Maximum size of a matrix or batch file in bytes.
+const MAX_FILE: u64 = 1 << 20;
+
+/// Examples at the end of `run --help`.
+pub const EXAMPLES: &str = "\
+Examples:
+  wattcast-analysis run --name quick --duration 60                           one configuration, three repeats
+  wattcast-analysis run suite --encoder libx264,libx265 --bitrate 1M,2M,4M --analyze-quality --ci-target 2%
+  wattcast-analysis run suite matrix.toml --repeats 5 --seed 7 --dry-run     print the configurations and their order
+  wattcast-analysis run --resume                                             continue an interrupted run
+  wattcast-analysis run multi --streams 4 --mode rtmp                        live, through nginx-rtmp
+  wattcast-analysis run search quality --target-vmaf 93                      smallest bitrate that reaches VMAF 93
+  wattcast-analysis run search streams                                       how many streams run in real time
+
+A matrix file lists values per axis; every combination is measured:
+  [matrix]
+  encoder = [\"libx264\", \"libx265\"]
+  preset = [\"veryfast\", \"medium\"]
+  bitrate = [\"1M\", \"2M\", \"4M\"]
+  [[exclude]]
+  encoder = \"libx265\"
+  preset = \"medium\"
+
+Exit codes: 0 success; 1 some repeats failed, the rest is kept; 3 preflight checks failed, nothing measured; 4 another run is active on this host;
+5 results cannot be written; 64 usage error; 130 stopped by a signal";
+
+/// Flags of `run`.
+#[derive(Clone, Debug, Args)]
+#[command(mut_args(|arg| arg.global(true)), after_help = EXAMPLES)]
+#[command(mut_arg("results_dir", |arg| arg.visible_alias("output-dir")))]
+pub struct Run {
+    /// Kind of run; single by default
+    #[command(subcommand)]
+    pub kind: Option<RunKind>,
+
+    /// Configurations
+    #[command(flatten)]
+    pub encode: EncodeFlags,
+
+    /// Protocol
+    #[command(flatten)]
+    pub protocol: ProtocolFlags,
+
+    /// Data sources and prices
+    #[command(flatten)]
+    pub shared: DataFlags,
+}
+
+/// Kind of run.
+#[derive(Clone, Debug, Subcommand)]
+pub enum RunKind {
+    /// Measure one configuration
+    Single,
+    /// Measure several simultaneous streams; two unless --streams is set
+    Multi,
+    /// Measure all combinations of a matrix file or of value lists
+    ///
+    /// Without a matrix and lists, the suite of the legacy runner is measured.
+    Suite {
+        /// Matrix file (TOML)
+        matrix: Option<PathBuf>,
+    },
+    /// Measure the scenarios of a legacy batch file (JSON) or of a matrix file (.toml)
+    Batch {
+        /// Batch or matrix file
+        file: PathBuf,
+    },
+    /// Search for one value instead of measuring many configurations
+    Search {
+        /// Goal of the search
+        #[command(subcommand)]
+        goal: Goal,
+    },
+}
+
+/// Goal of a search.
+#[derive(Clone, Copy, Debug, PartialEq, Subcommand)]
+pub enum Goal {
+    /// Find the smallest bitrate that reaches a VMAF score
+    Quality {
+        /// VMAF score to reach
+        #[arg(long, value_name = "SCORE", default_value_t = 93.0)]
+        target_vmaf: f64,
+        /// Lower bound of the bitrate in kbit/s
+        #[arg(long, value_name = "KBPS", default_value_t = 100)]
+        min_bitrate: u32,
+        /// Upper bound of the bitrate in kbit/s
+        #[arg(long, value_name = "KBPS", default_value_t = 20_000)]
+        max_bitrate: u32,
+        /// Stop when the score exceeds the target by at most SCORE
+        #[arg(long, value_name = "SCORE", default_value_t = 0.5)]
+        tolerance: f64,
+    },
+    /// Find the most streams that are encoded in real time
+    Streams {
+        /// Most streams to try
+        #[arg(long, value_name = "COUNT", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=256))]
+        max_streams: u32,
+    },
+}
+
+impl Goal {
+    /// Describes the goal for the dry run.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        match *self {
+            Self::Quality { target_vmaf, min_bitrate, max_bitrate, tolerance } => format!(
+                "the smallest bitrate from {min_bitrate}k to {max_bitrate}k that reaches VMAF {target_vmaf}, within {tolerance}"
+            ),
+            Self::Streams { max_streams } => {
+                format!("the most streams, up to {max_streams}, that are encoded in real time")
+            }
+        }
+    }
+
+    /// Checks the goal's values.
+    fn check(&self, duration: Duration) -> Result<(), String> {
+        match *self {
+            Self::Quality { target_vmaf, min_bitrate, max_bitrate, tolerance } => {
+                if !(0.0..=110.0).contains(&target_vmaf) || !(0.0..=50.0).contains(&tolerance) {
+                    Err("--target-vmaf must be 0 to 110, and --tolerance 0 to 50".to_owned())
+                } else if min_bitrate == 0 || min_bitrate >= max_bitrate || max_bitrate > 1_000_000 {
+                    Err("--min-bitrate and --max-bitrate must be 1 to 1000000 kbit/s, the first below the second"
+                        .to_owned())
+                } else {
+                    Ok(())
+                }
+            }
+            // Half a second is allowed for the start, which must be a small part of the duration.
+            Self::Streams { .. } if duration < Duration::from_secs(2) => {
+                Err("--duration: a search for streams needs 2 s and more".to_owned())
+            }
+            Self::Streams { .. } => Ok(()),
+        }
+    }
+}
+
+/// Flags of the configurations.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Configurations (comma-separated values form a suite)")]
+pub struct EncodeFlags {
+    /// Name of the run; prefix of its scenario names
+    #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
+    name: String,
+
+    /// Number of simultaneous streams
+    #[arg(long, value_name = "COUNT", value_delimiter = ',')]
+    streams: Vec<u32>,
+
+    /// Target bitrate in bit/s: 2500k, 5M [default: 2500k]
+    #[arg(long, value_name = "BITRATE", value_delimiter = ',')]
+    bitrate: Vec<String>,
+
+    /// Constant rate factor instead of a bitrate
+    #[arg(long, value_name = "VALUE", value_delimiter = ',')]
+    crf: Vec<u32>,
+
+    /// Resolution: 1280x720 or 720p [default: 1280x720]
+    #[arg(long, value_name = "SIZE", value_delimiter = ',')]
+    resolution: Vec<String>,
+
+    /// Frames per second [default: 30]
+    #[arg(long, value_name = "FPS", value_delimiter = ',')]
+    fps: Vec<f64>,
+
+    /// ffmpeg encoder; h264 and h265 mean libx264 and libx265 [default: libx264]
+    #[arg(long, value_name = "ENCODER", value_delimiter = ',')]
+    encoder: Vec<String>,
+
+    /// Encoder preset [default: that of the encoder]
+    #[arg(long, value_name = "PRESET", value_delimiter = ',')]
+    preset: Vec<String>,
+
+    /// Additional encoder arguments: --encoder-args='-threads 4'
+    #[arg(long, value_name = "ARGS", default_value = "", hide_default_value = true, allow_hyphen_values = true)]
+    encoder_args: String,
+
+    /// Source video [default: a test pattern with noise, identical in every run]
+    #[arg(long, value_name = "FILE")]
+    source: Option<PathBuf>,
+
+    /// Length of the encoded media: 60, 60s, 5m
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = duration)]
+    duration: Duration,
+
+    /// Output of the encoder
+    #[arg(long, value_name = "MODE", value_enum, default_value_t)]
+    mode: Mode,
+
+    /// Read files in real time, like a live source
+    #[arg(long)]
+    realtime: bool,
+
+    /// Score quality after all measurements: VMAF, PSNR, SSIM, XPSNR as available
+    #[arg(long, visible_alias = "compute-quality")]
+    analyze_quality: bool,
+
+    /// VMAF model: version=vmaf_4k_v0.6.1 or path=FILE [default: that of libvmaf]
+    #[arg(long, value_name = "MODEL", default_value = "", hide_default_value = true)]
+    vmaf_model: String,
+
+    /// ffmpeg that encodes
+    #[arg(long, value_name = "PATH", env = "FFMPEG", default_value = "ffmpeg")]
+    pub ffmpeg: PathBuf,
+
+    /// ffmpeg that scores, if the encoding one lacks libvmaf [default: the same]
+    #[arg(long, value_name = "PATH", env = "QUALITY_FFMPEG")]
+    pub quality_ffmpeg: Option<PathBuf>,
+
+    /// nginx with the RTMP module, for --mode rtmp
+    #[arg(long, value_name = "PATH", default_value = "nginx")]
+    pub nginx: PathBuf,
+}
+
+/// Flags of the measurement protocol.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Protocol")]
+pub struct ProtocolFlags {
+    /// Repeats of each configuration, at least
+    #[arg(long, value_name = "COUNT", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    repeats: u32,
+
+    /// Repeat until the 95 % interval of the energy is within ±PERCENT of its mean: 2%
+    #[arg(long, value_name = "PERCENT", value_parser = percent)]
+    ci_target: Option<f64>,
+
+    /// Repeats of each configuration, at most (with --ci-target)
+    #[arg(long, value_name = "COUNT", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    max_repeats: u32,
+
+    /// Seed of the order [default: random; recorded in the results]
+    #[arg(long, value_name = "NUMBER")]
+    seed: Option<u64>,
+
+    /// Time for live streams to settle; otherwise the longest warm-up
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration)]
+    stabilization: Duration,
+
+    /// Pause between two measurements
+    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = duration)]
+    cooldown: Duration,
+
+    /// Length of the idle power measurement before each block; 0 for none
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = duration)]
+    baseline: Duration,
+
+    /// Stop an encoder that makes no progress for this long
+    #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = duration)]
+    stall_timeout: Duration,
+
+    /// How long to wait for the probe and for servers to be ready
+    #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = duration)]
+    pub wait_timeout: Duration,
+
+    /// Do not wait for the probe to be ready
+    #[arg(long)]
+    pub skip_wait: bool,
+
+    /// Isolation of the encoder, so that energy can be attributed to it
+    #[arg(long = "place", value_name = "WHERE", value_enum, default_value_t)]
+    isolation: Isolation,
+
+    /// Parent cgroup, with --place cgroup [default: the runner's own cgroup]
+    #[arg(long = "cgroup.parent", value_name = "DIR")]
+    parent: Option<PathBuf>,
+
+    /// Socket of the probe, with --place probe
+    #[arg(long = "scope.socket", value_name = "PATH", default_value = "/run/wattcast/scope.sock")]
+    socket: PathBuf,
+
+    /// Image that contains ffmpeg, with --place container
+    #[arg(long = "container.image", value_name = "IMAGE")]
+    image: Option<String>,
+
+    /// Container engine: docker or podman
+    #[arg(long = "container.engine", value_name = "PATH", default_value = "docker")]
+    engine: PathBuf,
+
+    /// Path of ffmpeg in the image
+    #[arg(long = "container.ffmpeg", value_name = "PATH", default_value = "ffmpeg")]
+    container_ffmpeg: PathBuf,
+
+    /// Additional volumes, HOST:CONTAINER or HOST:CONTAINER:ro
+    #[arg(long = "container.volume", value_name = "VOLUME")]
+    volumes: Vec<String>,
+
+    /// Resume the newest unfinished run, or that of JOURNAL
+    ///
+    /// Complete repeats are kept if their output files have not changed.
+    #[arg(long, value_name = "JOURNAL", num_args = 0..=1, require_equals = true)]
+    pub resume: Option<Option<PathBuf>>,
+
+    /// Print the configurations and their order without running them
+    #[arg(long)]
+    pub dry_run: bool,
+
+    /// Print the results as JSON
+    #[arg(long)]
+    pub json: bool,
+
+    /// Run even if preflight checks fail; the results record the failures
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// Parses `60`, as the legacy runner writes seconds, or `60s`.
+fn duration(text: &str) -> Result<Duration, String> {
+    let time = match text.parse::<f64>() {
+        Ok(seconds) => Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())?,
+        Err(_) => humantime::parse_duration(text).map_err(|error| format!("{error}; write 60s or 5m"))?,
+    };
+    if time <= Duration::from_secs(86_400) { Ok(time) } else { Err("must be at most a day".to_owned()) }
+}
+
+fn percent(text: &str) -> Result<f64, String> {
+    let number: f64 =
+        text.trim_end_matches('%').trim().parse().map_err(|_| "must be a percentage, like 2%".to_owned())?;
+    if (0.01..=100.0).contains(&number) { Ok(number / 100.0) } else { Err("must be 0.01% to 100%".to_owned()) }
+}
+
+impl Run {
+    /// The plan that the flags and files describe, and remarks on it.
+    ///
+    /// # Errors
+    /// When a flag or a file is invalid.
+    pub fn plan(&self) -> Result<(Plan, Vec<String>), String> {
+        let encode = &self.encode;
+        let name = encode.name.trim();
+        let (configurations, mut notes) = self.configurations(name)?;
+        let goal = match &self.kind {
+            Some(RunKind::Search { goal }) => Some(goal),
+            _ => None,
+        };
+        let protocol = &self.protocol;
+        if let Some(goal) = goal {
+            goal.check(encode.duration)?;
+            if protocol.ci_target.is_some() || protocol.repeats != 3 {
+                notes.push("a search measures each step once: --repeats and --ci-target are ignored".to_owned());
+            }
+        }
+        if encode.duration < Duration::from_millis(200) {
+            return Err("--duration must be at least 0.2 s".to_owned());
+        }
+        if protocol.ci_target.is_some() && protocol.max_repeats < protocol.repeats {
+            return Err("--max-repeats must not be below --repeats".to_owned());
+        }
+        if protocol.ci_target.is_some() && protocol.repeats < 2 {
+            return Err("--ci-target: an interval needs at least --repeats 2".to_owned());
+        }
+        let plan = Plan {
+            name: name.to_owned(),
+            configurations,
+            protocol: Protocol {
+                duration: encode.duration,
+                stabilization: protocol.stabilization,
+                cooldown: protocol.cooldown,
+                baseline: protocol.baseline,
+                repeats: protocol.repeats,
+                ci_target: protocol.ci_target,
+                max_repeats: protocol.max_repeats.max(protocol.repeats),
+                stall: protocol.stall_timeout,
+                seed: protocol.seed.unwrap_or_else(|| fastrand::u64(..1 << 53)),
+            },
+            mode: encode.mode,
+            isolation: protocol.isolation,
+            source: encode.source.as_ref().map(|path| std::path::absolute(path).unwrap_or_else(|_| path.clone())),
+            realtime: encode.realtime || matches!(goal, Some(Goal::Streams { .. })),
+            search: goal.is_some(),
+            quality: encode.analyze_quality || matches!(goal, Some(Goal::Quality { .. })),
+            vmaf_model: encode.vmaf_model.clone(),
+            encoder_args: encode.encoder_args.split_whitespace().map(str::to_owned).collect(),
+        };
+        if plan.mode == Mode::Rtmp {
+            let mut encoders = plan.configurations.iter().map(|configuration| &configuration.axes.encoder);
+            if let Some(why) = encoders.find_map(|encoder| unsupported_over_rtmp(encoder)) {
+                return Err(why);
+            }
+            if plan.search {
+                return Err("search encodes files: leave out --mode rtmp".to_owned());
+            }
+        }
+        Ok((plan, notes))
+    }
+
+    /// True when a flag describes what is measured or how often, which a resumed run takes from its
+    /// journal.
+    #[must_use]
+    pub fn describes_a_plan(&self) -> bool {
+        let (encode, protocol) = (&self.encode, &self.protocol);
+        self.kind.is_some()
+            || encode.axis_values() != AxisValues::default()
+            || !encode.name.is_empty()
+            || encode.source.is_some()
+            || protocol.seed.is_some()
+            || protocol.ci_target.is_some()
+    }
+
+    /// Flags whose values differ from a plan. A flag with its default value, or with the value of
+    /// the plan, does not.
+    #[must_use]
+    pub fn conflicts_with(&self, plan: &Plan) -> Vec<&'static str> {
+        #[derive(clap::Parser)]
+        struct Defaults {
+            #[command(flatten)]
+            encode: EncodeFlags,
+            #[command(flatten)]
+            protocol: ProtocolFlags,
+        }
+        let Ok(defaults) = <Defaults as clap::Parser>::try_parse_from(["run"]) else { return Vec::new() };
+        let (encode, own, planned) = (&self.encode, &self.protocol, &plan.protocol);
+        let (usual, usual_encode) = (&defaults.protocol, &defaults.encode);
+        let arguments: Vec<&str> = encode.encoder_args.split_whitespace().collect();
+        fn same<T: PartialEq>(own: T, usual: T, planned: T) -> bool {
+            own == usual || own == planned
+        }
+        [
+            ("--duration", same(encode.duration, usual_encode.duration, planned.duration)),
+            ("--mode", same(encode.mode, usual_encode.mode, plan.mode)),
+            ("--realtime", !encode.realtime || plan.realtime),
+            ("--analyze-quality", !encode.analyze_quality || plan.quality),
+            ("--vmaf-model", encode.vmaf_model.is_empty() || encode.vmaf_model == plan.vmaf_model),
+            ("--encoder-args", arguments.is_empty() || plan.encoder_args == arguments),
+            ("--repeats", same(own.repeats, usual.repeats, planned.repeats)),
+            ("--max-repeats", same(own.max_repeats, usual.max_repeats, planned.max_repeats)),
+            ("--stabilization", same(own.stabilization, usual.stabilization, planned.stabilization)),
+            ("--cooldown", same(own.cooldown, usual.cooldown, planned.cooldown)),
+            ("--baseline", same(own.baseline, usual.baseline, planned.baseline)),
+            ("--stall-timeout", same(own.stall_timeout, usual.stall_timeout, planned.stall)),
+            ("--place", same(own.isolation, usual.isolation, plan.isolation)),
+        ]
+        .into_iter()
+        .filter_map(|(flag, same)| (!same).then_some(flag))
+        .collect()
+    }
+
+    fn configurations(&self, name: &str) -> Result<(Vec<Configuration>, Vec<String>), String> {
+        let mut values = self.encode.axis_values();
+        let matrix = |values: AxisValues| Matrix { matrix: values, ..Matrix::default() };
+        let single = |configurations: Vec<Configuration>| match configurations.as_slice() {
+            [_] => Ok((configurations, Vec::new())),
+            _ => Err("several values form a suite: wattcast-analysis run suite …".to_owned()),
+        };
+        match &self.kind {
+            None | Some(RunKind::Single) => {
+                let (mut configurations, notes) = single(matrix(values).configurations(name)?)?;
+                if !name.is_empty() {
+                    name.clone_into(&mut configurations[0].name);
+                }
+                Ok((configurations, notes))
+            }
+            Some(RunKind::Search { .. }) => single(matrix(values).configurations(name)?),
+            Some(RunKind::Multi) => {
+                if values.streams.is_empty() {
+                    values.streams = vec![2];
+                }
+                single(matrix(values).configurations(name)?)
+            }
+            // Encoders and presets alone: the default suite for each of them.
+            Some(RunKind::Suite { matrix: None })
+                if (AxisValues { encoder: Vec::new(), preset: Vec::new(), ..values.clone() })
+                    == AxisValues::default() =>
+            {
+                let pairs = matrix(values).configurations(name)?;
+                let all = pairs.iter().flat_map(|pair| plan::default_suite(&pair.axes.encoder, &pair.axes.preset));
+                Ok((plan::configurations(name, all.collect())?, Vec::new()))
+            }
+            Some(RunKind::Suite { matrix: None }) => Ok((matrix(values).configurations(name)?, Vec::new())),
+            Some(RunKind::Suite { matrix: Some(file) }) => Ok((self.matrix(file)?.configurations(name)?, Vec::new())),
+            Some(RunKind::Batch { file }) if file.extension().is_some_and(|extension| extension == "toml") => {
+                Ok((self.matrix(file)?.configurations(name)?, Vec::new()))
+            }
+            Some(RunKind::Batch { .. }) if values != AxisValues::default() => {
+                Err("a batch file describes its scenarios; flags for them need a matrix (run suite FILE.toml)"
+                    .to_owned())
+            }
+            Some(RunKind::Batch { file }) => {
+                let text = read_limited(file, MAX_FILE).map_err(|error| format!("{}: {error}", file.display()))?;
+                plan::parse_batch(&text, name).map_err(|error| format!("{}: {error}", file.display()))
+            }
+        }
+    }
+
+    /// Reads a matrix file; values of flags replace those of the file.
+    fn matrix(&self, file: &Path) -> Result<Matrix, String> {
+        let failed = |error: String| format!("{}: {error}", file.display());
+        let text = read_limited(file, MAX_FILE).map_err(|error| failed(error.to_string()))?;
+        let mut matrix = Matrix::parse(&text).map_err(failed)?;
+        matrix.matrix = self.encode.axis_values().or(matrix.matrix);
+        Ok(matrix)
+    }
+
+    /// Settings for execution environments; encoders read and write `dir`.
+    #[must_use]
+    pub fn env_config(&self, dir: &Path) -> EnvConfig {
+        let protocol = &self.protocol;
+        EnvConfig {
+            parent: protocol.parent.clone(),
+            socket: protocol.socket.clone(),
+            image: protocol.image.clone(),
+            engine: protocol.engine.clone(),
+            ffmpeg: protocol.container_ffmpeg.clone(),
+            volumes: protocol.volumes.clone(),
+            dir: dir.to_owned(),
+        }
+    }
+}
+
+impl EncodeFlags {
+    fn axis_values(&self) -> AxisValues {
+        AxisValues {
+            encoder: self.encoder.iter().map(|encoder| plan::canonical_encoder(encoder).to_owned()).collect(),
+            preset: self.preset.iter().map(|preset| TextOrNumber::from(&**preset)).collect(),
+            bitrate: self.bitrate.iter().map(|bitrate| TextOrNumber::from(&**bitrate)).collect(),
+            crf: self.crf.clone(),
+            resolution: self.resolution.clone(),
+            fps: self.fps.clone(),
+            streams: self.streams.clone(),
+        }
+    }
+}

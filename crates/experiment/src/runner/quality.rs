@@ -1,0 +1,388 @@
+//! Quality scores: VMAF, PSNR, SSIM and XPSNR, computed with ffmpeg's filters after all
+//! measurements. Frames are compared only if both videos have the same number of frames at the same
+//! times. The scores of all frames are kept.
+
+use std::{collections::BTreeMap, ffi::OsStr, fs, path::Path, thread, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+use super::{process::run_ffmpeg, signals::stop_requested, tool::Tool};
+use statistics::{mean, quantile};
+
+/// A pooled score, or why it is unavailable.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PooledScore {
+    /// `vmaf`, `psnr`, `ssim`, `xpsnr`.
+    pub metric: String,
+    /// 0 to 100 for VMAF, dB for PSNR and XPSNR, 0 to 1 for SSIM.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub value: Option<f64>,
+    /// VMAF model or filter.
+    #[serde(skip_serializing_if = "String::is_empty", default)]
+    pub model: String,
+    /// Version of libvmaf or ffmpeg.
+    #[serde(skip_serializing_if = "String::is_empty", default)]
+    pub version: String,
+    /// `mean`, `harmonic_mean`, `p1`, `p5`, `min`.
+    #[serde(skip_serializing_if = "String::is_empty", default)]
+    pub pooling: String,
+    /// Why there is no score.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub unavailable: Option<String>,
+}
+
+/// The metrics and the filters that compute them.
+const METRICS: [(&str, &str); 4] = [("vmaf", "libvmaf"), ("psnr", "psnr"), ("ssim", "ssim"), ("xpsnr", "xpsnr")];
+
+/// Scores of all frames, by metric.
+pub type Frames = BTreeMap<String, Vec<f64>>;
+
+/// What to score.
+#[derive(Clone, Debug)]
+pub struct ScoreRequest<'a> {
+    /// The source clip, repeated up to the duration.
+    pub reference: &'a Path,
+    /// The encoded video.
+    pub distorted: &'a Path,
+    /// Duration of the encoded video.
+    pub seconds: f64,
+    /// Width and height in pixels.
+    pub size: (u32, u32),
+    /// Frames per second.
+    pub fps: f64,
+    /// VMAF model, `version=…` or `path=…`; empty for the default.
+    pub model: &'a str,
+    /// Time without progress after which ffmpeg is stopped.
+    pub stall: Duration,
+}
+
+/// Number of metrics for which a tool has the filter.
+#[must_use]
+pub fn supported_metrics(tool: &Tool) -> usize {
+    METRICS.iter().filter(|(_, filter)| tool.filters.contains(*filter)).count()
+}
+
+/// All metrics as unavailable.
+#[must_use]
+pub fn all_unavailable(why: &str) -> Vec<PooledScore> {
+    METRICS.iter().map(|(metric, _)| unavailable(metric, why)).collect()
+}
+
+fn unavailable(metric: &str, why: &str) -> PooledScore {
+    PooledScore {
+        metric: metric.to_owned(),
+        value: None,
+        model: String::new(),
+        version: String::new(),
+        pooling: String::new(),
+        unavailable: Some(why.to_owned()),
+    }
+}
+
+/// Computes all metrics. Logs of the filters go to `scratch` and are removed. Returns the pooled
+/// scores and those of all frames.
+///
+/// # Errors
+/// When a stop is requested.
+pub fn score(request: &ScoreRequest<'_>, tool: &Tool, scratch: &Path) -> Result<(Vec<PooledScore>, Frames), String> {
+    if let Err(why) = check_alignment(request, tool, scratch) {
+        return if stop_requested() { Err("stopped".to_owned()) } else { Ok((all_unavailable(&why), Frames::new())) };
+    }
+    let supported = METRICS.into_iter().filter(|(_, filter)| tool.filters.contains(*filter));
+    let mut frames = Frames::new();
+    let mut failed: BTreeMap<&str, String> = BTreeMap::new();
+    let mut versions: BTreeMap<&str, (String, String)> = BTreeMap::new();
+    for (metric, filter) in supported {
+        let log = scratch.join(format!("{metric}.log"));
+        match run_filter(request, tool, metric, filter, &log) {
+            Ok((scores, scored_by)) => {
+                frames.insert(metric.to_owned(), scores);
+                versions.insert(metric, scored_by);
+            }
+            Err(_) if stop_requested() => return Err("stopped".to_owned()),
+            Err(why) => {
+                failed.insert(metric, why);
+            }
+        }
+        let _ = fs::remove_file(&log);
+    }
+    let mut all = Vec::new();
+    for (metric, filter) in METRICS {
+        let Some(scores) = frames.get(metric) else {
+            let absent = format!(
+                "ffmpeg {} has no filter {filter}; set an ffmpeg that has it with --quality-ffmpeg, for example from the Python package imageio-ffmpeg or from BtbN",
+                tool.version
+            );
+            all.push(unavailable(metric, failed.get(metric).unwrap_or(&absent)));
+            continue;
+        };
+        let (model, version) = versions.remove(metric).unwrap_or_default();
+        for (pooling, value) in pool(scores) {
+            all.push(PooledScore {
+                metric: metric.to_owned(),
+                value: Some(value),
+                model: model.clone(),
+                version: version.clone(),
+                pooling: pooling.to_owned(),
+                unavailable: None,
+            });
+        }
+    }
+    Ok((all, frames))
+}
+
+/// Pooled scores: mean, harmonic mean, low percentiles and minimum. Like in libvmaf, the harmonic
+/// mean adds one before inverting, so that a score of zero does not dominate.
+fn pool(scores: &[f64]) -> Vec<(&'static str, f64)> {
+    let inverse: Vec<f64> = scores.iter().map(|score| 1.0 / (score + 1.0)).collect();
+    [
+        ("mean", mean(scores)),
+        ("harmonic_mean", mean(&inverse).map(|mean| 1.0 / mean - 1.0)),
+        ("p1", quantile(scores, 0.01)),
+        ("p5", quantile(scores, 0.05)),
+        ("min", quantile(scores, 0.0)),
+    ]
+    .into_iter()
+    .filter_map(|(pooling, value)| Some((pooling, value?)))
+    .collect()
+}
+
+/// Runs one filter on both videos. Returns the scores of all frames, and the model and version that
+/// computed them.
+fn run_filter(
+    request: &ScoreRequest<'_>,
+    tool: &Tool,
+    metric: &str,
+    filter: &str,
+    log: &Path,
+) -> Result<(Vec<f64>, (String, String)), String> {
+    let (width, height) = if metric == "vmaf" { model_resolution(request.size, request.model) } else { request.size };
+    // Frames are matched by number, because check_alignment has verified their times. Matching by
+    // time fails for containers with millisecond timestamps: frames are compared with their
+    // neighbours, which costs 20 VMAF points and more (ab-av1#63, vmaf#611).
+    let fps = request.fps;
+    let normalize = format!("settb=AVTB,setpts=N/({fps}*TB),scale={width}:{height}:flags=bicubic,format=yuv420p");
+    let threads = thread::available_parallelism().map_or(1, usize::from);
+    // The path is part of a filter argument, in which these characters are special.
+    let path = log.display().to_string();
+    if path.contains(['\'', ':', '\\', ',', ';', '[', ']', '=']) {
+        return Err(format!(
+            "{path}: the path contains a character that filters do not accept; set another --output-dir"
+        ));
+    }
+    let options = match metric {
+        "vmaf" => {
+            let model = if request.model.is_empty() {
+                String::new()
+            } else {
+                format!(":model={}", request.model.replace(':', "\\\\:"))
+            };
+            format!("log_path={path}:log_fmt=json:n_threads={threads}{model}:shortest=1")
+        }
+        _ => format!("stats_file={path}:shortest=1"),
+    };
+    let graph = format!("[0:v]{normalize}[a];[1:v]{normalize}[b];[a][b]{filter}={options}");
+    let length = request.seconds.to_string();
+    let mut args = vec![OsStr::new("-i"), request.distorted.as_os_str()];
+    args.extend(["-stream_loop", "-1", "-t", &length, "-i"].map(OsStr::new));
+    args.push(request.reference.as_os_str());
+    args.extend(["-filter_complex", &graph, "-f", "null", "-"].map(OsStr::new));
+    run_ffmpeg(&tool.path, &args, request.stall).map_err(|why| format!("{filter}: {why}"))?;
+    let text = fs::read_to_string(log).map_err(|error| format!("{filter} wrote no log: {error}"))?;
+    let scored = match metric {
+        "vmaf" => parse_libvmaf_log(&text, request.model)?,
+        _ => (parse_frame_log(&text, metric), (filter.to_owned(), format!("ffmpeg {}", tool.version))),
+    };
+    // A missing frame would shift all that follow, and a shorter video would shorten the log.
+    let (count, expected) = (scored.0.len(), expected_frames(request));
+    if results::convert::float(u64::try_from(count).unwrap_or(u64::MAX)) == expected {
+        Ok(scored)
+    } else {
+        Err(format!("misaligned: {count} of {expected} frames were scored"))
+    }
+}
+
+/// Number of encoded frames.
+fn expected_frames(request: &ScoreRequest<'_>) -> f64 {
+    (request.seconds * request.fps).round()
+}
+
+/// The resolution at which a VMAF model compares videos. Models assume a screen of 1080 or 2160
+/// lines, watched from three times its height, and smaller videos scaled to fill it (Netflix/vmaf,
+/// resource/doc/models.md and faq.md).
+fn model_resolution((width, height): (u32, u32), model: &str) -> (u32, u32) {
+    let lines = if ["4k", "2160"].iter().any(|word| model.contains(word)) { 2160.0 } else { 1080.0 };
+    let (long, short) = (f64::from(width.max(height)), f64::from(width.min(height)));
+    let scale = (lines * 16.0 / 9.0 / long).min(lines / short);
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "pixels of a screen")]
+    let even = |pixels: u32| ((f64::from(pixels) * scale / 2.0).round() as u32 * 2).max(2);
+    (even(width), even(height))
+}
+
+/// Parses the log of libvmaf. Returns the scores of all frames, and the model and version.
+///
+/// # Errors
+/// When the text is no such log.
+pub fn parse_libvmaf_log(text: &str, model: &str) -> Result<(Vec<f64>, (String, String)), String> {
+    #[derive(Deserialize)]
+    struct Log {
+        version: String,
+        frames: Vec<Frame>,
+    }
+    #[derive(Deserialize)]
+    struct Frame {
+        metrics: BTreeMap<String, f64>,
+    }
+    let log: Log = serde_json::from_str(text).map_err(|error| format!("invalid log of libvmaf: {error}"))?;
+    let scores = log.frames.iter().map(|frame| frame.metrics.get("vmaf").copied()).collect::<Option<Vec<_>>>();
+    let scores = scores.ok_or("invalid log of libvmaf: a frame has no score")?;
+    // The default model of the filter (vf_libvmaf.c).
+    let name = if model.is_empty() { "version=vmaf_v0.6.1" } else { model };
+    let name = name.strip_prefix("version=").or_else(|| name.strip_prefix("path=")).unwrap_or(name);
+    Ok((scores, (name.to_owned(), log.version)))
+}
+
+/// Parses the log of psnr, ssim or xpsnr, which has a line per frame. The PSNR of identical frames
+/// is infinite; 100 dB replaces it, which different frames cannot reach.
+#[must_use]
+pub fn parse_frame_log(text: &str, metric: &str) -> Vec<f64> {
+    let value = |line: &str| -> Option<f64> {
+        let after = |key: &str| line.split_whitespace().find_map(|word| word.strip_prefix(key)).map(str::to_owned);
+        let number = |text: &str| {
+            if text == "inf" { Some(100.0) } else { text.parse::<f64>().ok().filter(|value| value.is_finite()) }
+        };
+        match metric {
+            "psnr" => number(&after("psnr_avg:")?).map(|value| value.min(100.0)),
+            "ssim" => number(&after("All:")?),
+            // n: 1  XPSNR y: 37.0  XPSNR u: 40.1  XPSNR v: 40.0. The planes are weighted 6:1:1, as
+            // usual for 4:2:0.
+            _ => {
+                if !line.starts_with("n:") {
+                    return None;
+                }
+                let words: Vec<&str> = line.split_whitespace().collect();
+                let plane =
+                    |name: &str| words.iter().position(|word| *word == name).and_then(|at| number(words.get(at + 1)?));
+                Some(((6.0 * plane("y:")? + plane("u:")? + plane("v:")?) / 8.0).min(100.0))
+            }
+        }
+    };
+    text.lines().filter_map(value).collect()
+}
+
+/// Checks that the encoded video has the expected number of frames at the expected times. Reads
+/// packets without decoding.
+fn check_alignment(request: &ScoreRequest<'_>, tool: &Tool, scratch: &Path) -> Result<(), String> {
+    let distorted = frame_times(request.distorted, tool, scratch, request.stall)?;
+    let expected = expected_frames(request);
+    if distorted.is_empty() {
+        return Err("the file contains no frames".to_owned());
+    }
+    let count = f64::from(u32::try_from(distorted.len()).unwrap_or(u32::MAX));
+    if (count - expected).abs() > 0.5 {
+        return Err(format!("misaligned: {count} frames were encoded, {expected} were expected"));
+    }
+    for (at, time) in (0u32..).zip(&distorted) {
+        let off = time - distorted[0] - f64::from(at) / request.fps;
+        if off.abs() > 0.5 / request.fps {
+            return Err(format!("misaligned: frame {at} is {off:+.3} s off"));
+        }
+    }
+    Ok(())
+}
+
+/// Number of frames in a file. `scratch` is used for a temporary file.
+///
+/// # Errors
+/// When the file cannot be read.
+pub fn count_frames(file: &Path, tool: &Tool, scratch: &Path, stall: Duration) -> Result<usize, String> {
+    frame_times(file, tool, scratch, stall).map(|times| times.len())
+}
+
+/// Presentation times of all frames in seconds, sorted. Reads packets without decoding.
+fn frame_times(file: &Path, tool: &Tool, scratch: &Path, stall: Duration) -> Result<Vec<f64>, String> {
+    let failed = |error: String| format!("{}: {error}", file.display());
+    let listing = scratch.join("frames.log");
+    let mut args = vec![OsStr::new("-y"), OsStr::new("-i"), file.as_os_str()];
+    args.extend(["-map", "0:v:0", "-c", "copy", "-f", "framecrc"].map(OsStr::new));
+    args.push(listing.as_os_str());
+    let text = run_ffmpeg(&tool.path, &args, stall)
+        .and_then(|()| fs::read_to_string(&listing).map_err(|error| error.to_string()));
+    let _ = fs::remove_file(&listing);
+    parse_framecrc(&text.map_err(failed)?)
+}
+
+/// Parses a listing of ffmpeg's framecrc muxer into sorted presentation times in seconds.
+///
+/// # Errors
+/// When the text is no such listing.
+pub fn parse_framecrc(text: &str) -> Result<Vec<f64>, String> {
+    let mut unit = None;
+    let mut all = Vec::new();
+    for line in text.lines() {
+        if let Some(base) = line.strip_prefix("#tb 0: ") {
+            let (above, below) = base.split_once('/').ok_or("invalid framecrc listing: no time base")?;
+            let parts = above.trim().parse::<f64>().ok().zip(below.trim().parse::<f64>().ok());
+            unit = parts.filter(|(above, below)| *above > 0.0 && *below > 0.0).map(|(above, below)| above / below);
+        } else if !line.starts_with('#') && !line.trim().is_empty() {
+            // stream, dts, pts, duration, size, checksum
+            let shown = line.split(',').nth(2).and_then(|pts| pts.trim().parse::<f64>().ok());
+            all.push(shown.zip(unit).map(|(pts, unit)| pts * unit).ok_or("invalid framecrc listing")?);
+        }
+    }
+    all.sort_by(f64::total_cmp);
+    Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn logs_of_all_filters_are_parsed() {
+        let psnr =
+            "n:1 mse_avg:0.52 mse_y:0.61 psnr_avg:50.95 psnr_y:50.30\nn:2 mse_avg:0.00 psnr_avg:inf psnr_y:inf\n";
+        assert_eq!(parse_frame_log(psnr, "psnr"), [50.95, 100.0]);
+        let ssim = "n:1 Y:0.998 U:0.997 V:0.996 All:0.997500 (26.020600)\n";
+        assert_eq!(parse_frame_log(ssim, "ssim"), [0.9975]);
+        let xpsnr = "n:    1  XPSNR y: 40.0000  XPSNR u: 44.0000  XPSNR v: 44.0000\nXPSNR average, 1 frames  y: 40.0000  u: 44.0000  v: 44.0000  (minimum: 40.0000)\n";
+        assert_eq!(parse_frame_log(xpsnr, "xpsnr"), [41.0]);
+        let vmaf = r#"{"version":"3.0.0","fps":1,"frames":[{"frameNum":0,"metrics":{"vmaf":91.5}},{"frameNum":1,"metrics":{"vmaf":93.5}}]}"#;
+        let (scores, scored_by) = parse_libvmaf_log(vmaf, "").unwrap();
+        assert_eq!((scores, scored_by), (vec![91.5, 93.5], ("vmaf_v0.6.1".to_owned(), "3.0.0".to_owned())));
+        assert_eq!(parse_libvmaf_log(vmaf, "version=vmaf_4k_v0.6.1").unwrap().1.0, "vmaf_4k_v0.6.1");
+        assert!(
+            parse_libvmaf_log("{}", "").is_err()
+                && parse_libvmaf_log(r#"{"version":"3","frames":[{"metrics":{}}]}"#, "").is_err()
+        );
+    }
+
+    #[test]
+    fn models_compare_at_their_screen_resolution() {
+        assert_eq!(model_resolution((640, 360), ""), (1920, 1080));
+        assert_eq!(model_resolution((3840, 2160), ""), (1920, 1080));
+        assert_eq!(model_resolution((1280, 720), "version=vmaf_4k_v0.6.1"), (3840, 2160));
+        assert_eq!(
+            [(854, 480), (640, 480), (720, 1280)].map(|size| model_resolution(size, "")),
+            [(1920, 1080), (1440, 1080), (1080, 1920)]
+        );
+        assert_eq!(model_resolution((1920, 800), ""), (1920, 800));
+    }
+
+    #[test]
+    fn pooling_matches_libvmaf() {
+        let pooled: BTreeMap<_, _> = pool(&[90.0, 80.0, 0.0, 100.0]).into_iter().collect();
+        assert_eq!((pooled["mean"], pooled["min"]), (67.5, 0.0));
+        // 4 / (1/91 + 1/81 + 1/1 + 1/101) - 1
+        assert!((pooled["harmonic_mean"] - 2.871_5).abs() < 1e-3, "{pooled:?}");
+        assert!(pooled["p1"] < pooled["p5"] && pooled["p5"] < 80.0);
+    }
+
+    #[test]
+    fn frame_times_are_sorted() {
+        let listing = "#software: Lavf\n#tb 0: 1/1000\n0, 0, 0, 33, 10, 0xab\n0, 33, 100, 33, 10, 0xab\n0, 67, 33, 33, 10, 0xab\n";
+        assert_eq!(parse_framecrc(listing).unwrap(), [0.0, 0.033, 0.1]);
+        assert!(parse_framecrc("0, 0, 0\n").is_err() && parse_framecrc("#tb 0: 1/0\n0, 0, 0\n").is_err());
+        assert!(parse_framecrc("").unwrap().is_empty());
+    }
+}

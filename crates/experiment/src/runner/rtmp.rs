@@ -1,0 +1,188 @@
+//! Live runs: one generator per stream, nginx with the RTMP module, and encoders that read from one
+//! application and write to another. Generators and server have their own environments, so that
+//! only the encoder is charged.
+
+use std::{
+    ffi::OsStr,
+    fs,
+    net::{TcpListener, TcpStream},
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use super::{
+    environment::{EnvConfig, ExecutionEnv},
+    plan::{Axes, Isolation, short_digest},
+    process::{Process, run_ffmpeg},
+    signals::{interruptible_sleep, stop_requested},
+    source::{CLIPS_DIR, Clip},
+    tool::{Tool, find_program},
+};
+
+/// Where distributions install the module. A custom build may contain it.
+const MODULES: [&str; 2] = ["/usr/lib/nginx/modules/ngx_rtmp_module.so", "/usr/lib64/nginx/modules/ngx_rtmp_module.so"];
+
+/// The RTMP server and the generators.
+pub struct RtmpServer {
+    generator_env: ExecutionEnv,
+    server_env: ExecutionEnv,
+    _server: Process,
+    generators: Vec<Process>,
+    port: u16,
+}
+
+/// An error message if RTMP cannot carry the encoder's output.
+#[must_use]
+pub fn unsupported_over_rtmp(encoder: &str) -> Option<String> {
+    let is_h264 = encoder.contains("264");
+    (!is_h264).then(|| format!("{encoder}: nginx-rtmp supports only H.264; measure it with --mode file"))
+}
+
+/// Encodes a clip to nearly lossless H.264 for the generators, before anything is measured.
+///
+/// # Errors
+/// When the file cannot be made, or a stop is requested.
+pub fn prepare_live_source(clip: &Clip, ffmpeg: &Tool, dir: &Path, stall: Duration) -> Result<PathBuf, String> {
+    let file = dir.join(CLIPS_DIR).join(format!("live-{}.flv", short_digest(clip.sha256.as_bytes())));
+    if !file.exists() {
+        let draft = file.with_extension("part");
+        let (source, group) = (dir.join(&clip.file), format!("{:.0}", clip.fps.max(1.0)));
+        let settings =
+            ["-an", "-c:v", "libx264", "-preset", "ultrafast", "-crf", "10", "-bf", "0", "-g", &group, "-f", "flv"];
+        let mut args = vec![OsStr::new("-y"), OsStr::new("-i"), source.as_os_str()];
+        args.extend(settings.map(OsStr::new));
+        args.push(draft.as_os_str());
+        let made = run_ffmpeg(&ffmpeg.path, &args, stall);
+        if stop_requested() || made.is_err() {
+            let _ = fs::remove_file(&draft);
+            let why = made.err().unwrap_or_else(|| "stopped".to_owned());
+            return Err(format!("cannot make the live source: {why}"));
+        }
+        fs::rename(&draft, &file).map_err(|error| format!("{}: {error}", file.display()))?;
+    }
+    Ok(file)
+}
+
+impl RtmpServer {
+    /// Creates the environments and starts the server.
+    ///
+    /// # Errors
+    /// When an environment, nginx or its module is missing, or nginx does not accept connections
+    /// within `timeout`.
+    pub fn start(
+        config: &EnvConfig,
+        isolation: Isolation,
+        nginx: &Path,
+        scratch: &Path,
+        timeout: Duration,
+    ) -> Result<Self, String> {
+        if matches!(isolation, Isolation::None) {
+            return Err("a live run needs a cgroup for each of generator, server and encoder: --place cgroup, probe or container".to_owned());
+        }
+        // An image with ffmpeg does not contain nginx, so server and generators run on the host, in
+        // cgroups.
+        let create = |role: &str| match config.resolve(isolation) {
+            Isolation::Container => config.create(Isolation::Cgroup, role).or_else(|first| {
+                config.create(Isolation::Probe, role).map_err(|second| format!("{first}\n  {second}"))
+            }),
+            isolation => config.create(isolation, role),
+        };
+        let (generator_env, server_env) = (create("generator")?, create("server")?);
+        let program = find_program(nginx)
+            .or_else(|| Some(PathBuf::from("/usr/sbin/nginx")).filter(|path| path.is_file()))
+            .ok_or("nginx not found: install it with its RTMP module (Debian: nginx-light, libnginx-mod-rtmp), or set its path with --nginx")?;
+        let port = free_port().map_err(|error| format!("no free port: {error}"))?;
+        let home = scratch.join("nginx");
+        fs::create_dir_all(&home).map_err(|error| format!("{}: {error}", home.display()))?;
+        let file = home.join("nginx.conf");
+        fs::write(&file, nginx_config(&home, port)).map_err(|error| format!("{}: {error}", file.display()))?;
+        let args = ["-c", &file.to_string_lossy(), "-p", &home.to_string_lossy()].map(str::to_owned);
+        let mut server =
+            Process::spawn(&server_env, &program, &args).map_err(|error| format!("{}: {error}", program.display()))?;
+        let deadline = Instant::now() + timeout;
+        while TcpStream::connect(("127.0.0.1", port)).is_err() {
+            if server.try_wait().ok().flatten().is_some() || Instant::now() > deadline {
+                return Err(format!("nginx does not accept RTMP connections: {}", server.stderr_tail()));
+            }
+            if !interruptible_sleep(Duration::from_millis(50)) {
+                return Err("stopped".to_owned());
+            }
+        }
+        Ok(Self { generator_env, server_env, _server: server, generators: Vec::new(), port })
+    }
+
+    /// Replaces the generators by one per stream. Returns the input and the output URL of each
+    /// encoder.
+    ///
+    /// # Errors
+    /// When one cannot be started.
+    pub fn start_generators(
+        &mut self,
+        axes: &Axes,
+        source: &Path,
+        ffmpeg: &Tool,
+    ) -> Result<Vec<(String, String)>, String> {
+        self.generators.clear();
+        let mut all = Vec::new();
+        for stream in 1..=axes.streams {
+            let url = |application: &str| format!("rtmp://127.0.0.1:{}/{application}/{stream}", self.port);
+            let source = source.to_string_lossy();
+            let args: Vec<String> =
+                ["-nostdin", "-hide_banner", "-loglevel", "error", "-re", "-stream_loop", "-1", "-i", &source]
+                    .into_iter()
+                    .chain(["-c", "copy", "-f", "flv", &url("in")])
+                    .map(str::to_owned)
+                    .collect();
+            let generator =
+                Process::spawn(&self.generator_env, &ffmpeg.path, &args).map_err(|error| error.to_string())?;
+            self.generators.push(generator);
+            all.push((url("in"), url("out")));
+        }
+        Ok(all)
+    }
+
+    /// True when the probe no longer holds one of the leases.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        self.generator_env.is_lost() || self.server_env.is_lost()
+    }
+
+    /// Stops the generators.
+    pub fn stop_generators(&mut self) {
+        self.generators.clear();
+    }
+
+    /// The names under which the probe reports generators and server, by role.
+    #[must_use]
+    pub fn container_names(&self) -> [(&'static str, Vec<String>); 2] {
+        let handles: Vec<_> = self.generators.iter().map(|generator| generator.handle().clone()).collect();
+        [("generator", self.generator_env.container_names(&handles)), ("server", self.server_env.container_names(&[]))]
+    }
+
+    /// Why a generator exited; `None` while all run.
+    pub fn generator_failure(&mut self) -> Option<String> {
+        self.generators.iter_mut().find_map(|generator| {
+            generator.try_wait().ok().flatten()?;
+            Some(format!("the generator ended: {}", generator.stderr_tail()))
+        })
+    }
+}
+
+/// A configuration with the applications `in` and `out`, for a server in the foreground.
+fn nginx_config(home: &Path, port: u16) -> String {
+    let module = MODULES.into_iter().find(|module| Path::new(module).exists());
+    let load = module.map_or_else(String::new, |module| format!("load_module {module};\n"));
+    let home = home.display();
+    format!(
+        "{load}daemon off;\nmaster_process off;\npid \"{home}/pid\";\nerror_log stderr;\nevents {{}}\n\
+         rtmp {{ server {{ listen 127.0.0.1:{port}; application in {{ live on; }} application out {{ live on; }} }} }}\n"
+    )
+}
+
+/// A free port below the kernel's ephemeral range: an ephemeral port could be taken before the
+/// server binds it.
+fn free_port() -> std::io::Result<u16> {
+    let free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    let port = (0..1000).map(|_| fastrand::u16(20_000..32_000)).find(free);
+    port.ok_or_else(|| std::io::ErrorKind::AddrInUse.into())
+}

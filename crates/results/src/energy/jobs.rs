@@ -1,0 +1,88 @@
+//! ffmpeg jobs as reported by the probe at `/api/v1/streams`.
+
+use serde::Deserialize;
+
+/// One ffmpeg process.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct Job {
+    /// Number of the job, unique within one start of the probe.
+    pub job: u64,
+    /// Names of its streams.
+    pub streams: Vec<String>,
+    /// How the energy of the process is shared between its streams: the label `share`.
+    pub share: String,
+    /// Name of the container.
+    pub container: String,
+    /// Image of the container.
+    pub image: String,
+    /// Process id; absent after its end.
+    pub pid: Option<u32>,
+    /// Local UDP ports of the process, from which its progress reports come.
+    pub udp_ports: Vec<u16>,
+    /// Start in unix seconds.
+    pub started: f64,
+    /// End in unix seconds; absent while the job runs.
+    pub ended: Option<f64>,
+    /// CPU time of all threads, in seconds.
+    pub cpu_seconds: f64,
+    /// Energy attributed to the job since its start.
+    pub joules: f64,
+    /// The source of the energy: the label `source`.
+    pub source: String,
+    /// True if the input is read in real time (`-re`, or a live source).
+    pub paced: bool,
+    /// The destination of progress reports (`-progress`).
+    pub progress: Option<Progress>,
+    /// The encoded outputs.
+    pub outputs: Vec<JobOutput>,
+}
+
+/// The destination of progress reports.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct Progress {
+    /// The protocol, `udp`, `http` or `unix`.
+    pub kind: String,
+    /// The local UDP port of the datagrams, if known.
+    pub port: Option<u16>,
+}
+
+/// One output of a job.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct JobOutput {
+    /// Codec, `h264`; empty if unknown.
+    pub codec: String,
+    /// Requested encoder, `libx264`.
+    pub encoder: String,
+    /// Requested preset.
+    pub preset: String,
+    /// Width and height in pixels.
+    pub size: Option<(u32, u32)>,
+}
+
+impl Job {
+    /// The first known codec of the outputs; empty if none is known.
+    #[must_use]
+    pub fn codec(&self) -> &str {
+        self.outputs.iter().map(|output| &*output.codec).find(|codec| !codec.is_empty()).unwrap_or_default()
+    }
+}
+
+/// The jobs of a probe.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct Jobs {
+    /// Start of the probe in unix seconds. Job numbers are unique only within one start.
+    pub probe_started: f64,
+    /// Running jobs, and jobs that ended recently.
+    pub jobs: Vec<Job>,
+}
+
+impl Jobs {
+    /// Number of running jobs.
+    #[must_use]
+    pub fn running(&self) -> usize {
+        self.jobs.iter().filter(|job| job.ended.is_none()).count()
+    }
+}

@@ -1,0 +1,21 @@
+//! Results of runs: the metrics that every page, report and comparison shows.
+//!
+//! - [`store`]: reads result files into the types of [`run`]
+//! - [`energy`]: energy of a run's window, from the file, the probe or a database
+//! - [`derived`]: metrics derived from a scenario and its energy
+//! - [`cost`]: money and carbon, tariffs, budgets
+//! - [`model`]: all scenarios with energy, derived metrics and cost
+//! - [`repeats`]: scenarios grouped by configuration
+//! - [`settings`]: flags and configuration keys for results, prices and data sources
+
+#![forbid(unsafe_code)]
+
+pub mod convert;
+pub mod cost;
+pub mod derived;
+pub mod energy;
+pub mod model;
+pub mod repeats;
+pub mod run;
+pub mod settings;
+pub mod store;

@@ -1,0 +1,107 @@
+//! Scenarios grouped by configuration, for comparisons and confidence intervals.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
+use crate::{
+    energy::WindowEnergy,
+    model::{Entry, Model},
+    run::{Quality, Score},
+};
+
+/// True if the energy of a scenario covers its whole window.
+#[must_use]
+pub fn is_whole(entry: &Entry) -> bool {
+    entry.lookup.energy.as_ref().is_some_and(WindowEnergy::is_whole)
+}
+
+/// A configuration with all of its repeats.
+#[derive(Clone, Debug)]
+pub struct Configuration<'a> {
+    /// The repeats, in order; at least one.
+    pub entries: Vec<&'a Entry>,
+}
+
+/// All configurations of a model, in its order. A scenario without repeats is a configuration of
+/// its own; scenarios that measure the host without load are left out.
+#[must_use]
+pub fn configurations(model: &Model) -> Vec<Configuration<'_>> {
+    let mut order: Vec<(&str, usize)> = Vec::new();
+    let mut by_key: BTreeMap<(&str, usize), Vec<&Entry>> = BTreeMap::new();
+    for entry in model.entries.iter().filter(|entry| !entry.scenario().is_baseline()) {
+        let key = (&*entry.run.id, entry.scenario().configuration.unwrap_or(usize::MAX - entry.index));
+        if !by_key.contains_key(&key) {
+            order.push(key);
+        }
+        by_key.entry(key).or_default().push(entry);
+    }
+    order.into_iter().filter_map(|key| Some(Configuration { entries: by_key.remove(&key)? })).collect()
+}
+
+impl<'a> Configuration<'a> {
+    /// The first repeat, for the fields that all repeats share.
+    #[must_use]
+    pub fn first(&self) -> &'a Entry {
+        self.entries[0]
+    }
+
+    /// The finite values of a metric, of every repeat that has it.
+    #[must_use]
+    pub fn values(&self, metric: &dyn Fn(&Entry) -> Option<f64>) -> Vec<f64> {
+        self.entries.iter().filter_map(|entry| metric(entry)).filter(|value| value.is_finite()).collect()
+    }
+
+    /// The values of a metric that is calculated from energy, of every repeat whose energy covers
+    /// its whole window. Empty unless all repeats have the same scope and sources: a mean over
+    /// measured and modelled energy, or over the energy of a host and of a container, has no
+    /// meaning.
+    #[must_use]
+    pub fn energy_values(&self, metric: &dyn Fn(&Entry) -> Option<f64>) -> Vec<f64> {
+        if self.energy_source().is_none() {
+            return Vec::new();
+        }
+        self.values(&|entry| metric(entry).filter(|_| is_whole(entry)))
+    }
+
+    /// Scope and sources of the energy, `host, nvml+perf`, if all repeats have the same.
+    #[must_use]
+    pub fn energy_source(&self) -> Option<String> {
+        let describe = |entry: &Entry| {
+            let scope = entry.derived.scope?;
+            let mut sources: Vec<&str> = entry.derived.source.split('+').collect();
+            sources.sort_unstable();
+            Some(format!("{}, {}", scope.as_str(), sources.join("+")))
+        };
+        let first = describe(self.first())?;
+        self.entries.iter().all(|entry| describe(entry).as_ref() == Some(&first)).then_some(first)
+    }
+
+    /// The values of a quality score: one of every repeat that was scored separately, and one for a
+    /// score that repeats share.
+    #[must_use]
+    pub fn scores(&self, score: &dyn Fn(&Quality) -> Option<&Score>) -> Vec<f64> {
+        let own = self.entries.iter().filter(|entry| !entry.scenario().quality_is_shared);
+        let shared = self.entries.iter().filter(|entry| entry.scenario().quality_is_shared).take(1);
+        own.chain(shared).filter_map(|entry| score(&entry.scenario().quality)).map(|score| score.value).collect()
+    }
+
+    /// True if there are several repeats and all of them share their scores.
+    #[must_use]
+    pub fn shares_scores(&self) -> bool {
+        self.entries.len() > 1 && self.entries.iter().all(|entry| entry.scenario().quality_is_shared)
+    }
+
+    /// SHA-256 of the encoded source, in hexadecimal; empty if the file does not contain it.
+    #[must_use]
+    pub fn content_digest(&self) -> &'a str {
+        let raw = &self.first().scenario().raw;
+        raw.get("content").and_then(|content| content.get("sha256")).and_then(Value::as_str).unwrap_or_default()
+    }
+
+    /// True if the file groups its scenarios by configuration (schema 2).
+    #[must_use]
+    pub fn is_repeated(&self) -> bool {
+        self.first().scenario().configuration.is_some()
+    }
+}

@@ -1,0 +1,756 @@
+//! From raw ticks to snapshots: all arithmetic of the probe.
+//!
+//! Pure: no file, no clock, no machine. The same ticks give the same snapshots, byte for byte,
+//! whether they come from the machine or from a recording.
+
+mod report;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    sync::Arc,
+};
+
+use units::Microjoules;
+
+use super::{
+    gpu::{GpuZone, split_inside},
+    root::{Root, RootSplit, UsageByTarget, microwatts, sum_usage},
+};
+use crate::{
+    cgroup::CgroupKey,
+    containers::{ChargeTarget, Container},
+    cpu::{CgroupUsage, CpuUsage, CpuWindow, RunQueueStats},
+    energy::{
+        counter::{Counter, Reject, Step},
+        zone::{Origin, ZoneId, ZoneKind, accounting_roots, contains_gpu},
+    },
+    gpu::engines::{ENGINES, EngineTimes},
+    host::gpu_id::GpuId,
+    ledger::{
+        AccountId, IdlePolicy, Rules, Totals,
+        gpu_idle::GpuIdle,
+        idle::{Baseline, Estimate, Sample},
+        share_idle, split_proportionally,
+        streams::Streams,
+        uncertainty::Conditions,
+    },
+    snapshot::{
+        Snapshot, ZoneRow,
+        history::{AccountDelta, Ring},
+    },
+    tick::{RawTick, Setup, TickChanges},
+};
+
+/// A counter of an accounting root that has not moved for this long is not measuring. Even the
+/// smallest package moves its counter by a step in less than a millisecond, and this is longer than
+/// the update interval of every known source.
+const STALL_NS: u64 = 5_000_000_000;
+
+/// Ticks in a row that a root may be without energy, or the energy without CPU time, before that
+/// becomes a state.
+const MAX_INCOMPLETE_TICKS: u32 = 5;
+
+/// Maximum number of streams with series of their own.
+const MAX_STREAMS: usize = 1024;
+
+/// Input of one tick.
+struct Input<'a> {
+    raw: &'a RawTick,
+    /// Length of the tick; absent in the first.
+    length_ns: Option<u64>,
+    usage: &'a UsageByTarget,
+    /// True while the energy waits for the CPU time of its tick.
+    waiting: bool,
+}
+
+/// Result of posting one tick.
+#[derive(Default)]
+struct PostedTick {
+    zones: Vec<ZoneRow>,
+    deltas: Vec<AccountDelta>,
+    splits: Vec<RootSplit>,
+}
+
+/// All state between two ticks.
+pub struct Accountant {
+    setup: Setup,
+    rules: Rules,
+    /// By zone; `None` for zones that are no accounting root.
+    roots: Vec<Option<Root>>,
+    /// By zone; unused for zones without a GPU.
+    gpus: Vec<GpuZone>,
+    /// Engine time since the start, by container and GPU.
+    engine_times: BTreeMap<(u32, GpuId), EngineTimes>,
+    /// Idle power learnt before the start, by zone.
+    saved_baselines: BTreeMap<String, Vec<Sample>>,
+    /// The last split of each board. It is shown while the next energy waits.
+    gpu_splits: Vec<RootSplit>,
+    counters: Vec<Counter>,
+    /// The last value of each counter, and the time when it was first read.
+    last_moved: Vec<Option<(u64, u64)>>,
+    rejects: BTreeMap<(usize, Reject), u64>,
+    window: Option<CpuWindow>,
+    targets: HashMap<CgroupKey, ChargeTarget>,
+    containers: BTreeMap<u32, Arc<Container>>,
+    /// Reserved CPU of each container, in thousandths of a CPU.
+    reserved: BTreeMap<u32, u64>,
+    cpu: HashMap<u32, Vec<CpuUsage>>,
+    /// The last run-queue figures of each cgroup, and the sums of each container since the start.
+    last_queues: HashMap<CgroupKey, RunQueueStats>,
+    queues: BTreeMap<u32, RunQueueStats>,
+    cpu_overflow_ns: u64,
+    counter_time: [u64; 2],
+    cpu_missed: u64,
+    totals: Totals,
+    streams: Streams,
+    ring: Ring,
+    last_energy_ns: Option<u64>,
+    /// CPU time of the probe at the last tick with a split, and the energy it used since the start.
+    last_own_ns: Option<u64>,
+    own: Microjoules,
+    /// CPU time of all targets since the last tick with a split.
+    ran_since_ns: u64,
+    sequence: u64,
+    trouble: Option<String>,
+    gpu_trouble: Option<String>,
+    /// Ticks in a row without CPU time.
+    ticks_without_cpu: u32,
+    ran: HashSet<CgroupKey>,
+}
+
+impl Accountant {
+    /// Ready for the first tick, which is the starting point of all totals.
+    #[must_use]
+    pub fn new(setup: Setup, rules: impl Into<Rules>, window_bytes: usize) -> Self {
+        let roots = accounting_roots(&setup.zones).into_iter().map(|root| root.then(Root::default)).collect();
+        Self {
+            rules: rules.into(),
+            roots,
+            gpus: setup.zones.iter().map(|_| GpuZone::default()).collect(),
+            engine_times: BTreeMap::new(),
+            saved_baselines: BTreeMap::new(),
+            gpu_splits: Vec::new(),
+            counters: setup.zones.iter().map(Counter::new).collect(),
+            last_moved: vec![None; setup.zones.len()],
+            rejects: BTreeMap::new(),
+            window: None,
+            targets: HashMap::new(),
+            containers: BTreeMap::new(),
+            reserved: BTreeMap::new(),
+            cpu: HashMap::new(),
+            last_queues: HashMap::new(),
+            queues: BTreeMap::new(),
+            cpu_overflow_ns: 0,
+            counter_time: [0, 0],
+            cpu_missed: 0,
+            totals: Totals::default(),
+            streams: Streams::new(MAX_STREAMS),
+            ring: Ring::new(window_bytes),
+            last_energy_ns: None,
+            last_own_ns: None,
+            own: Microjoules::ZERO,
+            ran_since_ns: 0,
+            sequence: 0,
+            trouble: None,
+            gpu_trouble: None,
+            ticks_without_cpu: 0,
+            ran: HashSet::new(),
+            setup,
+        }
+    }
+
+    /// Restores the idle power that an earlier run learnt, by zone.
+    pub fn restore_baselines(&mut self, baselines: &BTreeMap<String, Vec<Sample>>) {
+        for (zone, root) in self.setup.zones.iter().zip(&mut self.roots) {
+            if let (Some(root), Some(samples)) = (root, baselines.get(&zone.id.to_string())) {
+                root.baseline = Baseline::restore(samples);
+            }
+        }
+        self.saved_baselines.clone_from(baselines);
+    }
+
+    /// The idle power learnt so far, by zone.
+    #[must_use]
+    pub fn baselines(&self) -> BTreeMap<String, Vec<Sample>> {
+        let zones = self.setup.zones.iter().zip(&self.roots).zip(&self.gpus);
+        let measured = zones.filter(|((zone, _), _)| self.setup.origin_of(zone).is_some_and(Origin::is_measured));
+        let current = measured.filter_map(|((zone, root), gpu)| {
+            let samples = match zone.id.kind {
+                ZoneKind::Gpu(_) => gpu.idle.samples(),
+                _ => root.as_ref()?.baseline.samples(),
+            };
+            Some((zone.id.to_string(), samples))
+        });
+        // The saved baseline of a GPU that is absent today is kept.
+        let mut all = self.saved_baselines.clone();
+        all.extend(current.filter(|(_, samples)| !samples.is_empty()));
+        all
+    }
+
+    /// Why the energy of the last tick is incomplete: an accounting root was not read, or its
+    /// counter stands still.
+    #[must_use]
+    pub fn trouble(&self) -> Option<&str> {
+        self.trouble.as_deref()
+    }
+
+    /// Why the energy of a GPU is incomplete: its counter fails or stands still.
+    #[must_use]
+    pub fn gpu_trouble(&self) -> Option<&str> {
+        self.gpu_trouble.as_deref()
+    }
+
+    /// The cgroups that ran in the last tick.
+    #[must_use]
+    pub fn ran(&self) -> &HashSet<CgroupKey> {
+        &self.ran
+    }
+
+    /// Attributes one tick. The sampler fills in what only it has: sources, collectors, its own
+    /// health.
+    pub fn tick(&mut self, raw: &RawTick) -> Snapshot {
+        self.apply(&raw.changes);
+        let length_ns = self.last_energy_ns.replace(raw.energy_ns).map(|last| raw.energy_ns.saturating_sub(last));
+        let usage = self.cpu_usage(raw);
+        self.add_cpu_totals(&usage);
+        let PostedTick { zones, deltas, splits } = self.post(raw, length_ns, &usage);
+        self.add_own_energy(raw, &splits, &usage);
+        self.push_history(raw, deltas, &splits, &usage);
+        for number in &raw.changes.jobs_gone {
+            self.gpus.iter_mut().for_each(|gpu| gpu.remove_job(*number));
+        }
+        for number in &raw.changes.jobs_ended {
+            self.streams.end(*number, raw.unix_ns);
+        }
+        for number in &raw.changes.ended {
+            self.retire_container(*number);
+        }
+        let snapshot = self.snapshot(raw, length_ns, zones, &splits, &usage);
+        self.sequence += 1;
+        snapshot
+    }
+
+    fn apply(&mut self, changes: &TickChanges) {
+        for key in &changes.departed {
+            self.targets.remove(key);
+            self.last_queues.remove(key);
+            if let Some(window) = &mut self.window {
+                window.forget(key);
+            }
+        }
+        if let Some(cpu_packages) = &changes.cpu_packages {
+            self.setup.cpu_packages.clone_from(cpu_packages);
+            if let Some(window) = &mut self.window {
+                window.update_packages(self.setup.usage_columns().0);
+            }
+        }
+        self.targets.extend(changes.targets.iter().copied());
+        for container in &changes.containers {
+            self.containers.insert(container.number, Arc::new(container.clone()));
+        }
+        self.reserved.extend(changes.reserved.iter().copied());
+        if !changes.zones.is_empty() {
+            self.add_zones(changes);
+        }
+        // Before the new jobs, which may need the freed series; and after them, for a job that
+        // began and was removed in one tick.
+        let remove = |streams: &mut Streams| changes.jobs_gone.iter().for_each(|number| streams.remove(*number));
+        remove(&mut self.streams);
+        for job in &changes.jobs {
+            self.streams.begin(job, self.roots.len());
+        }
+        remove(&mut self.streams);
+    }
+
+    /// Adds counters that appeared after the start. Where a sensor of the whole platform is the
+    /// root, it contains them.
+    fn add_zones(&mut self, changes: &TickChanges) {
+        for zone in &changes.zones {
+            self.counters.push(Counter::new(zone));
+            self.last_moved.push(None);
+            let idle = self.saved_baselines.get(&zone.id.to_string()).map(|samples| GpuIdle::restore(samples));
+            self.gpus.push(GpuZone::new(idle.unwrap_or_default()));
+            self.setup.zones.push(zone.clone());
+            self.setup.idle_uw.push(None);
+        }
+        let roots = accounting_roots(&self.setup.zones);
+        self.roots.resize_with(roots.len(), || None);
+        for (current, is_root) in self.roots.iter_mut().zip(roots) {
+            *current = is_root.then(|| current.take().unwrap_or_default());
+        }
+        self.streams.add_roots(self.roots.len());
+    }
+
+    fn retire_container(&mut self, number: u32) {
+        self.totals.retire(number);
+        self.streams.remove_container(number);
+        self.cpu.remove(&number);
+        self.queues.remove(&number);
+        self.reserved.remove(&number);
+        self.containers.remove(&number);
+        self.engine_times.retain(|(container, _), _| *container != number);
+        self.gpus.iter_mut().for_each(|gpu| gpu.retire_container(number));
+        for root in self.roots.iter_mut().flatten() {
+            if let Some(usage) = root.pending.remove(&ChargeTarget::Container(number)) {
+                root.pending.entry(ChargeTarget::Retired).or_default().add(&usage);
+            }
+        }
+    }
+
+    /// CPU usage of every target since the last reading that succeeded.
+    fn cpu_usage(&mut self, raw: &RawTick) -> UsageByTarget {
+        self.ran.clear();
+        let Some(Ok(reading)) = &raw.cpu else { return UsageByTarget::new() };
+        self.cpu_overflow_ns = reading.overflow.iter().fold(0, |sum: u64, time| sum.saturating_add(time.ns()));
+        self.counter_time = reading.counter_time;
+        self.cpu_missed = reading.missed;
+        let Some(window) = &mut self.window else {
+            let (package_of_column, packages) = self.setup.usage_columns();
+            self.window = Some(CpuWindow::start(package_of_column, packages, self.rules.weights, reading));
+            self.last_queues.extend(reading.queues.iter().copied());
+            return UsageByTarget::new();
+        };
+        for (key, now) in &reading.queues {
+            let grown = now.since(&self.last_queues.insert(*key, *now).unwrap_or_default());
+            if let Some(ChargeTarget::Container(number)) = self.targets.get(key) {
+                self.queues.entry(*number).or_default().add(&grown);
+            }
+        }
+        let mut all = UsageByTarget::new();
+        for CgroupUsage { cgroup, by_package } in window.advance(reading) {
+            self.ran.extend(cgroup);
+            let target = cgroup.and_then(|key| self.targets.get(&key)).copied().unwrap_or(ChargeTarget::System);
+            let sums = all.entry(target).or_insert_with(|| vec![CpuUsage::default(); by_package.len()]);
+            sums.iter_mut().zip(&by_package).for_each(|(sum, usage)| sum.add(usage));
+        }
+        for (from, container, ns) in self.streams.update_clocks(&raw.jobs) {
+            move_usage(&mut all, from, container, ns);
+        }
+        for (target, usage) in &all {
+            self.streams.add_target_time(*target, sum_usage(usage).ns());
+        }
+        all
+    }
+
+    fn add_cpu_totals(&mut self, usage: &UsageByTarget) {
+        for (target, by_package) in usage {
+            if let ChargeTarget::Container(number) = target {
+                let sums = self.cpu.entry(*number).or_insert_with(|| vec![CpuUsage::default(); by_package.len()]);
+                sums.iter_mut().zip(by_package).for_each(|(sum, usage)| sum.add(usage));
+            }
+        }
+    }
+
+    /// Adds the probe's own dynamic energy, by its share of all CPU time, whatever package it ran
+    /// on.
+    fn add_own_energy(&mut self, raw: &RawTick, splits: &[RootSplit], usage: &UsageByTarget) {
+        let all = sum_usage(usage.values().flatten()).ns();
+        self.ran_since_ns = self.ran_since_ns.saturating_add(all);
+        let Some(last) = self.last_own_ns else {
+            self.last_own_ns = Some(raw.own_ns);
+            return;
+        };
+        if splits.is_empty() {
+            return;
+        }
+        let own = raw.own_ns.saturating_sub(last).min(self.ran_since_ns);
+        let dynamic: Microjoules = splits
+            .iter()
+            .filter(|split| matches!(split.id.zone.kind, ZoneKind::Package | ZoneKind::Psys))
+            .flat_map(|split| split.split.shares.iter().map(|(_, energy)| *energy))
+            .sum();
+        if self.ran_since_ns > 0 {
+            let share = u128::from(dynamic.0) * u128::from(own) / u128::from(self.ran_since_ns);
+            self.own += Microjoules(u64::try_from(share).unwrap_or(u64::MAX));
+        }
+        (self.last_own_ns, self.ran_since_ns) = (Some(raw.own_ns), 0);
+    }
+
+    /// Index of the package whose CPU time splits a root's energy; `None` for the whole machine.
+    fn package(&self, id: ZoneId) -> Option<usize> {
+        self.setup.packages.iter().position(|package| Some(*package) == id.package)
+    }
+
+    /// The CPU usage that splits a root's energy. A package is split by the CPU time on it, a whole
+    /// machine by all CPU time. Memory has no claims and stays unattributed, because no counter
+    /// attributes its use. Where CPU time is not known by package, each package is split like the
+    /// whole machine.
+    fn claims(&self, id: ZoneId, usage: &UsageByTarget) -> BTreeMap<ChargeTarget, CpuUsage> {
+        match (id.kind, id.package) {
+            (ZoneKind::Package, Some(_)) if self.setup.has_per_cpu_usage() => match self.package(id) {
+                Some(index) => usage.iter().map(|(target, by_package)| (*target, by_package[index])).collect(),
+                None => BTreeMap::new(),
+            },
+            (ZoneKind::Package | ZoneKind::Psys, _) => {
+                usage.iter().map(|(target, by_package)| (*target, sum_usage(by_package))).collect()
+            }
+            _ => BTreeMap::new(),
+        }
+    }
+
+    fn cpus(&self, id: ZoneId) -> u64 {
+        let cpus = self.setup.cpus();
+        match self.package(id) {
+            Some(index) => cpus[index],
+            None => cpus.iter().sum(),
+        }
+    }
+
+    /// Adds engine use to the totals of containers and to the zones of GPUs.
+    fn add_engine_usage(&mut self, raw: &RawTick) {
+        for (gpu, usage) in &raw.gpus {
+            for used in &usage.uses {
+                if let Some(ChargeTarget::Container(number)) = used.charge_target
+                    && self.containers.contains_key(&number)
+                {
+                    let sums = self.engine_times.entry((number, *gpu)).or_insert([0; ENGINES]);
+                    sums.iter_mut().zip(used.times).for_each(|(sum, ns)| *sum = sum.saturating_add(ns));
+                }
+            }
+        }
+        for (zone, gpu) in self.setup.zones.iter().zip(&mut self.gpus) {
+            gpu.add_usage(zone.id, &raw.gpus, &self.rules.engines);
+        }
+    }
+
+    /// Advances the counter of one zone.
+    fn step(&mut self, index: usize, raw: &RawTick, waiting: bool) -> Step {
+        match self.setup.zones.get(index) {
+            Some(zone) if matches!(zone.id.kind, ZoneKind::Gpu(_)) => return self.step_gpu(index, raw),
+            Some(_) => {}
+            None => return Step::Failed,
+        }
+        let reading = match raw.zones.get(index) {
+            Some(Ok(value)) => self.check_moving(index, *value, raw.energy_ns),
+            Some(Err(error)) => Err(error.clone()),
+            None => Err("was not read".to_owned()),
+        };
+        if let (Err(error), true) = (&reading, self.roots[index].is_some()) {
+            let location = &self.setup.zones[index].location;
+            self.trouble.get_or_insert_with(|| format!("{location}: {error}"));
+        }
+        let step = if waiting { Step::Failed } else { self.counters[index].advance(reading.ok(), raw.energy_ns) };
+        self.count_reject(index, step);
+        step
+    }
+
+    /// Advances the counter of a board. While the usage of a process is outstanding the counter
+    /// waits, and the next reading covers this tick too.
+    fn step_gpu(&mut self, index: usize, raw: &RawTick) -> Step {
+        let kind = self.setup.zones[index].id.kind;
+        let usage = raw.gpus.iter().find(|(gpu, _)| ZoneKind::Gpu(*gpu) == kind).map(|(_, usage)| usage);
+        self.gpus[index].waiting = None;
+        if usage.is_some_and(|usage| usage.counter_reset) {
+            self.counters[index].restart();
+        }
+        let step = match raw.zones.get(index) {
+            Some(Ok(value)) => {
+                self.gpus[index].failing_since = None;
+                let reading = self.check_moving(index, *value, raw.gpu_ns);
+                if let Err(error) = &reading {
+                    self.report_gpu_trouble(index, error);
+                }
+                if reading.is_ok() && usage.is_some_and(|usage| usage.pending) {
+                    self.gpus[index].waiting = Some(self.gpus[index].watts);
+                    return Step::Failed;
+                }
+                self.counters[index].advance(reading.ok(), raw.gpu_ns)
+            }
+            Some(Err(error)) => {
+                // A lost board is reported by its source at once. Here a reading is reported that
+                // keeps failing.
+                let since = *self.gpus[index].failing_since.get_or_insert(raw.energy_ns);
+                if raw.energy_ns.saturating_sub(since) >= STALL_NS {
+                    self.report_gpu_trouble(index, error);
+                }
+                self.counters[index].advance(None, raw.gpu_ns)
+            }
+            None => Step::Failed,
+        };
+        self.gpus[index].watts = match step {
+            Step::Grew(energy, ns) => energy.watts_over(ns),
+            _ => None,
+        };
+        self.count_reject(index, step);
+        step
+    }
+
+    fn report_gpu_trouble(&mut self, index: usize, error: &str) {
+        let location = &self.setup.zones[index].location;
+        self.gpu_trouble.get_or_insert_with(|| format!("{location}: {error}"));
+    }
+
+    fn count_reject(&mut self, index: usize, step: Step) {
+        if let Step::Rebased(reason) | Step::Rejected(reason) = step {
+            *self.rejects.entry((index, reason)).or_default() += 1;
+        }
+    }
+
+    /// The value, unless it belongs to a root and has not moved for too long.
+    fn check_moving(&mut self, index: usize, value: u64, at_ns: u64) -> Result<u64, String> {
+        match &mut self.last_moved[index] {
+            Some((last, since)) if *last == value => {
+                let stalled_ns = at_ns.saturating_sub(*since);
+                let gpu = matches!(self.setup.zones[index].id.kind, ZoneKind::Gpu(_));
+                let counts = self.roots[index].is_some() || gpu;
+                if stalled_ns >= STALL_NS && counts {
+                    return Err(format!("stands at {value} for {} s", stalled_ns / 1_000_000_000));
+                }
+            }
+            last => *last = Some((value, at_ns)),
+        }
+        Ok(value)
+    }
+
+    /// True for a GPU zone inside a root: the root's split includes its energy.
+    fn is_inside_root(&self, index: usize) -> bool {
+        let id = self.setup.zones[index].id;
+        let mut zones = self.setup.zones.iter().zip(&self.roots);
+        self.roots[index].is_none() && zones.any(|(outer, root)| root.is_some() && contains_gpu(outer.id, id))
+    }
+
+    /// Advances every counter, splits the energy of every root, and adds it to the totals.
+    fn post(&mut self, raw: &RawTick, length_ns: Option<u64>, usage: &UsageByTarget) -> PostedTick {
+        (self.trouble, self.gpu_trouble) = (None, None);
+        self.add_engine_usage(raw);
+        // Energy waits for the CPU time of its tick, but not without end: after that it stays
+        // unattributed.
+        let without_cpu = self.setup.cpu.is_some() && !matches!(raw.cpu, Some(Ok(_)));
+        self.ticks_without_cpu = if without_cpu { self.ticks_without_cpu.saturating_add(1) } else { 0 };
+        let waiting = (1..=MAX_INCOMPLETE_TICKS).contains(&self.ticks_without_cpu);
+        let input = Input { raw, length_ns, usage, waiting };
+
+        let steps: Vec<Step> = (0..self.counters.len()).map(|index| self.step(index, raw, waiting)).collect();
+        // GPU zones inside a root come first, because the root splits their energy.
+        for (index, step) in steps.iter().enumerate() {
+            if self.is_inside_root(index) {
+                self.gpus[index].accumulate(*step);
+            }
+        }
+        let last_gpu_splits = std::mem::take(&mut self.gpu_splits);
+        let mut posted = PostedTick::default();
+        for (index, step) in steps.into_iter().enumerate() {
+            let zone = &self.setup.zones[index];
+            let Some(origin) = self.setup.origin_of(zone) else { continue };
+            let id = AccountId { zone: zone.id, origin };
+            let waiting_gpu = self.gpus[index].waiting;
+            let watts = match step {
+                Step::Grew(energy, ns) => energy.watts_over(ns),
+                _ => waiting_gpu.flatten(),
+            };
+            posted.zones.push(ZoneRow { id: id.zone, origin, total: self.counters[index].total(), watts });
+            if let (Some(_), Some(last)) = (waiting_gpu, last_gpu_splits.iter().find(|last| last.id.zone == id.zone)) {
+                self.gpu_splits.push(last.clone());
+            }
+            if let Some(mut root) = self.roots[index].take() {
+                let (delta, split) = self.post_root(index, id, &mut root, step, &input);
+                posted.deltas.push(delta);
+                posted.splits.extend(split);
+                self.roots[index] = Some(root);
+            }
+        }
+        posted
+    }
+
+    /// Splits the energy of one root and adds it to the totals.
+    fn post_root(
+        &mut self,
+        index: usize,
+        id: AccountId,
+        root: &mut Root,
+        step: Step,
+        input: &Input<'_>,
+    ) -> (AccountDelta, Option<RootSplit>) {
+        self.totals.open(id);
+        let gpu = matches!(id.zone.kind, ZoneKind::Gpu(_));
+        let mut claims = self.claims(id.zone, input.usage);
+        let mut delta = AccountDelta::unmeasured(id);
+        let (energy, covered_ns) = match step {
+            Step::Grew(energy, covered_ns) => (energy, covered_ns),
+            Step::Rejected(_) | Step::Failed => {
+                root.add_pending(claims);
+                root.baseline.interrupt();
+                if root.pending_ticks > MAX_INCOMPLETE_TICKS && !input.waiting && !gpu {
+                    let (location, ticks) = (&self.setup.zones[index].location, root.pending_ticks);
+                    self.trouble.get_or_insert_with(|| format!("{location}: {ticks} implausible readings in a row"));
+                }
+                return (delta, None);
+            }
+            Step::Start | Step::Rebased(_) => {
+                root.clear_pending();
+                self.gpus[index].claims.clear();
+                root.baseline.interrupt();
+                return (delta, None);
+            }
+        };
+        if input.length_ns.is_none_or(|length| covered_ns > length) {
+            // Empty for a board, whose claims are kept in its GPU zone.
+            for (target, usage) in std::mem::take(&mut root.pending) {
+                claims.entry(target).or_default().add(&usage);
+            }
+            delta.covers += root.pending_ticks;
+        }
+        root.clear_pending();
+        let conditions = self.conditions(index, root, input.raw, energy, covered_ns);
+        let result = if gpu {
+            self.split_board(index, id, &conditions)
+        } else {
+            self.split_root(index, id, root, &conditions, &claims)
+        };
+        root.power_uw = microwatts(energy, covered_ns);
+        delta.measured = Some(energy);
+        delta.idle = result.split.idle;
+        delta.unattributed = result.split.unattributed;
+        for (target, energy) in &result.split.shares {
+            match target {
+                ChargeTarget::System => delta.system += *energy,
+                ChargeTarget::Retired => delta.retired += *energy,
+                ChargeTarget::Container(_) => {}
+            }
+        }
+        if id.origin != Origin::Model {
+            delta.bound_uj = to_f32(conditions.measured_bound());
+        }
+        self.totals.add(id, energy, &result.split);
+        if gpu {
+            self.gpu_splits.push(result.clone());
+        }
+        (delta, Some(result))
+    }
+
+    fn idle_estimate(&self, index: usize, root: &Root) -> Option<Estimate> {
+        if matches!(self.setup.zones[index].id.kind, ZoneKind::Gpu(_)) {
+            return self.gpus[index].idle.estimate();
+        }
+        let exact = self.setup.idle_uw.get(index).copied().flatten().map(Estimate::exact);
+        exact.or_else(|| root.baseline.estimate())
+    }
+
+    fn conditions(
+        &self,
+        index: usize,
+        root: &Root,
+        raw: &RawTick,
+        measured: Microjoules,
+        length_ns: u64,
+    ) -> Conditions {
+        let power_uw = microwatts(measured, length_ns);
+        let estimate = self.idle_estimate(index, root);
+        let idle_bound_uw = match estimate {
+            Some(Estimate { uw, low_uw, high_uw }) => (high_uw - uw).max(uw - low_uw),
+            // The idle power lies between zero and the least power that the package ever used.
+            None => root.baseline.upper_limit().unwrap_or(power_uw).min(power_uw),
+        };
+        let idle = estimate.map_or(Microjoules::ZERO, |estimate| Microjoules::from_power(estimate.uw, length_ns));
+        let zone = &self.setup.zones[index];
+        let cpus = self.cpus(zone.id);
+        Conditions {
+            measured,
+            idle: idle.min(measured),
+            length_ns,
+            peak_uw: power_uw.max(root.power_uw),
+            step_uj: zone.step_uj,
+            update_ns: zone.update_ns,
+            skew_ns: raw.cpu_ns.saturating_sub(raw.began_ns).saturating_add(self.setup.lag_ns),
+            idle_bound_uw,
+            cpus,
+            cpus_elsewhere: if self.setup.has_per_cpu_usage() {
+                0
+            } else {
+                self.setup.cpus().iter().sum::<u64>() - cpus
+            },
+            siblings_unknown: self.setup.smt && !self.setup.cpu.as_ref().is_some_and(|cpu| cpu.capabilities.siblings),
+        }
+    }
+
+    /// Splits the energy of one root for one tick, and updates its baseline. The energy of a GPU
+    /// inside it is split by engine use or stays unattributed; by CPU time it would be attributed
+    /// to containers that only compute.
+    fn split_root(
+        &mut self,
+        index: usize,
+        id: AccountId,
+        root: &mut Root,
+        now: &Conditions,
+        claims: &BTreeMap<ChargeTarget, CpuUsage>,
+    ) -> RootSplit {
+        let weights: Vec<(ChargeTarget, u64)> = claims.iter().map(|(target, usage)| (*target, usage.weight)).collect();
+        let mut remaining = now.measured;
+        let gpu_parts = split_inside(&self.setup.zones, &mut self.gpus, id.zone, &mut remaining, now.idle);
+        let mut split = split_proportionally(remaining, now.idle, &weights);
+        self.streams.split_by_cpu_time(index, id, &split);
+        match self.rules.idle {
+            IdlePolicy::Separate => {}
+            IdlePolicy::Proportional => share_idle(&mut split, &weights),
+            IdlePolicy::Reserved => share_idle(&mut split, &self.reservations(now.cpus)),
+        }
+        let all = sum_usage(claims.values());
+        let mut bounds = BTreeMap::new();
+        if !self.setup.modelled() {
+            for (target, usage) in claims {
+                if let ChargeTarget::Container(number) = target
+                    && usage.ns() > 0
+                {
+                    bounds.insert(*number, now.share_bound(usage, &all));
+                }
+            }
+        }
+        if id.zone.kind != ZoneKind::Dram && self.setup.cpu.is_some() {
+            root.baseline.observe(now.length_ns, all.ns(), now.cpus + now.cpus_elsewhere, remaining.0);
+        }
+        let mut unbounded = BTreeSet::new();
+        for (part, claims) in gpu_parts {
+            let containers = part.shares.iter().filter_map(|(target, energy)| match target {
+                ChargeTarget::Container(number) if *energy > Microjoules::ZERO => Some(*number),
+                _ => None,
+            });
+            unbounded.extend(containers);
+            self.streams.split_by_engine_use(id.origin, &part, &claims);
+            split.merge(&part);
+        }
+        bounds.retain(|number, _| !unbounded.contains(number));
+        RootSplit { id, split, bounds, unbounded, length_ns: now.length_ns }
+    }
+
+    /// Splits the energy of a board by engine use.
+    fn split_board(&mut self, index: usize, id: AccountId, now: &Conditions) -> RootSplit {
+        let (split, claims) = self.gpus[index].split(now, self.rules.idle);
+        self.streams.split_by_engine_use(id.origin, &split, &claims);
+        RootSplit { id, split, bounds: BTreeMap::new(), unbounded: BTreeSet::new(), length_ns: now.length_ns }
+    }
+
+    /// Reserved thousandths of the CPUs of a root, by container; the remainder belongs to the
+    /// system.
+    fn reservations(&self, cpus: u64) -> Vec<(ChargeTarget, u64)> {
+        let all = self.setup.cpus().iter().sum::<u64>().max(1);
+        // A reservation names no package, so each package gets a part by its number of CPUs.
+        let part = |milli: u64| milli.saturating_mul(cpus) / all;
+        let mut weights: Vec<_> =
+            self.reserved.iter().map(|(number, milli)| (ChargeTarget::Container(*number), part(*milli))).collect();
+        // Saturating, because a recording may contain any number.
+        let reserved = weights.iter().fold(0, |sum: u64, (_, milli)| sum.saturating_add(*milli));
+        weights.push((ChargeTarget::System, (cpus * 1000).saturating_sub(reserved)));
+        weights
+    }
+}
+
+/// Moves `ns` of CPU usage from a target to a container. Each package contributes in proportion to
+/// the target's usage on it, because the CPU clock of a process does not tell the package.
+fn move_usage(all: &mut UsageByTarget, from: ChargeTarget, container: u32, ns: u64) {
+    let Some(usage) = all.get_mut(&from) else { return };
+    let whole = sum_usage(&*usage).ns();
+    let mut moved = vec![CpuUsage::default(); usage.len()];
+    for (usage, moved) in usage.iter_mut().zip(&mut moved) {
+        *moved = usage.take(ns.min(whole), whole);
+    }
+    let sums = all.entry(ChargeTarget::Container(container)).or_insert_with(|| vec![CpuUsage::default(); moved.len()]);
+    sums.iter_mut().zip(&moved).for_each(|(sum, usage)| sum.add(usage));
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "a bound; seven digits are more than it has")]
+fn to_f32(value: f64) -> f32 {
+    value as f32
+}
+
+#[cfg(test)]
+mod tests;

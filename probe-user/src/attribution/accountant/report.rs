@@ -1,0 +1,197 @@
+//! What the accountant reports after each tick: an entry of the history, and a snapshot.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use units::Microjoules;
+
+use super::Accountant;
+use crate::{
+    attribution::root::{RootSplit, UsageByTarget, sum_usage},
+    containers::{ChargeTarget, Container},
+    cpu::CpuUsage,
+    energy::zone::{Origin, ZoneId, ZoneKind},
+    snapshot::{
+        AccountRow, ContainerRow, IdleRow, Snapshot, StreamRow, ZoneRow,
+        history::{AccountDelta, ContainerDelta, Tick},
+    },
+    tick::RawTick,
+};
+
+impl Accountant {
+    /// Adds the tick to the history.
+    pub(super) fn push_history(
+        &mut self,
+        raw: &RawTick,
+        accounts: Vec<AccountDelta>,
+        splits: &[RootSplit],
+        usage: &UsageByTarget,
+    ) {
+        let (mut cpu, packages) = (Vec::new(), self.setup.usage_packages());
+        for (target, by_package) in usage {
+            if let ChargeTarget::Container(number) = target
+                && let Some(container) = self.containers.get(number)
+            {
+                let used = packages.iter().zip(by_package).filter(|(_, usage)| usage.ns() > 0);
+                cpu.extend(used.map(|(package, usage)| (container.clone(), *package, usage.ns())));
+            }
+        }
+        self.ring.push(Tick {
+            sequence: self.sequence,
+            unix_ns: raw.unix_ns,
+            monotonic_ns: i64::try_from(raw.energy_ns).unwrap_or(i64::MAX),
+            accounts: accounts.into(),
+            energy: splits.iter().flat_map(|split| self.container_deltas(split)).collect(),
+            cpu: cpu.into(),
+        });
+    }
+
+    fn container_deltas(&self, root: &RootSplit) -> Vec<ContainerDelta> {
+        let RootSplit { id, split, bounds, unbounded, .. } = root;
+        let idle: BTreeMap<u32, Microjoules> = split.idle_shares.iter().copied().collect();
+        let mut energy: BTreeMap<u32, Microjoules> = idle.keys().map(|number| (*number, Microjoules::ZERO)).collect();
+        for (target, share) in &split.shares {
+            if let ChargeTarget::Container(number) = target {
+                energy.insert(*number, *share);
+            }
+        }
+        // Shares by engine use have no bound, and neither have those of a model.
+        let bounded = !matches!(id.zone.kind, ZoneKind::Gpu(_)) && id.origin != Origin::Model;
+        let delta = |(number, joules)| {
+            Some(ContainerDelta {
+                container: self.containers.get(&number)?.clone(),
+                id: *id,
+                joules,
+                idle: idle.get(&number).copied().unwrap_or_default(),
+                bound: (bounded && !unbounded.contains(&number))
+                    .then(|| bounds.get(&number).copied().unwrap_or_default()),
+            })
+        };
+        energy.into_iter().filter_map(delta).collect()
+    }
+
+    pub(super) fn snapshot(
+        &self,
+        raw: &RawTick,
+        length_ns: Option<u64>,
+        zones: Vec<ZoneRow>,
+        splits: &[RootSplit],
+        usage: &UsageByTarget,
+    ) -> Snapshot {
+        let by_container = |shares: &BTreeMap<u32, Microjoules>| -> Vec<(Arc<Container>, Microjoules)> {
+            shares.iter().filter_map(|(number, uj)| Some((self.containers.get(number)?.clone(), *uj))).collect()
+        };
+        let accounts = self
+            .totals
+            .accounts()
+            .map(|(id, account)| AccountRow {
+                id: *id,
+                containers: by_container(&account.containers),
+                idle_shares: by_container(&account.idle_shares),
+                retired: account.retired,
+                system: account.system,
+                idle: account.idle,
+                unattributed: account.unattributed,
+            })
+            .collect();
+        let idle = (0..self.roots.len()).filter_map(|index| {
+            let estimate = self.idle_estimate(index, self.roots[index].as_ref()?)?;
+            let exact = self.setup.idle_uw.get(index).copied().flatten().is_some();
+            Some(IdleRow { id: self.setup.zones[index].id, estimate, calibrated: !exact })
+        });
+        Snapshot {
+            sequence: self.sequence,
+            unix_ns: raw.unix_ns,
+            length_ns,
+            skew_ns: raw.cpu_ns.saturating_sub(raw.began_ns),
+            zones,
+            accounts,
+            idle: idle.collect(),
+            containers: self.container_rows(splits, usage, length_ns),
+            packages: self.setup.usage_packages(),
+            rejects: self
+                .rejects
+                .iter()
+                .map(|((zone, reason), count)| (self.setup.zones[*zone].id, *reason, *count))
+                .collect(),
+            containers_dropped: raw.changes.dropped,
+            cgroups_unnamed: raw.changes.unnamed,
+            scans_incomplete: raw.changes.scans_incomplete,
+            cpu: self.setup.cpu.clone(),
+            smt: self.setup.smt,
+            shared_milli: self.rules.weights.shared_milli,
+            counter_time: self.counter_time,
+            cpu_overflow_ns: self.cpu_overflow_ns,
+            cpu_intervals_missed: self.cpu_missed,
+            own: self.setup.origin.filter(|_| self.setup.cpu.is_some()).map(|origin| (origin, self.own)),
+            streams: self
+                .streams
+                .totals()
+                .map(|(id, origin, joules)| StreamRow { id: id.clone(), origin, joules })
+                .collect(),
+            engine_times: self
+                .engine_times
+                .iter()
+                .filter_map(|((number, gpu), times)| Some((self.containers.get(number)?.clone(), *gpu, *times)))
+                .collect(),
+            engine_weights: self.rules.engines,
+            jobs: self.streams.jobs().cloned().collect(),
+            jobs_dropped: raw.changes.jobs_dropped.saturating_add(self.streams.dropped()),
+            ring: self.ring.clone(),
+            ..Snapshot::default()
+        }
+    }
+
+    fn container_rows(&self, splits: &[RootSplit], usage: &UsageByTarget, length_ns: Option<u64>) -> Vec<ContainerRow> {
+        let cpu_ratio = |number: u32| {
+            let ns = usage.get(&ChargeTarget::Container(number)).map_or(0, |usage| sum_usage(usage).ns());
+            length_ns.filter(|length| *length > 0).map(|length| ratio(ns, length))
+        };
+        // A container that did not run has a known power of 0 W, which differs from an unknown
+        // power.
+        let mut watts: BTreeMap<u32, BTreeMap<_, f64>> = BTreeMap::new();
+        let mut sums: BTreeMap<u32, (f64, f64)> = BTreeMap::new();
+        let whole = |zone: &ZoneId| matches!(zone.kind, ZoneKind::Package | ZoneKind::Psys | ZoneKind::Gpu(_));
+        // Boards are taken from their last split, which stands while the next energy waits.
+        let machine = splits.iter().filter(|root| !matches!(root.id.zone.kind, ZoneKind::Gpu(_)));
+        for root in machine.chain(&self.gpu_splits).filter(|root| whole(&root.id.zone)) {
+            let RootSplit { id, split, bounds, length_ns, .. } = root;
+            let key = (id.zone.kind.as_str(), id.origin);
+            for number in self.containers.keys() {
+                watts.entry(*number).or_default().entry(key).or_default();
+            }
+            for (target, energy) in &split.shares {
+                let ChargeTarget::Container(number) = target else { continue };
+                *watts.entry(*number).or_default().entry(key).or_default() +=
+                    energy.watts_over(*length_ns).unwrap_or(0.0);
+                if let Some(bound) = bounds.get(number) {
+                    let (bound_uj, energy_uj) = sums.entry(*number).or_default();
+                    *bound_uj += bound.total();
+                    *energy_uj += energy.joules() * 1e6;
+                }
+            }
+        }
+        let row = |container: &Arc<Container>| {
+            let number = container.number;
+            let unused = || vec![CpuUsage::default(); self.setup.usage_packages().len()];
+            ContainerRow {
+                container: container.clone(),
+                cpu_ratio: cpu_ratio(number),
+                cpu: self.cpu.get(&number).cloned().unwrap_or_else(unused),
+                watts: watts
+                    .remove(&number)
+                    .into_iter()
+                    .flatten()
+                    .map(|((zone, origin), watts)| (zone, origin, watts))
+                    .collect(),
+                queue: self.queues.get(&number).copied(),
+                uncertainty: sums.get(&number).filter(|(_, uj)| *uj > 0.0).map(|(bound_uj, uj)| bound_uj / uj),
+            }
+        };
+        self.containers.values().map(row).collect()
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a ratio of two lengths of time, for output")]
+fn ratio(ns: u64, of: u64) -> f64 {
+    ns as f64 / of as f64
+}

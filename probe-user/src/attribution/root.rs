@@ -1,0 +1,63 @@
+//! Accounting roots: their state between two ticks, and the split of their energy in one tick.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use units::Microjoules;
+
+use crate::{
+    containers::ChargeTarget,
+    cpu::CpuUsage,
+    ledger::{AccountId, Split, idle::Baseline, uncertainty::Bound},
+};
+
+/// CPU usage of each target, by package index.
+pub(super) type UsageByTarget = BTreeMap<ChargeTarget, Vec<CpuUsage>>;
+
+/// State of an accounting root between two ticks.
+#[derive(Default)]
+pub(super) struct Root {
+    /// CPU usage of ticks whose energy has not been read yet.
+    pub(super) pending: BTreeMap<ChargeTarget, CpuUsage>,
+    /// Number of those ticks.
+    pub(super) pending_ticks: u32,
+    /// Mean power of the last accepted tick, in microwatts.
+    pub(super) power_uw: u64,
+    pub(super) baseline: Baseline,
+}
+
+impl Root {
+    pub(super) fn add_pending(&mut self, claims: BTreeMap<ChargeTarget, CpuUsage>) {
+        for (target, usage) in claims {
+            self.pending.entry(target).or_default().add(&usage);
+        }
+        self.pending_ticks = self.pending_ticks.saturating_add(1);
+    }
+
+    pub(super) fn clear_pending(&mut self) {
+        (self.pending, self.pending_ticks) = (BTreeMap::new(), 0);
+    }
+}
+
+/// The energy of one root in one tick, split among targets.
+#[derive(Clone)]
+pub(super) struct RootSplit {
+    pub(super) id: AccountId,
+    pub(super) split: Split<ChargeTarget>,
+    pub(super) bounds: BTreeMap<u32, Bound>,
+    /// Containers without a bound: a part of their energy was split by engine use.
+    pub(super) unbounded: BTreeSet<u32>,
+    pub(super) length_ns: u64,
+}
+
+/// The sum of several usages.
+pub(super) fn sum_usage<'a>(usages: impl IntoIterator<Item = &'a CpuUsage>) -> CpuUsage {
+    usages.into_iter().fold(CpuUsage::default(), |mut sum, usage| {
+        sum.add(usage);
+        sum
+    })
+}
+
+/// Mean power in microwatts.
+pub(super) fn microwatts(energy: Microjoules, ns: u64) -> u64 {
+    u64::try_from(u128::from(energy.0) * 1_000_000_000 / u128::from(ns.max(1))).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,382 @@
+//! `doctor`: checks which sources are available on this machine, and how to enable the others.
+
+use std::{
+    fmt::Write as _,
+    io::{self, Write as _},
+    process::ExitCode,
+};
+
+use serde::Serialize;
+
+use crate::{
+    cgroup::tree::Trees,
+    config::Config,
+    cpu::{self, Tier},
+    energy::{
+        self, Source,
+        processor::Processor,
+        zone::{Ceiling, Origin, Range, ZoneKind},
+    },
+    gpu,
+    host::{
+        availability::{Reason, Unavailable},
+        topology::Topology,
+    },
+};
+
+/// The complete report.
+#[derive(Debug, Serialize)]
+struct Report {
+    /// Processor, CPUs, packages.
+    machine: Vec<Fact>,
+    /// Energy sources, in the order of preference of `auto`.
+    sources: Vec<SourceReport>,
+    /// Tiers of CPU time, the best first.
+    tiers: Vec<Finding>,
+    /// NVIDIA's library, the kernel's drivers, and each device.
+    gpus: Vec<Finding>,
+    /// Everything else that is needed for attribution.
+    parts: Vec<Finding>,
+    /// The source that `auto` would choose; absent if none works.
+    chosen: Option<&'static str>,
+    /// False if energy can only be modelled.
+    measures: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Fact {
+    what: &'static str,
+    is: String,
+}
+
+#[derive(Debug, Serialize)]
+struct Finding {
+    name: String,
+    state: &'static str,
+    detail: String,
+}
+
+#[derive(Debug, Serialize)]
+struct SourceReport {
+    #[serde(flatten)]
+    finding: Finding,
+    zones: Vec<Finding>,
+    /// Zones that are present but not used: duplicates, counters of a single core, zones that
+    /// always read zero.
+    left_out: Vec<String>,
+    remedy: Option<String>,
+}
+
+impl Finding {
+    fn new(name: impl Into<String>, outcome: &Result<String, Unavailable>) -> Self {
+        let (state, detail) = match outcome {
+            Ok(detail) => ("usable", detail.clone()),
+            Err(why) => (why.reason.as_str(), why.detail.clone()),
+        };
+        Self { name: name.into(), state, detail }
+    }
+}
+
+/// Exit code when energy can only be modelled.
+const ONLY_MODELLED: u8 = 3;
+
+/// Prints the report. Exit code 0 when energy can be measured, 3 when it can only be modelled.
+#[must_use]
+pub fn run(config: &Config, json: bool) -> ExitCode {
+    let report = examine(config);
+    let text = if json { report.json() } else { report.text() };
+    // A failed write means that the reader has closed the pipe and needs no more.
+    let _ = io::stdout().write_all(text.as_bytes());
+    if report.measures { ExitCode::SUCCESS } else { ExitCode::from(ONLY_MODELLED) }
+}
+
+/// Opens and loads everything that the probe would use, and closes it again.
+fn examine(config: &Config) -> Report {
+    let paths = config.paths.source_paths();
+    let (topology, processor) = (Topology::read(&paths.sysfs), Processor::read(&paths.procfs));
+    let mut sources = Vec::new();
+    // As in the probe: the first complete source, else the first partial one, else the model.
+    let (mut complete, mut partial, mut measures) = (None, None, false);
+    for origin in [Origin::Perf, Origin::Powercap, Origin::Msr, Origin::Hwmon, Origin::Model] {
+        let opened = energy::open(origin, config.energy.cpu_power(), &paths, &topology);
+        let (mut zones, mut left_out) = (Vec::new(), Vec::new());
+        let outcome = opened.and_then(|mut source| {
+            (zones, left_out) = (zone_reports(&mut *source), source.inventory().left_out.clone());
+            energy::wait_for_movement(source)
+        });
+        if outcome.is_err() {
+            // None of the source's root zones changes, so its values are not counters.
+            for zone in zones.iter_mut().filter(|zone| zone.state == "usable") {
+                zone.state = Reason::Broken.as_str();
+                zone.detail.insert_str(0, "readable, but the value does not change; ");
+            }
+        }
+        if let Ok(source) = &outcome {
+            measures |= origin.is_measured() && !source.inventory().simulated;
+            // MSRs are used only if they are requested explicitly.
+            if origin != Origin::Msr {
+                let choice = if energy::missing_zones(&**source).is_some() { &mut partial } else { &mut complete };
+                choice.get_or_insert(origin);
+            }
+        }
+        let outcome = outcome.and_then(|source| match energy::missing_zones(&*source) {
+            Some(lacks) => Err(lacks),
+            None => Ok(energy::source_state(&*source).detail),
+        });
+        let remedy = outcome.as_ref().err().map(|why| remedy(origin, why));
+        sources.push(SourceReport { finding: Finding::new(origin.as_str(), &outcome), zones, left_out, remedy });
+    }
+    let tiers = tiers(config, &topology);
+    Report {
+        machine: machine(&topology, &processor),
+        measures,
+        sources,
+        gpus: gpus(config),
+        parts: parts(config, &tiers),
+        tiers,
+        chosen: match (complete, partial) {
+            (Some(Origin::Model) | None, Some(partial)) => Some(partial.as_str()),
+            (complete, _) => complete.map(Origin::as_str),
+        },
+    }
+}
+
+fn zone_reports(source: &mut dyn Source) -> Vec<Finding> {
+    let mut raw: Vec<io::Result<u64>> = Vec::new();
+    source.read(&mut raw);
+    let mut all: Vec<Finding> = source
+        .zones()
+        .iter()
+        .zip(raw)
+        .map(|(zone, raw)| {
+            let range = match zone.range {
+                Range::Wraps(counts) => format!("wraps after {:.0} J", zone.unit.microjoules(counts).joules()),
+                Range::Endless => "never wraps".to_owned(),
+                Range::Unknown => "unknown range: decreases are rejected".to_owned(),
+            };
+            let ceiling = match zone.ceiling {
+                Ceiling::Limit(limit) => format!(", limit {:.0} W", units::Microjoules(limit).joules()),
+                Ceiling::Learned(_) | Ceiling::None => String::new(),
+            };
+            let quirk = match zone.id.kind {
+                ZoneKind::Psys if zone.step_uj >= 1_000_000 && source.origin() != Origin::Hwmon => {
+                    ", resolution 1 J: too coarse for one second"
+                }
+                ZoneKind::Dram if zone.unit == energy::msr::FIXED_DRAM_UNIT => {
+                    ", unit 15.3 µJ independent of the unit register (perf uses 15.26 µJ)"
+                }
+                _ => "",
+            };
+            let (state, detail) = match raw {
+                Ok(_) => ("usable", format!("{range}{ceiling}{quirk}, {}", zone.location)),
+                Err(error) => (Reason::of(&error).as_str(), format!("{}: {error}", zone.location)),
+            };
+            Finding { name: zone.id.to_string(), state, detail }
+        })
+        .collect();
+    all.extend(source.inventory().refused.iter().map(|(id, why)| Finding::new(id.to_string(), &Err(why.clone()))));
+    all
+}
+
+/// How to make a source available.
+fn remedy(origin: Origin, why: &Unavailable) -> String {
+    use Reason::{Absent, Broken, Denied};
+    match (origin, why.reason) {
+        (Origin::Perf, Absent) => {
+            "modprobe rapl (CONFIG_PERF_EVENTS_INTEL_RAPL; AMD from 5.8). Guests have none: measure on the host"
+        }
+        (Origin::Perf, Denied) => {
+            "run as root, or grant CAP_PERFMON; in a container also allow perf_event_open in the seccomp profile"
+        }
+        (Origin::Powercap, Absent) => {
+            "modprobe intel_rapl_msr (CONFIG_INTEL_RAPL; AMD from 5.11). In a container mount the host's /sys and give --path.sysfs"
+        }
+        (Origin::Powercap, Denied) => "run as root, or grant CAP_DAC_READ_SEARCH: energy_uj is mode 0400 since 5.10",
+        (Origin::Msr, Absent) => "modprobe msr (CONFIG_X86_MSR); in a container mount the host's /dev/cpu and give --path.dev",
+        (Origin::Msr, Denied) => {
+            "run as root with CAP_SYS_RAWIO; a locked-down kernel (Secure Boot) denies it: use perf or powercap"
+        }
+        (Origin::Hwmon, Absent) => "modprobe acpi_power_meter, or the driver of the board's sensors; many boards have none",
+        (Origin::Hwmon, Denied) => "run as root",
+        (Origin::Model | Origin::Replay | Origin::Nvml | Origin::NvmlPower | Origin::Fake | Origin::Drm, _) => "mount /proc, or set --path.procfs",
+        (_, Broken) => "in a guest the hypervisor does not emulate these counters; on bare metal check dmesg and the firmware's RAPL setting",
+    }
+    .to_owned()
+}
+
+fn machine(topology: &Topology, processor: &Processor) -> Vec<Fact> {
+    let fact = |what, is: String| Fact { what, is };
+    let name = if processor.name.is_empty() { "unknown".to_owned() } else { processor.name.clone() };
+    let packages = topology.packages(false);
+    let dies: usize = packages.iter().map(|package| topology.dies(package.package)).sum();
+    let smt = if topology.has_smt() {
+        "on: CPU time with a busy sibling has a weight between 0.5 and 1, which increases the uncertainty"
+    } else {
+        "off, or unknown"
+    };
+    vec![
+        fact("processor", format!("{name} (family {:#x}, model {:#x})", processor.family, processor.model)),
+        fact("CPUs", format!("{} on {} packages with {dies} dies", topology.cpus(false).count(), packages.len())),
+        fact("SMT", smt.to_owned()),
+    ]
+}
+
+/// Loads every tier of CPU time that this kernel supports, and takes a reading.
+fn tiers(config: &Config, topology: &Topology) -> Vec<Finding> {
+    let paths = config.paths.cpu_paths();
+    let check = |tier| {
+        let mut reader = cpu::open(tier, &paths, topology)?;
+        reader
+            .read(&mut cpu::CpuReading::default())
+            .map_err(|error| Unavailable::new(Reason::of(&error), format!("{error}")))?;
+        let capabilities = reader.capabilities();
+        let missing = |capability: bool, text| if capability { "" } else { text };
+        Ok(format!(
+            "{}{}{}",
+            reader.detail(),
+            missing(capabilities.cpus, "; not by CPU"),
+            missing(capabilities.siblings, "; not by state of the hyperthread sibling")
+        ))
+    };
+    let all = [Tier::Counters, Tier::Switch, Tier::Kernel, Tier::Files];
+    all.into_iter().map(|tier| Finding::new(tier.as_str(), &check(tier))).collect()
+}
+
+/// The GPU drivers, and what each device supports.
+fn gpus(config: &Config) -> Vec<Finding> {
+    if !config.collectors.gpu() {
+        return Vec::new();
+    }
+    // Drivers' libraries run without capabilities. These belong to a thread, so the GPUs are opened
+    // on a thread of their own, as in the probe.
+    let result = std::thread::scope(|scope| {
+        let poll = || {
+            let mut reader = gpu::GpuReader::open(&config.gpu_paths())?;
+            let (_, gpus) = reader.poll(&[]);
+            anyhow::Ok((reader.states(), gpus))
+        };
+        scope.spawn(poll).join()
+    });
+    let (states, gpus) = match result {
+        Ok(Ok(reading)) => reading,
+        Ok(Err(error)) => {
+            let why = Unavailable::new(Reason::Broken, format!("cannot drop privileges: {error}"));
+            return vec![Finding::new("nvml", &Err(why))];
+        }
+        Err(_) => {
+            let why = Unavailable::new(Reason::Broken, "the GPU check panicked; see the line above");
+            return vec![Finding::new("nvml", &Err(why))];
+        }
+    };
+    let states = states.into_iter();
+    let mut all: Vec<Finding> =
+        states.map(|(name, state, detail)| Finding::new(name, &state.map(|()| detail))).collect();
+    for gpu in gpus {
+        let energy = gpu.zone.as_ref().map_or_else(|| "no energy counter".to_owned(), |zone| zone.location.clone());
+        let mut detail = format!("{}, {energy}", gpu.name);
+        for (reading, reason) in &gpu.unavailable {
+            detail += &format!("; {reading} {reason}");
+        }
+        all.push(Finding::new(gpu.id.to_string(), &gpu.state.map(|()| detail)));
+    }
+    all
+}
+
+fn parts(config: &Config, tiers: &[Finding]) -> Vec<Finding> {
+    let trees = Trees::find(&config.paths.cgroupfs).map(|trees| format!("cgroup {}", trees.layout()));
+    let trees = trees.map_err(|error| {
+        Unavailable::new(Reason::of(&error), format!("{error}. Set the mount point with --path.cgroupfs"))
+    });
+    // As in the probe: the first allowed tier that works; if none works, the reason of the last.
+    let allowed = |tier: &&Finding| config.cpu.tier.tiers().iter().any(|allowed| allowed.as_str() == tier.name);
+    let chosen = tiers.iter().filter(allowed).find(|tier| tier.state == "usable");
+    let cpu = match chosen.or_else(|| tiers.iter().rfind(allowed)) {
+        Some(Finding { name, state: "usable", detail }) => {
+            Finding { name: "cpu".to_owned(), state: "usable", detail: format!("by tier {name}: {detail}") }
+        }
+        Some(Finding { name, state, detail }) => Finding {
+            name: "cpu".to_owned(),
+            state,
+            detail: format!("tier {name}: {detail}; energy is not attributed"),
+        },
+        None => Finding { name: "cpu".to_owned(), state: "absent", detail: "no tier is allowed".to_owned() },
+    };
+    let docker = std::os::unix::net::UnixStream::connect(&config.paths.docker_socket)
+        .map(|_| format!("{} responds", config.paths.docker_socket.display()));
+    let docker = docker.map_err(|error| {
+        Unavailable::new(
+            Reason::of(&error),
+            format!(
+                "{}: {error}. Containers are labelled with their ids; set the socket with --docker.socket",
+                config.paths.docker_socket.display()
+            ),
+        )
+    });
+    vec![Finding::new("cgroups", &trees), cpu, Finding::new("docker", &docker)]
+}
+
+impl Report {
+    /// The report for programs.
+    fn json(&self) -> String {
+        // Serialisation of plain data without maps does not fail.
+        serde_json::to_string_pretty(self).map_or_else(|_| String::new(), |text| text + "\n")
+    }
+
+    /// The report for people.
+    fn text(&self) -> String {
+        let mut out = String::new();
+        // Writing to a string does not fail.
+        let _ = self.write(&mut out);
+        out
+    }
+
+    fn write(&self, out: &mut String) -> std::fmt::Result {
+        writeln!(out, "Machine")?;
+        for Fact { what, is } in &self.machine {
+            writeln!(out, "  {what:<10} {is}")?;
+        }
+        writeln!(out, "\nEnergy")?;
+        for source in &self.sources {
+            let Finding { name, state, detail } = &source.finding;
+            writeln!(out, "  {name:<10} {state:<7} {detail}")?;
+            for Finding { name, state, detail } in &source.zones {
+                writeln!(out, "    {name:<26} {state:<7} {detail}")?;
+            }
+            for what in &source.left_out {
+                writeln!(out, "    left out: {what}")?;
+            }
+            if let Some(remedy) = &source.remedy {
+                writeln!(out, "             remedy: {remedy}")?;
+            }
+        }
+        writeln!(out, "\nCPU time")?;
+        for Finding { name, state, detail } in &self.tiers {
+            writeln!(out, "  {name:<10} {state:<7} {detail}")?;
+        }
+        writeln!(out, "\nGPUs")?;
+        for Finding { name, state, detail } in &self.gpus {
+            writeln!(out, "  {name:<10} {state:<7} {detail}")?;
+        }
+        writeln!(out, "\nAttribution")?;
+        for Finding { name, state, detail } in &self.parts {
+            writeln!(out, "  {name:<10} {state:<7} {detail}")?;
+        }
+        writeln!(out)?;
+        match (self.measures, self.chosen) {
+            (true, Some(Origin::MODEL) | None) => {
+                writeln!(
+                    out,
+                    "Energy can be measured here, but only with a source that must be requested: --energy.source=msr."
+                )
+            }
+            (true, Some(chosen)) => writeln!(out, "Energy is measured here, by {chosen}."),
+            (false, Some(_)) => {
+                writeln!(
+                    out,
+                    "Energy cannot be measured here. It would be modelled, and labelled as modelled on every page."
+                )
+            }
+            (false, None) => writeln!(out, "Energy can be neither measured nor modelled here."),
+        }
+    }
+}

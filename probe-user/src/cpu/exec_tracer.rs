@@ -1,0 +1,253 @@
+//! Exec and exit events of processes with configured names, from eBPF programs: with command lines
+//! and total CPU time.
+
+use std::{
+    io::{self, Read as _},
+    os::fd::OwnedFd,
+};
+
+use aya::{
+    maps::{Array, HashMap as BpfMap, MapData, MapError, RingBuf},
+    programs::{ProgramError, RawTracePoint, raw_trace_point::RawTracePointLink, tp_btf::BtfTracePointLink},
+};
+use probe_ebpf::{CgroupKey, JOB_ARGS, JOB_EVENTS_BYTES, JOB_NAMES, JOB_PORTS, JobEvent, JobName, MAX_JOBS};
+
+use super::{
+    iterators,
+    mapped_array::MappedArray,
+    object::{BpfObject, load_error},
+    offsets,
+};
+use crate::host::availability::Unavailable;
+
+/// Hook, typed program, and its raw tracepoint variant for kernels that refuse the typed one.
+const PROGRAMS: [(&str, &str, &str); 2] =
+    [("sched_process_exec", "job_started", "job_started_raw"), ("sched_process_exit", "job_ended", "job_ended_raw")];
+
+/// The iterator that finds the local UDP ports of jobs.
+const PORTS: &str = "find_ports";
+
+/// An exec or exit of a traced process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ExecEvent {
+    /// A program was executed.
+    Started {
+        /// Thread group.
+        tgid: u32,
+        /// Cgroup of the process.
+        cgroup: CgroupKey,
+        /// CPU time of the process before the exec.
+        before_ns: u64,
+        /// Time of the event, `CLOCK_MONOTONIC`.
+        at_ns: u64,
+        /// Command line; each argument ends with a zero byte.
+        args: Vec<u8>,
+        /// False when the command line was truncated.
+        args_complete: bool,
+    },
+    /// The last thread exited.
+    Ended {
+        /// Thread group.
+        tgid: u32,
+        /// Time of the event, `CLOCK_MONOTONIC`.
+        at_ns: u64,
+        /// Total CPU time of the process; `None` if unknown.
+        ran_ns: Option<u64>,
+    },
+}
+
+/// The loaded programs and their maps. Dropping this detaches the programs.
+pub struct ExecTracer {
+    events: RingBuf<MapData>,
+    jobs: BpfMap<MapData, u32, u64>,
+    ports: BpfMap<MapData, u32, [u16; JOB_PORTS]>,
+    /// Link of the iterator over open files; without it, ports are known only from command lines.
+    port_iterator: Option<OwnedFd>,
+    lost: MappedArray<u64>,
+    /// Keeps the programs attached.
+    _links: Vec<AttachedLink>,
+}
+
+/// A link that keeps a program attached, even after its object is dropped.
+enum AttachedLink {
+    Typed(#[expect(dead_code, reason = "held only to keep the program attached")] BtfTracePointLink),
+    Raw(#[expect(dead_code, reason = "held only to keep the program attached")] RawTracePointLink),
+}
+
+/// Converts a name pattern to the form that the programs compare; a trailing `*` matches any rest.
+/// The kernel keeps 15 bytes of a name.
+#[must_use]
+pub fn comm_pattern(pattern: &str) -> JobName {
+    let (bytes, prefix) =
+        pattern.strip_suffix('*').map_or((pattern.as_bytes(), false), |start| (start.as_bytes(), true));
+    let length = bytes.len().min(15);
+    let (mut name, mut mask) = ([0u8; 16], [0u8; 16]);
+    name[..length].copy_from_slice(&bytes[..length]);
+    // Without a star, the zero after the name must match too, unless the kernel truncated the name.
+    let compared = if prefix { length } else { (length + 1).min(16) };
+    mask[..compared].fill(0xff);
+    let words = |bytes: [u8; 16]| {
+        let [low, high] = [&bytes[..8], &bytes[8..]].map(|half| half.try_into().map_or(0, u64::from_ne_bytes));
+        [low, high]
+    };
+    JobName { name: words(name), mask: words(mask) }
+}
+
+impl ExecTracer {
+    /// Loads and attaches the programs, for at most [`JOB_NAMES`] names.
+    ///
+    /// # Errors
+    /// `absent` when the kernel lacks BTF, a field or BPF; `denied` when this process may not load
+    /// programs; `broken` when the kernel refuses them for another reason.
+    pub fn load(names: &[JobName]) -> Result<Self, Unavailable> {
+        let unused = ["CPUS", "TIMES", "WAITS", "COUNTS", "OWNERS", "SLOTS", "FREE", "BASES"];
+        let mut sizes = unused.map(|name| (name, 1)).to_vec();
+        let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        sizes.extend([
+            ("JOBS", number(MAX_JOBS)),
+            ("JOB_UDP", number(MAX_JOBS)),
+            ("JOB_EVENTS", number(JOB_EVENTS_BYTES)),
+        ]);
+        let (mut object, _) = BpfObject::open(offsets::jobs, &[], &sizes)?;
+        let mut table: Array<MapData, JobName> =
+            Array::try_from(object.take("NAMES")?).map_err(|error| load_error("open the map NAMES", &error))?;
+        for (at, name) in (0u32..).zip(names.iter().take(JOB_NAMES)) {
+            table.set(at, *name, 0).map_err(|error| load_error("fill the map NAMES", &error))?;
+        }
+        let lost = object.mapped("JOBS_LOST")?;
+        let mut links = Vec::new();
+        for (hook, typed, raw) in PROGRAMS {
+            links.push(match attach_typed(&mut object, hook, typed) {
+                Ok(link) => AttachedLink::Typed(link),
+                Err(typed) => {
+                    let program: &mut RawTracePoint = object.program(raw)?;
+                    let attached = (|| {
+                        program.load()?;
+                        let link = program.attach(hook)?;
+                        program.take_link(link)
+                    })();
+                    AttachedLink::Raw(attached.map_err(|error: ProgramError| {
+                        let why = load_error(&format!("attach {hook}"), &error);
+                        let typed = load_error("attach the typed program", &typed).detail;
+                        Unavailable::new(why.reason, format!("{}; {typed}", why.detail))
+                    })?)
+                }
+            });
+        }
+        let port_iterator =
+            object.load_iterator(PORTS, "task_file").map_err(io::Error::other).and_then(iterators::link_all);
+        if let Err(error) = &port_iterator {
+            tracing::debug!("UDP ports of jobs are known only from command lines, cannot load the iterator: {error}");
+        }
+        let ports =
+            BpfMap::try_from(object.take("JOB_UDP")?).map_err(|error| load_error("open the map JOB_UDP", &error))?;
+        let events =
+            RingBuf::try_from(object.take("JOB_EVENTS")?).map_err(|error| load_error("open the ring", &error))?;
+        let jobs = BpfMap::try_from(object.take("JOBS")?).map_err(|error| load_error("open the map JOBS", &error))?;
+        // The kernel keeps maps and programs while descriptors are open, so the object can be
+        // dropped.
+        drop((table, object));
+        Ok(Self { events, jobs, ports, port_iterator: port_iterator.ok(), lost, _links: links })
+    }
+
+    /// Events since the last call, in order.
+    pub fn drain(&mut self) -> Vec<ExecEvent> {
+        let mut all = Vec::new();
+        while let Some(record) = self.events.next() {
+            all.extend(parse(&record));
+        }
+        for at in 0..all.len() {
+            let (before, after) = all.split_at_mut(at + 1);
+            if let Some(ExecEvent::Ended { tgid, ran_ns, .. }) = before.last_mut()
+                // The id may have been reused, and the sum then belongs to the new process.
+                && !after.iter().any(|event| matches!(event, ExecEvent::Started { tgid: later, .. } if later == tgid))
+            {
+                *ran_ns = self.jobs.get(tgid, 0).ok();
+                let _ = self.jobs.remove(tgid);
+            }
+        }
+        all
+    }
+
+    /// Tracks a process that was started before; its exited threads ran for `ended_ns`.
+    pub fn track(&mut self, tgid: u32, ended_ns: u64) {
+        let _ = self.jobs.insert(tgid, ended_ns, 0);
+    }
+
+    /// Stops tracking a process.
+    pub fn untrack(&mut self, tgid: u32) {
+        let _ = self.jobs.remove(&tgid);
+    }
+
+    /// Whether this thread's capabilities suffice to read the maps.
+    #[must_use]
+    pub fn can_read(&self) -> bool {
+        // No process has the id 0.
+        !matches!(self.jobs.get(&0, 0), Err(MapError::SyscallError(_)))
+    }
+
+    /// Local UDP ports of the given thread groups, for those that have such a socket open.
+    pub fn ports(&mut self, tgids: &[u32]) -> Vec<(u32, Vec<u16>)> {
+        let Some(Ok(mut iteration)) = self.port_iterator.as_ref().map(iterators::open) else { return Vec::new() };
+        let mut buffer = [0; 64];
+        while matches!(iteration.read(&mut buffer), Ok(1..)) {}
+        let mut all = Vec::new();
+        for tgid in tgids {
+            if let Ok(ports) = self.ports.get(tgid, 0) {
+                all.push((*tgid, ports.into_iter().filter(|port| *port != 0).collect()));
+            }
+        }
+        // Remove all entries; jobs that were not requested now are found again by the next
+        // iteration.
+        let found: Vec<u32> = self.ports.keys().flatten().collect();
+        for tgid in found {
+            let _ = self.ports.remove(&tgid);
+        }
+        all
+    }
+
+    /// Events lost since the start because the ring was full.
+    #[must_use]
+    pub fn lost(&self) -> u64 {
+        self.lost.get(0)
+    }
+}
+
+fn attach_typed(object: &mut BpfObject, hook: &str, name: &str) -> Result<BtfTracePointLink, ProgramError> {
+    let (program, link) = object.attach_typed(name, hook)?;
+    program.take_link(link)
+}
+
+/// Parses one record of the ring; `None` if its length matches neither event type.
+fn parse(record: &[u8]) -> Option<ExecEvent> {
+    let word = |at: usize| Some(u32::from_ne_bytes(record.get(at..at + 4)?.try_into().ok()?));
+    let long = |at: usize| Some(u64::from_ne_bytes(record.get(at..at + 8)?.try_into().ok()?));
+    let (kind, tgid, at_ns) = (word(0)?, word(4)?, long(24)?);
+    match kind {
+        JobEvent::STARTED => {
+            let length = usize::try_from(word(32)?).ok()?.min(JOB_ARGS);
+            let args = record.get(size_of::<JobEvent>()..)?.get(..length)?.to_vec();
+            let (cgroup, before_ns) = (CgroupKey::of(long(8)?), long(16)?);
+            Some(ExecEvent::Started { tgid, cgroup, before_ns, at_ns, args, args_complete: word(36)? != 0 })
+        }
+        JobEvent::ENDED => Some(ExecEvent::Ended { tgid, at_ns, ran_ns: None }),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pattern_matches_whole_name_or_prefix_with_star() {
+        let comm = |text: &str| comm_pattern(text).name;
+        let matches = |pattern: &str, text: &str| {
+            let JobName { name, mask } = comm_pattern(pattern);
+            name.iter().zip(mask).zip(comm(text)).all(|((name, mask), comm)| (name ^ comm) & mask == 0)
+        };
+        assert!(matches("ffmpeg", "ffmpeg") && !matches("ffmpeg", "ffmpegx") && !matches("ffmpeg", "ffmpe"));
+        assert!(matches("ffmpeg*", "ffmpeg") && matches("ffmpeg*", "ffmpeg-7.1"));
+        assert!(matches("a-very-long-program", "a-very-long-pro"), "the kernel truncates to 15 bytes");
+    }
+}

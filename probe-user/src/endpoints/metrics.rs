@@ -1,0 +1,324 @@
+//! Every metric of port 9500: name, type, labels and help, in the order of the page.
+
+use metrics::family::Def;
+
+/// Label sets that several families share.
+const ZONE: &[&str] = &["package", "zone", "source"];
+const CONTAINER_ZONE: &[&str] = &["container", "id", "image", "runtime", "package", "zone", "source"];
+
+pub(crate) static ENERGY: Def = Def::counter(
+    "wattcast_energy_joules_total",
+    ZONE,
+    "Energy of a zone in joules since the probe's start, counter wraps corrected; source is model if it was not \
+     measured. Zones overlap: package contains core and uncore, psys contains everything; dram and gpu (package \
+     is then the GPU's uuid) are separate. Sum only package, dram and gpu.",
+);
+pub(crate) static POWER: Def =
+    Def::gauge("wattcast_power_watts", ZONE, "Mean power of a zone in the last tick, in watts.");
+pub(crate) static CONTAINER_ENERGY: Def = Def::counter(
+    "wattcast_container_energy_joules_total",
+    CONTAINER_ZONE,
+    "Dynamic energy attributed to a container in joules: the zone's energy less idle, divided by CPU time on \
+     that package. Zone gpu, and an integrated GPU's part of a package, are divided by engine time. Attributed, \
+     not measured. Interrupts and kernel threads that work for a container count as system.",
+);
+pub(crate) static CONTAINER_IDLE: Def = Def::counter(
+    "wattcast_container_idle_energy_joules_total",
+    CONTAINER_ZONE,
+    "Idle energy attributed to a container in joules; only under an idle policy that shares it (--idle.policy). \
+     Not included in wattcast_container_energy_joules_total.",
+);
+pub(crate) static ENGINE_SECONDS: Def = Def::counter(
+    "wattcast_container_gpu_engine_seconds_total",
+    &["container", "id", "gpu", "engine"],
+    "Busy time of a GPU's engines for a container in seconds, as the driver reports it by process; only engines \
+     that the container used.",
+);
+pub(crate) static ENGINE_WEIGHT: Def = Def::gauge(
+    "wattcast_gpu_engine_weight",
+    &["engine"],
+    "Weight of one engine second relative to one second of all shaders when a GPU's energy is divided; an \
+     assumption that can be configured (--gpu.engine-weights).",
+);
+pub(crate) static CONTAINER_POWER: Def = Def::gauge(
+    "wattcast_container_power_watts",
+    &["container", "id", "image", "runtime", "zone", "source"],
+    "Mean dynamic power attributed to a container in the last tick in watts, all packages.",
+);
+pub(crate) static SYSTEM: Def = Def::counter(
+    "wattcast_system_energy_joules_total",
+    ZONE,
+    "Dynamic energy in joules of everything outside of containers: the root cgroup, kernel threads, system \
+     units, this probe.",
+);
+pub(crate) static IDLE: Def = Def::counter(
+    "wattcast_idle_energy_joules_total",
+    ZONE,
+    "Idle energy not attributed to any container in joules: idle power times time, less the part that an idle \
+     policy shares. Zero while the idle power is unknown; see wattcast_idle_power_watts.",
+);
+pub(crate) static UNATTRIBUTED: Def = Def::counter(
+    "wattcast_unattributed_energy_joules_total",
+    ZONE,
+    "Dynamic energy that could not be attributed, in joules: no CPU time or engine time in the tick, or unknown users (memory, ended GPU processes).",
+);
+pub(crate) static RETIRED: Def = Def::counter(
+    "wattcast_retired_energy_joules_total",
+    ZONE,
+    "Dynamic energy in joules of containers whose series have ended, or that had no series because of the limit.",
+);
+pub(crate) static CONSERVATION: Def = Def::gauge(
+    "wattcast_conservation_error_joules",
+    &["package", "zone"],
+    "Conservation error in joules: containers + retired + system + idle + unattributed as rendered on this \
+     page, less the measured counter. Must be 0; rounding to a double (above 2^32 J per row) is not counted as \
+     an error.",
+);
+pub(crate) static IDLE_POWER: Def = Def::gauge(
+    "wattcast_idle_power_watts",
+    &["package", "zone"],
+    "Idle power used for attribution in watts: the intercept of power against load; absent until the load has \
+     varied enough to estimate it.",
+);
+pub(crate) static IDLE_INTERVAL: Def = Def::gauge(
+    "wattcast_idle_power_interval_watts",
+    &["package", "zone", "bound"],
+    "Lower and upper bound of the idle power's 95 % interval in watts; absent if the source defines the idle \
+     power, or if it is unknown.",
+);
+pub(crate) static UNCERTAINTY: Def = Def::gauge(
+    "wattcast_energy_uncertainty_ratio",
+    &["container", "id"],
+    "Relative uncertainty (0-1) of the container's energy in the last tick: counter steps and updates, read \
+     skew, idle interval, shared cores. Energy of GPUs and hardware bias are not included. Absent if unknown, \
+     as for a model.",
+);
+pub(crate) static DISTRIBUTION: Def = Def::histogram(
+    "wattcast_power_distribution_watts",
+    &["package", "source"],
+    "Distribution of a package's sub-second power in watts, one value for each reading of --power.distribution.",
+);
+pub(crate) static REJECTS: Def = Def::counter(
+    "wattcast_energy_rejects_total",
+    &["package", "zone", "reason"],
+    "Energy readings rejected because the energy since the previous reading could not be determined.",
+);
+pub(crate) static CONTAINER_CPU: Def = Def::counter(
+    "wattcast_container_cpu_seconds_total",
+    &["container", "id", "package", "mode"],
+    "CPU seconds of a container since the probe's start, as the scheduler counts them (se.sum_exec_runtime), \
+     including running tasks. mode: shared while the CPU's hyperthread sibling was busy too, else alone; all, \
+     and package=\"all\", if the tier does not distinguish them.",
+);
+pub(crate) static CONTAINER_COUNTERS: Def = Def::counter(
+    "wattcast_container_hardware_events_total",
+    &["container", "id", "package", "event"],
+    "Hardware events counted while a container ran: cycles, instructions, llc_misses. Only with tier=\"counters\".",
+);
+pub(crate) static COUNTER_RATIO: Def = Def::gauge(
+    "wattcast_hardware_counters_running_ratio",
+    &[],
+    "Fraction of time perf counters were scheduled (running/enabled), all three together, since they were \
+     opened. Below 1 the counts are too small by this factor, and energy is divided by CPU time alone.",
+);
+pub(crate) static SMT_WEIGHT: Def = Def::gauge(
+    "wattcast_smt_weight",
+    &[],
+    "Weight of one CPU second with a busy hyperthread sibling relative to one second alone, when energy is \
+     divided (--cpu.smt-weight).",
+);
+pub(crate) static QUEUE_WAIT: Def = Def::histogram(
+    "wattcast_container_runqueue_wait_seconds",
+    &["container", "id"],
+    "Run-queue wait of a container's tasks before they ran (sched_info.run_delay), in seconds. Counted at the \
+     context switch that ends the run, on the CPU where the task ran.",
+);
+pub(crate) static SWITCHES: Def = Def::counter(
+    "wattcast_container_context_switches_total",
+    &["container", "id", "kind"],
+    "Context switches of a container's tasks: voluntary if the task waited for something, involuntary if it was \
+     preempted.",
+);
+pub(crate) static CONTAINER_LABEL: Def = Def::gauge(
+    "wattcast_container_label_info",
+    &["container", "id", "label", "value"],
+    "1; a container label selected with --container.labels.",
+);
+pub(crate) static STREAM_ENERGY: Def = Def::counter(
+    "wattcast_stream_energy_joules_total",
+    &["stream", "container", "id", "codec", "source", "share"],
+    "Dynamic energy of one ffmpeg stream in joules: its part of its container's, all packages. share: process, \
+     by CPU time of the job; pixels, one of several outputs of a job, by pixels delivered; outputs, one of \
+     several outputs, in equal parts, if the command line does not contain the sizes. wattcast-analysis exports \
+     frames and media seconds as wattcast_stream_frames_total with the same stream.",
+);
+pub(crate) static STREAM_INFO: Def = Def::gauge(
+    "wattcast_stream_info",
+    &["stream", "container", "id", "input", "output", "codec", "encoder", "preset", "resolution", "fps", "bitrate"],
+    "1; the command line of the newest job of this stream. It never contains addresses, keys or tokens.",
+);
+pub(crate) static STREAM_RUNNING: Def = Def::gauge(
+    "wattcast_stream_jobs",
+    &["stream", "container", "id"],
+    "Running ffmpeg processes of this stream; 0 if it has ended and is kept for the time of --retain.dead.",
+);
+pub(crate) static JOBS_DROPPED: Def = Def::counter(
+    "wattcast_jobs_dropped_total",
+    &[],
+    "ffmpeg processes without series of their own because a limit was reached; their energy is included in \
+     their containers' series.",
+);
+pub(crate) static CPU_INFO: Def = Def::gauge(
+    "wattcast_cpu_source_info",
+    &["tier", "reason"],
+    "1; the tier that counts CPU time, and why no better tier is used.",
+);
+pub(crate) static CPU_OVERFLOW: Def = Def::counter(
+    "wattcast_cpu_overflow_seconds_total",
+    &[],
+    "CPU seconds of cgroups without a slot in the eBPF map (4096, fewer on machines with very many CPUs), \
+     counted as system. Also CPU time of a cgroup that appeared removed and ran again, up to the next tick.",
+);
+pub(crate) static CPU_MISSED: Def = Def::counter(
+    "wattcast_cpu_intervals_missed_total",
+    &[],
+    "CPU time intervals lost in whole or in part: a context switch reached no tracing program, and no kernel \
+     counter covers the interval. With tier=\"kernel\": cgroups beyond the 4096 of one iteration, counted in \
+     each iteration; their CPU time counts as system.",
+);
+pub(crate) static UNNAMED: Def = Def::counter(
+    "wattcast_cgroups_unnamed_total",
+    &[],
+    "Cgroups that ran and were removed before their path was read; counted as system.",
+);
+pub(crate) static SCANS: Def = Def::counter(
+    "wattcast_cgroup_scans_incomplete_total",
+    &[],
+    "Incomplete cgroup scans (more than 65536 cgroups, or an error); no cgroup counts as removed after such a scan.",
+);
+pub(crate) static SKEW: Def = Def::gauge(
+    "wattcast_read_skew_seconds",
+    &[],
+    "Time from the start of the energy reading to the end of the CPU time reading in the last tick, in seconds.",
+);
+pub(crate) static BPF_SECONDS: Def = Def::counter(
+    "wattcast_bpf_run_seconds_total",
+    &["program"],
+    "CPU seconds of the probe's eBPF programs since they were loaded; absent unless the kernel collects \
+     statistics (sysctl kernel.bpf_stats_enabled=1, which itself costs some 40 ns per run).",
+);
+pub(crate) static BPF_RUNS: Def = Def::counter(
+    "wattcast_bpf_runs_total",
+    &["program"],
+    "Runs of the probe's eBPF programs since they were loaded, while the kernel collects statistics.",
+);
+pub(crate) static SELF_ENERGY: Def = Def::counter(
+    "wattcast_self_energy_joules_total",
+    &["source"],
+    "Dynamic energy of the probe's own process in joules: its share of all CPU time. Included in \
+     wattcast_system_energy_joules_total. The CPU time of its eBPF programs is charged to the task that is \
+     switched.",
+);
+pub(crate) static SOURCE_UP: Def = Def::gauge(
+    "wattcast_source_up",
+    &["source", "reason"],
+    "1 if the data source is available; 0 with the reason absent, denied or broken.",
+);
+pub(crate) static COLLECTOR_DURATION: Def = Def::gauge(
+    "wattcast_collector_duration_seconds",
+    &["collector"],
+    "Duration of a collector in the last tick, in seconds.",
+);
+pub(crate) static COLLECTOR_SUCCESS: Def =
+    Def::gauge("wattcast_collector_success", &["collector"], "1 if a collector succeeded in the last tick.");
+pub(crate) static TICK: Def = Def::gauge("wattcast_tick_seconds", &[], "Measured length of the last tick, in seconds.");
+pub(crate) static JITTER: Def =
+    Def::histogram("wattcast_tick_jitter_seconds", &[], "Delay of ticks against the schedule, in seconds.");
+pub(crate) static MISSED: Def = Def::counter(
+    "wattcast_ticks_missed_total",
+    &[],
+    "Ticks skipped because the previous one took too long; their energy is included in the next tick.",
+);
+pub(crate) static WINDOW_REACH: Def =
+    Def::gauge("wattcast_window_reach_seconds", &[], "Time span covered by /api/v1/window, in seconds.");
+pub(crate) static WINDOW_BYTES: Def =
+    Def::gauge("wattcast_window_bytes", &[], "Memory of the tick history behind /api/v1/window, in bytes.");
+pub(crate) static DROPPED: Def = Def::counter(
+    "wattcast_series_dropped_total",
+    &["family"],
+    "Series not created because of a limit; their values are included in the retired rows.",
+);
+
+pub(crate) static RAPL_POWER: Def = Def::gauge(
+    "rapl_power_watts",
+    &["package", "zone"],
+    "Mean power of a RAPL zone in the last tick, in watts. Measured only: absent if energy is modelled.",
+)
+.compat();
+pub(crate) static RAPL_ENERGY: Def = Def::counter(
+    "rapl_energy_joules_total",
+    &["package", "zone"],
+    "Energy of a RAPL zone since the probe's start, in joules. Measured only: absent if energy is modelled.",
+)
+.compat();
+pub(crate) static RAPL_ZONES: Def =
+    Def::gauge("rapl_zones_discovered", &[], "Number of RAPL zones that are read.").compat();
+pub(crate) static RAPL_AVAILABLE: Def =
+    Def::gauge("rapl_available", &[], "1 if RAPL is read; 0 if energy is modelled or missing.").compat();
+pub(crate) static EXPORTER_INFO: Def =
+    Def::gauge("cpu_exporter_info", &["version", "language"], "1; version and language of the exporter.").compat();
+
+/// All of the above, in the order of the page.
+pub static DEFS: &[&Def] = &[
+    &ENERGY,
+    &POWER,
+    &CONTAINER_ENERGY,
+    &CONTAINER_IDLE,
+    &ENGINE_SECONDS,
+    &ENGINE_WEIGHT,
+    &CONTAINER_POWER,
+    &SYSTEM,
+    &IDLE,
+    &UNATTRIBUTED,
+    &RETIRED,
+    &CONSERVATION,
+    &IDLE_POWER,
+    &IDLE_INTERVAL,
+    &UNCERTAINTY,
+    &DISTRIBUTION,
+    &REJECTS,
+    &CONTAINER_CPU,
+    &QUEUE_WAIT,
+    &SWITCHES,
+    &CONTAINER_COUNTERS,
+    &COUNTER_RATIO,
+    &CONTAINER_LABEL,
+    &SMT_WEIGHT,
+    &CPU_INFO,
+    &CPU_OVERFLOW,
+    &CPU_MISSED,
+    &UNNAMED,
+    &SCANS,
+    &SKEW,
+    &STREAM_ENERGY,
+    &STREAM_INFO,
+    &STREAM_RUNNING,
+    &BPF_SECONDS,
+    &BPF_RUNS,
+    &SELF_ENERGY,
+    &SOURCE_UP,
+    &COLLECTOR_DURATION,
+    &COLLECTOR_SUCCESS,
+    &TICK,
+    &JITTER,
+    &MISSED,
+    &WINDOW_REACH,
+    &WINDOW_BYTES,
+    &JOBS_DROPPED,
+    &DROPPED,
+    &RAPL_POWER,
+    &RAPL_ENERGY,
+    &RAPL_ZONES,
+    &RAPL_AVAILABLE,
+    &EXPORTER_INFO,
+];

@@ -1,0 +1,597 @@
+//! Renders a snapshot as metric families.
+//!
+//! The conservation error is computed here, from the rows of this page as they will be rendered,
+//! against the measured counters of the same page. It therefore includes rows that are lost,
+//! duplicated or rounded during rendering.
+
+use std::collections::BTreeMap;
+
+use cli::program;
+use http::rejections;
+use metrics::{
+    family::{Buckets, Family},
+    page::{self, Page, Writer},
+};
+use units::Microjoules;
+
+use crate::{
+    containers::Container,
+    cpu::{RunQueueStats, Tier, WAIT_BOUNDS_NS},
+    endpoints::metrics as m,
+    energy::zone::ZoneKind,
+    gpu::engines::Engine,
+    ledger::streams::{StreamContainer, StreamId},
+    snapshot::{
+        Snapshot,
+        history::{self, package_label},
+    },
+};
+
+/// The page of port 9500. `compat` adds the legacy metric names.
+///
+/// # Errors
+/// When a family cannot be encoded.
+pub fn page(snapshot: &Snapshot, compat: bool) -> Result<Page, page::Error> {
+    let mut writer = attribution_page(snapshot)?;
+    writer.write("probe", probe_families(snapshot))?;
+    if compat {
+        writer.write("energy", legacy(snapshot))?;
+    }
+    writer.write("probe", [program::build_info(), rejections::family()])?;
+    writer.write("probe", metrics::process::families())?;
+    Ok(writer.finish())
+}
+
+/// The metrics of a recording without those of the probe itself, so that the output is
+/// deterministic.
+///
+/// # Errors
+/// When a family cannot be encoded.
+pub fn account(snapshot: &Snapshot) -> Result<Page, page::Error> {
+    Ok(attribution_page(snapshot)?.finish())
+}
+
+fn attribution_page(snapshot: &Snapshot) -> Result<Writer, page::Error> {
+    let mut writer = Writer::default();
+    writer.write("energy", energy(snapshot))?;
+    writer.write("cpu", cpu(snapshot))?;
+    writer.write("ffmpeg", streams(snapshot))?;
+    Ok(writer)
+}
+
+fn energy(snapshot: &Snapshot) -> Vec<Family> {
+    let mut energy = Family::new(&m::ENERGY);
+    let mut power = Family::new(&m::POWER);
+    for zone in &snapshot.zones {
+        let labels = [&*zone.id.package_label(), zone.id.kind.as_str(), zone.origin.as_str()];
+        energy.push(&labels, zone.total.joules());
+        if let Some(watts) = zone.watts {
+            power.push(&labels, watts);
+        }
+    }
+
+    let [mut containers, mut idle_shares, mut system, mut idle, mut unattributed, mut retired] =
+        [&m::CONTAINER_ENERGY, &m::CONTAINER_IDLE, &m::SYSTEM, &m::IDLE, &m::UNATTRIBUTED, &m::RETIRED]
+            .map(Family::new);
+    for account in &snapshot.accounts {
+        let (package, zone) = (account.id.zone.package_label(), account.id.zone.kind.as_str());
+        let labels = [&*package, zone, account.id.origin.as_str()];
+        for (family, shares) in [(&mut containers, &account.containers), (&mut idle_shares, &account.idle_shares)] {
+            for (c, joules) in shares {
+                let labels = [&*c.name, &c.id, &c.image, c.runtime, labels[0], labels[1], labels[2]];
+                family.push_with_extra(&labels, &c.pod_labels(), joules.joules());
+            }
+        }
+        system.push(&labels, account.system.joules());
+        idle.push(&labels, account.idle.joules());
+        unattributed.push(&labels, account.unattributed.joules());
+        retired.push(&labels, account.retired.joules());
+    }
+    let (mut idle_power, mut interval) = (Family::new(&m::IDLE_POWER), Family::new(&m::IDLE_INTERVAL));
+    for row in &snapshot.idle {
+        let (package, zone) = (row.id.package_label(), row.id.kind.as_str());
+        let watts = |uw: u64| Microjoules(uw).joules();
+        idle_power.push(&[&package, zone], watts(row.estimate.uw));
+        if row.calibrated {
+            interval.push(&[&package, zone, "lower"], watts(row.estimate.low_uw));
+            interval.push(&[&package, zone, "upper"], watts(row.estimate.high_uw));
+        }
+    }
+    let mut distribution = Family::new(&m::DISTRIBUTION);
+    for (zone, origin, buckets) in &snapshot.power {
+        distribution.push_buckets(&[&zone.package_label(), origin.as_str()], buckets);
+    }
+    let mut uncertainty = Family::new(&m::UNCERTAINTY);
+    let mut container_power = Family::new(&m::CONTAINER_POWER);
+    for row in &snapshot.containers {
+        let c = &row.container;
+        for (zone, origin, watts) in &row.watts {
+            let labels = [&*c.name, &c.id, &c.image, c.runtime, zone, origin.as_str()];
+            container_power.push_with_extra(&labels, &c.pod_labels(), *watts);
+        }
+        if let Some(ratio) = row.uncertainty {
+            uncertainty.push(&[&c.name, &c.id], ratio);
+        }
+    }
+    let mut rejects = Family::new(&m::REJECTS);
+    for (zone, reason, count) in &snapshot.rejects {
+        rejects.push(&[&zone.package_label(), zone.kind.as_str(), reason.as_str()], float(*count));
+    }
+    let (mut engine_seconds, mut engine_weight) = (Family::new(&m::ENGINE_SECONDS), Family::new(&m::ENGINE_WEIGHT));
+    for (container, gpu, times) in &snapshot.engine_times {
+        for (engine, ns) in Engine::ALL.into_iter().zip(times).filter(|(_, ns)| **ns > 0) {
+            let labels = [&*container.name, &container.id, &gpu.to_string(), engine.as_str()];
+            engine_seconds.push(&labels, cpu_seconds(*ns));
+        }
+    }
+    let gpus = snapshot.zones.iter().any(|zone| matches!(zone.id.kind, ZoneKind::Gpu(_)));
+    if gpus || !snapshot.engine_times.is_empty() {
+        for (engine, milli) in Engine::ALL.into_iter().zip(snapshot.engine_weights.0) {
+            engine_weight.push(&[engine.as_str()], float(milli) / 1000.0);
+        }
+    }
+    let parts = [&containers, &idle_shares, &system, &idle, &unattributed, &retired];
+    let conservation = conservation(&energy, &parts);
+    vec![
+        energy,
+        power,
+        containers,
+        idle_shares,
+        engine_seconds,
+        engine_weight,
+        container_power,
+        system,
+        idle,
+        unattributed,
+        retired,
+        conservation,
+        idle_power,
+        interval,
+        uncertainty,
+        distribution,
+        rejects,
+    ]
+}
+
+/// Sums up the rendered rows of the parts and compares them with the measured counters.
+fn conservation(measured: &Family, parts: &[&Family]) -> Family {
+    /// The sum in microjoules, and the largest error that rounding to doubles can have caused.
+    #[derive(Default)]
+    struct Sum {
+        microjoules: i128,
+        rounding: i128,
+    }
+    impl Sum {
+        fn add(&mut self, joules: f64, sign: i128) {
+            self.microjoules += sign * i128::from(Microjoules::from_joules(joules).0);
+            // Half the distance to the next double, once it is more than half a microjoule.
+            let ulp = f64::from_bits(joules.to_bits() + 1) - joules;
+            if ulp * 1e6 >= 1.0 {
+                self.rounding += i128::from(Microjoules::from_joules(ulp).0) + 1;
+            }
+        }
+    }
+
+    let mut sums: BTreeMap<(String, String), Sum> = BTreeMap::new();
+    let key = |labels: &[&str]| {
+        let zone = labels.len() - 3;
+        (labels[zone].to_owned(), labels[zone + 1].to_owned())
+    };
+    for part in parts {
+        for (labels, joules) in part.rows() {
+            sums.entry(key(&labels)).or_default().add(joules, 1);
+        }
+    }
+    // Only root zones have parts; a root always has an idle row. Core and uncore are included in
+    // package, package in psys.
+    for (labels, joules) in measured.rows() {
+        if let Some(sum) = sums.get_mut(&key(&labels)) {
+            sum.add(joules, -1);
+        }
+    }
+    let mut family = Family::new(&m::CONSERVATION);
+    for ((package, zone), sum) in sums {
+        let error = if sum.microjoules.abs() <= sum.rounding { 0 } else { sum.microjoules };
+        let magnitude = Microjoules(u64::try_from(error.unsigned_abs()).unwrap_or(u64::MAX)).joules();
+        family.push(&[&package, &zone], if error < 0 { -magnitude } else { magnitude });
+    }
+    family
+}
+
+fn cpu(snapshot: &Snapshot) -> Vec<Family> {
+    let Some(cpu) = &snapshot.cpu else { return Vec::new() };
+    let mut seconds = Family::new(&m::CONTAINER_CPU);
+    let mut events = Family::new(&m::CONTAINER_COUNTERS);
+    let counts = cpu.tier == Tier::Counters;
+    let (mut waits, mut switches) = (Family::new(&m::QUEUE_WAIT), Family::new(&m::SWITCHES));
+    for row in &snapshot.containers {
+        if let Some(queue) = &row.queue {
+            let labels = [&*row.container.name, &row.container.id];
+            waits.push_buckets(&labels, &buckets(queue));
+            for (kind, count) in [("voluntary", queue.voluntary), ("involuntary", queue.involuntary)] {
+                switches.push(&[labels[0], labels[1], kind], float(count));
+            }
+        }
+        for (package, share) in snapshot.packages.iter().zip(&row.cpu) {
+            let package = package_label(*package);
+            let labels = |last| [&*row.container.name, &*row.container.id, &*package, last];
+            let alone = if cpu.capabilities.siblings { "alone" } else { "all" };
+            let pod = row.container.pod_labels();
+            seconds.push_with_extra(&labels(alone), &pod, cpu_seconds(share.time.alone_ns));
+            if cpu.capabilities.siblings && snapshot.smt {
+                seconds.push_with_extra(&labels("shared"), &pod, cpu_seconds(share.time.shared_ns));
+            }
+            if counts {
+                for (event, count) in ["cycles", "instructions", "llc_misses"].into_iter().zip(share.counted) {
+                    events.push(&labels(event), float(count));
+                }
+            }
+        }
+    }
+    let mut container_labels = Family::new(&m::CONTAINER_LABEL);
+    for container in snapshot.containers.iter().map(|row| &row.container) {
+        for (label, value) in &container.labels {
+            container_labels.push(&[&container.name, &container.id, label, value], 1.0);
+        }
+    }
+    let [enabled, running] = snapshot.counter_time;
+    let mut ratio = Family::new(&m::COUNTER_RATIO);
+    if counts && enabled > 0 {
+        ratio.push(&[], float(running) / float(enabled));
+    }
+    vec![
+        seconds,
+        events,
+        ratio,
+        container_labels,
+        Family::new(&m::SMT_WEIGHT).with(&[], float(snapshot.shared_milli) / 1000.0),
+        waits,
+        switches,
+        Family::new(&m::CPU_INFO).with(&[cpu.tier.as_str(), &cpu.reason], 1.0),
+        Family::new(&m::CPU_OVERFLOW).with(&[], cpu_seconds(snapshot.cpu_overflow_ns)),
+        Family::new(&m::CPU_MISSED).with(&[], float(snapshot.cpu_intervals_missed)),
+        Family::new(&m::UNNAMED).with(&[], float(snapshot.cgroups_unnamed)),
+        Family::new(&m::SCANS).with(&[], float(snapshot.scans_incomplete)),
+        Family::new(&m::SKEW).with(&[], cpu_seconds(snapshot.skew_ns)),
+    ]
+}
+
+fn streams(snapshot: &Snapshot) -> Vec<Family> {
+    let containers: BTreeMap<u32, &Container> =
+        snapshot.containers.iter().map(|row| (row.container.number, &*row.container)).collect();
+    // A job with a row of its own has the stream's name as container. Series of a stream end with
+    // those of its container, because their labels would change without it.
+    let container_labels = |id: &StreamId| -> Option<[String; 2]> {
+        Some(match id.container {
+            StreamContainer::Number(number) => {
+                containers.get(&number).map(|container| [container.name.clone(), container.id.clone()])?
+            }
+            StreamContainer::Own => [id.name.clone(), String::new()],
+            StreamContainer::None => Default::default(),
+        })
+    };
+    let mut joules: BTreeMap<[String; 6], Microjoules> = BTreeMap::new();
+    for row in &snapshot.streams {
+        let Some([container, id]) = container_labels(&row.id) else { continue };
+        let (source, by) = (row.origin.as_str().to_owned(), row.id.basis.as_str().to_owned());
+        let labels = [row.id.name.clone(), container, id, row.id.codec.clone(), source, by];
+        *joules.entry(labels).or_default() += row.joules;
+    }
+    let mut energy = Family::new(&m::STREAM_ENERGY);
+    for (labels, joules) in &joules {
+        energy.push(&labels.each_ref().map(String::as_str), joules.joules());
+    }
+    // The labels of the newest job and the number of running jobs, by stream.
+    let mut by_stream: BTreeMap<[String; 3], (Vec<String>, u64)> = BTreeMap::new();
+    for running in &snapshot.jobs {
+        let command = &running.job.command;
+        let mut counted: Vec<[String; 3]> = Vec::new();
+        for (id, _, at) in &running.streams {
+            let Some([container, container_id]) = container_labels(id) else { continue };
+            let key = [id.name.clone(), container, container_id];
+            let output = command.outputs.get(*at).cloned().unwrap_or_default();
+            let fps = |milli: u32| format!("{}", f64::from(milli) / 1000.0);
+            let row = by_stream.entry(key.clone()).or_default();
+            row.0 = vec![
+                command.input.clone(),
+                output.kind,
+                id.codec.clone(),
+                output.encoder,
+                output.preset,
+                output.size.map(|(width, height)| format!("{width}x{height}")).unwrap_or_default(),
+                output.millifps.map(fps).unwrap_or_default(),
+                output.bitrate.map(|bits| bits.to_string()).unwrap_or_default(),
+            ];
+            // A job with two codecs for the same stream is counted once.
+            if !counted.contains(&key) {
+                row.1 += u64::from(running.ended.is_none());
+                counted.push(key);
+            }
+        }
+    }
+    let (mut info, mut running) = (Family::new(&m::STREAM_INFO), Family::new(&m::STREAM_RUNNING));
+    for (stream, (labels, jobs)) in &by_stream {
+        let labels: Vec<&str> = stream.iter().chain(labels).map(String::as_str).collect();
+        info.push(&labels, 1.0);
+        running.push(&labels[..3], float(*jobs));
+    }
+    vec![energy, info, running]
+}
+
+fn buckets(queue: &RunQueueStats) -> Buckets {
+    let mut below = 0u64;
+    let cumulative = WAIT_BOUNDS_NS
+        .iter()
+        .zip(queue.waits)
+        .map(|(bound, count)| {
+            below = below.saturating_add(count);
+            (cpu_seconds(*bound), below)
+        })
+        .collect();
+    let count = queue.waits.iter().fold(0, |sum: u64, count| sum.saturating_add(*count));
+    Buckets { cumulative, count, sum: cpu_seconds(queue.wait_ns) }
+}
+
+/// Metrics of the probe itself.
+fn probe_families(snapshot: &Snapshot) -> Vec<Family> {
+    let (mut bpf_seconds, mut bpf_runs) = (Family::new(&m::BPF_SECONDS), Family::new(&m::BPF_RUNS));
+    for program in &snapshot.programs {
+        bpf_seconds.push(&[program.name], cpu_seconds(program.run_ns));
+        bpf_runs.push(&[program.name], float(program.runs));
+    }
+    let mut energy = Family::new(&m::SELF_ENERGY);
+    if let Some((origin, joules)) = &snapshot.own {
+        energy.push(&[origin.as_str()], joules.joules());
+    }
+    let mut up = Family::new(&m::SOURCE_UP);
+    for source in &*snapshot.sources {
+        match &source.state {
+            Ok(()) => up.push(&[source.source, ""], 1.0),
+            Err(why) => up.push(&[source.source, why.reason.as_str()], 0.0),
+        }
+    }
+    let (mut duration, mut success) = (Family::new(&m::COLLECTOR_DURATION), Family::new(&m::COLLECTOR_SUCCESS));
+    for collector in &snapshot.collectors {
+        duration.push(&[collector.name], collector.seconds);
+        success.push(&[collector.name], f64::from(u8::from(collector.success)));
+    }
+    let mut jitter = Family::new(&m::JITTER);
+    jitter.push_buckets(&[], &snapshot.jitter);
+    let mut tick = Family::new(&m::TICK);
+    if let Some(ns) = snapshot.length_ns {
+        tick.push(&[], cpu_seconds(ns));
+    }
+    let reach = history::seconds(snapshot.ring.span_ns());
+    vec![
+        bpf_seconds,
+        bpf_runs,
+        energy,
+        up,
+        duration,
+        success,
+        tick,
+        jitter,
+        Family::new(&m::MISSED).with(&[], float(snapshot.ticks_missed)),
+        Family::new(&m::WINDOW_REACH).with(&[], reach),
+        Family::new(&m::WINDOW_BYTES).with(&[], float(snapshot.ring.bytes() as u64)),
+        Family::new(&m::JOBS_DROPPED).with(&[], float(snapshot.jobs_dropped)),
+        Family::new(&m::DROPPED).with(&[m::CONTAINER_ENERGY.name], float(snapshot.containers_dropped)),
+    ]
+}
+
+/// The metrics of the legacy exporters, with their label values `package-0` and `package_0`.
+fn legacy(snapshot: &Snapshot) -> Vec<Family> {
+    let (mut power, mut energy) = (Family::new(&m::RAPL_POWER), Family::new(&m::RAPL_ENERGY));
+    let measured: Vec<_> = snapshot.zones.iter().filter(|zone| zone.origin.is_rapl()).collect();
+    for zone in &measured {
+        let package = match zone.id.package {
+            Some(package) => format!("package-{package}"),
+            None => "psys".to_owned(),
+        };
+        let kind = match zone.id.kind {
+            ZoneKind::Package => package.replace('-', "_"),
+            other => other.as_str().to_owned(),
+        };
+        energy.push(&[&package, &kind], zone.total.joules());
+        if let Some(watts) = zone.watts {
+            power.push(&[&package, &kind], watts);
+        }
+    }
+    vec![
+        power,
+        energy,
+        Family::new(&m::RAPL_ZONES).with(&[], float(measured.len() as u64)),
+        Family::new(&m::RAPL_AVAILABLE).with(&[], f64::from(u8::from(!measured.is_empty()))),
+        Family::new(&m::EXPORTER_INFO).with(&[program::VERSION, "rust"], 1.0),
+    ]
+}
+
+fn cpu_seconds(ns: u64) -> f64 {
+    history::seconds(i64::try_from(ns).unwrap_or(i64::MAX))
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a count, for output")]
+fn float(count: u64) -> f64 {
+    count as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{
+        cpu::{CpuUsage, RunTime, TierCapabilities},
+        tick::CpuTierInfo,
+    };
+    use crate::{
+        energy::zone::{Origin, ZoneId, ZoneKind},
+        host::topology::PackageId,
+        ledger::{AccountId, idle::Estimate},
+        snapshot::{AccountRow, ContainerRow, IdleRow, ZoneRow},
+    };
+
+    fn container(number: u32) -> Arc<Container> {
+        Arc::new(Container {
+            number,
+            name: format!("c{number}"),
+            id: format!("{number:012}"),
+            image: "a \"quoted\"\nimage".into(),
+            runtime: "docker",
+            ..Container::new(0, String::new(), String::new(), "docker")
+        })
+    }
+
+    /// A snapshot without conservation error: containers get `shares`, the rest is idle.
+    fn snapshot(origin: Origin, shares: &[u64], idle: u64) -> Snapshot {
+        let zone = ZoneId { package: Some(PackageId::whole(0)), kind: ZoneKind::Package };
+        let total = Microjoules(shares.iter().sum::<u64>() + idle);
+        let containers: Vec<_> =
+            shares.iter().enumerate().map(|(i, uj)| (container(u32::try_from(i).unwrap()), Microjoules(*uj))).collect();
+        Snapshot {
+            zones: vec![ZoneRow { id: zone, origin, total, watts: Some(12.5) }],
+            containers: containers
+                .iter()
+                .map(|(container, _)| ContainerRow {
+                    container: container.clone(),
+                    cpu: vec![CpuUsage {
+                        time: RunTime { alone_ns: 1_500_000_000, shared_ns: 500_000_000 },
+                        weight: 0,
+                        counted: [3, 2, 1],
+                    }],
+                    cpu_ratio: Some(0.5),
+                    watts: vec![("package", origin, 3.25)],
+                    queue: Some(RunQueueStats { wait_ns: 1_500_000, waits: [1; 12], voluntary: 7, involuntary: 5 }),
+                    uncertainty: Some(0.25),
+                })
+                .collect(),
+            accounts: vec![AccountRow {
+                id: AccountId { zone, origin },
+                containers,
+                retired: Microjoules::ZERO,
+                system: Microjoules::ZERO,
+                idle: Microjoules(idle),
+                idle_shares: vec![],
+                unattributed: Microjoules::ZERO,
+            }],
+            idle: vec![IdleRow { id: zone, estimate: Estimate::exact(1_500_000), calibrated: true }],
+            packages: vec![Some(PackageId::whole(0))],
+            cpu: Some(CpuTierInfo {
+                tier: Tier::Counters,
+                capabilities: TierCapabilities { cpus: true, siblings: true },
+                reason: String::new(),
+            }),
+            smt: true,
+            shared_milli: 575,
+            counter_time: [4, 3],
+            ..Snapshot::default()
+        }
+    }
+
+    fn page(snapshot: &Snapshot) -> String {
+        let page = super::page(snapshot, true).unwrap();
+        String::from_utf8(page.text().to_vec()).unwrap()
+    }
+
+    fn error(snapshot: &Snapshot) -> f64 {
+        let all = energy(snapshot);
+        let family = all.iter().find(|family| family.def().name == m::CONSERVATION.name).unwrap();
+        let (_, error) = family.rows().next().unwrap();
+        error
+    }
+
+    #[test]
+    fn the_page_is_complete_and_labels_the_energy_source() {
+        let page = page(&snapshot(Origin::Powercap, &[1_000_000, 2_500_000], 500_000));
+        assert!(metrics::page::faults(&page).is_empty(), "{:?}", metrics::page::faults(&page));
+        for line in [
+            "wattcast_energy_joules_total{package=\"0\",source=\"powercap\",zone=\"package\"} 4",
+            "wattcast_container_energy_joules_total{container=\"c1\",id=\"000000000001\",image=\"a \\\"quoted\\\"\\nimage\",\
+             package=\"0\",runtime=\"docker\",source=\"powercap\",zone=\"package\"} 2.5",
+            "wattcast_container_cpu_seconds_total{container=\"c0\",id=\"000000000000\",mode=\"alone\",package=\"0\"} 1.5",
+            "wattcast_container_cpu_seconds_total{container=\"c0\",id=\"000000000000\",mode=\"shared\",package=\"0\"} 0.5",
+            "wattcast_container_hardware_events_total{container=\"c0\",event=\"instructions\",id=\"000000000000\",package=\"0\"} 2",
+            "wattcast_hardware_counters_running_ratio 0.75",
+            "wattcast_smt_weight 0.575",
+            "wattcast_conservation_error_joules{package=\"0\",zone=\"package\"} 0",
+            "rapl_power_watts{package=\"package-0\",zone=\"package_0\"} 12.5",
+            "rapl_available 1",
+            "wattcast_idle_power_watts{package=\"0\",zone=\"package\"} 1.5",
+            "wattcast_idle_power_interval_watts{bound=\"upper\",package=\"0\",zone=\"package\"} 1.5",
+            "wattcast_container_runqueue_wait_seconds_bucket{container=\"c0\",id=\"000000000000\",le=\"0.02\"} 9",
+            "wattcast_container_runqueue_wait_seconds_bucket{container=\"c0\",id=\"000000000000\",le=\"+Inf\"} 12",
+            "wattcast_container_runqueue_wait_seconds_sum{container=\"c0\",id=\"000000000000\"} 0.0015",
+            "wattcast_container_context_switches_total{container=\"c0\",id=\"000000000000\",kind=\"involuntary\"} 5",
+            "wattcast_energy_uncertainty_ratio{container=\"c0\",id=\"000000000000\"} 0.25",
+        ] {
+            assert!(sorted(&page).contains(&sorted(line)), "{line}\n{page}");
+        }
+    }
+
+    /// Sorts the labels, because their order is not part of the format.
+    fn sorted(page: &str) -> String {
+        page.lines()
+            .map(|line| {
+                let Some((name, rest)) = line.split_once('{') else { return format!("{line}\n") };
+                let Some((labels, value)) = rest.rsplit_once("} ") else { return format!("{line}\n") };
+                let mut labels: Vec<_> = labels.split(',').collect();
+                labels.sort_unstable();
+                format!("{name}{{{}}} {value}\n", labels.join(","))
+            })
+            .collect()
+    }
+
+    #[test]
+    fn modelled_energy_has_no_rapl_metrics() {
+        let page = page(&snapshot(Origin::Model, &[1_000_000], 0));
+        assert!(!page.contains("rapl_power_watts") && !page.contains("rapl_energy_joules_total"));
+        assert!(page.contains("rapl_available 0"));
+    }
+
+    #[test]
+    fn lost_and_duplicated_rows_cause_a_conservation_error() {
+        let whole = snapshot(Origin::Powercap, &[1_000_000, 2_500_000], 500_000);
+        assert_eq!(error(&whole), 0.0);
+
+        let mut lost = whole.clone();
+        lost.accounts[0].containers.pop();
+        assert_eq!(error(&lost), -2.5);
+
+        let mut doubled = whole.clone();
+        let again = doubled.accounts[0].containers[0].clone();
+        doubled.accounts[0].containers.push(again);
+        assert_eq!(error(&doubled), 1.0);
+
+        let mut shared = whole.clone();
+        shared.accounts[0].idle_shares.push((container(0), Microjoules(500_000)));
+        assert_eq!(error(&shared), 0.5);
+        shared.accounts[0].idle = Microjoules::ZERO;
+        assert_eq!(error(&shared), 0.0, "shared idle energy is not lost");
+
+        let mut one_microjoule = whole;
+        one_microjoule.accounts[0].system = Microjoules(1);
+        assert_eq!(error(&one_microjoule), 0.000_001);
+    }
+
+    proptest! {
+        #[test]
+        fn complete_accounts_have_no_error_at_any_size(
+            shares in proptest::collection::vec(0u64..1 << 56, 0..40),
+            idle in 0u64..1 << 56,
+        ) {
+            prop_assert_eq!(error(&snapshot(Origin::Powercap, &shares, idle)), 0.0);
+        }
+
+        #[test]
+        fn an_error_of_one_microjoule_is_detected_below_1_mwh(
+            shares in proptest::collection::vec(0u64..1 << 46, 1..40),
+            idle in 0u64..1 << 46,
+        ) {
+            let mut faulty = snapshot(Origin::Powercap, &shares, idle);
+            faulty.accounts[0].idle += Microjoules(1);
+            prop_assert_eq!(error(&faulty), 0.000_001);
+        }
+    }
+}

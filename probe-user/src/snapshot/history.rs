@@ -1,0 +1,598 @@
+//! The history of past ticks, and the sums over a window of it.
+//!
+//! Clones of a ring share all ticks except the newest. A clone is part of every snapshot, so any
+//! number of requests read the history without a lock.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::Arc,
+};
+
+use serde::Serialize;
+use units::Microjoules;
+
+use crate::{
+    containers::Container,
+    host::topology::PackageId,
+    ledger::{
+        AccountId,
+        uncertainty::{Bound, BoundSum},
+    },
+};
+
+/// Ticks per sealed chunk, which is the most that a clone copies.
+const CHUNK: usize = 64;
+/// If wall clock and monotonic clock differ by more than this between two ticks, the wall clock was
+/// set. NTP slews by at most 500 ppm, 0.5 ms in a second; this leaves room for long ticks.
+const STEP_NS: i64 = 20_000_000;
+
+/// Energy of one accounting root in one tick.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AccountDelta {
+    pub id: AccountId,
+    /// Measured energy; `None` when the source returned none for this tick. The other fields are
+    /// zero then.
+    pub measured: Option<Microjoules>,
+    /// Number of ticks that the energy covers, this tick the last: more than one after failed
+    /// readings.
+    pub covers: u32,
+    /// Bound of the error of the measured energy at both ends together, in microjoules; not a
+    /// number where it is unknown.
+    pub bound_uj: f32,
+    /// Idle energy that is not attributed to any container.
+    pub idle: Microjoules,
+    /// Dynamic energy that is not attributed.
+    pub unattributed: Microjoules,
+    /// Dynamic energy outside of containers.
+    pub system: Microjoules,
+    /// Energy of containers without series.
+    pub retired: Microjoules,
+}
+
+impl AccountDelta {
+    /// A tick without measured energy.
+    #[must_use]
+    pub fn unmeasured(id: AccountId) -> Self {
+        let zero = Microjoules::ZERO;
+        Self {
+            id,
+            measured: None,
+            covers: 1,
+            bound_uj: f32::NAN,
+            idle: zero,
+            unattributed: zero,
+            system: zero,
+            retired: zero,
+        }
+    }
+}
+
+/// Energy of one container from one root in one tick.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ContainerDelta {
+    pub container: Arc<Container>,
+    pub id: AccountId,
+    /// Dynamic energy.
+    pub joules: Microjoules,
+    /// Its part of the idle energy.
+    pub idle: Microjoules,
+    /// Bound of the error of the dynamic energy; `None` where it is unknown, as for a model.
+    pub bound: Option<Bound>,
+}
+
+/// CPU time of a container in a tick: container, package (`None` where it is unknown), nanoseconds.
+pub type ContainerCpuDelta = (Arc<Container>, Option<PackageId>, u64);
+
+/// One past tick.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tick {
+    /// Number of the tick since the start.
+    pub sequence: u64,
+    /// End of the tick in unix nanoseconds, in whole microseconds. A double of unix seconds holds
+    /// it exactly, so that a printed edge is exact in a request. The start of the tick is the end
+    /// of the tick before.
+    pub unix_ns: i64,
+    /// End of the tick on the monotonic clock.
+    pub monotonic_ns: i64,
+    /// Energy, by accounting root.
+    pub accounts: Box<[AccountDelta]>,
+    /// Energy of containers.
+    pub energy: Box<[ContainerDelta]>,
+    /// CPU time of containers.
+    pub cpu: Box<[ContainerCpuDelta]>,
+}
+
+/// Size of a heap block in glibc: a word in front, in steps of 16 bytes, at least 32
+/// (malloc/malloc.c, request2size).
+fn block(bytes: usize) -> usize {
+    (bytes + size_of::<usize>()).next_multiple_of(16).max(32)
+}
+
+/// The two reference counts of an [`Arc`].
+const COUNTS: usize = 2 * size_of::<usize>();
+
+impl Tick {
+    /// Memory of the tick in bytes: its own block, its lists, its entry in the ring, and the
+    /// containers that the tick before does not contain. All ticks with a container share it.
+    fn bytes(&self, before: Option<&Self>) -> usize {
+        fn list<T>(list: &[T]) -> usize {
+            if list.is_empty() { 0 } else { block(size_of_val(list)) }
+        }
+        let mut known: BTreeSet<u32> = before.into_iter().flat_map(Self::containers).map(|one| one.number).collect();
+        let containers: usize = self
+            .containers()
+            .filter(|container| known.insert(container.number))
+            .map(|container| {
+                let texts = [&container.name, &container.id, &container.image];
+                let texts = texts.iter().filter(|text| text.capacity() > 0).map(|text| block(text.capacity()));
+                block(COUNTS + size_of::<Container>()) + texts.sum::<usize>()
+            })
+            .sum();
+        let own = block(COUNTS + size_of::<Self>()) + size_of::<SizedTick>();
+        own + list(&self.accounts) + list(&self.energy) + list(&self.cpu) + containers
+    }
+
+    fn containers(&self) -> impl Iterator<Item = &Container> {
+        self.energy.iter().map(|delta| &*delta.container).chain(self.cpu.iter().map(|(container, ..)| &**container))
+    }
+}
+
+/// A tick and its memory in bytes.
+type SizedTick = (Arc<Tick>, usize);
+/// A full chunk and its memory in bytes.
+type Chunk = (Arc<[SizedTick]>, usize);
+
+/// Past ticks, newest last, bounded in bytes.
+#[derive(Clone, Debug, Default)]
+pub struct Ring {
+    sealed: VecDeque<Chunk>,
+    open: Vec<SizedTick>,
+    open_bytes: usize,
+    bytes: usize,
+    limit: usize,
+}
+
+/// Why a window cannot be summed.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum WindowError {
+    /// `end` is not later than `start`, or one of them is not a time.
+    #[error("start {start} and end {end}: end must be later than start, both in unix seconds")]
+    InvalidRange { start: f64, end: f64 },
+    /// It starts before the oldest tick.
+    #[error(
+        "the window starts at {start:.3}, but the oldest tick is at {oldest:.3}: the probe keeps the ticks since its start, up to --window.bytes"
+    )]
+    TooOld {
+        start: f64,
+        /// The earliest possible start.
+        oldest: f64,
+    },
+    /// It ends after the newest tick.
+    #[error(
+        "the window ends at {end:.3}, but the last tick was at {newest:.3}. Wait for the next tick, or POST /api/v1/mark for one now"
+    )]
+    TooNew {
+        end: f64,
+        /// The latest possible end.
+        newest: f64,
+    },
+    /// The wall clock was set inside the window, or set back over it, so its unix times are
+    /// ambiguous.
+    #[error("the wall clock was set by {by:+.3} s at {at:.3}: unix times across that moment are ambiguous")]
+    ClockStep {
+        /// Time of the step, on the new clock.
+        at: f64,
+        /// Seconds of the step.
+        by: f64,
+    },
+}
+
+impl WindowError {
+    /// Identifier for programs.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::InvalidRange { .. } => "not_a_window",
+            Self::TooOld { .. } => "too_old",
+            Self::TooNew { .. } => "too_new",
+            Self::ClockStep { .. } => "clock_step",
+        }
+    }
+}
+
+/// Energy of one accounting root in a window.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct AccountSum {
+    /// As the label `package`.
+    pub package: String,
+    /// As the label `zone`.
+    pub zone: &'static str,
+    /// As the label `source`.
+    pub source: &'static str,
+    pub measured_joules: f64,
+    /// All containers with series.
+    pub containers_joules: f64,
+    /// Containers without series.
+    pub retired_joules: f64,
+    /// Dynamic energy outside of containers.
+    pub system_joules: f64,
+    /// Idle energy that is not attributed to any container.
+    pub idle_joules: f64,
+    pub unattributed_joules: f64,
+    /// Maximum energy in `measured_joules` from outside of the requested window, between its edges
+    /// and those of the ticks.
+    pub edge_error_joules: f64,
+    /// Time in the window without energy readings; its energy is missing above.
+    pub missing_seconds: f64,
+    /// Bound of the error of `measured_joules` between `from` and `to`; absent where it is unknown,
+    /// as for a model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uncertainty_joules: Option<f64>,
+}
+
+/// Energy of one container from one root in a window.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct EnergySum {
+    /// As the label `package`.
+    pub package: String,
+    /// As the label `zone`.
+    pub zone: &'static str,
+    /// As the label `source`.
+    pub source: &'static str,
+    /// Dynamic energy.
+    pub joules: f64,
+    /// Its part of the idle energy, under a policy that attributes idle energy.
+    pub idle_joules: f64,
+    /// Maximum dynamic energy from outside of the requested window.
+    pub edge_error_joules: f64,
+    /// Bound of the error of `joules` between `from` and `to`; absent where it is unknown, as for a
+    /// model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uncertainty_joules: Option<f64>,
+}
+
+/// CPU time of one container on one package.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct CpuSum {
+    /// As the label `package`.
+    pub package: String,
+    pub seconds: f64,
+}
+
+/// One container in a window.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ContainerSum {
+    /// As the label `container`.
+    pub container: String,
+    /// As the label `id`.
+    pub id: String,
+    /// As the label `image`.
+    pub image: String,
+    /// As the label `runtime`.
+    pub runtime: &'static str,
+    /// By accounting root.
+    pub energy: Vec<EnergySum>,
+    /// By package.
+    pub cpu: Vec<CpuSum>,
+}
+
+/// Sums between the two ticks that enclose the requested window.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct WindowResponse {
+    /// Requested start in unix seconds.
+    pub start: f64,
+    /// Requested end in unix seconds.
+    pub end: f64,
+    /// Start of the sums: the tick at or before `start`.
+    pub from: f64,
+    /// End of the sums: the tick at or after `end`.
+    pub to: f64,
+    /// `start - from`: time before the requested window that the sums include.
+    pub start_error_seconds: f64,
+    /// `to - end`: time after the requested window that the sums include.
+    pub end_error_seconds: f64,
+    /// Number of ticks in the sums.
+    pub ticks: usize,
+    /// By accounting root.
+    pub accounts: Vec<AccountSum>,
+    /// By container; containers without usage are left out.
+    pub containers: Vec<ContainerSum>,
+}
+
+impl Ring {
+    /// An empty ring that keeps at most `limit` bytes of ticks, and always the two newest.
+    #[must_use]
+    pub fn new(limit: usize) -> Self {
+        Self { limit, ..Self::default() }
+    }
+
+    /// Adds a tick, and removes the oldest ticks above the limit.
+    pub fn push(&mut self, tick: Tick) {
+        debug_assert_eq!(tick.unix_ns % 1000, 0);
+        let bytes = tick.bytes(self.ticks().next_back().map(|tick| &**tick));
+        self.bytes += bytes;
+        self.open_bytes += bytes;
+        self.open.push((Arc::new(tick), bytes));
+        while self.bytes > self.limit && self.open.len() + self.sealed.len() * CHUNK > 2 {
+            if self.sealed.len() > 1 || self.open.len() > 1 {
+                if let Some((_, bytes)) = self.sealed.pop_front() {
+                    self.bytes -= bytes;
+                    continue;
+                }
+            } else if let Some((chunk, bytes)) = self.sealed.pop_front() {
+                // The only chunk exceeds the limit, so its ticks are removed one by one.
+                self.open.splice(0..0, chunk.iter().cloned());
+                self.open_bytes += bytes;
+            }
+            let (_, bytes) = self.open.remove(0);
+            self.bytes -= bytes;
+            self.open_bytes -= bytes;
+        }
+        if self.open.len() == CHUNK {
+            let chunk: Arc<[SizedTick]> = std::mem::take(&mut self.open).into();
+            self.sealed.push_back((chunk, std::mem::take(&mut self.open_bytes)));
+        }
+    }
+
+    /// Every tick, oldest first.
+    pub fn ticks(&self) -> impl DoubleEndedIterator<Item = &Arc<Tick>> {
+        self.sealed.iter().flat_map(|(chunk, _)| chunk.iter()).chain(&self.open).map(|(tick, _)| tick)
+    }
+
+    /// Memory of all ticks in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Time between the oldest and the newest tick in nanoseconds, by the monotonic clock.
+    #[must_use]
+    pub fn span_ns(&self) -> i64 {
+        let mut ticks = self.ticks();
+        let oldest = ticks.next();
+        let newest = ticks.next_back().or(oldest);
+        newest.zip(oldest).map_or(0, |(newest, oldest)| newest.monotonic_ns - oldest.monotonic_ns)
+    }
+
+    /// Unix seconds of the oldest and the newest tick; `None` before the first tick.
+    #[must_use]
+    pub fn reach(&self) -> Option<(f64, f64)> {
+        Some((seconds(self.ticks().next()?.unix_ns), seconds(self.ticks().next_back()?.unix_ns)))
+    }
+
+    /// The sums between the two ticks that enclose `start..end`, both in unix seconds.
+    ///
+    /// # Errors
+    /// When the range is invalid, exceeds the history on either side, or contains a moment at which
+    /// the wall clock was set. There are no partial responses.
+    pub fn window(&self, start: f64, end: f64) -> Result<WindowResponse, WindowError> {
+        let (Some(start_ns), Some(end_ns)) = (nanoseconds(start), nanoseconds(end)) else {
+            return Err(WindowError::InvalidRange { start, end });
+        };
+        if end_ns <= start_ns {
+            return Err(WindowError::InvalidRange { start, end });
+        }
+        let ticks: Vec<&Arc<Tick>> = self.ticks().collect();
+        let (Some(oldest), Some(newest)) = (ticks.first(), ticks.last()) else {
+            return Err(WindowError::TooNew { end, newest: 0.0 });
+        };
+        // Runs of ticks without a step of the wall clock: in each run, unix times grow. After a
+        // step back two runs may contain the same times, and then the request is ambiguous.
+        let runs: Vec<&[&Arc<Tick>]> = ticks.chunk_by(|before, after| step(before, after).is_none()).collect();
+        let edges = |run: &[&Arc<Tick>]| (run[0].unix_ns, run[run.len() - 1].unix_ns);
+        let mut enclosing = runs.iter().filter(|run| {
+            let (low, high) = edges(run);
+            low <= start_ns && end_ns <= high
+        });
+        if let (Some(run), None) = (enclosing.next(), enclosing.next()) {
+            return Ok(sum(run, start, end, start_ns, end_ns));
+        }
+        let (first_run, last_run) = (runs[0], runs[runs.len() - 1]);
+        if end_ns > newest.unix_ns && start_ns >= last_run[0].unix_ns {
+            return Err(WindowError::TooNew { end, newest: seconds(newest.unix_ns) });
+        }
+        if start_ns < oldest.unix_ns && end_ns <= edges(first_run).1 {
+            return Err(WindowError::TooOld { start, oldest: seconds(oldest.unix_ns) });
+        }
+        // The newest of several steps is reported, because it is the one that the caller is likely
+        // to know.
+        let steps = ticks.windows(2).rev().find_map(|pair| Some((pair[1].unix_ns, step(pair[0], pair[1])?)));
+        Err(match steps {
+            Some((at, by)) => WindowError::ClockStep { at: seconds(at), by: seconds(by) },
+            // The window exceeds the history on both sides.
+            None => WindowError::TooOld { start, oldest: seconds(oldest.unix_ns) },
+        })
+    }
+}
+
+/// Step of the wall clock between two ticks in nanoseconds; `None` without a step.
+fn step(before: &Tick, after: &Tick) -> Option<i64> {
+    let by = (after.unix_ns - before.unix_ns) - (after.monotonic_ns - before.monotonic_ns);
+    (by.abs() > STEP_NS).then_some(by)
+}
+
+fn sum(run: &[&Arc<Tick>], start: f64, end: f64, start_ns: i64, end_ns: i64) -> WindowResponse {
+    let from = run.partition_point(|tick| tick.unix_ns <= start_ns) - 1;
+    let to = run.partition_point(|tick| tick.unix_ns < end_ns);
+    let inside = &run[from + 1..=to];
+    // The part of an edge tick outside of the window lies between nothing and all of it, unless the
+    // edge is exact.
+    let at_edge = |index: usize| {
+        index == 0 && run[from].unix_ns != start_ns || index + 1 == inside.len() && run[to].unix_ns != end_ns
+    };
+
+    let mut accounts: BTreeMap<AccountId, AccountSums> = BTreeMap::new();
+    let mut containers: BTreeMap<u32, ContainerSums<'_>> = BTreeMap::new();
+    for (index, tick) in inside.iter().enumerate() {
+        let length = |index: usize| inside[index].monotonic_ns - run[from + index].monotonic_ns;
+        let mut reaches_back = BTreeSet::new();
+        for delta in &tick.accounts {
+            let sums = accounts.entry(delta.id).or_default();
+            let Some(measured) = delta.measured else {
+                sums.missing_ns += length(index);
+                continue;
+            };
+            // The energy of ticks with failed readings is in the reading after them, also that of
+            // ticks before the window.
+            let covers = usize::try_from(delta.covers).unwrap_or(usize::MAX);
+            let first = (index + 1).saturating_sub(covers);
+            sums.missing_ns -= (first..index).map(length).sum::<i64>();
+            if covers > index + 1 {
+                reaches_back.insert(delta.id);
+            }
+            sums.measured += measured;
+            sums.idle += delta.idle;
+            sums.unattributed += delta.unattributed;
+            sums.system += delta.system;
+            sums.retired += delta.retired;
+            sums.bounds.get_or_insert((delta.bound_uj, delta.bound_uj)).1 = delta.bound_uj;
+            if at_edge(index) || reaches_back.contains(&delta.id) {
+                sums.edge += measured;
+            }
+        }
+        for delta in &tick.energy {
+            let sums = containers.entry(delta.container.number).or_insert_with(|| ContainerSums::new(&delta.container));
+            sums.container = &delta.container;
+            let energy = sums.energy.entry(delta.id).or_default();
+            energy.joules += delta.joules;
+            energy.idle += delta.idle;
+            match delta.bound {
+                Some(bound) => energy.bound.add(bound),
+                None => energy.unbounded = true,
+            }
+            if at_edge(index) || reaches_back.contains(&delta.id) {
+                energy.edge += delta.joules;
+            }
+            accounts.entry(delta.id).or_default().containers += delta.joules + delta.idle;
+        }
+        for (container, package, ns) in &tick.cpu {
+            let sums = containers.entry(container.number).or_insert_with(|| ContainerSums::new(container));
+            let sum = sums.cpu.entry(*package).or_default();
+            *sum = sum.saturating_add(*ns);
+        }
+    }
+    WindowResponse {
+        start,
+        end,
+        from: seconds(run[from].unix_ns),
+        to: seconds(run[to].unix_ns),
+        start_error_seconds: seconds(start_ns - run[from].unix_ns),
+        end_error_seconds: seconds(run[to].unix_ns - end_ns),
+        ticks: inside.len(),
+        accounts: accounts.into_iter().map(|(id, sums)| sums.into_sum(id)).collect(),
+        containers: containers.into_values().map(ContainerSums::into_sum).collect(),
+    }
+}
+
+#[derive(Default)]
+struct AccountSums {
+    measured: Microjoules,
+    containers: Microjoules,
+    retired: Microjoules,
+    system: Microjoules,
+    idle: Microjoules,
+    unattributed: Microjoules,
+    edge: Microjoules,
+    missing_ns: i64,
+    /// Bounds of the first and the last tick; those between them cancel.
+    bounds: Option<(f32, f32)>,
+}
+
+impl AccountSums {
+    fn into_sum(self, id: AccountId) -> AccountSum {
+        AccountSum {
+            package: id.zone.package_label(),
+            zone: id.zone.kind.as_str(),
+            source: id.origin.as_str(),
+            measured_joules: self.measured.joules(),
+            containers_joules: self.containers.joules(),
+            retired_joules: self.retired.joules(),
+            system_joules: self.system.joules(),
+            idle_joules: self.idle.joules(),
+            unattributed_joules: self.unattributed.joules(),
+            edge_error_joules: self.edge.joules(),
+            missing_seconds: seconds(self.missing_ns),
+            uncertainty_joules: self
+                .bounds
+                .map(|(first, last)| f64::from(first).midpoint(f64::from(last)) / 1e6)
+                .filter(|bound| bound.is_finite()),
+        }
+    }
+}
+
+struct ContainerSums<'a> {
+    container: &'a Container,
+    energy: BTreeMap<AccountId, EnergySums>,
+    cpu: BTreeMap<Option<PackageId>, u64>,
+}
+
+#[derive(Default)]
+struct EnergySums {
+    joules: Microjoules,
+    idle: Microjoules,
+    /// Dynamic energy of the edge ticks.
+    edge: Microjoules,
+    bound: BoundSum,
+    unbounded: bool,
+}
+
+impl<'a> ContainerSums<'a> {
+    fn new(container: &'a Container) -> Self {
+        Self { container, energy: BTreeMap::new(), cpu: BTreeMap::new() }
+    }
+
+    fn into_sum(self) -> ContainerSum {
+        ContainerSum {
+            container: self.container.name.clone(),
+            id: self.container.id.clone(),
+            image: self.container.image.clone(),
+            runtime: self.container.runtime,
+            energy: self
+                .energy
+                .into_iter()
+                .map(|(id, sums)| EnergySum {
+                    package: id.zone.package_label(),
+                    zone: id.zone.kind.as_str(),
+                    source: id.origin.as_str(),
+                    joules: sums.joules.joules(),
+                    idle_joules: sums.idle.joules(),
+                    edge_error_joules: sums.edge.joules(),
+                    uncertainty_joules: (!sums.unbounded).then(|| sums.bound.total() / 1e6),
+                })
+                .collect(),
+            cpu: self
+                .cpu
+                .into_iter()
+                .map(|(package, ns)| CpuSum {
+                    package: package_label(package),
+                    seconds: seconds(i64::try_from(ns).unwrap_or(i64::MAX)),
+                })
+                .collect(),
+        }
+    }
+}
+
+/// Value of the label `package` of CPU time.
+pub(crate) fn package_label(package: Option<PackageId>) -> String {
+    package.map_or_else(|| "all".to_owned(), |package| package.to_string())
+}
+
+/// Seconds for output.
+#[expect(clippy::cast_precision_loss, reason = "output only; a double holds unix time to a quarter microsecond")]
+pub(crate) fn seconds(ns: i64) -> f64 {
+    ns as f64 / 1e9
+}
+
+/// Requested unix seconds in nanoseconds; `None` outside of the years 1970 to 2200.
+#[expect(clippy::cast_possible_truncation, reason = "bounded before the cast")]
+fn nanoseconds(seconds: f64) -> Option<i64> {
+    const YEAR_2200: f64 = 7_258_118_400.0;
+    (0.0..YEAR_2200).contains(&seconds).then(|| {
+        // A double cannot hold unix nanoseconds. To the microsecond it is exact, and printed times
+        // are in microseconds.
+        (seconds * 1e6).round() as i64 * 1000
+    })
+}
+
+#[cfg(test)]
+mod tests;
