@@ -117,7 +117,7 @@ fn row(label: &str, value: String, reference: &str) {
 fn print_probe(starts: &[Duration], idle: &ProbeCost, busy: &ProbeCost) {
     let ms = |time: Duration| time.as_secs_f64() * 1e3;
     println!();
-    row("", "wattcast-probe".into(), "Go exporter's claim");
+    row("", "wattcast-probe".into(), "Go exporter (claimed)");
     row(
         "start to first complete scrape",
         format!("{:.0} ms median ({:.0} to {:.0})", ms(starts[STARTS / 2]), ms(starts[0]), ms(starts[STARTS - 1])),
