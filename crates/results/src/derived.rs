@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use statistics::{Line, largest, mean, quantile, standard_deviation};
 use units::Microjoules;
 
-use crate::convert::float;
 use crate::{
+    convert::float,
     energy::{EnergyLookup, EnergyMethod, Scope, samples},
     run::{Scenario, UNKNOWN},
 };

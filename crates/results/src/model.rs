@@ -3,9 +3,9 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use crate::derived::{DerivedMetrics, derive_run};
 use crate::{
     cost::{Cost, Prices},
+    derived::{DerivedMetrics, derive_run},
     energy::{EnergyLookup, Scope},
     run::{Run, Scenario},
 };

@@ -379,8 +379,9 @@ impl Database {
     fn root_series(&self, host: &str, range: &SampleRange) -> Result<(String, Vec<Series>), SourceError> {
         let of_host = format!("{}=~\"{}\"", self.host_label, host_pattern(host));
         let selector = format!("wattcast_energy_joules_total{{zone=~\"{ROOTS}\",{of_host}}}");
-        let series = self.raw(&selector, range.seconds, range.at)?;
+        // Before the query, so that its duration does not count as delay of the samples.
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+        let series = self.raw(&selector, range.seconds, range.at)?;
         let ends_early = |one: &Series| one.values.last().is_none_or(|last| last.0 < range.end);
         if now < range.end + MAX_LAG.max(self.reach.as_secs_f64()) && series.iter().all(ends_early) {
             return Err(SourceError::NotYet("the database has no sample after the window yet".to_owned()));

@@ -7,10 +7,10 @@ use serde::Deserialize;
 use units::Microjoules;
 
 use super::{
+    jobs::Jobs,
     reading::{EnergyReading, Scope, merged},
     window::{EnergyMethod, SourceError, WindowEnergy},
 };
-use crate::energy::jobs::Jobs;
 use client::{Access, Client, ClientError, Reply};
 
 /// Timeout of a request.

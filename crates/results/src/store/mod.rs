@@ -262,9 +262,12 @@ mod tests {
     #[test]
     fn incomplete_or_foreign_file_is_an_error_with_its_name() {
         let dir = tempfile::tempdir().unwrap();
-        for (text, word) in
-            [(&SAMPLE[..500], "not complete"), ("[1]", "not an object"), ("{}", "scenarios"), ("", "not complete JSON")]
-        {
+        for (text, word) in [
+            (&SAMPLE[..500], "not complete JSON"),
+            ("[1]", "not an object"),
+            ("{}", "scenarios"),
+            ("", "not complete JSON"),
+        ] {
             write(dir.path(), "test_results_20250101_000000.json", text);
             let error = read(&list(dir.path()).unwrap()[0]).unwrap_err().to_string();
             assert!(error.contains(word) && error.contains("test_results_2025"), "{error}");

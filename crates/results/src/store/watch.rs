@@ -88,7 +88,7 @@ fn is_result(name: &OsStr) -> bool {
 }
 
 /// Starts a watch without `CREATE`, because a new file is still empty and would be reported as
-/// incomplete. A new hard link is found by polling.
+/// incomplete. A new hard or symbolic link is found by polling.
 fn watch(dir: &Path) -> io::Result<Inotify> {
     let inotify = Inotify::init()?;
     let mask = WatchMask::CLOSE_WRITE
