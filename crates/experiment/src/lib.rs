@@ -3,7 +3,7 @@
 //! [`runner`] measures encoders and writes result files; [`compare`] finds significant differences
 //! between two results; [`report`] renders a result as HTML.
 
-// System calls and loaded libraries are used in the modules that allow it, and nowhere else.
+// Only the modules that make unsafe system calls allow unsafe code.
 #![deny(unsafe_code)]
 
 pub mod compare;

@@ -66,6 +66,7 @@ impl Lease {
 
     /// Lets a command start in the leased cgroup. The child requests the move itself between fork
     /// and exec; exec does not happen if the probe refuses.
+    ///
     /// # Errors
     /// When the path is too long for a socket address.
     pub fn enter(&self, command: &mut Command) -> io::Result<()> {
@@ -80,8 +81,8 @@ impl Lease {
             *to = libc::c_char::from_ne_bytes([*byte]);
         }
         let line = format!("{ENTER} {}\n", self.name).into_bytes();
-        // SAFETY: request_move uses only async-signal-safe calls (socket, connect, write, read) and
-        // does not allocate.
+        // SAFETY: request_move uses only async-signal-safe calls (socket, setsockopt, connect,
+        // write, read) and does not allocate.
         unsafe {
             command.pre_exec(move || request_move(&address, &line));
         }

@@ -82,8 +82,8 @@ pub fn delta(anchor: &[Point], test: &[Point], seed: u64) -> Result<Delta, Delta
     Ok(Delta { pchip, akima, interval, overlap, excluded })
 }
 
-/// Sorts points by rate and drops those without a better quality than a cheaper one: a curve has
-/// one cost per quality.
+/// Sorts points by rate and drops those without a better quality than one with a lower rate: a
+/// curve has one cost per quality.
 fn with_increasing_quality(mut points: Vec<[f64; 3]>) -> Vec<[f64; 3]> {
     points.sort_by(|a, b| a[0].total_cmp(&b[0]));
     let mut best = f64::NEG_INFINITY;
@@ -239,7 +239,7 @@ mod tests {
         let (low, high) = found.interval.unwrap();
         assert!((found.pchip - 20.0).abs() < 1e-9 && low < 20.0 && high > 20.0 && high - low < 15.0, "{found:?}");
         assert_eq!(delta(&noisy(1.0), &noisy(1.2), 7), Ok(found));
-        // A point with a higher cost and no better quality is excluded and counted.
+        // A point with a higher rate and no better quality is excluded and counted.
         let mut five = noisy(1.0);
         five.push(vec![Repeat { rate: 9.0, quality: 89.0, cost: 9.0 }; 2]);
         assert_eq!(delta(&five, &noisy(1.2), 7).unwrap().excluded, 1);

@@ -282,7 +282,7 @@ mod tests {
         );
         assert!(
             found.minimal_detectable_difference(24) > 1.5 * found.minimal_detectable_difference(1),
-            "of many tests each has to be surer"
+            "more tests need a larger difference"
         );
         assert_eq!(Welch::of(&x, &[1.0]), None);
     }

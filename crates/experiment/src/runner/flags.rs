@@ -38,7 +38,7 @@ A matrix file lists values per axis; every combination is measured:
   encoder = \"libx265\"
   preset = \"medium\"
 
-Exit codes: 0 success; 1 some repeats failed, the rest is kept; 3 preflight checks failed, nothing measured; 4 another run is active on this host;
+Exit codes: 0 success; 1 some repeats failed, the rest is kept; 3 refused before anything was measured; 4 another run is active on this host;
 5 results cannot be written; 64 usage error; 130 stopped by a signal";
 
 /// Flags of `run`.

@@ -339,7 +339,7 @@ impl Encoded {
     }
 }
 
-/// The rows of an response that belong to containers with these names.
+/// The rows of a response that belong to containers with these names.
 fn rows_of<'a>(response: &'a WindowResponse, names: &'a [String]) -> impl Iterator<Item = &'a probe::Container> {
     response.containers.iter().filter(|row| names.iter().any(|name| row.matches(name)))
 }

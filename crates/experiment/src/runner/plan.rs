@@ -587,7 +587,7 @@ pub fn parse_batch(text: &str, prefix: &str) -> Result<(Vec<Configuration>, Vec<
     }
     let (File::List(rows) | File::Object { scenarios: rows }) =
         serde_json::from_str(text).map_err(|error| error.to_string())?;
-    let (mut distinct, mut notes) = (Vec::<Configuration>::new(), Vec::new());
+    let (mut distinct, mut notes, mut known) = (Vec::new(), Vec::new(), BTreeSet::new());
     for (at, row) in rows.into_iter().enumerate() {
         let scenario: BatchScenario = serde_json::from_value(row)
             .map_err(|error| format!("scenario {}: {}", at + 1, with_suggestion(&error.to_string())))?;
@@ -601,13 +601,13 @@ pub fn parse_batch(text: &str, prefix: &str) -> Result<(Vec<Configuration>, Vec<
         if !scenario.name.is_empty() {
             configuration.name.clone_from(&scenario.name);
         }
-        if distinct.iter().any(|known| known.id == configuration.id) {
+        if known.insert(configuration.id.clone()) {
+            distinct.push(configuration);
+        } else {
             notes.push(format!(
                 "{:?} is the same configuration as an earlier one and is not repeated",
                 configuration.name
             ));
-        } else {
-            distinct.push(configuration);
         }
     }
     if distinct.is_empty() { Err(NO_CONFIGURATIONS.to_owned()) } else { Ok((distinct, notes)) }
