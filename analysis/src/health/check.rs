@@ -196,7 +196,7 @@ pub fn failure(error: &ClientError) -> CheckResult {
         },
         ClientError::Unreachable { why, cause, .. } => {
             let (state, hint) = match cause {
-                ConnectError::Refused => (TargetState::Down, "check that it runs and listens on this address"),
+                ConnectError::Unreachable => (TargetState::Down, "check that it runs and listens on this address"),
                 ConnectError::Timeout => {
                     (TargetState::Hanging, "it accepts connections without answering, or packets are dropped")
                 }

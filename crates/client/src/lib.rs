@@ -71,7 +71,7 @@ impl Access {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConnectError {
     /// Connection refused, host unreachable, or host name not found.
-    Refused,
+    Unreachable,
     /// The request timed out.
     Timeout,
     /// TLS failed, for example because of an untrusted certificate on either side.
@@ -312,7 +312,7 @@ fn cause(error: &ureq::Error) -> ConnectError {
     match error {
         ureq::Error::Timeout(_) => ConnectError::Timeout,
         ureq::Error::Rustls(_) | ureq::Error::Tls(_) | ureq::Error::Pem(_) => ConnectError::Tls,
-        ureq::Error::HostNotFound | ureq::Error::ConnectionFailed => ConnectError::Refused,
+        ureq::Error::HostNotFound | ureq::Error::ConnectionFailed => ConnectError::Unreachable,
         ureq::Error::Io(error) => {
             // rustls reports errors of an established connection as I/O errors.
             let is_tls = error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>());
@@ -320,11 +320,11 @@ fn cause(error: &ureq::Error) -> ConnectError {
                 _ if is_tls => ConnectError::Tls,
                 Kind::TimedOut | Kind::WouldBlock => ConnectError::Timeout,
                 Kind::ConnectionRefused | Kind::HostUnreachable | Kind::NetworkUnreachable | Kind::AddrNotAvailable => {
-                    ConnectError::Refused
+                    ConnectError::Unreachable
                 }
                 // Errors of getaddrinfo have an ErrorKind that cannot be named
                 // (std/src/sys/net/connection/socket.rs).
-                _ if error.to_string().starts_with("failed to lookup address") => ConnectError::Refused,
+                _ if error.to_string().starts_with("failed to lookup address") => ConnectError::Unreachable,
                 _ => ConnectError::Protocol,
             }
         }
