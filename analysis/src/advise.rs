@@ -39,7 +39,7 @@ pub struct AdviceRequest {
     pub vmaf: Option<f64>,
     /// Output size, `1920x1080` or `1080p`; `None` for any.
     pub resolution: Option<String>,
-    /// What is to be small.
+    /// Quantity to minimise.
     pub objective: Objective,
     /// Number of streams to predict the power of.
     pub streams: Option<u32>,

@@ -151,8 +151,8 @@ fn export_run(
     summary: &mut Summary,
 ) {
     let ask = |scenario| settings.sources.look_up(run, scenario, &EnergyLookup::default(), round);
-    let answers = run.scenarios.iter().map(ask).collect();
-    let model = Model::new(&[(run.clone(), answers)], settings.scope, &settings.prices);
+    let lookups = run.scenarios.iter().map(ask).collect();
+    let model = Model::new(&[(run.clone(), lookups)], settings.scope, &settings.prices);
     let Some(last) = model.entries.iter().filter_map(ended_ms).max() else { return };
     for entry in &model.entries {
         let at = ended_ms(entry).unwrap_or(last);

@@ -54,7 +54,7 @@ fn energy_row(entry: &Entry) -> Vec<String> {
             let rows = energy.rows.iter().map(|row| format!("{} {:.1} J", row.scope.as_str(), row.joules.joules()));
             let mut note = format!("{}, source: {}", energy.method.as_str(), entry.derived.source);
             if let Some(part) = energy.coverage.filter(|_| !energy.is_whole()) {
-                note.push_str(&format!("; they cover {:.0} % of the window", part * 100.0));
+                note.push_str(&format!("; samples cover {:.0} % of the window", part * 100.0));
             }
             if energy.gap_seconds > 0.0 || energy.resets > 0 {
                 note.push_str(&format!("; {:.1} s without samples, {} resets", energy.gap_seconds, energy.resets));

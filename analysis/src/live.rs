@@ -117,8 +117,8 @@ impl LiveUpdater {
     /// Computes the spending of each budget, and logs those that cannot be tracked.
     fn update_budgets(&mut self, state: &mut LiveState) {
         let database = self.database.as_ref();
-        let standing = budget::evaluate(&self.budgets, &self.prices, database, Timestamp::now(), &mut self.hours);
-        for new in &standing {
+        let statuses = budget::evaluate(&self.budgets, &self.prices, database, Timestamp::now(), &mut self.hours);
+        for new in &statuses {
             let old = state.budgets.iter().find(|old| old.name == new.name);
             if let Err((_, why)) = &new.spending
                 && old.is_none_or(|old| old.spending != new.spending)
@@ -126,7 +126,7 @@ impl LiveUpdater {
                 warn!("budget {} is not tracked: {why}", new.name);
             }
         }
-        state.budgets = standing;
+        state.budgets = statuses;
     }
 
     /// Names of the probes and the database with the reason if they are unavailable, else empty.

@@ -147,12 +147,12 @@ impl Rule {
         }
     }
 
-    fn budget_value(&self, standing: &BudgetStatus) -> Option<f64> {
-        let followed = standing.spending.as_ref().ok()?;
-        let amount = Some(float(standing.amount)).filter(|amount| *amount > 0.0)?;
+    fn budget_value(&self, status: &BudgetStatus) -> Option<f64> {
+        let spending = status.spending.as_ref().ok()?;
+        let amount = Some(float(status.amount)).filter(|amount| *amount > 0.0)?;
         match self.metric {
-            Metric::BudgetSpent => Some(followed.spent / amount),
-            Metric::BudgetForecast => Some(followed.forecast[1]? / amount),
+            Metric::BudgetSpent => Some(spending.spent / amount),
+            Metric::BudgetForecast => Some(spending.forecast[1]? / amount),
             _ => None,
         }
     }
@@ -227,9 +227,9 @@ pub fn evaluate(rules: &[Rule], model: &Model, budgets: &[BudgetStatus], now: Ti
             }
         };
         if rule.metric.is_budget_metric() {
-            for standing in budgets.iter().filter(|standing| standing.name.contains(&*rule.contains)) {
-                let subject = format!("budget {}", standing.name);
-                check(&[("budget", &standing.name)], &subject, rule.budget_value(standing), now);
+            for status in budgets.iter().filter(|status| status.name.contains(&*rule.contains)) {
+                let subject = format!("budget {}", status.name);
+                check(&[("budget", &status.name)], &subject, rule.budget_value(status), now);
             }
             continue;
         }

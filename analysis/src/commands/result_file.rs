@@ -24,9 +24,9 @@ pub(crate) fn read_model(path: &Path, data: &DataSettings, scope_is_set: bool) -
         eprintln!("{}: {problem}", path.display());
     }
     let (run, mut round) = (Arc::new(run), QueryRound::default());
-    let answers =
+    let lookups =
         run.scenarios.iter().map(|one| data.sources.look_up(&run, one, &EnergyLookup::default(), &mut round)).collect();
     let scope = if scope_is_set { data.scope } else { Scope::Container };
-    let model = Model::new(&[(run, answers)], scope, &data.prices);
+    let model = Model::new(&[(run, lookups)], scope, &data.prices);
     Ok((model, serde_json::from_slice(&bytes)?))
 }

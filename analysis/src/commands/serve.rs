@@ -99,8 +99,8 @@ pub(crate) fn check_targets(plan: &CheckPlan) -> Result<()> {
 }
 
 impl Configuration {
-    /// The targets of the health check; `addresses` are the bound ones of our ports by default
-    /// port.
+    /// The targets of the health check; `addresses` are the bound addresses of our ports, by
+    /// default port.
     fn check_plan(&self, config: &Serve, addresses: Vec<(u16, SocketAddr)>) -> Result<CheckPlan> {
         let client = &config.shared.client;
         let scheme = self.server.web.scheme();

@@ -346,25 +346,25 @@ pub fn state(model: &Model, prices: &Prices, budgets: &[BudgetStatus], now: Time
 fn budget_families(budgets: &[BudgetStatus]) -> Vec<Family> {
     let [mut amount, mut spent, mut unknown, mut burn, mut forecast, mut error, mut up] =
         [&BUDGET, &SPENT, &UNKNOWN, &BURN, &FORECAST, &FORECAST_ERROR, &BUDGET_UP].map(Family::new);
-    for standing in budgets {
-        let (name, currency) = (&*standing.name, &*standing.currency);
-        amount.push(&[name, currency], float(standing.amount));
-        match &standing.spending {
+    for status in budgets {
+        let (name, currency) = (&*status.name, &*status.currency);
+        amount.push(&[name, currency], float(status.amount));
+        match &status.spending {
             Err((reason, _)) => up.push(&[name, reason], 0.0),
-            Ok(followed) => {
+            Ok(spending) => {
                 up.push(&[name, ""], 1.0);
-                spent.push(&[name, currency], followed.spent);
-                unknown.push(&[name], float(Decimal::from(followed.unknown_hours)) * 3600.0);
-                for (window, ratio) in &followed.burn {
+                spent.push(&[name, currency], spending.spent);
+                unknown.push(&[name], float(Decimal::from(spending.unknown_hours)) * 3600.0);
+                for (window, ratio) in &spending.burn {
                     burn.push(&[name, window], *ratio);
                 }
-                for (bound, value) in ["low", "middle", "high"].into_iter().zip(followed.forecast) {
+                for (bound, value) in ["low", "middle", "high"].into_iter().zip(spending.forecast) {
                     if let Some(value) = value {
                         forecast.push(&[name, currency, bound], value);
                     }
                 }
-                if let Some(missed) = followed.error {
-                    error.push(&[name], missed);
+                if let Some(ratio) = spending.error {
+                    error.push(&[name], ratio);
                 }
             }
         }
