@@ -20,7 +20,8 @@ const COMMAND_LINE_ONLY: [&str; 4] = ["config.file", "config.check", "help", "ve
 /// Keys of the file that the program reads itself instead of through flags.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ProgramKeys {
-    /// Keys that are passed to the program with everything below them, `tariff` or `energy.model`.
+    /// Groups of keys that are passed to the program with everything below them, `tariff` or
+    /// `health.target`.
     pub keys: &'static [&'static [&'static str]],
     /// Flags that are also passed to the program as keys, because it distinguishes a flag from a
     /// key.

@@ -8,8 +8,8 @@ use metrics::{
     page::{self, Format},
 };
 
-/// Maximum length of a header, in bytes; a longer one counts as absent. Headers of browsers have
-/// about 150 bytes.
+/// Maximum length of a header, in bytes; the rest of a longer one is ignored. Headers of browsers
+/// have about 150 bytes.
 const MAX_BYTES: usize = 4096;
 
 /// The negotiated response format.

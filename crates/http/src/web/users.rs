@@ -53,14 +53,14 @@ struct AuthCache {
 
 /// Checks credentials and caches the results.
 pub(super) struct Authenticator {
-    salt: CredentialDigest,
+    salt: [u8; 32],
     cache: Arc<Mutex<AuthCache>>,
     check: Arc<Semaphore>,
 }
 
 impl Authenticator {
     pub(super) fn new() -> Self {
-        let mut salt = CredentialDigest::default();
+        let mut salt = [0; 32];
         // A failure leaves the salt empty. That only weakens the digests in a dump of this
         // process's memory, which contains passwords anyway.
         let _ = getrandom::fill(&mut salt);
