@@ -19,7 +19,7 @@ use crate::{build_ebpf, demo, stop};
 use testkit::{
     api::Client,
     program::Program,
-    shell::{self, EarlyBuild, give_to_caller, is_root, root, step, sudo_caller, target},
+    shell::{self, give_to_caller, is_root, root, step, sudo_caller, target},
 };
 
 /// The unprivileged user and group of every distribution.
@@ -155,10 +155,8 @@ fps = 30
 /// Builds both programs; returns their directory.
 fn build() -> Result<PathBuf> {
     let start = Instant::now();
-    let early = EarlyBuild::start();
     build_ebpf::build_ebpf()?;
     eprintln!("Programs: compiling the probe and the analysis service (about five minutes the first time)");
-    early.wait();
     let bin = shell::build_programs()?;
     step(format!("in {}, {:.0} s", bin.display(), start.elapsed().as_secs_f64()));
     Ok(bin)

@@ -4,13 +4,11 @@ use std::{
     ffi::OsStr,
     io::{IsTerminal as _, Write as _},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
     time::Instant,
 };
 
 use anyhow::{Context, Result, bail};
-
-use crate::program::kill_on_parent_exit;
 
 /// The root of the workspace.
 #[must_use]
@@ -52,15 +50,12 @@ pub fn programs() -> Result<PathBuf> {
     std::env::var_os(PROGRAMS).map_or_else(build_programs, |dir| Ok(PathBuf::from(dir)))
 }
 
-/// The profile of the programs for `up` and tests.
-const E2E: &str = "e2e";
-
 /// Builds the programs with the profile `e2e`; returns their directory.
 ///
 /// # Errors
 /// When the build fails.
 pub fn build_programs() -> Result<PathBuf> {
-    build(&PACKAGES, E2E)
+    build(&PACKAGES, "e2e")
 }
 
 /// Builds packages of this workspace with a profile; returns the directory of the programs.
@@ -68,49 +63,17 @@ pub fn build_programs() -> Result<PathBuf> {
 /// # Errors
 /// When the build fails.
 pub fn build(packages: &[&str], profile: &str) -> Result<PathBuf> {
-    let mut cargo = build_command(packages, profile);
+    let mut cargo = Command::new("cargo");
+    cargo.args(["build", "--profile", profile]).current_dir(root());
     if !std::io::stderr().is_terminal() {
         // Without a terminal, cargo would print a line for each crate instead of a progress bar.
         cargo.arg("--quiet");
     }
+    cargo.args(packages.iter().flat_map(|package| ["--package", package]));
     if !cargo.status().context("cannot run cargo")?.success() {
         bail!("the build failed");
     }
     Ok(target().join(if profile == "dev" { "debug" } else { profile }))
-}
-
-fn build_command(packages: &[&str], profile: &str) -> Command {
-    let mut cargo = Command::new("cargo");
-    cargo.args(["build", "--profile", profile]).current_dir(root());
-    cargo.args(packages.iter().flat_map(|package| ["--package", package]));
-    cargo
-}
-
-/// Compiles the programs before their eBPF object exists, in the background: building the object
-/// for the first time mostly waits for downloads and a single linker. Only the probe itself is
-/// compiled again with the object.
-#[derive(Debug)]
-pub struct EarlyBuild(Option<Child>);
-
-impl EarlyBuild {
-    /// Starts the build, unless the eBPF object exists.
-    #[must_use]
-    pub fn start() -> Self {
-        if target().join("bpf/wattcast.bpf.o").exists() {
-            return Self(None);
-        }
-        let mut cargo = build_command(&PACKAGES, E2E);
-        cargo.arg("--quiet").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        kill_on_parent_exit(&mut cargo);
-        Self(cargo.spawn().ok())
-    }
-
-    /// Waits for the end. A failure is not reported: the build with the object reports it.
-    pub fn wait(self) {
-        if let Some(mut build) = self.0 {
-            let _ = build.wait();
-        }
-    }
 }
 
 /// Prints one step of a longer task.

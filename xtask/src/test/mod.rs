@@ -13,7 +13,7 @@ mod suite;
 use std::{thread, time::Instant};
 
 use anyhow::{Result, anyhow, bail};
-use testkit::shell::{EarlyBuild, build_programs, step};
+use testkit::shell::{build_programs, step};
 
 use self::{
     engine::Engine,
@@ -68,17 +68,13 @@ fn full(args: &Test, report: &mut Report) -> Result<()> {
     if everything {
         report.phase("first checks", checks::first);
     }
-    let early = EarlyBuild::start();
     report.phase("eBPF programs", |report| match build_ebpf::Toolchain::find() {
         Ok(toolchain) => report.outcome("cargo xtask build-ebpf", toolchain.build().map(drop)),
         Err(error) => report.skip(&format!("eBPF programs: no toolchain: {error:#}")),
     });
     // With the profile of `up`, and before the first test that needs them.
     step("building the programs (profile e2e)");
-    let programs = report.phase("programs", |_| {
-        early.wait();
-        build_programs()
-    })?;
+    let programs = report.phase("programs", |_| build_programs())?;
     let suite = Suite { set: Set::All, names: &args.names, programs: Some(&programs) };
     report.phase("building tests", |_| suite.build())?;
     let engine = Engine::start();
