@@ -156,7 +156,7 @@ fps = 30
 fn build() -> Result<PathBuf> {
     let start = Instant::now();
     build_ebpf::build_ebpf()?;
-    eprintln!("Programs: compiling the probe and the analysis service (about five minutes the first time)");
+    eprintln!("Programs: compiling the probe and the analysis service (about four minutes the first time)");
     let bin = shell::build_programs()?;
     step(format!("in {}, {:.0} s", bin.display(), start.elapsed().as_secs_f64()));
     Ok(bin)
