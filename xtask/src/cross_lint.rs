@@ -14,7 +14,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use crate::build_ebpf::Compiler;
+use crate::{background::low_priority, build_ebpf::Compiler};
 use testkit::shell::{output, root, step, target, which};
 
 /// The shipped crates. The analysis service links to musl, which has the same differences between
@@ -90,8 +90,8 @@ fn lint(triple: &str, library: &Library) -> Result<()> {
         Library::Source(nightly) => nightly.cargo(),
     };
     // Must not slow down tests that run at the same time.
-    let mut nice = Command::new("nice");
-    nice.args(["-n", "19"]).arg(cargo.get_program()).args(cargo.get_args()).current_dir(root());
+    let mut nice = low_priority(cargo.get_program());
+    nice.args(cargo.get_args()).current_dir(root());
     nice.args(["clippy", "--quiet", "--lib", "--bins", "--target", triple, "--target-dir"]).arg(&dir);
     nice.args(SHIPPED.iter().flat_map(|package| ["--package", package]));
     let suffix = triple.replace('-', "_");

@@ -7,7 +7,7 @@ use anyhow::Result;
 use testkit::shell::{output, root, run, target, which};
 
 use super::report::Report;
-use crate::cross_lint;
+use crate::{background::low_priority, cross_lint};
 
 const CLIPPY: [&str; 7] = ["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"];
 const FORMAT: [&str; 3] = ["fmt", "--all", "--check"];
@@ -46,12 +46,12 @@ pub(super) fn background(report: &mut Report) {
 
 /// Builds the documentation, in which every link must resolve.
 fn document() -> Result<()> {
-    let mut command = Command::new("nice");
-    command.args(["-n", "19", "cargo", "doc", "--quiet", "--no-deps", "--workspace", "--document-private-items"]);
+    let mut command = low_priority("cargo");
+    command.args(["doc", "--quiet", "--no-deps", "--workspace", "--document-private-items"]);
     output(command.env("RUSTDOCFLAGS", "-D warnings").current_dir(root())).map(drop)
 }
 
 /// Runs cargo at the lowest priority, silently unless it fails.
 fn niced(args: &[&str]) -> Result<()> {
-    output(Command::new("nice").args(["-n", "19", "cargo"]).args(args).current_dir(root())).map(drop)
+    output(low_priority("cargo").args(args).current_dir(root())).map(drop)
 }

@@ -20,7 +20,7 @@ use self::{
     report::Report,
     suite::{Set, Suite},
 };
-use crate::build_ebpf;
+use crate::{background, build_ebpf};
 
 #[derive(Debug, clap::Args)]
 pub struct Test {
@@ -91,6 +91,7 @@ fn full(args: &Test, report: &mut Report) -> Result<()> {
             })
         });
         let ran = report.phase("tests", |report| suite.run(report));
+        background::raise_priority();
         if let Some(checks) = background {
             match report.phase("checks, after the tests", |_| checks.join()) {
                 Ok(checks) => report.merge(checks),
