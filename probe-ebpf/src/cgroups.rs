@@ -23,7 +23,7 @@ use crate::{
 
 /// Offset of each CPU's memory: added to the address of a per-CPU object, it gives that CPU's copy.
 #[btf_map]
-static BASES: Array<u64, MAX_CPUS> = Array::new();
+pub static BASES: Array<u64, MAX_CPUS> = Array::new();
 
 /// A per-CPU object of this program, from which the offsets are computed.
 #[btf_map]

@@ -17,6 +17,7 @@ use aya_ebpf::{
 use probe_ebpf::{JOB_ARGS, JOB_EVENTS_BYTES, JOB_NAMES, JOB_PORTS, JobEvent, JobName, JobStarted, MAX_JOBS};
 
 use crate::{
+    atomic::add,
     kernel::{Probed, Read, follow, tag},
     offsets::Object,
     offsets::{HAS_CPU, field},
@@ -254,16 +255,4 @@ fn count_lost() {
         // SAFETY: one word of the map, to which other CPUs may add concurrently.
         unsafe { add(lost, 1) };
     }
-}
-
-/// Adds to a word of a map to which other CPUs may add concurrently. The compiler supports
-/// `AtomicU64::fetch_add` on this target only for newer instruction sets; this instruction is in
-/// the oldest.
-///
-/// # Safety
-/// `word` points to the value of a map element.
-#[inline(always)]
-unsafe fn add(word: *mut u64, by: u64) {
-    // SAFETY: the caller's contract; one instruction that changes this word and nothing else.
-    unsafe { core::arch::asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) word, in(reg) by, options(nostack)) }
 }

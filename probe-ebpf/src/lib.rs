@@ -91,6 +91,10 @@ pub enum Field {
     SockProtocol,
     /// `sock.__sk_common.skc_num`
     SockPort,
+    /// `cgroup.root`
+    CgroupRoot,
+    /// `cgroup_root.hierarchy_id`
+    RootHierarchy,
 }
 
 /// Marks the immediate operand of an addition whose low byte is a [`Field`]: `WCF`, far above any
@@ -350,7 +354,47 @@ pub struct JobStarted {
     pub args: [u8; JOB_ARGS],
 }
 
+/// Size of the path buffer in a creation event, with the final zero byte. Paths of Kubernetes pods
+/// have some 250 bytes.
+pub const CGROUP_PATH: usize = 512;
+
+/// Size of the ring of cgroup events in bytes: room for 1,900 created cgroups between two ticks.
+pub const CGROUP_EVENTS_BYTES: usize = 1 << 20;
+
+/// A cgroup was created or removed.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CgroupEvent {
+    /// [`Self::CREATED`] or [`Self::REMOVED`].
+    pub kind: u32,
+    /// Created: length of the path that follows, in bytes. Removed: the CPU with the largest part
+    /// of `ran_ns`.
+    pub value: u32,
+    /// The cgroup.
+    pub cgroup: Tag,
+    /// Removed: total run time of its own tasks, where the program reads it, in nanoseconds.
+    pub ran_ns: u64,
+}
+
+impl CgroupEvent {
+    /// A cgroup was created.
+    pub const CREATED: u32 = 1;
+    /// A cgroup without tasks was removed.
+    pub const REMOVED: u32 = 2;
+}
+
+/// A cgroup was created.
+#[repr(C)]
+pub struct CgroupCreated {
+    /// The part that all events have.
+    pub head: CgroupEvent,
+    /// Path from the root of its tree, with a final zero byte.
+    pub path: [u8; CGROUP_PATH],
+}
+
 const _: () = {
+    assert!(size_of::<CgroupEvent>() == 24);
+    assert!(size_of::<CgroupCreated>() == 24 + CGROUP_PATH);
     assert!(size_of::<JobEvent>() == 40);
     assert!(size_of::<JobStarted>() == 40 + JOB_ARGS);
     assert!(size_of::<CgroupKey>() == 16);

@@ -6,6 +6,8 @@
 // needs too.
 #![feature(asm_experimental_arch)]
 
+mod atomic;
+mod cgroup_events;
 mod cgroups;
 mod counters;
 mod empty;

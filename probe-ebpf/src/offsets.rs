@@ -47,4 +47,8 @@ settings! {
     SIBLINGS,
     /// 1 where hardware counters are open
     COUNTING,
+    /// Number of the v1 hierarchy with the `cpu` controller; 0 where there is none
+    V1_HIERARCHY,
+    /// 1 where the run time of a removed cgroup is read from the kernel's own counters
+    READS_REMOVED,
 }

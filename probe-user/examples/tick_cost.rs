@@ -101,6 +101,7 @@ fn main() {
             packages: topology.packages(false),
             cpu_packages: (0..zones).map(Some).collect(),
             smt: false,
+            cpu_weights: Vec::new(),
             lag_ns: 0,
             cpu: None,
         };

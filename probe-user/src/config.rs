@@ -35,6 +35,9 @@ pub const SHORTEST_TICK: Duration = Duration::from_millis(100);
 /// unnoticed.
 pub const LONGEST_TICK: Duration = Duration::from_secs(30);
 
+/// Minimum of `--limit.containers` for `exec`.
+const EXEC_CONTAINERS: usize = 16_384;
+
 const EXAMPLES: &str = "\
 Examples:
   wattcast-probe                                   all available sources, on 127.0.0.1:9500
@@ -182,6 +185,30 @@ impl Config {
         }
     }
 
+    /// The configured directories that do not exist: what, why, and what to do, one line each. The
+    /// sources in them count as absent. The defaults are not checked: where they are missing, that
+    /// is a property of the machine.
+    #[must_use]
+    pub fn path_faults(&self) -> Vec<String> {
+        let paths = &self.paths;
+        let all = [
+            ("--path.sysfs", &paths.sysfs, "/sys", "sysfs, for example /host/sys in a container"),
+            ("--path.procfs", &paths.procfs, "/proc", "procfs, for example /host/proc in a container"),
+            ("--path.cgroupfs", &paths.cgroupfs, "/sys/fs/cgroup", "the cgroup trees"),
+            ("--path.rootfs", &paths.rootfs, "/", "the host's root directory"),
+        ];
+        let fault = |(flag, path, default, what): (&str, &PathBuf, &str, &str)| {
+            let why = match path.metadata() {
+                Ok(meta) if meta.is_dir() => return None,
+                Ok(_) => "not a directory".to_owned(),
+                Err(error) => error.to_string(),
+            };
+            let fault = format!("{flag}={}: {why}. Name the mount point of {what}", path.display());
+            (path != Path::new(default)).then_some(fault)
+        };
+        all.into_iter().filter_map(fault).collect()
+    }
+
     /// The configured attribution rules.
     #[must_use]
     pub fn rules(&self) -> Rules {
@@ -245,6 +272,8 @@ impl Config {
     pub fn for_one_command(&self) -> Self {
         let mut this = self.clone();
         this.collectors.only_energy_and_cpu();
+        // No page shows the rows, and the command must have one on a host with many cgroups.
+        this.limits.containers = this.limits.containers.max(EXEC_CONTAINERS);
         this
     }
 }
@@ -672,6 +701,19 @@ mod tests {
         assert!(watts("1", "4").unwrap().check().is_ok());
         assert!(parse(&["--energy.model.busy-watts=4"]).unwrap().check().unwrap_err().contains("idle-watts"));
         assert!(watts("4", "1").unwrap().check().unwrap_err().contains("busy-watts"));
+    }
+
+    /// Issue 21: a `--path.sysfs` that does not exist was accepted without a word.
+    #[test]
+    fn a_missing_path_is_reported_with_its_flag() {
+        assert!(parse(&["--path.sysfs=/sys", "--path.rootfs=/"]).unwrap().path_faults().is_empty());
+        assert_eq!(
+            parse(&["--path.sysfs=/nowhere", "--path.cgroupfs=/proc/self/stat"]).unwrap().path_faults(),
+            [
+                "--path.sysfs=/nowhere: No such file or directory (os error 2). Name the mount point of sysfs, for example /host/sys in a container",
+                "--path.cgroupfs=/proc/self/stat: not a directory. Name the mount point of the cgroup trees",
+            ]
+        );
     }
 
     #[test]

@@ -20,8 +20,11 @@ fn main() -> ExitCode {
     };
     log::start(config.log_level(), config.log.format);
     if let Err(why) = config.check() {
-        eprintln!("error: {why}");
+        program::print_error(&format!("error: {why}"));
         return ExitCode::from(program::EX_USAGE);
+    }
+    for fault in config.path_faults() {
+        tracing::warn!("{fault}");
     }
     if config.file.check {
         return program::report_check(check_files(&config).map_err(|error| format!("{error:#}")));
@@ -50,7 +53,7 @@ fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("wattcast-probe: {error:#}");
+            program::print_error(&format!("wattcast-probe: {error:#}"));
             ExitCode::FAILURE
         }
     }
@@ -59,6 +62,9 @@ fn main() -> ExitCode {
 /// Reads every file that the configuration names.
 fn check_files(config: &Config) -> Result<()> {
     config.serving()?;
+    if let Some(fault) = config.path_faults().first() {
+        anyhow::bail!("{fault}");
+    }
     if let Some(file) = config.recording()? {
         Reader::open(file)?;
     }

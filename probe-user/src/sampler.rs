@@ -48,6 +48,9 @@ pub struct MarkReply {
     pub unix_seconds: f64,
 }
 
+/// Shortest interval between two log lines about slow ticks.
+const SLOW_LOG_INTERVAL: Duration = Duration::from_secs(60);
+
 /// Interval between two saves of the learnt idle power.
 const SAVE_INTERVAL: Duration = Duration::from_secs(300);
 
@@ -72,6 +75,8 @@ pub struct Sampler {
     sources: Arc<[SourceState]>,
     jitter: Buckets,
     ticks_missed: u64,
+    /// When a slow tick was logged last.
+    slow_logged: Option<Instant>,
     collectors: Vec<CollectorRow>,
     saved: Instant,
     saving: Option<JoinHandle<()>>,
@@ -90,6 +95,7 @@ impl Sampler {
                 ..Buckets::default()
             },
             ticks_missed: 0,
+            slow_logged: None,
             collectors: Vec::new(),
             saved: Instant::now(),
             saving: None,
@@ -127,11 +133,13 @@ impl Sampler {
                 continue;
             }
             last = now;
+            let began = Instant::now();
             // A recording that has ended keeps its last tick.
             newest = Arc::new(match self.tick() {
                 Some(snapshot) => snapshot,
                 None => self.refresh(&newest),
             });
+            self.report_slow_tick(began.elapsed());
             let marked = MarkReply { sequence: newest.sequence, unix_seconds: seconds(newest.unix_ns) };
             publish(newest.clone());
             if regular {
@@ -151,6 +159,28 @@ impl Sampler {
                 due += self.interval();
             }
         }
+    }
+
+    /// Logs a tick that took longer than its interval, at most once a minute.
+    fn report_slow_tick(&mut self, took: Duration) {
+        let interval = self.inputs.interval;
+        if took <= interval || self.slow_logged.is_some_and(|at| at.elapsed() < SLOW_LOG_INTERVAL) {
+            return;
+        }
+        self.slow_logged = Some(Instant::now());
+        let rest = CollectorRow {
+            name: "attribution",
+            seconds: took.as_secs_f64() - self.collectors.iter().map(|row| row.seconds).sum::<f64>(),
+            success: true,
+        };
+        let slowest = self.collectors.iter().chain([&rest]).max_by(|a, b| a.seconds.total_cmp(&b.seconds));
+        let (name, seconds) = slowest.map_or(("attribution", 0.0), |row| (row.name, row.seconds));
+        warn!(
+            "a tick took {:.2} s, longer than the interval of {:.2} s; most of it in {name} ({seconds:.2} s). Raise --tick, or lower \
+             the number of cgroups",
+            took.as_secs_f64(),
+            interval.as_secs_f64()
+        );
     }
 
     fn observe_jitter(&mut self, late: Duration) {
@@ -218,6 +248,7 @@ impl Sampler {
     fn add_usage(&mut self, snapshot: &mut Snapshot) {
         let (usage, engines, memory) = self.inputs.source.usage();
         (snapshot.usage, snapshot.engines, snapshot.machine_memory) = (usage.to_vec(), engines.to_vec(), memory);
+        snapshot.container_count = self.inputs.source.container_count();
         let engine = engines.iter().find(|engine| engine.name == "dockerd").map(|engine| engine.cpu_ns);
         let grown = engine.zip(self.engine_ns).and_then(|(now, before)| now.checked_sub(before));
         self.engine_ns = engine;

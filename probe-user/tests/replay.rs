@@ -60,6 +60,7 @@ fn three_to_one(path: &Path) {
         packages: vec![PackageId::whole(0), PackageId::whole(1)],
         cpu_packages: vec![Some(0), Some(1)],
         smt: false,
+        cpu_weights: Vec::new(),
         lag_ns: 0,
         cpu: Some(CpuTierInfo::switch_tier(true)),
     };

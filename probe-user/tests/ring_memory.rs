@@ -15,7 +15,7 @@ use probe_user::{
     energy::zone::{Origin, ZoneId, ZoneKind},
     host::topology::PackageId,
     ledger::AccountId,
-    snapshot::history::{AccountDelta, ContainerDelta, Ring, Tick},
+    snapshot::history::{AccountDelta, ContainerDelta, Ring, Settlement, Tick},
 };
 use units::Microjoules;
 
@@ -77,6 +77,8 @@ fn a_full_history_uses_the_memory_that_it_reports() {
                 unattributed: none,
                 system: none,
                 retired: none,
+                settlement: Settlement::Exact,
+                idle_known: true,
             };
             // Rows are pushed one by one, as in the sampler.
             let (mut energy, mut cpu) = (Vec::new(), Vec::new());

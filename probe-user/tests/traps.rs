@@ -88,6 +88,7 @@ fn setup(zones: &[Zone], topology: &Topology) -> Setup {
         cpu_packages: topology.cpus(per_die).map(|(_, package)| place(package)).collect(),
         packages,
         smt: false,
+        cpu_weights: Vec::new(),
         lag_ns: 0,
         cpu: Some(CpuTierInfo::switch_tier(true)),
     }

@@ -15,9 +15,9 @@ pub(crate) fn low_priority(program: impl AsRef<std::ffi::OsStr>) -> Command {
     command
 }
 
-/// Gives the checks the usual priority: nothing is left that they could slow down, and at the lowest
-/// one another load on the machine would stop them for as long as it lasts. Without the privilege
-/// (CAP_SYS_NICE) the running check keeps its priority.
+/// Gives the checks the usual priority: nothing is left that they could slow down, and at the
+/// lowest one another load on the machine would stop them for as long as it lasts. Without the
+/// privilege (CAP_SYS_NICE) the running check keeps its priority.
 pub(crate) fn raise_priority() {
     TESTS_ENDED.store(true, Ordering::Relaxed);
     // The checks are in the process group of this program.

@@ -25,7 +25,7 @@ pub(crate) fn exit_code(result: Result<()>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("wattcast-analysis: {error:#}");
+            cli::program::print_error(&format!("wattcast-analysis: {error:#}"));
             ExitCode::FAILURE
         }
     }

@@ -18,7 +18,7 @@ pub(crate) fn run(config: &Run, file: &Table) -> ExitCode {
     match measure(config, file) {
         Ok(exit) => exit.code(),
         Err(error) => {
-            eprintln!("wattcast-analysis: {error}");
+            cli::program::print_error(&format!("wattcast-analysis: {error}"));
             error.exit.code()
         }
     }

@@ -144,10 +144,10 @@ fn serve(config: &Serve, configuration: Configuration) -> Result<()> {
 /// signal.
 async fn serve_ports(config: &Serve, configuration: Configuration) -> Result<()> {
     info!("wattcast-analysis {}", program::version());
-    let results = server::bind(&config.addresses())?;
-    let quality = server::bind(&config.qoe_addresses())?;
-    let cost = server::bind(&config.cost_addresses())?;
-    let health = server::bind(&config.health_addresses())?;
+    let results = server::bind(&config.addresses(), "--web.listen-address")?;
+    let quality = server::bind(&config.qoe_addresses(), "--qoe.port")?;
+    let cost = server::bind(&config.cost_addresses(), "--cost.port")?;
+    let health = server::bind(&config.health_addresses(), "--health.port")?;
     log_default_prices(&configuration.data.prices);
     let external_url = configuration.external_url(config, &results);
     let requires_credentials = configuration.server.web.requires_credentials();
@@ -297,7 +297,7 @@ struct StreamPorts {
 /// Opens all transports of progress reports, and starts the threads of the stream ports.
 async fn start_streams(config: &Serve, data: &DataSettings, requires_credentials: bool) -> Result<StreamPorts> {
     let [ffmpeg_page, nginx_page] = updater::pages(config.nginx_interval, config.compat());
-    let listeners = server::bind(&config.ffmpeg_addresses())?;
+    let listeners = server::bind(&config.ffmpeg_addresses(), "--ffmpeg.port")?;
     let table = Arc::new(Mutex::new(StreamTable::new(config.streams, config.retain)));
     let token = read_token(config)?;
     let receiver = ProgressReceiver::new(table, StreamNames::default(), token.as_deref());
@@ -322,7 +322,7 @@ async fn start_streams(config: &Serve, data: &DataSettings, requires_credentials
         max_connections: port.max_connections.saturating_add(config.streams),
         ..port
     };
-    let nginx = Port::new(server::bind(&config.nginx_addresses())?, nginx_page.clone());
+    let nginx = Port::new(server::bind(&config.nginx_addresses(), "--nginx.port")?, nginx_page.clone());
     let updater = StreamUpdater::new(receiver, data.first_probe.clone(), log);
     let (server, label, interval) = (Nginx::new(&config.nginx)?, config.stream_label, config.nginx_interval);
     let threads = vec![

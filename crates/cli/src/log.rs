@@ -1,9 +1,16 @@
 //! Log lines in the formats of exporter-toolkit: logfmt and JSON, with its keys `time`, `level` and
 //! `msg`.
 
-use std::fmt;
+use std::{
+    fmt, io,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use clap::Args;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::{Map, Value};
 use tracing::{
     Event, Level, Subscriber,
@@ -48,9 +55,50 @@ pub enum LogFormat {
 pub fn start(level: &str, format: LogFormat) {
     let rust_log = std::env::var("RUST_LOG").ok().filter(|text| level == "info" && !text.trim().is_empty());
     let filter = rust_log.and_then(|text| EnvFilter::try_new(text).ok()).unwrap_or_else(|| EnvFilter::new(level));
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| StandardError);
+    // It would report a closed standard error on standard error, which ends the program.
+    let lines = lines.log_internal_errors(false);
     // A second initialisation happens in tests only, where the first one stays in effect.
     let _ = lines.event_format(Lines(format)).try_init();
+}
+
+/// Standard error. Writing never fails and never waits: a closed pipe, a full disk, a stopped
+/// reader or a stopped terminal costs log lines, not ticks.
+struct StandardError;
+
+/// Held while a line is written, because the free space of a pipe is checked before.
+static WRITING: Mutex<()> = Mutex::new(());
+/// Lines that were not written.
+static DROPPED: AtomicU64 = AtomicU64::new(0);
+
+/// A pipe that is ready for writing takes this many bytes without waiting (man 7 pipe, `PIPE_BUF`).
+const ATOMIC: usize = 4096;
+
+impl io::Write for StandardError {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let _writing = WRITING.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut stderr = io::stderr();
+        let whole = line.chunks(ATOMIC).all(|part| is_ready(&stderr) && stderr.write_all(part).is_ok());
+        let dropped = DROPPED.load(Ordering::Relaxed);
+        if !whole {
+            DROPPED.store(dropped + 1, Ordering::Relaxed);
+        } else if dropped > 0 && is_ready(&stderr) {
+            DROPPED.store(0, Ordering::Relaxed);
+            let _ =
+                writeln!(stderr, "level=WARN msg=\"standard error was not read: {dropped} log lines were dropped\"");
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn is_ready(stderr: &io::Stderr) -> bool {
+    let mut descriptors = [PollFd::new(stderr, PollFlags::OUT)];
+    poll(&mut descriptors, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|ready| ready > 0)
+        && !descriptors[0].revents().contains(PollFlags::ERR)
 }
 
 struct Lines(LogFormat);

@@ -95,7 +95,7 @@ pub fn parse<P: Parser>(program_keys: ProgramKeys) -> Result<(P, Table), ExitCod
             if error.use_stderr() { ExitCode::from(EX_USAGE) } else { ExitCode::SUCCESS }
         }
         ConfigError::File(message) => {
-            eprintln!("error: {message}");
+            print_error(&format!("error: {message}"));
             ExitCode::from(EX_USAGE)
         }
     })
@@ -106,14 +106,20 @@ pub fn parse<P: Parser>(program_keys: ProgramKeys) -> Result<(P, Table), ExitCod
 pub fn report_check(result: Result<(), String>) -> ExitCode {
     match result {
         Ok(()) => {
-            println!("the configuration is valid");
+            // A closed pipe cannot be reported anywhere.
+            let _ = writeln!(io::stdout(), "the configuration is valid");
             ExitCode::SUCCESS
         }
         Err(message) => {
-            eprintln!("error: {message}");
+            print_error(&format!("error: {message}"));
             ExitCode::from(EX_USAGE)
         }
     }
+}
+
+/// Prints a line on standard error. Unlike `eprintln!` it does not panic if that is closed.
+pub fn print_error(line: &str) {
+    let _ = writeln!(io::stderr(), "{line}");
 }
 
 /// Prints the completion script of a shell.

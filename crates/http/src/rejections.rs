@@ -18,14 +18,17 @@ pub(crate) enum Reason {
     TooMany,
     /// More requests in flight than `--web.max-requests`.
     MaxRequests,
+    /// A browser used a foreign name for this server.
+    Host,
 }
 
-const ALL: [(Reason, &str); 5] = [
+const ALL: [(Reason, &str); 6] = [
     (Reason::NoRoom, "no_room"),
     (Reason::Handshake, "handshake"),
     (Reason::Unauthorized, "unauthorized"),
     (Reason::TooMany, "too_many"),
     (Reason::MaxRequests, "max_requests"),
+    (Reason::Host, "host"),
 ];
 
 static COUNTS: [AtomicU64; ALL.len()] = [const { AtomicU64::new(0) }; ALL.len()];
@@ -34,7 +37,8 @@ static REFUSED: Def = Def::counter(
     "wattcast_web_refused_total",
     &["reason"],
     "Rejected connections and requests on all ports of this program: no_room (an idle or slow connection was closed for a \
-     new one), handshake (TLS), unauthorized, too_many (rate_limit, or waiting password checks), max_requests.",
+     new one), handshake (TLS), unauthorized, too_many (rate_limit, or waiting password checks), max_requests, \
+     host (a browser used a foreign name: DNS rebinding).",
 );
 
 /// All metric definitions of this module.

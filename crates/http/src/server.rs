@@ -242,8 +242,11 @@ async fn admit(guard: &Guard, request: Request, next: Next) -> Response {
     if !guard.web.within_rate_limit() {
         return reject(StatusCode::TOO_MANY_REQUESTS, Reason::TooMany, "Too many requests\n".to_owned());
     }
+    let from = peer.as_ref().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.from);
+    if let Err(text) = guard.web.check_host(request.headers(), from) {
+        return reject(StatusCode::MISDIRECTED_REQUEST, Reason::Host, text);
+    }
     if !is_below(request.uri().path(), guard.self_authenticated) {
-        let from = peer.as_ref().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.from);
         match guard.web.authenticate(request.headers().get(AUTHORIZATION), from).await {
             AuthResult::Allowed => {}
             AuthResult::Unauthorized => {
@@ -292,25 +295,27 @@ fn reject(status: StatusCode, reason: Reason, text: String) -> Response {
 
 /// A listen address that cannot be bound. The message contains a remedy.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot listen on {address}: {source}. {}", hint(source))]
+#[error("cannot listen on {address}: {error}. {}", hint(error, flag))]
 pub struct BindError {
     address: ListenAddress,
-    source: io::Error,
+    /// Not the source of this error, whose message contains it already.
+    error: io::Error,
+    flag: &'static str,
 }
 
-fn hint(error: &io::Error) -> &'static str {
+fn hint(error: &io::Error, flag: &str) -> String {
     match error.kind() {
-        io::ErrorKind::AddrInUse => "The port is in use; stop the other program or choose another --web.listen-address",
-        io::ErrorKind::PermissionDenied => "Ports below 1024 need root; choose another --web.listen-address",
-        _ => "Choose an address of this machine with --web.listen-address",
+        io::ErrorKind::AddrInUse => format!("Stop the other program or choose another port with {flag}"),
+        io::ErrorKind::PermissionDenied => format!("Ports below 1024 need root; choose another port with {flag}"),
+        _ => "Choose an address of this machine with --web.listen-address".to_owned(),
     }
 }
 
-/// Binds all addresses.
+/// Binds all addresses. `flag` is the flag that sets their port.
 ///
 /// # Errors
 /// The first address that cannot be bound; the other listeners are closed.
-pub fn bind(addresses: &[ListenAddress]) -> Result<Vec<TcpListener>, BindError> {
+pub fn bind(addresses: &[ListenAddress], flag: &'static str) -> Result<Vec<TcpListener>, BindError> {
     let mut listeners = Vec::with_capacity(addresses.len());
     for address in addresses {
         let wildcard = address.0.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED);
@@ -321,7 +326,7 @@ pub fn bind(addresses: &[ListenAddress]) -> Result<Vec<TcpListener>, BindError> 
             }
             result => result,
         };
-        listeners.push(listener.map_err(|source| BindError { address: *address, source })?);
+        listeners.push(listener.map_err(|error| BindError { address: *address, error, flag })?);
     }
     Ok(listeners)
 }
@@ -345,7 +350,7 @@ pub fn addresses(listeners: &[TcpListener]) -> Vec<SocketAddr> {
 }
 
 /// Time for requests in flight to complete after a termination signal.
-const SHUTDOWN_GRACE: Duration = Duration::from_secs(3);
+const SHUTDOWN_GRACE: Duration = Duration::from_millis(500);
 
 /// A failure of [`serve`].
 #[derive(Debug, thiserror::Error)]
@@ -443,7 +448,7 @@ pub async fn serve(
     notify(&[NotifyState::Stopping]);
     let _ = stop.send(true);
     if tokio::time::timeout(SHUTDOWN_GRACE, servers.join_all()).await.is_err() {
-        warn!("a request did not complete within {} s and is aborted", SHUTDOWN_GRACE.as_secs());
+        warn!("a request did not complete within {} ms and is aborted", SHUTDOWN_GRACE.as_millis());
     }
     outcome
 }
@@ -646,7 +651,7 @@ mod tests {
             let thread = std::thread::spawn(move || {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
                 runtime.block_on(async {
-                    let listener = bind(&["127.0.0.1:0".parse().unwrap()]).unwrap().remove(0);
+                    let listener = bind(&["127.0.0.1:0".parse().unwrap()], "--port").unwrap().remove(0);
                     sender.send(listener.local_addr().unwrap()).unwrap();
                     let extra_routes = Router::new()
                         .route("/progress/{name}", get(|| async { "own" }))

@@ -24,6 +24,29 @@ pub const ENTER: &str = "enter";
 pub const OK: &str = "ok";
 /// Maximum length of a request or response line in bytes.
 pub const MAX_LINE: usize = 256;
+/// A request line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Request<'a> {
+    /// Lease a cgroup.
+    Hold,
+    /// Move the requesting process into the cgroup of this name.
+    Enter(&'a str),
+}
+
+/// Parses a request line of at most [`MAX_LINE`] bytes; `None` if it is none.
+#[must_use]
+pub fn parse_request(line: &[u8]) -> Option<Request<'_>> {
+    if line.len() > MAX_LINE {
+        return None;
+    }
+    let mut words = std::str::from_utf8(line).ok()?.split_whitespace();
+    match (words.next(), words.next(), words.next()) {
+        (Some(HOLD), None, None) => Some(Request::Hold),
+        (Some(ENTER), Some(name), None) => Some(Request::Enter(name)),
+        _ => None,
+    }
+}
+
 /// How long to wait for a response of the probe.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -130,4 +153,18 @@ fn request_move(address: &libc::sockaddr_un, line: &[u8]) -> io::Result<()> {
     let read = unsafe { libc::read(socket, response.as_mut_ptr().cast(), response.len()) };
     check(read >= 0)?;
     if response == *OK.as_bytes() { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::EPERM)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_two_requests_are_accepted() {
+        assert_eq!(parse_request(b"hold\n"), Some(Request::Hold));
+        assert_eq!(parse_request(b"enter wattcast/scope-1\n"), Some(Request::Enter("wattcast/scope-1")));
+        for line in [&b""[..], b"hold now\n", b"enter\n", b"enter a b\n", b"\xff\n", &[b'x'; MAX_LINE + 1]] {
+            assert_eq!(parse_request(line), None, "{line:?}");
+        }
+    }
 }

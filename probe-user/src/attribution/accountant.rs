@@ -21,11 +21,12 @@ use crate::{
     containers::{ChargeTarget, Container},
     cpu::{CgroupUsage, CpuUsage, CpuWindow, RunQueueStats},
     energy::{
+        REOPENED,
         counter::{Counter, Reject, Step},
         zone::{Origin, ZoneId, ZoneKind, accounting_roots, contains_gpu},
     },
     gpu::engines::{ENGINES, EngineTimes},
-    host::gpu_id::GpuId,
+    host::{gpu_id::GpuId, topology::PackageId},
     ledger::{
         AccountId, IdlePolicy, Rules, Totals,
         gpu_idle::GpuIdle,
@@ -36,7 +37,7 @@ use crate::{
     },
     snapshot::{
         Snapshot, ZoneRow,
-        history::{AccountDelta, Ring},
+        history::{AccountDelta, Ring, Settlement},
     },
     tick::{RawTick, Setup, TickChanges},
 };
@@ -259,6 +260,7 @@ impl Accountant {
         for job in &changes.jobs {
             self.streams.begin(job, self.roots.len());
         }
+        changes.jobs_moved.iter().for_each(|(job, target, own)| self.streams.relocate(*job, *target, *own));
         remove(&mut self.streams);
     }
 
@@ -306,13 +308,18 @@ impl Accountant {
         self.cpu_missed = reading.missed;
         let Some(window) = &mut self.window else {
             let (package_of_column, packages) = self.setup.usage_columns();
-            self.window = Some(CpuWindow::start(package_of_column, packages, self.rules.weights, reading));
+            // One column for all CPUs has no weight of its own.
+            let weights = if self.setup.has_per_cpu_usage() { self.setup.cpu_weights.clone() } else { Vec::new() };
+            let window = CpuWindow::start(package_of_column, packages, self.rules.weights, reading);
+            self.window = Some(window.with_cpu_weights(weights));
             self.last_queues.extend(reading.queues.iter().copied());
             return UsageByTarget::new();
         };
         for (key, now) in &reading.queues {
             let grown = now.since(&self.last_queues.insert(*key, *now).unwrap_or_default());
-            if let Some(ChargeTarget::Container(number)) = self.targets.get(key) {
+            if let Some(ChargeTarget::Container(number)) = self.targets.get(key)
+                && self.containers.contains_key(number)
+            {
                 self.queues.entry(*number).or_default().add(&grown);
             }
         }
@@ -334,7 +341,9 @@ impl Accountant {
 
     fn add_cpu_totals(&mut self, usage: &UsageByTarget) {
         for (target, by_package) in usage {
-            if let ChargeTarget::Container(number) = target {
+            if let ChargeTarget::Container(number) = target
+                && self.containers.contains_key(number)
+            {
                 let sums = self.cpu.entry(*number).or_insert_with(|| vec![CpuUsage::default(); by_package.len()]);
                 sums.iter_mut().zip(by_package).for_each(|(sum, usage)| sum.add(usage));
             }
@@ -368,7 +377,11 @@ impl Accountant {
 
     /// Index of the package whose CPU time splits a root's energy; `None` for the whole machine.
     fn package(&self, id: ZoneId) -> Option<usize> {
-        self.setup.packages.iter().position(|package| Some(*package) == id.package)
+        let packages = &self.setup.packages;
+        let exact = packages.iter().position(|package| Some(*package) == id.package);
+        // A die that the topology does not know shares the CPU time of its package.
+        let known = |package: &PackageId| id.package.is_some_and(|of| of.package == package.package);
+        exact.or_else(|| packages.iter().position(known))
     }
 
     /// The CPU usage that splits a root's energy. A package is split by the CPU time on it, a whole
@@ -420,6 +433,10 @@ impl Accountant {
             Some(_) => {}
             None => return Step::Failed,
         }
+        if matches!(raw.zones.get(index), Some(Err(error)) if error == REOPENED) {
+            self.counters[index].restart();
+            *self.rejects.entry((index, Reject::Returned)).or_default() += 1;
+        }
         let reading = match raw.zones.get(index) {
             Some(Ok(value)) => self.check_moving(index, *value, raw.energy_ns),
             Some(Err(error)) => Err(error.clone()),
@@ -439,7 +456,7 @@ impl Accountant {
     fn step_gpu(&mut self, index: usize, raw: &RawTick) -> Step {
         let kind = self.setup.zones[index].id.kind;
         let usage = raw.gpus.iter().find(|(gpu, _)| ZoneKind::Gpu(*gpu) == kind).map(|(_, usage)| usage);
-        self.gpus[index].waiting = None;
+        (self.gpus[index].waiting, self.gpus[index].unsettled) = (None, None);
         if usage.is_some_and(|usage| usage.counter_reset) {
             self.counters[index].restart();
         }
@@ -451,7 +468,14 @@ impl Accountant {
                     self.report_gpu_trouble(index, error);
                 }
                 if reading.is_ok() && usage.is_some_and(|usage| usage.pending) {
+                    // The energy is measured; only its split waits. The counter itself must not
+                    // advance, because the split has to cover this tick too.
+                    let unsettled = match self.counters[index].clone().advance(Some(*value), raw.gpu_ns) {
+                        Step::Grew(energy, _) => Some(energy),
+                        _ => None,
+                    };
                     self.gpus[index].waiting = Some(self.gpus[index].watts);
+                    self.gpus[index].unsettled = unsettled;
                     return Step::Failed;
                 }
                 self.counters[index].advance(reading.ok(), raw.gpu_ns)
@@ -564,11 +588,16 @@ impl Accountant {
         self.totals.open(id);
         let gpu = matches!(id.zone.kind, ZoneKind::Gpu(_));
         let mut claims = self.claims(id.zone, input.usage);
-        let mut delta = AccountDelta::unmeasured(id);
+        let idle_known = self.idle_estimate(index, root).is_some();
+        let mut delta = AccountDelta { idle_known, ..AccountDelta::unmeasured(id) };
         let (energy, covered_ns) = match step {
             Step::Grew(energy, covered_ns) => (energy, covered_ns),
             Step::Rejected(_) | Step::Failed => {
                 root.add_pending(claims);
+                root.rejected |= matches!(step, Step::Rejected(_));
+                if let (true, Some(energy)) = (gpu, self.gpus[index].unsettled) {
+                    delta.settlement = Settlement::Waiting(energy);
+                }
                 root.baseline.interrupt();
                 if root.pending_ticks > MAX_INCOMPLETE_TICKS && !input.waiting && !gpu {
                     let (location, ticks) = (&self.setup.zones[index].location, root.pending_ticks);
@@ -583,7 +612,10 @@ impl Accountant {
                 return (delta, None);
             }
         };
-        if input.length_ns.is_none_or(|length| covered_ns > length) {
+        // A board is read at times of its own, so the time that its energy covers does not tell the
+        // ticks. Without a rejected reading, its counter continues from the last split.
+        let continues = gpu && !root.rejected;
+        if continues || input.length_ns.is_none_or(|length| covered_ns > length) {
             // Empty for a board, whose claims are kept in its GPU zone.
             for (target, usage) in std::mem::take(&mut root.pending) {
                 claims.entry(target).or_default().add(&usage);
@@ -592,11 +624,15 @@ impl Accountant {
         }
         root.clear_pending();
         let conditions = self.conditions(index, root, input.raw, energy, covered_ns);
-        let result = if gpu {
+        let mut result = if gpu {
             self.split_board(index, id, &conditions)
         } else {
             self.split_root(index, id, root, &conditions, &claims)
         };
+        // From here on, a split names only containers that have series: a row may have been removed
+        // before its first tick, and claims, reservations and processes may still name it. The
+        // jobs of such a container have their parts already.
+        result.split.retire_unknown(|number| self.containers.contains_key(&number));
         root.power_uw = microwatts(energy, covered_ns);
         delta.measured = Some(energy);
         delta.idle = result.split.idle;

@@ -4,9 +4,11 @@ use std::{
     collections::BTreeMap,
     fs::{self, File},
     io::{self, Read as _, Write as _},
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
 };
 
+use rustix::fs::{Access, access};
 use serde::{Deserialize, Serialize};
 
 use crate::{energy::processor::Processor, ledger::idle::Sample, tick::Setup};
@@ -86,11 +88,21 @@ impl BaselineFile {
 
     fn read(&self) -> Result<Vec<(String, ZoneSamples)>, BaselineFileError> {
         let failed = |what: String| BaselineFileError { path: self.path.clone(), what };
-        let file = match File::open(&self.path) {
+        // In a directory where others may write, the name may be a link to another file, or a FIFO
+        // that would block the start.
+        let mut options = File::options();
+        options.read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
+        let file = match options.open(&self.path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) if error.raw_os_error() == Some(libc::ELOOP) => {
+                return Err(failed("is a symbolic link, which is not followed".to_owned()));
+            }
             Err(error) => return Err(failed(error.to_string())),
         };
+        if !file.metadata().is_ok_and(|meta| meta.is_file()) {
+            return Err(failed("not a regular file".to_owned()));
+        }
         let mut text = Vec::new();
         let read = file.take(MAX_FILE + 1).read_to_end(&mut text).map_err(|error| failed(error.to_string()))?;
         if u64::try_from(read).is_ok_and(|read| read > MAX_FILE) {
@@ -117,14 +129,50 @@ impl BaselineFile {
             if let Some(dir) = self.path.parent() {
                 fs::create_dir_all(dir)?;
             }
-            let draft = self.path.with_extension("new");
-            let mut file = File::create(&draft)?;
-            file.write_all(&serde_json::to_vec(&Content { version: VERSION, machines })?)?;
-            file.sync_all()?;
-            fs::rename(&draft, &self.path)
+            let content = serde_json::to_vec(&Content { version: VERSION, machines })?;
+            replace(&self.path, &content)
         };
         write().map_err(|error| BaselineFileError { path: self.path.clone(), what: error.to_string() })
     }
+
+    /// Checks that the file can be written later, without writing anything. Call it after the
+    /// privileges are dropped.
+    ///
+    /// # Errors
+    /// When the directory, or the nearest one above it that exists, is not writable.
+    pub fn check_writable(&self) -> Result<(), BaselineFileError> {
+        let failed = |what: String| BaselineFileError { path: self.path.clone(), what };
+        let absent =
+            |path: &&Path| fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+        let above = self.path.ancestors().skip(1).find(|path| !path.as_os_str().is_empty() && !absent(path));
+        // A relative path without an existing part is in the current directory.
+        let dir = above.unwrap_or(Path::new("."));
+        if dir.metadata().is_ok_and(|meta| !meta.is_dir()) {
+            return Err(failed(format!("cannot be written: {} is not a directory", dir.display())));
+        }
+        access(dir, Access::WRITE_OK | Access::EXEC_OK)
+            .map_err(|error| failed(format!("cannot be written: {}: {}", dir.display(), io::Error::from(error))))
+    }
+}
+
+/// Replaces a file atomically, with mode 0600.
+///
+/// The file is written as root, and others may be able to write to the directory: the draft is
+/// always a new file (`O_EXCL` does not follow a link either), and the rename replaces a link
+/// instead of following it.
+fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+    // The process id keeps probes that share a directory apart.
+    let draft = path.with_extension(format!("{}.new", std::process::id()));
+    // Left behind by a probe with the same id that was killed while it wrote.
+    let _ = fs::remove_file(&draft);
+    let mut options = File::options();
+    let mut file = options.write(true).create_new(true).mode(0o600).custom_flags(libc::O_NOFOLLOW).open(&draft)?;
+    let written = file.write_all(content).and_then(|()| file.sync_all()).and_then(|()| fs::rename(&draft, path));
+    if written.is_err() {
+        // A full disk must not keep a draft.
+        let _ = fs::remove_file(&draft);
+    }
+    written
 }
 
 /// Parses the content of the file: samples by machine.
@@ -164,6 +212,64 @@ mod tests {
         assert_eq!(here.read().unwrap().len(), OTHER_MACHINES + 1);
         here.save(&BTreeMap::new()).unwrap();
         assert_eq!(here.load().unwrap(), zones, "an empty save does not delete samples");
+    }
+
+    /// Issue 21: the state was written through a link that another user had planted as `idle.new`.
+    #[test]
+    fn the_state_is_not_written_through_a_planted_link() {
+        use std::os::unix::fs::{PermissionsExt as _, symlink};
+
+        let dir = tempfile::tempdir().unwrap();
+        let precious = dir.path().join("precious");
+        fs::write(&precious, "precious").unwrap();
+        let state = dir.path().join("state");
+        fs::create_dir(&state).unwrap();
+        let drafts = ["idle.new".to_owned(), format!("idle.{}.new", std::process::id()), FILE.to_owned()];
+        for name in &drafts {
+            symlink(&precious, state.join(name)).unwrap();
+        }
+        let here = file(&state, "here");
+        let error = here.load().unwrap_err().to_string();
+        assert_eq!(
+            error,
+            format!(
+                "{}: is a symbolic link, which is not followed. Idle power is learnt again; name another directory with --state.dir",
+                state.join(FILE).display()
+            )
+        );
+        let zones = BTreeMap::from([("package of package 0".to_owned(), vec![(0.5, 30.0)])]);
+        here.save(&zones).unwrap();
+        assert_eq!(fs::read_to_string(&precious).unwrap(), "precious");
+        assert_eq!(here.load().unwrap(), zones);
+        let meta = fs::symlink_metadata(state.join(FILE)).unwrap();
+        assert!(meta.is_file() && meta.permissions().mode() & 0o777 == 0o600, "{meta:?}");
+        assert!(!state.join(&drafts[1]).exists(), "no draft remains");
+    }
+
+    #[test]
+    fn a_fifo_as_state_file_does_not_block() {
+        let dir = tempfile::tempdir().unwrap();
+        let fifo = dir.path().join(FILE);
+        rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR, 0).unwrap();
+        assert!(file(dir.path(), "here").load().unwrap_err().to_string().contains("not a regular file"));
+    }
+
+    /// Issue 21: an unwritable state directory was silent.
+    #[test]
+    fn an_unwritable_state_directory_is_reported() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(file(dir.path(), "here").check_writable().is_ok());
+        assert!(file(&dir.path().join("new/below"), "here").check_writable().is_ok(), "it will be created");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "nothing is written");
+        let taken = dir.path().join("taken");
+        fs::write(&taken, "").unwrap();
+        assert_eq!(
+            file(&taken, "here").check_writable().unwrap_err().to_string(),
+            format!(
+                "{0}/idle.json: cannot be written: {0} is not a directory. Idle power is learnt again; name another directory with --state.dir",
+                taken.display()
+            )
+        );
     }
 
     #[test]

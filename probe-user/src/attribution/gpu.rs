@@ -37,6 +37,8 @@ pub(super) struct GpuZone {
     pub(super) failing_since: Option<u64>,
     /// Set while the zone waits for the usage of a process: the power to show meanwhile.
     pub(super) waiting: Option<Option<f64>>,
+    /// While it waits: measured energy since the last split.
+    pub(super) unsettled: Option<Microjoules>,
     /// Mean power over the last energy reading.
     pub(super) watts: Option<f64>,
 }

@@ -20,6 +20,8 @@ pub(super) struct Root {
     pub(super) pending: BTreeMap<ChargeTarget, CpuUsage>,
     /// Number of those ticks.
     pub(super) pending_ticks: u32,
+    /// True when the counter rejected a reading in one of those ticks.
+    pub(super) rejected: bool,
     /// Mean power of the last accepted tick, in microwatts.
     pub(super) power_uw: u64,
     pub(super) baseline: Baseline,
@@ -34,7 +36,7 @@ impl Root {
     }
 
     pub(super) fn clear_pending(&mut self) {
-        (self.pending, self.pending_ticks) = (BTreeMap::new(), 0);
+        (self.pending, self.pending_ticks, self.rejected) = (BTreeMap::new(), 0, false);
     }
 }
 

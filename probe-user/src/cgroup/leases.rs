@@ -33,7 +33,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lease::{ENTER, HOLD, MAX_LINE, OK};
+use lease::{MAX_LINE, OK, Request, parse_request};
 use tracing::warn;
 
 use crate::{
@@ -242,7 +242,7 @@ fn is_running(process: &OwnedFd) -> bool {
 }
 
 /// Reads the request line, with one timeout for the whole line.
-fn read_line(mut stream: &UnixStream) -> io::Result<String> {
+fn read_line(mut stream: &UnixStream) -> io::Result<Vec<u8>> {
     let (end, mut bytes) = (Instant::now() + IO_TIMEOUT, Vec::new());
     while !bytes.ends_with(b"\n") && bytes.len() < MAX_LINE {
         let left = end.saturating_duration_since(Instant::now());
@@ -256,7 +256,7 @@ fn read_line(mut stream: &UnixStream) -> io::Result<String> {
         }
         bytes.push(byte[0]);
     }
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
+    Ok(bytes)
 }
 
 /// Serves one connection. A lease ends with its connection.
@@ -267,9 +267,8 @@ fn serve(slots: &[LeaseSlot], stream: &UnixStream) -> io::Result<()> {
     // process has ended.
     let process = open_pidfd(peer.pid);
     let line = read_line(stream)?;
-    let mut words = line.split_whitespace();
-    match (words.next(), words.next(), words.next()) {
-        (Some(HOLD), None, None) => {
+    match parse_request(&line) {
+        Some(Request::Hold) => {
             let Some(slot) = slots.iter().find(|slot| slot.try_lease(peer.uid)) else {
                 return respond(
                     stream,
@@ -288,14 +287,14 @@ fn serve(slots: &[LeaseSlot], stream: &UnixStream) -> io::Result<()> {
             drop(lease);
             Ok(())
         }
-        (Some(ENTER), Some(name), None) => match slots.iter().find(|slot| slot.name == name) {
+        Some(Request::Enter(name)) => match slots.iter().find(|slot| slot.name == name) {
             Some(slot) => match process.and_then(|process| slot.enter(&process, &peer)) {
                 Ok(()) => respond(stream, &format!("{OK} {name}")),
                 Err(error) => respond(stream, &format!("cannot enter {name}: {error}")),
             },
             None => respond(stream, "there is no scope of this name"),
         },
-        _ => respond(stream, "unknown request; send hold or enter NAME"),
+        None => respond(stream, "unknown request; send hold or enter NAME"),
     }
 }
 

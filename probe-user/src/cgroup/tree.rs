@@ -34,6 +34,7 @@ pub struct Trees {
     /// If the probe runs in its own cgroup namespace: the path of the namespace's root in the whole
     /// tree, which procfs shows as `/`.
     namespace: HashMap<u64, String>,
+    whole: bool,
 }
 
 impl Trees {
@@ -77,7 +78,8 @@ impl Trees {
                 Some((*hierarchy, path_below(&own, root)?))
             })
             .collect();
-        Ok(Self { roots, namespace })
+        let whole = roots.iter().all(|(root, _)| fs::metadata(root).is_ok_and(|meta| meta.ino() == 1));
+        Ok(Self { roots, namespace, whole })
     }
 
     /// Converts a path from procfs to a path from the root of the whole tree. Procfs shows paths
@@ -96,6 +98,13 @@ impl Trees {
         format!("/{}", parts.join("/"))
     }
 
+    /// Whether the trees are mounted from their roots, whose inode number is 1 (kernfs). A
+    /// container may see a part of a tree only.
+    #[must_use]
+    pub fn are_whole(&self) -> bool {
+        self.whole
+    }
+
     /// The mount point of a tree.
     #[must_use]
     pub fn root(&self, hierarchy: u64) -> Option<&Path> {
@@ -108,6 +117,7 @@ impl Trees {
         Self {
             roots: self.roots.iter().filter(|(_, of)| *of == hierarchy).cloned().collect(),
             namespace: self.namespace.clone(),
+            whole: self.whole,
         }
     }
 
@@ -193,7 +203,7 @@ fn path_below(own: &Path, root: &Path) -> Option<String> {
     if own.dev() != top.dev() || own.ino() == top.ino() {
         return None;
     }
-    let trees = Trees { roots: vec![(root.to_owned(), hierarchy::V2)], namespace: HashMap::new() };
+    let trees = Trees { roots: vec![(root.to_owned(), hierarchy::V2)], namespace: HashMap::new(), whole: false };
     trees.scan().live.into_iter().find(|(key, _)| key.id == own.ino()).map(|(_, path)| path)
 }
 
@@ -224,8 +234,13 @@ impl Scan {
                 return Err(io::Error::other("too many cgroups"));
             }
             let path = format!("{path}/{}", entry.file_name().to_string_lossy());
+            // A directory counts its subdirectories in its links, so a leaf need not be opened
+            // (kernfs does; a file system that does not count reports 1).
+            let leaf = entry.metadata().is_ok_and(|meta| meta.nlink() == 2);
             self.live.insert(CgroupKey { id: entry.ino(), hierarchy }, path.clone());
-            open.push((entry.path(), path));
+            if !leaf {
+                open.push((entry.path(), path));
+            }
         }
         Ok(())
     }
@@ -249,7 +264,7 @@ mod tests {
         let own = path_below(&dir.path().join("system.slice/probe.scope"), dir.path()).unwrap();
         assert_eq!(own, "/system.slice/probe.scope");
         let namespace = HashMap::from([(hierarchy::V2, own)]);
-        let trees = Trees { roots: vec![(dir.path().to_owned(), hierarchy::V2)], namespace };
+        let trees = Trees { roots: vec![(dir.path().to_owned(), hierarchy::V2)], namespace, whole: false };
         for (relative, whole) in [
             ("/", "/system.slice/probe.scope"),
             ("/../cam.scope", "/system.slice/cam.scope"),

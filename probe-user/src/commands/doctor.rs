@@ -3,7 +3,11 @@
 use std::{
     fmt::Write as _,
     io::{self, Write as _},
+    os::unix::net::UnixStream,
     process::ExitCode,
+    sync::mpsc,
+    thread,
+    time::Duration,
 };
 
 use serde::Serialize;
@@ -11,6 +15,7 @@ use serde::Serialize;
 use crate::{
     cgroup::tree::Trees,
     config::Config,
+    containers::docker_error,
     cpu::{self, Tier},
     energy::{
         self, Source,
@@ -41,6 +46,8 @@ struct Report {
     chosen: Option<&'static str>,
     /// False if energy can only be modelled.
     measures: bool,
+    /// True if the chosen source is simulated.
+    simulated: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -77,6 +84,8 @@ impl Finding {
     }
 }
 
+/// Time for the Docker engine to accept a connection.
+const DOCKER_TIMEOUT: Duration = Duration::from_secs(2);
 /// Exit code when energy can only be modelled.
 const ONLY_MODELLED: u8 = 3;
 
@@ -96,7 +105,7 @@ fn examine(config: &Config) -> Report {
     let (topology, processor) = (Topology::read(&paths.sysfs), Processor::read(&paths.procfs));
     let mut sources = Vec::new();
     // As in the probe: the first complete source, else the first partial one, else the model.
-    let (mut complete, mut partial, mut measures) = (None, None, false);
+    let (mut complete, mut partial, mut measures, mut simulated) = (None, None, false, Vec::new());
     for origin in [Origin::Perf, Origin::Powercap, Origin::Msr, Origin::Hwmon, Origin::Model] {
         let opened = energy::open(origin, config.energy.cpu_power(), &paths, &topology);
         let (mut zones, mut left_out) = (Vec::new(), Vec::new());
@@ -113,6 +122,9 @@ fn examine(config: &Config) -> Report {
         }
         if let Ok(source) = &outcome {
             measures |= origin.is_measured() && !source.inventory().simulated;
+            if source.inventory().simulated {
+                simulated.push(origin);
+            }
             // MSRs are used only if they are requested explicitly.
             if origin != Origin::Msr {
                 let choice = if energy::missing_zones(&**source).is_some() { &mut partial } else { &mut complete };
@@ -127,6 +139,10 @@ fn examine(config: &Config) -> Report {
         sources.push(SourceReport { finding: Finding::new(origin.as_str(), &outcome), zones, left_out, remedy });
     }
     let tiers = tiers(config, &topology);
+    let chosen = match (complete, partial) {
+        (Some(Origin::Model) | None, Some(partial)) => Some(partial),
+        (complete, _) => complete,
+    };
     Report {
         machine: machine(&topology, &processor),
         measures,
@@ -134,10 +150,8 @@ fn examine(config: &Config) -> Report {
         gpus: gpus(config),
         parts: parts(config, &tiers),
         tiers,
-        chosen: match (complete, partial) {
-            (Some(Origin::Model) | None, Some(partial)) => Some(partial.as_str()),
-            (complete, _) => complete.map(Origin::as_str),
-        },
+        simulated: chosen.is_some_and(|chosen| simulated.contains(&chosen)),
+        chosen: chosen.map(Origin::as_str),
     }
 }
 
@@ -301,18 +315,22 @@ fn parts(config: &Config, tiers: &[Finding]) -> Vec<Finding> {
         },
         None => Finding { name: "cpu".to_owned(), state: "absent", detail: "no tier is allowed".to_owned() },
     };
-    let docker = std::os::unix::net::UnixStream::connect(&config.paths.docker_socket)
-        .map(|_| format!("{} responds", config.paths.docker_socket.display()));
-    let docker = docker.map_err(|error| {
-        Unavailable::new(
-            Reason::of(&error),
-            format!(
-                "{}: {error}. Containers are labelled with their ids; set the socket with --docker.socket",
-                config.paths.docker_socket.display()
-            ),
-        )
-    });
-    vec![Finding::new("cgroups", &trees), cpu, Finding::new("docker", &docker)]
+    let mut all = vec![Finding::new("cgroups", &trees), cpu, Finding::new("docker", &docker(config))];
+    for fault in config.path_faults() {
+        all.push(Finding::new("path", &Err(Unavailable::new(Reason::Absent, fault))));
+    }
+    all
+}
+
+/// Connects to the Docker socket. A full queue of the engine blocks a connection, so it is made on
+/// a thread of its own.
+fn docker(config: &Config) -> Result<String, Unavailable> {
+    let socket = config.paths.docker_socket.clone();
+    let (sender, connected) = mpsc::channel();
+    let path = socket.clone();
+    thread::spawn(move || sender.send(UnixStream::connect(path).map(drop)));
+    let outcome = connected.recv_timeout(DOCKER_TIMEOUT).unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+    outcome.map(|()| format!("{} responds", socket.display())).map_err(|error| docker_error(&socket, &error))
 }
 
 impl Report {
@@ -362,6 +380,12 @@ impl Report {
             writeln!(out, "  {name:<10} {state:<7} {detail}")?;
         }
         writeln!(out)?;
+        if self.gpus.iter().any(|gpu| gpu.state == "usable" && gpu.detail.contains("FAKE")) {
+            writeln!(out, "The GPU is FAKE: its energy is not measured.")?;
+        }
+        if self.simulated {
+            return writeln!(out, "Energy is SIMULATED here: nothing of it is measured.");
+        }
         match (self.measures, self.chosen) {
             (true, Some(Origin::MODEL) | None) => {
                 writeln!(

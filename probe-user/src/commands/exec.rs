@@ -4,18 +4,27 @@
 //! The counters are read before the command starts, once per tick, and after the command has ended,
 //! with the same collectors and the same arithmetic as in the service. The command keeps the
 //! caller's privileges; the probe drops its own as soon as the command runs.
+//!
+//! The command's rows are those of its cgroup and of all cgroups below it. What they lack is found
+//! by two counts of the kernel, that of the cgroup and that of `wait4`, and is said in the report.
 
 #![allow(unsafe_code)]
 
+mod cgroup;
+
 use std::{
+    collections::BTreeSet,
     ffi::OsString,
-    fs::{self, File, OpenOptions},
+    fs::File,
     io::{self, PipeReader, PipeWriter, Read as _, Write as _},
     os::{
         fd::AsRawFd as _,
-        unix::process::{CommandExt as _, ExitStatusExt as _},
+        unix::{
+            fs::OpenOptionsExt as _,
+            process::{CommandExt as _, ExitStatusExt as _},
+        },
     },
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, ExitCode, ExitStatus},
     sync::{
         atomic::{AtomicI32, Ordering},
@@ -33,18 +42,30 @@ use rustix::{
 };
 use serde::Serialize;
 
+use self::cgroup::{CommandCgroup, Leftover};
 use crate::{
-    cgroup::{hierarchy, tree::Trees},
     config::Config,
-    host::privileges,
+    host::{availability::SourceState, privileges},
     sampler::Sampler,
-    snapshot::{Snapshot, history::seconds},
+    snapshot::{
+        ContainerRow, Snapshot,
+        history::{AccountSum, ContainerSum, EnergySum, seconds},
+    },
     start,
 };
 
 /// Maximum time to wait for GPU drivers. Without a persistence daemon a driver takes a second or
 /// two to open.
 const DRIVER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Interval of checks for a signal during that time.
+const DRIVER_STEP: Duration = Duration::from_millis(100);
+
+/// Two counts of CPU time differ by the run of the command before it is in its cgroup, and by what
+/// runs between two readings: up to this many seconds, or this part of the time.
+const CPU_TOLERANCE: (f64, f64) = (0.05, 0.02);
+
+/// Programs that let others run their work, outside of the command's cgroup.
+const CLIENTS: [&str; 8] = ["docker", "podman", "nerdctl", "ctr", "crictl", "kubectl", "systemd-run", "machinectl"];
 
 /// The command to run, and the price of its energy.
 #[derive(Clone, Debug)]
@@ -66,8 +87,10 @@ pub struct ZoneCost {
     pub zone: &'static str,
     /// Energy source; `model` is not a measurement.
     pub source: &'static str,
-    /// Dynamic energy of the command.
-    pub joules: f64,
+    /// True if the counter is simulated: nothing was measured.
+    pub simulated: bool,
+    /// Dynamic energy of the command; absent if its cgroup has no row.
+    pub joules: Option<f64>,
     /// Uncertainty of `joules`; absent if unknown.
     pub uncertainty_joules: Option<f64>,
     /// Total energy of the zone.
@@ -101,13 +124,18 @@ pub struct CostReport {
     pub exit_code: i32,
     /// Wall-clock time.
     pub seconds: f64,
-    /// CPU time of all processes of the command.
+    /// CPU time of the command's cgroup and of all cgroups below it, as the kernel counts it.
     pub cpu_seconds: f64,
+    /// The part of `cpu_seconds` that is in no row, so that `joules` lacks its energy; absent if
+    /// the kernel's count cannot be read.
+    pub unattributed_cpu_seconds: Option<f64>,
+    /// CPU time of processes that left the cgroup, at least; it is in neither figure above.
+    pub outside_cpu_seconds: Option<f64>,
     /// Absent if the tier does not count it.
     pub runqueue_wait_seconds: Option<f64>,
     /// Empty without an energy source.
     pub zones: Vec<ZoneCost>,
-    /// Sum of all accounting roots.
+    /// Sum of all accounting roots; absent if it is unknown, with the reason in `notes`.
     pub joules: Option<f64>,
     pub uncertainty_joules: Option<f64>,
     /// Mean dynamic power.
@@ -124,18 +152,45 @@ pub struct CostReport {
     pub notes: Vec<String>,
 }
 
+/// A signal ended the program before its command started.
+#[derive(Debug, thiserror::Error)]
+#[error("ended by signal {0} before the command started")]
+struct EndedAtStart(libc::c_int);
+
 /// Runs the command, reports its cost, and returns its exit code; 127 when it cannot be started, as
-/// shells do.
+/// shells do, and 128 plus the number of the signal that came before its start.
 #[must_use]
 pub fn run(config: &Config, request: &ExecRequest<'_>, json: bool, output: Option<&Path>) -> ExitCode {
     run_and_report(config, request, json, output).unwrap_or_else(|error| {
         eprintln!("wattcast-probe: {error:#}");
-        ExitCode::from(127)
+        let signal = error.downcast_ref::<EndedAtStart>().map(|EndedAtStart(signal)| 128 + signal);
+        ExitCode::from(signal.and_then(|code| u8::try_from(code).ok()).unwrap_or(127))
+    })
+}
+
+/// Creates or truncates the file of the report.
+///
+/// It is written as root, often in a directory where others may write: a link there must not select
+/// another file. The names of the shell's own descriptors are links by nature.
+fn create_report(path: &Path) -> Result<File> {
+    let mut options = File::options();
+    options.write(true).create(true).truncate(true).mode(0o600);
+    let descriptor = ["/dev/stdout", "/dev/stderr"].iter().any(|name| path == Path::new(name))
+        || ["/dev/fd", "/proc/self/fd"].iter().any(|dir| path.parent() == Some(Path::new(dir)));
+    if !descriptor {
+        options.custom_flags(libc::O_NOFOLLOW);
+    }
+    options.open(path).map_err(|error| {
+        if error.raw_os_error() == Some(libc::ELOOP) {
+            anyhow::anyhow!("{} is a symbolic link, which is not followed; name the file itself", path.display())
+        } else {
+            anyhow::anyhow!("cannot write {}: {error}; name another file with --output", path.display())
+        }
     })
 }
 
 fn run_and_report(config: &Config, request: &ExecRequest<'_>, json: bool, output: Option<&Path>) -> Result<ExitCode> {
-    let mut file = output.map(|path| File::create(path).with_context(|| path.display().to_string())).transpose()?;
+    let mut file = output.map(create_report).transpose()?;
     let cost = measure(&config.for_one_command(), request)?;
     let text = if json { cost.json() } else { cost.text() };
     // The command has run and its exit code counts, so a report that cannot be written is printed.
@@ -156,8 +211,11 @@ fn measure(config: &Config, request: &ExecRequest<'_>) -> Result<CostReport> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let _inside = runtime.enter();
     let mut opened = start::open(config)?;
+    // From here on a signal must not end the program before the cgroup is removed. Declared first,
+    // so that the signals act again only after that.
+    let _signals = CaughtSignals::new();
     let cgroup = CommandCgroup::create(&config.paths.cgroupfs)?;
-    let (name, dirs) = (cgroup.name.clone(), cgroup.dirs.clone());
+    let location = cgroup.location().clone();
 
     let ffmpeg = Path::new(program).file_name().is_some_and(|name| is_ffmpeg(&name.to_string_lossy()));
     let reports = arguments.iter().any(|word| word == "-progress");
@@ -168,11 +226,20 @@ fn measure(config: &Config, request: &ExecRequest<'_>) -> Result<CostReport> {
     let command = CommandThread::new(command, cgroup)?;
     privileges::drop_all(opened.trial_reading()).context("cannot drop the privileges of the start")?;
     let mut sampler = Sampler::new(opened.start());
-    sampler.wait_for_gpus(DRIVER_TIMEOUT);
+    let drivers = Instant::now() + DRIVER_TIMEOUT;
+    while Instant::now() < drivers {
+        end_if_signalled()?;
+        let began = Instant::now();
+        sampler.wait_for_gpus(DRIVER_STEP);
+        if began.elapsed() < DRIVER_STEP / 2 {
+            // It did not wait, so the drivers are open, or there are none.
+            break;
+        }
+    }
     // The baseline: the cgroup exists and is empty.
     let first = sampler.tick().unwrap_or_default();
-    ignore_interrupts();
-    install_forwarding_handlers();
+    end_if_signalled()?;
+    let reaped_before = reaped_cpu();
     let clock = Instant::now();
     let pid = command.start().with_context(|| format!("cannot start {}", Path::new(program).display()))?;
     forward_signals_to(libc::pid_t::try_from(pid)?);
@@ -182,18 +249,33 @@ fn measure(config: &Config, request: &ExecRequest<'_>) -> Result<CostReport> {
         thread::spawn(move || read_progress(read, &sender));
         reports
     });
-    tick_until_exit(&command.exited, config.tick(), &mut sampler)?;
+    let mut containers = BTreeSet::new();
+    tick_until_exit(&command.exited, config.tick(), || {
+        sampler.tick();
+        location.add_containers(&mut containers);
+    })?;
     let wall = clock.elapsed();
     // Signals must not be forwarded after the child was waited for.
-    stop_forwarding();
+    COMMAND_PID.store(ENDED, Ordering::SeqCst);
     let status = command.wait()?;
+    let reaped = reaped_cpu().zip(reaped_before).map(|(after, before)| after.saturating_sub(before).as_secs_f64());
+    location.add_containers(&mut containers);
+    // Before the last tick, so that processes that still run do not make the rows look incomplete.
+    let cgroup_cpu = location.cpu_ns().map(nanoseconds_to_seconds);
     let last = sampler.tick().unwrap_or_default();
-    let left = count_processes(&dirs);
-    command.remove_cgroup();
-    let mut cost = cost_report(request, program, status, wall, &first, &last, &name);
-    if left > 0 {
-        cost.notes.push(format!("{left} processes of the command still run; their further use is not included"));
-    }
+    let left = command.finish();
+    let run = CommandRun {
+        status,
+        wall,
+        first: &first,
+        last: &last,
+        cgroup: &location.name,
+        containers: &containers,
+        cgroup_cpu,
+        reaped_cpu: reaped,
+    };
+    let mut cost = cost_report(request, program, &run);
+    cost.notes.extend(left.note(&config.paths.procfs));
     if ffmpeg && reports {
         cost.notes.push("frames are unknown because the command has its own -progress".to_owned());
     }
@@ -237,11 +319,13 @@ fn last_report(reports: &Receiver<FrameStats>) -> Option<FrameStats> {
 /// The thread that starts the command. Capabilities belong to a thread: this one keeps them until
 /// the command has started, while the main thread has dropped its own.
 struct CommandThread {
-    next_step: Sender<()>,
+    /// Absent once the thread has to end.
+    next_step: Option<Sender<()>>,
     started: Receiver<io::Result<u32>>,
     exited: Receiver<io::Result<()>>,
     status: Receiver<io::Result<ExitStatus>>,
-    thread: JoinHandle<()>,
+    left: Receiver<Leftover>,
+    thread: Option<JoinHandle<()>>,
 }
 
 impl CommandThread {
@@ -250,6 +334,7 @@ impl CommandThread {
         let (exit_sender, exited) = mpsc::channel();
         let (pid_sender, started) = mpsc::channel();
         let (status_sender, status) = mpsc::channel();
+        let (left_sender, left) = mpsc::channel();
         let thread = thread::Builder::new().name("command".into()).spawn(move || {
             if next_step.recv().is_err() {
                 return;
@@ -273,38 +358,57 @@ impl CommandThread {
             let _ = status_sender.send(child.wait());
             // The cgroup is removed after the last reading, or when the main thread has failed.
             let _ = next_step.recv();
-            drop(cgroup);
+            let _ = left_sender.send(cgroup.remove());
         })?;
-        Ok(Self { next_step: proceed, started, exited, status, thread })
+        Ok(Self { next_step: Some(proceed), started, exited, status, left, thread: Some(thread) })
+    }
+
+    fn proceed(&self) {
+        if let Some(next_step) = &self.next_step {
+            let _ = next_step.send(());
+        }
     }
 
     /// Starts the command; returns its pid.
     fn start(&self) -> Result<u32> {
-        let _ = self.next_step.send(());
+        self.proceed();
         Ok(self.started.recv()??)
     }
 
     /// Waits for the command, which has exited.
     fn wait(&self) -> Result<ExitStatus> {
-        let _ = self.next_step.send(());
+        self.proceed();
         Ok(self.status.recv()??)
     }
 
-    fn remove_cgroup(self) {
-        drop(self.next_step);
-        let _ = self.thread.join();
+    /// Removes the cgroup; returns what is left of the command.
+    fn finish(mut self) -> Leftover {
+        self.next_step = None;
+        self.left.recv().unwrap_or_default()
     }
 }
 
-/// Ignores Ctrl-C, which the terminal also sends to the command, so that the cost is reported. Call
-/// this before the command starts; exec resets the handlers for the command.
-fn ignore_interrupts() {
-    extern "C" fn nothing(_: libc::c_int) {}
-    for signal in [libc::SIGINT, libc::SIGQUIT] {
-        // SAFETY: the handler does nothing. It is a handler instead of SIG_IGN because exec would
-        // keep the latter.
-        unsafe { libc::signal(signal, nothing as extern "C" fn(libc::c_int) as libc::sighandler_t) };
+/// Waits for the thread, so that the program does not end before the cgroup is removed, whatever
+/// has failed.
+impl Drop for CommandThread {
+    fn drop(&mut self) {
+        self.next_step = None;
+        let _ = self.thread.take().map(JoinHandle::join);
     }
+}
+
+/// CPU time of the children that this process has waited for, and of those that they have waited
+/// for, as `wait4` reports it.
+fn reaped_cpu() -> Option<Duration> {
+    // SAFETY: an all-zero rusage is valid.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: the kernel writes one rusage, which is ours.
+    let done = unsafe { libc::getrusage(libc::RUSAGE_CHILDREN, &raw mut usage) };
+    let time = |time: libc::timeval| {
+        let (seconds, micros) = (u64::try_from(time.tv_sec).ok()?, u64::try_from(time.tv_usec).ok()?);
+        Some(Duration::from_secs(seconds) + Duration::from_micros(micros))
+    };
+    if done == 0 { Some(time(usage.ru_utime)? + time(usage.ru_stime)?) } else { None }
 }
 
 /// Waits until the child has ended, without reaping it.
@@ -314,14 +418,14 @@ fn wait_for_exit(pid: Pid) -> io::Result<()> {
     Ok(())
 }
 
-/// Ticks until the command has ended.
-fn tick_until_exit(exited: &Receiver<io::Result<()>>, tick: Duration, sampler: &mut Sampler) -> Result<()> {
+/// Takes a tick per interval until the command has ended.
+fn tick_until_exit(exited: &Receiver<io::Result<()>>, tick: Duration, mut take_tick: impl FnMut()) -> Result<()> {
     let mut due = Instant::now() + tick;
     loop {
         match exited.recv_timeout(due.saturating_duration_since(Instant::now())) {
             Ok(result) => return Ok(result?),
             Err(mpsc::RecvTimeoutError::Timeout) => {
-                sampler.tick();
+                take_tick();
                 due = (due + tick).max(Instant::now());
             }
             Err(mpsc::RecvTimeoutError::Disconnected) => bail!("the thread that waits for the command has ended"),
@@ -339,28 +443,69 @@ fn is_ffmpeg(name: &str) -> bool {
     })
 }
 
+/// The process id of the command; 0 before its start.
 static COMMAND_PID: AtomicI32 = AtomicI32::new(0);
-/// The last signal received; it may have arrived before the command was started.
+/// The value of [`COMMAND_PID`] after the end of the command.
+const ENDED: libc::pid_t = -1;
+/// The last signal received before the command was started.
 static PENDING_SIGNAL: AtomicI32 = AtomicI32::new(0);
 
-/// Forwards SIGTERM and SIGHUP to the command; the probe ends when the command does.
-fn install_forwarding_handlers() {
-    extern "C" fn pass(signal: libc::c_int) {
-        PENDING_SIGNAL.store(signal, Ordering::SeqCst);
-        let command = COMMAND_PID.load(Ordering::SeqCst);
-        if command > 0 {
-            // SAFETY: kill is async-signal-safe; the pid is our child's, which is not reaped while
-            // COMMAND_PID is set.
-            unsafe { libc::kill(command, signal) };
+/// The handlers of signals, from before the cgroup is created until after it is removed.
+///
+/// SIGTERM and SIGHUP are forwarded to the command; the probe ends when the command does. Ctrl-C,
+/// which the terminal also sends to the command, is not forwarded. Before the command has started
+/// each of them ends the probe, which then removes the cgroup; see [`end_if_signalled`].
+struct CaughtSignals;
+
+impl CaughtSignals {
+    fn new() -> Self {
+        type Handler = extern "C" fn(libc::c_int);
+        extern "C" fn pass(signal: libc::c_int) {
+            let command = COMMAND_PID.load(Ordering::SeqCst);
+            if command > 0 {
+                // SAFETY: kill is async-signal-safe; the pid is our child's, which is not reaped
+                // while COMMAND_PID is set.
+                unsafe { libc::kill(command, signal) };
+            } else {
+                PENDING_SIGNAL.store(signal, Ordering::SeqCst);
+            }
         }
-    }
-    for signal in [libc::SIGTERM, libc::SIGHUP] {
-        // SAFETY: the handler uses only async-signal-safe operations.
-        unsafe { libc::signal(signal, pass as extern "C" fn(libc::c_int) as libc::sighandler_t) };
+        extern "C" fn interrupted(signal: libc::c_int) {
+            if COMMAND_PID.load(Ordering::SeqCst) == 0 {
+                PENDING_SIGNAL.store(signal, Ordering::SeqCst);
+            }
+        }
+        let (pass, interrupted) = (pass as Handler, interrupted as Handler);
+        for (signal, handler) in
+            [(libc::SIGTERM, pass), (libc::SIGHUP, pass), (libc::SIGINT, interrupted), (libc::SIGQUIT, interrupted)]
+        {
+            // SAFETY: the handlers use only async-signal-safe operations. They are handlers instead
+            // of SIG_IGN because exec would keep the latter for the command.
+            unsafe { libc::signal(signal, handler as libc::sighandler_t) };
+        }
+        Self
     }
 }
 
-/// Sets the pid of the command, and forwards a signal that arrived before.
+impl Drop for CaughtSignals {
+    fn drop(&mut self) {
+        for signal in [libc::SIGTERM, libc::SIGHUP, libc::SIGINT, libc::SIGQUIT] {
+            // SAFETY: SIG_DFL is a valid handler.
+            unsafe { libc::signal(signal, libc::SIG_DFL) };
+        }
+    }
+}
+
+/// # Errors
+/// When a signal has arrived and the command has not started.
+fn end_if_signalled() -> Result<(), EndedAtStart> {
+    match PENDING_SIGNAL.load(Ordering::SeqCst) {
+        0 => Ok(()),
+        signal => Err(EndedAtStart(signal)),
+    }
+}
+
+/// Sets the pid of the command, and forwards a signal that arrived while it was started.
 fn forward_signals_to(pid: libc::pid_t) {
     COMMAND_PID.store(pid, Ordering::SeqCst);
     let pending = PENDING_SIGNAL.load(Ordering::SeqCst);
@@ -370,66 +515,173 @@ fn forward_signals_to(pid: libc::pid_t) {
     }
 }
 
-/// Restores the default signal handling after the command has ended.
-fn stop_forwarding() {
-    COMMAND_PID.store(0, Ordering::SeqCst);
-    for signal in [libc::SIGTERM, libc::SIGHUP, libc::SIGINT, libc::SIGQUIT] {
-        // SAFETY: SIG_DFL is a valid handler.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
+fn nanoseconds_to_seconds(ns: u64) -> f64 {
+    seconds(i64::try_from(ns).unwrap_or(i64::MAX))
+}
+
+/// A run of the command.
+struct CommandRun<'a> {
+    status: ExitStatus,
+    wall: Duration,
+    /// The tick before the command.
+    first: &'a Snapshot,
+    /// The tick after it.
+    last: &'a Snapshot,
+    /// Path of its cgroup from the root of the tree, without the leading slash.
+    cgroup: &'a str,
+    /// Short ids of the containers below that cgroup.
+    containers: &'a BTreeSet<String>,
+    /// CPU seconds that the kernel counts for the cgroup and those below it.
+    cgroup_cpu: Option<f64>,
+    /// CPU seconds of the command and of the descendants that were waited for, in any cgroup.
+    reaped_cpu: Option<f64>,
+}
+
+impl CommandRun<'_> {
+    /// True for the row of the command's cgroup, and for those of cgroups and containers below it.
+    fn owns(&self, name: &str, id: &str) -> bool {
+        let below = name.strip_prefix(self.cgroup).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+        below || self.containers.contains(id)
+    }
+
+    /// Why rows are missing.
+    fn missing_reason(&self) -> String {
+        let last = self.last;
+        let needed = |source: &&SourceState| ["cpu", "cgroups"].contains(&source.source);
+        if let Some(problem) = last.sources.iter().filter(needed).find_map(SourceState::problem) {
+            problem
+        } else if last.cpu.is_none() {
+            "CPU time is not counted (--no-collector.cpu)".to_owned()
+        } else if last.containers_dropped > 0 {
+            format!(
+                "the table of containers is full and lacks {} of them (--limit.containers)",
+                last.containers_dropped
+            )
+        } else if last.cpu_overflow_ns > 0 {
+            "the kernel's table of cgroups is full".to_owned()
+        } else if last.cgroups_unnamed > 0 {
+            format!("{} cgroups ended before a tick found their path (--tick)", last.cgroups_unnamed)
+        } else if self.cgroup_cpu.is_some_and(|used| used < 0.001) {
+            "it used less than a millisecond of CPU time".to_owned()
+        } else {
+            "no tick found its cgroup".to_owned()
+        }
     }
 }
 
-fn cost_report(
-    request: &ExecRequest<'_>,
-    program: &OsString,
-    status: ExitStatus,
-    wall: Duration,
-    first: &Snapshot,
-    last: &Snapshot,
-    name: &str,
-) -> CostReport {
-    let row = last.containers.iter().find(|row| row.container.name == name);
-    let cpu_ns = row.map_or(0, |row| row.cpu.iter().fold(0, |sum: u64, share| sum.saturating_add(share.ns())));
-    let wait_ns = row.and_then(|row| row.queue).map(|queue| queue.wait_ns);
-    let in_seconds = |ns: u64| seconds(i64::try_from(ns).unwrap_or(i64::MAX));
+/// By how much one count of CPU seconds exceeds another, if by more than counts differ anyway.
+fn excess(more: f64, less: f64) -> Option<f64> {
+    let (absolute, relative) = CPU_TOLERANCE;
+    let by = more - less;
+    (by > absolute.max(more * relative)).then_some(by)
+}
+
+/// What the rows lack: `counted` are the CPU seconds of all rows, absent without a row.
+fn cpu_notes(counted: Option<f64>, cgroup: Option<f64>, reaped: Option<f64>, reason: &str) -> Vec<String> {
     let mut notes = Vec::new();
-    let zones = match last.ring.window(seconds(first.unix_ns), seconds(last.unix_ns)) {
-        Ok(window) => {
-            let own = window.containers.iter().find(|container| container.container == name);
-            window
-                .accounts
+    match (counted, cgroup) {
+        (None, _) => notes.push(format!("the command's energy is unknown, because its cgroup has no row: {reason}")),
+        (Some(_), None) => {
+            notes.push("the kernel's count of its cgroup cannot be read, so the CPU time may be incomplete".to_owned());
+        }
+        (Some(counted), Some(cgroup)) => {
+            if let Some(by) = excess(cgroup, counted) {
+                notes.push(format!(
+                    "{by:.3} s of the {cgroup:.3} s of CPU time of its cgroup are in no row, and their energy is not included: {reason}"
+                ));
+            }
+        }
+    }
+    if let (Some(reaped), Some(cgroup)) = (reaped, cgroup)
+        && let Some(by) = excess(reaped, cgroup)
+    {
+        notes.push(format!(
+            "{by:.3} s of CPU time ran outside of its cgroup, because processes of the command moved to another cgroup; their energy is not included"
+        ));
+    }
+    notes
+}
+
+/// Energy of the command by zone. `own` are the sums of its rows.
+fn zone_costs(accounts: &[AccountSum], own: &[&ContainerSum], simulated: bool) -> Vec<ZoneCost> {
+    accounts
+        .iter()
+        .map(|account| {
+            let energy: Vec<&EnergySum> = own
                 .iter()
-                .map(|account| {
-                    let energy = own.into_iter().flat_map(|own| &own.energy);
-                    let energy =
-                        energy.into_iter().find(|sum| sum.package == account.package && sum.zone == account.zone);
-                    ZoneCost {
-                        package: account.package.clone(),
-                        zone: account.zone,
-                        source: account.source,
-                        joules: energy.map_or(0.0, |sum| sum.joules),
-                        uncertainty_joules: energy
-                            .map_or(Some(0.0), |sum| sum.uncertainty_joules)
-                            .filter(|_| account.source != "model"),
-                        machine_joules: account.measured_joules,
-                        idle_joules: account.idle_joules,
-                    }
-                })
-                .collect()
+                .flat_map(|own| own.energy.iter())
+                .filter(|sum| sum.package == account.package && sum.zone == account.zone)
+                .collect();
+            let has_row = !own.is_empty();
+            ZoneCost {
+                package: account.package.clone(),
+                zone: account.zone,
+                source: account.source,
+                simulated: simulated && account.source == "powercap",
+                joules: has_row.then(|| energy.iter().map(|sum| sum.joules).sum()),
+                // The rows share the counter's error, so their bounds add up.
+                uncertainty_joules: energy
+                    .iter()
+                    .map(|sum| sum.uncertainty_joules)
+                    .sum::<Option<f64>>()
+                    .filter(|_| has_row && account.source != "model"),
+                machine_joules: account.measured_joules,
+                idle_joules: account.idle_joules,
+            }
+        })
+        .collect()
+}
+
+fn cost_report(request: &ExecRequest<'_>, program: &OsString, run: &CommandRun<'_>) -> CostReport {
+    let (first, last) = (run.first, run.last);
+    let rows: Vec<&ContainerRow> =
+        last.containers.iter().filter(|row| run.owns(&row.container.name, &row.container.id)).collect();
+    let waits: Vec<u64> = rows.iter().filter_map(|row| row.queue.map(|queue| queue.wait_ns)).collect();
+    let add = |sum: u64, ns: u64| sum.saturating_add(ns);
+    let simulated = last.sources.iter().any(|source| source.detail.contains("SIMULATED"));
+    let mut notes = Vec::new();
+    let (zones, counted) = match last.ring.window(seconds(first.unix_ns), seconds(last.unix_ns)) {
+        Ok(window) => {
+            let own: Vec<&ContainerSum> =
+                window.containers.iter().filter(|sum| run.owns(&sum.container, &sum.id)).collect();
+            let counted = own.iter().flat_map(|own| own.cpu.iter()).map(|cpu| cpu.seconds).sum::<f64>();
+            for account in window.accounts.iter().filter(|account| account.zone != "gpu") {
+                if account.missing_seconds > 0.001 {
+                    notes.push(format!(
+                        "the {} of package {} gave no energy for {:.3} s, which is not included",
+                        account.zone, account.package, account.missing_seconds
+                    ));
+                }
+            }
+            if window.accounts.is_empty() {
+                notes.push("no energy: no source of energy works here; see wattcast-probe doctor".to_owned());
+            }
+            (zone_costs(&window.accounts, &own, simulated), (!own.is_empty()).then_some(counted))
         }
         Err(error) => {
             notes.push(format!("no energy: {error}"));
-            Vec::new()
+            let ns = rows.iter().flat_map(|row| row.cpu.iter()).map(|share| share.ns()).fold(0, add);
+            (Vec::new(), (!rows.is_empty()).then(|| nanoseconds_to_seconds(ns)))
         }
     };
+    notes.extend(cpu_notes(counted, run.cgroup_cpu, run.reaped_cpu, &run.missing_reason()));
+    let name = Path::new(program).file_name().unwrap_or_default().to_string_lossy().into_owned();
+    if CLIENTS.contains(&&*name) {
+        notes.push(format!(
+            "what {name} starts outside of the command's cgroup is not included; a running probe shows it by container"
+        ));
+    }
+    let above = |more: Option<f64>, less: Option<f64>| more.zip(less).map(|(more, less)| (more - less).max(0.0));
     let mut cost = CostReport {
-        program: Path::new(program).file_name().unwrap_or_default().to_string_lossy().into_owned(),
-        exit_code: status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(1),
-        seconds: wall.as_secs_f64(),
-        cpu_seconds: in_seconds(cpu_ns),
-        runqueue_wait_seconds: wait_ns.map(in_seconds),
-        joules: (!zones.is_empty()).then(|| zones.iter().map(|zone: &ZoneCost| zone.joules).sum()),
-        uncertainty_joules: zones.iter().map(|zone: &ZoneCost| zone.uncertainty_joules).sum(),
+        program: name,
+        exit_code: run.status.code().or_else(|| run.status.signal().map(|signal| 128 + signal)).unwrap_or(1),
+        seconds: run.wall.as_secs_f64(),
+        cpu_seconds: run.cgroup_cpu.or(counted).unwrap_or(0.0),
+        unattributed_cpu_seconds: above(run.cgroup_cpu, Some(counted.unwrap_or(0.0))),
+        outside_cpu_seconds: above(run.reaped_cpu, run.cgroup_cpu),
+        runqueue_wait_seconds: (!waits.is_empty()).then(|| nanoseconds_to_seconds(waits.into_iter().fold(0, add))),
+        joules: zones.iter().map(|zone| zone.joules).sum::<Option<f64>>().filter(|_| !zones.is_empty()),
+        uncertainty_joules: zones.iter().map(|zone| zone.uncertainty_joules).sum(),
         zones,
         watts: None,
         watt_hours: None,
@@ -450,7 +702,11 @@ fn cost_report(
     if cost.zones.iter().any(|zone| zone.source == "fake") {
         cost.notes.push("the GPU is FAKE: its energy was not measured".to_owned());
     }
-    if cost.zones.iter().filter(is_gpu).any(|zone| zone.joules > 0.0 && zone.idle_joules == 0.0) {
+    if cost.zones.iter().any(|zone| zone.simulated) {
+        cost.notes.push("the package's energy is SIMULATED: nothing of it was measured".to_owned());
+    }
+    let used = |zone: &ZoneCost| zone.joules.is_some_and(|joules| joules > 0.0);
+    if cost.zones.iter().filter(is_gpu).any(|zone| used(zone) && zone.idle_joules == 0.0) {
         cost.notes.push(
             "the idle power of the GPU is unknown, so its idle energy is included; a probe that runs for a while learns it"
                 .to_owned(),
@@ -465,9 +721,6 @@ fn cost_report(
                 .to_owned(),
         );
     }
-    if row.is_none() {
-        cost.notes.push("no CPU time was counted: the command was too short, or no tier is available".to_owned());
-    }
     cost
 }
 
@@ -479,19 +732,22 @@ impl CostReport {
             vec![format!("\nwattcast: {} ended with {} after {:.3} s\n", self.program, self.exit_code, self.seconds)];
         let mut line = |head: &str, text: String| lines.push(format!("  {head:<8}{text}\n"));
         // GPUs that the command did not use are left out.
-        for zone in self.zones.iter().filter(|zone| zone.zone != "gpu" || zone.joules > 0.0) {
+        for zone in
+            self.zones.iter().filter(|zone| zone.zone != "gpu" || zone.joules.is_some_and(|joules| joules > 0.0))
+        {
+            let joules = zone.joules.map_or_else(|| "unknown".to_owned(), |joules| format!("{joules:.3} J"));
             let off = zone.uncertainty_joules.map_or_else(String::new, |off| format!(" ± {off:.3}"));
             let how = match zone.source {
                 "model" => "modelled".to_owned(),
                 "fake" => "FAKE".to_owned(),
+                _ if zone.simulated => "SIMULATED".to_owned(),
                 source => format!("by {source}"),
             };
             let (all, idle) = (zone.machine_joules, zone.idle_joules);
             line(
                 "energy",
                 format!(
-                    "{:.3} J{off}  {} {}, {how}; {} {all:.3} J, of which idle {idle:.3} J",
-                    zone.joules,
+                    "{joules}{off}  {} {}, {how}; {} {all:.3} J, of which idle {idle:.3} J",
                     zone.zone,
                     zone.package,
                     if zone.zone == "gpu" { "GPU" } else { "machine" },
@@ -532,56 +788,6 @@ impl CostReport {
     }
 }
 
-/// The command's cgroup. It is removed on drop unless processes are left in it.
-struct CommandCgroup {
-    name: String,
-    dirs: Vec<PathBuf>,
-}
-
-impl CommandCgroup {
-    fn create(cgroupfs: &Path) -> Result<Self> {
-        let trees = Trees::find(cgroupfs).context("cannot create a cgroup for the command")?;
-        let mut this = Self { name: format!("wattcast-exec-{}", std::process::id()), dirs: Vec::new() };
-        // CPU time is counted by v2 leaf; v1 is used only without v2.
-        let root = trees.root(hierarchy::V2).or_else(|| trees.root(hierarchy::V1_CPU)).context("no cgroup tree")?;
-        let dir = root.join(&this.name);
-        fs::create_dir(&dir).with_context(|| {
-            format!(
-                "cannot create the cgroup {}; run as root, in a container with the host's cgroup tree mounted read-write",
-                dir.display()
-            )
-        })?;
-        this.dirs.push(dir);
-        Ok(this)
-    }
-
-    fn enter(&self, command: &mut Command) -> Result<()> {
-        for dir in &self.dirs {
-            let procs = OpenOptions::new().write(true).open(dir.join("cgroup.procs"))?;
-            // SAFETY: write is async-signal-safe; the descriptor was opened before the fork.
-            unsafe {
-                command.pre_exec(move || (&procs).write_all(b"0"));
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Number of processes in a cgroup.
-fn count_processes(dirs: &[PathBuf]) -> usize {
-    let procs = |dir: &PathBuf| fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default().lines().count();
-    dirs.iter().map(procs).max().unwrap_or(0)
-}
-
-impl Drop for CommandCgroup {
-    fn drop(&mut self) {
-        for dir in &self.dirs {
-            // EBUSY means that a process of the command still runs; it keeps its cgroup.
-            let _ = fs::remove_dir(dir);
-        }
-    }
-}
-
 /// Reads ffmpeg's reports up to the end and sends each. Nothing here blocks, so ffmpeg is never
 /// delayed.
 fn read_progress(mut pipe: PipeReader, sender: &Sender<FrameStats>) {
@@ -604,7 +810,133 @@ fn read_progress(mut pipe: PipeReader, sender: &Sender<FrameStats>) {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
+    use crate::snapshot::history::CpuSum;
+
+    fn sum(container: &str, id: &str, joules: f64, uncertainty_joules: Option<f64>) -> ContainerSum {
+        let (package, image) = ("0".to_owned(), String::new());
+        ContainerSum {
+            container: container.to_owned(),
+            id: id.to_owned(),
+            image,
+            runtime: "cgroup",
+            energy: vec![EnergySum {
+                package: package.clone(),
+                zone: "package",
+                source: "powercap",
+                joules,
+                idle_joules: 0.0,
+                edge_error_joules: 0.0,
+                uncertainty_joules,
+            }],
+            cpu: vec![CpuSum { package, seconds: 1.0 }],
+        }
+    }
+
+    fn account(source: &'static str) -> AccountSum {
+        AccountSum {
+            package: "0".to_owned(),
+            zone: "package",
+            source,
+            measured_joules: 100.0,
+            containers_joules: 0.0,
+            retired_joules: 0.0,
+            system_joules: 0.0,
+            idle_joules: 10.0,
+            unattributed_joules: 0.0,
+            unsettled_joules: 0.0,
+            idle_known: true,
+            idle_known_seconds: 1.0,
+            edge_error_joules: 0.0,
+            missing_seconds: 0.0,
+            uncertainty_joules: None,
+        }
+    }
+
+    #[test]
+    fn child_cgroups_and_containers_below_belong_to_the_command() {
+        let (first, last) = (Snapshot::default(), Snapshot::default());
+        let containers = BTreeSet::from(["0123456789ab".to_owned()]);
+        let run = CommandRun {
+            status: ExitStatus::from_raw(0),
+            wall: Duration::from_secs(1),
+            first: &first,
+            last: &last,
+            cgroup: "wattcast-exec-1",
+            containers: &containers,
+            cgroup_cpu: Some(0.0),
+            reaped_cpu: Some(0.0),
+        };
+        assert!(run.owns("wattcast-exec-1", "cgroup2:7") && run.owns("wattcast-exec-1/inner/deeper", "cgroup2:8"));
+        assert!(run.owns("0123456789ab", "0123456789ab"));
+        assert!(!run.owns("wattcast-exec-12", "cgroup2:9") && !run.owns("cam", "ba9876543210"));
+    }
+
+    #[test]
+    fn energy_of_all_rows_is_summed() {
+        let (own, inner) = (sum("a", "1", 1.5, Some(0.25)), sum("a/inner", "2", 2.0, Some(0.5)));
+        let zones = zone_costs(&[account("powercap")], &[&own, &inner], false);
+        assert_eq!((zones[0].joules, zones[0].uncertainty_joules), (Some(3.5), Some(0.75)));
+        let unsure = sum("a/unsure", "3", 2.0, None);
+        assert_eq!(zone_costs(&[account("powercap")], &[&own, &unsure], false)[0].uncertainty_joules, None);
+    }
+
+    #[test]
+    fn energy_without_a_row_is_unknown_and_not_zero() {
+        let zones = zone_costs(&[account("powercap")], &[], true);
+        assert_eq!((zones[0].joules, zones[0].uncertainty_joules), (None, None));
+        let total: Option<f64> = zones.iter().map(|zone| zone.joules).sum();
+        assert_eq!(total, None);
+        assert_eq!(
+            cpu_notes(None, Some(2.0), Some(2.0), "no tick found its cgroup"),
+            ["the command's energy is unknown, because its cgroup has no row: no tick found its cgroup"]
+        );
+    }
+
+    #[test]
+    fn missing_cpu_time_is_said_with_its_seconds() {
+        assert!(cpu_notes(Some(2.0), Some(2.01), Some(2.03), "").is_empty(), "within the tolerance");
+        assert_eq!(
+            cpu_notes(Some(0.5), Some(2.0), Some(2.0), "the kernel's table of cgroups is full"),
+            [
+                "1.500 s of the 2.000 s of CPU time of its cgroup are in no row, and their energy is not included: the kernel's table of cgroups is full"
+            ]
+        );
+        assert_eq!(
+            cpu_notes(Some(0.0), Some(0.001), Some(2.0), ""),
+            [
+                "1.999 s of CPU time ran outside of its cgroup, because processes of the command moved to another cgroup; their energy is not included"
+            ]
+        );
+        assert_eq!(
+            cpu_notes(Some(1.0), None, Some(1.0), ""),
+            ["the kernel's count of its cgroup cannot be read, so the CPU time may be incomplete"]
+        );
+    }
+
+    #[test]
+    fn simulated_energy_is_labelled() {
+        let zones = zone_costs(&[account("powercap"), account("fake")], &[&sum("a", "1", 1.0, None)], true);
+        assert!(zones[0].simulated && !zones[1].simulated);
+    }
+
+    #[test]
+    fn a_report_is_not_written_through_a_symbolic_link() {
+        let dir = tempfile::tempdir().unwrap();
+        let (precious, link) = (dir.path().join("precious"), dir.path().join("cost.json"));
+        std::fs::write(&precious, "precious").unwrap();
+        std::os::unix::fs::symlink(&precious, &link).unwrap();
+        assert_eq!(
+            create_report(&link).unwrap_err().to_string(),
+            format!("{} is a symbolic link, which is not followed; name the file itself", link.display())
+        );
+        assert_eq!(std::fs::read_to_string(&precious).unwrap(), "precious");
+        std::fs::remove_file(&link).unwrap();
+        let mode = create_report(&link).unwrap().metadata().unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
 
     #[test]
     fn only_ffmpeg_gets_a_progress_option() {

@@ -5,6 +5,7 @@
 use std::{
     sync::{Arc, mpsc},
     thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -34,11 +35,11 @@ use crate::{
 /// the sampler ended.
 pub fn run(config: &Config, serving: &ServerOptions) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
+    let outcome = runtime.block_on(async {
         info!("wattcast-probe {}", program::version());
-        let listeners = server::bind(&config.addresses())?;
-        let stats = server::bind(&config.stats_addresses())?;
-        let gpus = server::bind(&config.gpu_addresses())?;
+        let listeners = server::bind(&config.addresses(), "--web.listen-address")?;
+        let stats = server::bind(&config.stats_addresses(), "--stats.port")?;
+        let gpus = server::bind(&config.gpu_addresses(), "--gpu.port")?;
         let inputs = open(config)?;
         if let Err(error) = serving.web.check_readable() {
             warn!("{error}; the file was read before the privileges were dropped, so later changes have no effect");
@@ -55,18 +56,40 @@ pub fn run(config: &Config, serving: &ServerOptions) -> Result<()> {
             Sampler::new(inputs).run(&received, |snapshot| publisher.publish(snapshot));
         })?;
 
+        let watched = published.clone();
+        let failed = async move {
+            tokio::select! {
+                _ = sampler_ended => {}
+                () = watched.stuck() => {}
+            }
+        };
         let usage = Port::new(stats, Arc::new(StatsPages(published.clone())));
         let gpus = Port::new(gpus, Arc::new(GpuPages(published.clone())));
         let all = Port { extra_routes: routes::routes(published.clone()), ..Port::new(listeners, published) };
-        let outcome = server::serve(serving, vec![all, usage, gpus], "sampler", sampler_ended).await;
+        let outcome = server::serve(serving, vec![all, usage, gpus], "sampler", failed).await;
         let _ = requests.send(Request::Stop);
+        let deadline = Instant::now() + STOP_TIMEOUT;
+        while !sampler.is_finished() && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
         outcome?;
-        if sampler.join().is_err() {
+        if !sampler.is_finished() {
+            warn!(
+                "the sampler did not end within {} ms; stopping without it, and without saving the idle power",
+                STOP_TIMEOUT.as_millis()
+            );
+        } else if sampler.join().is_err() {
             bail!("the sampler panicked");
         }
         Ok(())
-    })
+    });
+    // A file read that hangs, on the file system of a container runtime, must not delay the end.
+    runtime.shutdown_background();
+    outcome
 }
+
+/// Time for the sampler to end its tick and to save the idle power, after the server has ended.
+const STOP_TIMEOUT: Duration = Duration::from_millis(400);
 
 /// Opens all sources, drops the privileges, and logs the state of each source.
 fn open(config: &Config) -> Result<SamplerInputs> {

@@ -9,11 +9,12 @@ pub struct Container {
     pub number: u32,
     /// The label `container`: the name, or the short id when there is none.
     pub name: String,
-    /// The label `id`: the first 12 digits of the container's id, or the cgroup's id.
+    /// The label `id`: the first 12 digits of the container's id, the path of a guest's or a
+    /// scheduler's job's cgroup, or the cgroup's id.
     pub id: String,
     /// The label `image`; empty when unknown.
     pub image: String,
-    /// The label `runtime`: `docker`, `containerd`, …, `cgroup` for a plain cgroup.
+    /// The label `runtime`: `docker`, `libvirt`, `slurm`, …, `cgroup` for a plain cgroup.
     #[serde(deserialize_with = "runtime")]
     pub runtime: Runtime,
     /// The Kubernetes pod; empty outside of Kubernetes.
@@ -34,6 +35,13 @@ impl Container {
         Self { number, name, id, image, runtime, pod, namespace, labels: Vec::new() }
     }
 
+    /// True for a container of an engine or runtime; false for guests, scheduled jobs, units, jobs
+    /// and plain cgroups.
+    #[must_use]
+    pub fn is_of_engine(&self) -> bool {
+        matches!(self.runtime, "docker" | "containerd" | "crio" | "podman" | "kata" | "unknown")
+    }
+
     /// The labels `pod` and `namespace`; empty for a container outside of a pod.
     #[must_use]
     pub fn pod_labels(&self) -> Vec<(&'static str, &str)> {
@@ -45,10 +53,59 @@ impl Container {
 /// input.
 pub type Runtime = &'static str;
 
+/// All values of the label `runtime` but `unknown`.
+const KNOWN_RUNTIMES: [&str; 14] = [
+    "docker",
+    "containerd",
+    "crio",
+    "podman",
+    "kata",
+    "libvirt",
+    "nspawn",
+    "lxc",
+    "proxmox",
+    "nomad",
+    "slurm",
+    "cgroup",
+    "systemd",
+    "process",
+];
+
 /// Reads the runtime from a recording. Unlisted values become `unknown`, which bounds the label's
 /// values.
 fn runtime<'de, D: Deserializer<'de>>(from: D) -> Result<&'static str, D::Error> {
     let text = String::deserialize(from)?;
-    let known = ["docker", "containerd", "crio", "podman", "cgroup", "systemd", "process"];
-    Ok(known.into_iter().find(|known| *known == text).unwrap_or("unknown"))
+    Ok(KNOWN_RUNTIMES.into_iter().find(|known| *known == text).unwrap_or("unknown"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::path::{Workload, classify},
+        *,
+    };
+
+    /// A runtime that is missing in the list would be `unknown` in every replay.
+    #[test]
+    fn every_runtime_of_a_path_is_read_back_from_a_recording() {
+        let hex = "0123456789abcdef".repeat(4);
+        for (path, expected) in [
+            (format!("/docker/{hex}"), "docker"),
+            (format!("/kubepods/pod1/kata_{hex}"), "kata"),
+            ("/machine.slice/machine-qemu\\x2d1\\x2dweb.scope".to_owned(), "libvirt"),
+            ("/machine.slice/machine-cam.scope".to_owned(), "nspawn"),
+            ("/lxc.payload.web".to_owned(), "lxc"),
+            ("/qemu.slice/101.scope".to_owned(), "proxmox"),
+            ("/nomad/web".to_owned(), "nomad"),
+            ("/slurm/uid_0/job_1".to_owned(), "slurm"),
+        ] {
+            let (Workload::Container { runtime, .. } | Workload::Guest { runtime, .. }) = classify(&path) else {
+                panic!("{path}")
+            };
+            let container = Container::new(0, "a".into(), "b".into(), runtime);
+            let json = serde_json::to_string(&container).unwrap();
+            let read: Container = serde_json::from_str(&json).unwrap();
+            assert_eq!((read.runtime, runtime), (expected, expected), "{path}");
+        }
+    }
 }

@@ -6,8 +6,10 @@
 
 mod charge_target;
 mod container;
+mod docker_engine;
 pub mod name_resolver;
 pub mod path;
+mod priority;
 pub mod runtime_files;
 pub mod stats;
 
@@ -20,16 +22,15 @@ use std::{
 
 pub use charge_target::ChargeTarget;
 pub use container::{Container, Runtime};
+pub use docker_engine::docker_error;
 use metrics::label;
 use name_resolver::{NameReply, NameResolver};
 use path::Workload;
+use priority::{Class, Ranking, Standing};
 use runtime_files::RuntimeFiles;
 use stats::CgroupPath;
 
-use crate::cgroup::{
-    CgroupKey, hierarchy,
-    tree::{Scan, Trees},
-};
+use crate::cgroup::{CgroupKey, changes::CgroupChanges, hierarchy, known::KnownCgroups, tree::Trees};
 
 /// Longest time a tick waits for the names of new containers.
 const NAME_TIMEOUT: Duration = Duration::from_millis(150);
@@ -37,9 +38,6 @@ const NAME_TIMEOUT: Duration = Duration::from_millis(150);
 /// engine may be busy starting that container, or stopped for an hour.
 const MIN_RETRY: Duration = Duration::from_secs(1);
 const MAX_RETRY: Duration = Duration::from_secs(30);
-/// Interval between scans for removed cgroups; a new cgroup triggers a scan at once.
-const SCAN_INTERVAL: Duration = Duration::from_secs(10);
-
 /// Two cgroups with the same identity belong to the same workload.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Identity {
@@ -47,6 +45,8 @@ enum Identity {
     Cgroup(CgroupKey),
     /// A containerd container with a name instead of an id: `namespace/name`.
     Task(String),
+    /// A guest or a job of a scheduler, by the path of its topmost cgroup.
+    Guest(String),
     /// A systemd unit with a job in it, by the path of its cgroup.
     Unit(String),
     /// A job that shares its cgroup with other processes, by its number.
@@ -58,10 +58,14 @@ struct ContainerRecord {
     container: Arc<Container>,
     identity: Identity,
     cgroups: HashSet<CgroupKey>,
-    /// True once it has used CPU time. Any process that may create cgroups can create one that
-    /// looks like a container, so containers that ran have priority when series are scarce.
+    /// True once it has used CPU time.
     ran: bool,
+    /// When it ran last, or was found.
+    last_ran: Instant,
+    class: Class,
     gone_at: Option<Instant>,
+    /// Number of its removed cgroups whose last reading is still to come.
+    departing: usize,
     /// CPU limit of `cpu.max` in thousandths of a CPU; read only under the idle policy that needs
     /// it.
     reserved: Option<u64>,
@@ -73,19 +77,46 @@ struct ContainerRecord {
 }
 
 impl ContainerRecord {
-    fn new(container: Container, identity: Identity, cgroups: HashSet<CgroupKey>, ran: bool) -> Self {
+    fn new(
+        container: Container,
+        identity: Identity,
+        cgroups: HashSet<CgroupKey>,
+        ran: bool,
+        class: Class,
+        now: Instant,
+    ) -> Self {
         Self {
             container: Arc::new(container),
             identity,
             cgroups,
             ran,
+            last_ran: now,
+            class,
             gone_at: None,
+            departing: 0,
             reserved: None,
             resolve_at: None,
             retry_delay: MIN_RETRY,
             cgroup_paths: Vec::new(),
         }
     }
+
+    fn standing(&self) -> Standing {
+        match self.gone_at {
+            Some(at) if self.departing == 0 => Standing::Over(at),
+            Some(_) => Standing::Ending,
+            None => Standing::Live { ran: self.ran, class: self.class, last_ran: self.last_ran },
+        }
+    }
+}
+
+/// The properties of a new workload.
+struct NewWorkload<'a> {
+    ran: bool,
+    class: Class,
+    runtime: &'static str,
+    name: &'a str,
+    id: &'a str,
 }
 
 /// Configuration of the registry.
@@ -103,28 +134,29 @@ pub struct RegistryLimits {
 
 /// All cgroups and containers of the host.
 pub struct ContainerRegistry {
-    trees: Trees,
+    known: KnownCgroups,
     names: Option<NameResolver>,
     files: RuntimeFiles,
     limits: RegistryLimits,
     targets: HashMap<CgroupKey, ChargeTarget>,
     records: BTreeMap<u32, ContainerRecord>,
     numbers: HashMap<Identity, u32>,
+    ranking: Ranking,
     next: u32,
-    last_scan: Option<Instant>,
-    /// The paths of all cgroups in the last scan.
-    last_paths: HashMap<CgroupKey, String>,
     /// Cgroups found removed in this tick, and in the tick before. Only the next reading contains
     /// their last CPU time, so they are released one tick later.
     departing: [Vec<CgroupKey>; 2],
+    /// The cgroups in `departing`.
+    marked: HashSet<CgroupKey>,
     /// Containers whose series ended in this tick.
     ended: Vec<u32>,
     /// Workloads without series because of the limit; each is counted once, whatever the number of
     /// its cgroups.
-    over_limit: HashSet<Identity>,
+    over_limit: HashMap<Identity, HashSet<CgroupKey>>,
+    /// The workload of each of their cgroups.
+    over_limit_cgroups: HashMap<CgroupKey, Identity>,
     dropped: u64,
     unnamed: u64,
-    incomplete_scans: u64,
 }
 
 impl ContainerRegistry {
@@ -132,67 +164,114 @@ impl ContainerRegistry {
     #[must_use]
     pub fn new(trees: Trees, names: Option<NameResolver>, files: RuntimeFiles, limits: RegistryLimits) -> Self {
         Self {
-            trees,
+            known: KnownCgroups::new(trees),
             names,
             files,
             limits,
             targets: HashMap::new(),
             records: BTreeMap::new(),
             numbers: HashMap::new(),
+            ranking: Ranking::default(),
             next: 0,
-            last_scan: None,
-            last_paths: HashMap::new(),
             departing: [Vec::new(), Vec::new()],
+            marked: HashSet::new(),
             ended: Vec::new(),
-            over_limit: HashSet::new(),
+            over_limit: HashMap::new(),
+            over_limit_cgroups: HashMap::new(),
             dropped: 0,
             unnamed: 0,
-            incomplete_scans: 0,
         }
+    }
+
+    /// Takes over the changes of the trees since the last tick. Call it after the reading, which
+    /// may contain the new cgroups, and before [`Self::observe`].
+    pub fn apply(&mut self, changes: CgroupChanges) {
+        self.known.apply(changes);
     }
 
     /// Updates the registry with the cgroups of a reading. Returns the containers whose series end
     /// now.
     pub fn observe(&mut self, reading: impl Iterator<Item = CgroupKey>, now: Instant) -> Vec<u32> {
-        let mut without_series = HashSet::new();
-        let mut any_unknown = false;
+        // Without series: unknown cgroups, and those over the limit.
+        let (mut unknown, mut retired) = (Vec::new(), Vec::new());
         for key in reading {
             match self.targets.get(&key) {
-                None => {
-                    any_unknown = true;
-                    without_series.insert(key);
-                }
-                Some(ChargeTarget::Retired) => {
-                    without_series.insert(key);
-                }
+                None => unknown.push(key),
+                Some(ChargeTarget::Retired) if self.marked.contains(&key) => {}
+                Some(ChargeTarget::Retired) => retired.push(key),
                 Some(ChargeTarget::Container(number)) => {
-                    if let Some(record) = self.records.get_mut(number) {
-                        record.ran = true;
+                    if let Some(record) = self.records.get_mut(number).filter(|record| !record.ran) {
+                        (record.ran, record.last_ran) = (true, now);
+                        self.ranking.set(*number, record.standing());
                     }
                 }
                 Some(ChargeTarget::System) => {}
             }
         }
-        let due = self.last_scan.is_none_or(|last| now.duration_since(last) >= SCAN_INTERVAL);
-        if due || any_unknown {
-            self.last_scan = Some(now);
-            let Scan { live, complete } = self.trees.scan();
-            self.insert_new(&live, &without_series, now);
-            if self.limits.reservations {
-                for record in self.records.values_mut() {
-                    let limits = record.cgroups.iter().filter_map(|key| self.trees.reserved(key, live.get(key)?));
-                    record.reserved = limits.min();
-                }
-            }
-            if complete {
-                self.mark_gone(&live, now);
-            } else {
-                self.incomplete_scans += 1;
-            }
-            self.last_paths = live;
+        let mut complete = None;
+        let is_unknown = |known: &KnownCgroups| unknown.iter().any(|key| known.path(key).is_none());
+        if self.known.scan_is_due(now) || is_unknown(&self.known) && self.known.can_scan(now) {
+            complete = Some(self.known.scan(now));
         }
+        let running: HashSet<CgroupKey> = unknown.iter().chain(&retired).copied().collect();
+        let mut new = self.known.take_created();
+        new.extend(&unknown);
+        if self.has_room(now) {
+            new.extend(&retired);
+        }
+        let any_new = !new.is_empty();
+        self.insert_new(new, &running, now);
+        if self.limits.reservations && (any_new || complete.is_some()) {
+            self.read_reservations();
+        }
+        for key in self.known.take_gone() {
+            self.mark_gone(key, now);
+        }
+        for key in unknown {
+            if self.known.live_path(&key).is_some() {
+                continue;
+            }
+            if self.known.path(&key).is_some() {
+                // It ran for the first time just before its removal.
+                self.mark_gone(key, now);
+            } else if complete == Some(true) {
+                // It was created and removed between two ticks: its CPU time counts, but its path
+                // is unknown.
+                self.unnamed += 1;
+                self.targets.insert(key, ChargeTarget::System);
+                self.mark_gone(key, now);
+            }
+        }
+        self.known.end_tick();
         self.resolve_names(now);
         self.retire_due(now)
+    }
+
+    fn read_reservations(&mut self) {
+        for record in self.records.values_mut() {
+            let limits = record.cgroups.iter().filter_map(|key| {
+                let path = self.known.live_path(key)?;
+                self.known.trees().reserved(key, path)
+            });
+            record.reserved = limits.min();
+        }
+    }
+
+    /// Whether a workload over the limit may fit now.
+    fn has_room(&self, now: Instant) -> bool {
+        self.records.len() < self.limits.containers || self.ranking.replaceable(true, Class::Confirmed, now).is_some()
+    }
+
+    /// Records which cgroups ran in the last tick.
+    pub fn note_ran<'a>(&mut self, ran: impl Iterator<Item = &'a CgroupKey>, now: Instant) {
+        for key in ran {
+            if let Some(ChargeTarget::Container(number)) = self.targets.get(key)
+                && let Some(record) = self.records.get_mut(number)
+            {
+                record.last_ran = now;
+                self.ranking.set(*number, record.standing());
+            }
+        }
     }
 
     /// Ends the tick: returns the cgroups whose last reading was just posted, so that their slots
@@ -206,7 +285,14 @@ impl ContainerRegistry {
         *before = std::mem::take(now);
         before.extend(stay);
         for key in &gone {
-            self.targets.remove(key);
+            self.marked.remove(key);
+            let target = self.targets.remove(key);
+            if let Some(ChargeTarget::Container(number)) = target
+                && let Some(record) = self.records.get_mut(&number)
+            {
+                record.departing = record.departing.saturating_sub(1);
+                self.ranking.set(number, record.standing());
+            }
         }
         gone
     }
@@ -223,51 +309,52 @@ impl ContainerRegistry {
         self.targets.get(key).copied()
     }
 
-    /// Assigns a charge target to every new cgroup. A container is inserted as soon as it exists, a
+    /// Assigns a charge target to new cgroups. A container is inserted as soon as it exists, a
     /// plain cgroup only when it runs, because a host has many empty ones. `running` are the
     /// cgroups of the reading without series.
-    fn insert_new(&mut self, live: &HashMap<CgroupKey, String>, running: &HashSet<CgroupKey>, now: Instant) {
-        // A workload that was over the limit before may fit now.
-        let open = |key: &CgroupKey| matches!(self.targets.get(key), None | Some(ChargeTarget::Retired));
-        let mut new: Vec<(&CgroupKey, &String)> = live.iter().filter(|(key, _)| open(key)).collect();
+    fn insert_new(&mut self, mut new: Vec<CgroupKey>, running: &HashSet<CgroupKey>, now: Instant) {
         new.sort_unstable();
-        for (key, path) in new {
-            match path::classify(path) {
-                Workload::System => {
-                    self.targets.insert(*key, ChargeTarget::System);
-                }
+        new.dedup();
+        for key in new {
+            // A workload that was over the limit before may fit now.
+            if !matches!(self.targets.get(&key), None | Some(ChargeTarget::Retired)) {
+                continue;
+            }
+            let Some(path) = self.known.path(&key).map(str::to_owned) else { continue };
+            let ran = running.contains(&key);
+            let target = match path::classify(&path) {
+                Workload::System => ChargeTarget::System,
                 Workload::Container { runtime, id } => {
-                    let resolve_at = Some(now);
                     let identity = Identity::Container(id.to_owned());
-                    let ran = running.contains(key);
-                    let target = self.insert(*key, identity, ran, runtime, short(id), short(id), resolve_at);
-                    self.record_path(target, key.hierarchy, path::topmost(path, id));
-                    self.targets.insert(*key, target);
+                    let new = NewWorkload { ran, class: Class::Likely, runtime, name: short(id), id: short(id) };
+                    let target = self.insert(key, identity, &new, Some(now), now);
+                    self.record_path(target, key.hierarchy, path::topmost(&path, id));
+                    target
                 }
-                Workload::Plain if let Some((namespace, id)) = self.files.task(path) => {
+                Workload::Guest { runtime, name, top } if ran || self.targets.contains_key(&key) => {
+                    let id = format!("{runtime}:{top}");
+                    let new = NewWorkload { ran, class: Class::Likely, runtime, name: &name, id: &id };
+                    let target = self.insert(key, Identity::Guest(top.to_owned()), &new, None, now);
+                    self.record_path(target, key.hierarchy, top);
+                    target
+                }
+                Workload::Plain if let Some((namespace, id)) = self.files.task(&path) => {
                     let whole = format!("{namespace}/{id}");
-                    let identity = Identity::Task(whole.clone());
-                    let target = self.insert(*key, identity, running.contains(key), "containerd", id, &whole, None);
+                    let new = NewWorkload { ran, class: Class::Confirmed, runtime: "containerd", name: id, id: &whole };
+                    let target = self.insert(key, Identity::Task(whole.clone()), &new, None, now);
                     self.record_path(target, key.hierarchy, &format!("/{whole}"));
-                    self.targets.insert(*key, target);
+                    target
                 }
-                Workload::Plain if running.contains(key) || self.targets.contains_key(key) => {
+                Workload::Plain if ran || self.targets.contains_key(&key) => {
                     let tree = if key.hierarchy == hierarchy::V1_CPU { "cgroup1" } else { "cgroup2" };
                     let id = format!("{tree}:{}", key.id);
                     let name = path.trim_start_matches('/');
-                    let target = self.insert(*key, Identity::Cgroup(*key), true, "cgroup", name, &id, None);
-                    self.targets.insert(*key, target);
+                    let new = NewWorkload { ran: true, class: Class::Plain, runtime: "cgroup", name, id: &id };
+                    self.insert(key, Identity::Cgroup(key), &new, None, now)
                 }
-                Workload::Plain => {}
-            }
-        }
-        for key in running {
-            if !self.targets.contains_key(key) {
-                // It was created and removed between two ticks: its CPU time counts, but its path
-                // is unknown.
-                self.unnamed += 1;
-                self.targets.insert(*key, ChargeTarget::System);
-            }
+                Workload::Plain | Workload::Guest { .. } => continue,
+            };
+            self.targets.insert(key, target);
         }
     }
 
@@ -282,93 +369,100 @@ impl ContainerRegistry {
     }
 
     /// Adds a cgroup to its workload, which is created when it is new.
-    #[expect(clippy::too_many_arguments, reason = "the properties of a new workload; there are few callers")]
     fn insert(
         &mut self,
         key: CgroupKey,
         identity: Identity,
-        ran: bool,
-        runtime: &'static str,
-        name: &str,
-        id: &str,
+        new: &NewWorkload<'_>,
         resolve_at: Option<Instant>,
+        now: Instant,
     ) -> ChargeTarget {
         if let Some(number) = self.numbers.get(&identity) {
             if let Some(record) = self.records.get_mut(number) {
                 record.cgroups.insert(key);
-                record.ran |= ran;
+                record.ran |= new.ran;
                 record.gone_at = None;
+                self.ranking.set(*number, record.standing());
             }
             return ChargeTarget::Container(*number);
         }
-        if self.records.len() >= self.limits.containers && !self.make_room(ran) {
-            self.dropped += u64::from(self.over_limit.insert(identity));
+        if self.records.len() >= self.limits.containers && !self.make_room(new.ran, new.class, now) {
+            self.dropped += u64::from(!self.over_limit.contains_key(&identity));
+            self.over_limit_cgroups.insert(key, identity.clone());
+            self.over_limit.entry(identity).or_default().insert(key);
             return ChargeTarget::Retired;
         }
-        self.over_limit.remove(&identity);
+        for cgroup in self.over_limit.remove(&identity).into_iter().flatten() {
+            self.over_limit_cgroups.remove(&cgroup);
+        }
         let number = self.next;
         self.next += 1;
-        let container = Container::new(number, label::sanitize(name), label::sanitize(id), runtime);
-        self.numbers.insert(identity.clone(), number);
-        let record = ContainerRecord::new(container, identity, HashSet::from([key]), ran);
-        self.records.insert(number, ContainerRecord { resolve_at, ..record });
+        let container = Container::new(number, label::sanitize(new.name), label::sanitize(new.id), new.runtime);
+        let record = ContainerRecord::new(container, identity, HashSet::from([key]), new.ran, new.class, now);
+        self.add_record(number, ContainerRecord { resolve_at, ..record });
         ChargeTarget::Container(number)
     }
 
-    /// Ends the series of one container early: of the one that was removed first, or, if the new
-    /// container runs, of one that never ran. Returns false when there is no such container.
-    fn make_room(&mut self, new_one_runs: bool) -> bool {
-        let gone = self.records.iter().filter(|(number, _)| self.is_over(**number));
-        let gone = gone.min_by_key(|(_, record)| record.gone_at).map(|(number, _)| *number);
-        let idle = || self.records.iter().find(|(_, record)| !record.ran).map(|(number, _)| *number);
-        let Some(number) = gone.or_else(|| new_one_runs.then(idle).flatten()) else { return false };
+    fn add_record(&mut self, number: u32, record: ContainerRecord) {
+        self.numbers.insert(record.identity.clone(), number);
+        self.ranking.set(number, record.standing());
+        self.records.insert(number, record);
+    }
+
+    /// Ends the series of one container early. Returns false when there is none that gives way.
+    fn make_room(&mut self, new_one_runs: bool, class: Class, now: Instant) -> bool {
+        let Some(number) = self.ranking.replaceable(new_one_runs, class, now) else { return false };
         self.end(number);
         true
     }
 
-    /// True when a container was removed and its last reading was posted.
-    fn is_over(&self, number: u32) -> bool {
-        self.records.get(&number).is_some_and(|record| record.gone_at.is_some())
-            && !self
-                .departing
-                .iter()
-                .flatten()
-                .any(|key| self.targets.get(key) == Some(&ChargeTarget::Container(number)))
-    }
-
     fn end(&mut self, number: u32) {
+        self.ranking.remove(number);
         if let Some(record) = self.records.remove(&number) {
-            for key in &record.cgroups {
-                self.targets.insert(*key, ChargeTarget::Retired);
+            let departing = self.departing.iter().flatten().filter(|_| record.departing > 0);
+            let departing = departing.filter(|key| self.targets.get(key) == Some(&ChargeTarget::Container(number)));
+            let keys: Vec<CgroupKey> = record.cgroups.iter().chain(departing).copied().collect();
+            for key in keys {
+                self.targets.insert(key, ChargeTarget::Retired);
             }
-            self.numbers.remove(&record.identity);
+            // A job that moved has a new row with the same identity.
+            if self.numbers.get(&record.identity) == Some(&number) {
+                self.numbers.remove(&record.identity);
+            }
             self.ended.push(number);
         }
     }
 
-    /// Marks the cgroups that are missing in a scan as removed. The scan must be complete.
-    fn mark_gone(&mut self, live: &HashMap<CgroupKey, String>, now: Instant) {
-        self.over_limit.retain(|identity| match identity {
-            Identity::Cgroup(key) => live.contains_key(key),
-            Identity::Container(id) => live.values().any(|path| path.contains(id.as_str())),
-            Identity::Task(task) => live.values().any(|path| path.contains(task.as_str())),
-            Identity::Unit(unit) => live.values().any(|path| path == unit),
-            Identity::Process(_) => false,
-        });
-        let marked: HashSet<CgroupKey> = self.departing.iter().flatten().copied().collect();
-        for (key, target) in &self.targets {
-            if live.contains_key(key) || marked.contains(key) {
-                continue;
-            }
-            self.departing[0].push(*key);
-            if let ChargeTarget::Container(number) = target
-                && let Some(record) = self.records.get_mut(number)
-            {
-                record.cgroups.remove(key);
-                if record.cgroups.is_empty() {
-                    record.gone_at = Some(now);
+    /// Marks a cgroup as removed.
+    fn mark_gone(&mut self, key: CgroupKey, now: Instant) {
+        let Some(target) = self.targets.get(&key).copied() else { return };
+        if !self.marked.insert(key) {
+            return;
+        }
+        self.departing[0].push(key);
+        match target {
+            ChargeTarget::Container(number) => {
+                if let Some(record) = self.records.get_mut(&number) {
+                    record.cgroups.remove(&key);
+                    record.departing += 1;
+                    if record.cgroups.is_empty() {
+                        record.gone_at = Some(now);
+                    }
+                    self.ranking.set(number, record.standing());
                 }
             }
+            ChargeTarget::Retired => {
+                let identity = self.over_limit_cgroups.remove(&key);
+                if let Some(identity) = identity
+                    && let Some(cgroups) = self.over_limit.get_mut(&identity)
+                {
+                    cgroups.remove(&key);
+                    if cgroups.is_empty() {
+                        self.over_limit.remove(&identity);
+                    }
+                }
+            }
+            ChargeTarget::System => {}
         }
     }
 
@@ -407,14 +501,15 @@ impl ContainerRegistry {
                         labels: self.limits.labels.iter().filter_map(select).collect(),
                         ..(*record.container).clone()
                     });
-                    record.resolve_at = None;
+                    (record.resolve_at, record.class) = (None, Class::Confirmed);
                 }
-                NameReply::NotFound => record.resolve_at = None,
+                NameReply::NotFound => (record.resolve_at, record.class) = (None, Class::Plain),
                 NameReply::Failed => {
                     record.resolve_at = Some(now + record.retry_delay);
                     record.retry_delay = (record.retry_delay * 2).min(MAX_RETRY);
                 }
             }
+            self.ranking.set(record.container.number, record.standing());
         }
     }
 
@@ -431,29 +526,27 @@ impl ContainerRegistry {
         stream: Option<&str>,
         now: Instant,
     ) -> (ChargeTarget, Option<u32>) {
-        // A cgroup created since the last scan must be scanned now: a job in a container that got
-        // its own row would be charged twice.
-        if !self.last_paths.contains_key(key) {
-            self.last_paths = self.trees.scan().live;
+        // The cgroup must be known now: a job in a container that got its own row would be charged
+        // twice.
+        if self.known.path(key).is_none() && self.known.can_scan(now) {
+            self.known.scan(now);
         }
         if !self.targets.contains_key(key) {
-            let live = std::mem::take(&mut self.last_paths);
-            self.insert_new(&live, &HashSet::from([*key]), now);
-            self.last_paths = live;
+            self.insert_new(vec![*key], &HashSet::from([*key]), now);
         }
         match self.charge_target(key) {
             ChargeTarget::System => {}
             target => return (target, None),
         }
-        if let Some(path) = self.last_paths.get(key).cloned()
-            && let Some(unit) = path::unit(&path)
-        {
+        let Some(path) = self.known.path(key).map(str::to_owned) else { return (ChargeTarget::System, None) };
+        if let Some(unit) = path::unit(&path) {
             let (name, id) = (unit.to_owned(), format!("unit:{}", key.id));
-            let target = self.insert(*key, Identity::Unit(path.clone()), true, "systemd", &name, &id, None);
+            let new = NewWorkload { ran: true, class: Class::Confirmed, runtime: "systemd", name: &name, id: &id };
+            let target = self.insert(*key, Identity::Unit(path.clone()), &new, None, now);
             self.targets.insert(*key, target);
             return (target, None);
         }
-        if self.records.len() >= self.limits.containers && !self.make_room(true) {
+        if self.records.len() >= self.limits.containers && !self.make_room(true, Class::Likely, now) {
             self.dropped += 1;
             return (ChargeTarget::System, None);
         }
@@ -461,9 +554,9 @@ impl ContainerRegistry {
         self.next += 1;
         let (name, id) = (label::sanitize(stream.unwrap_or("ffmpeg")), format!("job:{job}"));
         let container = Container::new(number, name, id, "process");
-        let identity = Identity::Process(job);
-        self.numbers.insert(identity.clone(), number);
-        self.records.insert(number, ContainerRecord::new(container, identity, HashSet::new(), true));
+        let record =
+            ContainerRecord::new(container, Identity::Process(job), HashSet::new(), true, Class::Confirmed, now);
+        self.add_record(number, record);
         (ChargeTarget::System, Some(number))
     }
 
@@ -471,24 +564,18 @@ impl ContainerRegistry {
     pub fn detach_job(&mut self, number: u32, now: Instant) {
         if let Some(record) = self.records.get_mut(&number) {
             record.gone_at = Some(now);
+            self.ranking.set(number, record.standing());
         }
     }
 
     /// The workload's cgroup of a process, by its directory in procfs.
     #[must_use]
     pub fn cgroup_of(&self, process: &Path) -> Option<CgroupKey> {
-        self.trees.cgroup_of_process(process)
+        self.known.trees().cgroup_of_process(process)
     }
 
     fn retire_due(&mut self, now: Instant) -> Vec<u32> {
-        let retain = self.limits.retain;
-        let due = |record: &ContainerRecord| record.gone_at.is_some_and(|at| now.duration_since(at) >= retain);
-        let over: Vec<u32> = self
-            .records
-            .iter()
-            .filter(|(number, record)| due(record) && self.is_over(**number))
-            .map(|(number, _)| *number)
-            .collect();
+        let over = now.checked_sub(self.limits.retain).map(|at| self.ranking.over_until(at)).unwrap_or_default();
         for number in over {
             self.end(number);
         }
@@ -502,10 +589,9 @@ impl ContainerRegistry {
 
     /// Every container of a runtime, with its cgroup in each tree.
     pub fn cgroup_paths(&self) -> impl Iterator<Item = (&Arc<Container>, &[CgroupPath])> {
-        let containers = self
-            .records
-            .values()
-            .filter(|record| matches!(record.identity, Identity::Container(_) | Identity::Task(_)));
+        let containers = self.records.values().filter(|record| {
+            matches!(record.identity, Identity::Container(_) | Identity::Task(_) | Identity::Guest(_))
+        });
         containers.map(|record| (&record.container, &*record.cgroup_paths))
     }
 
@@ -523,6 +609,14 @@ impl ContainerRegistry {
         self.records.get(&number).map(|record| &record.container)
     }
 
+    /// Number of existing containers of runtimes, with or without series.
+    #[must_use]
+    pub fn container_count(&self) -> usize {
+        let of_runtime = |identity: &Identity| matches!(identity, Identity::Container(_) | Identity::Task(_));
+        let live = self.records.values().filter(|record| record.gone_at.is_none() && of_runtime(&record.identity));
+        live.count() + self.over_limit.keys().filter(|identity| of_runtime(identity)).count()
+    }
+
     /// Number of containers without series because the limit was reached.
     #[must_use]
     pub fn dropped(&self) -> u64 {
@@ -538,7 +632,7 @@ impl ContainerRegistry {
     /// Number of scans that could not read all cgroups.
     #[must_use]
     pub fn incomplete_scans(&self) -> u64 {
-        self.incomplete_scans
+        self.known.incomplete_scans()
     }
 
     /// The name resolver; `None` when it is switched off.
@@ -550,7 +644,7 @@ impl ContainerRegistry {
     /// `v2`, `v1` or `hybrid`.
     #[must_use]
     pub fn layout(&self) -> &'static str {
-        self.trees.layout()
+        self.known.trees().layout()
     }
 }
 

@@ -6,19 +6,23 @@
 //! id for a name until a reply arrives.
 
 use std::{
-    path::{Path, PathBuf},
+    path::Path,
     sync::{Arc, Mutex, PoisonError, mpsc as std_mpsc},
     time::{Duration, Instant},
 };
 
-use bollard::{Docker, errors::Error as DockerError};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::{
+    sync::{Notify, Semaphore, mpsc},
+    task::JoinHandle,
+    time::{MissedTickBehavior, interval, sleep_until},
+};
 
-use super::runtime_files::{RuntimeFiles, RuntimeMetadata};
+use super::{
+    docker_engine::{CALL_TIMEOUT, DockerEngine, Inspection},
+    runtime_files::{RuntimeFiles, RuntimeMetadata},
+};
 use crate::host::availability::{Reason, Unavailable};
 
-/// Longest time of a single call.
-const CALL_TIMEOUT: Duration = Duration::from_secs(2);
 /// Concurrent calls. A host that starts a hundred containers must not open a hundred connections.
 const MAX_CALLS: usize = 8;
 /// Interval between checks of the socket, with or without requests.
@@ -59,8 +63,10 @@ impl NameResolver {
     pub fn start(runtime: &tokio::runtime::Handle, socket: &Path, files: RuntimeFiles) -> Self {
         let (requests, queue) = mpsc::channel(MAX_QUEUED);
         let (reply, replies) = std_mpsc::channel();
-        let state: SocketState = Arc::new(Mutex::new(open_client(socket).map(|_| ())));
-        runtime.spawn(run(socket.to_owned(), files, queue, reply, state.clone()));
+        let engine = DockerEngine::new(socket);
+        let state: SocketState = Arc::new(Mutex::new(engine.try_connect()));
+        let resolver = Resolver { engine, files, replies: reply, state: state.clone(), failed: Arc::default() };
+        runtime.spawn(resolver.run(queue));
         Self { requests, replies, pending: 0, state }
     }
 
@@ -92,159 +98,117 @@ impl NameResolver {
     }
 }
 
-/// Creates a client after one test connection; the client itself is not connected yet.
-fn open_client(socket: &Path) -> Result<Docker, Unavailable> {
-    if let Err(error) = std::os::unix::net::UnixStream::connect(socket) {
-        let reason = match error.kind() {
-            // A socket file without a listener belongs to a daemon that has stopped.
-            std::io::ErrorKind::ConnectionRefused => Reason::Absent,
-            _ => Reason::of(&error),
-        };
-        return Err(Unavailable::new(
-            reason,
-            format!(
-                "{}: {error}. Containers are labelled with their ids; start Docker, or name its socket with --docker.socket",
-                socket.display()
-            ),
-        ));
-    }
-    Docker::connect_with_unix(&socket.to_string_lossy(), CALL_TIMEOUT.as_secs(), bollard::API_DEFAULT_VERSION)
-        .map_err(|error| Unavailable::new(Reason::Broken, format!("{}: {error}", socket.display())))
-}
-
-async fn run(
-    socket: PathBuf,
+/// The part of the resolver on the service's runtime.
+#[derive(Clone)]
+struct Resolver {
+    engine: DockerEngine,
     files: RuntimeFiles,
-    mut queue: mpsc::Receiver<NameRequest>,
     replies: std_mpsc::Sender<(String, NameReply)>,
     state: SocketState,
-) {
-    let set = |now: Result<(), Unavailable>| *state.lock().unwrap_or_else(PoisonError::into_inner) = now;
-    let slots = Arc::new(Semaphore::new(MAX_CALLS));
-    let mut docker: Option<Docker> = None;
-    let mut check = tokio::time::interval(CHECK_INTERVAL);
-    check.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        let NameRequest { id, runtime } = tokio::select! {
-            request = queue.recv() => match request {
-                Some(request) => request,
-                None => return,
-            },
-            _ = check.tick() => {
-                docker = match docker {
-                    Some(client) => ping(client, &socket, &set).await,
-                    None => connect(&socket, &set).await,
-                };
-                continue;
-            }
-        };
-        // Other runtimes have no Docker socket, so their files are read first.
-        if runtime != "docker" {
-            // A list of many containers takes milliseconds to read, which would block this thread.
-            let (blocking_files, blocking_id) = (files.clone(), id.clone());
-            let metadata = tokio::task::spawn_blocking(move || blocking_files.metadata(runtime, &blocking_id)).await;
-            if let Some(metadata) = metadata.ok().flatten() {
-                if replies.send((id, NameReply::Found(metadata))).is_err() {
-                    return;
+    /// Set when a call failed, for a check without delay.
+    failed: Arc<Notify>,
+}
+
+impl Resolver {
+    /// Answers requests, and checks the engine at intervals. While the engine does not answer, only
+    /// one check waits for it; requests are answered from files, or repeated later.
+    async fn run(self, mut queue: mpsc::Receiver<NameRequest>) {
+        let slots = Arc::new(Semaphore::new(MAX_CALLS));
+        let mut check = interval(CHECK_INTERVAL);
+        check.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut ping: Option<JoinHandle<Result<(), Unavailable>>> = None;
+        let mut overdue = tokio::time::Instant::now();
+        let mut reported = false;
+        loop {
+            let check_now = tokio::select! {
+                request = queue.recv() => {
+                    let Some(request) = request else { return };
+                    let (resolver, slots) = (self.clone(), slots.clone());
+                    tokio::spawn(async move {
+                        // The semaphore is never closed.
+                        let _slot = slots.acquire_owned().await;
+                        let reply = resolver.resolve(&request).await;
+                        // This fails only when the sampler has stopped.
+                        let _ = resolver.replies.send((request.id, reply));
+                    });
+                    false
                 }
-                continue;
-            }
-            // The socket may be Podman's, which implements Docker's API.
-        }
-        if docker.is_none() {
-            docker = connect(&socket, &set).await;
-        }
-        let Some(client) = docker.clone() else {
-            let reply = files.metadata("docker", &id).map_or(NameReply::Failed, NameReply::Found);
-            if replies.send((id, reply)).is_err() {
-                return;
-            }
-            continue;
-        };
-        let Ok(slot) = slots.clone().acquire_owned().await else { return };
-        let (replies, state, socket) = (replies.clone(), state.clone(), socket.clone());
-        tokio::spawn(async move {
-            let _slot = slot;
-            let set = |now| *state.lock().unwrap_or_else(PoisonError::into_inner) = now;
-            let reply = match tokio::time::timeout(CALL_TIMEOUT, client.inspect_container(&id, None)).await {
-                Ok(Ok(container)) => {
-                    set(Ok(()));
-                    let config = container.config.unwrap_or_default();
-                    let metadata = RuntimeMetadata {
-                        name: container.name.unwrap_or_default().trim_start_matches('/').to_owned(),
-                        image: config.image.unwrap_or_default(),
-                        labels: config.labels.unwrap_or_default().into_iter().collect(),
-                        ..RuntimeMetadata::default()
-                    };
-                    NameReply::Found(metadata.with_pod())
+                _ = check.tick(), if ping.is_none() => true,
+                () = self.failed.notified(), if ping.is_none() => true,
+                outcome = finished(&mut ping), if ping.is_some() => {
+                    ping = None;
+                    self.set(outcome);
+                    false
                 }
-                // The daemon works; it has no such container.
-                Ok(Err(DockerError::DockerResponseServerError { status_code: 404, .. })) => {
-                    set(Ok(()));
-                    NameReply::NotFound
-                }
-                Ok(Err(error)) => {
-                    set(Err(socket_error(&socket, &error.to_string())));
-                    NameReply::Failed
-                }
-                Err(_) => {
-                    set(Err(socket_error(&socket, &timeout_message())));
-                    NameReply::Failed
+                () = sleep_until(overdue), if ping.is_some() && !reported => {
+                    reported = true;
+                    self.set(Err(self.engine.no_answer()));
+                    false
                 }
             };
-            // This fails only when the sampler has stopped.
-            let _ = replies.send((id, reply));
-        });
+            if check_now {
+                let engine = self.engine.clone();
+                ping = Some(tokio::spawn(async move { engine.ping().await }));
+                (overdue, reported) = (tokio::time::Instant::now() + CALL_TIMEOUT, false);
+            }
+        }
+    }
+
+    async fn resolve(&self, request: &NameRequest) -> NameReply {
+        let NameRequest { id, runtime } = request;
+        // Other runtimes have no Docker socket, so their files are read first. The socket may be
+        // Podman's, which implements Docker's API.
+        if *runtime != "docker"
+            && let Some(metadata) = self.read_files(runtime, id).await
+        {
+            return NameReply::Found(metadata);
+        }
+        // A stopped engine may have started meanwhile; one that does not answer is left to the
+        // check.
+        let usable = match self.state() {
+            Ok(()) => true,
+            Err(why) => why.reason != Reason::Broken && self.engine.try_connect().is_ok(),
+        };
+        if !usable {
+            return self.read_files("docker", id).await.map_or(NameReply::Failed, NameReply::Found);
+        }
+        match self.engine.inspect(id).await {
+            Ok(Inspection::Found(metadata)) => {
+                self.set(Ok(()));
+                NameReply::Found(metadata)
+            }
+            Ok(Inspection::NotFound) => {
+                self.set(Ok(()));
+                NameReply::NotFound
+            }
+            Err(why) => {
+                self.set(Err(why));
+                self.failed.notify_one();
+                NameReply::Failed
+            }
+        }
+    }
+
+    /// A list of many containers takes milliseconds to read, which would block this thread.
+    async fn read_files(&self, runtime: &'static str, id: &str) -> Option<RuntimeMetadata> {
+        let (files, id) = (self.files.clone(), id.to_owned());
+        tokio::task::spawn_blocking(move || files.metadata(runtime, &id)).await.ok().flatten()
+    }
+
+    fn state(&self) -> Result<(), Unavailable> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set(&self, state: Result<(), Unavailable>) {
+        *self.state.lock().unwrap_or_else(PoisonError::into_inner) = state;
     }
 }
 
-/// Opens a client and negotiates the API version with the daemon.
-async fn connect(socket: &Path, set: &impl Fn(Result<(), Unavailable>)) -> Option<Docker> {
-    let client = match open_client(socket) {
-        Ok(client) => client,
-        Err(why) => {
-            set(Err(why));
-            return None;
-        }
-    };
-    match tokio::time::timeout(CALL_TIMEOUT, client.negotiate_version()).await {
-        Ok(Ok(client)) => {
-            set(Ok(()));
-            Some(client)
-        }
-        Ok(Err(error)) => {
-            set(Err(socket_error(socket, &error.to_string())));
-            None
-        }
-        Err(_) => {
-            set(Err(socket_error(socket, &timeout_message())));
-            None
-        }
+/// The result of a check; never, without one.
+async fn finished(ping: &mut Option<JoinHandle<Result<(), Unavailable>>>) -> Result<(), Unavailable> {
+    match ping {
+        // A check neither panics nor is aborted.
+        Some(ping) => ping.await.unwrap_or(Ok(())),
+        None => std::future::pending().await,
     }
-}
-
-/// Returns the client if the daemon responds to a ping.
-async fn ping(client: Docker, socket: &Path, set: &impl Fn(Result<(), Unavailable>)) -> Option<Docker> {
-    let why = match tokio::time::timeout(CALL_TIMEOUT, client.ping()).await {
-        Ok(Ok(_)) => {
-            set(Ok(()));
-            return Some(client);
-        }
-        Ok(Err(error)) => error.to_string(),
-        Err(_) => timeout_message(),
-    };
-    set(Err(socket_error(socket, &why)));
-    None
-}
-
-/// The state of a socket after a failed call: absent, denied, or present and broken.
-fn socket_error(socket: &Path, why: &str) -> Unavailable {
-    match open_client(socket) {
-        Err(unavailable) => unavailable,
-        Ok(_) => Unavailable::new(Reason::Broken, format!("{}: {why}", socket.display())),
-    }
-}
-
-fn timeout_message() -> String {
-    format!("no answer within {} s", CALL_TIMEOUT.as_secs())
 }

@@ -15,7 +15,7 @@ use probe_ebpf::{CgroupKey, JOB_ARGS, JOB_EVENTS_BYTES, JOB_NAMES, JOB_PORTS, Jo
 use super::{
     iterators,
     mapped_array::MappedArray,
-    object::{BpfObject, load_error},
+    object::{BpfObject, PAGE, load_error},
     offsets,
 };
 use crate::host::availability::Unavailable;
@@ -107,6 +107,7 @@ impl ExecTracer {
             ("JOBS", number(MAX_JOBS)),
             ("JOB_UDP", number(MAX_JOBS)),
             ("JOB_EVENTS", number(JOB_EVENTS_BYTES)),
+            ("CGROUP_EVENTS", PAGE),
         ]);
         let (mut object, _) = BpfObject::open(offsets::jobs, &[], &sizes)?;
         let mut table: Array<MapData, JobName> =

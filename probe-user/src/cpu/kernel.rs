@@ -5,7 +5,7 @@
 //! its CPU. Run-queue waits, context switches and SMT siblings are not counted.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map::Entry},
     io::{self, Read as _},
     os::fd::OwnedFd,
 };
@@ -14,6 +14,7 @@ use probe_ebpf::{CgroupKey, RunTime, Tag, hierarchy};
 
 use super::{
     btf::BtfError,
+    cgroup_events::{self, CgroupEvents},
     files::{V1Cgroups, root_key},
     iterators,
     mapped_array::MappedArray,
@@ -23,7 +24,10 @@ use super::{
     totals::{Columns, UsageTotals},
 };
 use crate::{
-    cgroup::tree::Trees,
+    cgroup::{
+        changes::{CgroupChanges, RemovedCgroup},
+        tree::Trees,
+    },
     cpu::reader::ProgramRow,
     host::availability::{Reason, Unavailable},
 };
@@ -54,6 +58,9 @@ pub struct KernelTier {
     /// The v1 tree and its files, which the iterator does not cover.
     v1: Option<(Trees, V1Cgroups)>,
     totals: UsageTotals,
+    cgroup_events: Option<CgroupEvents>,
+    /// Changes of the trees that were not taken yet.
+    changes: CgroupChanges,
     object: BpfObject,
 }
 
@@ -76,7 +83,12 @@ impl KernelTier {
                     Err(BtfError::NoFunction(ITERATOR_FUNCTION.to_owned()))
                 }
             },
-            &[("SLOTS_PER_CPU", word(rows)), ("POSSIBLE_CPUS", word(possible))],
+            &[
+                ("SLOTS_PER_CPU", word(rows)),
+                ("POSSIBLE_CPUS", word(possible)),
+                ("V1_HIERARCHY", cgroup_events::v1_hierarchy()),
+                ("READS_REMOVED", 1),
+            ],
             &[
                 ("CPUS", 1),
                 ("TIMES", number(rows.saturating_mul(possible))),
@@ -87,6 +99,7 @@ impl KernelTier {
                 ("JOBS", 1),
                 ("JOB_UDP", 1),
                 ("JOB_EVENTS", PAGE),
+                ("CGROUP_EVENTS", number(cgroup_events::RING_BYTES)),
             ],
         )?;
         if layout.setting("HAS_CPUACCT") == 0 {
@@ -99,6 +112,10 @@ impl KernelTier {
         object.run(FIND_BASES, None).map_err(|error| load_error("run find_bases", &error))?;
         let program =
             object.load_iterator(ITERATOR, "cgroup").map_err(|error| load_error("load read_cgroups", &error))?;
+        // After find_bases, from which the program that reads removed cgroups gets its addresses.
+        let cgroup_events = CgroupEvents::attach(&mut object, &layout)
+            .inspect_err(|why| tracing::debug!("new cgroups are found by scans only: {why}"))
+            .ok();
         object.drop_btf();
         let link = iterators::link_cgroups(program)
             .map_err(|error| Unavailable::new(Reason::of(&error), format!("cannot attach read_cgroups: {error}")))?;
@@ -120,6 +137,8 @@ impl KernelTier {
             missed: 0,
             v1: trees.and_then(|trees| V1Cgroups::find(&trees, paths).map(|v1| (trees.only(hierarchy::V1_CPU), v1))),
             totals: UsageTotals::new(root),
+            cgroup_events,
+            changes: CgroupChanges::default(),
             object,
         };
         this.update().map_err(|error| {
@@ -165,6 +184,7 @@ impl KernelTier {
                 .collect();
             deltas.push((key, columns));
         }
+        deltas.extend(self.removed_since(last_was_complete));
         let now: Columns = (0..self.possible).map(|cpu| self.times.get(cpu * self.rows).alone_ns).collect();
         self.last_total.resize(now.len(), 0);
         let all: Columns = now.iter().zip(&self.last_total).map(|(now, last)| now.saturating_sub(*last)).collect();
@@ -178,6 +198,38 @@ impl KernelTier {
         let iterations = self.iterations;
         self.last.retain(|_, (_, iteration)| *iteration == iterations);
         Ok(())
+    }
+}
+
+impl KernelTier {
+    /// Run time of removed cgroups that no iteration found: from their last row, or from their
+    /// creation, to their removal. All of it counts for the CPU that ran most of it.
+    ///
+    /// `last_was_complete`: a cgroup without a row was created after the last iteration.
+    fn removed_since(&mut self, last_was_complete: bool) -> Vec<(CgroupKey, Columns)> {
+        let Some(events) = &mut self.cgroup_events else { return Vec::new() };
+        let mut changes = CgroupChanges::default();
+        events.drain(&mut changes);
+        let mut all = Vec::new();
+        for RemovedCgroup { key, ran_ns, cpu } in &changes.removed {
+            let known: &mut (Columns, u64) = match self.last.entry(*key) {
+                Entry::Occupied(entry) => entry.into_mut(),
+                Entry::Vacant(entry) if last_was_complete => entry.insert((vec![0; self.possible], 0)),
+                Entry::Vacant(_) => continue,
+            };
+            let read = known.0.iter().fold(0, |sum: u64, ns| sum.saturating_add(*ns));
+            let remaining = ran_ns.saturating_sub(read);
+            // A dying cgroup may still be in the next iteration.
+            known.1 = self.iterations;
+            if let (1.., Some(column)) = (remaining, known.0.get_mut(*cpu)) {
+                *column = column.saturating_add(remaining);
+                let mut columns = vec![0; self.possible];
+                columns[*cpu] = remaining;
+                all.push((*key, columns));
+            }
+        }
+        self.changes.extend(changes);
+        all
     }
 }
 
@@ -195,6 +247,10 @@ impl CpuReader for KernelTier {
         self.totals.fill(out);
         out.missed = self.missed;
         Ok(())
+    }
+
+    fn take_cgroup_changes(&mut self) -> Option<CgroupChanges> {
+        self.cgroup_events.as_ref().map(|_| std::mem::take(&mut self.changes))
     }
 
     fn forget(&mut self, key: &CgroupKey) {

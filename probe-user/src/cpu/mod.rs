@@ -6,6 +6,7 @@
 //! readings.
 
 pub mod btf;
+mod cgroup_events;
 mod counters;
 mod empty_program;
 mod exec_tracer;

@@ -42,6 +42,14 @@ fn identity(btf: &Btf<'_>) -> Result<KernelLayout, BtfError> {
     Ok(KernelLayout { fields, settings: vec![("HAS_CPU", u64::from(cpu.is_some()))] })
 }
 
+/// Adds the fields that tell the tree of a cgroup. Without them no changes of the trees are
+/// reported.
+fn add_tree(btf: &Btf<'_>, layout: &mut KernelLayout) {
+    if let (Ok(root), Ok(number)) = (btf.field("cgroup", &["root"]), btf.field("cgroup_root", &["hierarchy_id"])) {
+        layout.fields.extend([(Field::CgroupRoot, root), (Field::RootHierarchy, number)]);
+    }
+}
+
 /// Offset of a controller's pointer in `css_set`.
 fn controller(btf: &Btf<'_>, id: &str) -> Result<Option<u64>, BtfError> {
     let Some(index) = btf.enumerator("cgroup_subsys_id", id) else { return Ok(None) };
@@ -55,6 +63,7 @@ fn controller(btf: &Btf<'_>, id: &str) -> Result<Option<u64>, BtfError> {
 pub fn switch(btf: &Btf<'_>) -> Result<KernelLayout, BtfError> {
     let task = |path: &[&str]| btf.field("task_struct", path);
     let mut layout = identity(btf)?;
+    add_tree(btf, &mut layout);
     layout.fields.extend([
         (Field::TaskPid, task(&["pid"])?),
         (Field::TaskSumExec, task(&["se", "sum_exec_runtime"])?),
@@ -94,6 +103,7 @@ fn is_shifted(btf: &Btf<'_>) -> Result<bool, BtfError> {
 /// When the kernel has none of the known names of a field.
 pub fn kernel(btf: &Btf<'_>) -> Result<KernelLayout, BtfError> {
     let mut layout = identity(btf)?;
+    add_tree(btf, &mut layout);
     // The base counters are in a separate structure since 6.16 (commit 5da3bfa029d6).
     let sum = |structure: &str| btf.field(structure, &["bstat", "cputime", "sum_exec_runtime"]);
     let (pointer, sum) = match btf.field("cgroup", &["rstat_base_cpu"]) {

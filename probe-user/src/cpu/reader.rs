@@ -5,7 +5,7 @@ use std::{fmt, io, path::PathBuf};
 use probe_ebpf::{COUNTERS, CgroupKey, RunTime, WAIT_BUCKETS};
 use serde::{Deserialize, Serialize};
 
-use crate::host::topology::Topology;
+use crate::{cgroup::changes::CgroupChanges, host::topology::Topology};
 
 /// A method of measuring CPU time, in ascending order of detail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -126,6 +126,12 @@ pub trait CpuReader: Send {
 
     /// Frees the resources of a cgroup that no longer exists. Its totals are lost; read them first.
     fn forget(&mut self, key: &CgroupKey);
+
+    /// Cgroups that were created and removed up to the last reading; `None` where the tier or the
+    /// kernel does not report them.
+    fn take_cgroup_changes(&mut self) -> Option<CgroupChanges> {
+        None
+    }
 
     /// Takes over a changed topology.
     fn update_topology(&mut self, _topology: &Topology) {}

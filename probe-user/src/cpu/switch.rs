@@ -23,6 +23,7 @@ use probe_ebpf::{
 };
 
 use super::{
+    cgroup_events::{self, CgroupEvents},
     counters::{MAPS, PerfCounters},
     mapped_array::MappedArray,
     object::{BpfObject, PAGE, load_error, possible_cpus, slots_for},
@@ -30,6 +31,7 @@ use super::{
     reader::{CpuReader, CpuReading, RunQueueStats, Tier, TierCapabilities},
 };
 use crate::{
+    cgroup::changes::CgroupChanges,
     cpu::reader::ProgramRow,
     host::{
         availability::{Reason, Unavailable},
@@ -84,6 +86,7 @@ pub struct SwitchTier {
     siblings: Result<Vec<Option<usize>>, String>,
     typed: bool,
     events: Option<PerfCounters>,
+    cgroup_events: Option<CgroupEvents>,
     object: BpfObject,
 }
 
@@ -134,6 +137,7 @@ impl SwitchTier {
                 ("POSSIBLE_CPUS", word(possible)),
                 ("SIBLINGS", u64::from(smt)),
                 ("COUNTING", u64::from(events.is_some())),
+                ("V1_HIERARCHY", cgroup_events::v1_hierarchy()),
             ],
             &[
                 ("CPUS", number(possible)),
@@ -144,6 +148,7 @@ impl SwitchTier {
                 ("JOBS", 1),
                 ("JOB_UDP", 1),
                 ("JOB_EVENTS", PAGE),
+                ("CGROUP_EVENTS", number(cgroup_events::RING_BYTES)),
             ],
         )?;
         let mut this = Self {
@@ -165,6 +170,7 @@ impl SwitchTier {
             siblings: Ok(Vec::new()),
             typed,
             events,
+            cgroup_events: None,
             object,
         };
         for slot in 0..slots {
@@ -183,6 +189,10 @@ impl SwitchTier {
         }
         this.set_siblings(siblings);
         this.object.load_runnable(CHARGE_RUNNING)?;
+        // Before the first task of a new cgroup is counted.
+        this.cgroup_events = CgroupEvents::attach(&mut this.object, &layout)
+            .inspect_err(|why| tracing::debug!("new cgroups are found by scans only: {why}"))
+            .ok();
         this.attach()?;
         this.object.drop_btf();
         this.charge_running().map_err(|error| load_error("run charge_running", &error))?;
@@ -396,6 +406,12 @@ impl CpuReader for SwitchTier {
         self.charge_running().map_err(io::Error::other)?;
         self.read_banks(out);
         Ok(())
+    }
+
+    fn take_cgroup_changes(&mut self) -> Option<CgroupChanges> {
+        let mut changes = CgroupChanges::default();
+        self.cgroup_events.as_mut()?.drain(&mut changes);
+        Some(changes)
     }
 
     fn forget(&mut self, key: &CgroupKey) {

@@ -1,6 +1,6 @@
 //! The difference of two readings of CPU time, summed by package and weighted.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use probe_ebpf::{COUNTERS, CgroupKey, RunTime};
 
@@ -11,7 +11,8 @@ use super::reader::CpuReading;
 pub struct CpuUsage {
     /// Run time without and with a busy SMT sibling.
     pub time: RunTime,
-    /// Weight for energy attribution: thousandths of nanoseconds without a busy sibling.
+    /// Weight for energy attribution: thousandths of nanoseconds of a performance core without a
+    /// busy sibling.
     pub weight: u64,
     /// Cycles, instructions and cache misses; zero without hardware counters.
     pub counted: [u64; COUNTERS],
@@ -72,6 +73,9 @@ struct CpuDelta {
     counted: [u64; COUNTERS],
 }
 
+/// Run time and cycles of all CPUs with the same weight, by weight.
+type MeanPace = BTreeMap<u64, (u64, u64)>;
+
 /// Up to this run time, a counter may not have changed.
 const SHORT_NS: u64 = 100_000;
 
@@ -83,6 +87,8 @@ pub struct CpuWindow {
     packages_of_cpus: Vec<Option<usize>>,
     packages: usize,
     weights: Weights,
+    /// Weight of a second of each CPU, in thousandths; 1000 for a CPU that is not listed.
+    cpu_weights: Vec<u32>,
     last: HashMap<CgroupKey, LastValues>,
     last_overflow: Vec<RunTime>,
     last_counter_time: [u64; 2],
@@ -116,10 +122,22 @@ impl CpuWindow {
             packages_of_cpus,
             packages,
             weights,
+            cpu_weights: Vec::new(),
             last: last.collect(),
             last_overflow: reading.overflow.clone(),
             last_counter_time: reading.counter_time,
         }
+    }
+
+    /// Sets the weight of a second of each CPU, in thousandths of that of a performance core.
+    #[must_use]
+    pub fn with_cpu_weights(mut self, cpu_weights: Vec<u32>) -> Self {
+        self.cpu_weights = cpu_weights;
+        self
+    }
+
+    fn cpu_weight(&self, cpu: usize) -> u64 {
+        self.cpu_weights.get(cpu).copied().map_or(1000, u64::from)
     }
 
     /// Takes over the packages of a changed topology.
@@ -151,38 +169,43 @@ impl CpuWindow {
         }
         let mean_pace = self.mean_pace(reading, &all);
         all.into_iter()
-            .map(|(cgroup, deltas)| CgroupUsage { cgroup, by_package: self.fold(&deltas, mean_pace) })
+            .map(|(cgroup, deltas)| CgroupUsage { cgroup, by_package: self.fold(&deltas, mean_pace.as_ref()) })
             .collect()
     }
 
-    /// Total run time and total cycles of the window, for weighting a CPU's time by its cycles per
-    /// nanosecond relative to the mean. `None` if a counter did not run all the time or on every
-    /// CPU: then all nanoseconds have the same weight.
-    fn mean_pace(&mut self, reading: &CpuReading, all: &[(Option<CgroupKey>, Vec<CpuDelta>)]) -> Option<(u64, u64)> {
+    /// Total run time and total cycles of the window by weight of the CPU, for weighting a CPU's
+    /// time by its cycles per nanosecond relative to the mean. `None` if a counter did not run all
+    /// the time or on every CPU: then cycles do not change the weight.
+    ///
+    /// The mean is that of CPUs with the same weight. The weight of an efficient core is that of a
+    /// second, which includes its lower frequency; a common mean would count the frequency twice.
+    fn mean_pace(&mut self, reading: &CpuReading, all: &[(Option<CgroupKey>, Vec<CpuDelta>)]) -> Option<MeanPace> {
         let [enabled, running] = reading.counter_time;
         let [enabled_before, running_before] = std::mem::replace(&mut self.last_counter_time, reading.counter_time);
         let ran_always = enabled.wrapping_sub(enabled_before) == running.wrapping_sub(running_before);
         if reading.counted.is_empty() || !ran_always {
             return None;
         }
-        let (mut ns, mut cycles) = (0u64, 0u64);
-        for delta in all.iter().flat_map(|(_, deltas)| deltas) {
+        let mut paces = MeanPace::new();
+        for (cpu, delta) in all.iter().flat_map(|(_, deltas)| deltas.iter().enumerate()) {
             let delta_ns = delta.time.ns();
             if delta_ns > SHORT_NS && delta.counted[0] == 0 {
                 return None;
             }
-            ns = ns.saturating_add(delta_ns);
-            cycles = cycles.saturating_add(delta.counted[0]);
+            let (ns, cycles) = paces.entry(self.cpu_weight(cpu)).or_default();
+            *ns = ns.saturating_add(delta_ns);
+            *cycles = cycles.saturating_add(delta.counted[0]);
         }
-        (ns > 0 && cycles > 0).then_some((ns, cycles))
+        paces.retain(|_, (ns, cycles)| *ns > 0 && *cycles > 0);
+        Some(paces)
     }
 
     /// Sums up the CPUs of each package. An unknown CPU counts for the first package: its time is
     /// real and must be attributed.
-    fn fold(&self, deltas: &[CpuDelta], mean_pace: Option<(u64, u64)>) -> Vec<CpuUsage> {
+    fn fold(&self, deltas: &[CpuDelta], mean_pace: Option<&MeanPace>) -> Vec<CpuUsage> {
         let mut sums = vec![CpuUsage::default(); self.packages];
         for (cpu, delta) in deltas.iter().enumerate() {
-            let weight = self.weight(delta, mean_pace);
+            let weight = self.weight(cpu, delta, mean_pace);
             if let Some(sum) = sums.get_mut(self.packages_of_cpus.get(cpu).copied().flatten().unwrap_or(0)) {
                 sum.add(&CpuUsage { time: delta.time, weight, counted: delta.counted });
             }
@@ -190,17 +213,19 @@ impl CpuWindow {
         sums
     }
 
-    fn weight(&self, delta: &CpuDelta, mean_pace: Option<(u64, u64)>) -> u64 {
+    fn weight(&self, cpu: usize, delta: &CpuDelta, mean_pace: Option<&MeanPace>) -> u64 {
         let RunTime { alone_ns, shared_ns } = delta.time;
         let time = alone_ns.saturating_mul(1000).saturating_add(shared_ns.saturating_mul(self.weights.shared_milli));
+        let milli = self.cpu_weight(cpu);
+        let time = u64::try_from(u128::from(time) * u128::from(milli) / 1000).unwrap_or(u64::MAX);
         let ns = delta.time.ns();
-        match mean_pace {
+        match mean_pace.and_then(|paces| paces.get(&milli)) {
             // A shorter time has no reliable cycle count.
             Some((all_ns, all_cycles)) if ns > SHORT_NS => {
                 // Each factor is below 2^64 and the quotients are near 1: this order avoids
                 // overflow.
                 let weighted = u128::from(time) * u128::from(delta.counted[0]) / u128::from(ns);
-                let weight = weighted.saturating_mul(u128::from(all_ns)) / u128::from(all_cycles);
+                let weight = weighted.saturating_mul(u128::from(*all_ns)) / u128::from(*all_cycles);
                 u64::try_from(weight).unwrap_or(u64::MAX)
             }
             _ => time,
@@ -321,6 +346,27 @@ mod tests {
             ..CpuReading::default()
         });
         assert_eq!(ran[0].by_package, [CpuUsage { time: row[0], weight: 2000 * 1000 + 1000 * 575, counted: [0; 3] }]);
+    }
+
+    #[test]
+    fn an_efficient_core_has_its_weight_with_and_without_cycles() {
+        let second = 1_000_000_000;
+        let weights = |cycles: Option<[u64; 2]>| {
+            let begin = CpuReading { overflow: alone(&[0, 0]), ..CpuReading::default() };
+            let mut window = start(&[0, 0], 1, &begin).with_cpu_weights(vec![1000, 333]);
+            let counted = cycles.map(|[a, b]| vec![vec![[a, 0, 0], [0; 3]], vec![[0; 3], [b, 0, 0]]]);
+            let reading = CpuReading {
+                rows: vec![(key(1), alone(&[second, 0])), (key(2), alone(&[0, second]))],
+                counted: counted.unwrap_or_default(),
+                counter_time: [5, 5],
+                overflow: alone(&[0, 0]),
+                ..CpuReading::default()
+            };
+            window.advance(&reading).iter().map(|ran| ran.by_package[0].weight).collect::<Vec<_>>()
+        };
+        assert_eq!(weights(None), [1000 * second, 333 * second]);
+        // The lower frequency is part of the weight.
+        assert_eq!(weights(Some([5 * second, 3 * second])), [1000 * second, 333 * second]);
     }
 
     #[test]

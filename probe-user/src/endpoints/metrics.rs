@@ -149,7 +149,8 @@ pub(crate) static STREAM_ENERGY: Def = Def::counter(
     &["stream", "container", "id", "codec", "source", "share"],
     "Dynamic energy of one ffmpeg stream in joules: its part of its container's, all packages. share: process, \
      by CPU time of the job; pixels, one of several outputs of a job, by pixels delivered; outputs, one of \
-     several outputs, in equal parts, if the command line does not contain the sizes. wattcast-analysis exports \
+     several outputs, in equal parts, if the command line does not contain the sizes; an output that is copied or \
+     has no pictures weighs a hundredth of the smallest that is encoded. wattcast-analysis exports \
      frames and media seconds as wattcast_stream_frames_total with the same stream.",
 );
 pub(crate) static STREAM_INFO: Def = Def::gauge(

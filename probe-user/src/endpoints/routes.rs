@@ -102,6 +102,22 @@ impl Published {
         (self.tick * 5).max(Duration::from_secs(5))
     }
 
+    /// Ends when no tick was published for so long that the sampler must be stuck. The program then
+    /// ends, because it would serve old values as current ones.
+    pub async fn stuck(&self) {
+        const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+        let limit = (self.tick * 10).max(Duration::from_secs(30));
+        let began = Instant::now();
+        loop {
+            tokio::time::sleep(CHECK_INTERVAL).await;
+            let age = self.current.load().as_ref().map_or(began, |published| published.at).elapsed();
+            if age > limit {
+                error!("no tick for {:.0} s: the sampler is stuck, and the program ends", age.as_secs_f64());
+                return;
+            }
+        }
+    }
+
     fn stale(&self) -> Option<String> {
         let published = self.current.load();
         match &*published {

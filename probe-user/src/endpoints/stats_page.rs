@@ -1,12 +1,14 @@
 //! Port 9501: resource usage of containers and container engines, with primary names and with the
 //! names of the legacy docker stats exporter.
 
+use std::collections::HashMap;
+
 use cli::program;
 use metrics::family::{Def, Family};
 
 use crate::{
     containers::stats::IoBytes,
-    snapshot::{Snapshot, history::seconds},
+    snapshot::{ContainerRow, Snapshot, history::seconds},
 };
 
 const CONTAINER: &[&str] = &["container", "id", "image", "runtime"];
@@ -170,10 +172,12 @@ fn legacy(snapshot: &Snapshot) -> Vec<Family> {
         (Family::new(&LEGACY_CPU), Family::new(&LEGACY_MEMORY), Family::new(&LEGACY_USAGE));
     let (mut network, mut block) = (Family::new(&LEGACY_NETWORK), Family::new(&LEGACY_BLOCK));
     let mut all_cpu = 0.0;
-    for row in &snapshot.usage {
+    let ratio = |row: &ContainerRow| Some((row.container.number, row.cpu_ratio?));
+    let ratios: HashMap<u32, f64> = snapshot.containers.iter().filter_map(ratio).collect();
+    // The exporter that had these names knew no guests.
+    for row in snapshot.usage.iter().filter(|row| row.container.is_of_engine()) {
         let labels = [&*row.container.name, &row.container.name, &row.container.id];
-        let ran = snapshot.containers.iter().find(|other| other.container.number == row.container.number);
-        if let Some(percent) = ran.and_then(|row| row.cpu_ratio).map(|ratio| ratio * 100.0) {
+        if let Some(percent) = ratios.get(&row.container.number).map(|ratio| ratio * 100.0) {
             all_cpu += percent;
             cpu.push(&labels, percent);
         }
@@ -195,10 +199,9 @@ fn legacy(snapshot: &Snapshot) -> Vec<Family> {
             engine_memory.push(&[], float(engine.resident) / float(snapshot.machine_memory) * 100.0);
         }
     }
-    let running = snapshot.usage.iter().filter(|row| row.usage.memory.is_some() || row.usage.block.is_some()).count();
     vec![
         Family::new(&UP).with(&[], 1.0),
-        Family::new(&TOTAL).with(&[], float(running as u64)),
+        Family::new(&TOTAL).with(&[], float(snapshot.container_count as u64)),
         engine_cpu,
         engine_memory,
         Family::new(&LEGACY_ALL_CPU).with(&[], all_cpu),

@@ -27,6 +27,11 @@ pub enum Reject {
     Gap,
     /// The power exceeds what the zone can use.
     Implausible,
+    /// The counter stood still for longer than its update interval allows, and then moved. The
+    /// energy of that time is unknown.
+    StoodStill,
+    /// The counter disappeared and returned, perhaps from zero.
+    Returned,
 }
 
 impl Reject {
@@ -39,6 +44,8 @@ impl Reject {
             Self::BeyondRange => "beyond_range",
             Self::Gap => "gap",
             Self::Implausible => "implausible",
+            Self::StoodStill => "stood_still",
+            Self::Returned => "returned",
         }
     }
 }
@@ -59,11 +66,27 @@ pub enum Step {
     Failed,
 }
 
-/// A reading and its time.
+/// A value of the counter and its time.
 #[derive(Clone, Copy, Debug)]
 struct Point {
     raw: u64,
+    /// Time of the last reading with this value.
     at_ns: u64,
+    /// Time of the first of the readings in a row with this value.
+    since_ns: u64,
+    /// True when a plausible move led to this value.
+    moved: bool,
+}
+
+impl Point {
+    fn new(raw: u64, at_ns: u64) -> Self {
+        Self { raw, at_ns, since_ns: at_ns, moved: false }
+    }
+
+    /// Time in which every reading had this value.
+    fn stood_ns(self) -> u64 {
+        self.at_ns.saturating_sub(self.since_ns)
+    }
 }
 
 /// The update of a counter may be on either side of a reading: RAPL updates every 0.976 ms (Intel
@@ -77,7 +100,21 @@ const MAX_GAP_NS: u64 = 32_000_000_000;
 /// raised since it was read.
 const MAX_REJECTS: u32 = 10;
 
+/// A value that stands still for this long, or for four update intervals, was possibly never a
+/// value of the counter: it is no base before it has moved.
+const STILL_NS: u64 = 25_000_000;
+/// A value that was repeated for a second and changed only after this time, or after four update
+/// intervals, is not the value of a counter that measures. Equal to the time after which the
+/// accountant reports a root that stands still.
+const STALL_NS: u64 = 5_000_000_000;
+const REPEATED_NS: u64 = 1_000_000_000;
+
 /// A counter and its total since the start.
+///
+/// Energy is counted from a base: the last reading that was accepted. A value that contradicts the
+/// base becomes the new base only by moving, because a counter that fails often reads 0, or one
+/// value, for a while; and a base that never moved would add the whole counter when the true value
+/// returns. A true value that returns continues from the old base, and loses nothing.
 #[derive(Clone, Debug)]
 pub struct Counter {
     range: Range,
@@ -89,8 +126,13 @@ pub struct Counter {
     /// The time that a difference covers may be this much longer than the time between the
     /// readings.
     jitter_ns: u64,
+    update_ns: u64,
+    /// The reading that contradicts `last` and may become the base.
     rejected: Option<Point>,
     rejects: u32,
+    /// True for a zone that cannot stand still: everything except parts of a package, which may be
+    /// switched off, and figures that the probe computes.
+    always_moves: bool,
     peak: Peak,
     counts: u64,
     total: Microjoules,
@@ -111,8 +153,11 @@ impl Counter {
                 ZoneKind::Gpu(_) => zone.update_ns.saturating_mul(2),
                 _ => JITTER_NS,
             },
+            update_ns: zone.update_ns,
             rejected: None,
             rejects: 0,
+            always_moves: !matches!(zone.id.kind, ZoneKind::Core | ZoneKind::Uncore)
+                && !matches!(zone.ceiling, Ceiling::None),
             peak: Peak::default(),
             counts: 0,
             total: Microjoules::ZERO,
@@ -137,7 +182,7 @@ impl Counter {
             self.rejected = None;
             return Step::Failed;
         };
-        let now = Point { raw, at_ns };
+        let now = Point::new(raw, at_ns);
         if let Range::Wraps(modulus) = self.range
             && raw >= modulus
         {
@@ -148,31 +193,86 @@ impl Counter {
             self.last = Some(now);
             return Step::Start;
         };
+        if self.always_moves && raw == 0 && last.raw != 0 {
+            // A counter that fails reads 0. One that wraps or was reset passes 0 within a
+            // microsecond, and its next reading shows it.
+            self.rejected = None;
+            return Step::Rejected(self.between(last, now).err().unwrap_or(Reject::Implausible));
+        }
+        let counted = self.between(last, now);
+        if matches!(counted, Ok(counts) if counts > 0) && self.stood_still(last, at_ns) {
+            (self.last, self.rejected, self.rejects) = (Some(now), None, 0);
+            return Step::Rebased(Reject::StoodStill);
+        }
+        match counted {
+            Ok(counts) => self.accept(last, now, counts),
+            Err(reason) => self.contradict(last, now, reason),
+        }
+    }
+
+    /// Handles a reading that contradicts the base: it is consistent with the one before, which
+    /// then becomes the base, or it has to be confirmed itself.
+    fn contradict(&mut self, last: Point, mut now: Point, reason: Reject) -> Step {
+        if let Some(rejected) = &mut self.rejected
+            && rejected.raw == now.raw
+            && self.always_moves
+        {
+            // It stands still, which confirms nothing.
+            rejected.at_ns = now.at_ns;
+            return self.reject(last, now, reason);
+        }
+        if let Some(rejected) = self.rejected
+            && let Ok(counts) = self.between(rejected, now)
+        {
+            // The counter was reset, and counts from there.
+            if rejected.moved || !self.always_moves || rejected.stood_ns() < self.still_ns() {
+                return self.accept(rejected, now, counts);
+            }
+            now.moved = true;
+        }
+        let first = self.rejected.replace(now).is_none();
+        match reason {
+            Reject::Implausible => self.reject(last, now, reason),
+            // Whatever the next reading is, the energy up to this one is unknown.
+            _ if first => Step::Rebased(reason),
+            _ => Step::Rejected(reason),
+        }
+    }
+
+    /// Counts a rejected reading. Many in a row mean that the limit was raised.
+    fn reject(&mut self, last: Point, now: Point, reason: Reject) -> Step {
+        if reason != Reject::Implausible {
+            return Step::Rejected(reason);
+        }
+        self.rejects = self.rejects.saturating_add(1);
+        let stands = self.rejected.is_some_and(|rejected| rejected.since_ns < now.at_ns);
+        if self.rejects < MAX_REJECTS || stands || !matches!(self.ceiling, Ceiling::Limit(_)) {
+            return Step::Rejected(reason);
+        }
+        self.ceiling = self.unlimited;
         match self.between(last, now) {
             Ok(counts) => self.accept(last, now, counts),
-            Err(Reject::Implausible) => match self.rejected.map(|rejected| (rejected, self.between(rejected, now))) {
-                // Consistent with the rejected reading: the counter was reset, and counts from
-                // there.
-                Some((rejected, Ok(counts))) => self.accept(rejected, now, counts),
-                _ => {
-                    self.rejected = Some(now);
-                    self.rejects += 1;
-                    if self.rejects < MAX_REJECTS || !matches!(self.ceiling, Ceiling::Limit(_)) {
-                        return Step::Rejected(Reject::Implausible);
-                    }
-                    self.ceiling = self.unlimited;
-                    match self.between(last, now) {
-                        Ok(counts) => self.accept(last, now, counts),
-                        Err(reason) => Step::Rejected(reason),
-                    }
-                }
-            },
-            Err(reason) => {
-                self.last = Some(now);
-                self.rejected = None;
-                Step::Rebased(reason)
-            }
+            Err(reason) => Step::Rejected(reason),
         }
+    }
+
+    /// Time without a move after which a value that never moved is no base.
+    fn still_ns(&self) -> u64 {
+        STILL_NS.max(self.update_ns.saturating_mul(4))
+    }
+
+    /// True when the base stood still for so long that its difference to a reading at `at_ns` is
+    /// not the energy of that time. A failed reading is not standing still.
+    fn stood_still(&self, last: Point, at_ns: u64) -> bool {
+        if !self.always_moves {
+            return false;
+        }
+        let (since, updates) = (at_ns.saturating_sub(last.since_ns), self.update_ns.saturating_mul(4));
+        if last.raw == 0 && !last.moved {
+            // A counter that fails from the start on.
+            return last.stood_ns() >= self.still_ns() || since >= STALL_NS.max(updates);
+        }
+        last.stood_ns() >= REPEATED_NS.max(updates / 2) && since >= STALL_NS.max(updates)
     }
 
     fn accept(&mut self, from: Point, to: Point, counts: u64) -> Step {
@@ -181,7 +281,8 @@ impl Counter {
         self.counts = self.counts.saturating_add(counts);
         let total = self.unit.microjoules(self.counts);
         let grown = total - self.total;
-        (self.total, self.last, self.rejected, self.rejects) = (total, Some(to), None, 0);
+        let base = if counts == 0 { Point { at_ns: to.at_ns, ..from } } else { Point { moved: true, ..to } };
+        (self.total, self.last, self.rejected, self.rejects) = (total, Some(base), None, 0);
         Step::Grew(grown, dt)
     }
 
@@ -389,7 +490,79 @@ mod tests {
         assert_eq!(peak.microwatts(), 20);
     }
 
+    /// A counter without a known limit: at least 1 kW is plausible.
+    fn package(range: Range) -> Counter {
+        counter(range, Unit::MICROJOULE, Ceiling::learned(ZoneKind::Package))
+    }
+
+    #[test]
+    fn a_counter_that_reads_zero_for_75_s_invents_no_energy() {
+        for range in [Range::Wraps(262_143_328_912), Range::Endless, Range::Unknown] {
+            let mut counter = package(range);
+            let joules = |joules: u64| joules * 1_000_000;
+            counter.advance(Some(joules(59_900)), 0);
+            counter.advance(Some(joules(59_950)), SECOND);
+            for second in 2..77 {
+                // The accountant reports a value that stands still for 5 s as a failed reading.
+                counter.advance((second < 7).then_some(0), second * SECOND);
+            }
+            counter.advance(Some(joules(63_750)), 77 * SECOND);
+            assert_eq!(counter.total(), Microjoules(joules(3850)), "{range:?}");
+        }
+    }
+
+    #[test]
+    fn some_zero_readings_add_nothing() {
+        for zeros in 1..4usize {
+            let mut readings = vec![Some(100_000_000), Some(300_000_000)];
+            readings.resize(2 + zeros, Some(0));
+            readings.extend([Some(600_000_000), Some(700_000_000)]);
+            for range in [Range::Wraps(262_143_328_912), Range::Endless, Range::Unknown] {
+                let mut counter = package(range);
+                feed(&mut counter, &readings);
+                assert_eq!(counter.total(), Microjoules(600_000_000), "{zeros} zeros, {range:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn zeros_at_the_start_are_no_base() {
+        let mut counter = package(Range::Endless);
+        let steps = feed(&mut counter, &[Some(0), Some(0), Some(300_000_000), Some(350_000_000)]);
+        assert_eq!(steps[2], Step::Rebased(Reject::StoodStill));
+        assert_eq!(counter.total(), Microjoules(50_000_000));
+    }
+
     proptest! {
+        #[test]
+        fn no_sequence_of_faults_invents_energy(
+            start in 1u64..1 << 40,
+            readings in proptest::collection::vec((0u8..8, 1u64..60_000_000, 1u64..7), 1..60),
+        ) {
+            let modulus = 1u64 << 40;
+            let mut counter = package(Range::Wraps(modulus));
+            counter.advance(Some(start), 0);
+            let (mut truth, mut last, mut rejects) = (0, start, 0);
+            for (at, (fault, energy, eighths)) in (1u64..).zip(readings) {
+                truth += energy;
+                let good = (start + truth) % modulus;
+                let raw = match fault {
+                    0 => None,
+                    1 => Some(0),
+                    2 => Some(last),
+                    3 => Some((good + modulus / 8 * eighths) % modulus),
+                    _ => Some(good),
+                };
+                last = raw.unwrap_or(last);
+                let step = counter.advance(raw, at * SECOND);
+                rejects += u32::from(matches!(step, Step::Rebased(_) | Step::Rejected(_)));
+                prop_assert!(counter.total().0 <= truth, "{step:?}: {} of {truth} µJ", counter.total().0);
+                if rejects == 0 && raw == Some(good) {
+                    prop_assert_eq!(counter.total().0, truth, "lost without being counted");
+                }
+            }
+        }
+
         #[test]
         fn wraps_at_any_phase_recover_the_true_energy(
             modulus in 1u64 << 30..1 << 34,

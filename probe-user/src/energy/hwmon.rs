@@ -7,7 +7,6 @@
 use std::{
     fs::{self, File},
     io,
-    os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
     time::Instant,
 };
@@ -15,6 +14,7 @@ use std::{
 use units::Microjoules;
 
 use super::{
+    counter_file::CounterFile,
     source::{Source, SourceInventory},
     zone::{Ceiling, Origin, Range, UPDATE_NS, Zone, ZoneId, ZoneKind},
 };
@@ -43,6 +43,9 @@ const DEFAULT_AVERAGING_NS: u64 = 2_000_000_000;
 /// Longest time that one power reading may cover. After a longer gap the energy is unknown.
 const MAX_GAP_NS: u128 = 60_000_000_000;
 
+/// More than any machine with such a sensor uses.
+const MAX_POWER_UW: u64 = 20_000_000_000;
+
 enum Kind {
     /// Microjoules, 64 bits.
     Energy,
@@ -53,7 +56,7 @@ enum Kind {
 /// The open sensors.
 pub struct Hwmon {
     inventory: SourceInventory,
-    sensors: Vec<(File, Kind)>,
+    sensors: Vec<(CounterFile, Kind)>,
 }
 
 impl Hwmon {
@@ -160,7 +163,7 @@ impl Hwmon {
                 let ceiling = Ceiling::learned(id.kind);
                 let zone = Zone::microjoules(id, Range::Endless, path.display().to_string());
                 self.inventory.zones.push(Zone { step_uj, update_ns, ceiling, ..zone });
-                self.sensors.push((file, kind));
+                self.sensors.push((CounterFile::new(path, file), kind));
             }
             Err(error) => self.inventory.refused.push((
                 id,
@@ -181,14 +184,13 @@ impl Source for Hwmon {
 
     fn read(&mut self, out: &mut Vec<io::Result<u64>>) {
         out.extend(self.sensors.iter_mut().map(|(file, kind)| {
-            let mut buffer = [0; 32];
-            let length = file.read_at(&mut buffer, 0)?;
-            let value: u64 = str::from_utf8(&buffer[..length])
-                .ok()
-                .and_then(|text| text.trim().parse().ok())
-                .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "not a number"))?;
+            let value = file.read()?;
             match kind {
                 Kind::Energy => Ok(value),
+                // A machine that runs uses power. The sensor is broken, and its time stays unknown.
+                Kind::Power { .. } if value == 0 || value > MAX_POWER_UW => {
+                    Err(io::Error::new(io::ErrorKind::InvalidData, format!("{value} µW is an impossible power")))
+                }
                 Kind::Power { energy, last } => {
                     let now = Instant::now();
                     let ns = last.replace(now).map_or(0, |last| (now - last).as_nanos());

@@ -5,6 +5,8 @@
 //! zones that always read 0.
 
 pub mod counter;
+mod counter_file;
+pub mod cpu_kinds;
 pub mod hwmon;
 pub mod model;
 pub mod msr;
@@ -20,6 +22,7 @@ mod tests;
 
 use std::time::{Duration, Instant};
 
+pub use counter_file::REOPENED;
 pub use source::{Source, SourceInventory, SourcePaths};
 
 use hwmon::Hwmon;

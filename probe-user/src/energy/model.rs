@@ -10,18 +10,12 @@
 //! because the hypervisor gave that time, and its energy, to another guest. A guest is charged for
 //! the CPUs that it has, which is its share of the host.
 
-use std::{
-    collections::BTreeMap,
-    fs::{self, File},
-    io,
-    os::unix::fs::FileExt as _,
-    path::PathBuf,
-    time::Instant,
-};
+use std::{collections::BTreeMap, fs::File, io, os::unix::fs::FileExt as _, path::PathBuf, time::Instant};
 
 use units::Microjoules;
 
 use super::{
+    cpu_kinds::{EFFICIENT_SHARE, efficient},
     processor::{Processor, Vendor},
     source::{Source, SourceInventory, SourcePaths},
     zone::{Ceiling, Origin, Range, Zone, ZoneId, ZoneKind},
@@ -93,20 +87,6 @@ fn second_scalable(name: &str) -> bool {
     })
 }
 
-/// Power of an efficient core of a hybrid processor, in thousandths of that of a performance core.
-/// An assumption, because no known source has one figure for all hybrid processors.
-const EFFICIENT_SHARE: u64 = 333;
-
-/// The efficient cores: the PMU `cpu_atom` of a hybrid processor lists them.
-fn efficient(paths: &SourcePaths) -> Vec<usize> {
-    let list = |pmu: &str| fs::read_to_string(paths.sysfs.join(format!("devices/{pmu}/cpus"))).ok();
-    // A processor with Atom cores only has no `cpu_core`, and its generation has its own power.
-    match (list("cpu_core"), list("cpu_atom")) {
-        (Some(_), Some(atom)) => super::perf::parse_cpus(&atom).unwrap_or_default(),
-        _ => Vec::new(),
-    }
-}
-
 /// The modelled packages of this machine.
 pub struct Model {
     /// Power of the two kinds of CPUs: performance, efficient.
@@ -133,7 +113,7 @@ impl Model {
     pub fn new(power: Option<CpuPower>, processor: &Processor, topology: &Topology, paths: &SourcePaths) -> Self {
         let stat = paths.procfs.join("stat");
         let (of, power) = power.map_or_else(|| generation(processor), |power| ("the configured power", power));
-        let share = |microwatts: u64| microwatts / 1000 * EFFICIENT_SHARE;
+        let share = |microwatts: u64| microwatts / 1000 * u64::from(EFFICIENT_SHARE);
         let powers = [power, CpuPower { idle_uw: share(power.idle_uw), busy_uw: share(power.busy_uw) }];
         let zones: Vec<Zone> = topology
             .packages(false)
@@ -147,7 +127,7 @@ impl Model {
         let hertz = rustix::param::clock_ticks_per_second();
         Self {
             powers,
-            efficient: efficient(paths),
+            efficient: efficient(&paths.sysfs),
             file: File::open(&stat).ok(),
             stat,
             start: Instant::now(),
@@ -247,7 +227,7 @@ impl Source for Model {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
+    use std::{fs, path::Path};
 
     use super::*;
 
@@ -348,7 +328,7 @@ mod tests {
         let all: u64 = (0..model.zones().len()).map(|zone| model.idle_power(zone).unwrap()).sum();
         let cpus = u64::try_from(topology.cpus(false).count()).unwrap();
         let efficient = u64::try_from(model.efficient.len()).unwrap();
-        assert_eq!(all, 740_000 * (cpus - efficient) + 740 * EFFICIENT_SHARE * efficient);
+        assert_eq!(all, 740_000 * (cpus - efficient) + 740 * u64::from(EFFICIENT_SHARE) * efficient);
     }
 
     #[test]

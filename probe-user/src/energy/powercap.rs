@@ -5,14 +5,14 @@
 //! which works without privileges.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::{self, File},
     io,
-    os::unix::fs::{FileExt as _, MetadataExt as _},
     path::{Path, PathBuf},
 };
 
 use super::{
+    counter_file::CounterFile,
     processor::{Processor, Vendor},
     source::{Source, SourceInventory},
     zone::{Ceiling, Origin, Range, Zone, ZoneId, ZoneKind},
@@ -38,11 +38,6 @@ pub struct Powercap {
     files: Vec<CounterFile>,
 }
 
-struct CounterFile {
-    file: File,
-    last: Option<u64>,
-}
-
 impl Powercap {
     /// Finds and opens every zone under `sysfs`.
     ///
@@ -61,17 +56,27 @@ impl Powercap {
                 ),
             )
         })?;
+        let names: Vec<(&String, &PathBuf, ZoneId)> =
+            dirs.iter().filter_map(|(name, dir)| Some((name, dir, identify(name, dir, &dirs)?))).collect();
+        let separate = separate_dies(&names, processor);
         let mut inventory = SourceInventory { simulated: class.join(SIMULATED).exists(), ..SourceInventory::default() };
         let mut files = Vec::new();
         // The MMIO duplicates come last: a zone with the name of an earlier one counts the same
         // energy again (prometheus/procfs#396).
         let (first, duplicates): (Vec<_>, Vec<_>) = dirs.iter().partition(|(name, _)| !name.starts_with(MMIO));
         for (name, dir) in first.into_iter().chain(duplicates) {
-            let Some(id) = identify(name, dir, &dirs).map(|id| normalize(id, topology, processor)) else {
+            let Some(id) = identify(name, dir, &dirs).map(|id| normalize(id, topology, processor, &separate)) else {
                 inventory.left_out.push(format!("{name}: its name is unknown, or it is below no package"));
                 continue;
             };
-            if let Some(original) = inventory.zones.iter().find(|zone| zone.id == id) {
+            // Another controller may name a package where this one names its dies.
+            let same = |zone: &&Zone| {
+                let packages = (zone.id.package.map(|of| of.package), id.package.map(|of| of.package));
+                let whole =
+                    zone.id.package.is_none_or(|of| of.die.is_none()) || id.package.is_none_or(|of| of.die.is_none());
+                zone.id == id || name.starts_with(MMIO) && zone.id.kind == id.kind && packages.0 == packages.1 && whole
+            };
+            if let Some(original) = inventory.zones.iter().find(same) {
                 inventory.left_out.push(format!("{name}: a duplicate of {}", original.location));
                 continue;
             }
@@ -90,7 +95,7 @@ impl Powercap {
                         ceiling: limit(dir).map_or(Ceiling::learned(id.kind), Ceiling::Limit),
                         ..Zone::microjoules(id, range, path.display().to_string())
                     });
-                    files.push(CounterFile { file, last: None });
+                    files.push(CounterFile::new(path, file));
                 }
                 Err(error) => {
                     let hint = "Counters are readable by root only since 5.10 (PLATYPUS): run the probe as root";
@@ -102,6 +107,17 @@ impl Powercap {
         inventory.require_packages(|| {
             format!("{}: no zone named package-N. The machine has no RAPL, or hides it", class.display())
         })?;
+        for package in topology.packages(false).into_iter().filter(|_| topology.is_known()) {
+            let id = ZoneId { package: Some(package), kind: ZoneKind::Package };
+            let known =
+                |zone: &ZoneId| zone.kind == id.kind && zone.package.is_some_and(|of| of.package == package.package);
+            let mut zones =
+                inventory.zones.iter().map(|zone| zone.id).chain(inventory.refused.iter().map(|(id, _)| *id));
+            if !zones.any(|zone| known(&zone)) {
+                let why = format!("{}: no zone for package {package}, whose CPUs are online", class.display());
+                inventory.refused.push((id, Unavailable::new(Reason::Absent, why)));
+            }
+        }
         // A duplicate that could be opened replaces the refused zone.
         let refused = std::mem::take(&mut inventory.refused);
         inventory.refused = refused.into_iter().filter(|(id, _)| !inventory.has(*id)).collect();
@@ -196,13 +212,46 @@ fn limit(dir: &Path) -> Option<u64> {
     limits.flatten().filter(|limit| *limit > 0).max().filter(|_| enabled)
 }
 
-/// Older kernels name AMD's zones by die although each reads the counter of the package
-/// (rapl_msrs_are_pkg_scope came later): they cover the package, and are duplicates. The same
-/// applies to the only die of a package.
-fn normalize(id: ZoneId, topology: &Topology, processor: &Processor) -> ZoneId {
+/// Dies are separate zones where a package has several and their counters differ. The names of the
+/// zones decide, not the topology, which some kernels and guests report without dies. On AMD older
+/// kernels name zones by die although each reads the counter of the package
+/// (rapl_msrs_are_pkg_scope came later): such counters agree.
+fn separate_dies(zones: &[(&String, &PathBuf, ZoneId)], processor: &Processor) -> BTreeSet<u32> {
+    let mut dies: BTreeMap<u32, BTreeMap<u32, &PathBuf>> = BTreeMap::new();
+    for (_, dir, id) in zones.iter().filter(|(name, _, id)| !name.starts_with(MMIO) && id.kind == ZoneKind::Package) {
+        if let Some(PackageId { package, die: Some(die) }) = id.package {
+            dies.entry(package).or_default().entry(die).or_insert(dir);
+        }
+    }
+    let separate = |dirs: &BTreeMap<u32, &PathBuf>| {
+        let mut dirs = dirs.values();
+        match (dirs.next(), dirs.next()) {
+            (Some(first), Some(second)) => processor.vendor != Vendor::Amd || !agree(first, second),
+            _ => false,
+        }
+    };
+    dies.iter().filter(|(_, dirs)| separate(dirs)).map(|(package, _)| *package).collect()
+}
+
+/// Whether two zones read the same counter: the second lies between two readings of the first.
+fn agree(first: &Path, second: &Path) -> bool {
+    const ROUNDS: usize = 5;
+    let value = |dir: &Path| fs::read_to_string(dir.join("energy_uj")).ok()?.trim().parse::<u64>().ok();
+    let agrees = (0..ROUNDS).filter(|_| match (value(first), value(second), value(first)) {
+        (Some(before), Some(other), Some(after)) => (before..=after).contains(&other),
+        // What cannot be read cannot be proven to differ.
+        _ => true,
+    });
+    // One round may meet a wrap.
+    agrees.count() + 1 >= ROUNDS
+}
+
+/// The zone of a whole package, unless its dies are separate.
+fn normalize(id: ZoneId, topology: &Topology, processor: &Processor, separate: &BTreeSet<u32>) -> ZoneId {
     let package = id.package.map(|package| {
         let alone = topology.is_known() && topology.dies(package.package) <= 1;
-        if alone || processor.vendor == Vendor::Amd { PackageId::whole(package.package) } else { package }
+        let whole = (alone || processor.vendor == Vendor::Amd) && !separate.contains(&package.package);
+        if whole { PackageId::whole(package.package) } else { package }
     });
     ZoneId { package, ..id }
 }
@@ -221,26 +270,9 @@ impl Source for Powercap {
     }
 
     fn packages(&self) -> Option<Box<dyn Source>> {
-        let duplicate = |counter: &CounterFile| Ok(CounterFile { file: counter.file.try_clone()?, last: None });
+        let duplicate = |counter: &CounterFile| counter.try_clone();
         let (inventory, files) = self.inventory.packages(&self.files, duplicate)?;
         Some(Box::new(Self { inventory, files }))
-    }
-}
-
-impl CounterFile {
-    fn read(&mut self) -> io::Result<u64> {
-        let mut buffer = [0; 32];
-        let length = self.file.read_at(&mut buffer, 0)?;
-        let value = std::str::from_utf8(&buffer[..length])
-            .ok()
-            .and_then(|text| text.trim().parse().ok())
-            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "not a number"))?;
-        // A counter that does not move may have been removed. Then sysfs refuses the read, but a
-        // copy of the tree on a plain file system does not, so the link count is checked too.
-        if self.last.replace(value) == Some(value) && self.file.metadata()?.nlink() == 0 {
-            return Err(io::Error::new(io::ErrorKind::NotFound, "the counter was removed"));
-        }
-        Ok(value)
     }
 }
 
@@ -303,6 +335,62 @@ mod tests {
         let dir = tree(&[("intel-rapl:0", "package-0-die-0", 1, None), ("intel-rapl:1", "package-0-die-1", 2, None)]);
         let source = open(dir.path()).unwrap();
         assert_eq!(zones(&source), ["package of package 0-die-0", "package of package 0-die-1"]);
+    }
+
+    /// A topology that knows one die only, as in some guests: half of the energy was left out.
+    #[test]
+    fn dies_that_the_topology_does_not_know_are_not_duplicates() {
+        let dir = tree(&[("intel-rapl:0", "package-0-die-0", 1, None), ("intel-rapl:1", "package-0-die-1", 900, None)]);
+        let cpu = dir.path().join("devices/system/cpu/cpu0/topology");
+        fs::create_dir_all(&cpu).unwrap();
+        for (file, value) in [("physical_package_id", "0"), ("die_id", "0"), ("core_id", "0")] {
+            fs::write(cpu.join(file), value).unwrap();
+        }
+        let source = open(dir.path()).unwrap();
+        assert_eq!(zones(&source), ["package of package 0-die-0", "package of package 0-die-1"]);
+    }
+
+    #[test]
+    fn zones_of_one_counter_are_duplicates_and_others_are_not() {
+        let dir = tree(&[
+            ("intel-rapl:0", "package-0-die-0", 5, None),
+            ("intel-rapl:1", "package-0-die-1", 5, None),
+            ("intel-rapl:2", "package-0-die-2", 900, None),
+        ]);
+        let zone = |number: usize| dir.path().join(format!("class/powercap/intel-rapl:{number}"));
+        assert!(agree(&zone(0), &zone(1)) && !agree(&zone(0), &zone(2)));
+    }
+
+    #[test]
+    fn a_package_without_a_zone_is_reported() {
+        let dir = tree(&[("intel-rapl:0", "package-0", 1, None)]);
+        for cpu in ["0", "1"] {
+            let topology = dir.path().join(format!("devices/system/cpu/cpu{cpu}/topology"));
+            fs::create_dir_all(&topology).unwrap();
+            fs::write(topology.join("physical_package_id"), cpu).unwrap();
+        }
+        let missing = crate::energy::missing_zones(&open(dir.path()).unwrap()).unwrap();
+        assert!(missing.detail.contains("package of package 1 is missing"), "{missing}");
+    }
+
+    /// The driver was loaded again, or the package went offline and came back.
+    #[test]
+    fn a_zone_that_returns_is_opened_again_and_counts_from_there() {
+        let dir = tree(&[("intel-rapl:0", "package-0", 5, None)]);
+        let file = dir.path().join("class/powercap/intel-rapl:0/energy_uj");
+        let mut source = open(dir.path()).unwrap();
+        let mut read = || {
+            let mut raw = Vec::new();
+            source.read(&mut raw);
+            raw.remove(0).map_err(|error| error.to_string())
+        };
+        assert_eq!(read(), Ok(5));
+        fs::remove_file(&file).unwrap();
+        assert!(read().is_err());
+        fs::write(&file, "900").unwrap();
+        std::thread::sleep(super::super::counter_file::RETRY_INTERVAL);
+        assert_eq!(read(), Err(super::super::counter_file::REOPENED.to_owned()));
+        assert_eq!(read(), Ok(900));
     }
 
     #[test]

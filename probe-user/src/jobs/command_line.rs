@@ -5,6 +5,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::switches::is_switch;
+
 /// Longest text that is taken from a command line, in characters.
 const MAX_TEXT: usize = 64;
 /// Maximum number of outputs of one job; further outputs are ignored.
@@ -60,9 +62,19 @@ pub struct Output {
     /// Bits per second.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bitrate: Option<u64>,
+    /// True when the command line excludes pictures: `-vn`, `-map` of other streams only, or a
+    /// format for sound or subtitles.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub without_video: bool,
 }
 
 impl Output {
+    /// True when no picture is encoded for this output: its pictures are copied, or it has none.
+    #[must_use]
+    pub fn encodes_no_picture(&self) -> bool {
+        self.without_video || self.codec == "copy"
+    }
+
     /// Pixels per 1000 seconds, if size and frame rate are known: the weight of this output in its
     /// job.
     #[must_use]
@@ -72,52 +84,10 @@ impl Output {
     }
 }
 
-/// Options without a value: those of `ffmpeg -h full` 5.1, their -no… forms, and two of older
-/// versions. All others have a value.
-const SWITCHES: [&str; 43] = [
-    "y",
-    "n",
-    "re",
-    "stdin",
-    "nostdin",
-    "stats",
-    "nostats",
-    "hide_banner",
-    "an",
-    "vn",
-    "sn",
-    "dn",
-    "shortest",
-    "copyts",
-    "start_at_zero",
-    "dump",
-    "hex",
-    "autorotate",
-    "noautorotate",
-    "autoscale",
-    "noautoscale",
-    "accurate_seek",
-    "noaccurate_seek",
-    "seek_timestamp",
-    "bitexact",
-    "xerror",
-    "benchmark",
-    "benchmark_all",
-    "psnr",
-    "qphist",
-    "ignore_unknown",
-    "copy_unknown",
-    "report",
-    "deinterlace",
-    "vstats",
-    "find_stream_info",
-    "fix_sub_duration",
-    "debug_ts",
-    "intra",
-    "recast_media",
-    "L",
-    "version",
-    "copyinkf",
+/// Formats, and endings of files, that hold no moving pictures.
+const WITHOUT_PICTURES: [&str; 15] = [
+    "aac", "ac3", "adts", "ass", "eac3", "f32le", "mp2", "mp3", "s16le", "s24le", "s32le", "srt", "vtt", "wav",
+    "webvtt",
 ];
 
 impl CommandLine {
@@ -137,8 +107,15 @@ impl CommandLine {
         while let Some(word) = words.next() {
             match word.strip_prefix('-').filter(|name| !name.is_empty()) {
                 None => this.add_output(&word, std::mem::take(&mut options)),
-                Some(name) if SWITCHES.contains(&option_name(name)) => {
+                // The word after `--` is an output, whatever it begins with.
+                Some("-") => {
+                    if let Some(address) = words.next() {
+                        this.add_output(&address, std::mem::take(&mut options));
+                    }
+                }
+                Some(name) if is_switch(option_name(name), words.peek().map(String::as_str)) => {
                     this.paced |= name == "re";
+                    options.no_video |= name == "vn";
                 }
                 Some("i") => {
                     if let Some(address) = words.next() {
@@ -167,6 +144,7 @@ impl CommandLine {
             return;
         }
         let (kind, name) = output(address, &options.format);
+        let without_video = options.without_video(address);
         let codec = if options.encoder == "copy" { "copy" } else { codec(&options.encoder) };
         self.outputs.push(Output {
             name,
@@ -177,6 +155,7 @@ impl CommandLine {
             size: options.size,
             millifps: options.millifps,
             bitrate: options.bitrate,
+            without_video,
         });
     }
 
@@ -201,6 +180,12 @@ struct OutputOptions {
     size: Option<(u32, u32)>,
     millifps: Option<u32>,
     bitrate: Option<u64>,
+    /// True after `-vn`.
+    no_video: bool,
+    /// True after the first `-map`.
+    mapped: bool,
+    /// The inputs of which `-map` selects pictures, or streams whose kind it does not say.
+    picture_maps: Vec<String>,
 }
 
 /// An option's name without its stream specifier.
@@ -225,6 +210,7 @@ impl OutputOptions {
             "s" => self.size = parse_size(value).or(self.size),
             "r" => self.millifps = parse_rate(value).or(self.millifps),
             "b" | "vb" => self.bitrate = parse_bitrate(value).or(self.bitrate),
+            "map" => self.map(value),
             "vf" | "filter" => {
                 for filter in value.split([',', ';']) {
                     self.filter(filter);
@@ -232,6 +218,32 @@ impl OutputOptions {
             }
             _ => {}
         }
+    }
+
+    /// Applies a stream selection: `0`, `0:v:0`, `1:a?`, `[label]`; `-0:v` removes.
+    fn map(&mut self, value: &str) {
+        // Before 7.0 the stream to synchronize with follows after a comma.
+        let selected = value.split(',').next().unwrap_or(value).trim_end_matches('?');
+        let (input, kind) = selected.split_once(':').unwrap_or((selected, ""));
+        if let Some(input) = input.strip_prefix('-') {
+            if matches!(kind, "" | "v") {
+                self.picture_maps.retain(|mapped| mapped != input);
+            }
+            return;
+        }
+        self.mapped = true;
+        // A number, a program or a filter's label can be a picture.
+        if !matches!(kind.split(':').next(), Some("a" | "s" | "d" | "t")) {
+            self.picture_maps.push(input.to_owned());
+        }
+    }
+
+    /// True when the output at `address` gets no pictures.
+    fn without_video(&self, address: &str) -> bool {
+        let format = if self.format.is_empty() { stem_and_ending(address).1 } else { &self.format };
+        self.no_video
+            || (self.mapped && self.picture_maps.is_empty())
+            || WITHOUT_PICTURES.contains(&&*format.to_ascii_lowercase())
     }
 
     fn filter(&mut self, filter: &str) {
@@ -386,9 +398,14 @@ fn output(address: &str, format: &str) -> (String, String) {
 
 /// The name of a file without directories and extension.
 fn stem(address: &str) -> &str {
+    stem_and_ending(address).0
+}
+
+/// The name of a file without directories, and its extension, which may be empty.
+fn stem_and_ending(address: &str) -> (&str, &str) {
     let path = address.strip_prefix("file:").unwrap_or(address);
     let last = path.rsplit('/').find(|part| !part.is_empty()).unwrap_or("file");
-    last.rsplit_once('.').map_or(last, |(stem, _)| if stem.is_empty() { last } else { stem })
+    last.rsplit_once('.').filter(|(stem, _)| !stem.is_empty()).unwrap_or((last, ""))
 }
 
 /// Eight hexadecimal digits that distinguish secrets without revealing them.
@@ -461,6 +478,54 @@ mod tests {
         assert_eq!(command.stream(), None);
         assert_eq!(command.outputs[1].pixels(None), Some(640 * 360 * 25_000));
         assert_eq!(command.outputs[0].pixels(Some(30_000)), Some(1920 * 1080 * 30_000));
+    }
+
+    /// The outputs of a command line: their names, and whether pictures are encoded for them.
+    fn encoded(line: &str) -> Vec<(String, bool)> {
+        let outputs = parse(line).outputs;
+        outputs.iter().map(|output| (output.name.clone(), !output.encodes_no_picture())).collect()
+    }
+
+    #[test]
+    fn switches_and_options_with_a_value_make_no_outputs() {
+        for (line, name) in [
+            ("ffmpeg -y -seek_timestamp 1 -ss 10 -i in.mp4 -c:v libx264 seekbug.mp4", "seekbug"),
+            ("ffmpeg -y -noauto_conversion_filters -i in.mp4 -c:v libx264 convbug.mp4", "convbug"),
+            ("ffmpeg -y -display_hflip -i in.mp4 -c:v libx264 flipbug.mp4", "flipbug"),
+            ("ffmpeg -display_vflip:v:0 -noaccurate_seek -print_graphs -i in.mp4 flip.mp4", "flip"),
+            ("ffmpeg -autorotate 0 -i in.mp4 -filter_threads 2 -noautoscale turned.mp4", "turned"),
+            ("ffmpeg -autorotate -i in.mp4 -y turned.mp4", "turned"),
+            ("ffmpeg -i in.mp4 -c:v libx264 -- -dash.mp4", "-dash"),
+        ] {
+            let outputs = parse(line).outputs;
+            let names: Vec<_> = outputs.iter().map(|output| &*output.name).collect();
+            assert_eq!(names, [name], "{line}");
+        }
+    }
+
+    #[test]
+    fn copies_sound_and_subtitles_encode_no_picture() {
+        for options in [
+            "-c copy",
+            "-c:v copy -c:a aac",
+            "-codec copy",
+            "-codec:v:0 copy",
+            "-vcodec copy",
+            "-vn",
+            "-map 0:a",
+            "-map 0:a:0? -map 1:s",
+            "-map 0 -map -0:v",
+            "-f wav",
+        ] {
+            let line = format!("ffmpeg -i in.mp4 -c:v libx264 picture.mp4 {options} rest.mkv");
+            assert_eq!(encoded(&line), [("picture".to_owned(), true), ("rest".to_owned(), false)], "{options}");
+        }
+        for options in ["-c:a copy", "-an", "-map 0:a -map 0:v", "-map 0", "-map 0:1", "-map [out]", "-map 1 -map -0:v"]
+        {
+            let line = format!("ffmpeg -vn -i in.mp3 -i in.mp4 {options} picture.mkv");
+            assert_eq!(encoded(&line), [("picture".to_owned(), true)], "{options}");
+        }
+        assert_eq!(encoded("ffmpeg -i in.mp4 sound.WAV"), [("sound".to_owned(), false)]);
     }
 
     #[test]

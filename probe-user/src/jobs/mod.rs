@@ -4,8 +4,14 @@
 //! That clock is exact while the process runs and disappears with it. The final CPU time therefore
 //! comes from eBPF, which sums up the threads as they exit. Without eBPF the last reading of the
 //! clock is the final value.
+//!
+//! A process may be moved into another cgroup while it runs: started by a service, which then puts
+//! it into a container. Its cgroup is therefore compared at every tick, and a job is charged where
+//! its process is.
 
 pub mod command_line;
+mod placement;
+mod switches;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -15,6 +21,7 @@ use std::{
 };
 
 use command_line::CommandLine;
+use placement::Placement;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -87,7 +94,12 @@ struct TrackedJob {
     base_ns: u64,
     /// CPU time of the job up to the last reading.
     ran_ns: u64,
+    /// The charge target of the cgroup that it runs in.
+    charge_target: ChargeTarget,
     own_container: Option<u32>,
+    placement: Placement,
+    /// Name for a row of its own.
+    stream: Option<String>,
     started: Instant,
     ended: Option<Instant>,
     /// Local UDP ports; empty until they are found.
@@ -114,6 +126,9 @@ pub struct JobChanges {
     /// CPU nanoseconds of every job since its start.
     pub clocks: Vec<(u32, u64)>,
     pub started: Vec<Job>,
+    /// Jobs that moved into another cgroup: number, charge target of that cgroup, and the container
+    /// number of the job's own row.
+    pub moved: Vec<(u32, ChargeTarget, Option<u32>)>,
     /// Jobs that ended: their CPU time is final.
     pub ended: Vec<u32>,
     /// Jobs that were forgotten.
@@ -269,6 +284,7 @@ impl Jobs {
         for tgid in gone {
             self.end_job(tgid, None, now, registry, &mut changes);
         }
+        self.follow_moves(now, registry, &mut changes);
         self.find_ports(now);
         changes.clocks = self.live.iter().map(|(number, live)| (*number, live.ran_ns)).collect();
         let retain = self.retain.max(MIN_RETENTION);
@@ -277,6 +293,25 @@ impl Jobs {
         self.live.retain(|_, live| !expired(live));
         changes.dropped = self.dropped;
         changes
+    }
+
+    /// Charges jobs whose processes moved into another cgroup to that cgroup.
+    fn follow_moves(&mut self, now: Instant, registry: &mut ContainerRegistry, changes: &mut JobChanges) {
+        // A process that was not found in this tick is not compared: its pid may be another's.
+        let running = self.live.iter_mut().filter(|(_, live)| live.ended.is_none() && live.absent == 0);
+        for (number, live) in running {
+            let process = self.procfs.join(live.tgid.to_string());
+            let Some(cgroup) = live.placement.follow(&process, registry) else { continue };
+            // Its row ends first, because a job has one row at most.
+            if let Some(container) = live.own_container {
+                registry.detach_job(container, now);
+            }
+            let (target, own) = registry.attach_job(&cgroup, *number, live.stream.as_deref(), now);
+            if (target, own) != (live.charge_target, live.own_container) {
+                (live.charge_target, live.own_container) = (target, own);
+                changes.moved.push((*number, target, own));
+            }
+        }
     }
 
     /// Finds the UDP ports of new jobs that send progress reports as datagrams.
@@ -317,7 +352,8 @@ impl Jobs {
         let number = self.next;
         self.next += 1;
         let command = CommandLine::parse(self.names.without_interpreter(line));
-        let (charge_target, own_container) = registry.attach_job(&cgroup, number, command.stream(), now);
+        let placement = Placement::start(&self.procfs.join(tgid.to_string()), cgroup, registry);
+        let (charge_target, own_container) = registry.attach_job(&placement.cgroup, number, command.stream(), now);
         self.by_tgid.insert(tgid, number);
         // A job that reports over UDP opens its socket soon after its start.
         let progress = command.progress.as_ref().filter(|progress| progress.kind == "udp");
@@ -329,7 +365,10 @@ impl Jobs {
                 tgid,
                 base_ns,
                 ran_ns: 0,
+                charge_target,
                 own_container,
+                placement,
+                stream: command.stream().map(str::to_owned),
                 started: now,
                 ended: None,
                 ports,

@@ -104,6 +104,35 @@ impl Split<ChargeTarget> {
         self.shares.extend(sums);
         self.unattributed += part.unattributed;
     }
+
+    /// Moves the shares of containers without series to the retired row, and their idle shares to
+    /// the idle energy. The sum stays exact.
+    pub fn retire_unknown(&mut self, is_known: impl Fn(u32) -> bool) {
+        let mut retired = Microjoules::ZERO;
+        self.shares.retain(|(target, share)| match target {
+            ChargeTarget::Container(number) if !is_known(*number) => {
+                retired += *share;
+                false
+            }
+            _ => true,
+        });
+        if retired > Microjoules::ZERO {
+            match self.shares.iter_mut().find(|(target, _)| *target == ChargeTarget::Retired) {
+                Some((_, share)) => *share += retired,
+                // The last key in order.
+                None => self.shares.push((ChargeTarget::Retired, retired)),
+            }
+        }
+        let mut idle = self.idle;
+        self.idle_shares.retain(|(number, share)| {
+            let known = is_known(*number);
+            if !known {
+                idle += *share;
+            }
+            known
+        });
+        self.idle = idle;
+    }
 }
 
 #[cfg(test)]

@@ -4,7 +4,8 @@
 //! split. The clock of a process and the figure of its container are read at slightly different
 //! times, so jobs that together appear to have run longer than their container share what it has:
 //! streams never sum above it. A job with several outputs without a common name splits its part by
-//! the pixels of the outputs.
+//! the pixels of the outputs. An output whose pictures are copied, or that has none, costs next to
+//! nothing where the job encodes another: it weighs a hundredth of the smallest that is encoded.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -17,7 +18,11 @@ use super::{
     split::{Split, split_proportionally},
     totals::AccountId,
 };
-use crate::{containers::ChargeTarget, energy::zone::Origin, jobs::Job};
+use crate::{
+    containers::ChargeTarget,
+    energy::zone::Origin,
+    jobs::{Job, command_line::Output},
+};
 
 /// How a stream's part of its container is determined.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -84,6 +89,17 @@ pub struct JobUsage {
     pub ended: Option<i64>,
     /// CPU time of the job and of its target at the last split of each root.
     at_last_split: Vec<(u64, u64)>,
+    /// Streams of the containers that the job ran in before. Their series keep what they have until
+    /// the job is removed.
+    former: Vec<StreamId>,
+    /// True from the observation of a move to the next update of the clocks.
+    moved: bool,
+}
+
+impl JobUsage {
+    fn owns(&self, id: &StreamId) -> bool {
+        self.streams.iter().any(|(known, ..)| known == id) || self.former.contains(id)
+    }
 }
 
 /// All jobs, and all streams since the start.
@@ -108,12 +124,7 @@ impl Streams {
     pub fn begin(&mut self, job: &Job, roots: usize) {
         let target_ns = self.target_time(job.charged_to());
         let mut streams = streams(job);
-        // Above the limit a job keeps its own figures and has no series.
-        let new = streams.iter().filter(|(id, ..)| !self.has_series(id)).count();
-        if new > 0 && self.series() + new > self.limit {
-            self.dropped += 1;
-            streams.clear();
-        }
+        self.limit_series(&mut streams);
         let usage = JobUsage {
             job: Arc::new(job.clone()),
             streams,
@@ -121,8 +132,43 @@ impl Streams {
             joules: BTreeMap::new(),
             ended: None,
             at_last_split: vec![(0, target_ns); roots],
+            former: Vec::new(),
+            moved: false,
         };
         self.jobs.insert(job.number, usage);
+    }
+
+    /// Removes the streams of a job above the limit: it keeps its own figures and has no series.
+    fn limit_series(&mut self, streams: &mut Vec<(StreamId, u64, usize)>) {
+        let new = streams.iter().filter(|(id, ..)| !self.has_series(id)).count();
+        if new > 0 && self.series() + new > self.limit {
+            self.dropped += 1;
+            streams.clear();
+        }
+    }
+
+    /// Charges a job to another target from this tick on, with the number of its own row if it has
+    /// one there.
+    ///
+    /// When in the tick the process moved is unknown, so none of the tick's CPU time is moved to
+    /// its row: up to one tick of its time stays with the cgroup that it left. Its streams are new,
+    /// because a stream belongs to a container.
+    pub fn relocate(&mut self, number: u32, target: ChargeTarget, own_container: Option<u32>) {
+        let Some(usage) = self.jobs.get(&number) else { return };
+        let job = Job { charge_target: target, own_container, ..(*usage.job).clone() };
+        let target_ns = self.target_time(job.charged_to());
+        let mut new = streams(&job);
+        self.limit_series(&mut new);
+        let Some(usage) = self.jobs.get_mut(&number) else { return };
+        for (id, ..) in std::mem::replace(&mut usage.streams, new) {
+            if !usage.owns(&id) {
+                usage.former.push(id);
+            }
+        }
+        // What it ran before the move was a part of the target that it left.
+        usage.at_last_split.fill((usage.ran_ns, target_ns));
+        usage.job = Arc::new(job);
+        usage.moved = true;
     }
 
     fn target_time(&self, target: ChargeTarget) -> u64 {
@@ -130,12 +176,12 @@ impl Streams {
     }
 
     fn has_series(&self, id: &StreamId) -> bool {
-        self.jobs.values().any(|usage| usage.streams.iter().any(|(known, ..)| known == id))
+        self.jobs.values().any(|usage| usage.owns(id))
     }
 
     /// Number of streams that have series, or will have.
     fn series(&self) -> usize {
-        let all = self.jobs.values().flat_map(|usage| usage.streams.iter().map(|(id, ..)| id));
+        let all = self.jobs.values().flat_map(|usage| usage.streams.iter().map(|(id, ..)| id).chain(&usage.former));
         all.collect::<BTreeSet<_>>().len()
     }
 
@@ -158,7 +204,7 @@ impl Streams {
     /// Removes a job, and its streams unless another job continues them.
     pub fn remove(&mut self, number: u32) {
         let Some(removed) = self.jobs.remove(&number) else { return };
-        for (id, ..) in removed.streams {
+        for id in removed.streams.into_iter().map(|(id, ..)| id).chain(removed.former) {
             if !self.has_series(&id) {
                 self.totals.retain(|(known, _), _| *known != id);
             }
@@ -174,7 +220,8 @@ impl Streams {
             let Some(usage) = self.jobs.get_mut(number) else { continue };
             let grown = ran_ns.saturating_sub(usage.ran_ns);
             usage.ran_ns = usage.ran_ns.max(*ran_ns);
-            if let (Some(container), true) = (usage.job.own_container, grown > 0) {
+            let moved = std::mem::take(&mut usage.moved);
+            if let (Some(container), true) = (usage.job.own_container, grown > 0 && !moved) {
                 own.push((usage.job.charge_target, container, grown));
             }
         }
@@ -289,11 +336,7 @@ fn streams(job: &Job) -> Vec<(StreamId, u64, usize)> {
     // An output without a frame rate has the rate of another output, which is the rate of the
     // source.
     let rate = outputs.iter().find_map(|output| output.millifps).unwrap_or(25_000);
-    let pixels: Option<Vec<u64>> = outputs.iter().map(|output| output.pixels(Some(rate))).collect();
-    let (basis, weights) = match pixels {
-        Some(pixels) => (ShareBasis::Pixels, pixels),
-        None => (ShareBasis::Outputs, vec![1; outputs.len()]),
-    };
+    let (basis, weights) = output_weights(outputs, rate);
     let mut all: Vec<(StreamId, u64, usize)> = Vec::new();
     for (at, (output, weight)) in outputs.iter().zip(weights).enumerate() {
         let id = id(&output.name, &output.codec, basis);
@@ -303,6 +346,30 @@ fn streams(job: &Job) -> Vec<(StreamId, u64, usize)> {
         }
     }
     all
+}
+
+/// Weight of an encoded output in units of one that is not encoded.
+const ENCODED_WEIGHT: u64 = 100;
+
+/// The weight of each output of a job. `rate` is the frame rate of outputs that have none, in
+/// frames per 1000 seconds.
+fn output_weights(outputs: &[Output], rate: u32) -> (ShareBasis, Vec<u64>) {
+    // Where no output is encoded, the outputs differ in nothing but their pixels.
+    let mixed = outputs.iter().any(Output::encodes_no_picture) && !outputs.iter().all(Output::encodes_no_picture);
+    let counts = |output: &&Output| !(mixed && output.encodes_no_picture());
+    let pixels: Option<Vec<u64>> = outputs.iter().filter(counts).map(|output| output.pixels(Some(rate))).collect();
+    let (basis, counted) = match pixels {
+        Some(pixels) => (ShareBasis::Pixels, pixels),
+        None => (ShareBasis::Outputs, vec![1; outputs.iter().filter(counts).count()]),
+    };
+    if !mixed {
+        return (basis, counted);
+    }
+    let least = counted.iter().copied().min().unwrap_or(1);
+    let mut encoded = counted.into_iter().map(|weight| weight.saturating_mul(ENCODED_WEIGHT));
+    let weight = |output: &Output| if output.encodes_no_picture() { least } else { encoded.next().unwrap_or(least) };
+    let weights = outputs.iter().map(weight).collect();
+    (basis, weights)
 }
 
 #[cfg(test)]
@@ -358,6 +425,23 @@ mod tests {
     }
 
     #[test]
+    fn copies_and_sound_weigh_a_hundredth_of_the_smallest_encoded_output() {
+        let weights = |line: &str| {
+            let streams = streams(&job(1, 7, line));
+            let weights: Vec<u64> = streams.iter().map(|(_, weight, _)| *weight).collect();
+            (streams[0].0.basis, weights)
+        };
+        let camera = "ffmpeg -i a -c:v copy rec.mp4 -r 5 -f rawvideo pipe:";
+        assert_eq!(weights(camera), (ShareBasis::Outputs, vec![1, 100]));
+        let sound = "ffmpeg -i a -c:v libx265 a.mp4 -vn b.m4a -map 0:a c.mka";
+        assert_eq!(weights(sound), (ShareBasis::Outputs, vec![100, 1, 1]));
+        let ladder = "ffmpeg -i a -r 1 -s 20x10 a.mp4 -r 1 -s 10x10 b.mp4 -c copy c.mp4";
+        assert_eq!(weights(ladder), (ShareBasis::Pixels, vec![20_000_000, 10_000_000, 100_000]));
+        assert_eq!(weights("ffmpeg -i a -c copy a.mp4 -c copy b.mkv"), (ShareBasis::Outputs, vec![1, 1]), "all copies");
+        assert_eq!(weights("ffmpeg -i a -s 2x1 -r 1 x.mp4 -s 1x1 -r 1 y.mp4"), (ShareBasis::Pixels, vec![2000, 1000]));
+    }
+
+    #[test]
     fn a_series_continues_across_jobs_and_ends_with_the_last() {
         let mut streams = Streams::new(1);
         for number in 0..2 {
@@ -373,6 +457,39 @@ mod tests {
         assert_eq!(totals(&streams).len(), 1);
         streams.remove(1);
         assert!(totals(&streams).is_empty());
+    }
+
+    #[test]
+    fn a_job_that_moved_is_charged_where_it_runs_and_keeps_what_it_had() {
+        let mut streams = Streams::new(2);
+        let (system, shown) = (ChargeTarget::System, ChargeTarget::Container(7));
+        let mut cam = job(1, 0, "ffmpeg -i a cam.mp4");
+        (cam.charge_target, cam.own_container) = (system, Some(3));
+        streams.begin(&cam, 1);
+        assert_eq!(streams.update_clocks(&[(1, 100)]), [(system, 3, 100)]);
+        streams.add_target_time(ChargeTarget::Container(3), 100);
+        streams.split_by_cpu_time(0, root(), &split(3, 500));
+        // Into a container: nothing is moved to its row any more.
+        streams.relocate(1, shown, None);
+        assert!(streams.update_clocks(&[(1, 300)]).is_empty());
+        streams.add_target_time(shown, 200);
+        streams.split_by_cpu_time(0, root(), &split(7, 900));
+        let energy = |streams: &Streams| -> Vec<(StreamContainer, u64)> {
+            streams.totals().map(|(id, _, energy)| (id.container.clone(), energy.0)).collect()
+        };
+        let both = energy(&streams);
+        assert_eq!(both, [(StreamContainer::Number(7), 900), (StreamContainer::Own, 500)]);
+        assert_eq!(streams.jobs().map(|usage| usage.joules[&Origin::Perf].0).sum::<u64>(), 1400);
+        // And out of it: the tick of the move stays with the system.
+        streams.relocate(1, system, Some(4));
+        assert!(streams.update_clocks(&[(1, 400)]).is_empty());
+        assert_eq!(streams.update_clocks(&[(1, 450)]), [(system, 4, 50)]);
+        assert_eq!((streams.dropped(), streams.series()), (0, 2), "both series existed");
+        // A third container is above the limit; the job keeps its own figures.
+        streams.relocate(1, ChargeTarget::Container(8), None);
+        assert_eq!((streams.dropped(), energy(&streams)), (1, both));
+        streams.remove(1);
+        assert_eq!(streams.totals().count(), 0);
     }
 
     #[test]

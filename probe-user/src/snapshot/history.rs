@@ -13,6 +13,7 @@ use units::Microjoules;
 
 use crate::{
     containers::Container,
+    energy::zone::ZoneKind,
     host::topology::PackageId,
     ledger::{
         AccountId,
@@ -25,6 +26,21 @@ const CHUNK: usize = 64;
 /// If wall clock and monotonic clock differ by more than this between two ticks, the wall clock was
 /// set. NTP slews by at most 500 ppm, 0.5 ms in a second; this leaves room for long ticks.
 const STEP_NS: i64 = 20_000_000;
+
+/// How the energy of a tick is known at its end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Settlement {
+    /// The counter was read and its energy was split.
+    #[default]
+    Exact,
+    /// The counter was read, and the split waits for the use of a process: the energy since the
+    /// last split. `measured` is `None`.
+    Waiting(Microjoules),
+    /// The counter was read. A later split, which covers more ticks, was distributed.
+    Divided,
+    /// The counter was not read. A later reading was distributed by time.
+    Estimated,
+}
 
 /// Energy of one accounting root in one tick.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -47,6 +63,9 @@ pub struct AccountDelta {
     pub system: Microjoules,
     /// Energy of containers without series.
     pub retired: Microjoules,
+    pub settlement: Settlement,
+    /// True when the idle power of the root was known.
+    pub idle_known: bool,
 }
 
 impl AccountDelta {
@@ -63,7 +82,14 @@ impl AccountDelta {
             unattributed: zero,
             system: zero,
             retired: zero,
+            settlement: Settlement::Exact,
+            idle_known: false,
         }
+    }
+
+    /// The parts of the measured energy that belong to no container with series.
+    fn parts(&mut self) -> [&mut Microjoules; 4] {
+        [&mut self.idle, &mut self.unattributed, &mut self.system, &mut self.retired]
     }
 }
 
@@ -219,11 +245,20 @@ pub struct AccountSum {
     /// Idle energy that is not attributed to any container.
     pub idle_joules: f64,
     pub unattributed_joules: f64,
+    /// Measured energy at the end of the window that is not split yet, because a GPU has not
+    /// reported the use of a process. It is part of `measured_joules` and of no row above. Asked
+    /// again some seconds later, the window has it in the other parts.
+    pub unsettled_joules: f64,
     /// Maximum energy in `measured_joules` from outside of the requested window, between its edges
     /// and those of the ticks.
     pub edge_error_joules: f64,
     /// Time in the window without energy readings; its energy is missing above.
     pub missing_seconds: f64,
+    /// True when the idle power was known in every tick of the window. While it is unknown, idle
+    /// energy is attributed like dynamic energy.
+    pub idle_known: bool,
+    /// Time in the window in which the idle power was known.
+    pub idle_known_seconds: f64,
     /// Bound of the error of `measured_joules` between `from` and `to`; absent where it is unknown,
     /// as for a model.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -243,7 +278,8 @@ pub struct EnergySum {
     pub joules: f64,
     /// Its part of the idle energy, under a policy that attributes idle energy.
     pub idle_joules: f64,
-    /// Maximum dynamic energy from outside of the requested window.
+    /// Maximum dynamic energy from outside of the requested window, and energy inside of it that
+    /// is not split yet and may belong to the container.
     pub edge_error_joules: f64,
     /// Bound of the error of `joules` between `from` and `to`; absent where it is unknown, as for a
     /// model.
@@ -307,8 +343,11 @@ impl Ring {
     }
 
     /// Adds a tick, and removes the oldest ticks above the limit.
-    pub fn push(&mut self, tick: Tick) {
+    pub fn push(&mut self, mut tick: Tick) {
         debug_assert_eq!(tick.unix_ns % 1000, 0);
+        for index in 0..tick.accounts.len() {
+            self.settle(&mut tick, index);
+        }
         let bytes = tick.bytes(self.ticks().next_back().map(|tick| &**tick));
         self.bytes += bytes;
         self.open_bytes += bytes;
@@ -332,6 +371,62 @@ impl Ring {
             let chunk: Arc<[SizedTick]> = std::mem::take(&mut self.open).into();
             self.sealed.push_back((chunk, std::mem::take(&mut self.open_bytes)));
         }
+    }
+
+    /// Distributes the energy of a GPU that covers several ticks among these ticks: by the energy
+    /// measured in each of them, and by time where the GPU was not read. Each part of the split is
+    /// distributed in the same proportion, so every tick is conserved. A window that ends in one of
+    /// the ticks is then complete.
+    fn settle(&mut self, tick: &mut Tick, index: usize) {
+        let delta = tick.accounts[index];
+        let id = delta.id;
+        let before = usize::try_from(delta.covers).unwrap_or(usize::MAX).saturating_sub(1);
+        let (Some(measured), true) = (delta.measured, matches!(id.zone.kind, ZoneKind::Gpu(_))) else { return };
+        if before == 0 || before >= CHUNK {
+            return;
+        }
+        // The covered ticks, and the one before them: its end is their start.
+        let mut covered: Vec<Arc<Tick>> = self.ticks().rev().take(before + 1).cloned().collect();
+        covered.reverse();
+        if covered.len() <= before {
+            return;
+        }
+        let Some(sums) = settled_sums(&covered, tick.monotonic_ns, id, measured) else { return };
+        let mut parts = TickParts::of(tick, index);
+        if parts.sum() != measured {
+            return;
+        }
+        let mut known = Microjoules::ZERO;
+        let mut settled = Vec::with_capacity(before);
+        for (tick, (sum, settlement)) in covered.into_iter().skip(1).zip(sums) {
+            let mut tick = Tick::clone(&tick);
+            parts.take(sum - known).write(&mut tick, AccountDelta { settlement, covers: 1, ..delta });
+            known = sum;
+            settled.push(tick);
+        }
+        tick.energy = tick.energy.iter().filter(|row| row.id != id).cloned().collect();
+        parts.write(tick, AccountDelta { settlement: Settlement::Exact, covers: 1, ..delta });
+        self.replace_newest(settled);
+    }
+
+    /// Replaces the newest ticks, oldest of them first.
+    fn replace_newest(&mut self, mut ticks: Vec<Tick>) {
+        let in_open = ticks.len().min(self.open.len());
+        let open = ticks.split_off(ticks.len() - in_open);
+        let first = self.open.len() - in_open;
+        if !ticks.is_empty()
+            && let Some((chunk, bytes)) = self.sealed.pop_back()
+        {
+            // Snapshots keep the old chunk.
+            let mut copy = chunk.to_vec();
+            let first = copy.len().saturating_sub(ticks.len());
+            let (old, new) = replace(&mut copy[first..], ticks);
+            self.bytes = self.bytes - old + new;
+            self.sealed.push_back((copy.into(), bytes - old + new));
+        }
+        let (old, new) = replace(&mut self.open[first..], open);
+        self.bytes = self.bytes - old + new;
+        self.open_bytes = self.open_bytes - old + new;
     }
 
     /// Every tick, oldest first.
@@ -405,6 +500,135 @@ impl Ring {
     }
 }
 
+/// Replaces ticks. Returns their memory before and after.
+fn replace(old: &mut [SizedTick], ticks: Vec<Tick>) -> (usize, usize) {
+    fn rows(tick: &Tick) -> usize {
+        if tick.energy.is_empty() { 0 } else { block(size_of_val(&*tick.energy)) }
+    }
+    let (mut before, mut after) = (0, 0);
+    for (slot, tick) in old.iter_mut().zip(ticks) {
+        // The size is that of the old tick plus its new rows, whose containers the newest tick
+        // shares.
+        let bytes = (slot.1 + rows(&tick)).saturating_sub(rows(&slot.0));
+        (before, after) = (before + slot.1, after + bytes);
+        *slot = (Arc::new(tick), bytes);
+    }
+    (before, after)
+}
+
+/// Energy since the last split at the end of each covered tick, and how it is known. The first of
+/// `covered` is the tick before them; the tick after them ends at `end_ns` and has all of it.
+/// `None` unless all of them wait for the energy.
+fn settled_sums(
+    covered: &[Arc<Tick>],
+    end_ns: i64,
+    id: AccountId,
+    measured: Microjoules,
+) -> Option<Vec<(Microjoules, Settlement)>> {
+    let start_ns = covered.first()?.monotonic_ns;
+    let mut sums = Vec::with_capacity(covered.len());
+    let mut known = (start_ns, Microjoules::ZERO);
+    for (index, tick) in covered.iter().enumerate().skip(1) {
+        let delta = tick.accounts.iter().find(|delta| delta.id == id)?;
+        if delta.measured.is_some() {
+            return None;
+        }
+        if let Settlement::Waiting(sum) = delta.settlement {
+            known = (tick.monotonic_ns, sum.max(known.1).min(measured));
+            sums.push((known.1, Settlement::Divided));
+            continue;
+        }
+        let next = covered[index + 1..].iter().find_map(|tick| {
+            let delta = tick.accounts.iter().find(|delta| delta.id == id)?;
+            match delta.settlement {
+                Settlement::Waiting(sum) => Some((tick.monotonic_ns, sum.max(known.1).min(measured))),
+                _ => None,
+            }
+        });
+        let (next_ns, next_sum) = next.unwrap_or((end_ns, measured));
+        let length = |ns: i64| u64::try_from(ns - known.0).unwrap_or(0);
+        let part = u128::from((next_sum - known.1).0) * u128::from(length(tick.monotonic_ns).min(length(next_ns)))
+            / u128::from(length(next_ns).max(1));
+        known = (tick.monotonic_ns, known.1 + Microjoules(u64::try_from(part).unwrap_or(0)));
+        sums.push((known.1, Settlement::Estimated));
+    }
+    Some(sums)
+}
+
+/// All parts of the energy of one account in one tick.
+struct TickParts {
+    /// Those of [`AccountDelta::parts`].
+    account: [Microjoules; 4],
+    containers: Vec<ContainerDelta>,
+}
+
+impl TickParts {
+    fn of(tick: &Tick, index: usize) -> Self {
+        let mut delta = tick.accounts[index];
+        let containers = tick.energy.iter().filter(|row| row.id == delta.id).cloned().collect();
+        Self { account: delta.parts().map(|part| *part), containers }
+    }
+
+    fn all(&mut self) -> impl Iterator<Item = &mut Microjoules> {
+        self.account.iter_mut().chain(self.containers.iter_mut().flat_map(|row| [&mut row.joules, &mut row.idle]))
+    }
+
+    fn sum(&mut self) -> Microjoules {
+        self.all().map(|part| *part).sum()
+    }
+
+    /// Removes `energy`, at most all, in proportion to the parts, and returns it. The sums of the
+    /// first parts are rounded, so no part exceeds what it has and the total is exact.
+    fn take(&mut self, energy: Microjoules) -> Self {
+        let whole = self.sum();
+        let energy = energy.min(whole);
+        let scale = |sum: Microjoules| {
+            let part = u128::from(sum.0) * u128::from(energy.0) / u128::from(whole.0.max(1));
+            Microjoules(u64::try_from(part).unwrap_or(u64::MAX))
+        };
+        let mut taken = Self { account: self.account, containers: self.containers.clone() };
+        let mut sum = Microjoules::ZERO;
+        for (part, taken) in self.all().zip(taken.all()) {
+            let before = scale(sum);
+            sum += *part;
+            *taken = scale(sum) - before;
+            *part = *part - *taken;
+        }
+        taken
+    }
+
+    /// Writes the parts into a tick that has none of this account.
+    fn write(mut self, tick: &mut Tick, delta: AccountDelta) {
+        let measured = Some(self.sum());
+        let mut delta = AccountDelta { measured, ..delta };
+        for (to, from) in delta.parts().into_iter().zip(self.account) {
+            *to = from;
+        }
+        if let Some(known) = tick.accounts.iter_mut().find(|known| known.id == delta.id) {
+            *known = delta;
+        }
+        let mut rows = std::mem::take(&mut tick.energy).into_vec();
+        rows.extend(self.containers.into_iter().filter(|row| row.joules + row.idle > Microjoules::ZERO));
+        tick.energy = rows.into();
+    }
+}
+
+/// How the energy of an account is known at the end of a tick.
+fn settlement(tick: &Tick, id: AccountId) -> Settlement {
+    tick.accounts.iter().find(|delta| delta.id == id).map_or(Settlement::Exact, |delta| delta.settlement)
+}
+
+/// Energy that had been measured and not split yet at the end of the last of `ticks`.
+fn waiting_before(ticks: &[&Arc<Tick>], id: AccountId) -> Microjoules {
+    let entries = ticks.iter().rev().map_while(|tick| tick.accounts.iter().find(|delta| delta.id == id));
+    let mut waiting = entries.take_while(|delta| delta.measured.is_none());
+    let sum = waiting.find_map(|delta| match delta.settlement {
+        Settlement::Waiting(sum) => Some(sum),
+        _ => None,
+    });
+    sum.unwrap_or(Microjoules::ZERO)
+}
+
 /// Step of the wall clock between two ticks in nanoseconds; `None` without a step.
 fn step(before: &Tick, after: &Tick) -> Option<i64> {
     let by = (after.unix_ns - before.unix_ns) - (after.monotonic_ns - before.monotonic_ns);
@@ -426,12 +650,36 @@ fn sum(run: &[&Arc<Tick>], start: f64, end: f64, start_ns: i64, end_ns: i64) -> 
     for (index, tick) in inside.iter().enumerate() {
         let length = |index: usize| inside[index].monotonic_ns - run[from + index].monotonic_ns;
         let mut reaches_back = BTreeSet::new();
+        // At an edge of the window whose division is estimated, the energy of a container may be
+        // from the other side.
+        let mut divided = BTreeSet::new();
         for delta in &tick.accounts {
             let sums = accounts.entry(delta.id).or_default();
+            sums.ns += length(index);
+            if delta.idle_known {
+                sums.idle_known_ns += length(index);
+            }
             let Some(measured) = delta.measured else {
                 sums.missing_ns += length(index);
+                sums.unsplit_ns += length(index);
+                if let Settlement::Waiting(energy) = delta.settlement {
+                    let before = sums.waiting.map_or_else(|| waiting_before(&run[..=from], delta.id), |(_, end)| end);
+                    let start = sums.waiting.map_or(before, |(start, _)| start);
+                    sums.waiting = Some((start, energy));
+                    sums.waiting_ns = sums.unsplit_ns;
+                    if at_edge(index) {
+                        sums.edge += energy - before;
+                    }
+                }
                 continue;
             };
+            (sums.waiting, sums.unsplit_ns) = (None, 0);
+            let start = if index == 0 { settlement(run[from], delta.id) } else { Settlement::Exact };
+            let end = if index + 1 == inside.len() { delta.settlement } else { Settlement::Exact };
+            let estimated = start == Settlement::Estimated || end == Settlement::Estimated;
+            if estimated || start == Settlement::Divided || end == Settlement::Divided {
+                divided.insert(delta.id);
+            }
             // The energy of ticks with failed readings is in the reading after them, also that of
             // ticks before the window.
             let covers = usize::try_from(delta.covers).unwrap_or(usize::MAX);
@@ -446,7 +694,7 @@ fn sum(run: &[&Arc<Tick>], start: f64, end: f64, start_ns: i64, end_ns: i64) -> 
             sums.system += delta.system;
             sums.retired += delta.retired;
             sums.bounds.get_or_insert((delta.bound_uj, delta.bound_uj)).1 = delta.bound_uj;
-            if at_edge(index) || reaches_back.contains(&delta.id) {
+            if at_edge(index) || reaches_back.contains(&delta.id) || estimated {
                 sums.edge += measured;
             }
         }
@@ -460,7 +708,7 @@ fn sum(run: &[&Arc<Tick>], start: f64, end: f64, start_ns: i64, end_ns: i64) -> 
                 Some(bound) => energy.bound.add(bound),
                 None => energy.unbounded = true,
             }
-            if at_edge(index) || reaches_back.contains(&delta.id) {
+            if at_edge(index) || reaches_back.contains(&delta.id) || divided.contains(&delta.id) {
                 energy.edge += delta.joules;
             }
             accounts.entry(delta.id).or_default().containers += delta.joules + delta.idle;
@@ -469,6 +717,15 @@ fn sum(run: &[&Arc<Tick>], start: f64, end: f64, start_ns: i64, end_ns: i64) -> 
             let sums = containers.entry(container.number).or_insert_with(|| ContainerSums::new(container));
             let sum = sums.cpu.entry(*package).or_default();
             *sum = sum.saturating_add(*ns);
+        }
+    }
+    for (id, sums) in &mut accounts {
+        let Some((start, end)) = sums.waiting else { continue };
+        sums.unsettled = end - start;
+        sums.measured += sums.unsettled;
+        sums.missing_ns -= sums.waiting_ns;
+        for energy in containers.values_mut().filter_map(|container| container.energy.get_mut(id)) {
+            energy.edge += sums.unsettled;
         }
     }
     WindowResponse {
@@ -494,6 +751,16 @@ struct AccountSums {
     unattributed: Microjoules,
     edge: Microjoules,
     missing_ns: i64,
+    ns: i64,
+    idle_known_ns: i64,
+    /// Measured energy without a split: at the start of the window and at the last reading, since
+    /// the last split.
+    waiting: Option<(Microjoules, Microjoules)>,
+    /// Time in the window since the last split, up to the last reading and up to the last tick.
+    waiting_ns: i64,
+    unsplit_ns: i64,
+    /// The energy of `waiting` in the window.
+    unsettled: Microjoules,
     /// Bounds of the first and the last tick; those between them cancel.
     bounds: Option<(f32, f32)>,
 }
@@ -510,8 +777,11 @@ impl AccountSums {
             system_joules: self.system.joules(),
             idle_joules: self.idle.joules(),
             unattributed_joules: self.unattributed.joules(),
+            unsettled_joules: self.unsettled.joules(),
             edge_error_joules: self.edge.joules(),
             missing_seconds: seconds(self.missing_ns),
+            idle_known: self.idle_known_ns == self.ns,
+            idle_known_seconds: seconds(self.idle_known_ns),
             uncertainty_joules: self
                 .bounds
                 .map(|(first, last)| f64::from(first).midpoint(f64::from(last)) / 1e6)

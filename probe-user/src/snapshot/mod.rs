@@ -91,6 +91,8 @@ pub struct Snapshot {
     pub cpu_intervals_missed: u64,
     /// Memory, network and block I/O of containers.
     pub usage: Vec<UsageRow>,
+    /// Number of existing containers of runtimes, with or without series.
+    pub container_count: usize,
     /// Usage of container engines.
     pub engines: Vec<EngineRow>,
     /// Mean number of CPUs that the Docker engine used over the tick.

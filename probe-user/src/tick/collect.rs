@@ -153,6 +153,7 @@ impl Collectors {
             zones,
             packages: self.packages.clone(),
             cpu_packages: cpu_packages(&self.topology, &self.packages),
+            cpu_weights: energy::cpu_kinds::cpu_weights(&self.sysfs),
             smt: self.topology.has_smt(),
             lag_ns: scheduler_tick_ns(),
             cpu: self.cpu.as_ref().map(|cpu| CpuTierInfo {
@@ -304,12 +305,16 @@ impl Collectors {
     fn read_containers(&mut self, now: Instant, collectors: &mut Vec<CollectorRow>) {
         let (Some(Ok(reading)), Some(registry)) = (&self.raw.cpu, &mut self.registry) else { return };
         let (changes, reported) = (&mut self.raw.changes, &mut self.reported);
+        if let Some(of_trees) = self.cpu.as_mut().and_then(|cpu| cpu.reader.take_cgroup_changes()) {
+            registry.apply(of_trees);
+        }
         changes.ended = registry.observe(reading.rows.iter().map(|(key, _)| *key), now);
         if let Some(jobs) = &mut self.jobs {
             let began = Instant::now();
             let of_jobs = jobs.observe(now, self.raw.unix_ns, registry);
             (changes.jobs, changes.jobs_ended, changes.jobs_gone) = (of_jobs.started, of_jobs.ended, of_jobs.removed);
-            (self.raw.jobs, changes.jobs_dropped) = (of_jobs.clocks, of_jobs.dropped);
+            (changes.jobs_moved, changes.jobs_dropped) = (of_jobs.moved, of_jobs.dropped);
+            self.raw.jobs = of_jobs.clocks;
             collectors.push(collector("jobs", began, true));
         }
         for (key, _) in &reading.rows {
@@ -346,6 +351,11 @@ impl Collectors {
         }
     }
 
+    /// Number of existing containers of runtimes, with or without series.
+    pub fn container_count(&self) -> usize {
+        self.registry.as_ref().map_or(0, ContainerRegistry::container_count)
+    }
+
     /// Memory, network and I/O of containers and engines, and the memory of the machine in bytes.
     pub fn usage(&self) -> (&[UsageRow], &[EngineRow], u64) {
         (&self.usage, &self.engines, self.stats.as_ref().map_or(0, StatsCollector::machine_memory))
@@ -361,6 +371,7 @@ impl Collectors {
     /// Frees the kernel slots of removed cgroups whose last reading was attributed.
     fn release_departed(&mut self, ran: &HashSet<CgroupKey>) -> Vec<CgroupKey> {
         let Some(registry) = &mut self.registry else { return Vec::new() };
+        registry.note_ran(ran.iter(), Instant::now());
         let departed = registry.take_departed(|key| ran.contains(key));
         for key in &departed {
             if let Some(cpu) = &mut self.cpu {

@@ -31,6 +31,10 @@ pub struct Setup {
     /// Package index of each CPU; `None` for a CPU that was offline.
     #[serde(rename = "places")]
     pub cpu_packages: Vec<Option<usize>>,
+    /// Weight of a second of each CPU, in thousandths of a performance core; empty when all CPUs
+    /// are of one kind.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cpu_weights: Vec<u32>,
     /// True when two CPUs share a core.
     pub smt: bool,
     /// Maximum delay of the kernel's CPU time of a running task: one period of the scheduler's
@@ -161,6 +165,10 @@ pub struct TickChanges {
     /// Jobs that started.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub jobs: Vec<Job>,
+    /// Running jobs that moved into another cgroup: number, charge target, and the container number
+    /// of the job's own row.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub jobs_moved: Vec<(u32, ChargeTarget, Option<u32>)>,
     /// Jobs that ended: their CPU time is final.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub jobs_ended: Vec<u32>,

@@ -123,6 +123,15 @@ impl TickSource {
         }
     }
 
+    /// Number of existing containers of runtimes, whatever the limit of series.
+    #[must_use]
+    pub fn container_count(&self) -> usize {
+        match self {
+            Self::Live(collectors) => collectors.container_count(),
+            Self::Replay(_) => 0,
+        }
+    }
+
     /// Telemetry of the GPUs.
     #[must_use]
     pub fn gpus(&self) -> &[gpu::GpuStatus] {

@@ -31,6 +31,8 @@ struct RawConfig {
     http_server_config: Option<HttpSettings>,
     basic_auth_users: Option<Users>,
     rate_limit: Option<RawRateLimit>,
+    /// Names by which browsers may use the server; an extension of the format.
+    allowed_hosts: Option<Vec<String>>,
 }
 
 /// TLS settings; names and defaults are those of exporter-toolkit.
@@ -94,6 +96,7 @@ pub struct WebConfigFile {
     pub(super) headers: Vec<(HeaderName, HeaderValue)>,
     pub(super) users: Users,
     pub(super) rate_limit: Option<RateLimit>,
+    pub(super) allowed_hosts: Vec<String>,
 }
 
 /// Parses and checks the text of a web configuration file.
@@ -125,7 +128,11 @@ pub fn parse_file(text: &str) -> Result<WebConfigFile, String> {
     let tls_server_config = raw.tls_server_config.filter(TlsSettings::is_enabled);
     let headers = response_headers(raw.http_server_config.unwrap_or_default())?;
     let rate_limit = raw.rate_limit.map(rate_limit).transpose()?.flatten();
-    Ok(WebConfigFile { tls_server_config, headers, users, rate_limit })
+    let allowed_hosts = raw.allowed_hosts.unwrap_or_default();
+    if let Some(host) = allowed_hosts.iter().find(|host| host.is_empty() || host.contains([':', '/', '*', ' '])) {
+        return Err(format!("allowed_hosts: {host:?} is not a host name; write it without scheme and port"));
+    }
+    Ok(WebConfigFile { tls_server_config, headers, users, rate_limit, allowed_hosts })
 }
 
 fn response_headers(http: HttpSettings) -> Result<Vec<(HeaderName, HeaderValue)>, String> {

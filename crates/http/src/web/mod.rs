@@ -7,6 +7,7 @@
 //! or client certificates, so a truncated file never opens access; that needs a restart.
 
 mod file;
+mod host;
 mod rate;
 mod tls;
 mod users;
@@ -21,7 +22,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use axum::http::{HeaderName, HeaderValue};
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use tokio_rustls::TlsAcceptor;
 use tracing::{info, warn};
 
@@ -47,6 +48,8 @@ struct LoadedConfig {
     headers: Vec<(HeaderName, HeaderValue)>,
     users: file::Users,
     rate_limit: Option<file::RateLimit>,
+    /// Names by which browsers may use the server.
+    allowed_hosts: Vec<String>,
     /// Client certificates are required and verified.
     requires_client_certificates: bool,
     /// The configuration file and the files that it names.
@@ -75,6 +78,8 @@ pub struct WebConfig {
     reload: Mutex<ReloadState>,
     authenticator: Authenticator,
     rate_limiter: RateLimiter,
+    /// Name of this machine.
+    own_name: String,
 }
 
 impl WebConfig {
@@ -105,6 +110,8 @@ impl WebConfig {
             reload: Mutex::new(reload),
             authenticator: Authenticator::new(),
             rate_limiter: RateLimiter::default(),
+            // Unknown is the empty name, which no request has.
+            own_name: fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned(),
         }))
     }
 
@@ -145,6 +152,23 @@ impl WebConfig {
     pub(crate) fn within_rate_limit(&self) -> bool {
         self.reload_if_changed();
         self.current.load().rate_limit.is_none_or(|limit| self.rate_limiter.allow(limit.interval, limit.burst))
+    }
+
+    /// Checks the `Host` header of a request from `from` against DNS rebinding; see
+    /// SECURITY.md. Credentials and certificates protect by themselves: a page of another site has
+    /// neither a password of this server nor a certificate for its own name here.
+    ///
+    /// # Errors
+    /// The text of the refusal, for status 421.
+    pub fn check_host(&self, headers: &HeaderMap, from: IpAddr) -> Result<(), String> {
+        let current = self.current.load();
+        if current.tls.is_some() || current.requires_credentials() {
+            return Ok(());
+        }
+        match host::foreign_host(headers, from, &self.own_name, &current.allowed_hosts) {
+            Some(name) => Err(host::refusal(&name)),
+            None => Ok(()),
+        }
     }
 
     /// Authenticates a request from `from` by its `Authorization` header.
@@ -245,6 +269,7 @@ fn load(path: &Path) -> Result<LoadedConfig, WebConfigError> {
         headers: file.headers,
         users: file.users,
         rate_limit: file.rate_limit,
+        allowed_hosts: file.allowed_hosts,
         files,
     })
 }

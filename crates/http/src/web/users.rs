@@ -90,13 +90,17 @@ impl Authenticator {
         if let Some(result) = self.cached(&digest) {
             return result;
         }
-        let (is_user, hash) = (hash.is_some(), hash.cloned().unwrap_or_else(|| dummy_hash(users)));
+        let max = max_cost(users);
+        let (is_user, hash) = (hash.is_some(), hash.cloned().unwrap_or_else(|| dummy_hash(max)));
         let cache = self.cache.clone();
         let checked = tokio::task::spawn_blocking(move || {
             // Held until the check is complete: a peer that disconnects does not start another
             // check earlier.
             let (_permit, _slot) = (permit, slot);
-            let is_right = bcrypt::verify(password, &hash).unwrap_or(false) && is_user;
+            let is_right = bcrypt::verify(&password, &hash).unwrap_or(false) && is_user;
+            for cost in padding_costs(&hash, max) {
+                let _ = bcrypt::verify(&password, &dummy_hash(cost));
+            }
             let mut cache = lock(&cache);
             let results = if is_right { &mut cache.accepted } else { &mut cache.rejected };
             if results.len() >= MAX_CACHED {
@@ -173,10 +177,26 @@ impl Drop for QueueSlot {
     }
 }
 
-/// A hash whose check takes as long as the slowest one of `users`.
-fn dummy_hash(users: &file::Users) -> String {
-    let cost = |hash: &String| hash.parse::<bcrypt::HashParts>().ok().map(|parts| parts.get_cost());
-    format!("$2b${:02}${DUMMY_HASH}", users.values().filter_map(cost).max().unwrap_or(bcrypt::DEFAULT_COST))
+/// The cost of a bcrypt hash; `None` if it is none. Each step of the cost doubles the work.
+fn hash_cost(hash: &str) -> Option<u32> {
+    hash.parse::<bcrypt::HashParts>().ok().map(|parts| parts.get_cost())
+}
+
+/// The highest cost of all users.
+fn max_cost(users: &file::Users) -> u32 {
+    users.values().filter_map(|hash| hash_cost(hash)).max().unwrap_or(bcrypt::DEFAULT_COST)
+}
+
+/// A hash of this cost that no known password has.
+fn dummy_hash(cost: u32) -> String {
+    format!("$2b${cost:02}${DUMMY_HASH}")
+}
+
+/// The costs of the checks after that of `hash` that make up for a lower cost than `max`: a check
+/// of cost c is 2^c of work, and 2^c + 2^c + 2^(c+1) + … + 2^(max-1) = 2^max. So the response time
+/// reveals neither whether the user exists nor the cost of the hash.
+fn padding_costs(hash: &str, max: u32) -> std::ops::Range<u32> {
+    hash_cost(hash).unwrap_or(max)..max
 }
 
 fn lock(cache: &Mutex<AuthCache>) -> MutexGuard<'_, AuthCache> {
@@ -307,8 +327,26 @@ mod tests {
     fn dummy_hash_has_the_highest_cost() {
         let hash = |cost| bcrypt::hash("x", cost).unwrap();
         let users = file::Users::from([("a".to_owned(), hash(4)), ("b".to_owned(), hash(5))]);
-        let parts: bcrypt::HashParts = dummy_hash(&users).parse().unwrap();
+        let dummy = dummy_hash(max_cost(&users));
+        let parts: bcrypt::HashParts = dummy.parse().unwrap();
         assert_eq!(parts.get_cost(), 5);
-        assert!(bcrypt::verify("anything", &dummy_hash(&users)).is_ok());
+        assert!(bcrypt::verify("anything", &dummy).is_ok());
+    }
+
+    /// Issue 21: with hashes of different costs, the time of a refusal showed which users exist.
+    #[test]
+    fn every_check_takes_the_work_of_the_highest_cost() {
+        let with_cost = |cost: u32| format!("$2b${cost:02}${DUMMY_HASH}");
+        let costs = [4, 5, 9, 12];
+        let users: file::Users = costs.iter().map(|cost| (format!("user {cost}"), with_cost(*cost))).collect();
+        let max = max_cost(&users);
+        let work = |hash: &str| {
+            let own = 1u64 << hash_cost(hash).unwrap();
+            own + padding_costs(hash, max).map(|cost| 1u64 << cost).sum::<u64>()
+        };
+        assert_eq!(work(&dummy_hash(max)), 1 << 12, "an unknown user");
+        for hash in users.values() {
+            assert_eq!(work(hash), 1 << 12, "{hash}");
+        }
     }
 }

@@ -42,6 +42,13 @@ pub struct Account {
     pub edge_error_joules: f64,
     /// Time of the window without readings.
     pub missing_seconds: f64,
+    /// Measured energy that the probe has not split yet, as GPUs report the use of a process late;
+    /// zero from probes before this field. It is part of `measured_joules`.
+    #[serde(default)]
+    pub unsettled_joules: f64,
+    /// True if the idle power was known in the whole window; `None` from probes before this field.
+    #[serde(default)]
+    pub idle_known: Option<bool>,
 }
 
 /// Energy and CPU time of one container.
@@ -369,6 +376,18 @@ mod tests {
         let partial = RESPONSE.replacen("\"missing_seconds\":0", "\"missing_seconds\":2", 1);
         let error = query("200 OK", &partial, None).unwrap_err();
         assert_eq!((error.reason(), error.is_transient()), ("incomplete", false));
+    }
+
+    #[test]
+    fn unsettled_energy_and_idle_power_are_read_and_optional() {
+        let old: WindowResponse = serde_json::from_str(RESPONSE).unwrap();
+        assert_eq!((old.accounts[0].unsettled_joules, old.accounts[0].idle_known), (0.0, None));
+        let fields = "\"missing_seconds\":0,\"unsettled_joules\":2.5,\"idle_known\":false";
+        let new = RESPONSE.replacen("\"missing_seconds\":0", fields, 1);
+        let parsed: WindowResponse = serde_json::from_str(&new).unwrap();
+        assert_eq!((parsed.accounts[0].unsettled_joules, parsed.accounts[0].idle_known), (2.5, Some(false)));
+        // Energy whose split waits is measured: the window is no refusal.
+        assert!(query("200 OK", &new, None).is_ok());
     }
 
     #[test]

@@ -43,6 +43,7 @@ fn setup(zones: &[ZoneId], packages: u32) -> Setup {
         cpu_packages: (0..packages as usize).map(Some).collect(),
         smt: false,
         lag_ns: 0,
+        cpu_weights: Vec::new(),
         cpu: Some(CpuTierInfo::switch_tier(true)),
     }
 }
@@ -119,6 +120,55 @@ fn attributed(snapshot: &Snapshot, number: u32) -> u64 {
         own.map(|(_, uj)| uj.0).sum::<u64>()
     };
     snapshot.accounts.iter().map(of).sum()
+}
+
+/// Compares the parts of the account in every window that ends with the last tick.
+fn assert_windows_conserved(ring: &Ring) {
+    let Some((oldest, newest)) = ring.reach() else { return };
+    let mut start = oldest;
+    while start < newest {
+        let response = ring.window(start, newest).unwrap();
+        for account in &response.accounts {
+            let parts = [
+                account.containers_joules,
+                account.retired_joules,
+                account.system_joules,
+                account.idle_joules,
+                account.unattributed_joules,
+                account.unsettled_joules,
+            ];
+            let sum: Microjoules = parts.into_iter().map(Microjoules::from_joules).sum();
+            assert_eq!(sum, Microjoules::from_joules(account.measured_joules), "{start}");
+            let rows = response.containers.iter().flat_map(|row| &row.energy);
+            let rows = rows.filter(|row| (&row.package, row.zone) == (&account.package, account.zone));
+            let rows: Microjoules = rows.map(|row| Microjoules::from_joules(row.joules + row.idle_joules)).sum();
+            assert_eq!(rows, Microjoules::from_joules(account.containers_joules), "{start}");
+        }
+        start += 1.0;
+    }
+}
+
+/// The smallest case: a row that was removed before its first tick.
+#[test]
+fn energy_of_a_row_removed_before_its_first_tick_is_retired() {
+    use crate::jobs::{Job, command_line::CommandLine};
+    for policy in [IdlePolicy::Separate, IdlePolicy::Proportional, IdlePolicy::Reserved] {
+        let mut exact = setup(&[package(0)], 1);
+        exact.idle_uw = vec![Some(1_000_000)];
+        let mut machine = Machine::new(exact, policy, 1);
+        let command = CommandLine::parse(b"ffmpeg\0-i\0a\0cam.mp4\0");
+        let job = Job { number: 5, charge_target: ChargeTarget::System, own_container: Some(7), unix_ns: 0, command };
+        machine.raw.changes.jobs = vec![job];
+        machine.raw.changes.reserved = vec![(7, 500)];
+        machine.raw.jobs = vec![(5, SECOND)];
+        machine.uses(0, 5_000_000).runs(1, 0, SECOND);
+        let snapshot = machine.tick(SECOND);
+        let account = &snapshot.accounts[0];
+        assert_eq!((account.retired.0, account.containers.len(), account.idle.0), (4_000_000, 0, 1_000_000));
+        // The job itself has its energy.
+        assert_eq!(snapshot.streams[0].joules.0, 4_000_000);
+        assert_windows_conserved(&snapshot.ring);
+    }
 }
 
 #[test]
@@ -542,6 +592,75 @@ proptest! {
         let one = replay(&[package(0), package(1)], &moments, false);
         let other = replay(&[package(1), package(0)], &moments, false);
         prop_assert_eq!(&one.accounts, &other.accounts);
+    }
+
+    /// Containers and jobs come and go at a limit of 1, 2 or 3 rows. A row without room is not
+    /// announced, and its cgroups and jobs name it all the same.
+    #[test]
+    fn pages_and_windows_are_conserved_under_churn_at_the_limit(
+        limit in 1usize..=3,
+        ticks in proptest::collection::vec(
+            (
+                proptest::collection::vec((0u32..8, any::<bool>(), 0u64..SECOND), 0..5),
+                proptest::option::weighted(0.9, 0u64..90_000_000),
+                proptest::option::weighted(0.9, 0u64..90_000),
+                any::<bool>(),
+            ),
+            1..30,
+        ),
+        policy in prop_oneof![
+            Just(IdlePolicy::Separate), Just(IdlePolicy::Proportional), Just(IdlePolicy::Reserved)
+        ],
+    ) {
+        use crate::jobs::{Job, command_line::CommandLine};
+        let mut exact = setup(&[package(0)], 1);
+        exact.idle_uw = vec![Some(5_000_000)];
+        let mut machine = Machine::new(exact, policy, 8);
+        machine.raw.changes.ended = (0..8).collect();
+        machine.tick(SECOND);
+        machine.raw.changes = TickChanges::default();
+        machine.add_zone(gpu::board(gpu::BOARD));
+        let (mut rows, mut package_uj, mut board_mj, mut next) = (Vec::new(), 0, 0, 100);
+        for (ran, energy, board_energy, pending) in ticks {
+            let mut changes = TickChanges::default();
+            let mut uses = Vec::new();
+            machine.raw.jobs.clear();
+            for (number, is_job, ns) in ran {
+                let row = if is_job {
+                    next += 1;
+                    let command = CommandLine::parse(b"ffmpeg\0-i\0a\0cam.mp4\0");
+                    let (charge_target, own_container) = (ChargeTarget::System, Some(next));
+                    changes.jobs.push(Job { number: next, charge_target, own_container, unix_ns: 0, command });
+                    machine.raw.jobs.push((next, ns));
+                    machine.runs(1, 0, ns);
+                    next
+                } else {
+                    machine.runs(u64::from(number) + 10, 0, ns);
+                    number
+                };
+                uses.push(gpu::used(Some(row), crate::gpu::engines::Engine::Sm, ns));
+                changes.reserved.push((row, 300));
+                // Every second row finds no room, and is not announced.
+                if ns % 2 == 0 && !rows.contains(&row) {
+                    changes.containers.push(container(row));
+                    rows.push(row);
+                }
+                while rows.len() > limit {
+                    changes.ended.push(rows.remove(0));
+                }
+            }
+            package_uj += energy.unwrap_or(1_000_000);
+            board_mj += board_energy.unwrap_or(1_000);
+            machine.raw.zones[0] = energy.map(|_| package_uj).ok_or_else(|| "late".to_owned());
+            machine.raw.zones[1] = board_energy.map(|_| board_mj).ok_or_else(|| "late".to_owned());
+            machine.raw.changes = changes;
+            machine.set_usage(gpu::BOARD, uses);
+            machine.raw.gpus[0].1.pending = pending;
+            // `tick` compares every account with its counter.
+            let snapshot = machine.second();
+            machine.raw.changes = TickChanges::default();
+            assert_windows_conserved(&snapshot.ring);
+        }
     }
 
     #[test]

@@ -40,6 +40,8 @@ fn tick(sequence: u64, unix_s: f64, monotonic_s: f64) -> Tick {
             unattributed: Microjoules::ZERO,
             system: Microjoules::ZERO,
             retired: Microjoules::ZERO,
+            settlement: Settlement::Exact,
+            idle_known: true,
         }]),
         energy: Box::new([ContainerDelta {
             container: container(1),
@@ -159,6 +161,96 @@ fn late_energy_belongs_to_the_ticks_of_failed_readings() {
     assert_eq!((part.accounts[0].measured_joules, part.accounts[0].edge_error_joules), (20.0, 20.0));
 }
 
+fn board() -> AccountId {
+    let kind = ZoneKind::Gpu(crate::host::gpu_id::GpuId::Nvidia(7));
+    AccountId { zone: ZoneId { package: None, kind }, origin: Origin::Nvml }
+}
+
+/// A tick of a board without a split.
+fn unsplit(sequence: u32, settlement: Settlement) -> Tick {
+    let mut tick = tick(u64::from(sequence), f64::from(sequence), f64::from(sequence));
+    tick.accounts = Box::new([AccountDelta { settlement, ..AccountDelta::unmeasured(board()) }]);
+    tick.energy = Box::new([]);
+    tick
+}
+
+/// A tick of a board: three parts of a split for container 1, one part unattributed.
+fn split(sequence: u32, covers: u32, uj: u64) -> Tick {
+    let mut tick = unsplit(sequence, Settlement::Exact);
+    tick.accounts[0].measured = Some(Microjoules(uj));
+    tick.accounts[0].covers = covers;
+    tick.accounts[0].unattributed = Microjoules(uj - uj / 4 * 3);
+    let (joules, idle) = (Microjoules(uj / 4 * 3), Microjoules::ZERO);
+    tick.energy = Box::new([ContainerDelta { container: container(1), id: board(), joules, idle, bound: None }]);
+    tick
+}
+
+fn assert_parts(account: &AccountSum) {
+    let uj = |joules: f64| Microjoules::from_joules(joules);
+    let parts = [
+        account.containers_joules,
+        account.retired_joules,
+        account.system_joules,
+        account.idle_joules,
+        account.unattributed_joules,
+        account.unsettled_joules,
+    ];
+    assert_eq!(parts.map(uj).into_iter().sum::<Microjoules>(), uj(account.measured_joules));
+}
+
+#[test]
+fn a_window_that_ends_before_its_split_has_the_measured_energy() {
+    let mut ring = Ring::new(1 << 20);
+    (0..4).for_each(|sequence| ring.push(split(sequence, 1, 4_000_000)));
+    ring.push(unsplit(4, Settlement::Waiting(Microjoules(6_000_000))));
+    let early = ring.window(at(2.0), at(4.0)).unwrap();
+    let account = &early.accounts[0];
+    assert_eq!((account.measured_joules, account.unsettled_joules, account.missing_seconds), (10.0, 6.0, 0.0));
+    assert_eq!((account.containers_joules, early.containers[0].energy[0].edge_error_joules), (3.0, 6.0));
+    assert_parts(account);
+    // A tick without a reading, and then the split of all three.
+    ring.push(unsplit(5, Settlement::Exact));
+    assert_eq!(ring.window(at(2.0), at(5.0)).unwrap().accounts[0].missing_seconds, 1.0);
+    ring.push(split(6, 3, 16_000_000));
+    let later = ring.window(at(2.0), at(4.0)).unwrap();
+    let account = &later.accounts[0];
+    assert_eq!((account.measured_joules, account.unsettled_joules, account.missing_seconds), (10.0, 0.0, 0.0));
+    assert_eq!((account.containers_joules, account.edge_error_joules), (7.5, 0.0));
+    // The division among the ticks of the split is an estimate for the container.
+    assert_eq!(later.containers[0].energy[0].edge_error_joules, 4.5);
+    assert_parts(account);
+    // The rest is on the other side, by time where the board was not read.
+    let rest = ring.window(at(4.0), at(6.0)).unwrap();
+    assert_eq!((rest.accounts[0].measured_joules, rest.accounts[0].missing_seconds), (10.0, 0.0));
+    let unread = ring.window(at(4.0), at(5.0)).unwrap();
+    assert_eq!((unread.accounts[0].measured_joules, unread.accounts[0].edge_error_joules), (5.0, 5.0));
+    assert_parts(&unread.accounts[0]);
+}
+
+#[test]
+fn a_window_that_begins_before_a_split_leaves_out_earlier_energy() {
+    let mut ring = Ring::new(1 << 20);
+    ring.push(split(0, 1, 4_000_000));
+    ring.push(unsplit(1, Settlement::Waiting(Microjoules(1_000_000))));
+    ring.push(unsplit(2, Settlement::Waiting(Microjoules(3_000_000))));
+    let response = ring.window(at(1.0), at(2.0)).unwrap();
+    let account = &response.accounts[0];
+    assert_eq!((account.measured_joules, account.unsettled_joules, account.missing_seconds), (2.0, 2.0, 0.0));
+}
+
+#[test]
+fn idle_power_unknown_in_a_part_of_the_window_is_reported() {
+    let mut ring = steady(5);
+    let mut unknown = tick(5, 5.0, 5.0);
+    unknown.accounts[0].idle_known = false;
+    ring.push(unknown);
+    let known = |start: f64, end: f64| {
+        let response = ring.window(at(start), at(end)).unwrap();
+        (response.accounts[0].idle_known, response.accounts[0].idle_known_seconds)
+    };
+    assert_eq!((known(1.0, 4.0), known(1.0, 5.0), known(4.0, 5.0)), ((true, 3.0), (false, 3.0), (false, 0.0)));
+}
+
 #[test]
 fn a_longer_window_has_a_smaller_relative_uncertainty() {
     let ring = steady(200);
@@ -233,6 +325,39 @@ proptest! {
             prop_assert!(response.from <= response.start && response.end <= response.to);
             prop_assert!(response.start_error_seconds >= 0.0 && response.end_error_seconds >= 0.0);
             prop_assert!(response.accounts[0].edge_error_joules <= response.accounts[0].measured_joules);
+        }
+    }
+
+    #[test]
+    fn settled_ticks_are_conserved_across_chunks(
+        steps in proptest::collection::vec((0u64..5_000_000, 0u8..4), 3..150),
+        limit in prop_oneof![Just(4000usize), Just(1 << 20)],
+    ) {
+        let mut ring = Ring::new(limit);
+        let (mut all, mut since, mut covers) = (0, 0, 1);
+        for (sequence, (uj, how)) in (0u32..).zip(&steps) {
+            since += uj;
+            match how {
+                0 => ring.push(unsplit(sequence, Settlement::Exact)),
+                1 | 2 => ring.push(unsplit(sequence, Settlement::Waiting(Microjoules(since)))),
+                _ => {
+                    ring.push(split(sequence, covers, since));
+                    all += since;
+                    (since, covers) = (0, 0);
+                }
+            }
+            covers += 1;
+        }
+        prop_assert_eq!(ring.bytes(), ring.open_bytes + ring.sealed.iter().map(|(_, bytes)| bytes).sum::<usize>());
+        for tick in ring.ticks() {
+            let mut delta = tick.accounts[0];
+            let parts: Microjoules = delta.parts().map(|part| *part).into_iter().sum();
+            let rows: Microjoules = tick.energy.iter().map(|row| row.joules + row.idle).sum();
+            prop_assert_eq!(parts + rows, delta.measured.unwrap_or_default());
+        }
+        if limit > 4000 {
+            let sum: Microjoules = ring.ticks().filter_map(|tick| tick.accounts[0].measured).sum();
+            prop_assert_eq!(sum, Microjoules(all));
         }
     }
 

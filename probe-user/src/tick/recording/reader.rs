@@ -72,6 +72,7 @@ impl<R: Read> Reader<R> {
             packages: Vec::new(),
             cpu_packages: Vec::new(),
             smt: false,
+            cpu_weights: Vec::new(),
             lag_ns: 0,
             cpu: None,
         };
@@ -339,6 +340,9 @@ fn check_setup(setup: &Setup) -> Result<(), String> {
     }
     if setup.idle_uw.len() != setup.zones.len() {
         return Err("idle powers that do not fit the counters".to_owned());
+    }
+    if setup.cpu_weights.len() > probe_ebpf::MAX_CPUS {
+        return Err("more CPU weights than a machine has CPUs".to_owned());
     }
     check_zones(setup.zones.iter())?;
     check_cpu_packages(&setup.cpu_packages, setup.packages.len())

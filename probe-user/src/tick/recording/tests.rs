@@ -28,6 +28,7 @@ fn setup() -> Setup {
         packages: vec![PackageId::whole(0)],
         cpu_packages: vec![Some(0), Some(0)],
         smt: true,
+        cpu_weights: Vec::new(),
         lag_ns: 4_000_000,
         cpu: Some(CpuTierInfo::switch_tier(true)),
     }
@@ -77,7 +78,13 @@ fn ticks() -> Vec<RawTick> {
         containers: vec![container()],
         ..TickChanges::default()
     };
-    let gone = TickChanges { departed: vec![key(7)], ended: vec![0], dropped: 3, ..TickChanges::default() };
+    let gone = TickChanges {
+        departed: vec![key(7)],
+        ended: vec![0],
+        dropped: 3,
+        jobs_moved: vec![(5, ChargeTarget::System, Some(0)), (6, ChargeTarget::Container(0), None)],
+        ..TickChanges::default()
+    };
     let mut broken = tick(3, Err("EIO".into()), vec![], TickChanges::default());
     broken.cpu = Some(Err("refused".into()));
     vec![

@@ -9,12 +9,12 @@ use crate::{
     host::gpu_id::Pci,
 };
 
-const BOARD: GpuId = GpuId::Nvidia(7);
+pub(super) const BOARD: GpuId = GpuId::Nvidia(7);
 const INTEGRATED: GpuId = GpuId::Integrated(Pci { domain: 0, bus: 0, device: 2, function: 0 });
 /// Counts of a board per watt and second.
 const WATT: u64 = 1000;
 
-fn board(gpu: GpuId) -> Zone {
+pub(super) fn board(gpu: GpuId) -> Zone {
     let id = ZoneId { package: None, kind: ZoneKind::Gpu(gpu) };
     Zone {
         unit: Unit::MILLIJOULE,
@@ -31,7 +31,7 @@ fn with_board(policy: IdlePolicy) -> Machine {
     machine
 }
 
-fn used(container: Option<u32>, engine: Engine, ns: u64) -> EngineUsage {
+pub(super) fn used(container: Option<u32>, engine: Engine, ns: u64) -> EngineUsage {
     let mut times = [0; ENGINES];
     times[engine.index()] = ns;
     EngineUsage { charge_target: container.map(ChargeTarget::Container), job: None, times }
@@ -39,7 +39,7 @@ fn used(container: Option<u32>, engine: Engine, ns: u64) -> EngineUsage {
 
 impl Machine {
     /// Adds a counter after the start.
-    fn add_zone(&mut self, zone: Zone) {
+    pub(super) fn add_zone(&mut self, zone: Zone) {
         self.raw.changes.zones.push(zone);
         self.raw.zones.push(Ok(0));
         self.tick(SECOND);
@@ -47,12 +47,12 @@ impl Machine {
     }
 
     /// Sets the use of a GPU in the next tick.
-    fn set_usage(&mut self, gpu: GpuId, uses: Vec<EngineUsage>) -> &mut Self {
+    pub(super) fn set_usage(&mut self, gpu: GpuId, uses: Vec<EngineUsage>) -> &mut Self {
         self.raw.gpus = vec![(gpu, GpuUsage { idle: uses.is_empty(), uses, ..GpuUsage::default() })];
         self
     }
 
-    fn second(&mut self) -> Snapshot {
+    pub(super) fn second(&mut self) -> Snapshot {
         self.raw.gpu_ns += SECOND;
         self.tick(SECOND)
     }
@@ -181,6 +181,30 @@ fn energy_waits_for_pending_usage_and_power_is_kept_meanwhile() {
     let complete = machine.set_usage(BOARD, vec![used(Some(1), Engine::Sm, 2 * SECOND)]).uses(1, 60 * WATT).second();
     assert_eq!((of(&board_account(&complete), 0), of(&board_account(&complete), 1)), (100_000_000, 60_000_000));
     assert_eq!(watts(&complete), Some(60.0));
+}
+
+#[test]
+fn a_window_that_ends_while_the_split_waits_is_whole_later() {
+    let mut machine = with_board(IdlePolicy::Separate);
+    let start = machine.set_usage(BOARD, vec![used(Some(0), Engine::Sm, SECOND)]).uses(1, 40 * WATT).second();
+    machine.set_usage(BOARD, vec![used(Some(0), Engine::Sm, SECOND)]);
+    machine.raw.gpus[0].1.pending = true;
+    let end = machine.uses(1, 60 * WATT).second();
+    let window = |snapshot: &Snapshot| {
+        let (_, from) = start.ring.reach().unwrap();
+        let (_, to) = end.ring.reach().unwrap();
+        let response = snapshot.ring.window(from, to).unwrap();
+        let account = response.accounts.iter().find(|account| account.zone == "gpu").unwrap();
+        assert_eq!(account.missing_seconds, 0.0);
+        (account.measured_joules, account.unsettled_joules, account.containers_joules)
+    };
+    assert_eq!(window(&end), (60.0, 60.0, 0.0));
+    // The board is polled at times of its own: the next tick is longer than the time since then.
+    machine.set_usage(BOARD, vec![used(Some(1), Engine::Sm, SECOND)]).uses(1, 20 * WATT);
+    machine.raw.gpu_ns += SECOND / 10;
+    let later = machine.tick(3 * SECOND);
+    assert_eq!(window(&later), (60.0, 0.0, 60.0));
+    assert_windows_conserved(&later.ring);
 }
 
 #[test]

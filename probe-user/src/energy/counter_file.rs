@@ -1,0 +1,80 @@
+//! A counter in a file of sysfs that stays open, and is opened again when it returns.
+//!
+//! The file belongs to root, and the probe stays uid 0 after it has dropped its capabilities, so it
+//! can be opened again.
+
+use std::{
+    fs::File,
+    io,
+    os::unix::fs::{FileExt as _, MetadataExt as _},
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+/// Error of the reading at which a counter was opened again. It may have started at zero meanwhile:
+/// counting starts with the next reading.
+pub const REOPENED: &str = "was opened again";
+
+/// Shortest interval between two attempts to open a file.
+pub(super) const RETRY_INTERVAL: Duration = Duration::from_millis(900);
+
+/// The open file.
+pub(super) struct CounterFile {
+    path: PathBuf,
+    file: File,
+    last: Option<u64>,
+    tried: Option<Instant>,
+}
+
+impl CounterFile {
+    pub(super) fn new(path: PathBuf, file: File) -> Self {
+        Self { path, file, last: None, tried: None }
+    }
+
+    /// A second handle.
+    pub(super) fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self::new(self.path.clone(), self.file.try_clone()?))
+    }
+
+    /// The value of the counter.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or holds no number. [`REOPENED`] once, when it can be read
+    /// again at its path.
+    pub(super) fn read(&mut self) -> io::Result<u64> {
+        let error = match self.value() {
+            Ok(value) => return Ok(value),
+            Err(error) => error,
+        };
+        if self.tried.is_some_and(|at| at.elapsed() < RETRY_INTERVAL) {
+            return Err(error);
+        }
+        self.tried = Some(Instant::now());
+        let Ok(file) = File::open(&self.path) else { return Err(error) };
+        let identity = |file: &File| file.metadata().map(|meta| (meta.dev(), meta.ino())).ok();
+        if identity(&file) == identity(&self.file) || parse(&file).is_err() {
+            return Err(error);
+        }
+        (self.file, self.last) = (file, None);
+        Err(io::Error::other(REOPENED))
+    }
+
+    fn value(&mut self) -> io::Result<u64> {
+        let value = parse(&self.file)?;
+        // A counter that does not move may have been removed. Then sysfs refuses the read, but a
+        // copy of the tree on a plain file system does not, so the link count is checked too.
+        if self.last.replace(value) == Some(value) && self.file.metadata()?.nlink() == 0 {
+            return Err(io::Error::new(io::ErrorKind::NotFound, "the counter was removed"));
+        }
+        Ok(value)
+    }
+}
+
+fn parse(file: &File) -> io::Result<u64> {
+    let mut buffer = [0; 32];
+    let length = file.read_at(&mut buffer, 0)?;
+    std::str::from_utf8(&buffer[..length])
+        .ok()
+        .and_then(|text| text.trim().parse().ok())
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "not a number"))
+}
