@@ -736,6 +736,30 @@ mod tests {
         assert_eq!(statuses, ["200", "200", "200", "429", "429"]);
     }
 
+    /// A page of another site reads the metrics through a browser of this host.
+    #[test]
+    fn browser_with_a_foreign_host_is_refused_and_a_scraper_is_not() {
+        let server = Server::start(Arc::new(Fixed { broken: false }), 0, "");
+        let browser = server.fetch("/", "User-Agent: Mozilla/5.0\r\nHost: evil.example\r\n");
+        assert!(browser.starts_with("HTTP/1.1 421 ") && browser.contains("DNS rebinding"), "{browser}");
+        let scraper = server.fetch("/", "User-Agent: Prometheus/3.0\r\nHost: host.example\r\nConnection: close\r\n");
+        assert!(!scraper.starts_with("HTTP/1.1 421 "), "{scraper}");
+    }
+
+    /// The message named another flag, and its cause twice.
+    #[test]
+    fn taken_port_is_reported_with_its_flag_and_its_cause_once() {
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = taken.local_addr().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let listen = [address.to_string().parse().unwrap()];
+        let error = runtime.block_on(async { bind(&listen, "--stats.port").unwrap_err() });
+        let expected =
+            "Address already in use (os error 98). Stop the other program or choose another port with --stats.port";
+        assert_eq!(error.to_string(), format!("cannot listen on {address}: {expected}"));
+        assert!(std::error::Error::source(&error).is_none());
+    }
+
     #[test]
     fn large_page_is_compressed_if_accepted() {
         let server = Server::start(Arc::new(Large), 0, "{}");

@@ -58,10 +58,11 @@ pub enum SourceChoice {
     Replay,
 }
 
-/// RAPL updates every millisecond, and a sensor of the board every second or two. A counter that
-/// has not moved in this time does not count.
+/// RAPL updates every millisecond: a counter that moves is accepted within this time.
 const MOVEMENT_TIMEOUT: Duration = Duration::from_millis(100);
-const SENSOR_MOVEMENT_TIMEOUT: Duration = Duration::from_millis(2500);
+/// Time for a counter that advances once a second or two, as a sensor of the board does, or starts
+/// late. All sources are waited for together.
+const PATIENCE: Duration = Duration::from_millis(2500);
 /// Minimum number of readings before a counter is considered as not moving, for a start that is
 /// descheduled for the timeout.
 const MIN_READINGS: u32 = 20;
@@ -95,11 +96,30 @@ pub fn choose(
     // A source without a package or its memory is better than a model, and worse than a complete
     // source.
     let mut partial: Option<Box<dyn Source>> = None;
+    // Sources whose counters stood still, by their place in `tried`. Some counters advance once a
+    // second, or start late, so all of these are read for longer before there is only the model.
+    let mut still: Vec<(usize, StandingSource)> = Vec::new();
+    let began = Instant::now();
     for origin in order {
-        if *origin == Origin::Model && partial.is_some() {
-            break;
+        if *origin == Origin::Model {
+            if partial.is_some() {
+                break;
+            }
+            if let Some((place, source)) = first_to_move(&mut still, began) {
+                tried[place] = source_state(&*source);
+                return SelectedSource { source: Some(source), tried };
+            }
         }
-        match open(*origin, power, paths, topology).and_then(wait_for_movement) {
+        let opened = open(*origin, power, paths, topology).and_then(|source| match check_movement(source) {
+            Movement::Moves(source) => Ok(source),
+            Movement::Stands(source) => {
+                let why = source.why.clone();
+                still.push((tried.len(), source));
+                Err(why)
+            }
+            Movement::Unusable(why) => Err(why),
+        });
+        match opened {
             Ok(source) if missing_zones(&*source).is_some() => {
                 tried.push(source_state(&*source));
                 partial.get_or_insert(source);
@@ -116,7 +136,26 @@ pub fn choose(
             }),
         }
     }
+    if partial.is_none()
+        && let Some((place, source)) = first_to_move(&mut still, began)
+    {
+        tried[place] = source_state(&*source);
+        return SelectedSource { source: Some(source), tried };
+    }
     SelectedSource { source: partial, tried }
+}
+
+/// Reads all sources that stood still until one moves, up to [`PATIENCE`] after `began`.
+fn first_to_move(still: &mut Vec<(usize, StandingSource)>, began: Instant) -> Option<(usize, Box<dyn Source>)> {
+    while !still.is_empty() && began.elapsed() < PATIENCE {
+        std::thread::sleep(Duration::from_millis(20));
+        let moved = still.iter_mut().position(|(_, source)| source.moves());
+        if let Some(at) = moved {
+            let (place, source) = still.swap_remove(at);
+            return Some((place, source.source));
+        }
+    }
+    None
 }
 
 /// Opens one source, whether its counters move or not.
@@ -176,17 +215,62 @@ pub fn missing_zones(source: &dyn Source) -> Option<Unavailable> {
     Some(Unavailable::new(why.reason, format!("{zone} is missing in every sum: {}", why.detail)))
 }
 
-/// Waits until the counter of an accounting root moves.
+/// Waits until the counter of an accounting root moves, as long as [`choose`] does.
 ///
 /// # Errors
 /// When none moves, or none can be read.
-pub fn wait_for_movement(mut source: Box<dyn Source>) -> Result<Box<dyn Source>, Unavailable> {
+pub fn wait_for_movement(source: Box<dyn Source>) -> Result<Box<dyn Source>, Unavailable> {
+    let began = Instant::now();
+    match check_movement(source) {
+        Movement::Moves(source) => Ok(source),
+        Movement::Unusable(why) => Err(why),
+        Movement::Stands(source) => {
+            let why = source.why.clone();
+            first_to_move(&mut vec![(0, source)], began).map(|(_, source)| source).ok_or(why)
+        }
+    }
+}
+
+/// Whether the counters of a source move within a short time.
+enum Movement {
+    Moves(Box<dyn Source>),
+    Stands(StandingSource),
+    Unusable(Unavailable),
+}
+
+/// A source whose counters did not move yet.
+struct StandingSource {
+    source: Box<dyn Source>,
+    roots: Vec<usize>,
+    /// The first value of each counter that was read.
+    first: Vec<Option<u64>>,
+    why: Unavailable,
+}
+
+impl StandingSource {
+    /// Reads the counters of the accounting roots once. Returns true when one has moved.
+    fn moves(&mut self) -> bool {
+        let mut raw = Vec::new();
+        self.source.read(&mut raw);
+        self.roots.iter().any(|root| match (self.first[*root], &raw[*root]) {
+            (Some(before), Ok(now)) => before != *now,
+            // It can be read only now.
+            (None, Ok(now)) => {
+                self.first[*root] = Some(*now);
+                false
+            }
+            (_, Err(_)) => false,
+        })
+    }
+}
+
+fn check_movement(mut source: Box<dyn Source>) -> Movement {
     let roots: Vec<usize> =
         accounting_roots(source.zones()).iter().enumerate().filter_map(|(zone, root)| root.then_some(zone)).collect();
     let Some(first_root) = roots.first().copied() else {
-        return Err(Unavailable::new(Reason::Absent, "it has no zone that counts for the energy of the machine"));
+        let why = "it has no zone that counts for the energy of the machine";
+        return Movement::Unusable(Unavailable::new(Reason::Absent, why));
     };
-    let timeout = if source.origin() == Origin::Hwmon { SENSOR_MOVEMENT_TIMEOUT } else { MOVEMENT_TIMEOUT };
     let mut read = || {
         let mut raw = Vec::new();
         source.read(&mut raw);
@@ -195,20 +279,20 @@ pub fn wait_for_movement(mut source: Box<dyn Source>) -> Result<Box<dyn Source>,
     let first = read();
     let start = Instant::now();
     let (mut failed, mut readings) = (None, 0);
-    while start.elapsed() < timeout || readings < MIN_READINGS {
+    while start.elapsed() < MOVEMENT_TIMEOUT || readings < MIN_READINGS {
         readings += 1;
         std::thread::sleep(Duration::from_millis(2));
         let next = read();
         for root in &roots {
             match (&first[*root], &next[*root]) {
-                (Ok(before), Ok(now)) if before != now => return Ok(source),
+                (Ok(before), Ok(now)) if before != now => return Movement::Moves(source),
                 (Err(error), _) | (_, Err(error)) => failed = Some((Reason::of(error), error.to_string())),
                 _ => {}
             }
         }
     }
     let zone = &source.zones()[first_root];
-    Err(match failed {
+    let why = match failed {
         Some((reason, error)) => Unavailable::new(reason, format!("{}: {error}", zone.location)),
         None => Unavailable::new(
             Reason::Broken,
@@ -218,5 +302,7 @@ pub fn wait_for_movement(mut source: Box<dyn Source>) -> Result<Box<dyn Source>,
                 first[first_root].as_ref().copied().unwrap_or(0)
             ),
         ),
-    })
+    };
+    let first = first.into_iter().map(Result::ok).collect();
+    Movement::Stands(StandingSource { source, roots, first, why })
 }

@@ -86,6 +86,28 @@ fn a_counter_that_never_moves_is_broken_and_not_zero() {
     assert_eq!(chosen.source.unwrap().origin(), Origin::Model);
 }
 
+/// One start in ten found such a counter.
+#[test]
+fn a_counter_that_advances_once_a_second_is_found_at_every_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = zone(dir.path(), 1000);
+    let writer = std::thread::spawn(move || {
+        for energy in [2000, 3000] {
+            std::thread::sleep(Duration::from_secs(1));
+            std::os::unix::fs::FileExt::write_all_at(
+                &fs::OpenOptions::new().write(true).open(&file).unwrap(),
+                format!("{energy}\n").as_bytes(),
+                0,
+            )
+            .unwrap();
+        }
+    });
+    let chosen = select(SourceChoice::Auto, dir.path());
+    writer.join().unwrap();
+    assert_eq!((origins(&chosen), &chosen.tried[1].state), (vec!["perf", "powercap", "hwmon"], &Ok(())));
+    assert_eq!(chosen.source.unwrap().origin(), Origin::Powercap);
+}
+
 #[test]
 fn a_source_selected_by_name_is_not_replaced() {
     let live = MovingZone::start();
