@@ -58,7 +58,8 @@ pub struct KernelTier {
     /// The v1 tree and its files, which the iterator does not cover.
     v1: Option<(Trees, V1Cgroups)>,
     totals: UsageTotals,
-    cgroup_events: Option<CgroupEvents>,
+    /// Without them, new cgroups are found by scans.
+    cgroup_events: Result<CgroupEvents, Unavailable>,
     /// Changes of the trees that were not taken yet.
     changes: CgroupChanges,
     object: BpfObject,
@@ -113,9 +114,7 @@ impl KernelTier {
         let program =
             object.load_iterator(ITERATOR, "cgroup").map_err(|error| load_error("load read_cgroups", &error))?;
         // After find_bases, from which the program that reads removed cgroups gets its addresses.
-        let cgroup_events = CgroupEvents::attach(&mut object, &layout)
-            .inspect_err(|why| tracing::debug!("new cgroups are found by scans only: {why}"))
-            .ok();
+        let cgroup_events = CgroupEvents::attach(&mut object, &layout);
         object.drop_btf();
         let link = iterators::link_cgroups(program)
             .map_err(|error| Unavailable::new(Reason::of(&error), format!("cannot attach read_cgroups: {error}")))?;
@@ -207,7 +206,7 @@ impl KernelTier {
     ///
     /// `last_was_complete`: a cgroup without a row was created after the last iteration.
     fn removed_since(&mut self, last_was_complete: bool) -> Vec<(CgroupKey, Columns)> {
-        let Some(events) = &mut self.cgroup_events else { return Vec::new() };
+        let Ok(events) = &mut self.cgroup_events else { return Vec::new() };
         let mut changes = CgroupChanges::default();
         events.drain(&mut changes);
         let mut all = Vec::new();
@@ -250,7 +249,7 @@ impl CpuReader for KernelTier {
     }
 
     fn take_cgroup_changes(&mut self) -> Option<CgroupChanges> {
-        self.cgroup_events.as_ref().map(|_| std::mem::take(&mut self.changes))
+        self.cgroup_events.is_ok().then(|| std::mem::take(&mut self.changes))
     }
 
     fn forget(&mut self, key: &CgroupKey) {
@@ -262,6 +261,11 @@ impl CpuReader for KernelTier {
     }
 
     fn detail(&self) -> String {
-        "the kernel's own counters through an eBPF iterator, no program at context switches".to_owned()
+        let mut detail =
+            "the kernel's own counters through an eBPF iterator, no program at context switches".to_owned();
+        if let Err(why) = &self.cgroup_events {
+            detail.push_str(&format!("; new cgroups are found by scans ({why})"));
+        }
+        detail
     }
 }

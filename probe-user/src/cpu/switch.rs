@@ -86,7 +86,8 @@ pub struct SwitchTier {
     siblings: Result<Vec<Option<usize>>, String>,
     typed: bool,
     events: Option<PerfCounters>,
-    cgroup_events: Option<CgroupEvents>,
+    /// Without them, new cgroups are found by scans.
+    cgroup_events: Result<CgroupEvents, Unavailable>,
     object: BpfObject,
 }
 
@@ -170,7 +171,7 @@ impl SwitchTier {
             siblings: Ok(Vec::new()),
             typed,
             events,
-            cgroup_events: None,
+            cgroup_events: Err(Unavailable::new(Reason::Absent, "is being opened")),
             object,
         };
         for slot in 0..slots {
@@ -190,9 +191,7 @@ impl SwitchTier {
         this.set_siblings(siblings);
         this.object.load_runnable(CHARGE_RUNNING)?;
         // Before the first task of a new cgroup is counted.
-        this.cgroup_events = CgroupEvents::attach(&mut this.object, &layout)
-            .inspect_err(|why| tracing::debug!("new cgroups are found by scans only: {why}"))
-            .ok();
+        this.cgroup_events = CgroupEvents::attach(&mut this.object, &layout);
         this.attach()?;
         this.object.drop_btf();
         this.charge_running().map_err(|error| load_error("run charge_running", &error))?;
@@ -410,7 +409,7 @@ impl CpuReader for SwitchTier {
 
     fn take_cgroup_changes(&mut self) -> Option<CgroupChanges> {
         let mut changes = CgroupChanges::default();
-        self.cgroup_events.as_mut()?.drain(&mut changes);
+        self.cgroup_events.as_mut().ok()?.drain(&mut changes);
         Some(changes)
     }
 
@@ -446,6 +445,9 @@ impl CpuReader for SwitchTier {
         }
         if let Err(why) = &self.siblings {
             detail.push_str(&format!("; {why}"));
+        }
+        if let Err(why) = &self.cgroup_events {
+            detail.push_str(&format!("; new cgroups are found by scans ({why})"));
         }
         if self.slots_per_cpu < MAX_CGROUPS {
             detail.push_str(&format!("; at most {} cgroups on this number of CPUs", self.slots_per_cpu));
