@@ -703,7 +703,7 @@ mod tests {
         assert!(watts("4", "1").unwrap().check().unwrap_err().contains("busy-watts"));
     }
 
-    /// Issue 21: a `--path.sysfs` that does not exist was accepted without a word.
+    /// A `--path.sysfs` that does not exist was accepted without a word.
     #[test]
     fn a_missing_path_is_reported_with_its_flag() {
         assert!(parse(&["--path.sysfs=/sys", "--path.rootfs=/"]).unwrap().path_faults().is_empty());

@@ -3,6 +3,7 @@
 use std::{
     fs,
     io::{self, Read as _, Write as _},
+    os::unix::fs::OpenOptionsExt as _,
     path::Path,
 };
 
@@ -22,19 +23,34 @@ pub fn read_limited(file: &Path, max_bytes: u64) -> io::Result<String> {
     Ok(text)
 }
 
-/// Replaces `file` atomically with `content` as JSON: writes `FILE.new` in the same directory and
-/// renames it. A link of that name is replaced, not followed: the directory may be writable by
-/// others.
+/// Replaces `file` atomically with `content`, with mode 0600: writes a draft in the same directory
+/// and renames it.
+///
+/// Others may be able to write to the directory: the draft is always a new file (`O_EXCL` follows
+/// no link), and the rename replaces a link instead of following it.
 ///
 /// # Errors
-/// If the file cannot be written or renamed.
+/// If the file cannot be written or renamed; then no draft is left.
+pub fn replace(file: &Path, content: &[u8]) -> io::Result<()> {
+    // The process id separates programs that share a directory.
+    let draft = file.with_extension(format!("{}.new", std::process::id()));
+    // Left behind by a program with the same id that was killed while it wrote.
+    let _ = fs::remove_file(&draft);
+    let mut new = fs::File::options().write(true).create_new(true).mode(0o600).open(&draft)?;
+    let written = new.write_all(content).and_then(|()| new.sync_all()).and_then(|()| fs::rename(&draft, file));
+    if written.is_err() {
+        // A full disk must not keep a draft.
+        let _ = fs::remove_file(&draft);
+    }
+    written
+}
+
+/// Replaces `file` with `content` as JSON; see [`replace`].
+///
+/// # Errors
+/// As [`replace`].
 pub fn replace_json(file: &Path, content: &impl Serialize) -> io::Result<()> {
-    let temporary = file.with_extension("new");
-    let content = serde_json::to_vec(content).map_err(io::Error::other)?;
-    // Left behind by a program that was killed while it wrote.
-    let _ = fs::remove_file(&temporary);
-    fs::File::create_new(&temporary)?.write_all(&content)?;
-    fs::rename(temporary, file)
+    replace(file, &serde_json::to_vec(content).map_err(io::Error::other)?)
 }
 
 #[cfg(test)]
@@ -48,7 +64,7 @@ mod tests {
         replace_json(&file, &vec![1, 2]).unwrap();
         assert_eq!(read_limited(&file, 5).unwrap(), "[1,2]");
         assert!(read_limited(&file, 4).unwrap_err().to_string().contains("larger than 4"));
-        assert!(read_limited(&file.with_extension("new"), 5).is_err(), "no temporary file remains");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "no draft remains");
     }
 
     #[test]
@@ -56,7 +72,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (file, victim) = (dir.path().join("kept.json"), dir.path().join("victim"));
         fs::write(&victim, "precious").unwrap();
-        std::os::unix::fs::symlink(&victim, file.with_extension("new")).unwrap();
+        let draft = file.with_extension(format!("{}.new", std::process::id()));
+        std::os::unix::fs::symlink(&victim, draft).unwrap();
         replace_json(&file, &vec![1]).unwrap();
         assert_eq!((&*fs::read(victim).unwrap(), &*fs::read(file).unwrap()), (&b"precious"[..], &b"[1]"[..]));
     }

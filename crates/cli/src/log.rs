@@ -55,7 +55,7 @@ pub enum LogFormat {
 pub fn start(level: &str, format: LogFormat) {
     let rust_log = std::env::var("RUST_LOG").ok().filter(|text| level == "info" && !text.trim().is_empty());
     let filter = rust_log.and_then(|text| EnvFilter::try_new(text).ok()).unwrap_or_else(|| EnvFilter::new(level));
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| StandardError);
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(move || StandardError(format));
     // It would report a closed standard error on standard error, which ends the program.
     let lines = lines.log_internal_errors(false);
     // A second initialisation happens in tests only, where the first one stays in effect.
@@ -64,7 +64,7 @@ pub fn start(level: &str, format: LogFormat) {
 
 /// Standard error. Writing never fails and never waits: a closed pipe, a full disk, a stopped
 /// reader or a stopped terminal costs log lines, not ticks.
-struct StandardError;
+struct StandardError(LogFormat);
 
 /// Held while a line is written, because the free space of a pipe is checked before.
 static WRITING: Mutex<()> = Mutex::new(());
@@ -84,8 +84,11 @@ impl io::Write for StandardError {
             DROPPED.store(dropped + 1, Ordering::Relaxed);
         } else if dropped > 0 && is_ready(&stderr) {
             DROPPED.store(0, Ordering::Relaxed);
-            let _ =
-                writeln!(stderr, "level=WARN msg=\"standard error was not read: {dropped} log lines were dropped\"");
+            let message = format!("standard error was not read: {dropped} log lines were dropped");
+            let _ = match self.0 {
+                LogFormat::Json => writeln!(stderr, "{}", serde_json::json!({ "level": "WARN", "msg": message })),
+                LogFormat::Logfmt => writeln!(stderr, "level=WARN msg=\"{message}\""),
+            };
         }
         Ok(line.len())
     }

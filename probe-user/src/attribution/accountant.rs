@@ -22,7 +22,7 @@ use crate::{
     cpu::{CgroupUsage, CpuUsage, CpuWindow, RunQueueStats},
     energy::{
         REOPENED,
-        counter::{Counter, Reject, Step},
+        counter::{Counter, Reject, STALL_NS, Step},
         zone::{Origin, ZoneId, ZoneKind, accounting_roots, contains_gpu},
     },
     gpu::engines::{ENGINES, EngineTimes},
@@ -41,11 +41,6 @@ use crate::{
     },
     tick::{RawTick, Setup, TickChanges},
 };
-
-/// A counter of an accounting root that has not moved for this long is not measuring. Even the
-/// smallest package moves its counter by a step in less than a millisecond, and this is longer than
-/// the update interval of every known source.
-const STALL_NS: u64 = 5_000_000_000;
 
 /// Ticks in a row that a root may be without energy, or the energy without CPU time, before that
 /// becomes a state.

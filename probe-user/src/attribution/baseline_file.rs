@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs::{self, File},
-    io::{self, Read as _, Write as _},
+    io::{self, Read as _},
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
 };
@@ -130,7 +130,7 @@ impl BaselineFile {
                 fs::create_dir_all(dir)?;
             }
             let content = serde_json::to_vec(&Content { version: VERSION, machines })?;
-            replace(&self.path, &content)
+            cli::file::replace(&self.path, &content)
         };
         write().map_err(|error| BaselineFileError { path: self.path.clone(), what: error.to_string() })
     }
@@ -153,26 +153,6 @@ impl BaselineFile {
         access(dir, Access::WRITE_OK | Access::EXEC_OK)
             .map_err(|error| failed(format!("cannot be written: {}: {}", dir.display(), io::Error::from(error))))
     }
-}
-
-/// Replaces a file atomically, with mode 0600.
-///
-/// The file is written as root, and others may be able to write to the directory: the draft is
-/// always a new file (`O_EXCL` does not follow a link either), and the rename replaces a link
-/// instead of following it.
-fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
-    // The process id keeps probes that share a directory apart.
-    let draft = path.with_extension(format!("{}.new", std::process::id()));
-    // Left behind by a probe with the same id that was killed while it wrote.
-    let _ = fs::remove_file(&draft);
-    let mut options = File::options();
-    let mut file = options.write(true).create_new(true).mode(0o600).custom_flags(libc::O_NOFOLLOW).open(&draft)?;
-    let written = file.write_all(content).and_then(|()| file.sync_all()).and_then(|()| fs::rename(&draft, path));
-    if written.is_err() {
-        // A full disk must not keep a draft.
-        let _ = fs::remove_file(&draft);
-    }
-    written
 }
 
 /// Parses the content of the file: samples by machine.
@@ -214,7 +194,7 @@ mod tests {
         assert_eq!(here.load().unwrap(), zones, "an empty save does not delete samples");
     }
 
-    /// Issue 21: the state was written through a link that another user had planted as `idle.new`.
+    /// The state was written through a link that another user had planted as `idle.new`.
     #[test]
     fn the_state_is_not_written_through_a_planted_link() {
         use std::os::unix::fs::{PermissionsExt as _, symlink};
@@ -254,7 +234,7 @@ mod tests {
         assert!(file(dir.path(), "here").load().unwrap_err().to_string().contains("not a regular file"));
     }
 
-    /// Issue 21: an unwritable state directory was silent.
+    /// An unwritable state directory was silent.
     #[test]
     fn an_unwritable_state_directory_is_reported() {
         let dir = tempfile::tempdir().unwrap();

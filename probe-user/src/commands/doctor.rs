@@ -3,11 +3,7 @@
 use std::{
     fmt::Write as _,
     io::{self, Write as _},
-    os::unix::net::UnixStream,
     process::ExitCode,
-    sync::mpsc,
-    thread,
-    time::Duration,
 };
 
 use serde::Serialize;
@@ -15,7 +11,7 @@ use serde::Serialize;
 use crate::{
     cgroup::tree::Trees,
     config::Config,
-    containers::docker_error,
+    containers::docker_state,
     cpu::{self, Tier},
     energy::{
         self, Source,
@@ -84,8 +80,6 @@ impl Finding {
     }
 }
 
-/// Time for the Docker engine to accept a connection.
-const DOCKER_TIMEOUT: Duration = Duration::from_secs(2);
 /// Exit code when energy can only be modelled.
 const ONLY_MODELLED: u8 = 3;
 
@@ -322,15 +316,9 @@ fn parts(config: &Config, tiers: &[Finding]) -> Vec<Finding> {
     all
 }
 
-/// Connects to the Docker socket. A full queue of the engine blocks a connection, so it is made on
-/// a thread of its own.
 fn docker(config: &Config) -> Result<String, Unavailable> {
-    let socket = config.paths.docker_socket.clone();
-    let (sender, connected) = mpsc::channel();
-    let path = socket.clone();
-    thread::spawn(move || sender.send(UnixStream::connect(path).map(drop)));
-    let outcome = connected.recv_timeout(DOCKER_TIMEOUT).unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
-    outcome.map(|()| format!("{} responds", socket.display())).map_err(|error| docker_error(&socket, &error))
+    let socket = &config.paths.docker_socket;
+    docker_state(socket).map(|()| format!("{} accepts connections", socket.display()))
 }
 
 impl Report {

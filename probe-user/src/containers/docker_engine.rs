@@ -117,9 +117,16 @@ impl Drop for AbortOnDrop {
     }
 }
 
+/// Whether the socket of an engine accepts a connection now.
+///
+/// # Errors
+/// Why not, with the remedy.
+pub fn docker_state(socket: &Path) -> Result<(), Unavailable> {
+    DockerEngine::new(socket).try_connect()
+}
+
 /// The state of a socket that refuses a connection: what, why, and what to do.
-#[must_use]
-pub fn docker_error(socket: &Path, error: &io::Error) -> Unavailable {
+fn docker_error(socket: &Path, error: &io::Error) -> Unavailable {
     let (reason, remedy) = match error.kind() {
         io::ErrorKind::PermissionDenied => {
             (Reason::Denied, "run the probe as root, or allow its user to use the socket")

@@ -22,7 +22,7 @@ use std::{
 
 pub use charge_target::ChargeTarget;
 pub use container::{Container, Runtime};
-pub use docker_engine::docker_error;
+pub use docker_engine::docker_state;
 use metrics::label;
 use name_resolver::{NameReply, NameResolver};
 use path::Workload;

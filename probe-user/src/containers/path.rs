@@ -285,7 +285,8 @@ mod tests {
         assert_eq!(container(&format!("/docker/{A}/kubelet/kubepods/pod1/cri-containerd-{B}.scope")).1, B);
     }
 
-    /// Issue 21, point 17, cases 11-guest-is-system and truth/12-threads-names: guests were system.
+    /// Paths of libvirt, Proxmox, systemd-nspawn, LXC, Nomad and Slurm: all of them counted as
+    /// system.
     #[test]
     fn guests_and_scheduled_jobs_are_named_by_their_path() {
         let allocation = "3f2a1b4c-0d5e-6f70-8192-a3b4c5d6e7f8";

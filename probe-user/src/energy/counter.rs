@@ -104,9 +104,10 @@ const MAX_REJECTS: u32 = 10;
 /// value of the counter: it is no base before it has moved.
 const STILL_NS: u64 = 25_000_000;
 /// A value that was repeated for a second and changed only after this time, or after four update
-/// intervals, is not the value of a counter that measures. Equal to the time after which the
-/// accountant reports a root that stands still.
-const STALL_NS: u64 = 5_000_000_000;
+/// intervals, is not the value of a counter that measures. A root that stands still for this time
+/// is reported as broken: even the smallest package moves its counter by a step in less than a
+/// millisecond, and this is longer than the update interval of every known source.
+pub const STALL_NS: u64 = 5_000_000_000;
 const REPEATED_NS: u64 = 1_000_000_000;
 
 /// A counter and its total since the start.

@@ -333,7 +333,7 @@ mod tests {
         assert!(bcrypt::verify("anything", &dummy).is_ok());
     }
 
-    /// Issue 21: with hashes of different costs, the time of a refusal showed which users exist.
+    /// With hashes of different costs, the time of a refusal showed which users exist.
     #[test]
     fn every_check_takes_the_work_of_the_highest_cost() {
         let with_cost = |cost: u32| format!("$2b${cost:02}${DUMMY_HASH}");
