@@ -20,8 +20,7 @@ pub(super) fn verify(console: &str, kernel: &Kernel, machine: &Machine) -> Resul
     let script: Vec<&str> = console.lines().filter_map(|line| line.trim_end().strip_prefix("VM ")).collect();
     let doctor: Vec<&str> = console.lines().filter_map(|line| line.trim_end().strip_prefix("doctor: ")).collect();
     let found = |name: &str| doctor.iter().find(|line| line.starts_with(&format!("{name} "))).copied();
-    let last = console.lines().last().unwrap_or_default();
-    ensure!(script.contains(&"end"), "the script did not complete; the last line of its console: {last}");
+    ensure!(script.contains(&"end"), "the script did not complete; the end of its console:{}", console_end(console));
     let release = script.iter().find_map(|line| line.strip_prefix("kernel ")).unwrap_or_default();
     ensure!(release.starts_with(&format!("{}.", kernel.version)), "the kernel is {release}, not {}", kernel.version);
     let mut findings = vec![stages(&script)];
@@ -46,6 +45,13 @@ pub(super) fn verify(console: &str, kernel: &Kernel, machine: &Machine) -> Resul
         }
     }
     Ok(findings)
+}
+
+/// The last lines of the console, indented. A panic of the kernel takes up to about 50.
+fn console_end(console: &str) -> String {
+    let lines: Vec<&str> = console.lines().map(str::trim_end).collect();
+    let end = lines.get(lines.len().saturating_sub(60)..).unwrap_or_default();
+    end.iter().fold(String::new(), |text, line| text + "\n    " + line)
 }
 
 /// Start time of each stage by the guest's clock.
