@@ -16,6 +16,7 @@ use results::{
     run::UNKNOWN,
 };
 use statistics::{Line, mean};
+use units::provenance::Unmeasured;
 
 /// The quantity to minimise.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Serialize)]
@@ -396,6 +397,9 @@ impl Advice {
         );
         if self.default_prices {
             out.push_str("  prices: some are defaults, set --energy.price and --cpu.price\n");
+        }
+        for kind in Unmeasured::among(self.scenarios.iter().map(|candidate| &*candidate.source)) {
+            let _ = writeln!(out, "  {}", kind.banner());
         }
         match &self.recommendation {
             None => {}

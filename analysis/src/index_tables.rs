@@ -1,9 +1,16 @@
 //! Tables of the newest run for the index pages of ports 9502, 9503 and 9504.
 
 use jiff::Timestamp;
+use units::provenance::Unmeasured;
 
 use crate::{pages::cost as cost_page, qoe::qoe_score, rendered_page::Table};
 use results::{cost::Prices, model::Entry};
+
+/// One sentence for each kind of energy of the newest run that was not measured.
+pub fn banners(newest: &[&Entry]) -> Vec<String> {
+    let kinds = Unmeasured::among(newest.iter().map(|entry| &*entry.derived.source));
+    kinds.into_iter().map(|kind| kind.banner().to_owned()).collect()
+}
 
 /// Scenarios of the newest run, and unreadable files.
 pub fn results(run: &str, newest: &[&Entry], problems: &[String]) -> Vec<Table> {

@@ -23,7 +23,7 @@ use crate::{
     index_tables,
     live::LiveState,
     pages::{cost as cost_page, quality, scenarios},
-    rendered_page::RenderedPage,
+    rendered_page::{IndexContent, RenderedPage},
 };
 use results::{
     cost::Prices,
@@ -251,16 +251,19 @@ impl Loader {
         let [results, quality, cost] = &self.rendered;
         let (prices, now) = (&self.setup.prices, Timestamp::now());
         let (newest, run) = self.newest();
+        let index = |tables| IndexContent { banners: index_tables::banners(&newest), tables };
 
         let state = scenarios::state(&self.model, &self.directory(), &self.data_sources(live));
         let tables = index_tables::results(run, &newest, self.cache.problems());
-        pages.results.write_after(results, state, tables, missing.clone());
+        pages.results.write_after(results, state, index(tables), missing.clone());
 
         let state = quality::state(&self.model, self.computed_in);
-        pages.quality.write_after(quality, state, index_tables::quality(run, &newest), missing.clone());
+        let tables = index_tables::quality(run, &newest);
+        pages.quality.write_after(quality, state, index(tables), missing.clone());
 
         let state = cost_page::state(&self.model, prices, &live.budgets, now);
-        pages.cost.write_after(cost, state, index_tables::cost(run, &newest, prices, now), missing);
+        let tables = index_tables::cost(run, &newest, prices, now);
+        pages.cost.write_after(cost, state, index(tables), missing);
     }
 
     /// Scenarios and id of the newest run.

@@ -16,6 +16,7 @@ use tracing::error;
 
 struct Rendered {
     page: Arc<Page>,
+    banners: Vec<String>,
     tables: Vec<Table>,
     missing: Vec<String>,
     at: Instant,
@@ -23,6 +24,14 @@ struct Rendered {
 
 /// A table of the index page: title, column heads, rows.
 pub type Table = (String, Vec<String>, Vec<Vec<String>>);
+
+/// The content of an index page.
+#[derive(Clone, Debug, Default)]
+pub struct IndexContent {
+    /// Sentences at its top that must not be overlooked.
+    pub banners: Vec<String>,
+    pub tables: Vec<Table>,
+}
 
 /// The metrics page and the index page of one port.
 pub struct RenderedPage {
@@ -51,11 +60,11 @@ impl RenderedPage {
     /// Renders and publishes a page, with tables for the index page and the reasons why it is
     /// incomplete.
     pub fn write(&self, families: Vec<Family>, tables: Vec<Table>, missing: Vec<String>) {
-        self.write_after(&Page::default(), families, tables, missing);
+        self.write_after(&Page::default(), families, IndexContent { tables, banners: Vec::new() }, missing);
     }
 
     /// Renders and publishes a page that begins with an already rendered part.
-    pub fn write_after(&self, before: &Page, families: Vec<Family>, tables: Vec<Table>, missing: Vec<String>) {
+    pub fn write_after(&self, before: &Page, families: Vec<Family>, index: IndexContent, missing: Vec<String>) {
         let render = || -> Result<Page, page::Error> {
             let mut writer = Writer::compat(self.compat);
             writer.copy(before);
@@ -64,7 +73,8 @@ impl RenderedPage {
         };
         match render() {
             Ok(page) => {
-                let rendered = Rendered { page: Arc::new(page), tables, missing, at: Instant::now() };
+                let IndexContent { banners, tables } = index;
+                let rendered = Rendered { page: Arc::new(page), banners, tables, missing, at: Instant::now() };
                 self.rendered.store(Some(Arc::new(rendered)));
             }
             Err(error) => error!("cannot render the page of {}: {error}", self.name),
@@ -95,11 +105,16 @@ impl Pages for RenderedPage {
 
     fn index_page(&self) -> IndexPage {
         let link = |path: &str, text: &str| (path.to_owned(), text.to_owned());
-        let tables = self.rendered.load().as_ref().map(|rendered| rendered.tables.clone()).unwrap_or_default();
+        let rendered = self.rendered.load();
+        let (banners, tables) = match &*rendered {
+            Some(rendered) => (rendered.banners.clone(), rendered.tables.clone()),
+            None => (Vec::new(), Vec::new()),
+        };
         IndexPage {
             name: self.name.to_owned(),
             about: self.about.to_owned(),
             version: program::version().into(),
+            banners,
             links: vec![link("/metrics", "metrics"), link("/health", "liveness"), link("/ready", "readiness")],
             tables,
         }

@@ -242,8 +242,9 @@ pub struct CachedSlot {
 /// Entries of that cache; a power of two.
 pub const SLOT_CACHE_SIZE: usize = 64;
 
-/// State of a CPU between context switches. Only that CPU writes it, except `sibling` and
-/// `clear_cache`. The fields that every context switch needs are in the first cache line.
+/// State of a CPU between context switches. Only that CPU writes it, except `sibling`,
+/// `clear_cache` and the last move. The fields that every context switch needs are in the first
+/// cache line, those that it needs with SMT in the second.
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CpuState {
@@ -260,12 +261,17 @@ pub struct CpuState {
     pub delay_ns: u64,
     /// The slot that was charged last.
     pub last: CachedSlot,
+    /// `css_set` of the running task when its run began: at its switch-in, or when
+    /// `charge_running` charged it.
+    pub running_set: u64,
     /// Busy time of this CPU, in one word that another CPU can read at any time. While busy:
     /// twice the time (`CLOCK_MONOTONIC`) at which it would have started if it had never been
     /// idle, plus one. While idle: twice the nanoseconds that it was busy.
     pub busy: u64,
     /// Busy time of the sibling when this CPU was last charged.
     pub sibling_busy_ns: u64,
+    /// `CLOCK_MONOTONIC` when `busy` was last updated.
+    pub busy_updated_ns: u64,
     /// Run time of cgroups without a slot.
     pub overflow: RunTime,
     /// Intervals lost in whole or in part: no program ran at a context switch, and no kernel
@@ -285,10 +291,15 @@ pub struct CpuState {
     /// Set by user space before it frees a slot: `charge_running` then clears the slot cache and
     /// this field.
     pub clear_cache: u64,
-    /// `CLOCK_MONOTONIC` when `busy` was last updated.
-    pub busy_updated_ns: u64,
+    /// The last move of a running task on this CPU: the task, its `charged_ns`, and its `css_set`
+    /// after the move. Written where the move is made, which the kernel allows once at a time.
+    pub moved_task: u64,
+    /// As `moved_task`.
+    pub moved_charged_ns: u64,
+    /// As `moved_task`.
+    pub moved_set: u64,
     /// Padding to a full cache line.
-    pub unused: [u64; 2],
+    pub unused: [u64; 6],
     /// Slots of recently charged cgroups.
     pub slot_cache: [CachedSlot; SLOT_CACHE_SIZE],
 }
@@ -392,6 +403,28 @@ pub struct CgroupCreated {
     pub path: [u8; CGROUP_PATH],
 }
 
+/// Size of the ring of moves in bytes: room for 1,000 moves of running tasks between two ticks.
+pub const MOVES_BYTES: usize = 64 << 10;
+
+/// A task was moved into another cgroup while it ran. Its run up to the move is in no bank yet, and
+/// will be charged to the cgroup that it is in when it is charged.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Move {
+    /// Time of the event, `CLOCK_MONOTONIC`.
+    pub at_ns: u64,
+    /// Run time since the task was last charged, in nanoseconds.
+    pub ran_ns: u64,
+    /// The cgroup that it left.
+    pub from: Tag,
+    /// The cgroup that it is in now.
+    pub to: Tag,
+    /// What the bank of this CPU contained for `to` at that time, or later.
+    pub to_time: RunTime,
+    /// The CPU that the task runs on.
+    pub cpu: u64,
+}
+
 const _: () = {
     assert!(size_of::<CgroupEvent>() == 24);
     assert!(size_of::<CgroupCreated>() == 24 + CGROUP_PATH);
@@ -401,8 +434,10 @@ const _: () = {
     assert!(size_of::<RunTime>() == 16);
     assert!(size_of::<RunQueueCounts>() == 64);
     assert!(size_of::<HardwareCounts>() == 32);
-    assert!(core::mem::offset_of!(CpuState, busy) == 56);
-    assert!(size_of::<CpuState>() == 192 + 24 * SLOT_CACHE_SIZE);
+    assert!(size_of::<Move>() == 56);
+    assert!(core::mem::offset_of!(CpuState, running_set) == 56);
+    assert!(core::mem::offset_of!(CpuState, busy) == 64);
+    assert!(size_of::<CpuState>() == 256 + 24 * SLOT_CACHE_SIZE);
 };
 
 #[cfg(feature = "user")]

@@ -13,6 +13,7 @@ mod counters;
 mod empty;
 mod jobs;
 mod kernel;
+mod moves;
 mod offsets;
 mod slots;
 mod switch;

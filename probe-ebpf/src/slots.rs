@@ -13,6 +13,7 @@ use aya_ebpf::{
 use probe_ebpf::{CachedSlot, CpuState, HardwareCounts, MAX_CGROUPS, RunQueueCounts, RunTime, SLOT_CACHE_SIZE, Tag};
 
 use crate::{
+    atomic::add,
     kernel::{Read, Task, follow, tag},
     offsets::{HAS_CPU, Object, SLOTS_PER_CPU, field},
 };
@@ -117,10 +118,12 @@ unsafe fn cached_element<R: Read>(
     }
 }
 
+/// The slot of a cgroup, assigning one if needed; [`NONE`] if no slot is free.
+///
 /// # Safety
 /// `state` belongs to this CPU.
 #[inline(always)]
-unsafe fn find_or_assign(state: *mut CpuState, tag: Tag) -> u64 {
+pub unsafe fn find_or_assign(state: *mut CpuState, tag: Tag) -> u64 {
     // SAFETY: the value is one word; its element is reused only after user space removed this
     // cgroup, which has no tasks then.
     if let Some(slot) = unsafe { SLOTS.get(tag) } {
@@ -135,8 +138,9 @@ unsafe fn find_or_assign(state: *mut CpuState, tag: Tag) -> u64 {
     }
     let _ = OWNERS.set(slot as u32, tag, 0);
     // SAFETY: the caller's contract. Written after the owner, so that a reader that sees the new
-    // count finds the owner.
-    unsafe { (&raw mut (*state).slots_taken).write_volatile((*state).slots_taken + 1) }
+    // count finds the owner. Atomic, because the program of moves can be interrupted by that of
+    // context switches.
+    unsafe { add(&raw mut (*state).slots_taken, 1) }
     slot
 }
 

@@ -18,7 +18,7 @@ use probe_ebpf::{CpuState, RunQueueCounts, WAIT_BOUNDS_NS};
 
 use crate::{
     counters,
-    kernel::{Probed, Read, Task, Typed},
+    kernel::{Probed, Read, Task, Typed, follow},
     offsets::{COUNTING, COUNTS_WAITS, Object, SIBLINGS, SWITCH_SHIFTED, field},
     slots::{self, CPUS, TIMES, WAITS, element},
 };
@@ -115,7 +115,7 @@ unsafe fn counter_element<R: Read>(cpu: u32, state: *mut CpuState, task: Task) -
 /// `state` belongs to this CPU, and no other program of ours writes it at the same time:
 /// interrupts are off in sched_switch, and `charge_running` keeps the CPU (net/bpf/test_run.c: an
 /// interrupt on another CPU, get_cpu on this one), so no context switch happens in between. `task`
-/// can be read by `R`.
+/// and `next` can be read by `R`.
 #[inline(always)]
 unsafe fn charge_interval<R: Read>(cpu: u32, state: *mut CpuState, task: Task, next: Task, switch_out: SwitchOut) {
     // SAFETY: the caller's contract.
@@ -126,6 +126,8 @@ unsafe fn charge_interval<R: Read>(cpu: u32, state: *mut CpuState, task: Task, n
         (*state).running = next.object as u64;
         (*state).running_pid = next.pid;
         (*state).charged_ns = next.ran_ns;
+        // For the program of moves, which runs after the task has left this cgroup.
+        (*state).running_set = follow::<R>(field!(next.object, TaskCgroups)) as u64;
         let observed = running == task.object as u64 && pid == task.pid;
         let previous = Task { object: running as Object, pid, ran_ns: charged };
         if running == 0 {

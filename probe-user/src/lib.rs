@@ -13,6 +13,8 @@
 //! 6. [`sampler`]: the schedule that runs all of it once a tick;
 //! 7. [`endpoints`]: metrics pages and the JSON API, rendered from a snapshot;
 //! 8. [`config`], [`start`] and [`commands`]: flags, opening the sources, and the subcommands.
+//!
+//! [`parsers`] exposes parsers of the sources to the fuzz targets.
 
 // System calls and loaded libraries are used in the modules that allow it, and nowhere else.
 #![deny(unsafe_code)]
@@ -37,6 +39,7 @@ pub mod gpu;
 pub mod host;
 pub mod jobs;
 pub mod ledger;
+pub mod parsers;
 pub mod sampler;
 pub mod snapshot;
 pub mod start;

@@ -16,8 +16,8 @@ use tracing::warn;
 
 use crate::{
     attribution::{Accountant, baseline_file::BaselineFile},
-    energy::power_histogram::PowerHistogram,
-    host::availability::{SourceState, update_or_add, update_state},
+    energy::{self, power_histogram::PowerHistogram},
+    host::availability::{Reason, SourceState, Unavailable, update_or_add, update_state},
     snapshot::{Snapshot, history::seconds},
     tick::{CollectorRow, TickSource},
 };
@@ -60,8 +60,10 @@ pub struct SamplerInputs {
     pub interval: Duration,
     pub source: TickSource,
     pub accountant: Accountant,
-    /// Sub-second power, where it is enabled.
+    /// Sub-second power, where it is enabled and the energy source has it.
     pub histogram: Option<PowerHistogram>,
+    /// Readings of sub-second power in a second, where it is enabled.
+    pub histogram_hertz: Option<u32>,
     /// The file of learnt idle power.
     pub baselines: Option<BaselineFile>,
     /// State of every source at the start. The sampler updates those of energy, CPU time, names,
@@ -204,6 +206,7 @@ impl Sampler {
     /// Takes one tick; `None` at the end of a recording.
     pub fn tick(&mut self) -> Option<Snapshot> {
         let SamplerInputs { source, accountant, .. } = &mut self.inputs;
+        source.note_energy_broken(accountant.trouble().is_some());
         let raw = source.read(accountant.ran(), &mut self.collectors)?;
         let mut snapshot = accountant.tick(raw);
         self.complete(&mut snapshot);
@@ -223,6 +226,9 @@ impl Sampler {
 
     /// Adds the states of the sources, the collectors and the sampler's own figures.
     fn complete(&mut self, snapshot: &mut Snapshot) {
+        if let Some(tried) = self.inputs.source.take_tried() {
+            self.follow_source(tried);
+        }
         for (name, state) in self.inputs.source.states(self.inputs.accountant.trouble()) {
             update_state(&mut self.inputs.sources, name, state);
         }
@@ -243,6 +249,39 @@ impl Sampler {
         if let Some(histogram) = &self.inputs.histogram {
             snapshot.power = histogram.snapshot();
         }
+    }
+
+    /// Takes over the states of the energy sources after another one was taken into use.
+    fn follow_source(&mut self, mut tried: Vec<SourceState>) {
+        let SamplerInputs { source, sources, histogram, histogram_hertz, .. } = &mut self.inputs;
+        // The others keep the reason why they are not in use; none of them is required any longer.
+        for mut state in std::mem::take(sources) {
+            if !energy::is_source(state.source) {
+                tried.push(state);
+            } else if !tried.iter().any(|new| new.source == state.source) {
+                if state.state.is_ok() {
+                    let why = Unavailable::new(Reason::Absent, "not in use: another source measures");
+                    (state.state, state.detail) = (Err(why), String::new());
+                }
+                state.wanted = false;
+                tried.push(state);
+            }
+        }
+        *sources = tried;
+        let Some(hertz) = *histogram_hertz else { return };
+        *histogram = None;
+        let state = match source.packages() {
+            Some(packages) => match PowerHistogram::start(packages, hertz) {
+                Ok(started) => {
+                    *histogram = Some(started);
+                    Ok(())
+                }
+                Err(error) => Err(Unavailable::new(Reason::Broken, format!("cannot start its thread: {error}"))),
+            },
+            None => Err(Unavailable::new(Reason::Absent, "the source has no readings between two ticks")),
+        };
+        let detail = if state.is_ok() { format!("{hertz} Hz") } else { String::new() };
+        update_or_add(sources, "power", state, detail);
     }
 
     fn add_usage(&mut self, snapshot: &mut Snapshot) {

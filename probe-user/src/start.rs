@@ -15,7 +15,9 @@ use crate::{
         stats::StatsCollector,
     },
     cpu,
-    energy::{self, SelectedSource, Source, SourceChoice, power_histogram::PowerHistogram, processor::Processor},
+    energy::{
+        self, SelectedSource, Source, SourceChoice, SourceSearch, power_histogram::PowerHistogram, processor::Processor,
+    },
     gpu::GpuCollector,
     host::{
         availability::{Reason, SourceState, Unavailable},
@@ -61,7 +63,15 @@ pub fn open(config: &Config) -> Result<PreparedSampler> {
         }
     }
     let source = TickSource::Live(Box::new(collectors));
-    let inputs = SamplerInputs { interval: config.tick, source, accountant, histogram: None, baselines, sources };
+    let inputs = SamplerInputs {
+        interval: config.tick,
+        source,
+        accountant,
+        histogram: None,
+        histogram_hertz: config.energy.distribution,
+        baselines,
+        sources,
+    };
     Ok(PreparedSampler { inputs, histogram })
 }
 
@@ -81,10 +91,14 @@ impl PreparedSampler {
         }
     }
 
-    /// Starts the thread of sub-second power. Call it after the privileges are dropped.
+    /// Starts the thread of sub-second power, and reports a state directory that cannot be written.
+    /// Call it after the privileges are dropped.
     #[must_use]
     pub fn start(self) -> SamplerInputs {
         let Self { mut inputs, histogram } = self;
+        if let Some(Err(error)) = inputs.baselines.as_ref().map(BaselineFile::check_writable) {
+            warn!("{error}");
+        }
         if let Some((source, hertz)) = histogram {
             let started = PowerHistogram::start(source, hertz);
             let state = started.as_ref().map(|_| format!("{hertz} Hz")).map_err(|error| {
@@ -113,7 +127,15 @@ fn replay(config: &Config) -> Result<PreparedSampler> {
     let sources = vec![SourceState::new("replay", Ok(detail), true)];
     let accountant = accountant(config, reader.setup().clone());
     let source = TickSource::Replay(Box::new(Replay::new(reader)));
-    let inputs = SamplerInputs { interval: config.tick, source, accountant, histogram: None, baselines: None, sources };
+    let inputs = SamplerInputs {
+        interval: config.tick,
+        source,
+        accountant,
+        histogram: None,
+        histogram_hertz: None,
+        baselines: None,
+        sources,
+    };
     Ok(PreparedSampler { inputs, histogram: None })
 }
 
@@ -125,6 +147,11 @@ pub fn collectors(config: &Config) -> (Collectors, Vec<SourceState>) {
     } else {
         SelectedSource { source: None, tried: Vec::new() }
     };
+    let search = config.collectors.energy().then(|| {
+        let (power, paths) = (config.energy.cpu_power(), config.paths.source_paths());
+        SourceSearch::new(config.energy.source, power, paths, source.as_deref())
+    });
+    let search = search.flatten();
     if !topology.is_known() {
         let why = format!(
             "{}: no CPU has a package id; the machine counts as one package. Name sysfs with --path.sysfs",
@@ -154,7 +181,7 @@ pub fn collectors(config: &Config) -> (Collectors, Vec<SourceState>) {
     let stats = (registry.is_some() && config.collectors.stats())
         .then(|| StatsCollector::new(&config.paths.cgroupfs, &config.paths.procfs));
     let gpus = config.collectors.gpu().then(|| gpus(config, &mut sources)).flatten();
-    let opened = collect::OpenedSources { source, cpu, registry, jobs, stats, gpus };
+    let opened = collect::OpenedSources { source, search, cpu, registry, jobs, stats, gpus };
     (Collectors::new(opened, topology, config.paths.sysfs.clone()), sources)
 }
 
@@ -247,5 +274,8 @@ fn baseline_file(config: &Config, setup: &Setup) -> Option<BaselineFile> {
         );
         return None;
     }
-    Some(BaselineFile::new(&dir, &config.paths.sysfs, &Processor::read(&config.paths.procfs), setup))
+    let file = BaselineFile::new(&dir, &config.paths.sysfs, &Processor::read(&config.paths.procfs), setup);
+    // While there is nothing to learn, only a directory that was named must be writable.
+    let needed = learns || config.energy.state.is_some();
+    (needed || file.check_writable().is_ok()).then_some(file)
 }

@@ -686,7 +686,8 @@ fn recording_with_gpus_replays_to_the_same_account() {
     let text = account();
     assert_eq!(text, account());
     let page = Page(metrics::parse::parse(&text).unwrap().samples);
-    let labels = [("container", workload.name()), ("zone", "gpu"), ("source", "replay")];
+    // A replay of energy that was never measured is not a replay of measured energy.
+    let labels = [("container", workload.name()), ("zone", "gpu"), ("source", "fake")];
     let (attributed, all) =
         (page.get("wattcast_container_energy_joules_total", &labels), of_board(&page, "wattcast_energy_joules_total"));
     // The energy up to the first usage sample is unattributed.

@@ -27,6 +27,7 @@ use testkit::{
     skip, sleep,
     wait::eventually_ok,
 };
+use units::provenance::Unmeasured;
 
 /// Equal work on two sockets with different power. A formula for the whole host fails this test.
 #[test]
@@ -79,6 +80,13 @@ fn two_packages_at_three_to_one_share_energy_three_to_one() {
     }
     let (_, detail) = probe.source("powercap");
     assert!(detail.contains("SIMULATED"), "{detail}");
+    let sources = probe.client.json("/api/v1/sources").unwrap();
+    let powercap = sources.as_array().unwrap().iter().find(|source| source["source"] == "powercap").unwrap();
+    let banner = Unmeasured::Simulated.banner();
+    assert_eq!(powercap["banner"], banner);
+    assert!(probe.client.text("/").unwrap().contains(banner));
+    assert!(after.all("wattcast_energy_joules_total").all(|row| row.label("source") == "simulated"));
+    assert_eq!(after.all("rapl_power_watts").count(), 0, "simulated energy is never called RAPL");
     simulator.alive().unwrap();
 }
 

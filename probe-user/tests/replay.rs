@@ -101,6 +101,7 @@ fn three_to_one(path: &Path) {
             energy_ns: at + 20_000,
             cpu_ns: at + 60_000,
             own_ns: second * 500_000,
+            suspended_ns: 0,
             zones: vec![raw(joules[0]), raw(joules[1])],
             cpu: Some(Ok(CpuReading { rows, overflow: vec![RunTime::default(); 2], ..CpuReading::default() })),
             jobs: Vec::new(),

@@ -26,6 +26,7 @@ use testkit::{
     program::kill_on_parent_exit,
     shell::{give_to_caller, packages, run as run_quietly, step, target, which},
 };
+use units::provenance::Unmeasured;
 
 /// The demo's video.
 const WIDTH: u32 = 1280;
@@ -286,13 +287,15 @@ fn show(
 
     println!();
     println!("Result of run {run}, container {}, source: {source}", job.name);
-    if source == "model" {
-        println!("  This machine measures no energy; the joules below are modelled from CPU time, not measured.");
+    if let Some(kind) = Unmeasured::of(source) {
+        println!("  {}", kind.banner());
     }
     println!("  container  {:>9.2} J dynamic", joules.value);
     if let Some(gpu) = of("wattcast_run_energy_joules", "container", true) {
-        let fake = if gpu.label("source") == "fake" { "; the GPU is FAKE, not measured" } else { "" };
-        println!("             {:>9.2} J of the GPU, source: {}{fake}", gpu.value, gpu.label("source"));
+        println!("             {:>9.2} J of the GPU, source: {}", gpu.value, gpu.label("source"));
+        if let Some(kind) = Unmeasured::of(gpu.label("source")) {
+            println!("             {}", kind.banner());
+        }
     }
     println!("             {:>9.4} J per frame", value("wattcast_run_energy_per_frame_joules", "container")?.value);
     println!("             {:>9.2} W", value("wattcast_run_power_watts", "container")?.value);

@@ -21,6 +21,7 @@ use testkit::{
     program::Program,
     shell::{self, give_to_caller, is_root, root, step, sudo_caller, target},
 };
+use units::provenance::Unmeasured;
 
 /// The unprivileged user and group of every distribution.
 const UNPRIVILEGED: u32 = 65_534;
@@ -107,7 +108,7 @@ pub fn up(args: &Up) -> Result<()> {
     println!(
         "  GPUs      {}          {}",
         gpus.url("/"),
-        if args.fake_gpu { "FAKE: not measured" } else { "energy, engines, encoder sessions" }
+        if args.fake_gpu { Unmeasured::Fake.banner() } else { "energy, engines, encoder sessions" }
     );
     let port = streams.url("").rsplit(':').next().unwrap_or_default().to_owned();
     println!("  streams   {}          ffmpeg -progress udp://127.0.0.1:{port}/NAME …", streams.url("/"));
@@ -199,6 +200,9 @@ fn print_sources(probe: &Client) -> Result<()> {
     for source in sources.as_array().into_iter().flatten() {
         let text = |key: &str| source[key].as_str().unwrap_or_default();
         println!("  {:<9} {:<7} {}", text("source"), text("state"), text("detail"));
+        if let Some(banner) = source["banner"].as_str() {
+            println!("  {:<17} {banner}", "");
+        }
     }
     Ok(())
 }
@@ -230,13 +234,10 @@ fn table(samples: &[testkit::api::Sample]) -> Vec<String> {
         all.push("  no containers".to_owned());
     }
     for sample in find("wattcast_power_watts").filter(|sample| matches!(sample.label("zone"), "package" | "gpu")) {
-        let modelled = match sample.label("source") {
-            "model" => ", modelled, not measured",
-            "fake" => ": FAKE, not measured",
-            _ => "",
-        };
+        let unmeasured = Unmeasured::of(sample.label("source"));
+        let unmeasured = unmeasured.map_or_else(String::new, |kind| format!(": {kind}, not measured"));
         all.push(format!(
-            "  {} {}: {:.2} W (source: {}{modelled})",
+            "  {} {}: {:.2} W (source: {}{unmeasured})",
             sample.label("zone"),
             sample.label("package"),
             sample.value,

@@ -93,7 +93,7 @@ mod standard_ports {
         let result = screen.lines().find_map(|line| line.strip_prefix("Result of run ")).unwrap();
         let (run, rest) = result.split_once(", container ").unwrap();
         let (name, _) = rest.split_once(", source: ").unwrap();
-        assert!(screen.contains("modelled") || !screen.contains("source: model"), "modelled energy must be labelled");
+        assert!(screen.contains("MODELLED") || !screen.contains("source: model"), "modelled energy must be labelled");
 
         // The metrics have the figures of the screen.
         let probe = Client::new("http://127.0.0.1:9500").metrics().unwrap();

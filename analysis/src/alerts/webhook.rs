@@ -5,8 +5,6 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    fs,
-    io::Write as _,
     path::{Path, PathBuf},
     sync::mpsc,
     thread,
@@ -21,7 +19,7 @@ use sha2::{Digest as _, Sha256};
 use tracing::{info, warn};
 
 use super::{Alert, MAX_STATE, hex};
-use cli::file::{read_limited, replace_json};
+use cli::file::{append, read_limited, replace_json};
 
 use client::{Access, Client, ClientError, secret};
 
@@ -266,12 +264,10 @@ impl Delivery {
     fn give_up(&mut self, why: &str) {
         let Some(notification) = self.queue.pop_front() else { return };
         warn!("webhook {}: notification given up: {why}", self.webhook.name);
-        if let Some(file) = &self.dead_file {
-            let line = fs::OpenOptions::new().append(true).create(true).open(file);
-            let written = line.and_then(|mut file| writeln!(file, "{}", notification.body));
-            if let Err(error) = written {
-                warn!("{}: {error}", file.display());
-            }
+        if let Some(file) = &self.dead_file
+            && let Err(error) = append(file, format!("{}\n", notification.body).as_bytes())
+        {
+            warn!("{}: {error}", file.display());
         }
         self.save_queue();
     }

@@ -23,6 +23,8 @@ use results::{
 const TAIL: u64 = 1 << 20;
 /// Delay after the end of a job, as its last report may arrive late.
 const GRACE: Duration = Duration::from_secs(3);
+/// The largest part of a job's time that may be missing in its energy for a figure per frame.
+const MAX_UNCOUNTED: f64 = 0.05;
 
 /// The price of energy over time.
 #[derive(Clone, Debug)]
@@ -61,6 +63,9 @@ struct JobLine<'a> {
     width: Option<u32>,
     height: Option<u32>,
     started: f64,
+    /// From when on the CPU seconds, joules and cost are counted: later than `started` if the probe
+    /// started during the job. Frames and media seconds are those of the whole job.
+    counted_since_seconds: f64,
     ended: f64,
     cpu_seconds: f64,
     joules: f64,
@@ -71,6 +76,7 @@ struct JobLine<'a> {
     media_seconds: Option<f64>,
     dropped_frames: Option<u64>,
     duplicated_frames: Option<u64>,
+    /// Absent too if a twentieth or more of the job is not in its joules.
     joules_per_frame: Option<f64>,
     watt_hours: f64,
     cost: Option<f64>,
@@ -170,13 +176,15 @@ impl JobLog {
         let at = |seconds: f64| UNIX_EPOCH + Duration::try_from_secs_f64(seconds).unwrap_or_default();
         let totals = table.take_job_totals(stream, at(job.started), at(ended));
         let frames = totals.as_ref().map(|totals| totals.frames);
+        let counted_since = job.counted_since();
+        let counted = counted_since - job.started < MAX_UNCOUNTED * (ended - job.started).max(f64::MIN_POSITIVE);
         #[expect(clippy::cast_precision_loss, reason = "counts, for output")]
         let (media_seconds, per_frame) = (
             totals.as_ref().map(|totals| totals.media_us as f64 / 1e6),
-            frames.filter(|frames| *frames > 0).map(|frames| job.joules / frames as f64),
+            frames.filter(|frames| counted && *frames > 0).map(|frames| job.joules / frames as f64),
         );
         let watt_hours = job.joules / 3600.0;
-        let price = self.price.mean(job.started, ended);
+        let price = self.price.mean(counted_since, ended);
         JobLine {
             schema: 1,
             stream,
@@ -189,6 +197,7 @@ impl JobLog {
             width: output.size.map(|size| size.0),
             height: output.size.map(|size| size.1),
             started: job.started,
+            counted_since_seconds: counted_since,
             ended,
             cpu_seconds: job.cpu_seconds,
             joules: job.joules,
@@ -256,9 +265,41 @@ mod tests {
         let lines: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         assert_eq!(lines.len(), 1);
         assert_eq!((lines[0]["frames"].as_u64(), lines[0]["joules_per_frame"].as_f64()), (Some(50), Some(0.72)));
+        assert_eq!(lines[0]["counted_since_seconds"], lines[0]["started"]);
         assert_eq!(
             (lines[0]["media_seconds"].as_f64(), lines[0]["cost"].as_f64()),
             (Some(2.0), Some(0.01 / 1000.0 * 0.12))
         );
+    }
+
+    /// A probe that was restarted during the job gave it the time of its own start, so that its
+    /// record lost the frames.
+    #[test]
+    fn a_job_that_is_older_than_the_probe_keeps_its_frames_and_says_from_when_its_joules_count() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("streams.ndjson");
+        let mut table = StreamTable::new(4, Duration::from_secs(60));
+        let report = Report { frames: Some(5000), out_time_us: Some(200_000_000), ..Report::default() };
+        table.report(1, "cam", report, Instant::now());
+        let now = SystemTime::now();
+        let unix = now.duration_since(UNIX_EPOCH).unwrap().as_secs_f64();
+        // The job reported from its start on; the probe was restarted two minutes later.
+        let job = Job {
+            streams: vec!["cam".into()],
+            started: unix,
+            counted_since_seconds: Some(unix + 120.0),
+            ended: Some(unix + 200.0),
+            joules: 36.0,
+            ..Job::default()
+        };
+        let jobs = Jobs { probe_started: unix + 119.0, jobs: vec![job] };
+        let mut log = JobLog::open(&path, EnergyPrice::new(&Prices::defaults()));
+        let pending = log.pending(&jobs, &mut table, now + Duration::from_secs(210));
+        log.write(pending).unwrap();
+        let line: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        assert_eq!((line["frames"].as_u64(), line["media_seconds"].as_f64()), (Some(5000), Some(200.0)));
+        let since = line["counted_since_seconds"].as_f64().unwrap() - line["started"].as_f64().unwrap();
+        assert!((since - 120.0).abs() < 0.001, "{since}");
+        assert!(line["joules_per_frame"].is_null(), "the joules of the first two minutes are unknown");
     }
 }

@@ -1,4 +1,4 @@
-//! Files that are read completely or not at all, and replaced atomically.
+//! Files that are read completely or not at all, replaced atomically, or appended to.
 
 use std::{
     fs,
@@ -32,17 +32,36 @@ pub fn read_limited(file: &Path, max_bytes: u64) -> io::Result<String> {
 /// # Errors
 /// If the file cannot be written or renamed; then no draft is left.
 pub fn replace(file: &Path, content: &[u8]) -> io::Result<()> {
+    replace_with_mode(file, content, 0o600)
+}
+
+/// As [`replace`], with another mode, from which the umask is taken.
+///
+/// # Errors
+/// As [`replace`].
+pub fn replace_with_mode(file: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     // The process id separates programs that share a directory.
     let draft = file.with_extension(format!("{}.new", std::process::id()));
     // Left behind by a program with the same id that was killed while it wrote.
     let _ = fs::remove_file(&draft);
-    let mut new = fs::File::options().write(true).create_new(true).mode(0o600).open(&draft)?;
+    let mut new = fs::File::options().write(true).create_new(true).mode(mode).open(&draft)?;
     let written = new.write_all(content).and_then(|()| new.sync_all()).and_then(|()| fs::rename(&draft, file));
     if written.is_err() {
         // A full disk must not keep a draft.
         let _ = fs::remove_file(&draft);
     }
     written
+}
+
+/// Appends `text` to `file` with one write. A new file has mode 0600. A link at its name, which
+/// others may have planted, is not followed.
+///
+/// # Errors
+/// If the file cannot be opened or written, or is a link.
+pub fn append(file: &Path, text: &[u8]) -> io::Result<()> {
+    let no_link = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
+    let mut file = fs::File::options().append(true).create(true).mode(0o600).custom_flags(no_link).open(file)?;
+    file.write_all(text)
 }
 
 /// Replaces `file` with `content` as JSON; see [`replace`].
@@ -75,6 +94,13 @@ mod tests {
         let draft = file.with_extension(format!("{}.new", std::process::id()));
         std::os::unix::fs::symlink(&victim, draft).unwrap();
         replace_json(&file, &vec![1]).unwrap();
-        assert_eq!((&*fs::read(victim).unwrap(), &*fs::read(file).unwrap()), (&b"precious"[..], &b"[1]"[..]));
+        assert_eq!((&*fs::read(&victim).unwrap(), &*fs::read(file).unwrap()), (&b"precious"[..], &b"[1]"[..]));
+        let log = dir.path().join("log");
+        append(&log, b"a\n").and_then(|()| append(&log, b"b\n")).unwrap();
+        assert_eq!(fs::read(&log).unwrap(), b"a\nb\n");
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(&victim, &link).unwrap();
+        assert!(append(&link, b"more").is_err());
+        assert_eq!(fs::read(&victim).unwrap(), b"precious");
     }
 }

@@ -5,12 +5,14 @@
 //!   file
 //! - [`log`]: log lines in logfmt or JSON
 //! - [`mod@file`]: files that are read up to a size limit and replaced atomically
+//! - [`signals`]: SIGINT and SIGTERM during the start
 //! - [`suggest`]: closest known name of a mistyped one
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 pub mod config_file;
 pub mod file;
 pub mod log;
 pub mod program;
+pub mod signals;
 pub mod suggest;

@@ -12,7 +12,10 @@ use clap_complete::Shell;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use toml::Table;
 
-use crate::config_file::{self, ConfigError, ProgramKeys};
+use crate::{
+    config_file::{self, ConfigError, ProgramKeys},
+    signals,
+};
 use metrics::family::{Def, Family};
 
 /// Exit code `EX_USAGE` of sysexits.h: invalid command line or configuration.
@@ -84,10 +87,14 @@ pub struct ConfigFileFlags {
 /// Parses command line, environment and configuration file. Also returns the keys of the file that
 /// the program reads itself.
 ///
+/// It is the first call of a program, so from here on SIGINT and SIGTERM end it, also as the first
+/// process of a container ([`crate::signals`]).
+///
 /// # Errors
 /// The exit code if there is nothing to run: success after `--help`, [`EX_USAGE`] after an error,
 /// which is printed with the closest known name of an unknown flag, key or value.
 pub fn parse<P: Parser>(program_keys: ProgramKeys) -> Result<(P, Table), ExitCode> {
+    signals::end_on_signals();
     config_file::parse(program_keys, std::env::args_os().collect()).map_err(|error| match error {
         ConfigError::CommandLine(error) => {
             // A closed terminal cannot be reported anywhere.

@@ -3,12 +3,13 @@
 //!
 //! The number of connections is limited. At the limit, a new connection evicts the least important
 //! one ([`crate::peers`]). A peer that does not complete its request header in time, or does not
-//! read its response, is disconnected in any case.
+//! read its response, is disconnected in any case. Where the process has no descriptor left all the
+//! same, a connection of any listener is closed for the new one.
 
 use std::{
     io,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
     time::{Duration, Instant},
 };
@@ -48,6 +49,44 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause after a failed `accept`, usually for lack of file descriptors, in which connections can
 /// end.
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
+/// Time without a failed `accept` after which a condition has ended. At the limit of descriptors
+/// failures and successes alternate.
+const ACCEPT_QUIET: Duration = Duration::from_secs(60);
+
+/// Why connections are not accepted. All listeners fail for the same reasons, so it is one for the
+/// process.
+static ACCEPT_FAILURES: Mutex<AcceptFailures> = Mutex::new(AcceptFailures { last: None, logged: Vec::new() });
+
+/// The condition that connections are not accepted, logged once from its start to its end.
+struct AcceptFailures {
+    /// The last failure of a condition that has not ended.
+    last: Option<Instant>,
+    /// The errors of this condition.
+    logged: Vec<Option<i32>>,
+}
+
+impl AcceptFailures {
+    /// Records a failure. Returns whether it is to be logged: the first with this error.
+    fn failed(&mut self, error: &io::Error, now: Instant) -> bool {
+        self.accepted(now);
+        self.last = Some(now);
+        let code = error.raw_os_error();
+        let is_new = !self.logged.contains(&code);
+        if is_new {
+            self.logged.push(code);
+        }
+        is_new
+    }
+
+    /// Records an accepted connection. Returns whether a condition has ended before.
+    fn accepted(&mut self, now: Instant) -> bool {
+        let ended = self.last.is_some_and(|last| now.saturating_duration_since(last) >= ACCEPT_QUIET);
+        if ended {
+            *self = Self { last: None, logged: Vec::new() };
+        }
+        ended
+    }
+}
 
 /// Serves the connections of one listener, within limits.
 pub(crate) struct ConnectionServer {
@@ -65,7 +104,6 @@ impl ConnectionServer {
     pub(crate) async fn serve(self, listener: TcpListener, router: Router, stopped: impl Future<Output = ()>) {
         let peers = Peers::new(self.max_connections);
         let graceful = GracefulShutdown::new();
-        let mut failing = false;
         let (shutdown, shutdown_started) = watch::channel(false);
         tokio::pin!(stopped);
         loop {
@@ -78,16 +116,17 @@ impl ConnectionServer {
                 // The peer has closed the connection before it was accepted.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
                 Err(error) => {
-                    if !std::mem::replace(&mut failing, true) {
-                        warn!("cannot accept connections: {error}");
+                    if accept_failures(|failures| failures.failed(&error, Instant::now())) {
+                        warn!("cannot accept connections: {error}{}", advice(&error));
                     }
                     // An idle connection is closed to free its descriptor.
-                    rejections::count(Reason::NoRoom, u64::from(peers.evict_one(Instant::now())));
+                    let evicted = Peers::evict_one_of_any_listener(Instant::now());
+                    rejections::count(Reason::NoRoom, u64::from(evicted));
                     tokio::time::sleep(ACCEPT_RETRY_DELAY).await;
                     continue;
                 }
             };
-            if std::mem::take(&mut failing) {
+            if accept_failures(|failures| failures.accepted(Instant::now())) {
                 info!("connections are accepted again");
             }
             // Failures of both options are harmless.
@@ -113,6 +152,19 @@ impl ConnectionServer {
         let _ = shutdown.send(true);
         graceful.shutdown().await;
     }
+}
+
+/// What can be done about a failure.
+fn advice(error: &io::Error) -> &'static str {
+    if error.raw_os_error() == Some(rustix::io::Errno::MFILE.raw_os_error()) {
+        ". Idle ones are closed for new ones; raise the limit of open files (ulimit -n, LimitNOFILE)"
+    } else {
+        ""
+    }
+}
+
+fn accept_failures(record: impl FnOnce(&mut AcceptFailures) -> bool) -> bool {
+    record(&mut ACCEPT_FAILURES.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
 /// Serves one connection until it ends or is evicted. Errors of the connection are the peer's and
@@ -304,6 +356,25 @@ mod tests {
 
     /// An idle timeout that no test reaches.
     const NEVER: Duration = Duration::from_secs(3600);
+
+    #[test]
+    fn alternating_failures_to_accept_are_logged_once() {
+        let mut failures = AcceptFailures { last: None, logged: Vec::new() };
+        let error = |code: i32| io::Error::from_raw_os_error(code);
+        let (full, table_full) = (error(24), error(23));
+        let (start, second) = (Instant::now(), Duration::from_secs(1));
+        let mut now = start;
+        assert!(!failures.accepted(now));
+        for round in 0..1000 {
+            assert_eq!(failures.failed(&full, now), round == 0, "round {round}");
+            assert!(!failures.accepted(now));
+            now += second;
+        }
+        assert!(failures.failed(&table_full, now) && !failures.failed(&table_full, now), "another error");
+        assert!(failures.accepted(now + ACCEPT_QUIET) && !failures.accepted(now + ACCEPT_QUIET), "ended once");
+        assert!(failures.failed(&full, now + ACCEPT_QUIET), "a new condition");
+        assert!(failures.failed(&full, now + 3 * ACCEPT_QUIET), "and one after a quiet time without a connection");
+    }
 
     #[test]
     fn silent_connections_do_not_block_a_scraper() {

@@ -12,6 +12,8 @@ pub struct IndexPage {
     pub about: String,
     /// Version and revision.
     pub version: String,
+    /// Sentences at the top of the page that must not be overlooked.
+    pub banners: Vec<String>,
     /// Paths and their descriptions.
     pub links: Vec<(String, String)>,
     /// Tables: heading, column titles, and rows.
@@ -25,11 +27,15 @@ impl IndexPage {
         let mut out = String::new();
         let _ = write!(
             out,
-            "<h1>{}</h1><p>{}</p><p class=\"version\">{}</p><ul>",
+            "<h1>{}</h1><p>{}</p><p class=\"version\">{}</p>",
             escape(&self.name),
             escape(&self.about),
             escape(&self.version),
         );
+        for banner in &self.banners {
+            let _ = write!(out, "<p class=\"banner\">{}</p>", escape(banner));
+        }
+        out.push_str("<ul>");
         for (path, description) in &self.links {
             let path = escape(path);
             let _ = write!(out, "<li><a href=\"{path}\">{path}</a> {}</li>", escape(description));
@@ -67,7 +73,7 @@ pub fn document(title: &str, body: &str) -> String {
 
 const STYLE: &str = "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}\
 table{border-collapse:collapse}th,td{text-align:left;padding:.2rem 1rem .2rem 0;border-bottom:1px solid #ccc;vertical-align:top}\
-.version{color:#666}@media(prefers-color-scheme:dark){body{background:#111;color:#ddd}a{color:#8cf}}";
+.version{color:#666}.banner{border:2px solid #c60;padding:.3rem .6rem;font-weight:bold}@media(prefers-color-scheme:dark){body{background:#111;color:#ddd}a{color:#8cf}}";
 
 /// Escapes a text for HTML content and quoted attributes.
 #[must_use]
@@ -100,5 +106,17 @@ mod tests {
         .html();
         assert!(page.contains("<td>&lt;script&gt;&#39;&quot;&amp;</td>"));
         assert!(!page.contains("<script>"));
+    }
+
+    #[test]
+    fn banners_are_above_the_tables() {
+        let page = IndexPage {
+            banners: vec!["1 < 2".into()],
+            tables: vec![("t".into(), vec![], vec![])],
+            ..IndexPage::default()
+        }
+        .html();
+        let (banner, table) = (page.find("<p class=\"banner\">1 &lt; 2</p>"), page.find("<table>"));
+        assert!(banner.is_some() && banner < table, "{page}");
     }
 }

@@ -107,6 +107,9 @@ impl Drop for InFlight {
     }
 }
 
+/// The listeners of this process.
+static LISTENERS: Mutex<Vec<Weak<Peers>>> = Mutex::new(Vec::new());
+
 /// All connections of a listener.
 #[derive(Debug)]
 pub(crate) struct Peers {
@@ -117,7 +120,12 @@ pub(crate) struct Peers {
 
 impl Peers {
     pub(crate) fn new(max_connections: usize) -> Arc<Self> {
-        Arc::new(Self { max_connections: max_connections.max(1), all: Mutex::default(), removed: Notify::new() })
+        let peers =
+            Arc::new(Self { max_connections: max_connections.max(1), all: Mutex::default(), removed: Notify::new() });
+        let mut listeners = lock(&LISTENERS);
+        listeners.retain(|listener| listener.strong_count() > 0);
+        listeners.push(Arc::downgrade(&peers));
+        peers
     }
 
     /// Waits for a free slot, and evicts connections at the limit. Returns the number of evictions.
@@ -136,20 +144,20 @@ impl Peers {
     /// Evicts the least important connection; false if none may be evicted, or an eviction has not
     /// completed yet.
     pub(crate) fn evict_one(&self, now: Instant) -> bool {
-        let all = lock(&self.all);
-        if all.iter().any(|peer| peer.is_evicted.load(Ordering::Relaxed)) {
-            return false;
-        }
-        evict(
-            &all,
-            |phase, duration| match phase {
-                Phase::Idle => true,
-                Phase::New => duration > NEW_GRACE,
-                Phase::Responding => duration > SLOW_RESPONSE,
-                Phase::Processing => duration > STALLED_REQUEST,
-            },
-            now,
-        )
+        evict_allowed(&lock(&self.all), now)
+    }
+
+    /// Evicts the least important connection of all listeners: descriptors belong to the process,
+    /// and the listener that lacks one may have no connection itself. False as for
+    /// [`Self::evict_one`].
+    pub(crate) fn evict_one_of_any_listener(now: Instant) -> bool {
+        let listeners: Vec<Arc<Self>> = lock(&LISTENERS).iter().filter_map(Weak::upgrade).collect();
+        Self::evict_one_of(&listeners, now)
+    }
+
+    fn evict_one_of(listeners: &[Arc<Self>], now: Instant) -> bool {
+        let all: Vec<Arc<Peer>> = listeners.iter().flat_map(|peers| lock(&peers.all).clone()).collect();
+        evict_allowed(&all, now)
     }
 
     /// Evicts the connection that has read its response for longest; false if none is slow.
@@ -170,6 +178,24 @@ impl Peers {
         lock(&self.all).push(peer.clone());
         ConnectionSlot { peers: self.clone(), peer }
     }
+}
+
+/// Evicts the least important connection; false if none may be evicted, or an eviction has not
+/// completed yet.
+fn evict_allowed(all: &[Arc<Peer>], now: Instant) -> bool {
+    if all.iter().any(|peer| peer.is_evicted.load(Ordering::Relaxed)) {
+        return false;
+    }
+    evict(
+        all,
+        |phase, duration| match phase {
+            Phase::Idle => true,
+            Phase::New => duration > NEW_GRACE,
+            Phase::Responding => duration > SLOW_RESPONSE,
+            Phase::Processing => duration > STALLED_REQUEST,
+        },
+        now,
+    )
 }
 
 /// Evicts the least important connection among those that `may_evict` allows by phase and its
@@ -223,6 +249,18 @@ mod tests {
     fn evicted(slots: &[ConnectionSlot]) -> Vec<usize> {
         let evicted = |(_, slot): &(usize, &ConnectionSlot)| slot.peer.is_evicted.load(Ordering::Relaxed);
         slots.iter().enumerate().filter(evicted).map(|(index, _)| index).collect()
+    }
+
+    #[test]
+    fn idle_connection_of_another_listener_frees_a_descriptor() {
+        let (without, other) = (Peers::new(4), Peers::new(4));
+        let slots: Vec<ConnectionSlot> = (0..2).map(|_| other.add(std::net::Ipv4Addr::LOCALHOST.into())).collect();
+        slots[1].peer.set_phase(Phase::Idle);
+        let (now, both) = (Instant::now(), [without.clone(), other]);
+        assert!(!without.evict_one(now) && Peers::evict_one_of(&both, now));
+        assert_eq!(evicted(&slots), [1]);
+        let known = lock(&LISTENERS).iter().filter_map(Weak::upgrade).collect::<Vec<_>>();
+        assert!(both.iter().all(|peers| known.iter().any(|known| Arc::ptr_eq(known, peers))));
     }
 
     #[test]

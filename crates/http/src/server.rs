@@ -420,7 +420,7 @@ pub async fn serve(
     let share = connection_share(&ports);
     for Port { listeners, pages, extra_routes, self_authenticated, max_connections } in ports {
         let max_connections = share.map_or(max_connections, |(available, required)| {
-            (max_connections.saturating_mul(available) / required).max(8)
+            (max_connections.saturating_mul(available) / required).max(MIN_CONNECTIONS)
         });
         let router = guarded(pages, extra_routes, self_authenticated, options);
         for listener in listeners {
@@ -456,13 +456,21 @@ pub async fn serve(
 /// File descriptors reserved for everything except connections: logs, files, perf counters, eBPF
 /// programs, outgoing requests.
 const RESERVED_DESCRIPTORS: usize = 512;
+/// The fewest connections of a listener: at this number a scraper still replaces an idle one.
+const MIN_CONNECTIONS: usize = 4;
+
+/// Descriptors for connections at a limit of open files. Below a few hundred the program itself
+/// opens less, but it cannot work without: it keeps three quarters.
+fn available_connections(limit: usize) -> usize {
+    limit - RESERVED_DESCRIPTORS.min(limit / 4 * 3)
+}
 
 /// Available and required connections if the limit of open files is too low for all ports; `None`
 /// if it suffices.
 fn connection_share(ports: &[Port]) -> Option<(usize, usize)> {
     let of_port = |port: &Port| port.max_connections.saturating_add(2).saturating_mul(port.listeners.len());
     let required = ports.iter().map(of_port).sum::<usize>();
-    let available = program::raise_open_file_limit().saturating_sub(RESERVED_DESCRIPTORS).max(64);
+    let available = available_connections(program::raise_open_file_limit());
     if required <= available {
         return None;
     }
@@ -507,6 +515,13 @@ mod tests {
     };
 
     static UP: Def = Def::gauge("up", &[], "Up.");
+
+    #[test]
+    fn program_keeps_descriptors_at_every_limit_of_open_files() {
+        for (limit, available) in [(0, 0), (64, 16), (256, 64), (1024, 512), (524_288, 523_776)] {
+            assert_eq!(available_connections(limit), available, "{limit}");
+        }
+    }
 
     struct Fixed {
         broken: bool,

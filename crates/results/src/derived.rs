@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use statistics::{Line, largest, mean, quantile, standard_deviation};
-use units::Microjoules;
+use units::{Microjoules, provenance::Unmeasured};
 
 use crate::{
     convert::float,
@@ -76,12 +76,13 @@ pub struct DerivedMetrics {
     pub predicted_watts: Option<f64>,
 }
 
-/// The comparability class of energy: only values of one scope, and either all measured or all
-/// modelled, are compared.
+/// The comparability class of energy: only values of one scope, and either all measured or all not
+/// measured in the same ways, are compared.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct EnergyClass {
     container: bool,
-    modelled: bool,
+    /// For each of [`Unmeasured::ALL`], whether a part of the energy is of that kind.
+    unmeasured: [bool; Unmeasured::ALL.len()],
 }
 
 impl DerivedMetrics {
@@ -94,9 +95,10 @@ impl DerivedMetrics {
     /// The comparability class of the energy.
     #[must_use]
     pub fn energy_class(&self) -> EnergyClass {
+        let kinds = Unmeasured::among([&*self.source]);
         EnergyClass {
             container: self.scope == Some(Scope::Container),
-            modelled: self.source.split('+').any(|source| source == "model"),
+            unmeasured: Unmeasured::ALL.map(|kind| kinds.contains(&kind)),
         }
     }
 

@@ -25,6 +25,9 @@ const UPDATES_PER_READING: u64 = 5;
 /// 2^-14 J, the resolution of Intel's counters, in nanojoules.
 const STEP_NJ: u128 = 61_035;
 
+/// The file below `sys` that marks the tree: by it the probe reports that nothing is measured.
+pub const MARK: &str = "class/powercap/simulated-by-wattcast";
+
 /// Parameters of the simulation.
 #[derive(Clone, Debug)]
 pub struct Spec {
@@ -126,8 +129,7 @@ impl Simulator {
                 None => packages.push((package, vec![*cpu])),
             }
         }
-        // The probe recognizes the simulation by this file.
-        write(&sysfs.join("class/powercap/simulated-by-wattcast"), "cargo xtask sim-rapl")?;
+        write(&sysfs.join(MARK), "cargo xtask sim-rapl")?;
         let range_nj = nano(spec.range);
         let mut running = Vec::new();
         for (at, (package, cpus)) in packages.into_iter().enumerate() {

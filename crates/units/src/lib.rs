@@ -1,9 +1,12 @@
 //! Energy as exact integers.
 //!
 //! [`Microjoules`] is an amount of energy; the microjoule is the unit of the powercap counters.
-//! [`Unit`] is the energy of one count of a hardware counter.
+//! [`Unit`] is the energy of one count of a hardware counter. [`provenance`] says which energy was
+//! not measured.
 
 #![forbid(unsafe_code)]
+
+pub mod provenance;
 
 use std::{
     fmt,

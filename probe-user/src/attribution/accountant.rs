@@ -22,8 +22,8 @@ use crate::{
     cpu::{CgroupUsage, CpuUsage, CpuWindow, RunQueueStats},
     energy::{
         REOPENED,
-        counter::{Counter, Reject, STALL_NS, Step},
-        zone::{Origin, ZoneId, ZoneKind, accounting_roots, contains_gpu},
+        counter::{Counter, Reject, STALL_NS, SUSPENSION_NS, Step},
+        zone::{Origin, Zone, ZoneId, ZoneKind, accounting_roots, contains_gpu},
     },
     gpu::engines::{ENGINES, EngineTimes},
     host::{gpu_id::GpuId, topology::PackageId},
@@ -39,7 +39,7 @@ use crate::{
         Snapshot, ZoneRow,
         history::{AccountDelta, Ring, Settlement},
     },
-    tick::{RawTick, Setup, TickChanges},
+    tick::{RawTick, Setup, SourceChange, TickChanges},
 };
 
 /// Ticks in a row that a root may be without energy, or the energy without CPU time, before that
@@ -245,6 +245,9 @@ impl Accountant {
             self.containers.insert(container.number, Arc::new(container.clone()));
         }
         self.reserved.extend(changes.reserved.iter().copied());
+        if let Some(source) = &changes.source {
+            self.replace_source(source);
+        }
         if !changes.zones.is_empty() {
             self.add_zones(changes);
         }
@@ -270,12 +273,99 @@ impl Accountant {
             self.setup.zones.push(zone.clone());
             self.setup.idle_uw.push(None);
         }
+        self.update_roots();
+        self.streams.add_roots(self.roots.len());
+    }
+
+    fn update_roots(&mut self) {
         let roots = accounting_roots(&self.setup.zones);
         self.roots.resize_with(roots.len(), || None);
         for (current, is_root) in self.roots.iter_mut().zip(roots) {
             *current = is_root.then(|| current.take().unwrap_or_default());
         }
-        self.streams.add_roots(self.roots.len());
+    }
+
+    /// Puts the counters of another energy source in the place of those of the one before. The
+    /// series of that one end, and the new ones start at zero under the name of their source: two
+    /// sources never share a series, and none jumps. A zone that the new source reads under the
+    /// same name continues, as boards do, which their own drivers read.
+    fn replace_source(&mut self, source: &SourceChange) {
+        let is_board = |zone: &Zone| matches!(zone.id.kind, ZoneKind::Gpu(_));
+        let old = self.setup.zones.iter().position(is_board).unwrap_or(self.setup.zones.len());
+        let new = source.zones.len();
+        let known: Vec<_> = self.setup.zones[..old].iter().map(|zone| (zone.id, self.setup.origin_of(zone))).collect();
+        let place = |zone: &Zone| {
+            let origin = zone.origin.unwrap_or(source.origin);
+            known.iter().position(|known| *known == (zone.id, Some(origin)))
+        };
+        let continued: Vec<Option<usize>> = source.zones.iter().map(place).collect();
+        let was_root = |index: usize| self.roots[index].is_some();
+        let of_source = continued.iter().map(|index| index.map(was_root));
+        let were_roots: Vec<Option<bool>> =
+            of_source.chain((old..self.roots.len()).map(|at| Some(was_root(at)))).collect();
+        let counter = |(zone, index): (&Zone, &Option<usize>)| match index {
+            Some(index) => Counter::continuing(zone, &self.counters[*index]),
+            None => Counter::new(zone),
+        };
+        let counters: Vec<Counter> = source.zones.iter().zip(&continued).map(counter).collect();
+        let mut learnt: BTreeMap<ZoneId, Baseline> = BTreeMap::new();
+        for (index, ((zone, origin), root)) in known.iter().zip(&mut self.roots).enumerate() {
+            let Some(origin) = *origin else { continue };
+            if !continued.contains(&Some(index)) {
+                self.totals.close(AccountId { zone: *zone, origin });
+            }
+            if let Some(root) = root.take().filter(|_| origin.is_measured()) {
+                learnt.insert(*zone, root.baseline);
+            }
+        }
+        if self.setup.origin.replace(source.origin) != Some(source.origin) {
+            self.own = Microjoules::ZERO;
+        }
+        self.setup.zones.splice(..old, source.zones.iter().cloned());
+        self.setup.idle_uw.splice(..old, source.idle_uw.iter().copied());
+        self.counters.splice(..old, counters);
+        self.last_moved.splice(..old, std::iter::repeat_n(None, new));
+        self.gpus.splice(..old, source.zones.iter().map(|_| GpuZone::default()));
+        self.roots.splice(..old, source.zones.iter().map(|_| None));
+        self.streams.replace_roots(old, new);
+        let rejects = std::mem::take(&mut self.rejects).into_iter();
+        let moved = rejects.filter_map(|((index, reason), count)| {
+            let index = match index.checked_sub(old) {
+                Some(board) => board + new,
+                None => continued.iter().position(|before| *before == Some(index))?,
+            };
+            Some(((index, reason), count))
+        });
+        self.rejects = moved.collect();
+        self.update_roots();
+        self.restore_learnt(learnt);
+        self.restart_changed_roots(&were_roots);
+    }
+
+    /// Restores the idle power of zones that another source read: the package is the same. Both
+    /// sources must measure.
+    fn restore_learnt(&mut self, mut learnt: BTreeMap<ZoneId, Baseline>) {
+        for (zone, root) in self.setup.zones.iter().zip(&mut self.roots) {
+            let measured = self.setup.origin_of(zone).is_some_and(Origin::is_measured);
+            if let (true, Some(root), Some(mut baseline)) = (measured, root, learnt.remove(&zone.id)) {
+                baseline.interrupt();
+                root.baseline = baseline;
+            }
+        }
+    }
+
+    /// Restarts the account and the counter of zones that became accounting roots, or are none any
+    /// longer: a sensor of the whole machine contains the boards. `None` for a new zone.
+    fn restart_changed_roots(&mut self, were_roots: &[Option<bool>]) {
+        for (index, was_root) in were_roots.iter().enumerate() {
+            if was_root.is_some_and(|was_root| was_root != self.roots[index].is_some()) {
+                let zone = &self.setup.zones[index];
+                if let Some(origin) = self.setup.origin_of(zone) {
+                    self.totals.close(AccountId { zone: zone.id, origin });
+                }
+                self.counters[index] = Counter::new(zone);
+            }
+        }
     }
 
     fn retire_container(&mut self, number: u32) {
@@ -421,6 +511,22 @@ impl Accountant {
         }
     }
 
+    /// Restarts the counters of the hardware after a suspension: the energy since the last reading
+    /// includes that of the suspension, in which no workload ran. Modelled energy does not, because
+    /// its clock stood.
+    fn restart_after_suspension(&mut self, suspended_ns: u64) {
+        if suspended_ns < SUSPENSION_NS {
+            return;
+        }
+        for (index, zone) in self.setup.zones.iter().enumerate() {
+            if self.setup.origin_of(zone) != Some(Origin::Model) {
+                self.counters[index].restart();
+                self.last_moved[index] = None;
+                *self.rejects.entry((index, Reject::Suspended)).or_default() += 1;
+            }
+        }
+    }
+
     /// Advances the counter of one zone.
     fn step(&mut self, index: usize, raw: &RawTick, waiting: bool) -> Step {
         match self.setup.zones.get(index) {
@@ -454,6 +560,7 @@ impl Accountant {
         (self.gpus[index].waiting, self.gpus[index].unsettled) = (None, None);
         if usage.is_some_and(|usage| usage.counter_reset) {
             self.counters[index].restart();
+            *self.rejects.entry((index, Reject::Returned)).or_default() += 1;
         }
         let step = match raw.zones.get(index) {
             Some(Ok(value)) => {
@@ -531,6 +638,7 @@ impl Accountant {
     /// Advances every counter, splits the energy of every root, and adds it to the totals.
     fn post(&mut self, raw: &RawTick, length_ns: Option<u64>, usage: &UsageByTarget) -> PostedTick {
         (self.trouble, self.gpu_trouble) = (None, None);
+        self.restart_after_suspension(raw.suspended_ns);
         self.add_engine_usage(raw);
         // Energy waits for the CPU time of its tick, but not without end: after that it stays
         // unattributed.

@@ -11,7 +11,11 @@ use std::{
 use rustix::fs::{Access, access};
 use serde::{Deserialize, Serialize};
 
-use crate::{energy::processor::Processor, ledger::idle::Sample, tick::Setup};
+use crate::{
+    energy::{processor::Processor, zone::Origin},
+    ledger::idle::Sample,
+    tick::Setup,
+};
 
 /// Name of the file in the state directory.
 const FILE: &str = "idle.json";
@@ -61,7 +65,7 @@ impl BaselineFile {
             id.trim(),
             processor.name,
             packages.join(" "),
-            setup.origin.map_or("none", |origin| origin.as_str()),
+            setup.machine_origin().map_or("none", Origin::as_str),
             sysfs.display()
         );
         Self { path: dir.join(FILE), machine }

@@ -20,7 +20,7 @@ use std::{
     os::{
         fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
         unix::{
-            fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _},
+            fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
             net::{UnixListener, UnixStream},
         },
     },
@@ -34,6 +34,7 @@ use std::{
 };
 
 use lease::{MAX_LINE, OK, Request, parse_request};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 use tracing::warn;
 
 use crate::{
@@ -181,12 +182,36 @@ fn bind_socket(path: &Path, group: Option<&str>) -> io::Result<UnixListener> {
         }
         fs::remove_file(path)?;
     }
-    let listener = UnixListener::bind(path)?;
+    let socket = bind_private(path)?;
     if let Some(group) = group {
-        std::os::unix::fs::chown(path, None, Some(group))?;
+        grant_access(path, group)?;
     }
-    fs::set_permissions(path, fs::Permissions::from_mode(if group.is_some() { 0o660 } else { 0o600 }))?;
-    Ok(listener)
+    // The queue of the standard library.
+    rustix::net::listen(&socket, 128)?;
+    Ok(UnixListener::from(socket))
+}
+
+/// Binds a socket that only its owner can connect to, whatever the umask: the file gets the mode
+/// that the socket has before (`unix_bind_bsd`, net/unix/af_unix.c). Changed afterwards, the file
+/// would have the mode that the umask leaves for a moment.
+fn bind_private(path: &Path) -> io::Result<OwnedFd> {
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    rustix::fs::fchmod(&socket, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR)?;
+    rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
+    Ok(socket)
+}
+
+/// Lets a group connect to the socket at `path`. Where others may write to the directory, another
+/// file may be there by now: it is opened without following a link, and only a socket is changed.
+fn grant_access(path: &Path, group: u32) -> io::Result<()> {
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_NOFOLLOW).open(path)?;
+    if !file.metadata()?.file_type().is_socket() {
+        return Err(io::Error::other("another program has replaced the socket"));
+    }
+    // A descriptor of O_PATH is changed by its name in procfs (man 2 open).
+    let file = format!("/proc/self/fd/{}", file.as_raw_fd());
+    std::os::unix::fs::chown(&file, None, Some(group))?;
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o660))
 }
 
 /// The id of a group, given by name or number.
@@ -359,5 +384,45 @@ impl Drop for ActiveLease<'_> {
             }
         }
         *holder = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mode(path: &Path) -> u32 {
+        fs::symlink_metadata(path).unwrap().mode() & 0o777
+    }
+
+    #[test]
+    fn socket_is_private_from_its_first_moment() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("scopes.sock");
+        let socket = bind_private(&path).unwrap();
+        assert_eq!(mode(&path), 0o600);
+        drop(socket);
+        // A socket without a listener is replaced.
+        let listener = bind_socket(&path, None).unwrap();
+        assert_eq!(mode(&path), 0o600);
+        assert!(UnixStream::connect(&path).is_ok());
+        assert_eq!(bind_socket(&path, None).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        drop(listener);
+        let own = fs::metadata(dir.path()).unwrap().gid().to_string();
+        let _listener = bind_socket(&path, Some(&own)).unwrap();
+        assert_eq!(mode(&path), 0o660);
+    }
+
+    #[test]
+    fn access_is_granted_to_no_file_behind_a_planted_link() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, victim) = (dir.path().join("scopes.sock"), dir.path().join("victim"));
+        fs::write(&victim, "precious").unwrap();
+        fs::set_permissions(&victim, fs::Permissions::from_mode(0o600)).unwrap();
+        std::os::unix::fs::symlink(&victim, &path).unwrap();
+        let group = fs::metadata(dir.path()).unwrap().gid();
+        assert!(grant_access(&path, group).is_err() && grant_access(&victim, group).is_err());
+        assert!(bind_socket(&path, None).is_err(), "no other file is replaced");
+        assert_eq!(mode(&victim), 0o600);
     }
 }

@@ -1,12 +1,14 @@
 //! `doctor`: checks which sources are available on this machine, and how to enable the others.
 
 use std::{
+    collections::BTreeSet,
     fmt::Write as _,
     io::{self, Write as _},
     process::ExitCode,
 };
 
 use serde::Serialize;
+use units::provenance::Unmeasured;
 
 use crate::{
     cgroup::tree::Trees,
@@ -44,6 +46,8 @@ struct Report {
     measures: bool,
     /// True if the chosen source is simulated.
     simulated: bool,
+    /// One sentence for each kind of energy here that is not measured.
+    banners: Vec<&'static str>,
 }
 
 #[derive(Debug, Serialize)]
@@ -99,7 +103,7 @@ fn examine(config: &Config) -> Report {
     let (topology, processor) = (Topology::read(&paths.sysfs), Processor::read(&paths.procfs));
     let mut sources = Vec::new();
     // As in the probe: the first complete source, else the first partial one, else the model.
-    let (mut complete, mut partial, mut measures, mut simulated) = (None, None, false, Vec::new());
+    let (mut complete, mut partial, mut measures, mut unmeasured) = (None, None, false, Vec::new());
     for origin in [Origin::Perf, Origin::Powercap, Origin::Msr, Origin::Hwmon, Origin::Model] {
         let opened = energy::open(origin, config.energy.cpu_power(), &paths, &topology);
         let (mut zones, mut left_out) = (Vec::new(), Vec::new());
@@ -115,9 +119,9 @@ fn examine(config: &Config) -> Report {
             }
         }
         if let Ok(source) = &outcome {
-            measures |= origin.is_measured() && !source.inventory().simulated;
-            if source.inventory().simulated {
-                simulated.push(origin);
+            match source.energy_origin().unmeasured() {
+                Some(kind) => unmeasured.push((origin, kind)),
+                None => measures = true,
             }
             // MSRs are used only if they are requested explicitly.
             if origin != Origin::Msr {
@@ -137,14 +141,17 @@ fn examine(config: &Config) -> Report {
         (Some(Origin::Model) | None, Some(partial)) => Some(partial),
         (complete, _) => complete,
     };
+    let unmeasured = unmeasured.into_iter().find(|(origin, _)| Some(*origin) == chosen).map(|(_, kind)| kind);
+    let (gpus, unmeasured_gpus) = gpus(config);
     Report {
         machine: machine(&topology, &processor),
         measures,
         sources,
-        gpus: gpus(config),
+        gpus,
         parts: parts(config, &tiers),
         tiers,
-        simulated: chosen.is_some_and(|chosen| simulated.contains(&chosen)),
+        simulated: unmeasured == Some(Unmeasured::Simulated),
+        banners: unmeasured.into_iter().chain(unmeasured_gpus).map(Unmeasured::banner).collect(),
         chosen: chosen.map(Origin::as_str),
     }
 }
@@ -206,7 +213,7 @@ fn remedy(origin: Origin, why: &Unavailable) -> String {
         }
         (Origin::Hwmon, Absent) => "modprobe acpi_power_meter, or the driver of the board's sensors; many boards have none",
         (Origin::Hwmon, Denied) => "run as root",
-        (Origin::Model | Origin::Replay | Origin::Nvml | Origin::NvmlPower | Origin::Fake | Origin::Drm, _) => "mount /proc, or set --path.procfs",
+        (Origin::Model | Origin::Simulated | Origin::Replay | Origin::Nvml | Origin::NvmlPower | Origin::Fake | Origin::Drm, _) => "mount /proc, or set --path.procfs",
         (_, Broken) => "in a guest the hypervisor does not emulate these counters; on bare metal check dmesg and the firmware's RAPL setting",
     }
     .to_owned()
@@ -250,10 +257,12 @@ fn tiers(config: &Config, topology: &Topology) -> Vec<Finding> {
     all.into_iter().map(|tier| Finding::new(tier.as_str(), &check(tier))).collect()
 }
 
-/// The GPU drivers, and what each device supports.
-fn gpus(config: &Config) -> Vec<Finding> {
+/// The GPU drivers, and what each device supports; and the kinds of their energy that are not
+/// measured.
+fn gpus(config: &Config) -> (Vec<Finding>, BTreeSet<Unmeasured>) {
+    let mut unmeasured = BTreeSet::new();
     if !config.collectors.gpu() {
-        return Vec::new();
+        return (Vec::new(), unmeasured);
     }
     // Drivers' libraries run without capabilities. These belong to a thread, so the GPUs are opened
     // on a thread of their own, as in the probe.
@@ -269,17 +278,18 @@ fn gpus(config: &Config) -> Vec<Finding> {
         Ok(Ok(reading)) => reading,
         Ok(Err(error)) => {
             let why = Unavailable::new(Reason::Broken, format!("cannot drop privileges: {error}"));
-            return vec![Finding::new("nvml", &Err(why))];
+            return (vec![Finding::new("nvml", &Err(why))], unmeasured);
         }
         Err(_) => {
             let why = Unavailable::new(Reason::Broken, "the GPU check panicked; see the line above");
-            return vec![Finding::new("nvml", &Err(why))];
+            return (vec![Finding::new("nvml", &Err(why))], unmeasured);
         }
     };
     let states = states.into_iter();
     let mut all: Vec<Finding> =
         states.map(|(name, state, detail)| Finding::new(name, &state.map(|()| detail))).collect();
     for gpu in gpus {
+        unmeasured.extend(gpu.origin.unmeasured());
         let energy = gpu.zone.as_ref().map_or_else(|| "no energy counter".to_owned(), |zone| zone.location.clone());
         let mut detail = format!("{}, {energy}", gpu.name);
         for (reading, reason) in &gpu.unavailable {
@@ -287,7 +297,7 @@ fn gpus(config: &Config) -> Vec<Finding> {
         }
         all.push(Finding::new(gpu.id.to_string(), &gpu.state.map(|()| detail)));
     }
-    all
+    (all, unmeasured)
 }
 
 fn parts(config: &Config, tiers: &[Finding]) -> Vec<Finding> {
@@ -368,11 +378,11 @@ impl Report {
             writeln!(out, "  {name:<10} {state:<7} {detail}")?;
         }
         writeln!(out)?;
-        if self.gpus.iter().any(|gpu| gpu.state == "usable" && gpu.detail.contains("FAKE")) {
-            writeln!(out, "The GPU is FAKE: its energy is not measured.")?;
+        for banner in &self.banners {
+            writeln!(out, "{banner}")?;
         }
         if self.simulated {
-            return writeln!(out, "Energy is SIMULATED here: nothing of it is measured.");
+            return Ok(());
         }
         match (self.measures, self.chosen) {
             (true, Some(Origin::MODEL) | None) => {

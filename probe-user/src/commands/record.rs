@@ -68,6 +68,7 @@ fn record(
     let (start, mut due, mut ticks) = (Instant::now(), Instant::now(), 0);
     let (show_progress, mut runs) = (std::io::stderr().is_terminal(), Vec::new());
     loop {
+        collectors.note_energy_broken(accountant.trouble().is_some());
         let raw = collectors.read(accountant.ran(), &mut runs);
         writer.write(raw)?;
         // The accountant determines which cgroups ran. The slots of removed cgroups that did not

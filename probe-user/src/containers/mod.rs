@@ -12,6 +12,7 @@ pub mod path;
 mod priority;
 pub mod runtime_files;
 pub mod stats;
+mod task_finder;
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -29,6 +30,7 @@ use path::Workload;
 use priority::{Class, Ranking, Standing};
 use runtime_files::RuntimeFiles;
 use stats::CgroupPath;
+use task_finder::{Question, TaskFinder};
 
 use crate::cgroup::{CgroupKey, changes::CgroupChanges, hierarchy, known::KnownCgroups, tree::Trees};
 
@@ -38,6 +40,8 @@ const NAME_TIMEOUT: Duration = Duration::from_millis(150);
 /// engine may be busy starting that container, or stopped for an hour.
 const MIN_RETRY: Duration = Duration::from_secs(1);
 const MAX_RETRY: Duration = Duration::from_secs(30);
+/// Interval between readings of all CPU limits, which may change while a container runs.
+const LIMITS_INTERVAL: Duration = Duration::from_secs(10);
 /// Two cgroups with the same identity belong to the same workload.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Identity {
@@ -136,7 +140,7 @@ pub struct RegistryLimits {
 pub struct ContainerRegistry {
     known: KnownCgroups,
     names: Option<NameResolver>,
-    files: RuntimeFiles,
+    tasks: TaskFinder,
     limits: RegistryLimits,
     targets: HashMap<CgroupKey, ChargeTarget>,
     records: BTreeMap<u32, ContainerRecord>,
@@ -155,6 +159,10 @@ pub struct ContainerRegistry {
     over_limit: HashMap<Identity, HashSet<CgroupKey>>,
     /// The workload of each of their cgroups.
     over_limit_cgroups: HashMap<CgroupKey, Identity>,
+    /// Containers whose cgroups changed, so that their CPU limit must be read.
+    limits_due: HashSet<u32>,
+    /// When all CPU limits were read.
+    limits_read: Option<Instant>,
     dropped: u64,
     unnamed: u64,
 }
@@ -166,7 +174,7 @@ impl ContainerRegistry {
         Self {
             known: KnownCgroups::new(trees),
             names,
-            files,
+            tasks: TaskFinder::new(files),
             limits,
             targets: HashMap::new(),
             records: BTreeMap::new(),
@@ -178,6 +186,8 @@ impl ContainerRegistry {
             ended: Vec::new(),
             over_limit: HashMap::new(),
             over_limit_cgroups: HashMap::new(),
+            limits_due: HashSet::new(),
+            limits_read: None,
             dropped: 0,
             unnamed: 0,
         }
@@ -219,12 +229,14 @@ impl ContainerRegistry {
         if self.has_room(now) {
             new.extend(&retired);
         }
-        let any_new = !new.is_empty();
         self.insert_new(new, &running, now);
-        if self.limits.reservations && (any_new || complete.is_some()) {
-            self.read_reservations();
+        if self.limits.reservations {
+            self.read_reservations(now);
+        } else {
+            self.limits_due.clear();
         }
         for key in self.known.take_gone() {
+            self.tasks.forget(&key);
             self.mark_gone(key, now);
         }
         for key in unknown {
@@ -247,8 +259,17 @@ impl ContainerRegistry {
         self.retire_due(now)
     }
 
-    fn read_reservations(&mut self) {
-        for record in self.records.values_mut() {
+    /// Reads the CPU limits of containers with new or removed cgroups, and at intervals those of
+    /// all.
+    fn read_reservations(&mut self, now: Instant) {
+        let all = self.limits_read.is_none_or(|at| now.duration_since(at) >= LIMITS_INTERVAL);
+        let mut due = std::mem::take(&mut self.limits_due);
+        if all {
+            self.limits_read = Some(now);
+            due.extend(self.records.keys());
+        }
+        for number in due {
+            let Some(record) = self.records.get_mut(&number) else { continue };
             let limits = record.cgroups.iter().filter_map(|key| {
                 let path = self.known.live_path(key)?;
                 self.known.trees().reserved(key, path)
@@ -315,6 +336,7 @@ impl ContainerRegistry {
     fn insert_new(&mut self, mut new: Vec<CgroupKey>, running: &HashSet<CgroupKey>, now: Instant) {
         new.sort_unstable();
         new.dedup();
+        self.find_tasks(&new);
         for key in new {
             // A workload that was over the limit before may fit now.
             if !matches!(self.targets.get(&key), None | Some(ChargeTarget::Retired)) {
@@ -338,7 +360,7 @@ impl ContainerRegistry {
                     self.record_path(target, key.hierarchy, top);
                     target
                 }
-                Workload::Plain if let Some((namespace, id)) = self.files.task(&path) => {
+                Workload::Plain if let Some((namespace, id)) = self.tasks.task(&key, &path) => {
                     let whole = format!("{namespace}/{id}");
                     let new = NewWorkload { ran, class: Class::Confirmed, runtime: "containerd", name: id, id: &whole };
                     let target = self.insert(key, Identity::Task(whole.clone()), &new, None, now);
@@ -356,6 +378,22 @@ impl ContainerRegistry {
             };
             self.targets.insert(key, target);
         }
+    }
+
+    /// Finds out which of the new cgroups are tasks of containerd. One that is not may become a
+    /// task until it runs.
+    fn find_tasks(&mut self, new: &[CgroupKey]) {
+        let questions = new.iter().filter_map(|key| {
+            let open = match self.targets.get(key) {
+                None => true,
+                Some(ChargeTarget::Retired) => !self.tasks.is_known(key),
+                Some(_) => false,
+            };
+            let path = self.known.path(key).filter(|_| open)?;
+            matches!(path::classify(path), Workload::Plain).then(|| Question::new(*key, path))?
+        });
+        let questions = questions.collect();
+        self.tasks.ask(questions, NAME_TIMEOUT);
     }
 
     /// Records a container's topmost cgroup in a tree.
@@ -384,6 +422,7 @@ impl ContainerRegistry {
                 record.gone_at = None;
                 self.ranking.set(*number, record.standing());
             }
+            self.limits_due.insert(*number);
             return ChargeTarget::Container(*number);
         }
         if self.records.len() >= self.limits.containers && !self.make_room(new.ran, new.class, now) {
@@ -400,6 +439,7 @@ impl ContainerRegistry {
         let container = Container::new(number, label::sanitize(new.name), label::sanitize(new.id), new.runtime);
         let record = ContainerRecord::new(container, identity, HashSet::from([key]), new.ran, new.class, now);
         self.add_record(number, ContainerRecord { resolve_at, ..record });
+        self.limits_due.insert(number);
         ChargeTarget::Container(number)
     }
 
@@ -445,6 +485,7 @@ impl ContainerRegistry {
                 if let Some(record) = self.records.get_mut(&number) {
                     record.cgroups.remove(&key);
                     record.departing += 1;
+                    self.limits_due.insert(number);
                     if record.cgroups.is_empty() {
                         record.gone_at = Some(now);
                     }
@@ -780,6 +821,39 @@ mod tests {
         let numbers: Vec<_> = host.registry.containers().map(|container| container.id.as_str()).collect();
         let expected = if numbers[0].starts_with('a') { [0, 500] } else { [500, 0] };
         assert_eq!(reserved(&host), expected);
+    }
+
+    #[test]
+    fn limits_of_other_containers_are_not_read_for_a_new_one() {
+        let mut host = Host::new(10);
+        let (a, b) = (format!("unified/docker/{A}"), format!("unified/docker/{B}"));
+        let first = host.make(&a);
+        let reserved = |host: &Host| host.registry.reservations().map(|(_, milli)| milli).collect::<Vec<_>>();
+        host.tick(0, &[first]);
+        host.make(&b);
+        for path in [&a, &b] {
+            fs::write(host.path(path).join("cpu.max"), "150000 100000\n").unwrap();
+        }
+        let second = host.make(&b);
+        host.tick(1, &[second]);
+        assert_eq!(reserved(&host), [0, 1500]);
+        host.tick(10, &[]);
+        assert_eq!(reserved(&host), [1500, 1500], "at intervals");
+    }
+
+    #[test]
+    fn a_task_of_containerd_is_named_by_its_id_before_it_runs() {
+        let mut host = Host::new(10);
+        host.make("run/containerd/io.containerd.runtime.v2.task/default/enc");
+        host.make("unified/default/other");
+        let (idle, late) = (host.make("unified/default/enc"), host.make("unified/default/late"));
+        host.tick(0, &[]);
+        assert_eq!(host.labels(), [("enc", "default/enc", "containerd")]);
+        assert_eq!(host.registry.charge_target(&idle), ChargeTarget::Container(0));
+        // A cgroup that was no task when it was created is asked for when it runs.
+        host.make("run/containerd/io.containerd.runtime.v2.task/default/late");
+        host.tick(1, &[late]);
+        assert_eq!(host.labels()[1..], [("late", "default/late", "containerd")]);
     }
 
     #[test]

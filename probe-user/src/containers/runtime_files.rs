@@ -132,17 +132,10 @@ impl RuntimeFiles {
         }
     }
 
-    /// Namespace and id of the containerd task that a cgroup path belongs to, as created by `ctr`.
+    /// Whether containerd has a task with this id in this namespace; see [`task_of`].
     #[must_use]
-    pub fn task<'a>(&self, path: &'a str) -> Option<(&'a str, &'a str)> {
-        let (namespace, id) = path.trim_start_matches('/').split_once('/')?;
-        let id = id.split('/').next()?;
-        if [namespace, id].iter().any(|name| name.is_empty() || name.starts_with('.') || name.contains('\0')) {
-            return None;
-        }
-        let exists =
-            TASK_DIRS.iter().any(|dir| self.root.join(dir).join(TASK_SUBDIR).join(namespace).join(id).is_dir());
-        exists.then_some((namespace, id))
+    pub fn has_task(&self, namespace: &str, id: &str) -> bool {
+        TASK_DIRS.iter().any(|dir| self.root.join(dir).join(TASK_SUBDIR).join(namespace).join(id).is_dir())
     }
 
     fn containerd(&self, id: &str) -> Option<RuntimeMetadata> {
@@ -174,6 +167,16 @@ impl RuntimeFiles {
     fn docker(&self, id: &str) -> Option<RuntimeMetadata> {
         parse_docker_config(&read(&self.root.join("var/lib/docker/containers").join(id).join("config.v2.json"))?)
     }
+}
+
+/// Namespace and id of the containerd task that a cgroup with this path would belong to, as created
+/// by `ctr`. Both are names of directories that lead nowhere else.
+#[must_use]
+pub fn task_of(path: &str) -> Option<(&str, &str)> {
+    let (namespace, id) = path.trim_start_matches('/').split_once('/')?;
+    let id = id.split('/').next()?;
+    let leads_away = |name: &str| name.is_empty() || name.starts_with('.') || name.contains('\0');
+    (!leads_away(namespace) && !leads_away(id)).then_some((namespace, id))
 }
 
 fn read(path: &Path) -> Option<Vec<u8>> {
@@ -272,10 +275,11 @@ mod tests {
     #[test]
     fn containerd_tasks_are_distinguished_from_plain_cgroups() {
         let (_dir, files) = host(&[("run/containerd/io.containerd.runtime.v2.task/default/enc/config.json", "{}")]);
-        assert_eq!(files.task("/default/enc"), Some(("default", "enc")));
-        assert_eq!(files.task("/default/enc/below"), Some(("default", "enc")));
+        let task = |path| task_of(path).filter(|(namespace, id)| files.has_task(namespace, id));
+        assert_eq!(task("/default/enc"), Some(("default", "enc")));
+        assert_eq!(task("/default/enc/below"), Some(("default", "enc")));
         for path in ["/default", "/default/other", "/default/..", "/../default/enc", "/", ""] {
-            assert_eq!(files.task(path), None, "{path}");
+            assert_eq!(task(path), None, "{path}");
         }
     }
 

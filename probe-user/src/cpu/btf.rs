@@ -1,6 +1,8 @@
 //! Field offsets of the running kernel, read from its own type information.
 //!
-//! Reads the few facts needed from `/sys/kernel/btf/vmlinux`: field offsets and enumerator values.
+//! Reads the few facts needed from `/sys/kernel/btf/vmlinux`: field offsets, enumerator values and
+//! the ids of what typed programs are attached to. The types stay where they are; the index has
+//! about 1 MB for the 150,000 types of a distribution's kernel.
 //! Format: Documentation/bpf/btf.rst of the kernel. The one maintained crate for it is LGPL, which
 //! a statically linked MIT program cannot include.
 
@@ -23,6 +25,9 @@ const KIND_VAR: u32 = 14;
 const KIND_DATASEC: u32 = 15;
 const KIND_DECL_TAG: u32 = 17;
 const KIND_ENUM64: u32 = 19;
+
+/// Kinds that are looked up by name.
+const INDEXED: [u32; 4] = [KIND_STRUCT, KIND_ENUM, KIND_TYPEDEF, KIND_FUNC];
 
 /// Kinds between a member and its struct type: typedef, volatile, const, restrict, type tag.
 const MODIFIERS: [u32; 5] = [8, 9, 10, 11, 18];
@@ -49,7 +54,9 @@ pub struct Btf<'a> {
     bytes: &'a [u8],
     strings: &'a [u8],
     /// Byte position of each type, by type id; id 0 is `void`.
-    types: Vec<usize>,
+    types: Vec<u32>,
+    /// Ids of the types of each kind in [`INDEXED`].
+    by_kind: [Vec<u32>; INDEXED.len()],
 }
 
 struct Type {
@@ -88,10 +95,18 @@ impl<'a> Btf<'a> {
         };
         let (mut at, end) = section(word(8)?, word(12)?)?;
         let (strings, strings_end) = section(word(16)?, word(20)?)?;
-        let mut btf = Self { bytes, strings: &bytes[strings..strings_end], types: vec![usize::MAX] };
+        /// Average size of a type in the kernels of distributions.
+        const USUAL_TYPE_BYTES: usize = 24;
+        let mut types = Vec::with_capacity(end.saturating_sub(at) / USUAL_TYPE_BYTES + 1);
+        types.push(u32::MAX);
+        let mut btf = Self { bytes, strings: &bytes[strings..strings_end], types, by_kind: Default::default() };
         while at < end {
             let this = btf.at(at).ok_or(BtfError::Malformed("type ends early"))?;
-            btf.types.push(at);
+            let too_many = |_| BtfError::Malformed("too many types");
+            if let Some(kind) = INDEXED.iter().position(|kind| *kind == this.kind) {
+                btf.by_kind[kind].push(u32::try_from(btf.types.len()).map_err(too_many)?);
+            }
+            btf.types.push(u32::try_from(at).map_err(too_many)?);
             let size = match this.kind {
                 KIND_INT | KIND_VAR | KIND_DECL_TAG => 4,
                 KIND_ARRAY => 12,
@@ -120,7 +135,7 @@ impl<'a> Btf<'a> {
     }
 
     fn ty(&self, id: u32) -> Option<Type> {
-        self.types.get(id as usize).filter(|at| **at != usize::MAX).and_then(|at| self.at(*at))
+        self.types.get(id as usize).filter(|at| **at != u32::MAX).and_then(|at| self.at(*at as usize))
     }
 
     fn name(&self, offset: u32) -> &'a [u8] {
@@ -129,12 +144,17 @@ impl<'a> Btf<'a> {
         &tail[..end]
     }
 
-    fn named<'s>(&'s self, kind: &'s [u32], name: &'s str) -> impl Iterator<Item = Type> + 's {
-        self.types
-            .iter()
-            .skip(1)
-            .filter_map(|at| self.at(*at))
-            .filter(move |ty| kind.contains(&ty.kind) && self.name(ty.name) == name.as_bytes())
+    /// Whether the string at `offset` is `name`, without a search for its end.
+    fn is_named(&self, offset: u32, name: &[u8]) -> bool {
+        let rest = self.strings.get(offset as usize..).and_then(|tail| tail.strip_prefix(name));
+        rest.is_some_and(|rest| matches!(rest.first(), None | Some(0)))
+    }
+
+    /// The types of that name and kind, one of [`INDEXED`], with their ids.
+    fn named<'s>(&'s self, kind: u32, name: &'s str) -> impl Iterator<Item = (u32, Type)> + 's {
+        let ids = INDEXED.iter().position(|known| *known == kind).map(|at| self.by_kind[at].as_slice());
+        let types = ids.unwrap_or_default().iter().filter_map(move |id| Some((*id, self.ty(*id)?)));
+        types.filter(move |(_, ty)| self.is_named(ty.name, name.as_bytes()))
     }
 
     /// Byte offset of `structure.path[0].path[1]…`, including members of anonymous structs and
@@ -144,7 +164,7 @@ impl<'a> Btf<'a> {
     /// When the kernel has no such structure or field.
     pub fn field(&self, structure: &str, path: &[&str]) -> Result<u64, BtfError> {
         let mut found = false;
-        for ty in self.named(&[KIND_STRUCT], structure) {
+        for (_, ty) in self.named(KIND_STRUCT, structure) {
             found = true;
             if let Some(bits) = self.walk(&ty, path, 0) {
                 return Ok(bits / 8);
@@ -201,7 +221,7 @@ impl<'a> Btf<'a> {
     /// points to, or an empty name for any other type. Empty if the kernel has no such type.
     #[must_use]
     pub fn arguments(&self, name: &str) -> Vec<&'a [u8]> {
-        let function = self.named(&[KIND_TYPEDEF], name).find_map(|ty| {
+        let function = self.named(KIND_TYPEDEF, name).find_map(|(_, ty)| {
             let pointer = self.ty(ty.size_or_type).filter(|ty| ty.kind == KIND_POINTER)?;
             self.ty(pointer.size_or_type).filter(|ty| ty.kind == KIND_FUNC_PROTO)
         });
@@ -217,13 +237,25 @@ impl<'a> Btf<'a> {
     /// Whether the kernel has a function of that name.
     #[must_use]
     pub fn has_function(&self, name: &str) -> bool {
-        self.named(&[KIND_FUNC], name).next().is_some()
+        self.function_id(name).is_some()
+    }
+
+    /// The type id of a function; `None` if the kernel has none of that name.
+    #[must_use]
+    pub fn function_id(&self, name: &str) -> Option<u32> {
+        self.named(KIND_FUNC, name).next().map(|(id, _)| id)
+    }
+
+    /// The type id of a typedef; `None` if the kernel has none of that name.
+    #[must_use]
+    pub fn typedef_id(&self, name: &str) -> Option<u32> {
+        self.named(KIND_TYPEDEF, name).next().map(|(id, _)| id)
     }
 
     /// The value of `name` in `enum enumeration`; absent when the kernel was built without it.
     #[must_use]
     pub fn enumerator(&self, enumeration: &str, name: &str) -> Option<u32> {
-        self.named(&[KIND_ENUM], enumeration).find_map(|ty| {
+        self.named(KIND_ENUM, enumeration).find_map(|(_, ty)| {
             (0..ty.count)
                 .map(|index| ty.rest + index * 8)
                 .find(|at| word(self.bytes, *at).is_some_and(|offset| self.name(offset) == name.as_bytes()))
@@ -305,6 +337,10 @@ mod tests {
         b.push("task", KIND_STRUCT, 64, &[[pid, 0, 32], [0, anonymous, 64], [se, constant, 128]], 3);
         let (cpuset, cpu) = (b.name("cpuset_cgrp_id"), b.name("cpu_cgrp_id"));
         b.push("cgroup_subsys_id", KIND_ENUM, 4, &[[cpuset, 0, 0], [cpu, 1, 0]], 2);
+        let prototype = b.push("", KIND_FUNC_PROTO, 0, &[], 0);
+        b.push("bpf_iter_task", KIND_FUNC, prototype, &[], 0);
+        let pointer = b.push("", KIND_POINTER, prototype, &[], 0);
+        b.push("btf_trace_sched", KIND_TYPEDEF, pointer, &[], 0);
         b.bytes()
     }
 
@@ -317,6 +353,16 @@ mod tests {
         assert_eq!(btf.field("task", &["se", "sum"]), Ok(16 + 8));
         assert_eq!(btf.enumerator("cgroup_subsys_id", "cpu_cgrp_id"), Some(1));
         assert_eq!(btf.enumerator("cgroup_subsys_id", "freezer_cgrp_id"), None);
+    }
+
+    #[test]
+    fn ids_count_every_type_and_names_match_whole() {
+        let bytes = sample();
+        let btf = Btf::parse(&bytes).unwrap();
+        assert_eq!((btf.function_id("bpf_iter_task"), btf.typedef_id("btf_trace_sched")), (Some(7), Some(9)));
+        for other in ["bpf_iter_tas", "bpf_iter_task_", "btf_trace_sched", ""] {
+            assert_eq!(btf.function_id(other), None, "{other}");
+        }
     }
 
     #[test]
@@ -349,7 +395,7 @@ mod tests {
             if let Ok(btf) = Btf::parse(&good) {
                 let _ = btf.field("task", &["se", "sum"]);
                 let _ = btf.enumerator("cgroup_subsys_id", "cpu_cgrp_id");
-                let _ = (btf.arguments("task"), btf.has_function("task"));
+                let _ = (btf.arguments("task"), btf.has_function("task"), btf.typedef_id("btf_trace_sched"));
             }
         }
     }

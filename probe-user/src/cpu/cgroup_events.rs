@@ -1,10 +1,9 @@
 //! Creation and removal of cgroups between two readings, reported by eBPF programs in the object of
 //! a tier.
 
-use aya::{
-    maps::{MapData, RingBuf},
-    programs::RawTracePoint,
-};
+use std::ffi::CStr;
+
+use aya::maps::{MapData, RingBuf};
 use probe_ebpf::{CGROUP_EVENTS_BYTES, CGROUP_PATH, CgroupEvent, CgroupKey, Field};
 
 use super::{
@@ -14,12 +13,15 @@ use super::{
 };
 use crate::{
     cgroup::changes::{CgroupChanges, RemovedCgroup},
-    host::availability::{Reason, Unavailable},
+    host::{
+        availability::{Reason, Unavailable},
+        topology::MAX_CPUS,
+    },
 };
 
 /// Hook and program.
-const PROGRAMS: [(&str, &str); 3] =
-    [("cgroup_mkdir", "cgroup_created"), ("cgroup_rmdir", "cgroup_removed"), ("cgroup_rename", "cgroup_renamed")];
+const PROGRAMS: [(&CStr, &str); 3] =
+    [(c"cgroup_mkdir", "cgroup_created"), (c"cgroup_rmdir", "cgroup_removed"), (c"cgroup_rename", "cgroup_renamed")];
 
 /// Maximum size of the ring in bytes.
 pub(super) const RING_BYTES: usize = CGROUP_EVENTS_BYTES;
@@ -41,9 +43,9 @@ impl CgroupEvents {
             return Err(Unavailable::new(Reason::Absent, "this kernel does not tell the tree of a cgroup"));
         }
         for (hook, name) in PROGRAMS {
-            let program: &mut RawTracePoint = object.program(name)?;
-            let attached = program.load().and_then(|()| program.attach(hook));
-            attached.map_err(|error| load_error(&format!("attach {hook}"), &error))?;
+            object
+                .attach_raw(name, hook)
+                .map_err(|error| load_error(&format!("attach {}", hook.to_string_lossy()), &error))?;
         }
         let lost = object.mapped("CGROUP_EVENTS_LOST")?;
         let ring = RingBuf::try_from(object.take("CGROUP_EVENTS")?)
@@ -54,11 +56,7 @@ impl CgroupEvents {
     /// Appends the changes since the last call to `changes`.
     pub(super) fn drain(&mut self, changes: &mut CgroupChanges) {
         while let Some(record) = self.ring.next() {
-            match parse(&record) {
-                Some(Change::Created(key, path)) => changes.created.push((key, path)),
-                Some(Change::Removed(removed)) => changes.removed.push(removed),
-                None => changes.incomplete = true,
-            }
+            add(&record, changes);
         }
         // After the ring: an event that is lost from now on is reported next time.
         let lost = self.lost.get(0);
@@ -74,7 +72,7 @@ pub(super) fn v1_hierarchy() -> u64 {
     hierarchy_of(&text).unwrap_or(0)
 }
 
-fn hierarchy_of(text: &str) -> Option<u64> {
+pub(crate) fn hierarchy_of(text: &str) -> Option<u64> {
     text.lines().find_map(|line| {
         let (number, rest) = line.split_once(':')?;
         let (controllers, _) = rest.split_once(':')?;
@@ -88,7 +86,16 @@ enum Change {
     Removed(RemovedCgroup),
 }
 
-/// Parses one record of the ring; `None` if it is not whole.
+/// Appends the change that one record of the ring reports.
+pub(crate) fn add(record: &[u8], changes: &mut CgroupChanges) {
+    match parse(record) {
+        Some(Change::Created(key, path)) => changes.created.push((key, path)),
+        Some(Change::Removed(removed)) => changes.removed.push(removed),
+        None => changes.incomplete = true,
+    }
+}
+
+/// Parses one record of the ring; `None` if it is not whole, or has a CPU that cannot exist.
 fn parse(record: &[u8]) -> Option<Change> {
     let word = |at: usize| Some(u32::from_ne_bytes(record.get(at..at + 4)?.try_into().ok()?));
     let long = |at: usize| Some(u64::from_ne_bytes(record.get(at..at + 8)?.try_into().ok()?));
@@ -98,7 +105,9 @@ fn parse(record: &[u8]) -> Option<Change> {
             let path = record.get(size_of::<CgroupEvent>()..)?.get(..value)?;
             Some(Change::Created(key, String::from_utf8_lossy(path).into_owned()))
         }
-        CgroupEvent::REMOVED => Some(Change::Removed(RemovedCgroup { key, ran_ns: long(16)?, cpu: value })),
+        CgroupEvent::REMOVED if value < MAX_CPUS => {
+            Some(Change::Removed(RemovedCgroup { key, ran_ns: long(16)?, cpu: value }))
+        }
         _ => None,
     }
 }
@@ -126,6 +135,14 @@ mod tests {
         assert_eq!(parse(&record(CgroupEvent::REMOVED, 3, key.tag(), 9, "")), Some(Change::Removed(removed)));
         for broken in [record(CgroupEvent::CREATED, 9, 7, 0, "/x"), record(3, 0, 7, 0, ""), vec![1, 0, 0], Vec::new()] {
             assert_eq!(parse(&broken), None);
+        }
+        let longest = "x".repeat(CGROUP_PATH);
+        for (kind, value) in
+            [(CgroupEvent::CREATED, 512), (CgroupEvent::CREATED, u32::MAX), (CgroupEvent::REMOVED, 8192)]
+        {
+            let mut changes = CgroupChanges::default();
+            add(&record(kind, value, 7, 0, &longest), &mut changes);
+            assert_eq!(changes, CgroupChanges { incomplete: true, ..CgroupChanges::default() });
         }
     }
 

@@ -21,9 +21,10 @@ impl EmptyProgram {
     pub fn load() -> Result<Self, Unavailable> {
         let small = ["CPUS", "TIMES", "WAITS", "COUNTS", "OWNERS", "SLOTS", "FREE", "BASES", "JOBS", "JOB_UDP"];
         let mut sizes = small.map(|name| (name, 1)).to_vec();
-        sizes.push(("JOB_EVENTS", PAGE));
+        sizes.extend(["JOB_EVENTS", "CGROUP_EVENTS", "MOVES"].map(|name| (name, PAGE)));
         let (mut object, _) = BpfObject::open(offsets::switch, &[], &sizes)?;
-        object.attach_typed(NAME, "sched_switch").map_err(|error| load_error("attach the empty program", &error))?;
+        object.attach_typed(NAME, c"sched_switch").map_err(|error| load_error("attach the empty program", &error))?;
+        object.drop_unloaded();
         Ok(Self { object })
     }
 

@@ -2,14 +2,12 @@
 //! and total CPU time.
 
 use std::{
+    ffi::CStr,
     io::{self, Read as _},
     os::fd::OwnedFd,
 };
 
-use aya::{
-    maps::{Array, HashMap as BpfMap, MapData, MapError, RingBuf},
-    programs::{ProgramError, RawTracePoint, raw_trace_point::RawTracePointLink, tp_btf::BtfTracePointLink},
-};
+use aya::maps::{Array, HashMap as BpfMap, MapData, MapError, RingBuf};
 use probe_ebpf::{CgroupKey, JOB_ARGS, JOB_EVENTS_BYTES, JOB_NAMES, JOB_PORTS, JobEvent, JobName, MAX_JOBS};
 
 use super::{
@@ -21,8 +19,8 @@ use super::{
 use crate::host::availability::Unavailable;
 
 /// Hook, typed program, and its raw tracepoint variant for kernels that refuse the typed one.
-const PROGRAMS: [(&str, &str, &str); 2] =
-    [("sched_process_exec", "job_started", "job_started_raw"), ("sched_process_exit", "job_ended", "job_ended_raw")];
+const PROGRAMS: [(&CStr, &str, &str); 2] =
+    [(c"sched_process_exec", "job_started", "job_started_raw"), (c"sched_process_exit", "job_ended", "job_ended_raw")];
 
 /// The iterator that finds the local UDP ports of jobs.
 const PORTS: &str = "find_ports";
@@ -65,13 +63,7 @@ pub struct ExecTracer {
     port_iterator: Option<OwnedFd>,
     lost: MappedArray<u64>,
     /// Keeps the programs attached.
-    _links: Vec<AttachedLink>,
-}
-
-/// A link that keeps a program attached, even after its object is dropped.
-enum AttachedLink {
-    Typed(#[expect(dead_code, reason = "held only to keep the program attached")] BtfTracePointLink),
-    Raw(#[expect(dead_code, reason = "held only to keep the program attached")] RawTracePointLink),
+    _links: Vec<OwnedFd>,
 }
 
 /// Converts a name pattern to the form that the programs compare; a trailing `*` matches any rest.
@@ -108,6 +100,7 @@ impl ExecTracer {
             ("JOB_UDP", number(MAX_JOBS)),
             ("JOB_EVENTS", number(JOB_EVENTS_BYTES)),
             ("CGROUP_EVENTS", PAGE),
+            ("MOVES", PAGE),
         ]);
         let (mut object, _) = BpfObject::open(offsets::jobs, &[], &sizes)?;
         let mut table: Array<MapData, JobName> =
@@ -116,24 +109,8 @@ impl ExecTracer {
             table.set(at, *name, 0).map_err(|error| load_error("fill the map NAMES", &error))?;
         }
         let lost = object.mapped("JOBS_LOST")?;
-        let mut links = Vec::new();
         for (hook, typed, raw) in PROGRAMS {
-            links.push(match attach_typed(&mut object, hook, typed) {
-                Ok(link) => AttachedLink::Typed(link),
-                Err(typed) => {
-                    let program: &mut RawTracePoint = object.program(raw)?;
-                    let attached = (|| {
-                        program.load()?;
-                        let link = program.attach(hook)?;
-                        program.take_link(link)
-                    })();
-                    AttachedLink::Raw(attached.map_err(|error: ProgramError| {
-                        let why = load_error(&format!("attach {hook}"), &error);
-                        let typed = load_error("attach the typed program", &typed).detail;
-                        Unavailable::new(why.reason, format!("{}; {typed}", why.detail))
-                    })?)
-                }
-            });
+            attach(&mut object, hook, typed, raw)?;
         }
         let port_iterator =
             object.load_iterator(PORTS, "task_file").map_err(io::Error::other).and_then(iterators::link_all);
@@ -145,9 +122,10 @@ impl ExecTracer {
         let events =
             RingBuf::try_from(object.take("JOB_EVENTS")?).map_err(|error| load_error("open the ring", &error))?;
         let jobs = BpfMap::try_from(object.take("JOBS")?).map_err(|error| load_error("open the map JOBS", &error))?;
-        // The kernel keeps maps and programs while descriptors are open, so the object can be
+        // The kernel keeps programs and maps while their links are open, so the object can be
         // dropped.
-        drop((table, object));
+        drop(table);
+        let links = object.into_links();
         Ok(Self { events, jobs, ports, port_iterator: port_iterator.ok(), lost, _links: links })
     }
 
@@ -214,13 +192,18 @@ impl ExecTracer {
     }
 }
 
-fn attach_typed(object: &mut BpfObject, hook: &str, name: &str) -> Result<BtfTracePointLink, ProgramError> {
-    let (program, link) = object.attach_typed(name, hook)?;
-    program.take_link(link)
+/// Attaches the typed program, or the raw one where the kernel refuses that.
+fn attach(object: &mut BpfObject, hook: &CStr, typed: &'static str, raw: &'static str) -> Result<(), Unavailable> {
+    let Err(typed) = object.attach_typed(typed, hook) else { return Ok(()) };
+    object.attach_raw(raw, hook).map_err(|error| {
+        let why = load_error(&format!("attach {}", hook.to_string_lossy()), &error);
+        let typed = load_error("attach the typed program", &typed).detail;
+        Unavailable::new(why.reason, format!("{}; {typed}", why.detail))
+    })
 }
 
 /// Parses one record of the ring; `None` if its length matches neither event type.
-fn parse(record: &[u8]) -> Option<ExecEvent> {
+pub(crate) fn parse(record: &[u8]) -> Option<ExecEvent> {
     let word = |at: usize| Some(u32::from_ne_bytes(record.get(at..at + 4)?.try_into().ok()?));
     let long = |at: usize| Some(u64::from_ne_bytes(record.get(at..at + 8)?.try_into().ok()?));
     let (kind, tgid, at_ns) = (word(0)?, word(4)?, long(24)?);
@@ -250,5 +233,26 @@ mod tests {
         assert!(matches("ffmpeg", "ffmpeg") && !matches("ffmpeg", "ffmpegx") && !matches("ffmpeg", "ffmpe"));
         assert!(matches("ffmpeg*", "ffmpeg") && matches("ffmpeg*", "ffmpeg-7.1"));
         assert!(matches("a-very-long-program", "a-very-long-pro"), "the kernel truncates to 15 bytes");
+    }
+
+    #[test]
+    fn hostile_records_of_the_ring_are_bounded_or_refused() {
+        let record = |kind: u32, length: u32, args: &[u8]| {
+            let numbers = [u64::MAX, 5, 6].map(u64::to_ne_bytes).concat();
+            [&kind.to_ne_bytes()[..], &7u32.to_ne_bytes(), &*numbers, &length.to_ne_bytes(), &[0; 4], args].concat()
+        };
+        let whole = record(JobEvent::STARTED, 3, b"ab\0garbage");
+        let Some(ExecEvent::Started { tgid: 7, before_ns: 5, at_ns: 6, args, args_complete: false, .. }) =
+            parse(&whole)
+        else {
+            panic!("{:?}", parse(&whole))
+        };
+        assert_eq!(args, b"ab\0");
+        assert_eq!(parse(&record(JobEvent::ENDED, 0, b"")), Some(ExecEvent::Ended { tgid: 7, at_ns: 6, ran_ns: None }));
+        let long = record(JobEvent::STARTED, u32::MAX, &[b'x'; JOB_ARGS + 1]);
+        assert!(matches!(parse(&long), Some(ExecEvent::Started { args, .. }) if args.len() == JOB_ARGS));
+        for broken in [record(JobEvent::STARTED, 4, b"abc"), record(9, 0, b""), whole[..39].to_vec(), Vec::new()] {
+            assert_eq!(parse(&broken), None);
+        }
     }
 }

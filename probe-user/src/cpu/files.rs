@@ -8,7 +8,8 @@
 
 use std::{
     collections::HashMap,
-    fs, io,
+    fs,
+    io::{self, Read as _},
     path::{Path, PathBuf},
 };
 
@@ -20,12 +21,18 @@ use super::{
 };
 use crate::{
     cgroup::tree::{Scan, Trees},
-    host::availability::{Reason, Unavailable},
+    host::{
+        availability::{Reason, Unavailable},
+        topology::MAX_CPUS,
+    },
 };
 
 /// Maximum size of a file: `usage_percpu` of the largest machine has 21 digits per CPU; other files
 /// have a few lines.
 const MAX_FILE: u64 = 21 * 8192;
+/// Enough for the first process of a list, and for the cgroups of a process: one path of 4096 bytes
+/// for each hierarchy.
+const MAX_LIST: u64 = 64 << 10;
 
 /// The tier that reads the files.
 pub struct FilesTier {
@@ -41,7 +48,7 @@ pub struct FilesTier {
 
 /// Format of a file with run times.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum UsageFormat {
+pub(crate) enum UsageFormat {
     /// `usage_usec N` among other lines, microseconds.
     CpuStat,
     /// Nanoseconds, one number for each CPU.
@@ -58,12 +65,17 @@ impl UsageFormat {
 
     fn read(self, dir: &Path) -> io::Result<Columns> {
         let path = dir.join(self.file());
-        let mut text = String::new();
-        io::Read::read_to_string(&mut io::Read::take(fs::File::open(&path)?, MAX_FILE), &mut text)?;
-        self.parse(&text).ok_or_else(|| io::Error::other(format!("{}: unknown format", path.display())))
+        let text = read_start(&path, MAX_FILE + 1)?;
+        // The last number of a longer file may be cut off.
+        let whole = u64::try_from(text.len()).is_ok_and(|length| length <= MAX_FILE);
+        whole
+            .then(|| self.parse(&text))
+            .flatten()
+            .ok_or_else(|| io::Error::other(format!("{}: unknown format", path.display())))
     }
 
-    fn parse(self, text: &str) -> Option<Columns> {
+    /// Nanoseconds: one number, or one for each of at most [`MAX_CPUS`] CPUs.
+    pub(crate) fn parse(self, text: &str) -> Option<Columns> {
         match self {
             Self::CpuStat => {
                 let usec =
@@ -71,11 +83,19 @@ impl UsageFormat {
                 Some(vec![usec.checked_mul(1000)?])
             }
             Self::UsagePercpu => {
-                let all: Columns = text.split_whitespace().map(str::parse).collect::<Result<_, _>>().ok()?;
-                (!all.is_empty()).then_some(all)
+                let numbers = text.split_whitespace().take(MAX_CPUS + 1).map(str::parse);
+                let all: Columns = numbers.collect::<Result<_, _>>().ok()?;
+                (1..=MAX_CPUS).contains(&all.len()).then_some(all)
             }
         }
     }
+}
+
+/// The start of a file, at most `max` bytes.
+fn read_start(path: &Path, max: u64) -> io::Result<String> {
+    let mut bytes = Vec::new();
+    fs::File::open(path)?.take(max).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// The run times of one tree.
@@ -217,9 +237,9 @@ impl V1Cgroups {
 
     /// Whether the first process has a v2 leaf; `None` if there is no process.
     fn has_leaf(&self, path: &str) -> Option<bool> {
-        let members = fs::read_to_string(self.cpu.join(path.trim_start_matches('/')).join("cgroup.procs")).ok()?;
+        let members = read_start(&self.cpu.join(path.trim_start_matches('/')).join("cgroup.procs"), MAX_LIST).ok()?;
         let member = members.lines().next()?;
-        let membership = fs::read_to_string(self.procfs.join(member).join("cgroup")).ok()?;
+        let membership = read_start(&self.procfs.join(member).join("cgroup"), MAX_LIST).ok()?;
         let leaf = membership.lines().find_map(|line| line.strip_prefix("0::"));
         Some(leaf.is_some_and(|leaf| leaf != "/"))
     }
@@ -420,5 +440,21 @@ mod tests {
             assert_eq!(UsageFormat::CpuStat.parse(text), None, "{text}");
         }
         assert_eq!((UsageFormat::UsagePercpu.parse("1 x"), UsageFormat::UsagePercpu.parse("\n")), (None, None));
+        for text in ["1 -2", "18446744073709551616", "1\u{0}2", &*"1 ".repeat(MAX_CPUS + 1)] {
+            assert_eq!(UsageFormat::UsagePercpu.parse(text), None, "{text}");
+        }
+        assert_eq!(UsageFormat::UsagePercpu.parse(&"1 ".repeat(MAX_CPUS)), Some(vec![1; MAX_CPUS]));
+    }
+
+    /// A number that is cut off is a smaller number.
+    #[test]
+    fn file_beyond_the_limit_is_refused_and_not_cut_off() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = |length: usize| write(dir.path(), "cpuacct.usage_percpu", &(" ".repeat(length - 5) + "12345"));
+        let limit = usize::try_from(MAX_FILE).unwrap();
+        file(limit);
+        assert_eq!(UsageFormat::UsagePercpu.read(dir.path()).unwrap(), [12345]);
+        file(limit + 1);
+        assert!(UsageFormat::UsagePercpu.read(dir.path()).is_err());
     }
 }

@@ -37,7 +37,7 @@ pub(super) fn link_all(program: RawFd) -> io::Result<OwnedFd> {
     link(program, None)
 }
 
-/// `BPF_LINK_CREATE`. aya links iterators too, but without a target.
+/// `BPF_LINK_CREATE`.
 fn link(program: RawFd, target: Option<&IterTarget>) -> io::Result<OwnedFd> {
     /// `union bpf_attr`, `link_create`.
     #[repr(C)]
@@ -82,7 +82,8 @@ pub(super) fn open(link: &OwnedFd) -> io::Result<File> {
         .map(File::from)
 }
 
-fn descriptor(number: libc::c_long) -> io::Result<OwnedFd> {
+/// The descriptor that a system call of the kernel returned, or its error.
+pub(super) fn descriptor(number: libc::c_long) -> io::Result<OwnedFd> {
     if number < 0 {
         return Err(io::Error::last_os_error());
     }

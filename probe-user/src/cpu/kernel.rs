@@ -101,6 +101,7 @@ impl KernelTier {
                 ("JOB_UDP", 1),
                 ("JOB_EVENTS", PAGE),
                 ("CGROUP_EVENTS", number(cgroup_events::RING_BYTES)),
+                ("MOVES", PAGE),
             ],
         )?;
         if layout.setting("HAS_CPUACCT") == 0 {
@@ -115,7 +116,7 @@ impl KernelTier {
             object.load_iterator(ITERATOR, "cgroup").map_err(|error| load_error("load read_cgroups", &error))?;
         // After find_bases, from which the program that reads removed cgroups gets its addresses.
         let cgroup_events = CgroupEvents::attach(&mut object, &layout);
-        object.drop_btf();
+        object.drop_unloaded();
         let link = iterators::link_cgroups(program)
             .map_err(|error| Unavailable::new(Reason::of(&error), format!("cannot attach read_cgroups: {error}")))?;
         let trees = Trees::find(&paths.cgroupfs).ok();

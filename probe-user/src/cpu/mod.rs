@@ -6,16 +6,18 @@
 //! readings.
 
 pub mod btf;
-mod cgroup_events;
+pub(crate) mod cgroup_events;
 mod counters;
 mod empty_program;
-mod exec_tracer;
-mod files;
+pub(crate) mod exec_tracer;
+pub(crate) mod files;
 mod iterators;
 mod kernel;
+mod kernel_types;
 mod mapped_array;
 mod object;
 pub mod offsets;
+mod program;
 mod reader;
 mod relocation;
 mod switch;

@@ -3,23 +3,28 @@
 #![allow(unsafe_code)]
 
 use std::{
+    collections::{HashMap, HashSet},
+    ffi::{CStr, CString},
+    fmt::Display,
     io,
-    os::fd::{AsFd as _, AsRawFd as _, RawFd},
+    os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd},
 };
 
 use aya::{
-    Btf as AyaBtf, Ebpf, EbpfLoader, Pod,
-    maps::Map,
-    programs::{
-        BtfTracePoint, Iter, Program, ProgramError, RawTracePoint, RawTracePointRunOptions, TestRun as _,
-        tp_btf::BtfTracePointLinkId,
-    },
+    Pod,
+    maps::{Map, MapData},
+};
+use aya_obj::{
+    Object,
+    generated::{bpf_insn, bpf_map_type},
 };
 
 use super::{
     btf::{Btf, BtfError},
+    kernel_types::{self, KernelTypes},
     mapped_array::MappedArray,
     offsets::KernelLayout,
+    program::{self, ProgramError, ProgramKind},
     relocation,
 };
 use crate::{
@@ -29,8 +34,6 @@ use crate::{
 
 /// Built by `cargo xtask build-ebpf`; empty if that was not run before this crate was built.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/wattcast.bpf.o"));
-
-const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
 
 /// Number of possible CPUs: the last number in `/sys/devices/system/cpu/possible`, plus one.
 pub(super) fn possible_cpus() -> usize {
@@ -59,10 +62,16 @@ pub(super) fn slots_for(possible: usize, bytes: usize) -> usize {
 
 /// The object with its maps created and no program loaded yet.
 pub(super) struct BpfObject {
-    /// Owns the programs; the kernel detaches them when it is dropped.
-    ebpf: Ebpf,
-    /// The kernel's BTF, for loading typed programs; about 12 MB, dropped when all are loaded.
-    btf: Option<AyaBtf>,
+    /// The attached programs. The kernel detaches them when these are closed.
+    links: Vec<OwnedFd>,
+    /// The loaded programs.
+    programs: HashMap<&'static str, OwnedFd>,
+    maps: HashMap<String, Map>,
+    /// The instructions of the programs that are not loaded, by name.
+    code: HashMap<String, Vec<bpf_insn>>,
+    license: CString,
+    /// The type ids that typed programs are attached to, by name.
+    targets: Vec<(&'static str, u32)>,
 }
 
 impl BpfObject {
@@ -83,43 +92,40 @@ impl BpfObject {
                 "this binary was built without its eBPF programs. Run `cargo xtask build-ebpf` and build again",
             ));
         }
-        let bytes = std::fs::read(KERNEL_BTF).map_err(|error| {
-            Unavailable::new(
-                Reason::of(&error),
-                format!("{KERNEL_BTF}: {error}. The kernel needs CONFIG_DEBUG_INFO_BTF=y (5.5 or later)"),
-            )
-        })?;
-        let mut layout = Btf::parse(&bytes).and_then(|btf| resolve(&btf)).map_err(|error| {
-            let reason = if matches!(error, BtfError::Malformed(_)) { Reason::Broken } else { Reason::Absent };
-            Unavailable::new(reason, format!("{error}. Wattcast does not support this kernel"))
-        })?;
+        let mut layout = running_layout(resolve)?;
         layout.settings.extend_from_slice(extra);
-        let mut object = AlignedBytes::of(OBJECT);
-        relocation::patch_offsets(object.bytes(), &layout.fields)
-            .map_err(|error| Unavailable::new(Reason::Broken, format!("cannot patch the eBPF object: {error}")))?;
         raise_memlock();
-        let btf = AyaBtf::from_sys_fs().map_err(|error| load_error("read the kernel's BTF", &error))?;
-        let mut loader = EbpfLoader::new();
-        loader.btf(Some(&btf));
-        for (name, value) in &layout.settings {
-            loader.override_global(name, value, true);
+        let mut object = parse(&layout)?;
+        let definitions = std::mem::take(&mut object.maps);
+        let (mut maps, mut descriptors) = (HashMap::new(), Vec::new());
+        for (name, definition) in &definitions {
+            let size = sizes.iter().find(|(known, _)| *known == name.as_str()).map(|(_, size)| *size);
+            let (map, descriptor) = create_map(name, definition, size)?;
+            maps.insert(name.clone(), map);
+            descriptors.push((name.as_str(), descriptor, definition));
         }
-        for (name, size) in sizes {
-            loader.map_max_entries(name, *size);
-        }
-        let ebpf = loader.load(object.bytes()).map_err(|error| load_error("load the maps", &error))?;
-        drop(loader);
-        Ok((Self { ebpf, btf: Some(btf) }, layout))
+        let sections: HashSet<usize> = object.functions.keys().map(|(section, _)| *section).collect();
+        object
+            .relocate_maps(descriptors.into_iter(), &sections)
+            .and_then(|()| object.relocate_calls(&sections))
+            .map_err(|error| load_error("link the eBPF object", &error))?;
+        let Object { programs, mut functions, license, .. } = object;
+        let code = programs.into_iter().filter_map(|(name, program)| {
+            functions.remove(&program.function_key()).map(|function| (name, function.instructions))
+        });
+        let code = code.collect();
+        let targets = layout.targets.clone();
+        Ok((Self { links: Vec::new(), programs: HashMap::new(), maps, code, license, targets }, layout))
     }
 
-    /// The programs, and the kernel's BTF to load them with; `None` after [`Self::drop_btf`].
-    fn programs_and_btf(&mut self) -> Option<(&mut Ebpf, &AyaBtf)> {
-        Some((&mut self.ebpf, self.btf.as_ref()?))
+    /// Frees the programs that were not loaded.
+    pub(super) fn drop_unloaded(&mut self) {
+        self.code = HashMap::new();
     }
 
-    /// Frees the kernel's BTF after the last program was loaded.
-    pub(super) fn drop_btf(&mut self) {
-        self.btf = None;
+    /// The links of the attached programs, which stay attached without the object.
+    pub(super) fn into_links(self) -> Vec<OwnedFd> {
+        self.links
     }
 
     /// A map by name. The object keeps it: a program refers to its maps by file descriptor when it
@@ -128,7 +134,7 @@ impl BpfObject {
     /// # Errors
     /// When the object has no map of that name.
     pub(super) fn map(&self, name: &'static str) -> Result<&Map, Unavailable> {
-        self.ebpf.map(name).ok_or_else(|| missing(name))
+        self.maps.get(name).ok_or_else(|| missing(name))
     }
 
     /// Maps an array into this process.
@@ -145,19 +151,21 @@ impl BpfObject {
     /// # Errors
     /// When the object has no map of that name.
     pub(super) fn take(&mut self, name: &'static str) -> Result<Map, Unavailable> {
-        self.ebpf.take_map(name).ok_or_else(|| missing(name))
+        self.maps.remove(name).ok_or_else(|| missing(name))
     }
 
-    /// A program by name.
-    ///
-    /// # Errors
-    /// When the object has no program of that name.
-    pub(super) fn program<'a, P>(&'a mut self, name: &'static str) -> Result<&'a mut P, Unavailable>
-    where
-        &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
-    {
-        let program = self.ebpf.program_mut(name).ok_or_else(|| missing(name))?;
-        program.try_into().map_err(|error| load_error("use a program", &error))
+    /// Loads a program.
+    fn load(&mut self, name: &'static str, kind: ProgramKind) -> Result<&OwnedFd, ProgramError> {
+        let code = self.code.get(name).ok_or(ProgramError::Missing(name))?;
+        let program = program::load(name, &self.license, code, kind)?;
+        self.code.remove(name);
+        Ok(&*self.programs.entry(name).insert_entry(program).into_mut())
+    }
+
+    /// The type id of a target.
+    fn target(&self, name: &str) -> Result<u32, ProgramError> {
+        let found = self.targets.iter().find(|(known, _)| *known == name);
+        found.map(|(_, id)| *id).ok_or_else(|| ProgramError::NoTarget(name.to_owned()))
     }
 
     /// Loads a program that user space runs.
@@ -165,49 +173,51 @@ impl BpfObject {
     /// # Errors
     /// When the kernel refuses it.
     pub(super) fn load_runnable(&mut self, name: &'static str) -> Result<(), Unavailable> {
-        self.program::<RawTracePoint>(name)?.load().map_err(|error| load_error(&format!("load {name}"), &error))
+        self.load(name, ProgramKind::Raw).map(|_| ()).map_err(|error| load_error(&format!("load {name}"), &error))
     }
 
-    /// Loads a typed tracepoint program and attaches it. The program keeps the link.
+    /// Loads a raw tracepoint program and attaches it, until the object or its links are dropped.
     ///
     /// # Errors
-    /// When the kernel refuses it.
-    pub(super) fn attach_typed(
-        &mut self,
-        name: &str,
-        tracepoint: &str,
-    ) -> Result<(&mut BtfTracePoint, BtfTracePointLinkId), ProgramError> {
-        let (ebpf, btf) = self.programs_and_btf().ok_or(ProgramError::NotLoaded)?;
-        let program: &mut BtfTracePoint = ebpf.program_mut(name).ok_or(ProgramError::NotLoaded)?.try_into()?;
-        program.load(tracepoint, btf)?;
-        let link = program.attach()?;
-        Ok((program, link))
+    /// When the kernel refuses it, or has no such tracepoint.
+    pub(super) fn attach_raw(&mut self, name: &'static str, tracepoint: &CStr) -> Result<(), ProgramError> {
+        let program = self.load(name, ProgramKind::Raw)?;
+        let link = program::attach(program, Some(tracepoint))?;
+        self.links.push(link);
+        Ok(())
+    }
+
+    /// Loads a typed tracepoint program and attaches it, until the object or its links are dropped.
+    ///
+    /// # Errors
+    /// When the kernel refuses it, or has no such tracepoint.
+    pub(super) fn attach_typed(&mut self, name: &'static str, tracepoint: &CStr) -> Result<(), ProgramError> {
+        let id = self.target(&format!("btf_trace_{}", tracepoint.to_string_lossy()))?;
+        let program = self.load(name, ProgramKind::TypedTracepoint(id))?;
+        let link = program::attach(program, None)?;
+        self.links.push(link);
+        Ok(())
     }
 
     /// Loads an iterator over `target` objects, and returns the descriptor of the program.
     ///
     /// # Errors
     /// When the kernel refuses it.
-    pub(super) fn load_iterator(&mut self, name: &str, target: &str) -> Result<RawFd, ProgramError> {
-        let (ebpf, btf) = self.programs_and_btf().ok_or(ProgramError::NotLoaded)?;
-        let program: &mut Iter = ebpf.program_mut(name).ok_or(ProgramError::NotLoaded)?.try_into()?;
-        program.load(target, btf)?;
-        Ok(program.fd()?.as_fd().as_raw_fd())
+    pub(super) fn load_iterator(&mut self, name: &'static str, target: &str) -> Result<RawFd, ProgramError> {
+        let id = self.target(&format!("bpf_iter_{target}"))?;
+        Ok(self.load(name, ProgramKind::Iterator(id))?.as_raw_fd())
     }
 
     /// Runs a program once, on `cpu` or on the current CPU. Returns false if that CPU is offline.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub(super) fn run(&self, name: &str, cpu: Option<u32>) -> Result<bool, ProgramError> {
-        let Some(Program::RawTracePoint(program)) = self.ebpf.program(name) else {
-            return Err(ProgramError::UnexpectedProgramType);
-        };
-        match program.test_run(RawTracePointRunOptions { cpu, ..RawTracePointRunOptions::new() }) {
-            Ok(_) => Ok(true),
+    pub(super) fn run(&self, name: &'static str, cpu: Option<u32>) -> Result<bool, ProgramError> {
+        match program::run(self.programs.get(name).ok_or(ProgramError::Missing(name))?, cpu) {
+            Ok(()) => Ok(true),
             // net/bpf/test_run.c, bpf_prog_test_run_raw_tp: the CPU is possible but offline.
-            Err(ProgramError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENXIO) => Ok(false),
-            Err(error) => Err(error),
+            Err(error) if error.raw_os_error() == Some(libc::ENXIO) => Ok(false),
+            Err(error) => Err(ProgramError::Call { call: "bpf_prog_test_run", error }),
         }
     }
 
@@ -216,7 +226,7 @@ impl BpfObject {
     /// Empty while `kernel.bpf_stats_enabled` is 0.
     pub(super) fn costs(&self, names: &[&'static str]) -> Vec<ProgramRow> {
         let cost = |name: &'static str| {
-            let descriptor = self.ebpf.program(name)?.fd().ok()?.as_fd().as_raw_fd();
+            let descriptor = self.programs.get(name)?.as_raw_fd();
             let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{descriptor}")).ok()?;
             let field = |key: &str| text.lines().find_map(|line| line.strip_prefix(key)?.trim().parse::<u64>().ok());
             let (run_ns, runs) = (field("run_time_ns:")?, field("run_cnt:")?);
@@ -224,6 +234,69 @@ impl BpfObject {
         };
         names.iter().copied().filter_map(cost).collect()
     }
+}
+
+/// The layout of the running kernel.
+fn running_layout(resolve: impl Fn(&Btf<'_>) -> Result<KernelLayout, BtfError>) -> Result<KernelLayout, Unavailable> {
+    let types = KernelTypes::open().map_err(|error| {
+        let path = kernel_types::PATH;
+        let what = format!("{path}: {error}. The kernel needs CONFIG_DEBUG_INFO_BTF=y (5.5 or later)");
+        Unavailable::new(Reason::of(&error), what)
+    })?;
+    Btf::parse(types.bytes()).and_then(|btf| resolve(&btf)).map_err(|error| {
+        let reason = if matches!(error, BtfError::Malformed(_)) { Reason::Broken } else { Reason::Absent };
+        Unavailable::new(reason, format!("{error}. Wattcast does not support this kernel"))
+    })
+}
+
+/// The object of this binary, with the offsets and settings of `layout`.
+fn parse(layout: &KernelLayout) -> Result<Object, Unavailable> {
+    let broken =
+        |error: &dyn Display| Unavailable::new(Reason::Broken, format!("cannot patch the eBPF object: {error}"));
+    let mut bytes = AlignedBytes::of(OBJECT);
+    relocation::patch_offsets(bytes.bytes(), &layout.fields).map_err(|error| broken(&error))?;
+    let mut object = Object::parse(bytes.bytes()).map_err(|error| broken(&error))?;
+    let values: Vec<(&str, [u8; 8])> =
+        layout.settings.iter().map(|(name, value)| (*name, value.to_ne_bytes())).collect();
+    let globals = values.iter().map(|(name, value)| (*name, (value.as_slice(), true))).collect();
+    object.patch_map_data(globals).map_err(|error| broken(&error))?;
+    Ok(object)
+}
+
+/// Creates a map, with `size` elements if it is given, and returns its descriptor too.
+///
+/// # Errors
+/// When the kernel refuses it, or the object has a kind of map that no loader uses.
+fn create_map(name: &str, definition: &aya_obj::Map, size: Option<u32>) -> Result<(Map, RawFd), Unavailable> {
+    let broken = |error: String| Unavailable::new(Reason::Broken, format!("cannot load the map {name}: {error}"));
+    let kind = bpf_map_type::try_from(definition.map_type())
+        .map_err(|_| broken(format!("kind {} is unknown", definition.map_type())))?;
+    let (mut size, mut value_size) = (size.unwrap_or(definition.max_entries()), definition.value_size());
+    if matches!(kind, bpf_map_type::BPF_MAP_TYPE_RINGBUF) {
+        // A power of two of whole pages, which have up to 64 kB.
+        let page = u32::try_from(rustix::param::page_size()).map_err(|error| broken(error.to_string()))?;
+        (size, value_size) = (size.max(page).next_power_of_two(), 0);
+    }
+    let (key_size, flags) = (definition.key_size(), definition.map_flags());
+    let plain = aya_obj::Map::new_from_params(definition.map_type(), key_size, value_size, size, flags);
+    let data = MapData::create(plain, name, None).map_err(|error| load_error("load the maps", &error))?;
+    let descriptor = data.fd().as_fd().as_raw_fd();
+    if !definition.data().is_empty() {
+        u32::try_from(descriptor)
+            .map_err(io::Error::other)
+            .and_then(|descriptor| program::fill_constants(descriptor, definition.data()))
+            .map_err(|error| load_error("fill a map", &error))?;
+    }
+    let map = match kind {
+        bpf_map_type::BPF_MAP_TYPE_ARRAY => Map::Array(data),
+        bpf_map_type::BPF_MAP_TYPE_HASH => Map::HashMap(data),
+        bpf_map_type::BPF_MAP_TYPE_QUEUE => Map::Queue(data),
+        bpf_map_type::BPF_MAP_TYPE_RINGBUF => Map::RingBuf(data),
+        bpf_map_type::BPF_MAP_TYPE_PERCPU_ARRAY => Map::PerCpuArray(data),
+        bpf_map_type::BPF_MAP_TYPE_PERF_EVENT_ARRAY => Map::PerfEventArray(data),
+        _ => return Err(broken(format!("kind {} is not used", definition.map_type()))),
+    };
+    Ok((map, descriptor))
 }
 
 fn missing(name: &str) -> Unavailable {
@@ -258,7 +331,7 @@ fn raise_memlock() {
     unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const limit) };
 }
 
-/// Converts an error from aya, with its whole chain of causes on one line.
+/// Converts an error of loading, with its whole chain of causes on one line.
 pub(super) fn load_error(action: &str, error: &(dyn std::error::Error + 'static)) -> Unavailable {
     let mut chain = Vec::new();
     let mut denied = false;

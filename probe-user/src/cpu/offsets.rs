@@ -7,13 +7,16 @@ use probe_ebpf::Field;
 
 use super::btf::{Btf, BtfError};
 
-/// Field offsets and features of a kernel.
+/// Field offsets and features of a kernel, and the ids of what programs are attached to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct KernelLayout {
     /// Field offsets in bytes.
     pub fields: Vec<(Field, u64)>,
     /// Values of the programs' settings that depend on the kernel; others are 0.
     pub settings: Vec<(&'static str, u64)>,
+    /// Type ids of the targets of typed programs: `btf_trace_` and a tracepoint, `bpf_iter_` and a
+    /// kind of object. A target that the kernel lacks is missing.
+    pub targets: Vec<(&'static str, u32)>,
 }
 
 impl KernelLayout {
@@ -39,7 +42,14 @@ fn identity(btf: &Btf<'_>) -> Result<KernelLayout, BtfError> {
     // A kernel without the cpu controller has no v1 cpu cgroups either.
     let cpu = controller(btf, "cpu_cgrp_id")?;
     fields.extend(cpu.map(|at| (Field::CssSetCpu, at)));
-    Ok(KernelLayout { fields, settings: vec![("HAS_CPU", u64::from(cpu.is_some()))] })
+    let settings = vec![("HAS_CPU", u64::from(cpu.is_some()))];
+    Ok(KernelLayout { fields, settings, targets: Vec::new() })
+}
+
+/// Adds the ids of the named targets that the kernel has.
+fn add_targets(btf: &Btf<'_>, layout: &mut KernelLayout, tracepoints: &[&'static str], iterators: &[&'static str]) {
+    layout.targets.extend(tracepoints.iter().filter_map(|name| Some((*name, btf.typedef_id(name)?))));
+    layout.targets.extend(iterators.iter().filter_map(|name| Some((*name, btf.function_id(name)?))));
 }
 
 /// Adds the fields that tell the tree of a cgroup. Without them no changes of the trees are
@@ -79,6 +89,7 @@ pub fn switch(btf: &Btf<'_>) -> Result<KernelLayout, BtfError> {
     layout.fields.extend(delay.map(|at| (Field::TaskRunDelay, at)));
     layout.settings.push(("COUNTS_WAITS", u64::from(delay.is_some())));
     layout.settings.push(("SWITCH_SHIFTED", u64::from(is_shifted(btf)?)));
+    add_targets(btf, &mut layout, &["btf_trace_sched_switch"], &[]);
     Ok(layout)
 }
 
@@ -122,6 +133,7 @@ pub fn kernel(btf: &Btf<'_>) -> Result<KernelLayout, BtfError> {
         layout.fields.extend(fields.into_iter().zip([cpuacct, usage, parent]));
         layout.settings.push(("HAS_CPUACCT", 1));
     }
+    add_targets(btf, &mut layout, &[], &["bpf_iter_cgroup"]);
     Ok(layout)
 }
 
@@ -149,6 +161,8 @@ pub fn jobs(btf: &Btf<'_>) -> Result<KernelLayout, BtfError> {
         (Field::SockProtocol, btf.field("sock", &["sk_protocol"])?),
         (Field::SockPort, btf.field("sock", &["__sk_common", "skc_num"])?),
     ]);
+    let tracepoints = ["btf_trace_sched_process_exec", "btf_trace_sched_process_exit"];
+    add_targets(btf, &mut layout, &tracepoints, &["bpf_iter_task_file"]);
     Ok(layout)
 }
 
@@ -237,6 +251,8 @@ mod tests {
         let btf = Btf::parse(&bytes).unwrap();
         let layout = switch(&btf).unwrap();
         assert!(at(&layout, Field::TaskSumExec) > 0 && at(&layout, Field::TaskCgroups) > 0);
-        assert!(at(&jobs(&btf).unwrap(), Field::MmArgEnd) > 0);
+        let jobs = jobs(&btf).unwrap();
+        assert!(at(&jobs, Field::MmArgEnd) > 0);
+        assert_eq!((layout.targets.len(), jobs.targets.len()), (1, 3), "{:?} {:?}", layout.targets, jobs.targets);
     }
 }

@@ -7,27 +7,28 @@
 
 #![allow(unsafe_code)]
 
+mod moves;
+
 use std::{
     collections::HashMap,
     io,
     os::fd::{AsFd as _, AsRawFd as _},
 };
 
-use aya::{
-    maps::{HashMap as BpfMap, Map, MapData, Queue as BpfQueue},
-    programs::RawTracePoint,
-};
+use aya::maps::{HashMap as BpfMap, Map, MapData, Queue as BpfQueue};
 use probe_ebpf::{
     CgroupKey, CpuState, HardwareCounts, MAX_CGROUPS, MAX_CPUS, RunQueueCounts, RunTime, SLOT_CACHE_SIZE, Tag,
     WAIT_BUCKETS,
 };
 
+use self::moves::Moves;
 use super::{
     cgroup_events::{self, CgroupEvents},
     counters::{MAPS, PerfCounters},
     mapped_array::MappedArray,
     object::{BpfObject, PAGE, load_error, possible_cpus, slots_for},
     offsets,
+    program::ProgramError,
     reader::{CpuReader, CpuReading, RunQueueStats, Tier, TierCapabilities},
 };
 use crate::{
@@ -88,6 +89,8 @@ pub struct SwitchTier {
     events: Option<PerfCounters>,
     /// Without them, new cgroups are found by scans.
     cgroup_events: Result<CgroupEvents, Unavailable>,
+    /// Without them, a task that is moved while it runs takes its run along.
+    moves: Result<Moves, Unavailable>,
     object: BpfObject,
 }
 
@@ -150,6 +153,7 @@ impl SwitchTier {
                 ("JOB_UDP", 1),
                 ("JOB_EVENTS", PAGE),
                 ("CGROUP_EVENTS", number(cgroup_events::RING_BYTES)),
+                ("MOVES", number(moves::RING_BYTES)),
             ],
         )?;
         let mut this = Self {
@@ -172,6 +176,7 @@ impl SwitchTier {
             typed,
             events,
             cgroup_events: Err(Unavailable::new(Reason::Absent, "is being opened")),
+            moves: Err(Unavailable::new(Reason::Absent, "is being opened")),
             object,
         };
         for slot in 0..slots {
@@ -193,7 +198,8 @@ impl SwitchTier {
         // Before the first task of a new cgroup is counted.
         this.cgroup_events = CgroupEvents::attach(&mut this.object, &layout);
         this.attach()?;
-        this.object.drop_btf();
+        this.moves = Moves::attach(&mut this.object);
+        this.object.drop_unloaded();
         this.charge_running().map_err(|error| load_error("run charge_running", &error))?;
         Ok(this)
     }
@@ -201,8 +207,8 @@ impl SwitchTier {
     fn attach(&mut self) -> Result<(), Unavailable> {
         let mut typed_error = String::new();
         if self.typed {
-            match self.object.attach_typed(TYPED, "sched_switch") {
-                Ok(_) => return Ok(()),
+            match self.object.attach_typed(TYPED, c"sched_switch") {
+                Ok(()) => return Ok(()),
                 Err(error) => {
                     typed_error = format!("; typed program: {}", load_error("attach sched_switch", &error).detail);
                     tracing::debug!("using the raw tracepoint variant{typed_error}");
@@ -210,9 +216,7 @@ impl SwitchTier {
                 }
             }
         }
-        let program: &mut RawTracePoint = self.object.program(RAW)?;
-        let attached = program.load().and_then(|()| program.attach("sched_switch"));
-        attached.map(|_| ()).map_err(|error| {
+        self.object.attach_raw(RAW, c"sched_switch").map_err(|error| {
             let Unavailable { reason, detail } = load_error("attach sched_switch", &error);
             Unavailable::new(reason, detail + &typed_error)
         })
@@ -233,7 +237,7 @@ impl SwitchTier {
 
     /// Charges the task that is running on each CPU, so that a task that never switches is in the
     /// reading too.
-    fn charge_running(&mut self) -> Result<(), aya::programs::ProgramError> {
+    fn charge_running(&mut self) -> Result<(), ProgramError> {
         let clear_cache = !self.leaving_slots.is_empty();
         for cpu in 0..self.possible {
             if clear_cache {
@@ -340,6 +344,9 @@ impl SwitchTier {
             }
             block.iter_mut().zip(sums).for_each(|(cgroup, sum)| cgroup.now_ns = sum);
         }
+        if let Ok(moves) = &mut self.moves {
+            moves.correct(&self.index, &mut out.rows);
+        }
         self.read_queues(out);
         self.read_counters(out);
         out.overflow.clear();
@@ -403,6 +410,9 @@ impl CpuReader for SwitchTier {
 
     fn read(&mut self, out: &mut CpuReading) -> io::Result<()> {
         self.charge_running().map_err(io::Error::other)?;
+        if let Ok(moves) = &mut self.moves {
+            moves.drain();
+        }
         self.read_banks(out);
         Ok(())
     }
@@ -422,6 +432,9 @@ impl CpuReader for SwitchTier {
         // A task that still runs in it gets another slot, once every CPU has cleared its cache.
         let _ = self.slots.remove(&key.tag());
         self.owners.set(slot, 0);
+        if let Ok(moves) = &mut self.moves {
+            moves.forget(key);
+        }
         self.leaving_slots.push((slot, now_ns));
     }
 
@@ -448,6 +461,9 @@ impl CpuReader for SwitchTier {
         }
         if let Err(why) = &self.cgroup_events {
             detail.push_str(&format!("; new cgroups are found by scans ({why})"));
+        }
+        if let Err(why) = &self.moves {
+            detail.push_str(&format!("; a task that is moved while it runs is charged up to a tick late ({why})"));
         }
         if self.slots_per_cpu < MAX_CGROUPS {
             detail.push_str(&format!("; at most {} cgroups on this number of CPUs", self.slots_per_cpu));

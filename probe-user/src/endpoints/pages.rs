@@ -551,6 +551,18 @@ mod tests {
     }
 
     #[test]
+    fn simulated_energy_is_labelled_and_has_no_rapl_metrics() {
+        let simulated = snapshot(Origin::Simulated, &[1_000_000], 0);
+        let page = page(&simulated);
+        assert!(!page.contains("rapl_power_watts") && !page.contains("rapl_energy_joules_total"));
+        assert!(page.contains("rapl_available 0"));
+        let line = "wattcast_energy_joules_total{package=\"0\",source=\"simulated\",zone=\"package\"} 1";
+        assert!(sorted(&page).contains(&sorted(line)), "{page}");
+        assert_eq!(simulated.unmeasured(), simulated.unmeasured_of("powercap"));
+        assert_eq!(simulated.unmeasured().len(), 1);
+    }
+
+    #[test]
     fn lost_and_duplicated_rows_cause_a_conservation_error() {
         let whole = snapshot(Origin::Powercap, &[1_000_000, 2_500_000], 500_000);
         assert_eq!(error(&whole), 0.0);

@@ -2,7 +2,7 @@
 //! pages of the three ports.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     sync::{Arc, mpsc},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -21,7 +21,7 @@ use metrics::page::{self, Page};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, oneshot};
 use tracing::error;
-use units::Microjoules;
+use units::{Microjoules, provenance::Unmeasured};
 
 use crate::{
     containers::{ChargeTarget, Container},
@@ -174,11 +174,12 @@ impl Pages for Published {
                 link("/api/v1/streams", "running and recent ffmpeg jobs and their energy"),
                 link("/api/v1/window", "energy and CPU seconds between two times: ?start=UNIX&end=UNIX"),
             ],
-            tables: Vec::new(),
+            ..IndexPage::default()
         };
         let published = self.current.load();
         let Some(published) = &*published else { return index };
         let snapshot = &published.snapshot;
+        index.banners = banners(snapshot.unmeasured());
         let heads = |heads: &[&str]| heads.iter().map(|head| (*head).to_owned()).collect::<Vec<_>>();
         index.tables.push((
             "Sources".into(),
@@ -244,10 +245,11 @@ impl Pages for StatsPages {
                 ("/metrics".into(), "metrics for Prometheus".into()),
                 ("/health".into(), "health of the probe".into()),
             ],
-            tables: Vec::new(),
+            ..IndexPage::default()
         };
         let published = self.0.current.load();
         let Some(published) = &*published else { return index };
+        index.banners = banners(published.snapshot.unmeasured());
         let bytes = |bytes: Option<u64>| bytes.map_or_else(|| "–".to_owned(), |bytes| format!("{} KiB", bytes / 1024));
         let rows = published.snapshot.usage.iter().map(|row| {
             let (network, block) = (row.usage.network, row.usage.block);
@@ -302,10 +304,11 @@ impl Pages for GpuPages {
                 ("/health".into(), "health of the probe".into()),
                 ("/ready".into(), "availability of the GPUs".into()),
             ],
-            tables: Vec::new(),
+            ..IndexPage::default()
         };
         let published = self.0.current.load();
         let Some(published) = &*published else { return index };
+        index.banners = banners(published.snapshot.unmeasured_of(Origin::Nvml.reader()));
         let heads = |heads: &[&str]| heads.iter().map(|head| (*head).to_owned()).collect::<Vec<_>>();
         let sources = published.snapshot.sources.iter().filter(|source| matches!(source.source, "nvml" | "drm"));
         let sources = sources.map(|source| match &source.state {
@@ -338,6 +341,10 @@ impl Pages for GpuPages {
     }
 }
 
+fn banners(unmeasured: BTreeSet<Unmeasured>) -> Vec<String> {
+    unmeasured.into_iter().map(|kind| kind.banner().to_owned()).collect()
+}
+
 /// The API routes of the probe.
 pub fn routes(state: Arc<Published>) -> Router {
     Router::new()
@@ -367,18 +374,28 @@ struct SourceResponse {
     state: &'static str,
     detail: String,
     wanted: bool,
+    /// The sentence about its energy, when nothing of it is measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    banner: Option<&'static str>,
 }
 
 async fn sources(State(state): State<Arc<Published>>) -> Json<Vec<SourceResponse>> {
     let published = state.current.load_full();
-    let sources = published.iter().flat_map(|published| &*published.snapshot.sources);
+    let sources = published.iter().flat_map(|published| {
+        let snapshot = &published.snapshot;
+        snapshot.sources.iter().map(move |source| {
+            let used = snapshot.unmeasured_of(source.source).into_iter().next();
+            (source, used.or(Unmeasured::of(source.source)).filter(|_| source.state.is_ok()))
+        })
+    });
     Json(
         sources
-            .map(|source| SourceResponse {
+            .map(|(source, unmeasured)| SourceResponse {
                 source: source.source,
                 state: source.state.as_ref().map_or_else(|why| why.reason.as_str(), |()| "usable"),
                 detail: source.state.as_ref().map_or_else(|why| why.detail.clone(), |()| source.detail.clone()),
                 wanted: source.wanted,
+                banner: unmeasured.map(Unmeasured::banner),
             })
             .collect(),
     )
@@ -404,6 +421,9 @@ struct JobResponse<'a> {
     udp_ports: &'a [u16],
     /// Unix seconds.
     started: f64,
+    /// From when on its CPU seconds and joules are counted: its start, or later if the job was
+    /// found while it ran, as after a restart of the probe.
+    counted_since_seconds: f64,
     ended: Option<f64>,
     cpu_seconds: f64,
     joules: f64,
@@ -424,7 +444,7 @@ struct StreamsResponse<'a> {
 fn origins(running: &JobUsage, snapshot: &Snapshot) -> String {
     let machine = snapshot.zones.first().map(|zone| zone.origin);
     let mut all: Vec<_> = machine.into_iter().chain(running.joules.keys().copied()).map(Origin::as_str).collect();
-    let mut unique = std::collections::BTreeSet::new();
+    let mut unique = BTreeSet::new();
     all.retain(|source| unique.insert(*source));
     all.join("+")
 }
@@ -460,7 +480,8 @@ async fn streams(State(state): State<Arc<Published>>) -> Response {
             image: container.map_or("", |container| &container.image),
             pid: process.and_then(|process| process.pid),
             udp_ports: process.map(|process| &*process.ports).unwrap_or_default(),
-            started: seconds(job.unix_ns),
+            started: seconds(process.and_then(|process| process.began_ns).unwrap_or(job.unix_ns)),
+            counted_since_seconds: seconds(job.unix_ns),
             ended: running.ended.map(seconds),
             cpu_seconds: seconds(i64::try_from(running.ran_ns).unwrap_or(i64::MAX)),
             joules: running.joules.values().copied().sum::<Microjoules>().joules(),

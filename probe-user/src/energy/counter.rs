@@ -32,6 +32,9 @@ pub enum Reject {
     StoodStill,
     /// The counter disappeared and returned, perhaps from zero.
     Returned,
+    /// The machine was suspended since the last reading. The energy of that time is no energy of
+    /// this tick, and some counters start at zero.
+    Suspended,
 }
 
 impl Reject {
@@ -46,6 +49,7 @@ impl Reject {
             Self::Implausible => "implausible",
             Self::StoodStill => "stood_still",
             Self::Returned => "returned",
+            Self::Suspended => "suspended",
         }
     }
 }
@@ -110,6 +114,9 @@ const STILL_NS: u64 = 25_000_000;
 pub const STALL_NS: u64 = 5_000_000_000;
 const REPEATED_NS: u64 = 1_000_000_000;
 
+/// After a longer suspension of the machine, the energy since the last reading is not counted.
+pub const SUSPENSION_NS: u64 = 100_000_000;
+
 /// A counter and its total since the start.
 ///
 /// Energy is counted from a base: the last reading that was accepted. A value that contradicts the
@@ -135,7 +142,9 @@ pub struct Counter {
     /// switched off, and figures that the probe computes.
     always_moves: bool,
     peak: Peak,
+    /// Accepted counts, and the total before them.
     counts: u64,
+    earlier: Microjoules,
     total: Microjoules,
 }
 
@@ -161,8 +170,16 @@ impl Counter {
                 && !matches!(zone.ceiling, Ceiling::None),
             peak: Peak::default(),
             counts: 0,
+            earlier: Microjoules::ZERO,
             total: Microjoules::ZERO,
         }
+    }
+
+    /// A counter that continues the total of another one for the same zone, from its next reading
+    /// on.
+    #[must_use]
+    pub fn continuing(zone: &Zone, before: &Self) -> Self {
+        Self { earlier: before.total, total: before.total, ..Self::new(zone) }
     }
 
     /// Sum of all accepted energy.
@@ -280,7 +297,7 @@ impl Counter {
         let dt = to.at_ns.saturating_sub(from.at_ns);
         self.peak.add(to.at_ns, microwatts(self.unit.microjoules(counts), dt));
         self.counts = self.counts.saturating_add(counts);
-        let total = self.unit.microjoules(self.counts);
+        let total = self.earlier + self.unit.microjoules(self.counts);
         let grown = total - self.total;
         let base = if counts == 0 { Point { at_ns: to.at_ns, ..from } } else { Point { moved: true, ..to } };
         (self.total, self.last, self.rejected, self.rejects) = (total, Some(base), None, 0);
@@ -534,6 +551,19 @@ mod tests {
         assert_eq!(counter.total(), Microjoules(50_000_000));
     }
 
+    #[test]
+    fn a_counter_that_continues_another_one_keeps_its_total() {
+        let mut counter = package(Range::Endless);
+        feed(&mut counter, &[Some(5), Some(1005)]);
+        let id = ZoneId { package: Some(PackageId::whole(0)), kind: ZoneKind::Package };
+        let unit = Unit::MILLIJOULE;
+        let mut next =
+            Counter::continuing(&Zone { unit, ..Zone::microjoules(id, Range::Endless, String::new()) }, &counter);
+        let steps = feed(&mut next, &[Some(7), Some(9)]);
+        assert_eq!(steps, [Step::Start, Step::Grew(Microjoules(2000), SECOND)]);
+        assert_eq!(next.total(), Microjoules(3000));
+    }
+
     proptest! {
         #[test]
         fn no_sequence_of_faults_invents_energy(
@@ -544,6 +574,9 @@ mod tests {
             let mut counter = package(Range::Wraps(modulus));
             counter.advance(Some(start), 0);
             let (mut truth, mut last, mut rejects) = (0, start, 0);
+            // Energy of intervals without a good reading: those that were reported as unread or
+            // rejected, and those since then in which the counter did not move.
+            let (mut reported, mut standing) = (0, 0);
             for (at, (fault, energy, eighths)) in (1u64..).zip(readings) {
                 truth += energy;
                 let good = (start + truth) % modulus;
@@ -557,7 +590,15 @@ mod tests {
                 last = raw.unwrap_or(last);
                 let step = counter.advance(raw, at * SECOND);
                 rejects += u32::from(matches!(step, Step::Rebased(_) | Step::Rejected(_)));
+                standing += energy;
+                match step {
+                    Step::Failed | Step::Rejected(_) | Step::Rebased(_) => reported += std::mem::take(&mut standing),
+                    Step::Grew(grown, _) if grown > Microjoules::ZERO => standing = 0,
+                    Step::Grew(..) | Step::Start => {}
+                }
                 prop_assert!(counter.total().0 <= truth, "{step:?}: {} of {truth} µJ", counter.total().0);
+                let lost = truth - counter.total().0;
+                prop_assert!(lost <= reported + standing, "{step:?}: {lost} of {reported} + {standing} µJ");
                 if rejects == 0 && raw == Some(good) {
                     prop_assert_eq!(counter.total().0, truth, "lost without being counted");
                 }

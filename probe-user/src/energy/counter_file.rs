@@ -18,6 +18,9 @@ pub const REOPENED: &str = "was opened again";
 /// Shortest interval between two attempts to open a file.
 pub(super) const RETRY_INTERVAL: Duration = Duration::from_millis(900);
 
+/// Size of the buffer for a value.
+const MAX_VALUE: usize = 32;
+
 /// The open file.
 pub(super) struct CounterFile {
     path: PathBuf,
@@ -71,10 +74,29 @@ impl CounterFile {
 }
 
 fn parse(file: &File) -> io::Result<u64> {
-    let mut buffer = [0; 32];
+    let mut buffer = [0; MAX_VALUE];
     let length = file.read_at(&mut buffer, 0)?;
-    std::str::from_utf8(&buffer[..length])
-        .ok()
-        .and_then(|text| text.trim().parse().ok())
-        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "not a number"))
+    number(&buffer[..length]).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "not a number"))
+}
+
+/// The value of a counter or sensor, as the kernel prints it.
+pub(crate) fn number(text: &[u8]) -> Option<u64> {
+    // A number has 20 digits at most; one that fills the buffer may be cut off.
+    (text.len() < MAX_VALUE).then(|| std::str::from_utf8(text).ok()?.trim().parse().ok()).flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_whole_number_is_a_value() {
+        assert_eq!((number(b"18446744073709551615\n"), number(b" 0\n")), (Some(u64::MAX), Some(0)));
+        let cut_off = [b"1".to_vec(), vec![b' '; 30], b"2".to_vec()].concat();
+        for text in
+            [&b""[..], b"\n", b"-1", b"1.5", b"1 2", b"0x1f", b"18446744073709551616", b"1\0", b"\xff", &*cut_off]
+        {
+            assert_eq!(number(text), None, "{text:?}");
+        }
+    }
 }

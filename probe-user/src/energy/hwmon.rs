@@ -3,18 +3,22 @@
 //! Only known drivers that measure the processor or the whole machine are used, because others
 //! measure a GPU or a disk. Where a driver reports power only, it is integrated over the time
 //! between two readings, which is as exact as the averaging of the sensor.
+//!
+//! A machine may have several power meters. Those of NVIDIA Grace say what they measure. Of others,
+//! one may be the total of the rest, which its value shows; otherwise they measure different parts.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File},
     io,
     path::{Path, PathBuf},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use units::Microjoules;
 
 use super::{
-    counter_file::CounterFile,
+    counter_file::{CounterFile, REOPENED},
     source::{Source, SourceInventory},
     zone::{Ceiling, Origin, Range, UPDATE_NS, Zone, ZoneId, ZoneKind},
 };
@@ -46,6 +50,7 @@ const MAX_GAP_NS: u128 = 60_000_000_000;
 /// More than any machine with such a sensor uses.
 const MAX_POWER_UW: u64 = 20_000_000_000;
 
+#[derive(Clone, Copy)]
 enum Kind {
     /// Microjoules, 64 bits.
     Energy,
@@ -53,10 +58,98 @@ enum Kind {
     Power { energy: Microjoules, last: Option<Instant> },
 }
 
+impl Kind {
+    const POWER: Self = Self::Power { energy: Microjoules::ZERO, last: None };
+}
+
+/// An open sensor.
+struct Sensor {
+    file: CounterFile,
+    kind: Kind,
+}
+
+impl Sensor {
+    /// Energy so far, in microjoules.
+    ///
+    /// # Errors
+    /// When it cannot be read, or shows an impossible power. [`REOPENED`] after a gap whose energy
+    /// is unknown.
+    fn read(&mut self) -> io::Result<u64> {
+        let value = self.file.read()?;
+        match &mut self.kind {
+            Kind::Energy => Ok(value),
+            // A machine that runs uses power. The sensor is broken, and its time stays unknown.
+            Kind::Power { .. } if value == 0 || value > MAX_POWER_UW => {
+                Err(io::Error::new(io::ErrorKind::InvalidData, format!("{value} µW is an impossible power")))
+            }
+            Kind::Power { energy, last } => {
+                let now = Instant::now();
+                let ns = last.replace(now).map_or(0, |last| (now - last).as_nanos());
+                if ns > MAX_GAP_NS {
+                    return Err(io::Error::other(REOPENED));
+                }
+                *energy += Microjoules::from_power(value, u64::try_from(ns).unwrap_or(0));
+                Ok(energy.0)
+            }
+        }
+    }
+}
+
+/// A power meter that was found: its file, its averaging time, and what it says that it measures.
+struct Meter {
+    path: PathBuf,
+    update_ns: u64,
+    label: String,
+}
+
+/// What a power meter measures, by its label (`power1_oem_info`: what the firmware calls it).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum MeterPart {
+    /// NVIDIA Grace: a processor with its memory and links.
+    Socket(usize),
+    /// NVIDIA Grace: a module, which is a socket with its GPU.
+    Module,
+    /// NVIDIA Grace: a part of a socket.
+    InSocket,
+    /// Unknown: the machine, or a part of it.
+    Unknown,
+}
+
+impl MeterPart {
+    /// NVIDIA Grace Performance Tuning Guide: `Module Power Socket 0`, `Grace Power Socket 0`, `CPU
+    /// Power Socket 0`, `SysIO Power Socket 0`.
+    fn of(label: &str) -> Self {
+        let Some((what, socket)) = label.split_once(" Power Socket ") else { return Self::Unknown };
+        match (what.trim(), socket.trim().parse()) {
+            ("Grace", Ok(socket)) => Self::Socket(socket),
+            ("Module", Ok(_)) => Self::Module,
+            (_, Ok(_)) => Self::InSocket,
+            (_, Err(_)) => Self::Unknown,
+        }
+    }
+}
+
+/// Readings that show whether one meter is the total of the others, and the time between them.
+const TOTAL_READINGS: (usize, Duration) = (3, Duration::from_millis(20));
+
+/// The meter that measures the sum of all others, within 3 % in each row of microwatts. Two meters
+/// are not enough: both may measure one of two equal parts.
+fn total(rows: &[Vec<u64>]) -> Option<usize> {
+    let meters = rows.first()?.len();
+    let is_total = |meter: &usize| {
+        rows.iter().all(|row| {
+            let others = row.iter().fold(0, |sum: u64, uw| sum.saturating_add(*uw)).saturating_sub(row[*meter]);
+            row[*meter] > 0 && row[*meter].abs_diff(others) <= row[*meter] / 100 * 3
+        })
+    };
+    (0..meters).filter(|_| meters > 2).find(is_total)
+}
+
 /// The open sensors.
 pub struct Hwmon {
     inventory: SourceInventory,
-    sensors: Vec<(CounterFile, Kind)>,
+    /// The sensors of each zone, whose sum is its counter.
+    sensors: Vec<Vec<Sensor>>,
 }
 
 impl Hwmon {
@@ -73,6 +166,7 @@ impl Hwmon {
         // numbers depend on the order in which drivers load.
         devices.sort_by_cached_key(|dir| fs::canonicalize(dir.join("device")).unwrap_or_else(|_| dir.clone()));
         let mut packages = topology.packages(false).into_iter();
+        let mut meters = Vec::new();
         for dir in devices {
             // Drivers with the older registration, as acpi_power_meter once had, have their files
             // in the directory of the device.
@@ -86,12 +180,14 @@ impl Hwmon {
                     // packages are numbered.
                     if let Some(package) = packages.next() {
                         let id = ZoneId { package: Some(package), kind: ZoneKind::Package };
-                        this.add_power(&dir, id, driver);
+                        let meter = this.find_meter(&dir, driver).into_iter().collect();
+                        this.add_meters(id, meter);
                     }
                 }
-                Coverage::Platform => this.add_power(&dir, ZoneId { package: None, kind: ZoneKind::Psys }, driver),
+                Coverage::Platform => meters.extend(this.find_meter(&dir, driver)),
             }
         }
+        this.add_platform(meters, topology);
         if !this.inventory.zones.is_empty() {
             return Ok(this);
         }
@@ -129,47 +225,147 @@ impl Hwmon {
                 continue;
             };
             let id = ZoneId { package: Some(PackageId::whole(*package)), kind: ZoneKind::Package };
-            self.add(dir.join(format!("{sensor}_input")), id, Kind::Energy, 16, UPDATE_NS);
+            if self.inventory.has(id) {
+                self.inventory.left_out.push(format!("{}: a second counter of {id} ({label})", dir.display()));
+                continue;
+            }
+            let sensors = vec![(dir.join(format!("{sensor}_input")), label)];
+            self.add(sensors, id, Kind::Energy, 16, UPDATE_NS);
         }
     }
 
-    fn add_power(&mut self, dir: &Path, id: ZoneId, driver: &str) {
-        if self.inventory.has(id) {
-            self.inventory.left_out.push(format!("{}: a second {driver} for {id}", dir.display()));
-            return;
-        }
+    /// The power meter of a device; `None` when it has none.
+    fn find_meter(&mut self, dir: &Path, driver: &str) -> Option<Meter> {
         // The average is preferred, because a momentary value misses changes between two readings.
         let file = ["power1_average", "power1_input"].iter().map(|file| dir.join(file)).find(|file| file.exists());
-        match file {
-            // Drivers do not state the resolution. Assumed is one watt, which is a joule over a
-            // second.
-            Some(file) => {
-                let interval = fs::read_to_string(dir.join("power1_average_interval")).ok();
-                let interval = interval.and_then(|text| text.trim().parse::<u64>().ok()).filter(|ms| *ms > 0);
-                let update_ns = interval.map_or(DEFAULT_AVERAGING_NS, |ms| ms.saturating_mul(1_000_000));
-                self.add(file, id, Kind::Power { energy: Microjoules::ZERO, last: None }, 1_000_000, update_ns);
-            }
-            None => {
-                self.inventory
-                    .left_out
-                    .push(format!("{}: {driver} without power1_average or power1_input", dir.display()));
-            }
-        }
+        let Some(path) = file else {
+            let what = format!("{}: {driver} without power1_average or power1_input", dir.display());
+            self.inventory.left_out.push(what);
+            return None;
+        };
+        let text = |file: &str| fs::read_to_string(dir.join(file)).unwrap_or_default();
+        let interval = text("power1_average_interval").trim().parse::<u64>().ok().filter(|ms| *ms > 0);
+        let update_ns = interval.map_or(DEFAULT_AVERAGING_NS, |ms| ms.saturating_mul(1_000_000));
+        let label = text("power1_oem_info").trim().chars().filter(|char| !char.is_control()).take(80).collect();
+        Some(Meter { path, update_ns, label })
     }
 
-    fn add(&mut self, path: PathBuf, id: ZoneId, kind: Kind, step_uj: u64, update_ns: u64) {
-        match File::open(&path) {
-            Ok(file) => {
-                let ceiling = Ceiling::learned(id.kind);
-                let zone = Zone::microjoules(id, Range::Endless, path.display().to_string());
-                self.inventory.zones.push(Zone { step_uj, update_ns, ceiling, ..zone });
-                self.sensors.push((CounterFile::new(path, file), kind));
-            }
-            Err(error) => self.inventory.refused.push((
-                id,
-                Unavailable::new(Reason::of(&error), format!("{}: {error}. Run the probe as root", path.display())),
-            )),
+    /// Adds the power meters of the machine: by their labels, or as its sum.
+    fn add_platform(&mut self, meters: Vec<Meter>, topology: &Topology) {
+        let packages = topology.packages(false);
+        let mut sockets: BTreeMap<ZoneId, Vec<Meter>> = BTreeMap::new();
+        let (mut modules, mut unknown) = (Vec::new(), Vec::new());
+        for meter in meters {
+            let why = match MeterPart::of(&meter.label) {
+                MeterPart::Socket(socket) => match packages.get(socket) {
+                    Some(package) => {
+                        let id = ZoneId { package: Some(*package), kind: ZoneKind::Package };
+                        let of_socket = sockets.entry(id).or_default();
+                        if of_socket.is_empty() {
+                            of_socket.push(meter);
+                            continue;
+                        }
+                        "a second meter of one socket"
+                    }
+                    None => "a socket that the topology does not contain",
+                },
+                MeterPart::Module => {
+                    modules.push(meter);
+                    continue;
+                }
+                MeterPart::InSocket => "a part of its socket",
+                MeterPart::Unknown => {
+                    unknown.push(meter);
+                    continue;
+                }
+            };
+            self.leave_out(&meter, why);
         }
+        let labelled = !sockets.is_empty() || !modules.is_empty();
+        for (id, meters) in sockets {
+            self.add_meters(id, meters);
+        }
+        let machine = if labelled {
+            unknown.iter().for_each(|meter| self.leave_out(meter, "it may contain the labelled meters"));
+            modules
+        } else {
+            self.without_parts(unknown)
+        };
+        self.add_meters(ZoneId { package: None, kind: ZoneKind::Psys }, machine);
+    }
+
+    /// The total alone, where one of the meters is the total of the others.
+    fn without_parts(&mut self, mut meters: Vec<Meter>) -> Vec<Meter> {
+        if meters.len() < 3 {
+            return meters;
+        }
+        let power = |meter: &Meter| fs::read_to_string(&meter.path).ok()?.trim().parse::<u64>().ok();
+        let mut rows = Vec::new();
+        for _ in 0..TOTAL_READINGS.0 {
+            let Some(row) = meters.iter().map(power).collect::<Option<Vec<u64>>>() else { return meters };
+            rows.push(row);
+            std::thread::sleep(TOTAL_READINGS.1);
+        }
+        let Some(total) = total(&rows) else { return meters };
+        let total = meters.swap_remove(total);
+        let why = format!("a part of {}, which is the sum of the others", total.path.display());
+        meters.iter().for_each(|meter| self.leave_out(meter, &why));
+        vec![total]
+    }
+
+    fn leave_out(&mut self, meter: &Meter, why: &str) {
+        let label: &str = if meter.label.is_empty() { "no label" } else { &meter.label };
+        self.inventory.left_out.push(format!("{} ({label}): {why}", meter.path.display()));
+    }
+
+    /// Adds a zone whose energy is the sum of meters; nothing without any.
+    fn add_meters(&mut self, id: ZoneId, meters: Vec<Meter>) {
+        let Some(update_ns) = meters.iter().map(|meter| meter.update_ns).max() else { return };
+        if self.inventory.has(id) {
+            meters.iter().for_each(|meter| self.leave_out(meter, &format!("a second meter of {id}")));
+            return;
+        }
+        // Drivers do not state the resolution. Assumed is one watt, which is a joule over a second.
+        let step_uj = 1_000_000 * u64::try_from(meters.len()).unwrap_or(1);
+        self.add(
+            meters.into_iter().map(|meter| (meter.path, meter.label)).collect(),
+            id,
+            Kind::POWER,
+            step_uj,
+            update_ns,
+        );
+    }
+
+    /// Adds a zone of sensors, each with its label.
+    fn add(&mut self, sensors: Vec<(PathBuf, String)>, id: ZoneId, kind: Kind, step_uj: u64, update_ns: u64) {
+        let mut opened = Vec::new();
+        let mut names = Vec::new();
+        for (path, label) in sensors {
+            let name = path.display().to_string();
+            match File::open(&path) {
+                Ok(file) => opened.push(Sensor { file: CounterFile::new(path, file), kind }),
+                Err(error) => {
+                    // Without one of its parts, the zone would look complete.
+                    let why = Unavailable::new(Reason::of(&error), format!("{name}: {error}. Run the probe as root"));
+                    self.inventory.refused.push((id, why));
+                    return;
+                }
+            }
+            names.push(if label.is_empty() { name } else { format!("{name} ({label})") });
+        }
+        let zone = Zone::microjoules(id, Range::Endless, location(&names));
+        self.inventory.zones.push(Zone { step_uj, update_ns, ceiling: Ceiling::learned(id.kind), ..zone });
+        self.sensors.push(opened);
+    }
+}
+
+/// The names of all sensors of a zone, as far as they fit into a line.
+fn location(names: &[String]) -> String {
+    const MAX_NAMED: usize = 8;
+    let named = names[..names.len().min(MAX_NAMED)].join(" + ");
+    match names.len().saturating_sub(MAX_NAMED) {
+        0 => named,
+        more => format!("{named} + {more} more"),
     }
 }
 
@@ -183,27 +379,10 @@ impl Source for Hwmon {
     }
 
     fn read(&mut self, out: &mut Vec<io::Result<u64>>) {
-        out.extend(self.sensors.iter_mut().map(|(file, kind)| {
-            let value = file.read()?;
-            match kind {
-                Kind::Energy => Ok(value),
-                // A machine that runs uses power. The sensor is broken, and its time stays unknown.
-                Kind::Power { .. } if value == 0 || value > MAX_POWER_UW => {
-                    Err(io::Error::new(io::ErrorKind::InvalidData, format!("{value} µW is an impossible power")))
-                }
-                Kind::Power { energy, last } => {
-                    let now = Instant::now();
-                    let ns = last.replace(now).map_or(0, |last| (now - last).as_nanos());
-                    if ns > MAX_GAP_NS {
-                        // The energy of the gap is unknown. The counter restarts, and its decrease
-                        // is detected as a reset.
-                        *energy = Microjoules::ZERO;
-                        return Ok(0);
-                    }
-                    *energy += Microjoules::from_power(value, u64::try_from(ns).unwrap_or(0));
-                    Ok(energy.0)
-                }
-            }
+        out.extend(self.sensors.iter_mut().map(|sensors| {
+            // Every sensor is read, because each integrates over the time since its last reading.
+            let values: Vec<io::Result<u64>> = sensors.iter_mut().map(Sensor::read).collect();
+            values.into_iter().try_fold(0u64, |sum, value| Ok(sum.saturating_add(value?)))
         }));
     }
 }
@@ -278,6 +457,78 @@ mod tests {
         let source = open(dir.path()).unwrap();
         assert_eq!(source.zones()[0].id.to_string(), "psys of package all");
         assert_eq!(source.zones()[0].update_ns, 3_000_000_000);
+    }
+
+    fn meters(meters: &[(&str, u64)]) -> tempfile::TempDir {
+        let mut files = Vec::new();
+        for (number, (label, watts)) in meters.iter().enumerate() {
+            let file = |name: &str| format!("hwmon{number}/{name}");
+            files.push((file("name"), "power_meter\n".to_owned()));
+            files.push((file("power1_average"), format!("{}\n", watts * 1_000_000)));
+            files.push((file("power1_oem_info"), format!("{label}\n")));
+        }
+        tree(&files.iter().map(|(file, text)| (&**file, &**text)).collect::<Vec<_>>())
+    }
+
+    /// Zones with the number of their meters, and how many meters are left out.
+    fn zones(dir: &Path) -> (Vec<(String, usize)>, usize) {
+        for cpu in [0, 1] {
+            let topology = dir.join(format!("devices/system/cpu/cpu{cpu}/topology"));
+            fs::create_dir_all(&topology).unwrap();
+            fs::write(topology.join("physical_package_id"), cpu.to_string()).unwrap();
+        }
+        let source = Hwmon::open(dir, &Topology::read(dir)).unwrap();
+        let zones = source.zones().iter().zip(&source.sensors);
+        (zones.map(|(zone, sensors)| (zone.id.to_string(), sensors.len())).collect(), source.inventory().left_out.len())
+    }
+
+    fn named(names: &[(&str, usize)]) -> Vec<(String, usize)> {
+        names.iter().map(|(name, meters)| ((*name).to_owned(), *meters)).collect()
+    }
+
+    #[test]
+    fn meters_of_nvidia_grace_are_sockets_and_modules() {
+        let dir = meters(&[
+            ("Module Power Socket 0", 500),
+            ("Grace Power Socket 0", 200),
+            ("CPU Power Socket 0", 120),
+            ("SysIO Power Socket 0", 40),
+            ("Module Power Socket 1", 400),
+            ("Grace Power Socket 1", 150),
+        ]);
+        let expected = named(&[("package of package 0", 1), ("package of package 1", 1), ("psys of package all", 2)]);
+        assert_eq!(zones(dir.path()), (expected, 2));
+    }
+
+    #[test]
+    fn meters_without_labels_are_summed() {
+        let dir = meters(&[("", 100), ("", 250)]);
+        assert_eq!(zones(dir.path()), (named(&[("psys of package all", 2)]), 0));
+        let mut source = open(dir.path()).unwrap();
+        assert_eq!(source.zones()[0].step_uj, 2_000_000);
+        let mut read = || {
+            let mut raw = Vec::new();
+            source.read(&mut raw);
+            raw.remove(0).unwrap()
+        };
+        let start = Instant::now();
+        read();
+        std::thread::sleep(Duration::from_millis(30));
+        let energy = read();
+        let most = u64::try_from(start.elapsed().as_micros()).unwrap() * 350;
+        assert!((10_500_000..=most).contains(&energy), "{energy} of at most {most}");
+    }
+
+    #[test]
+    fn a_meter_that_is_the_sum_of_the_others_is_used_alone() {
+        let dir = meters(&[("", 100), ("", 352), ("", 250)]);
+        assert_eq!(zones(dir.path()), (named(&[("psys of package all", 1)]), 2));
+        let source = open(dir.path()).unwrap();
+        assert!(source.zones()[0].location.contains("hwmon1/"), "{}", source.zones()[0].location);
+        let apart = meters(&[("", 100), ("", 400), ("", 250)]);
+        assert_eq!(zones(apart.path()), (named(&[("psys of package all", 3)]), 0));
+        assert_eq!(total(&[vec![100, 350, 250], vec![100, 500, 250]]), None, "in one reading only");
+        assert_eq!(total(&[vec![100, 100]]), None, "two equal parts");
     }
 
     #[test]

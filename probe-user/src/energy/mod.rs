@@ -5,7 +5,7 @@
 //! zones that always read 0.
 
 pub mod counter;
-mod counter_file;
+pub(crate) mod counter_file;
 pub mod cpu_kinds;
 pub mod hwmon;
 pub mod model;
@@ -14,6 +14,7 @@ pub mod perf;
 pub mod power_histogram;
 pub mod powercap;
 pub mod processor;
+mod search;
 mod source;
 pub mod zone;
 
@@ -23,6 +24,7 @@ mod tests;
 use std::time::{Duration, Instant};
 
 pub use counter_file::REOPENED;
+pub use search::SourceSearch;
 pub use source::{Source, SourceInventory, SourcePaths};
 
 use hwmon::Hwmon;
@@ -31,7 +33,7 @@ use msr::Msr;
 use perf::Perf;
 use powercap::Powercap;
 use processor::Processor;
-use zone::{Origin, ZoneKind, accounting_roots};
+use zone::{Origin, Zone, ZoneKind, accounting_roots};
 
 use crate::host::{
     availability::{Reason, SourceState, Unavailable},
@@ -56,6 +58,21 @@ pub enum SourceChoice {
     Model,
     /// Recording of --replay.file
     Replay,
+}
+
+impl SourceChoice {
+    /// The sources to try, in order.
+    fn origins(self) -> &'static [Origin] {
+        match self {
+            Self::Auto => &[Origin::Perf, Origin::Powercap, Origin::Hwmon, Origin::Model],
+            Self::Perf => &[Origin::Perf],
+            Self::Powercap => &[Origin::Powercap],
+            Self::Msr => &[Origin::Msr],
+            Self::Hwmon => &[Origin::Hwmon],
+            Self::Model => &[Origin::Model],
+            Self::Replay => &[],
+        }
+    }
 }
 
 /// RAPL updates every millisecond: a counter that moves is accepted within this time.
@@ -83,15 +100,7 @@ pub fn choose(
     paths: &SourcePaths,
     topology: &Topology,
 ) -> SelectedSource {
-    let order: &[Origin] = match choice {
-        SourceChoice::Auto => &[Origin::Perf, Origin::Powercap, Origin::Hwmon, Origin::Model],
-        SourceChoice::Perf => &[Origin::Perf],
-        SourceChoice::Powercap => &[Origin::Powercap],
-        SourceChoice::Msr => &[Origin::Msr],
-        SourceChoice::Hwmon => &[Origin::Hwmon],
-        SourceChoice::Model => &[Origin::Model],
-        SourceChoice::Replay => &[],
-    };
+    let order = choice.origins();
     let mut tried = Vec::new();
     // A source without a package or its memory is better than a model, and worse than a complete
     // source.
@@ -128,12 +137,7 @@ pub fn choose(
                 tried.push(source_state(&*source));
                 return SelectedSource { source: Some(source), tried };
             }
-            Err(why) => tried.push(SourceState {
-                source: origin.as_str(),
-                state: Err(why),
-                detail: String::new(),
-                wanted: order.len() == 1,
-            }),
+            Err(why) => tried.push(refused_state(*origin, why, choice)),
         }
     }
     if partial.is_none()
@@ -182,10 +186,25 @@ pub fn open(
         Origin::Hwmon => Box::new(Hwmon::open(&paths.sysfs, topology)?),
         Origin::Model => Box::new(Model::new(power, &processor, topology, paths)),
         Origin::Replay => return Err(Unavailable::new(Reason::Absent, "a recording is opened by its file")),
+        Origin::Simulated => return Err(Unavailable::new(Reason::Absent, "a simulated tree is opened as powercap")),
         Origin::Nvml | Origin::NvmlPower | Origin::Fake | Origin::Drm => {
             return Err(Unavailable::new(Reason::Absent, "GPUs are read in addition to the other counters"));
         }
     })
+}
+
+/// True for the name of a source of the energy of packages or the machine, as in [`SourceState`].
+#[must_use]
+pub fn is_source(name: &str) -> bool {
+    [Origin::Perf, Origin::Powercap, Origin::Msr, Origin::Hwmon, Origin::Model]
+        .iter()
+        .any(|origin| origin.as_str() == name)
+}
+
+/// State of a source that was tried and cannot be used.
+fn refused_state(origin: Origin, why: Unavailable, choice: SourceChoice) -> SourceState {
+    let wanted = choice.origins().len() == 1;
+    SourceState { source: origin.as_str(), state: Err(why), detail: String::new(), wanted }
 }
 
 /// State of an open source, with its content.
@@ -197,8 +216,9 @@ pub fn source_state(source: &dyn Source) -> SourceState {
     for (zone, why) in &source.inventory().refused {
         detail.push_str(&format!("; without {zone} ({})", why.reason));
     }
-    if source.inventory().simulated {
-        detail.push_str("; SIMULATED: nothing of this is measured");
+    // The name of a model says so itself.
+    if let Some(unmeasured) = source.energy_origin().unmeasured().filter(|_| source.origin().is_measured()) {
+        detail.push_str(&format!("; {unmeasured}: nothing of this is measured"));
     }
     SourceState {
         source: source.origin().as_str(),
@@ -228,6 +248,33 @@ pub fn wait_for_movement(source: Box<dyn Source>) -> Result<Box<dyn Source>, Una
             let why = source.why.clone();
             first_to_move(&mut vec![(0, source)], began).map(|(_, source)| source).ok_or(why)
         }
+    }
+}
+
+/// The source, if every one of its accounting roots moves within [`PATIENCE`] and none is missing.
+fn replacement(mut source: Box<dyn Source>) -> Result<Box<dyn Source>, Unavailable> {
+    if let Some(why) = missing_zones(&*source) {
+        return Err(why);
+    }
+    let mut still: Vec<(usize, Option<u64>)> = roots(source.zones()).into_iter().map(|zone| (zone, None)).collect();
+    let began = Instant::now();
+    loop {
+        let mut raw = Vec::new();
+        source.read(&mut raw);
+        still.retain_mut(|(zone, first)| match (&raw[*zone], *first) {
+            (Ok(now), Some(before)) => before == *now,
+            (Ok(now), None) => {
+                *first = Some(*now);
+                true
+            }
+            (Err(_), _) => true,
+        });
+        let Some((zone, _)) = still.first() else { return Ok(source) };
+        if began.elapsed() >= PATIENCE {
+            let location = &source.zones()[*zone].location;
+            return Err(Unavailable::new(Reason::Broken, format!("{location} cannot be read, or does not move")));
+        }
+        std::thread::sleep(Duration::from_millis(20));
     }
 }
 
@@ -264,9 +311,13 @@ impl StandingSource {
     }
 }
 
+/// The accounting roots among the zones of a source.
+fn roots(zones: &[Zone]) -> Vec<usize> {
+    accounting_roots(zones).iter().enumerate().filter_map(|(zone, root)| root.then_some(zone)).collect()
+}
+
 fn check_movement(mut source: Box<dyn Source>) -> Movement {
-    let roots: Vec<usize> =
-        accounting_roots(source.zones()).iter().enumerate().filter_map(|(zone, root)| root.then_some(zone)).collect();
+    let roots = roots(source.zones());
     let Some(first_root) = roots.first().copied() else {
         let why = "it has no zone that counts for the energy of the machine";
         return Movement::Unusable(Unavailable::new(Reason::Absent, why));

@@ -2,18 +2,22 @@
 //! because it needs CAP_SYS_RAWIO and a device that allows far more than reading energy (PLATYPUS).
 //!
 //! The registers are read on one CPU of each package (of each die, where Intel's registers cover a
-//! die), by `pread` at the number of the register.
+//! die), by `pread` at the number of the register. While that CPU is offline, another one of the
+//! package is read: all show the same register. The devices may be opened at the start only, so a
+//! few of them are opened then.
 
 use std::{
     fs::File,
     io,
     os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use units::Unit;
 
 use super::{
+    counter_file::REOPENED,
     processor::{Processor, Vendor},
     source::{Source, SourceInventory},
     zone::{Ceiling, Origin, Range, Zone, ZoneId, ZoneKind},
@@ -56,7 +60,58 @@ const PSYS_JOULES: [u32; 2] = [0x8f, 0xcf];
 /// The open registers.
 pub struct Msr {
     inventory: SourceInventory,
-    files: Vec<(File, u64)>,
+    registers: Vec<Register>,
+}
+
+/// Maximum number of CPUs of a package whose devices are opened.
+const MAX_DEVICES: usize = 4;
+
+/// A register of a package.
+#[derive(Clone)]
+struct Register {
+    /// The devices of some of its CPUs. They stay valid while a CPU is offline.
+    devices: Arc<[File]>,
+    number: u64,
+    /// The device that was read last.
+    current: usize,
+    /// True while no CPU of the package can be read. The register may start at zero afterwards.
+    offline: bool,
+}
+
+impl Register {
+    /// The counter.
+    ///
+    /// # Errors
+    /// When no device can be read. [`REOPENED`] once, after all CPUs of the package were offline.
+    fn read(&mut self) -> io::Result<u64> {
+        let first = match read_register(&self.devices[self.current], self.number) {
+            Ok(value) => return self.known(self.current, value),
+            Err(error) => error,
+        };
+        let other = (0..self.devices.len())
+            .filter(|device| *device != self.current)
+            .find_map(|device| read_register(&self.devices[device], self.number).ok().map(|value| (device, value)));
+        if let Some((device, value)) = other {
+            return self.known(device, value);
+        }
+        // arch/x86/kernel/msr.c: a CPU that is offline refuses the call.
+        self.offline |= matches!(first.raw_os_error(), Some(libc::ENXIO | libc::ENODEV));
+        Err(first)
+    }
+
+    fn known(&mut self, device: usize, value: u64) -> io::Result<u64> {
+        self.current = device;
+        if std::mem::take(&mut self.offline) {
+            return Err(io::Error::other(REOPENED));
+        }
+        // The upper half is reserved.
+        Ok(value & (RANGE - 1))
+    }
+}
+
+fn read_register(device: &File, number: u64) -> io::Result<u64> {
+    let mut value = [0; 8];
+    device.read_exact_at(&mut value, number).map(|()| u64::from_ne_bytes(value))
 }
 
 impl Msr {
@@ -77,7 +132,7 @@ impl Msr {
                 ));
             }
         };
-        let mut this = Self { inventory: SourceInventory::default(), files: Vec::new() };
+        let mut this = Self { inventory: SourceInventory::default(), registers: Vec::new() };
         // AMD's registers cover the package, even with several dies.
         let per_die = processor.vendor == Vendor::Intel
             && topology.packages(false).iter().any(|package| topology.dies(package.package) > 1);
@@ -88,7 +143,10 @@ impl Msr {
             }
             seen.push(package);
             let path = dev.join(format!("cpu/{cpu}/msr"));
-            if let Err(why) = this.add(&path, package, processor, unit_register, registers) {
+            let others = topology.cpus(per_die).filter(|(other, of)| *other != cpu && *of == package);
+            let others = others.take(MAX_DEVICES - 1).map(|(other, _)| dev.join(format!("cpu/{other}/msr")));
+            let others: Vec<File> = others.filter_map(|path| File::open(path).ok()).collect();
+            if let Err(why) = this.add(&path, others, package, processor, (unit_register, registers)) {
                 this.inventory.refused.push((ZoneId { package: Some(package), kind: ZoneKind::Package }, why));
             }
         }
@@ -99,10 +157,10 @@ impl Msr {
     fn add(
         &mut self,
         path: &PathBuf,
+        others: Vec<File>,
         package: PackageId,
         processor: &Processor,
-        unit_register: u64,
-        registers: &[(ZoneKind, u64)],
+        (unit_register, registers): (u64, &[(ZoneKind, u64)]),
     ) -> Result<(), Unavailable> {
         let failed = |what: &str, error: &io::Error| {
             let hint = match error.kind() {
@@ -115,10 +173,8 @@ impl Msr {
             Unavailable::new(Reason::of(error), format!("{}{what}: {error}. {hint}", path.display()))
         };
         let file = File::open(path).map_err(|error| failed("", &error))?;
-        let read = |register: u64| {
-            let mut value = [0; 8];
-            file.read_exact_at(&mut value, register).map(|()| u64::from_ne_bytes(value))
-        };
+        let devices: Arc<[File]> = std::iter::once(file).chain(others).collect();
+        let read = |register: u64| read_register(&devices[0], register);
         let units = read(unit_register).map_err(|error| failed(&format!(" at {unit_register:#x}"), &error))?;
         // Bits 12:8: the energy unit is 2^-ESU joules.
         let exponent = u32::try_from(units >> 8 & 0x1f).unwrap_or(0);
@@ -155,14 +211,13 @@ impl Msr {
                 }
                 _ => None,
             };
-            let clone = file.try_clone().map_err(|error| failed("", &error))?;
             self.inventory.zones.push(Zone {
                 unit,
                 step_uj: unit.step_uj(),
                 ceiling: ceiling.map_or(Ceiling::learned(*kind), Ceiling::Limit),
                 ..Zone::microjoules(id, Range::Wraps(RANGE), location)
             });
-            self.files.push((clone, *register));
+            self.registers.push(Register { devices: devices.clone(), number: *register, current: 0, offline: false });
         }
         Ok(())
     }
@@ -190,18 +245,13 @@ impl Source for Msr {
     }
 
     fn read(&mut self, out: &mut Vec<io::Result<u64>>) {
-        out.extend(self.files.iter().map(|(file, register)| {
-            let mut value = [0; 8];
-            file.read_exact_at(&mut value, *register)?;
-            // The upper half is reserved.
-            Ok(u64::from_ne_bytes(value) & (RANGE - 1))
-        }));
+        out.extend(self.registers.iter_mut().map(Register::read));
     }
 
     fn packages(&self) -> Option<Box<dyn Source>> {
-        let duplicate = |(file, register): &(File, u64)| Ok((file.try_clone()?, *register));
-        let (inventory, files) = self.inventory.packages(&self.files, duplicate)?;
-        Some(Box::new(Self { inventory, files }))
+        // `pread` has no position, so both readers can share the devices.
+        let (inventory, registers) = self.inventory.packages(&self.registers, |register| Ok(register.clone()))?;
+        Some(Box::new(Self { inventory, registers }))
     }
 }
 
@@ -216,14 +266,19 @@ mod tests {
     /// unlike in the device, neighbouring registers overlap.
     fn device(registers: &[(u64, u64)]) -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
-        fs::create_dir_all(dir.path().join("cpu/0")).unwrap();
-        let file = File::create(dir.path().join("cpu/0/msr")).unwrap();
+        add_device(dir.path(), 0, registers);
+        dir
+    }
+
+    fn add_device(dir: &Path, cpu: usize, registers: &[(u64, u64)]) {
+        let at = dir.join(format!("cpu/{cpu}"));
+        fs::create_dir_all(&at).unwrap();
+        let file = File::create(at.join("msr")).unwrap();
         // Longer than the last register.
         file.set_len(0xc001_1000).unwrap();
         for (register, value) in registers {
             file.write_all_at(&value.to_ne_bytes(), *register).unwrap();
         }
-        dir
     }
 
     fn open(dir: &Path, vendor: Vendor, model: u32) -> Result<Msr, Unavailable> {
@@ -249,6 +304,37 @@ mod tests {
         msr.read(&mut raw);
         let raw: Vec<_> = raw.into_iter().map(Result::unwrap).collect();
         assert_eq!(raw, [0x10, 5, 7], "the upper half of the register is not part of the counter");
+    }
+
+    /// CPU 0 went offline: another CPU of the package has the same register.
+    #[test]
+    fn a_register_is_read_on_another_cpu_of_the_package() {
+        let dir = device(&[(0x606, 14 << 8), (0x611, 7)]);
+        for cpu in [0, 1] {
+            let topology = dir.path().join(format!("devices/system/cpu/cpu{cpu}/topology"));
+            fs::create_dir_all(&topology).unwrap();
+            fs::write(topology.join("physical_package_id"), "0").unwrap();
+        }
+        add_device(dir.path(), 1, &[(0x611, 7)]);
+        let processor = Processor { vendor: Vendor::Intel, family: 6, model: 0x9e, name: String::new() };
+        let mut msr = Msr::open(dir.path(), &Topology::read(dir.path()), &processor).unwrap();
+        File::options().write(true).open(dir.path().join("cpu/0/msr")).unwrap().set_len(0).unwrap();
+        let mut raw = Vec::new();
+        msr.read(&mut raw);
+        assert_eq!(raw.remove(0).unwrap(), 7);
+    }
+
+    #[test]
+    fn a_register_that_was_offline_counts_from_its_return() {
+        let dir = device(&[(0x606, 14 << 8), (0x611, 7)]);
+        let mut msr = open(dir.path(), Vendor::Intel, 0x9e).unwrap();
+        msr.registers[0].offline = true;
+        let mut read = || {
+            let mut raw = Vec::new();
+            msr.read(&mut raw);
+            raw.remove(0).map_err(|error| error.to_string())
+        };
+        assert_eq!([read(), read()], [Err(REOPENED.to_owned()), Ok(7)]);
     }
 
     #[test]

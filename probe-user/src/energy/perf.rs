@@ -1,20 +1,28 @@
 //! RAPL through the `power` PMU of the kernel: 64-bit counters in 2^-32 J, which the kernel
 //! unwraps.
 //!
-//! One descriptor per zone and package, opened once (CAP_PERFMON) and read afterwards without
-//! privileges. The `cpumask` of the PMU lists one CPU per package. The package follows from the
-//! topology, never from the position in the list.
+//! One descriptor per zone and package, opened at the start (CAP_PERFMON) and read afterwards
+//! without privileges. The `cpumask` of the PMU lists one CPU per package. The package follows from
+//! the topology, never from the position in the list.
+//!
+//! An event that has ended is opened again on any CPU of its package. The kernel moves the events
+//! of a CPU that goes offline to another CPU of the package; without one it ends them, and their
+//! count stands (kernel/events/core.c, perf_event_exit_cpu_context).
 
 use std::{
     collections::BTreeMap,
     fs::{self, File},
     io::{self, Read as _},
     path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
 };
 
 use units::Unit;
 
 use super::{
+    counter::STALL_NS,
+    counter_file::REOPENED,
     processor::{Processor, Vendor},
     source::{Source, SourceInventory},
     zone::{Ceiling, Origin, Range, UPDATE_NS, Zone, ZoneId, ZoneKind},
@@ -32,9 +40,114 @@ const CORES: &str = "power_core";
 /// The open events.
 pub struct Perf {
     inventory: SourceInventory,
-    /// Descriptors of each zone. A zone of cores has one for each core, and their sum is its
-    /// counter.
-    files: Vec<Vec<File>>,
+    /// Events of each zone. A zone of cores has one for each core, and their sum is its counter.
+    events: Vec<Vec<EventFile>>,
+}
+
+/// An event that stands still for this long may have ended, and is opened again in this interval.
+const REOPEN_INTERVAL: Duration = Duration::from_nanos(STALL_NS);
+/// Maximum number of CPUs on which an event is opened again.
+const MAX_CPUS_TRIED: usize = 16;
+
+/// Opens an event on a CPU.
+type OpenOn = Arc<dyn Fn(usize) -> io::Result<File> + Send + Sync>;
+
+/// An open event, which is opened again after it has ended.
+struct EventFile {
+    file: File,
+    open: OpenOn,
+    /// The CPUs that read the same register.
+    cpus: Vec<usize>,
+    /// False for parts of a package, which may be switched off and stand still.
+    always_moves: bool,
+    /// The last count, and when it was first read.
+    last: Option<(u64, Instant)>,
+    /// True when the package was offline, so that this event has ended even if it may stand still.
+    ended: bool,
+    /// The new event, until it has counted something.
+    candidate: Option<File>,
+    tried: Option<Instant>,
+    /// Why it cannot be opened again.
+    refused: Option<io::Error>,
+}
+
+impl EventFile {
+    fn new(file: File, open: OpenOn, cpus: Vec<usize>, always_moves: bool) -> Self {
+        Self { file, open, cpus, always_moves, last: None, ended: false, candidate: None, tried: None, refused: None }
+    }
+
+    /// A second handle.
+    fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self::new(self.file.try_clone()?, self.open.clone(), self.cpus.clone(), self.always_moves))
+    }
+
+    /// The count at `now`.
+    ///
+    /// # Errors
+    /// When the event has ended. [`REOPENED`] once, when another one counts in its place.
+    fn read(&mut self, now: Instant) -> io::Result<u64> {
+        let count = read_count(&self.file);
+        let ended = match (&count, self.last) {
+            (Ok(count), Some((last, since))) if last == *count => {
+                self.always_moves && now.saturating_duration_since(since) >= REOPEN_INTERVAL || self.ended
+            }
+            (Ok(count), _) => {
+                (self.last, self.ended) = (Some((*count, now)), false);
+                false
+            }
+            (Err(_), _) => true,
+        };
+        if !ended {
+            return count;
+        }
+        if self.reopen(now) {
+            return Err(io::Error::other(REOPENED));
+        }
+        match &self.refused {
+            Some(why) => Err(io::Error::new(
+                why.kind(),
+                format!("the event has ended with its package and cannot be opened again: {why}; restart the probe"),
+            )),
+            None => count,
+        }
+    }
+
+    /// Opens the event again, at most once in an interval. Returns true when the new event counts:
+    /// it starts at zero, and a CPU that is not ready yet stays there.
+    fn reopen(&mut self, now: Instant) -> bool {
+        if let Some(candidate) = self.candidate.take() {
+            if read_count(&candidate).is_ok_and(|count| count > 0) {
+                (self.file, self.last, self.ended) = (candidate, None, false);
+                return true;
+            }
+            self.candidate = Some(candidate);
+        }
+        if self.tried.is_some_and(|at| now.saturating_duration_since(at) < REOPEN_INTERVAL) {
+            return false;
+        }
+        self.tried = Some(now);
+        self.refused = None;
+        self.candidate = None;
+        for cpu in &self.cpus {
+            match (self.open)(*cpu) {
+                Ok(file) => {
+                    self.candidate = Some(file);
+                    return false;
+                }
+                // The other CPUs may be online. A denied one is the reason that has a remedy.
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => self.refused = Some(error),
+                Err(_) => {}
+            }
+        }
+        false
+    }
+}
+
+fn read_count(mut file: &File) -> io::Result<u64> {
+    let mut count = [0; 8];
+    // Events support read() and not pread(), because they have no position.
+    file.read_exact(&mut count)?;
+    Ok(u64::from_ne_bytes(count))
 }
 
 impl Perf {
@@ -54,7 +167,7 @@ impl Perf {
                 ),
             )
         })?;
-        let mut this = Self { inventory: SourceInventory::default(), files: Vec::new() };
+        let mut this = Self { inventory: SourceInventory::default(), events: Vec::new() };
         // AMD's counter covers the package. Kernels from 6.9 on treat each core complex as a die
         // and list one CPU of each, although every event reads the same register ("perf/x86/rapl:
         // Fix the energy-pkg event for AMD CPUs").
@@ -102,7 +215,8 @@ impl Perf {
                 }
             };
             for (id, cpus) in event.zones(&cpus, topology, dies) {
-                match cpus.iter().map(|cpu| event.open(*cpu)).collect::<io::Result<Vec<_>>>() {
+                let opened = cpus.iter().map(|cpu| event.open(*cpu, event.cpus(id, cpus.len(), *cpu, topology)));
+                match opened.collect::<io::Result<Vec<_>>>() {
                     Ok(files) => {
                         self.inventory.zones.push(Zone {
                             id,
@@ -115,7 +229,7 @@ impl Perf {
                             location: format!("{} on CPU {}", events.join(&name).display(), cpus[0]),
                             origin: None,
                         });
-                        self.files.push(files);
+                        self.events.push(files);
                     }
                     Err(error) => self.inventory.refused.push((id, denied(&events.join(&name), &error))),
                 }
@@ -149,13 +263,15 @@ fn find(sysfs: &Path, name: &str) -> Option<PathBuf> {
         .find(|dir| dir.join("type").exists())
 }
 
-/// `0-2,8`: a list of CPUs as the kernel prints it.
-pub(super) fn parse_cpus(text: &str) -> Option<Vec<usize>> {
+/// `0-2,8`: a list of CPUs as the kernel prints it, in ascending order. A CPU that appears twice
+/// would count twice.
+pub(crate) fn parse_cpus(text: &str) -> Option<Vec<usize>> {
     let mut all = Vec::new();
     for part in text.trim().split(',').filter(|part| !part.is_empty()) {
         let (first, last) = part.split_once('-').unwrap_or((part, part));
         let (first, last): (usize, usize) = (first.parse().ok()?, last.parse().ok()?);
-        if last >= crate::host::topology::MAX_CPUS || first > last {
+        let ascending = first <= last && all.last().is_none_or(|before| first > *before);
+        if last >= crate::host::topology::MAX_CPUS || !ascending {
             return None;
         }
         all.extend(first..=last);
@@ -229,8 +345,23 @@ impl OpenEvent {
         zones.into_iter().map(|(package, cpus)| (ZoneId { package: Some(package), kind: self.zone }, cpus)).collect()
     }
 
-    fn open(&self, cpu: usize) -> io::Result<File> {
-        perf_event::open(self.kind, self.config, cpu)
+    /// The CPUs on which the event of a zone can be opened instead of on `cpu`, which comes first:
+    /// all of its package. A zone of several cores has an event for each, which only `cpu` counts.
+    fn cpus(&self, id: ZoneId, events: usize, cpu: usize, topology: &Topology) -> Vec<usize> {
+        let mut cpus = vec![cpu];
+        if events == 1 {
+            let per_die = id.package.is_some_and(|package| package.die.is_some());
+            let same = topology.cpus(per_die).filter(|(_, of)| id.package.is_none_or(|package| package == *of));
+            cpus.extend(same.map(|(other, _)| other).filter(|other| *other != cpu).take(MAX_CPUS_TRIED - 1));
+        }
+        cpus
+    }
+
+    fn open(&self, cpu: usize, cpus: Vec<usize>) -> io::Result<EventFile> {
+        let (kind, config) = (self.kind, self.config);
+        let open = move |cpu| perf_event::open(kind, config, cpu);
+        let always_moves = !matches!(self.zone, ZoneKind::Core | ZoneKind::Uncore);
+        Ok(EventFile::new(open(cpu)?, Arc::new(open), cpus, always_moves))
     }
 }
 
@@ -244,20 +375,29 @@ impl Source for Perf {
     }
 
     fn read(&mut self, out: &mut Vec<io::Result<u64>>) {
-        out.extend(self.files.iter().map(|files| {
-            files.iter().try_fold(0u64, |sum, mut file| {
-                let mut count = [0; 8];
-                // Events support read() and not pread(), because they have no position.
-                file.read_exact(&mut count)?;
-                Ok(sum.wrapping_add(u64::from_ne_bytes(count)))
-            })
-        }));
+        let now = Instant::now();
+        let first = out.len();
+        out.extend(
+            self.events
+                .iter_mut()
+                .map(|events| events.iter_mut().try_fold(0u64, |sum, event| Ok(sum.wrapping_add(event.read(now)?)))),
+        );
+        // A package that was offline ended all its events, also those that may stand still.
+        for (zone, value) in self.inventory.zones.iter().zip(&out[first..]) {
+            if zone.id.kind == ZoneKind::Package && value.as_ref().is_err_and(|error| error.to_string() == REOPENED) {
+                let parts = self.inventory.zones.iter().zip(&mut self.events);
+                let parts = parts.filter(|(part, _)| {
+                    part.id.package == zone.id.package && matches!(part.id.kind, ZoneKind::Core | ZoneKind::Uncore)
+                });
+                parts.for_each(|(_, events)| events.iter_mut().for_each(|event| event.ended = true));
+            }
+        }
     }
 
     fn packages(&self) -> Option<Box<dyn Source>> {
-        let (inventory, files) =
-            self.inventory.packages(&self.files, |files| files.iter().map(File::try_clone).collect())?;
-        Some(Box::new(Self { inventory, files }))
+        let (inventory, events) =
+            self.inventory.packages(&self.events, |events| events.iter().map(EventFile::try_clone).collect())?;
+        Some(Box::new(Self { inventory, events }))
     }
 }
 
@@ -315,9 +455,63 @@ mod tests {
     #[test]
     fn a_cpumask_is_a_list_of_numbers_and_ranges() {
         assert_eq!(parse_cpus("0-2,8\n"), Some(vec![0, 1, 2, 8]));
-        for wrong in ["", "x", "3-1", "0-99999999", "1,,x"] {
+        for wrong in ["", "x", "3-1", "0-99999999", "1,,x", "0-2,2", "8,0", "0-4,1-3"] {
             assert_eq!(parse_cpus(wrong), None, "{wrong}");
         }
+    }
+
+    /// A file of counts, read one after the other; its end is the end of the event.
+    fn counts(counts: &[u64]) -> File {
+        use std::io::{Seek as _, Write as _};
+        let mut file = tempfile::tempfile().unwrap();
+        counts.iter().for_each(|count| file.write_all(&count.to_ne_bytes()).unwrap());
+        file.rewind().unwrap();
+        file
+    }
+
+    fn read_at(event: &mut EventFile, seconds: u64, start: Instant) -> Result<u64, String> {
+        event.read(start + Duration::from_secs(seconds)).map_err(|error| error.to_string())
+    }
+
+    /// CPU 0 stays offline.
+    fn second_cpu(cpu: usize, new: &[u64]) -> io::Result<File> {
+        if cpu == 1 { Ok(counts(new)) } else { Err(io::Error::from_raw_os_error(libc::ENODEV)) }
+    }
+
+    #[test]
+    fn an_event_that_ended_is_opened_on_another_cpu_of_its_package() {
+        let open: OpenOn = Arc::new(|cpu| second_cpu(cpu, &[7, 9]));
+        let mut event = EventFile::new(counts(&[3, 5]), open, vec![0, 1], true);
+        let start = Instant::now();
+        assert_eq!([0, 1].map(|at| read_at(&mut event, at, start)), [Ok(3), Ok(5)]);
+        assert!(read_at(&mut event, 2, start).is_err());
+        assert_eq!(read_at(&mut event, 3, start), Err(REOPENED.to_owned()));
+        assert_eq!(read_at(&mut event, 4, start), Ok(9));
+    }
+
+    #[test]
+    fn an_event_whose_count_stands_is_opened_again() {
+        let open: OpenOn = Arc::new(|cpu| second_cpu(cpu, &[0, 7, 9]));
+        let mut event = EventFile::new(counts(&[5; 9]), open.clone(), vec![0, 1], true);
+        let start = Instant::now();
+        for at in [0, 4, 5] {
+            assert_eq!(read_at(&mut event, at, start), Ok(5));
+        }
+        assert_eq!(read_at(&mut event, 6, start), Ok(5), "the new event has counted nothing yet");
+        assert_eq!(read_at(&mut event, 7, start), Err(REOPENED.to_owned()));
+        assert_eq!(read_at(&mut event, 8, start), Ok(9));
+        let mut part = EventFile::new(counts(&[5; 9]), open, vec![1], false);
+        assert_eq!([0, 20, 40].map(|at| read_at(&mut part, at, start)), [Ok(5), Ok(5), Ok(5)], "it may stand");
+    }
+
+    #[test]
+    fn an_event_that_may_not_be_opened_again_is_denied() {
+        let open: OpenOn = Arc::new(|_| Err(io::Error::from_raw_os_error(libc::EACCES)));
+        let mut event = EventFile::new(counts(&[5]), open, vec![0], true);
+        event.read(Instant::now()).unwrap();
+        let error = event.read(Instant::now()).unwrap_err();
+        assert_eq!(Reason::of(&error), Reason::Denied);
+        assert!(error.to_string().contains("restart the probe"), "{error}");
     }
 
     proptest! {

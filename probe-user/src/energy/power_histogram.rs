@@ -16,7 +16,7 @@ use std::{
 use metrics::family::Buckets;
 
 use crate::energy::{
-    Source,
+    REOPENED, Source,
     counter::{Counter, Step},
     zone::{Origin, ZoneId, ZoneKind},
 };
@@ -43,7 +43,7 @@ impl PowerHistogram {
     /// # Errors
     /// When the thread cannot be started.
     pub fn start(source: Box<dyn Source>, hertz: u32) -> std::io::Result<Self> {
-        let origin = source.origin();
+        let origin = source.energy_origin();
         let packages: Vec<usize> =
             (0..source.zones().len()).filter(|zone| source.zones()[*zone].id.kind == ZoneKind::Package).collect();
         let empty = || Buckets { cumulative: WATTS.iter().map(|watts| (*watts, 0)).collect(), ..Buckets::default() };
@@ -91,7 +91,11 @@ fn sample(mut source: Box<dyn Source>, packages: &[usize], pause: Duration, into
             let at_ns = u64::try_from(reading.at().as_nanos()).unwrap_or(u64::MAX);
             let mut all = into.lock().unwrap_or_else(PoisonError::into_inner);
             for ((zone, counter), (_, _, buckets)) in packages.iter().zip(&mut counters).zip(all.iter_mut()) {
-                let value = raw.get(*zone).and_then(|value| value.as_ref().ok()).copied();
+                let value = raw.get(*zone);
+                if matches!(value, Some(Err(error)) if error.to_string() == REOPENED) {
+                    counter.restart();
+                }
+                let value = value.and_then(|value| value.as_ref().ok()).copied();
                 if let Step::Grew(energy, ns) = counter.advance(value, at_ns)
                     && let Some(watts) = energy.watts_over(ns)
                 {

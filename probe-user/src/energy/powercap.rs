@@ -59,7 +59,8 @@ impl Powercap {
         let names: Vec<(&String, &PathBuf, ZoneId)> =
             dirs.iter().filter_map(|(name, dir)| Some((name, dir, identify(name, dir, &dirs)?))).collect();
         let separate = separate_dies(&names, processor);
-        let mut inventory = SourceInventory { simulated: class.join(SIMULATED).exists(), ..SourceInventory::default() };
+        let mut inventory = SourceInventory::default();
+        let origin = class.join(SIMULATED).exists().then_some(Origin::Simulated);
         let mut files = Vec::new();
         // The MMIO duplicates come last: a zone with the name of an earlier one counts the same
         // energy again (prometheus/procfs#396).
@@ -93,6 +94,7 @@ impl Powercap {
                     inventory.zones.push(Zone {
                         step_uj: step(range),
                         ceiling: limit(dir).map_or(Ceiling::learned(id.kind), Ceiling::Limit),
+                        origin,
                         ..Zone::microjoules(id, range, path.display().to_string())
                     });
                     files.push(CounterFile::new(path, file));
@@ -297,6 +299,17 @@ mod tests {
 
     fn open(dir: &Path) -> Result<Powercap, Unavailable> {
         Powercap::open(dir, &Topology::read(dir), &Processor::read(dir))
+    }
+
+    #[test]
+    fn zones_of_a_marked_tree_are_simulated() {
+        let dir = tree(&[("intel-rapl:0", "package-0", 1, Some(262_143_328_850))]);
+        let origins = |source: &Powercap| (source.origin(), source.energy_origin());
+        assert_eq!(origins(&open(dir.path()).unwrap()), (Origin::Powercap, Origin::Powercap));
+        fs::write(dir.path().join("class/powercap").join(SIMULATED), "").unwrap();
+        let source = open(dir.path()).unwrap();
+        assert_eq!(origins(&source), (Origin::Powercap, Origin::Simulated));
+        assert!(super::super::source_state(&source).detail.contains("SIMULATED"));
     }
 
     fn zones(source: &Powercap) -> Vec<String> {

@@ -38,7 +38,7 @@ impl Processor {
         Self::parse(&String::from_utf8_lossy(&text))
     }
 
-    fn parse(text: &str) -> Self {
+    pub(crate) fn parse(text: &str) -> Self {
         let field = |name: &str| {
             let mut lines = text.lines().take_while(|line| !line.is_empty());
             lines.find_map(|line| {
@@ -73,5 +73,14 @@ mod tests {
         assert!(processor.name.contains("Gold 6230"));
         let unknown = Processor::parse("");
         assert_eq!((unknown.vendor, unknown.family, &*unknown.name), (Vendor::Other, 0, ""));
+    }
+
+    #[test]
+    fn hostile_fields_are_bounded_or_unknown() {
+        let text =
+            format!("model name: a\u{7}{}\ncpu family: 99999999999\nmodel: -1\n:\nvendor_id\n", "x".repeat(9999));
+        let processor = Processor::parse(&text);
+        assert_eq!((processor.vendor, processor.family, processor.model), (Vendor::Other, 0, 0));
+        assert_eq!(processor.name, format!("a{}", "x".repeat(79)));
     }
 }

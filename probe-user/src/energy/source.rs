@@ -13,8 +13,6 @@ pub struct SourceInventory {
     pub refused: Vec<(ZoneId, Unavailable)>,
     /// Zones that are left out on purpose (duplicates, counters of a single core), for people.
     pub left_out: Vec<String>,
-    /// True when the counters are marked as simulated.
-    pub simulated: bool,
 }
 
 impl SourceInventory {
@@ -38,7 +36,7 @@ impl SourceInventory {
         let packages = self.zones.iter().zip(handles).filter(|(zone, _)| zone.id.kind == ZoneKind::Package);
         let copied = packages.map(|(zone, handle)| Ok((zone.clone(), duplicate(handle)?)));
         let (zones, handles) = copied.collect::<io::Result<Vec<_>>>().ok()?.into_iter().unzip();
-        Some((Self { zones, simulated: self.simulated, ..Self::default() }, handles))
+        Some((Self { zones, ..Self::default() }, handles))
     }
 }
 
@@ -50,6 +48,12 @@ pub trait Source: Send {
 
     fn zones(&self) -> &[Zone] {
         &self.inventory().zones
+    }
+
+    /// The origin of the energy, which for a simulated tree is not that of the source that reads
+    /// it. All zones of a source have the same.
+    fn energy_origin(&self) -> Origin {
+        self.zones().first().and_then(|zone| zone.origin).unwrap_or(self.origin())
     }
 
     /// Reads every counter once, in its own unit, in the order of [`Source::zones`].

@@ -12,7 +12,7 @@ use std::{
 use super::*;
 
 /// A package zone with a counter that a thread moves, like hardware.
-struct MovingZone {
+pub(super) struct MovingZone {
     dir: tempfile::TempDir,
     stop: Arc<AtomicBool>,
     thread: Option<std::thread::JoinHandle<()>>,
@@ -28,7 +28,7 @@ fn zone(dir: &Path, energy: u64) -> PathBuf {
 }
 
 impl MovingZone {
-    fn start() -> Self {
+    pub(super) fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let file = zone(dir.path(), 1000);
         let stop = Arc::new(AtomicBool::new(false));
@@ -45,6 +45,12 @@ impl MovingZone {
             }
         });
         Self { dir, stop, thread: Some(thread) }
+    }
+}
+
+impl MovingZone {
+    pub(super) fn path(&self) -> &Path {
+        self.dir.path()
     }
 }
 

@@ -7,11 +7,12 @@
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
-use units::Unit;
+use units::{Unit, provenance::Unmeasured};
 
 use crate::host::{gpu_id::GpuId, topology::PackageId};
 
-/// Source of energy; the label `source`. Modelled energy is never shown as measured.
+/// Source of energy; the label `source`. Energy that was not measured is never shown as measured:
+/// [`Origin::unmeasured`] has the banner of every surface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Origin {
@@ -19,6 +20,9 @@ pub enum Origin {
     Perf,
     /// `/sys/class/powercap`.
     Powercap,
+    /// A powercap tree that a program writes, and marks as such. Its zones have this origin; it is
+    /// read like any other tree, as [`Origin::Powercap`].
+    Simulated,
     /// The model-specific registers.
     Msr,
     /// A sensor of the board or the processor under `/sys/class/hwmon`.
@@ -39,7 +43,7 @@ pub enum Origin {
 
 impl Origin {
     /// Label value of a model.
-    pub const MODEL: &'static str = "model";
+    pub const MODEL: &'static str = Unmeasured::Model.source();
 
     /// Value of the label.
     #[must_use]
@@ -47,14 +51,15 @@ impl Origin {
         match self {
             Self::Perf => "perf",
             Self::Powercap => "powercap",
+            Self::Simulated => Unmeasured::Simulated.source(),
             Self::Msr => "msr",
             Self::Hwmon => "hwmon",
             Self::Nvml => "nvml",
             Self::NvmlPower => "nvml_power",
-            Self::Fake => "fake",
+            Self::Fake => Unmeasured::Fake.source(),
             Self::Drm => "drm",
             Self::Model => Self::MODEL,
-            Self::Replay => "replay",
+            Self::Replay => Unmeasured::Replay.source(),
         }
     }
 
@@ -64,10 +69,40 @@ impl Origin {
         matches!(self, Self::Perf | Self::Powercap | Self::Msr)
     }
 
+    /// Why this energy is not measured; `None` when it is.
+    #[must_use]
+    pub fn unmeasured(self) -> Option<Unmeasured> {
+        match self {
+            Self::Model => Some(Unmeasured::Model),
+            Self::Simulated => Some(Unmeasured::Simulated),
+            Self::Fake => Some(Unmeasured::Fake),
+            Self::Replay => Some(Unmeasured::Replay),
+            Self::Perf | Self::Powercap | Self::Msr | Self::Hwmon | Self::Nvml | Self::NvmlPower | Self::Drm => None,
+        }
+    }
+
     /// False for energy that is modelled, replayed or simulated.
     #[must_use]
     pub fn is_measured(self) -> bool {
-        !matches!(self, Self::Model | Self::Replay | Self::Fake)
+        self.unmeasured().is_none()
+    }
+
+    /// What a recording's energy of this origin is when it is replayed: a replay where it was
+    /// measured for the recording; otherwise as little measured as before.
+    #[must_use]
+    pub fn replayed(self) -> Self {
+        if self.is_measured() { Self::Replay } else { self }
+    }
+
+    /// The name under which the state of the source is shown: that of the reader, not of
+    /// what wrote the counters.
+    #[must_use]
+    pub fn reader(self) -> &'static str {
+        match self {
+            Self::Simulated => Self::Powercap.as_str(),
+            Self::NvmlPower | Self::Fake => Self::Nvml.as_str(),
+            other => other.as_str(),
+        }
     }
 }
 

@@ -48,6 +48,9 @@ const RETRY: (Duration, Duration) = (Duration::from_secs(10), Duration::from_sec
 /// An energy counter that does not change within this time after the start does not work. Boards
 /// update it every 20 to 100 ms (arXiv 2312.02741).
 const COUNTER_TEST_TIME: Duration = Duration::from_millis(300);
+/// When the energy of a device cannot be read for this long, the library is loaded again, although
+/// the device answers otherwise.
+const ENERGY_PATIENCE: Duration = Duration::from_secs(10);
 /// Maximum age of a reading, by the same source.
 const UPDATE_NS: u64 = 100_000_000;
 
@@ -93,6 +96,30 @@ impl Retry {
     }
 }
 
+/// Failures of a device's energy reading.
+#[derive(Debug, Default)]
+struct EnergyFailures {
+    /// Time of the first one in a row.
+    since: Option<Instant>,
+    /// True when the library was loaded again since the last reading.
+    reloaded: bool,
+}
+
+impl EnergyFailures {
+    fn failed(&mut self, now: Instant) {
+        self.since.get_or_insert(now);
+    }
+
+    /// Returns true when the counter may have been reset since the last reading.
+    fn succeeded(&mut self) -> bool {
+        std::mem::take(self).reloaded
+    }
+
+    fn persist(&self, now: Instant) -> bool {
+        self.since.is_some_and(|since| now.saturating_duration_since(since) >= ENERGY_PATIENCE)
+    }
+}
+
 /// One device; it is kept while the probe runs.
 struct Device {
     id: GpuId,
@@ -107,6 +134,7 @@ struct Device {
     samples: Samples,
     /// Time of the last reading.
     last_read: Option<Instant>,
+    energy_failures: EnergyFailures,
     /// True when the energy counter may have been reset since the last reading.
     counter_reset: bool,
     slow_at: Option<Instant>,
@@ -332,14 +360,16 @@ impl Nvidia {
     /// Schedules a reload of the library while it, or one of its devices, is unusable.
     fn schedule_retry(&mut self) {
         // Devices over the limit are no reason to reload.
-        let devices = self.devices.iter().all(|device| device.state.is_ok()) && self.unidentified.is_empty();
-        self.retry.schedule(Instant::now(), self.state.is_ok() && devices, !self.devices.is_empty());
+        let now = Instant::now();
+        let works = |device: &Device| device.state.is_ok() && !device.energy_failures.persist(now);
+        let devices = self.devices.iter().all(works) && self.unidentified.is_empty();
+        self.retry.schedule(now, self.state.is_ok() && devices, !self.devices.is_empty());
     }
 
     /// Updates the list of devices. Known devices are found by UUID, because indices may change.
     fn refresh_devices(&mut self, nvml: &Nvml) -> Result<(), NvmlError> {
         self.unidentified.clear();
-        let mut new = Vec::new();
+        let (mut new, mut listed) = (Vec::new(), Vec::new());
         let count = nvml.device_count()?;
         self.over_limit = count.saturating_sub(MAX_GPUS);
         for index in 0..count.min(MAX_GPUS) {
@@ -358,14 +388,15 @@ impl Nvidia {
                 self.unidentified.push(format!("GPU {index} has an invalid UUID: {uuid:?}"));
                 continue;
             };
+            listed.push(id);
             let mig = handle.mig_mode().is_ok_and(|mode| mode.current == 1);
             if let Some(known) = self.devices.iter_mut().find(|known| known.id == id) {
-                if known.state.is_err() {
+                if known.state.is_err() || known.energy_failures.persist(Instant::now()) {
                     // The counter value does not show whether the driver was reloaded: a reset
                     // counter may already be higher. A device that was usable all the time, while
                     // another one was retried, continues to count.
                     known.samples.restart();
-                    (known.last_read, known.counter_reset) = (None, true);
+                    (known.last_read, known.energy_failures.reloaded) = (None, true);
                 }
                 (known.index, known.mig, known.state, known.slow_at) = (index, mig, Ok(()), None);
                 known.unavailable.clear();
@@ -388,11 +419,19 @@ impl Nvidia {
                 unavailable: BTreeMap::new(),
                 samples: Samples::start(),
                 last_read: None,
+                energy_failures: EnergyFailures::default(),
                 counter_reset: false,
                 slow_at: None,
                 telemetry: GpuTelemetry::default(),
                 process_memory: Vec::new(),
             });
+        }
+        // The index of a device that is no longer listed may be that of another one now.
+        for device in self.devices.iter_mut().filter(|device| device.state.is_ok() && !listed.contains(&device.id)) {
+            device.state = Err(Unavailable::new(
+                Reason::Broken,
+                "the driver does not list the GPU any longer; see dmesg. Its counters keep their values; it is retried",
+            ));
         }
         let counters_work: Vec<bool> = working_counters(nvml, &new);
         for (mut device, counter_works) in new.into_iter().zip(counters_work) {
@@ -488,6 +527,7 @@ impl Device {
         Some(match read {
             Ok(value) => {
                 self.unavailable.remove("energy");
+                self.counter_reset |= self.energy_failures.succeeded();
                 Ok(value)
             }
             Err(error) => {
@@ -496,6 +536,9 @@ impl Device {
                     self.state = Err(device_lost(&error));
                 } else {
                     self.unavailable.insert("energy", reason(&error));
+                    if reason(&error) == Reason::Broken {
+                        self.energy_failures.failed(Instant::now());
+                    }
                 }
                 Err(error.to_string())
             }
@@ -709,6 +752,23 @@ mod tests {
             assert_eq!(origin(energy, Origin::Fake), Some(Origin::Fake));
         }
         assert!(Origin::Nvml.is_measured() && Origin::NvmlPower.is_measured() && !Origin::Fake.is_measured());
+    }
+
+    #[test]
+    fn a_device_whose_energy_keeps_failing_is_opened_again_and_returns_once() {
+        let start = Instant::now();
+        let mut failures = EnergyFailures::default();
+        failures.failed(start);
+        failures.failed(start + ENERGY_PATIENCE / 2);
+        assert!(!failures.persist(start + ENERGY_PATIENCE / 2) && failures.persist(start + ENERGY_PATIENCE));
+        // The library was loaded twice before the counter could be read.
+        failures.reloaded = true;
+        failures.failed(start + ENERGY_PATIENCE * 2);
+        failures.reloaded = true;
+        assert_eq!([failures.succeeded(), failures.succeeded()], [true, false]);
+        // A failure that passes without another library loses no energy.
+        failures.failed(start);
+        assert!(!failures.succeeded());
     }
 
     #[test]

@@ -43,14 +43,28 @@ pub(crate) fn threads_clock_ns(procfs: &Path, tgid: u32) -> u64 {
     let Ok(threads) = fs::read_dir(procfs.join(tgid.to_string()).join("task")) else { return 0 };
     let ran = threads.flatten().filter_map(|thread| {
         let text = fs::read_to_string(thread.path().join("schedstat")).ok()?;
-        text.split(' ').next()?.parse::<u64>().ok()
+        ran_of(&text)
     });
     ran.fold(0, u64::saturating_add)
+}
+
+/// Nanoseconds on a CPU in the text of a thread's `schedstat` (Documentation/scheduler/
+/// sched-stats.rst).
+pub(crate) fn ran_of(schedstat: &str) -> Option<u64> {
+    schedstat.split(' ').next()?.parse().ok()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_a_whole_number_is_the_time_of_a_thread() {
+        assert_eq!((ran_of("12 3 4\n"), ran_of("0 0 0\n")), (Some(12), Some(0)));
+        for text in ["", " 1", "-1 0 0", "18446744073709551616 0 0", "x"] {
+            assert_eq!(ran_of(text), None, "{text}");
+        }
+    }
 
     #[test]
     fn the_process_clock_reads_the_cpu_time_of_a_pid() {

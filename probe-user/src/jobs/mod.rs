@@ -10,7 +10,7 @@
 //! its process is.
 
 pub mod command_line;
-mod placement;
+pub(crate) mod placement;
 mod switches;
 
 use std::{
@@ -30,7 +30,7 @@ use crate::{
     cpu::{ExecEvent, ExecTracer},
     host::{
         availability::{Reason, Unavailable},
-        process::{elapsed_since, in_other_pid_namespace, process_clock_ns, threads_clock_ns},
+        process::{clock_ns, elapsed_since, in_other_pid_namespace, process_clock_ns, threads_clock_ns},
     },
 };
 
@@ -85,6 +85,8 @@ struct NewJob<'a> {
     base_ns: u64,
     /// Start of the job, or the time at which it was found.
     unix_ns: i64,
+    /// Start of the process, if it was found later.
+    began_ns: Option<i64>,
     line: &'a [u8],
 }
 
@@ -101,6 +103,8 @@ struct TrackedJob {
     /// Name for a row of its own.
     stream: Option<String>,
     started: Instant,
+    /// Start of the process in unix nanoseconds, if it was found later.
+    began_ns: Option<i64>,
     ended: Option<Instant>,
     /// Local UDP ports; empty until they are found.
     ports: Vec<u16>,
@@ -118,6 +122,9 @@ pub struct JobProcess {
     pub pid: Option<u32>,
     /// Local ports of its UDP sockets.
     pub ports: Vec<u16>,
+    /// Start of the process in unix nanoseconds, if it was found later, as after a restart of the
+    /// probe: what it used before is not counted.
+    pub began_ns: Option<i64>,
 }
 
 /// Changes of the jobs since the last observation.
@@ -249,7 +256,8 @@ impl Jobs {
                 ExecEvent::Started { tgid, cgroup, before_ns, at_ns, args, args_complete } => {
                     let args = if args_complete { args } else { self.command_line(tgid).unwrap_or(args) };
                     let started_ns = unix_ns.saturating_sub(elapsed_since(at_ns));
-                    let new_job = NewJob { tgid, cgroup, base_ns: before_ns, unix_ns: started_ns, line: &args };
+                    let new_job =
+                        NewJob { tgid, cgroup, base_ns: before_ns, unix_ns: started_ns, began_ns: None, line: &args };
                     self.start_job(&new_job, now, registry, &mut changes);
                 }
                 ExecEvent::Ended { tgid, ran_ns, .. } => self.end_job(tgid, ran_ns, now, registry, &mut changes),
@@ -339,7 +347,7 @@ impl Jobs {
         registry: &mut ContainerRegistry,
         changes: &mut JobChanges,
     ) {
-        let NewJob { tgid, cgroup, base_ns, unix_ns, line } = *new_job;
+        let NewJob { tgid, cgroup, base_ns, unix_ns, began_ns, line } = *new_job;
         // A process that executes again is a new job: a wrapper script of the same name starts the
         // real program.
         if self.by_tgid.contains_key(&tgid) {
@@ -370,6 +378,7 @@ impl Jobs {
                 placement,
                 stream: command.stream().map(str::to_owned),
                 started: now,
+                began_ns,
                 ended: None,
                 ports,
                 find_ports_until,
@@ -434,7 +443,8 @@ impl Jobs {
                     continue;
                 }
             }
-            let new_job = NewJob { tgid, cgroup, base_ns: clock, unix_ns, line: &line };
+            let began_ns = began_ns(&self.procfs.join(tgid.to_string()), unix_ns);
+            let new_job = NewJob { tgid, cgroup, base_ns: clock, unix_ns, began_ns, line: &line };
             self.start_job(&new_job, now, registry, changes);
         }
     }
@@ -452,7 +462,7 @@ impl Jobs {
     pub fn process(&self, number: u32) -> Option<JobProcess> {
         let live = self.live.get(&number)?;
         let pid = live.ended.is_none().then_some(live.tgid);
-        Some(JobProcess { job: number, pid, ports: live.ports.clone() })
+        Some(JobProcess { job: number, pid, ports: live.ports.clone(), began_ns: live.began_ns })
     }
 
     /// True if the eBPF events can be read with the current privileges of this thread.
@@ -467,9 +477,41 @@ impl Jobs {
     }
 }
 
+/// Start of a running process in unix nanoseconds, in the resolution of the kernel: 10 ms. `now_ns`
+/// is the current time.
+fn began_ns(process: &Path, now_ns: i64) -> Option<i64> {
+    let ticks = start_ticks(&fs::read(process.join("stat")).ok()?)?;
+    let began = u128::from(ticks) * 1_000_000_000 / u128::from(rustix::param::clock_ticks_per_second().max(1));
+    let age = clock_ns(libc::CLOCK_BOOTTIME)?.saturating_sub(u64::try_from(began).ok()?);
+    Some(now_ns.saturating_sub(i64::try_from(age).ok()?))
+}
+
+/// The start of a process since the boot, in clock ticks, in the text of its `/proc/PID/stat`.
+fn start_ticks(stat: &[u8]) -> Option<u64> {
+    let stat = String::from_utf8_lossy(stat);
+    // Field 22. The name in parentheses may contain anything; after it comes field 3 (man 5
+    // proc_pid_stat).
+    stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(19)?.parse().ok())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A probe that was restarted in mid-stream gave the job the time of its own start.
+    #[test]
+    fn a_job_that_runs_already_has_the_start_of_its_process() {
+        let fields: Vec<String> = (4..30).map(|field: u32| field.to_string()).collect();
+        for name in ["ffmpeg", ") R 1 2 (", "a b"] {
+            let stat = format!("7 ({name}) R {}\n", fields.join(" "));
+            assert_eq!(start_ticks(stat.as_bytes()), Some(22), "{name}");
+        }
+        assert_eq!((start_ticks(b"7 (a) R 1 2"), start_ticks(b"")), (None, None));
+        let now = 1_800_000_000_000_000_000;
+        let began = began_ns(Path::new("/proc/self"), now).unwrap();
+        let day = 86_400 * 1_000_000_000;
+        assert!(began <= now && began > now - day, "{began}");
+    }
 
     #[test]
     fn names_match_in_the_15_bytes_that_the_kernel_keeps() {

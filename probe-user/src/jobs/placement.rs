@@ -3,11 +3,7 @@
 //! The kernel reports no move to the probe, so the text of `/proc/PID/cgroup` is compared at every
 //! tick, which is one small read. The cgroup is looked up only when the text has changed.
 
-use std::{
-    fs::{self, File},
-    io::Read as _,
-    path::Path,
-};
+use std::{fs::File, io::Read as _, path::Path};
 
 use crate::{cgroup::CgroupKey, containers::ContainerRegistry};
 
@@ -37,7 +33,7 @@ impl Placement {
     /// or whose cgroup cannot be found, leaves the process where it was; the next call tries again.
     pub(super) fn follow(&mut self, process: &Path, registry: &ContainerRegistry) -> Option<CgroupKey> {
         // The text comes first: a move after it is found by the next call.
-        let text = read(process).filter(|text| *text != self.text)?;
+        let text = read(&process.join("cgroup")).filter(|text| *text != self.text)?;
         if is_exiting(process) {
             return None;
         }
@@ -47,9 +43,9 @@ impl Placement {
     }
 }
 
-fn read(process: &Path) -> Option<Vec<u8>> {
+fn read(file: &Path) -> Option<Vec<u8>> {
     let mut text = Vec::new();
-    File::open(process.join("cgroup")).ok()?.take(MAX_TEXT).read_to_end(&mut text).ok()?;
+    File::open(file).ok()?.take(MAX_TEXT).read_to_end(&mut text).ok()?;
     (!text.is_empty()).then_some(text)
 }
 
@@ -58,17 +54,20 @@ fn read(process: &Path) -> Option<Vec<u8>> {
 fn is_exiting(process: &Path) -> bool {
     // include/linux/sched.h
     const PF_EXITING: u64 = 4;
-    let Ok(stat) = fs::read(process.join("stat")) else { return true };
-    let stat = String::from_utf8_lossy(&stat);
+    read(&process.join("stat")).and_then(|stat| flags_of(&stat)).is_none_or(|flags| flags & PF_EXITING != 0)
+}
+
+/// The flags of a process in the text of its `/proc/PID/stat`.
+pub(crate) fn flags_of(stat: &[u8]) -> Option<u64> {
+    let stat = String::from_utf8_lossy(stat);
     // The name in parentheses may contain anything. After it: state, ppid, pgrp, session, tty_nr,
     // tpgid, flags (man 5 proc_pid_stat).
-    let flags = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(6)?.parse::<u64>().ok());
-    flags.is_none_or(|flags| flags & PF_EXITING != 0)
+    stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(6)?.parse().ok())
 }
 
 #[cfg(test)]
 mod tests {
-    use std::{os::unix::fs::MetadataExt as _, path::PathBuf, time::Duration};
+    use std::{fs, os::unix::fs::MetadataExt as _, path::PathBuf, time::Duration};
 
     use super::*;
     use crate::{
@@ -122,6 +121,18 @@ mod tests {
         assert_eq!(Placement::start(&host.process(), host.key(""), &host.registry).cgroup, host.key("encode"));
         let gone = host.dir.path().join("gone");
         assert_eq!(Placement::start(&gone, host.key("other"), &host.registry).cgroup, host.key("other"));
+    }
+
+    #[test]
+    fn hostile_process_names_do_not_move_the_flags() {
+        for name in ["a", "", ") R 1 7 7 0 -1 4 (", "\n", "a b c d e f g h i"] {
+            let stat = format!("7 ({name}) R 1 7 7 0 -1 4194304 0 0\n");
+            assert_eq!(flags_of(stat.as_bytes()), Some(4_194_304), "{name}");
+        }
+        for stat in ["", "7 (a R 1", "7 (a) R 1 7 7 0 -1", "7 (a) R 1 7 7 0 -1 x", "7 (a) R 1 7 7 0 -1 -4"] {
+            assert_eq!(flags_of(stat.as_bytes()), None, "{stat}");
+        }
+        assert_eq!(flags_of(b"7 (\xff\xfe) R 1 7 7 0 -1 4 0\n"), Some(4));
     }
 
     #[test]

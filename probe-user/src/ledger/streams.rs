@@ -194,6 +194,16 @@ impl Streams {
         }
     }
 
+    /// Puts `new` accounting roots, which have had no split yet, in the place of the first `old`.
+    pub fn replace_roots(&mut self, old: usize, new: usize) {
+        let target_ns = &self.target_ns;
+        for usage in self.jobs.values_mut() {
+            let now = (usage.ran_ns, target_ns.get(&usage.job.charged_to()).copied().unwrap_or(0));
+            let old = old.min(usage.at_last_split.len());
+            usage.at_last_split.splice(..old, std::iter::repeat_n(now, new));
+        }
+    }
+
     /// Marks a job as ended.
     pub fn end(&mut self, number: u32, unix_ns: i64) {
         if let Some(usage) = self.jobs.get_mut(&number) {

@@ -48,6 +48,11 @@ impl Totals {
         self.accounts.entry(id).or_default();
     }
 
+    /// Ends the series of an account, because its energy is no longer read.
+    pub fn close(&mut self, id: AccountId) {
+        self.accounts.remove(&id);
+    }
+
     /// Adds one tick of one root.
     pub fn add(&mut self, id: AccountId, measured: Microjoules, split: &Split<ChargeTarget>) {
         let account = self.accounts.entry(id).or_default();

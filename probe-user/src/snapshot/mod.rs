@@ -2,11 +2,11 @@
 
 pub mod history;
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use history::Ring;
 use metrics::family::Buckets;
-use units::Microjoules;
+use units::{Microjoules, provenance::Unmeasured};
 
 use crate::{
     containers::{
@@ -115,6 +115,26 @@ pub struct Snapshot {
     pub jobs_dropped: u64,
     /// History of past ticks.
     pub ring: Ring,
+}
+
+impl Snapshot {
+    /// The kinds of energy of this machine that are not measured.
+    #[must_use]
+    pub fn unmeasured(&self) -> BTreeSet<Unmeasured> {
+        self.origins().filter_map(Origin::unmeasured).collect()
+    }
+
+    /// The kinds of energy of the source with this name, as in [`SourceState`], that are not
+    /// measured.
+    #[must_use]
+    pub fn unmeasured_of(&self, source: &str) -> BTreeSet<Unmeasured> {
+        self.origins().filter(|origin| origin.reader() == source).filter_map(Origin::unmeasured).collect()
+    }
+
+    /// The origins of all counters, and of GPUs without a counter.
+    fn origins(&self) -> impl Iterator<Item = Origin> {
+        self.zones.iter().map(|zone| zone.origin).chain(self.gpus.iter().map(|status| status.gpu.origin))
+    }
 }
 
 /// Energy of a stream.

@@ -7,7 +7,9 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use super::raw::{CpuTierInfo, RawTick, Setup, TickChanges};
+use tracing::info;
+
+use super::raw::{CpuTierInfo, RawTick, Setup, SourceChange, TickChanges};
 use crate::{
     cgroup::CgroupKey,
     containers::{
@@ -15,10 +17,10 @@ use crate::{
         stats::{EngineRow, StatsCollector, UsageRow},
     },
     cpu::{self, CpuReading, ProgramRow, RunTime},
-    energy::{self, Source, zone::Zone},
+    energy::{self, SelectedSource, Source, SourceSearch},
     gpu::{self, GpuCollector},
     host::{
-        availability::{Reason, Unavailable},
+        availability::{Reason, SourceState, Unavailable},
         gpu_id::GpuId,
         process::clock_ns,
         topology::{PackageId, Topology},
@@ -39,6 +41,12 @@ pub struct CollectorRow {
 /// The open sources.
 pub struct Collectors {
     source: Option<Box<dyn Source>>,
+    search: Option<SourceSearch>,
+    /// The sources that the last successful search tried.
+    tried: Option<Vec<SourceState>>,
+    /// True when the accountant found the energy of the last tick incomplete.
+    energy_broken: bool,
+    suspension: SuspensionClock,
     cpu: Option<cpu::SelectedTier>,
     registry: Option<ContainerRegistry>,
     jobs: Option<Jobs>,
@@ -71,6 +79,8 @@ pub struct Collectors {
 pub struct OpenedSources {
     /// Energy of packages and the platform.
     pub source: Option<Box<dyn Source>>,
+    /// The search for another source of it; `None` where it stays as it is.
+    pub search: Option<SourceSearch>,
     /// CPU time.
     pub cpu: Option<cpu::SelectedTier>,
     /// Identity of cgroups.
@@ -93,13 +103,17 @@ impl Collectors {
     /// Collectors of the sources that were opened at the start.
     #[must_use]
     pub fn new(opened: OpenedSources, topology: Topology, sysfs: PathBuf) -> Self {
-        let OpenedSources { source, cpu, registry, jobs, stats, gpus } = opened;
+        let OpenedSources { source, search, cpu, registry, jobs, stats, gpus } = opened;
         let zones = source.as_deref().map_or(&[][..], Source::zones);
         let per_die = zones.iter().any(|zone| zone.id.package.is_some_and(|package| package.die.is_some()));
         Self {
             incomplete: source.as_deref().and_then(energy::missing_zones),
             packages: topology.packages(per_die),
             source,
+            search,
+            tried: None,
+            energy_broken: false,
+            suspension: SuspensionClock::default(),
             cpu,
             registry,
             jobs,
@@ -144,12 +158,12 @@ impl Collectors {
     /// Properties of the machine and its counters.
     #[must_use]
     pub fn setup(&self) -> Setup {
-        let zones: Vec<Zone> = self.source.as_deref().map_or(&[][..], Source::zones).to_vec();
+        let counters = self.source.as_deref().map(counters);
+        let origin = counters.as_ref().map(|counters| counters.origin);
+        let (zones, idle_uw) = counters.map(|counters| (counters.zones, counters.idle_uw)).unwrap_or_default();
         Setup {
-            origin: self.source.as_deref().map(Source::origin),
-            idle_uw: (0..zones.len())
-                .map(|zone| self.source.as_deref().and_then(|source| source.idle_power(zone)))
-                .collect(),
+            origin,
+            idle_uw,
             zones,
             packages: self.packages.clone(),
             cpu_packages: cpu_packages(&self.topology, &self.packages),
@@ -168,11 +182,13 @@ impl Collectors {
     pub fn read(&mut self, ran: &HashSet<CgroupKey>, collectors: &mut Vec<CollectorRow>) -> &RawTick {
         collectors.clear();
         self.raw.changes = TickChanges { departed: self.release_departed(ran), ..TickChanges::default() };
+        self.replace_source();
         self.began = Instant::now();
         if let Some(gpus) = &mut self.gpus {
             gpus.request_poll(self.jobs.iter().flat_map(|jobs| jobs.recently_started(self.began)).collect());
         }
 
+        self.suspension.advance();
         let began = Instant::now();
         self.raw.zones.clear();
         if let Some(source) = &mut self.source {
@@ -183,6 +199,7 @@ impl Collectors {
             collectors.push(collector("energy", began, whole));
         }
         let (energy_at, unix_ns) = both_clocks();
+        self.raw.suspended_ns = self.suspension.end_reading();
         self.raw.unix_ns = unix_ns;
         self.raw.cpu = self.cpu.is_some().then(|| self.read_cpu(energy_at, collectors));
         let cpu_at = Instant::now();
@@ -194,6 +211,30 @@ impl Collectors {
         let since = |at: Instant| u64::try_from((at - self.start).as_nanos()).unwrap_or(u64::MAX);
         (self.raw.began_ns, self.raw.energy_ns, self.raw.cpu_ns) = (since(began), since(energy_at), since(cpu_at));
         &self.raw
+    }
+
+    /// Takes a source that the search has found in the place of the one in use.
+    fn replace_source(&mut self) {
+        let Some(search) = &mut self.search else { return };
+        let now = Instant::now();
+        search.observe(&self.raw.zones, self.energy_broken, now);
+        let Some(SelectedSource { source: Some(source), tried }) = search.advance(now) else { return };
+        let before = self.source.as_deref().map_or("no source", |source| source.energy_origin().as_str());
+        info!("energy: {} in place of {before}; its series start at zero", source.energy_origin().as_str());
+        self.incomplete = energy::missing_zones(&*source);
+        self.raw.changes.source = Some(counters(&*source));
+        (self.source, self.tried, self.energy_broken) = (Some(source), Some(tried), false);
+    }
+
+    /// Notes whether the energy of the last tick was incomplete. A source that stays so is given up
+    /// for another one.
+    pub fn note_energy_broken(&mut self, broken: bool) {
+        self.energy_broken = broken;
+    }
+
+    /// The states of the energy sources, once after another one was taken into use.
+    pub fn take_tried(&mut self) -> Option<Vec<SourceState>> {
+        self.tried.take()
     }
 
     /// Takes the reading of the GPU thread. A late reading is used in the next tick.
@@ -416,6 +457,51 @@ impl Collectors {
     }
 }
 
+/// The counters of a source.
+fn counters(source: &dyn Source) -> SourceChange {
+    let zones = source.zones().to_vec();
+    let idle_uw = (0..zones.len()).map(|zone| source.idle_power(zone)).collect();
+    SourceChange { origin: source.origin(), zones, idle_uw }
+}
+
+/// Measures for how long the machine was suspended: CLOCK_BOOTTIME includes that time, and
+/// CLOCK_MONOTONIC does not (man 2 clock_gettime).
+#[derive(Debug, Default)]
+struct SuspensionClock {
+    /// Upper limit of the difference of the two clocks.
+    most_ns: Option<u64>,
+    /// Suspension since the last tick, and during the reading of the counters in it.
+    suspended_ns: u64,
+}
+
+impl SuspensionClock {
+    /// Adds the suspension since the last call.
+    fn advance(&mut self) -> u64 {
+        let clock = |clock| clock_ns(clock).unwrap_or(0);
+        let before = clock(libc::CLOCK_MONOTONIC);
+        let boot = clock(libc::CLOCK_BOOTTIME);
+        self.observe(before, boot, clock(libc::CLOCK_MONOTONIC))
+    }
+
+    /// The second clock was read between two readings of the first. Only what is certain counts: a
+    /// thread that is descheduled between the readings is not a suspension.
+    fn observe(&mut self, before_ns: u64, boot_ns: u64, after_ns: u64) -> u64 {
+        let (least, most) = (boot_ns.saturating_sub(after_ns), boot_ns.saturating_sub(before_ns));
+        let suspended = least.saturating_sub(self.most_ns.unwrap_or(least));
+        let known = self.most_ns.filter(|_| suspended == 0);
+        self.most_ns = Some(known.map_or(most, |known| known.min(most)));
+        self.suspended_ns = self.suspended_ns.saturating_add(suspended);
+        suspended
+    }
+
+    /// Suspension up to the end of the reading of the counters. A suspension during the reading
+    /// belongs to the next tick too, because some of the counters were read before it.
+    fn end_reading(&mut self) -> u64 {
+        let during = self.advance();
+        std::mem::replace(&mut self.suspended_ns, during)
+    }
+}
+
 fn collector(name: &'static str, began: Instant, success: bool) -> CollectorRow {
     CollectorRow { name, seconds: began.elapsed().as_secs_f64(), success }
 }
@@ -464,4 +550,31 @@ fn both_clocks() -> (Instant, i64) {
 fn unix_now() -> i64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(now.as_micros()).unwrap_or(0) * 1000
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: u64 = 1_000_000_000;
+
+    #[test]
+    fn a_suspension_is_measured_and_a_descheduled_thread_is_not() {
+        let mut clock = SuspensionClock::default();
+        // The machine was suspended for 5 s before the start.
+        assert_eq!(clock.observe(SECOND, 6 * SECOND, SECOND + 100), 0);
+        assert_eq!(clock.observe(2 * SECOND, 9 * SECOND, 4 * SECOND), 0, "2 s between the readings");
+        assert_eq!(clock.observe(5 * SECOND, 40 * SECOND, 5 * SECOND), 30 * SECOND);
+        assert_eq!(clock.observe(6 * SECOND, 41 * SECOND, 6 * SECOND), 0);
+        assert_eq!(clock.suspended_ns, 30 * SECOND);
+    }
+
+    #[test]
+    fn a_machine_that_runs_is_not_suspended() {
+        let mut clock = SuspensionClock::default();
+        for _ in 0..100 {
+            clock.advance();
+            assert_eq!(clock.end_reading(), 0);
+        }
+    }
 }

@@ -6,5 +6,5 @@ pub mod recording;
 mod source;
 
 pub use collect::{CollectorRow, Collectors};
-pub use raw::{CpuTierInfo, RawTick, Setup, TickChanges};
+pub use raw::{CpuTierInfo, RawTick, Setup, SourceChange, TickChanges};
 pub use source::{Replay, TickSource};

@@ -10,7 +10,7 @@ use crate::{
     cgroup::CgroupKey,
     containers::{ChargeTarget, Container},
     cpu::{CpuReading, Tier, TierCapabilities},
-    energy::zone::{Origin, Zone},
+    energy::zone::{Origin, Zone, ZoneKind},
     gpu::GpuUsage,
     host::{gpu_id::GpuId, topology::PackageId},
     jobs::Job,
@@ -88,6 +88,13 @@ impl Setup {
         self.origin == Some(Origin::Model)
     }
 
+    /// The origin of the energy of the machine, GPUs excepted; `None` without a source.
+    #[must_use]
+    pub fn machine_origin(&self) -> Option<Origin> {
+        let zone = self.zones.iter().find(|zone| !matches!(zone.id.kind, ZoneKind::Gpu(_)));
+        self.origin.map(|origin| zone.and_then(|zone| zone.origin).unwrap_or(origin))
+    }
+
     /// The source of a zone's energy.
     #[must_use]
     pub fn origin_of(&self, zone: &Zone) -> Option<Origin> {
@@ -131,6 +138,17 @@ impl Setup {
     }
 }
 
+/// Another energy source: its counters take the place of those of the source before, and energy is
+/// counted from its first reading.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceChange {
+    pub origin: Origin,
+    /// Its counters, in the order of [`RawTick::zones`], in which those of GPUs follow.
+    pub zones: Vec<Zone>,
+    /// Idle power of each counter in microwatts, where it is a property of the source.
+    pub idle_uw: Vec<Option<u64>>,
+}
+
 /// Changes of cgroups, containers, counters and jobs since the tick before.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -138,6 +156,9 @@ pub struct TickChanges {
     /// Cgroups whose slots in the kernel were freed before this reading.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub departed: Vec<CgroupKey>,
+    /// The energy source that is read from this tick on, when it is another one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source: Option<SourceChange>,
     /// New counters: of GPUs, whose drivers open after the start, or are loaded later.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub zones: Vec<Zone>,
@@ -204,6 +225,9 @@ pub struct RawTick {
     pub gpu_ns: u64,
     /// CPU time of the probe's own process since its start.
     pub own_ns: u64,
+    /// Time for which the machine was suspended since the tick before. The other times do not
+    /// include it, except `unix_ns`.
+    pub suspended_ns: u64,
     /// Every counter, or the error of its reading.
     pub zones: Vec<Result<u64, String>>,
     /// CPU time, or the error of its reading; `None` when it is not collected.

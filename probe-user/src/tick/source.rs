@@ -11,9 +11,9 @@ use crate::{
     cgroup::CgroupKey,
     containers::stats::{EngineRow, UsageRow},
     cpu::ProgramRow,
-    energy::zone::Origin,
+    energy::{Source, zone::Origin},
     gpu,
-    host::availability::{Reason, Unavailable},
+    host::availability::{Reason, SourceState, Unavailable},
     jobs::JobProcess,
 };
 
@@ -94,6 +94,30 @@ impl TickSource {
     #[must_use]
     pub fn takes_marks(&self) -> bool {
         matches!(self, Self::Live(_))
+    }
+
+    /// Notes whether the energy of the last tick was incomplete.
+    pub fn note_energy_broken(&mut self, broken: bool) {
+        if let Self::Live(collectors) = self {
+            collectors.note_energy_broken(broken);
+        }
+    }
+
+    /// The states of the energy sources, once after another one was taken into use.
+    pub fn take_tried(&mut self) -> Option<Vec<SourceState>> {
+        match self {
+            Self::Live(collectors) => collectors.take_tried(),
+            Self::Replay(_) => None,
+        }
+    }
+
+    /// A second source with the counters of the packages, where the source in use has one.
+    #[must_use]
+    pub fn packages(&self) -> Option<Box<dyn Source>> {
+        match self {
+            Self::Live(collectors) => collectors.source().and_then(Source::packages),
+            Self::Replay(_) => None,
+        }
     }
 
     /// Run time of the eBPF programs.

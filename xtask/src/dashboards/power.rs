@@ -36,7 +36,7 @@ fn host_panels() -> Vec<Panel> {
         stat(
             "Energy sources",
             "none",
-            "Zones by source. perf, powercap and msr are measured; model is estimated from CPU time and not fit for publication.",
+            "Zones by source. perf, powercap, msr, hwmon and nvml are measured. model is estimated from CPU time; simulated and fake are test data: none of them is fit for publication.",
         )
         .query("count by (source) (wattcast_energy_joules_total{$S})", "{{source}}"),
         stat("Attributed to containers", "percentunit", "Share of the dynamic energy attributed to containers; the rest is system or unattributed energy.")
@@ -168,13 +168,13 @@ pub(super) fn monitoring() -> Dashboard {
         variables: VariableSource { family: "cpu_exporter_info", further: &[] },
         panels: vec![
             row("Processors"),
-            stat("Total package power", "watt", "Thresholds of the alerts: 80 and 120 W. Absent where energy is only modelled.")
+            stat("Total package power", "watt", "Thresholds of the alerts: 80 and 120 W. Absent where energy is not measured.")
                 .thresholds(&[(None, "green"), (Some(80.0), "orange"), (Some(120.0), "red")])
                 .query("sum by (instance) (rapl_power_watts{$S, zone=~\"package.*\"})", "{{instance}}"),
             stat("Peak package power", "watt", "Highest total of all packages over the time range.")
                 .query("max_over_time(sum(rapl_power_watts{$S, zone=~\"package.*\"})[$__range:])", "highest"),
-            stat("RAPL", "none", "Whether the processor measures energy. Without RAPL the other dashboards show modelled energy, labelled as such.")
-                .value_texts(&[(1.0, "measured", "green"), (0.0, "only modelled", "orange")])
+            stat("RAPL", "none", "Whether the processor measures energy. Without RAPL the other dashboards show modelled or simulated energy, labelled as such.")
+                .value_texts(&[(1.0, "measured", "green"), (0.0, "not measured", "orange")])
                 .query("min by (instance) (rapl_available{$S})", "{{instance}}"),
             stat("RAPL zones", "none", "Number of zones that the processors measure.").query("sum by (instance) (rapl_zones_discovered{$S})", "{{instance}}"),
             time_series("Package power", "watt", "Cores, caches and integrated graphics of each socket.")

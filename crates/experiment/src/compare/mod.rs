@@ -17,6 +17,7 @@ use results::{
     repeats::{Configuration, configurations},
 };
 use statistics::inference::{Interval, Welch, holm};
+use units::provenance::Unmeasured;
 
 pub mod curves;
 
@@ -288,9 +289,8 @@ pub fn compare(baseline: &Model, candidate: &Model, metrics: &[Metric], threshol
     }
     judge(&mut rows, threshold);
     for (model, which) in [(baseline, "baseline"), (candidate, "candidate")] {
-        if model.entries.iter().any(|entry| entry.derived.source.split('+').any(|source| source == "model")) {
-            notes.push(format!("energy of the {which} is MODELLED from CPU time, not measured"));
-        }
+        let unmeasured = Unmeasured::among(model.entries.iter().map(|entry| &*entry.derived.source));
+        notes.extend(unmeasured.into_iter().map(|kind| format!("{which}: {}", kind.banner())));
     }
     let host = |model: &Model| model.entries.first().and_then(|entry| entry.run.host.clone());
     if host(baseline) != host(candidate) {

@@ -17,6 +17,7 @@ use results::{
     repeats::{Configuration, configurations},
 };
 use statistics::{bjontegaard::MIN_POINTS, inference::Interval, mean};
+use units::provenance::Unmeasured;
 
 mod plot;
 
@@ -78,20 +79,11 @@ fn banners(page: &mut String, model: &Model, file: &Value, prices: &Prices) {
     let mut banner = |text: &str| {
         let _ = write!(page, "<div class=\"banner\">{}</div>", escaped(text));
     };
-    let sources = || model.entries.iter().flat_map(|entry| entry.derived.source.split('+'));
-    if sources().any(|source| source == "model") {
-        banner(
-            "Energy is MODELLED from CPU time, not measured: no energy counter can be read on this host. Energy values here reflect CPU time only, not efficiency.",
-        );
+    for kind in Unmeasured::among(model.entries.iter().map(|entry| &*entry.derived.source)) {
+        banner(kind.banner());
     }
     if model.entries.iter().all(|entry| entry.derived.energy.is_none()) {
         banner("No energy is known for this run.");
-    }
-    if sources().any(|source| source == "fake") {
-        banner("The GPU is FAKE: its energy was not measured.");
-    }
-    if sources().any(|source| source == "replay") {
-        banner("Energy was replayed from a recording; it does not belong to this run.");
     }
     if file.pointer("/run/status").and_then(Value::as_str).is_some_and(|status| status != "ok") {
         banner("Some repeats failed or are missing; see the list below.");

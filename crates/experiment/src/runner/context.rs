@@ -13,6 +13,7 @@ use super::{
     display::Display,
     environment::{EnvConfig, ExecutionEnv, remove_stale},
     error::{Exit, RunError},
+    files::{SCRATCH, scratch_dir},
     journal::{Event, Journal, Repeat},
     plan::{Configuration, Isolation, Mode},
     record::Record,
@@ -20,9 +21,6 @@ use super::{
     signals::{interruptible_sleep, stop_requested},
     tool::Tool,
 };
-
-/// Prefix of the scratch directory in the results directory; the process id follows.
-const SCRATCH: &str = ".wattcast-run-";
 
 /// A running experiment.
 pub struct Runner<'a> {
@@ -138,9 +136,7 @@ impl Runner<'_> {
     /// Creates the scratch directory if it does not exist. A later run removes it if this one is
     /// killed.
     pub(super) fn create_scratch(&self) -> io::Result<PathBuf> {
-        let dir = self.dir.join(format!("{SCRATCH}{}", std::process::id()));
-        fs::create_dir_all(&dir)?;
-        Ok(dir)
+        scratch_dir(self.dir)
     }
 
     /// The directory of output files and per-frame scores, next to the results.

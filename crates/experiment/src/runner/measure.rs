@@ -22,7 +22,7 @@ use super::{
     record::Record,
     rtmp::{RtmpServer, prepare_live_source},
     sampler::PowerSampler,
-    signals::stop_requested,
+    signals::{interruptible_sleep, stop_requested},
     source::{Clip, hash_file},
     tool::{Input, encoder_arguments},
 };
@@ -271,7 +271,7 @@ impl Runner<'_> {
     /// window.
     fn query_energy(&self, repeat: &mut Repeat, names: &[String]) -> Result<(), RepeatError> {
         let Some(window) = repeat.window else { return Ok(()) };
-        let response = self.probe.window_response(window.start, window.end)?;
+        let response = self.probe.settled_window(window.start, window.end, interruptible_sleep)?;
         response.check_complete()?;
         for account in &response.accounts {
             repeat.energy.push(Energy {
@@ -292,7 +292,9 @@ impl Runner<'_> {
             return Ok(());
         };
         repeat.container = Some(first.container.clone());
-        repeat.energy.extend(sum_by_domain(&rows));
+        let sums = sum_by_domain(&rows);
+        repeat.energy.extend(unsettled_only(&response, &sums));
+        repeat.energy.extend(sums);
         repeat.cpu_seconds =
             rows.iter().flat_map(|row| &row.cpu).map(|cpu| cpu.seconds).reduce(|sum, seconds| sum + seconds);
         Ok(())
@@ -375,6 +377,20 @@ fn sum_by_domain(rows: &[&probe::Container]) -> Vec<Energy> {
     sums
 }
 
+/// The domains in which the containers have no energy yet, and may get what is not split yet: that
+/// is their error. In the domains of `sums` the probe has included it.
+fn unsettled_only(response: &WindowResponse, sums: &[Energy]) -> Vec<Energy> {
+    let rows = response.unsettled().map(|account| Energy {
+        scope: "container".to_owned(),
+        domain: domain(&account.zone, &account.package),
+        source: account.source.clone(),
+        microjoules: 0,
+        edge_error_microjoules: Microjoules::from_joules(account.unsettled_joules).0,
+        uncertainty_microjoules: None,
+    });
+    rows.filter(|row| !sums.iter().any(|sum| sum.domain == row.domain && sum.source == row.source)).collect()
+}
+
 /// Summed progress of all encoders.
 fn total_progress(all: &[Process]) -> Progress {
     all.iter().map(Process::progress).fold(Progress::default(), |sum, one| Progress {
@@ -394,5 +410,40 @@ fn progress_since(earlier: &Progress, later: &Progress) -> Progress {
         duplicated: later.duplicated.saturating_sub(earlier.duplicated),
         bytes: later.bytes.saturating_sub(earlier.bytes),
         media_us: later.media_us.saturating_sub(earlier.media_us),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unsettled_energy_is_an_error_of_a_container_without_energy() {
+        let account = |package: &str, unsettled_joules| probe::Account {
+            package: package.to_owned(),
+            zone: "gpu".to_owned(),
+            source: "nvml".to_owned(),
+            measured_joules: 10.0,
+            edge_error_joules: 0.5,
+            missing_seconds: 0.0,
+            unsettled_joules,
+            idle_known: None,
+        };
+        let response = WindowResponse {
+            accounts: vec![account("GPU-1", 2.5), account("GPU-2", 0.0), account("GPU-3", 1.0)],
+            containers: Vec::new(),
+        };
+        let known = Energy {
+            scope: "container".to_owned(),
+            domain: "GPU-3".to_owned(),
+            source: "nvml".to_owned(),
+            microjoules: 4_000_000,
+            edge_error_microjoules: 1_000_000,
+            uncertainty_microjoules: None,
+        };
+        let rows = unsettled_only(&response, &[known]);
+        let found: Vec<_> =
+            rows.iter().map(|row| (&*row.domain, row.microjoules, row.edge_error_microjoules)).collect();
+        assert_eq!(found, [("GPU-1", 0, 2_500_000)]);
     }
 }

@@ -414,8 +414,9 @@ fn quoted(text: &str) -> String {
 #[must_use]
 pub fn table(record: &Record) -> String {
     let mut text = String::new();
-    if record.is_modelled() {
-        text += "Energy is MODELLED from CPU time, not measured: no counter can be read on this host.\n";
+    for kind in record.unmeasured() {
+        text += kind.banner();
+        text.push('\n');
     }
     let names = record.configurations.iter().map(|configuration| configuration.name.chars().count());
     let width = names.max().unwrap_or(0).max(13);

@@ -216,7 +216,10 @@ pub fn probe(probe: &Probe) -> Vec<Check> {
     let usable = |name: &str| sources.iter().find(|source| source.source == name && source.state == "usable");
     let measured = ["perf", "powercap", "msr", "hwmon", "replay"].into_iter().find_map(usable);
     let energy = match (measured, usable("model")) {
-        (Some(source), _) => Check::new("energy", CheckState::Ok, format!("{}: {}", source.source, source.detail)),
+        (Some(source), _) => match &source.banner {
+            Some(banner) => Check::new("energy", CheckState::Warning, format!("{}: {banner}", source.source)),
+            None => Check::new("energy", CheckState::Ok, format!("{}: {}", source.source, source.detail)),
+        },
         (None, Some(_)) => Check::new(
             "energy",
             CheckState::Warning,
@@ -237,6 +240,8 @@ pub fn probe(probe: &Probe) -> Vec<Check> {
         .map(|source| Check::new(&source.source, CheckState::Warning, format!("{}: {}", source.state, source.detail)));
     let mut all = vec![energy, cpu];
     all.extend(broken.filter(|check| !["cpu", "energy"].contains(&&*check.check)));
+    let fake = usable("nvml").and_then(|source| source.banner.as_deref());
+    all.extend(fake.map(|banner| Check::new("GPU energy", CheckState::Warning, banner)));
     all.push(other_encoders(probe));
     all
 }

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use units::provenance::Unmeasured;
+
 use super::{
     journal::{Baseline, Event, Repeat, RunHeader, Score, WarmUp},
     plan::{Configuration, Plan},
@@ -156,10 +158,10 @@ impl Record {
         self.successes(id).filter_map(|repeat| scope_joules(repeat, "host")).collect()
     }
 
-    /// True when some energy was modelled instead of measured.
+    /// The kinds of energy in the record that were not measured.
     #[must_use]
-    pub fn is_modelled(&self) -> bool {
-        self.repeats.iter().flat_map(|repeat| &repeat.energy).any(|energy| energy.source == "model")
+    pub fn unmeasured(&self) -> BTreeSet<Unmeasured> {
+        Unmeasured::among(self.repeats.iter().flat_map(|repeat| &repeat.energy).map(|energy| &*energy.source))
     }
 }
 

@@ -12,6 +12,7 @@ use std::{
 
 use super::{
     environment::{EnvConfig, ExecutionEnv},
+    files::make_atomically,
     plan::{Axes, Isolation, short_digest},
     process::{Process, run_ffmpeg},
     signals::{interruptible_sleep, stop_requested},
@@ -45,20 +46,17 @@ pub fn unsupported_over_rtmp(encoder: &str) -> Option<String> {
 pub fn prepare_live_source(clip: &Clip, ffmpeg: &Tool, dir: &Path, stall: Duration) -> Result<PathBuf, String> {
     let file = dir.join(CLIPS_DIR).join(format!("live-{}.flv", short_digest(clip.sha256.as_bytes())));
     if !file.exists() {
-        let draft = file.with_extension("part");
         let (source, group) = (dir.join(&clip.file), format!("{:.0}", clip.fps.max(1.0)));
         let settings =
             ["-an", "-c:v", "libx264", "-preset", "ultrafast", "-crf", "10", "-bf", "0", "-g", &group, "-f", "flv"];
-        let mut args = vec![OsStr::new("-y"), OsStr::new("-i"), source.as_os_str()];
-        args.extend(settings.map(OsStr::new));
-        args.push(draft.as_os_str());
-        let made = run_ffmpeg(&ffmpeg.path, &args, stall);
-        if stop_requested() || made.is_err() {
-            let _ = fs::remove_file(&draft);
-            let why = made.err().unwrap_or_else(|| "stopped".to_owned());
-            return Err(format!("cannot make the live source: {why}"));
-        }
-        fs::rename(&draft, &file).map_err(|error| format!("{}: {error}", file.display()))?;
+        make_atomically(dir, &file, |draft| {
+            let mut args = vec![OsStr::new("-y"), OsStr::new("-i"), source.as_os_str()];
+            args.extend(settings.map(OsStr::new));
+            args.push(draft.as_os_str());
+            let made = run_ffmpeg(&ffmpeg.path, &args, stall);
+            let made = if stop_requested() { made.and(Err("stopped".to_owned())) } else { made };
+            made.map_err(|why| format!("cannot make the live source: {why}"))
+        })?;
     }
     Ok(file)
 }

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use super::{
+    files::make_atomically,
     plan::{Axes, Plan, short_digest},
     process::run_ffmpeg,
     signals::stop_requested,
@@ -98,15 +99,15 @@ pub fn prepare_clip(plan: &Plan, axes: &Axes, ffmpeg: &Tool, dir: &Path) -> Resu
     let name = clips.join(format!("{}x{}-{}-{}.y4m", axes.width, axes.height, axes.fps, short_digest(key.as_bytes())));
     let file = dir.join(&name);
     if !file.exists() {
-        make_clip(plan, axes, ffmpeg, seconds, &file)?;
+        make_atomically(dir, &file, |draft| make_clip(plan, axes, ffmpeg, seconds, draft))?;
     }
     let (sha256, bytes) = hash_file(&file).map_err(|error| format!("{}: {error}", file.display()))?;
     let frames = count_raw_frames(&file, bytes, axes)?;
     Ok(Clip { file: name, sha256, origin, width: axes.width, height: axes.height, fps: axes.fps, frames })
 }
 
-/// Writes a clip as raw YUV4MPEG2, from the plan's source or from a test pattern.
-fn make_clip(plan: &Plan, axes: &Axes, ffmpeg: &Tool, seconds: f64, file: &Path) -> Result<(), String> {
+/// Writes a clip to `draft` as raw YUV4MPEG2, from the plan's source or from a test pattern.
+fn make_clip(plan: &Plan, axes: &Axes, ffmpeg: &Tool, seconds: f64, draft: &Path) -> Result<(), String> {
     let (width, height, fps, length) = (axes.width, axes.height, axes.fps, seconds.to_string());
     let pattern =
         format!("testsrc2=size={width}x{height}:rate={fps}:duration={seconds},noise=alls=4:allf=t:all_seed=1");
@@ -118,18 +119,13 @@ fn make_clip(plan: &Plan, axes: &Axes, ffmpeg: &Tool, seconds: f64, file: &Path)
             [&[OsStr::new("-y"), OsStr::new("-i"), path.as_os_str()][..], &after].concat()
         }
     };
-    let draft = file.with_extension("part");
     args.extend(["-an", "-pix_fmt", "yuv420p", "-f", "yuv4mpegpipe"].map(OsStr::new));
     args.push(draft.as_os_str());
     let made = run_ffmpeg(&ffmpeg.path, &args, plan.protocol.stall);
-    if stop_requested() || made.is_err() {
-        let _ = fs::remove_file(&draft);
-        return Err(match made {
-            Err(why) if !stop_requested() => format!("cannot read the source: {why}"),
-            _ => "stopped".to_owned(),
-        });
+    match made {
+        _ if stop_requested() => Err("stopped".to_owned()),
+        made => made.map_err(|why| format!("cannot read the source: {why}")),
     }
-    fs::rename(&draft, file).map_err(|error| format!("{}: {error}", file.display()))
 }
 
 /// Number of frames of a raw file, computed from its length: a header line, then six bytes and

@@ -22,11 +22,14 @@ pub struct Job {
     pub udp_ports: Vec<u16>,
     /// Start in unix seconds.
     pub started: f64,
+    /// From when on its CPU time and energy are counted, in unix seconds: later than the start if
+    /// the probe started during the job. Absent in answers of older probes: the start.
+    pub counted_since_seconds: Option<f64>,
     /// End in unix seconds; absent while the job runs.
     pub ended: Option<f64>,
-    /// CPU time of all threads, in seconds.
+    /// CPU time of all threads since `counted_since_seconds`, in seconds.
     pub cpu_seconds: f64,
-    /// Energy attributed to the job since its start.
+    /// Energy attributed to the job since `counted_since_seconds`.
     pub joules: f64,
     /// The source of the energy: the label `source`.
     pub source: String,
@@ -63,6 +66,12 @@ pub struct JobOutput {
 }
 
 impl Job {
+    /// From when on its CPU time and energy are counted, in unix seconds.
+    #[must_use]
+    pub fn counted_since(&self) -> f64 {
+        self.counted_since_seconds.unwrap_or(self.started).max(self.started)
+    }
+
     /// The first known codec of the outputs; empty if none is known.
     #[must_use]
     pub fn codec(&self) -> &str {

@@ -17,6 +17,10 @@ use client::{Access, Client, ClientError, Reply};
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// Maximum size of a response; a host with 512 containers on 8 packages has under 2 MB.
 const MAX_RESPONSE: u64 = 16 << 20;
+/// How often, and at what interval, a window is asked for again whose energy is not split yet.
+/// Drivers of GPUs report the use of a process some seconds late.
+const SETTLE_TRIES: u32 = 5;
+const SETTLE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The response of `/api/v1/window`, as far as it is used here.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -112,6 +116,9 @@ pub struct SourceStatus {
     pub detail: String,
     /// True if the configuration of the probe requires the source.
     pub wanted: bool,
+    /// The sentence to show with its energy, if nothing of it is measured.
+    #[serde(default)]
+    pub banner: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -198,6 +205,30 @@ impl Probe {
         self.read(self.client.get("/api/v1/window", &query))
     }
 
+    /// The same, asked for again while a part of the energy is not split yet, for 5 s at most. What
+    /// is still not split then is an edge error of each container. `wait` waits for a time, and
+    /// returns false to stop waiting.
+    ///
+    /// # Errors
+    /// As [`Probe::window_response`], for the first answer.
+    pub fn settled_window(
+        &self,
+        start: f64,
+        end: f64,
+        mut wait: impl FnMut(Duration) -> bool,
+    ) -> Result<WindowResponse, SourceError> {
+        let mut response = self.window_response(start, end)?;
+        for _ in 0..SETTLE_TRIES {
+            if response.unsettled().next().is_none() || !wait(SETTLE_INTERVAL) {
+                break;
+            }
+            // An answer that is missing now does not refute the one before.
+            let Ok(later) = self.window_response(start, end) else { break };
+            response = later;
+        }
+        Ok(response)
+    }
+
     /// Requests a tick now and returns its time in unix seconds, an exact edge for a window.
     ///
     /// # Errors
@@ -243,6 +274,11 @@ impl Probe {
 }
 
 impl WindowResponse {
+    /// The accounting roots with energy that is not split yet.
+    pub fn unsettled(&self) -> impl Iterator<Item = &Account> {
+        self.accounts.iter().filter(|account| account.unsettled_joules > 0.0)
+    }
+
     /// Checks that the response covers the whole window.
     ///
     /// # Errors
@@ -310,13 +346,23 @@ mod tests {
 
     /// The URL of a server that sends one response.
     fn serve_once(status: &str, body: &str) -> String {
+        serve(&[(status, body)])
+    }
+
+    /// The URL of a server that sends these responses, one to each connection.
+    fn serve(responses: &[(&str, &str)]) -> String {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        let reply = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len());
+        let reply = |(status, body): &(&str, &str)| {
+            format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len())
+        };
+        let replies: Vec<String> = responses.iter().map(reply).collect();
         thread::spawn(move || {
-            let (mut stream, _) = listener.accept().unwrap();
-            let _ = stream.read(&mut [0; 4096]).unwrap();
-            stream.write_all(reply.as_bytes()).unwrap();
+            for reply in replies {
+                let (mut stream, _) = listener.accept().unwrap();
+                let _ = stream.read(&mut [0; 4096]).unwrap();
+                stream.write_all(reply.as_bytes()).unwrap();
+            }
         });
         url
     }
@@ -388,6 +434,32 @@ mod tests {
         assert_eq!((parsed.accounts[0].unsettled_joules, parsed.accounts[0].idle_known), (2.5, Some(false)));
         // Energy whose split waits is measured: the window is no refusal.
         assert!(query("200 OK", &new, None).is_ok());
+    }
+
+    /// The unsettled energy of the answer, and the number of waits for it.
+    fn settle(responses: &[(&str, &str)], stop_after: u32) -> (f64, u32) {
+        let probe = Probe::new(&serve(responses), &Access::default()).unwrap();
+        let mut waits = 0;
+        let wait = |time: Duration| {
+            assert_eq!(time, SETTLE_INTERVAL);
+            waits += 1;
+            waits < stop_after
+        };
+        let response = probe.settled_window(1.0, 2.0, wait).unwrap();
+        (response.unsettled().map(|account| account.unsettled_joules).sum(), waits)
+    }
+
+    #[test]
+    fn unsettled_window_is_asked_again_until_it_is_settled() {
+        let fields = "\"missing_seconds\":0,\"unsettled_joules\":2.5";
+        let unsettled = RESPONSE.replacen("\"missing_seconds\":0", fields, 1);
+        let (unsettled, settled) = (("200 OK", &*unsettled), ("200 OK", RESPONSE));
+        assert_eq!(settle(&[settled], 9), (0.0, 0), "asked once");
+        assert_eq!(settle(&[unsettled, unsettled, settled], 9), (0.0, 2));
+        assert_eq!(settle(&[unsettled; 6], 9), (2.5, 5), "the remainder stays");
+        assert_eq!(settle(&[unsettled], 1), (2.5, 1), "stopped");
+        let gone = ("410 Gone", r#"{"code":"too_old","error":"only from 5 on"}"#);
+        assert_eq!(settle(&[unsettled, gone], 9), (2.5, 1), "the first answer stays");
     }
 
     #[test]

@@ -122,7 +122,7 @@ impl Accountant {
             counter_time: self.counter_time,
             cpu_overflow_ns: self.cpu_overflow_ns,
             cpu_intervals_missed: self.cpu_missed,
-            own: self.setup.origin.filter(|_| self.setup.cpu.is_some()).map(|origin| (origin, self.own)),
+            own: self.setup.machine_origin().filter(|_| self.setup.cpu.is_some()).map(|origin| (origin, self.own)),
             streams: self
                 .streams
                 .totals()

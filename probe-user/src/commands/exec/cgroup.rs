@@ -5,6 +5,8 @@
 //! The directory is locked while its `exec` runs. The next `exec` removes cgroups that are neither
 //! locked nor in use: those of an `exec` that was killed, and those whose processes outlived it.
 
+#![allow(unsafe_code)]
+
 use std::{
     collections::BTreeSet,
     fs::{self, File, OpenOptions, TryLockError},

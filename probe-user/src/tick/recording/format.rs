@@ -13,9 +13,10 @@ use crate::{
 };
 
 pub(super) const FORMAT: &str = "wattcast-recording";
-/// Raised when an older reader would misread a newer file. 2: time next to a busy sibling, and
-/// hardware counters. 3: GPUs.
-pub(super) const VERSION: u32 = 3;
+/// Raised when an older reader would misread a newer file: a field that it ignores must not change
+/// what it attributes. 2: time next to a busy sibling, and hardware counters. 3: GPUs. 4: jobs that
+/// move into another cgroup, energy sources that change, and suspension.
+pub(super) const VERSION: u32 = 4;
 /// Longest line. A figure has up to 100 bytes, so a tick of 4096 cgroups that all ran on 64 CPUs
 /// has less than 27 MB.
 pub(super) const MAX_LINE: u64 = 32 << 20;
@@ -165,6 +166,9 @@ pub(super) struct Line {
     /// CPU time of the probe that recorded.
     #[serde(default)]
     pub(super) own: u64,
+    /// Time of suspension since the line before.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub(super) suspended: u64,
     pub(super) zones: Vec<Value>,
     /// Growth of CPU time by cgroup and CPU.
     #[serde(default, skip_serializing_if = "Option::is_none")]

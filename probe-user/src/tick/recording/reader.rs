@@ -22,8 +22,8 @@ use crate::{
     tick::raw::{RawTick, Setup, TickChanges},
 };
 
-/// A recording that is being read. Its origin is [`Origin::Replay`]; modelled energy stays
-/// modelled.
+/// A recording that is being read. Its origin is [`Origin::Replay`]; energy that was not measured
+/// for it keeps its origin.
 pub struct Reader<R = Box<dyn Read + Send>> {
     path: PathBuf,
     lines: BufReader<R>,
@@ -106,11 +106,11 @@ impl<R: Read> Reader<R> {
         }
         check_setup(&header.setup).map_err(|what| this.error(what))?;
         this.cpus = header.setup.usage_columns().0.len();
-        this.origin = header.setup.origin;
+        this.origin = header.setup.machine_origin();
         this.probe = header.probe.chars().take(80).collect();
         this.setup = header.setup;
-        this.setup.origin = this.setup.origin.map(replayed);
-        this.setup.zones.iter_mut().for_each(|zone| zone.origin = zone.origin.map(replayed));
+        this.setup.origin = this.setup.origin.map(Origin::replayed);
+        this.setup.zones.iter_mut().for_each(|zone| zone.origin = zone.origin.map(Origin::replayed));
         Ok(this)
     }
 
@@ -159,6 +159,7 @@ impl<R: Read> Reader<R> {
     }
 
     fn tick(&mut self, mut line: Line) -> Result<RawTick, String> {
+        self.replace_source(&mut line)?;
         self.add_zones(&mut line)?;
         self.check_gpus(&line)?;
         self.check_times(&line)?;
@@ -179,6 +180,7 @@ impl<R: Read> Reader<R> {
             energy_ns: line.energy,
             cpu_ns: line.cpu,
             own_ns: line.own,
+            suspended_ns: line.suspended,
             zones: line.zones.into_iter().map(Into::into).collect(),
             cpu,
             jobs: line.jobs,
@@ -188,10 +190,21 @@ impl<R: Read> Reader<R> {
         })
     }
 
+    fn replace_source(&mut self, line: &mut Line) -> Result<(), String> {
+        let Some(change) = &mut line.changes.source else { return Ok(()) };
+        change.origin = change.origin.replayed();
+        change.zones.iter_mut().for_each(|zone| zone.origin = zone.origin.map(Origin::replayed));
+        check_source(&change.zones, &change.idle_uw)?;
+        self.setup.origin = Some(change.origin);
+        self.setup.zones.clone_from(&change.zones);
+        self.setup.idle_uw.clone_from(&change.idle_uw);
+        check_zones(self.setup.zones.iter().chain(&self.added_zones))
+    }
+
     fn add_zones(&mut self, line: &mut Line) -> Result<(), String> {
         if !line.changes.zones.is_empty() {
             // An added counter has another source than the machine's counters, and names it.
-            line.changes.zones.iter_mut().for_each(|zone| zone.origin = zone.origin.map(replayed));
+            line.changes.zones.iter_mut().for_each(|zone| zone.origin = zone.origin.map(Origin::replayed));
             self.added_zones.extend(line.changes.zones.iter().cloned());
             check_zones(self.setup.zones.iter().chain(&self.added_zones))?;
         }
@@ -338,14 +351,18 @@ fn check_setup(setup: &Setup) -> Result<(), String> {
     if setup.packages.len() > MAX_ZONES || setup.packages.is_empty() {
         return Err("more packages than a machine has, or none".to_owned());
     }
-    if setup.idle_uw.len() != setup.zones.len() {
-        return Err("idle powers that do not fit the counters".to_owned());
-    }
     if setup.cpu_weights.len() > probe_ebpf::MAX_CPUS {
         return Err("more CPU weights than a machine has CPUs".to_owned());
     }
-    check_zones(setup.zones.iter())?;
+    check_source(&setup.zones, &setup.idle_uw)?;
     check_cpu_packages(&setup.cpu_packages, setup.packages.len())
+}
+
+fn check_source(zones: &[Zone], idle_uw: &[Option<u64>]) -> Result<(), String> {
+    if idle_uw.len() != zones.len() {
+        return Err("idle powers that do not fit the counters".to_owned());
+    }
+    check_zones(zones.iter())
 }
 
 fn check_zones<'a>(zones: impl Iterator<Item = &'a Zone> + Clone) -> Result<(), String> {
@@ -368,9 +385,4 @@ fn check_cpu_packages(cpu_packages: &[Option<usize>], packages: usize) -> Result
         return Err("CPUs that are on no package".to_owned());
     }
     Ok(())
-}
-
-/// Energy that was measured for the recording is a replay; energy that was modelled stays modelled.
-fn replayed(origin: Origin) -> Origin {
-    if origin == Origin::Model { origin } else { Origin::Replay }
 }

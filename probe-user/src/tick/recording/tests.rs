@@ -16,7 +16,7 @@ use crate::{
     energy::zone::{Origin, Range, Zone, ZoneId, ZoneKind},
     gpu::GpuUsage,
     host::{gpu_id::GpuId, topology::PackageId},
-    tick::raw::{CpuTierInfo, RawTick, Setup, TickChanges},
+    tick::raw::{CpuTierInfo, RawTick, Setup, SourceChange, TickChanges},
 };
 
 fn setup() -> Setup {
@@ -58,6 +58,7 @@ fn ticks() -> Vec<RawTick> {
             energy_ns: second * 1_000_000_000 + 10_000,
             cpu_ns: second * 1_000_000_000 + 50_000,
             own_ns: second * 700_000,
+            suspended_ns: (second / 3) * 9_000_000_000,
             zones: vec![zone],
             cpu: Some(Ok(CpuReading {
                 rows,
@@ -190,6 +191,37 @@ fn gpus_round_trip_and_two_counters_of_one_zone_are_refused() {
 }
 
 #[test]
+fn another_energy_source_round_trips_and_has_its_own_counters() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.rec");
+    let id = |kind| ZoneId { package: Some(PackageId::whole(0)), kind };
+    let zones = [ZoneKind::Package, ZoneKind::Dram]
+        .map(|kind| Zone::microjoules(id(kind), Range::Endless, "there".to_owned()))
+        .to_vec();
+    let change = |origin, idle_uw| SourceChange { origin, zones: zones.clone(), idle_uw };
+    let tick = |source, readings: &[u64]| RawTick {
+        zones: readings.iter().map(|raw| Ok(*raw)).collect(),
+        changes: TickChanges { source, ..TickChanges::default() },
+        ..RawTick::default()
+    };
+    let write = |change: SourceChange| {
+        let mut writer = Writer::create(&path, &Setup { origin: Some(Origin::Model), ..setup() }).unwrap();
+        [tick(None, &[1]), tick(Some(change), &[2, 3]), tick(None, &[4, 5])]
+            .iter()
+            .for_each(|tick| writer.write(tick).unwrap());
+        writer.finish().unwrap();
+    };
+    write(change(Origin::Powercap, vec![None; 2]));
+    let replayed = change(Origin::Replay, vec![None; 2]);
+    let expected = [tick(None, &[1]), tick(Some(replayed), &[2, 3]), tick(None, &[4, 5])];
+    assert_eq!(read(Reader::open(&path).unwrap()), expected);
+    write(change(Origin::Powercap, vec![None]));
+    let mut reader = Reader::open(&path).unwrap();
+    reader.next_tick().unwrap();
+    assert!(reader.next_tick().unwrap_err().to_string().contains("do not fit"));
+}
+
+#[test]
 fn a_file_of_version_1_is_read() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a.rec");
@@ -237,6 +269,18 @@ fn modelled_energy_stays_modelled() {
     let modelled = Setup { origin: Some(Origin::Model), idle_uw: vec![Some(1)], ..setup() };
     Writer::create(&path, &modelled).unwrap().finish().unwrap();
     assert_eq!(Reader::open(&path).unwrap().setup().origin, Some(Origin::Model));
+}
+
+#[test]
+fn simulated_energy_stays_simulated() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.rec");
+    let mut simulated = Setup { origin: Some(Origin::Powercap), ..setup() };
+    simulated.zones.iter_mut().for_each(|zone| zone.origin = Some(Origin::Simulated));
+    Writer::create(&path, &simulated).unwrap().finish().unwrap();
+    let reader = Reader::open(&path).unwrap();
+    assert_eq!(reader.setup().machine_origin(), Some(Origin::Simulated));
+    assert_eq!(reader.recorded().0, Some(Origin::Simulated));
 }
 
 #[test]
@@ -309,7 +353,7 @@ fn other_files_and_versions_are_reported() {
         Reader::start(path, text.as_bytes()).err().map(|error| error.to_string()).unwrap_or_default()
     };
     assert_eq!(open(&|_| {}), "");
-    assert!(open(&|header| header["version"] = 4.into()).contains("version 4"));
+    assert!(open(&|header| header["version"] = 5.into()).contains("version 5"));
     assert!(open(&|header| header["setup"]["places"] = serde_json::json!([7])).contains("on no package"));
     assert!(open(&|header| header["setup"]["zones"][0]["unit"]["denominator"] = 0.into()).contains("invalid unit"));
     assert!(open(&|header| header["setup"]["idle_uw"] = serde_json::json!([])).contains("do not fit"));

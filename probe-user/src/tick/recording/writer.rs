@@ -75,6 +75,7 @@ impl Writer {
             energy: tick.energy_ns,
             cpu: tick.cpu_ns,
             own: tick.own_ns,
+            suspended: tick.suspended_ns,
             zones: tick.zones.iter().map(Value::from).collect(),
             ran: None,
             queues: Vec::new(),
