@@ -269,7 +269,9 @@ impl Sampler {
         }
         *sources = tried;
         let Some(hertz) = *histogram_hertz else { return };
-        *histogram = None;
+        if let Some(before) = histogram.take() {
+            before.detach();
+        }
         let state = match source.packages() {
             Some(packages) => match PowerHistogram::start(packages, hertz) {
                 Ok(started) => {

@@ -318,10 +318,12 @@ impl Accountant {
                 learnt.insert(*zone, root.baseline);
             }
         }
-        if self.setup.origin.replace(source.origin) != Some(source.origin) {
+        let before = self.setup.machine_origin();
+        self.setup.origin = Some(source.origin);
+        self.setup.zones.splice(..old, source.zones.iter().cloned());
+        if self.setup.machine_origin() != before {
             self.own = Microjoules::ZERO;
         }
-        self.setup.zones.splice(..old, source.zones.iter().cloned());
         self.setup.idle_uw.splice(..old, source.idle_uw.iter().copied());
         self.counters.splice(..old, counters);
         self.last_moved.splice(..old, std::iter::repeat_n(None, new));
@@ -460,13 +462,17 @@ impl Accountant {
         (self.last_own_ns, self.ran_since_ns) = (Some(raw.own_ns), 0);
     }
 
-    /// Index of the package whose CPU time splits a root's energy; `None` for the whole machine.
-    fn package(&self, id: ZoneId) -> Option<usize> {
+    /// Indices of the packages or dies whose CPU time splits a root's energy; empty for the whole
+    /// machine.
+    fn packages(&self, id: ZoneId) -> Vec<usize> {
         let packages = &self.setup.packages;
-        let exact = packages.iter().position(|package| Some(*package) == id.package);
-        // A die that the topology does not know shares the CPU time of its package.
+        if let Some(exact) = packages.iter().position(|package| Some(*package) == id.package) {
+            return vec![exact];
+        }
+        // A die that the topology does not know shares the CPU time of its package. A package whose
+        // dies are known has that of all of them: another source counted each die.
         let known = |package: &PackageId| id.package.is_some_and(|of| of.package == package.package);
-        exact.or_else(|| packages.iter().position(known))
+        packages.iter().enumerate().filter(|(_, package)| known(package)).map(|(index, _)| index).collect()
     }
 
     /// The CPU usage that splits a root's energy. A package is split by the CPU time on it, a whole
@@ -475,10 +481,14 @@ impl Accountant {
     /// whole machine.
     fn claims(&self, id: ZoneId, usage: &UsageByTarget) -> BTreeMap<ChargeTarget, CpuUsage> {
         match (id.kind, id.package) {
-            (ZoneKind::Package, Some(_)) if self.setup.has_per_cpu_usage() => match self.package(id) {
-                Some(index) => usage.iter().map(|(target, by_package)| (*target, by_package[index])).collect(),
-                None => BTreeMap::new(),
-            },
+            (ZoneKind::Package, Some(_)) if self.setup.has_per_cpu_usage() => {
+                let packages = self.packages(id);
+                if packages.is_empty() {
+                    return BTreeMap::new();
+                }
+                let of = |by_package: &[CpuUsage]| sum_usage(packages.iter().map(|index| &by_package[*index]));
+                usage.iter().map(|(target, by_package)| (*target, of(by_package))).collect()
+            }
             (ZoneKind::Package | ZoneKind::Psys, _) => {
                 usage.iter().map(|(target, by_package)| (*target, sum_usage(by_package))).collect()
             }
@@ -488,9 +498,9 @@ impl Accountant {
 
     fn cpus(&self, id: ZoneId) -> u64 {
         let cpus = self.setup.cpus();
-        match self.package(id) {
-            Some(index) => cpus[index],
-            None => cpus.iter().sum(),
+        match &*self.packages(id) {
+            [] => cpus.iter().sum(),
+            packages => packages.iter().map(|index| cpus[*index]).sum(),
         }
     }
 

@@ -57,6 +57,12 @@ impl PowerHistogram {
         Ok(Self { buckets, stop, thread: Some(thread) })
     }
 
+    /// Lets the thread end without waiting for it: a source that is given up may hang.
+    pub fn detach(mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        drop(self.thread.take());
+    }
+
     /// The histograms since the start.
     #[must_use]
     pub fn snapshot(&self) -> Vec<(ZoneId, Origin, Buckets)> {

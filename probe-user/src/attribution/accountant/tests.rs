@@ -716,3 +716,13 @@ fn the_time_of_a_job_with_its_own_row_is_not_the_systems() {
     assert_eq!(attributed(&second, 7) - attributed(&first, 7), 1_000_000);
     assert_eq!(second.streams[0].joules.0, attributed(&second, 7));
 }
+
+/// A source that counts whole packages where the topology has dies, as the model does.
+#[test]
+fn a_package_is_split_by_the_cpu_time_of_all_of_its_dies() {
+    let mut setup = setup(&[package(0)], 2);
+    setup.packages = (0..2).map(|die| PackageId { package: 0, die: Some(die) }).collect();
+    let mut machine = Machine::new(setup, IdlePolicy::Separate, 2);
+    let snapshot = machine.uses(0, 4_000_000).runs(10, 0, SECOND / 4).runs(11, 1, SECOND / 4 * 3).tick(SECOND);
+    assert_eq!([0, 1].map(|number| attributed(&snapshot, number)), [1_000_000, 3_000_000]);
+}

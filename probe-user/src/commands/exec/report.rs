@@ -193,7 +193,10 @@ fn zone_costs(accounts: &[AccountSum], own: &[&ContainerSum]) -> Vec<ZoneCost> {
             let energy: Vec<&EnergySum> = own
                 .iter()
                 .flat_map(|own| own.energy.iter())
-                .filter(|sum| sum.package == account.package && sum.zone == account.zone)
+                .filter(|sum| {
+                    // A source that changes during the command gives its zone a second account.
+                    (&sum.package, sum.zone, sum.source) == (&account.package, account.zone, account.source)
+                })
                 .collect();
             let has_row = !own.is_empty();
             ZoneCost {
@@ -436,6 +439,15 @@ mod tests {
         assert_eq!((zones[0].joules, zones[0].uncertainty_joules), (Some(3.5), Some(0.75)));
         let unsure = sum("a/unsure", "3", 2.0, None);
         assert_eq!(zone_costs(&[account("powercap")], &[&own, &unsure])[0].uncertainty_joules, None);
+    }
+
+    /// Each of the two accounts of the package got the energy of both sources.
+    #[test]
+    fn energy_of_a_source_that_changed_is_counted_once() {
+        let mut own = sum("a", "1", 1.0, None);
+        own.energy.push(EnergySum { source: "model", joules: 2.0, ..own.energy[0].clone() });
+        let zones = zone_costs(&[account("model"), account("powercap")], &[&own]);
+        assert_eq!(zones.iter().map(|zone| zone.joules).collect::<Vec<_>>(), [Some(2.0), Some(1.0)]);
     }
 
     #[test]
