@@ -7,15 +7,18 @@ use std::{collections::BTreeMap, fmt::Write as _};
 
 use serde::Serialize;
 
+use cli::number::{bit_rate, short, with_half_width};
+
 use crate::curves::{curves, energy_at};
 use results::{
-    cost::money::float,
     derived::EnergyClass,
-    model::{Entry, Model},
-    repeats::configurations,
+    estimate::Estimate,
+    figures::{Figures, pareto_front},
+    model::Model,
+    repeats::{Configuration, configurations},
     run::UNKNOWN,
 };
-use statistics::{Line, mean};
+use statistics::Line;
 use units::provenance::Unmeasured;
 
 /// The quantity to minimise.
@@ -38,11 +41,11 @@ pub enum Objective {
 pub struct AdviceRequest {
     /// Minimum VMAF.
     pub vmaf: Option<f64>,
-    /// Output size, `1920x1080` or `1080p`; `None` for any.
+    /// Output size, `1920x1080` or `1080p`, or all outputs, `1920x1080@30`; `None` for any.
     pub resolution: Option<String>,
     /// Quantity to minimise.
     pub objective: Objective,
-    /// Number of streams to predict the power of.
+    /// Number of streams to recommend a configuration for, and to predict the power of.
     pub streams: Option<u32>,
 }
 
@@ -53,21 +56,24 @@ pub struct Candidate {
     pub scenario: String,
     pub encoder: String,
     pub preset: String,
+    /// As requested; [`Candidate::bits_per_second`] is measured.
     pub bitrate: String,
     /// Configurations with the same outputs are comparable.
     pub output_ladder: String,
     pub streams: u32,
     pub vmaf: Option<f64>,
-    /// Energy of the host, unless --energy.scope is set.
+    /// Energy of [`Candidate::scope`].
     pub joules_per_media_second: Option<f64>,
     /// In the currency of the prices.
     pub cost_per_stream_hour: Option<f64>,
     pub carbon_grams_per_stream_hour: Option<f64>,
-    /// Of one stream.
+    /// Of one stream, measured where the size of the output is known.
     pub bits_per_second: Option<f64>,
     /// Pixels, or megabits, per joule.
     pub efficiency: Option<f64>,
-    /// Rank in the run.
+    /// Half the widths of the 95 % intervals of these means.
+    pub half_widths: HalfWidths,
+    /// Rank in the run; configurations whose intervals overlap tie.
     pub rank: Option<u32>,
     /// Rank among the configurations with the same outputs.
     pub ladder_rank: Option<u32>,
@@ -75,16 +81,39 @@ pub struct Candidate {
     pub pareto: bool,
     /// Mean power in watts.
     pub watts: Option<f64>,
+    /// Scope of the energy, `host` or `container`; empty without energy.
+    pub scope: &'static str,
     /// Source of the energy; `model` is an estimate.
     pub source: String,
     /// VMAF model, empty if unknown; scores of different models are not comparable.
     pub vmaf_model: String,
     pub repeats: usize,
+    /// True if the idle power was unknown to the probe, so that the energy of the container
+    /// includes a part of the idle energy.
+    pub with_idle: bool,
     #[serde(skip)]
     energy_class: EnergyClass,
+    #[serde(skip)]
+    figures: Figures,
     /// Reason why it is not compared, else empty.
     pub left_out: String,
+    /// Remark on the energy, else empty.
+    pub note: String,
 }
+
+/// Half the widths of 95 % intervals; absent for a single repeat.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct HalfWidths {
+    pub vmaf: Option<f64>,
+    pub joules_per_media_second: Option<f64>,
+    pub cost_per_stream_hour: Option<f64>,
+    pub carbon_grams_per_stream_hour: Option<f64>,
+    pub bits_per_second: Option<f64>,
+    pub efficiency: Option<f64>,
+}
+
+/// Columns of the table.
+const COLUMNS: usize = 12;
 
 /// The recommended configuration.
 #[derive(Clone, Debug, Serialize)]
@@ -93,6 +122,8 @@ pub struct Recommendation {
     pub scenario: String,
     pub run: String,
     pub why: String,
+    /// Configurations that are not known to be worse, because their intervals overlap.
+    pub ties: Vec<String>,
     /// Joules per second of media at exactly that VMAF, interpolated between measured bitrates.
     pub interpolated_joules_per_media_second: Option<f64>,
 }
@@ -103,7 +134,7 @@ pub struct Prediction {
     /// Encoder, preset, outputs and bitrate.
     pub configuration: String,
     pub streams: u32,
-    /// Power of the host.
+    /// Power in the scope that the configuration names, else of the host.
     pub watts: f64,
     /// Mean relative error of the fit in leave-one-out cross-validation.
     pub leave_one_out_error: f64,
@@ -130,188 +161,202 @@ pub struct Advice {
 pub fn advise(model: &Model, request: &AdviceRequest, currency: &str, default_prices: bool) -> Advice {
     let mut all = candidates(model);
     all.retain(|candidate| has_resolution(&candidate.output_ladder, request.resolution.as_deref()));
-    mark_pareto_front(&mut all);
     all.sort_by(|a, b| {
         let rank = |candidate: &Candidate| candidate.rank.unwrap_or(u32::MAX);
         (&b.run, rank(a)).cmp(&(&a.run, rank(b)))
     });
-    let recommendation = request.vmaf.map(|vmaf| recommend(model, &all, vmaf, request.objective));
+    let recommendation = request.vmaf.map(|vmaf| recommend(model, &all, vmaf, request));
     let predictions = request.streams.map(|streams| predict(&all, streams)).unwrap_or_default();
     Advice { currency: currency.to_owned(), default_prices, scenarios: all, recommendation, predictions }
 }
 
-/// True if the largest output of the ladder has this size: `1080p`, `1080` or `1920x1080`.
+/// True if the outputs are these, or the largest has this size: `1080p`, `1080` or `1920x1080`.
 fn has_resolution(ladder: &str, resolution: Option<&str>) -> bool {
     let Some(requested) = resolution else { return true };
     let largest = ladder.split(['@', ',']).next().unwrap_or_default();
     let height = requested.trim_end_matches(['p', 'P']);
-    largest == requested || largest.split_once('x').is_some_and(|(_, own)| own == height)
+    ladder == requested || largest == requested || largest.split_once('x').is_some_and(|(_, own)| own == height)
 }
 
-/// One candidate per configuration, with the means over the repeats whose energy is complete.
+/// One candidate per configuration.
 fn candidates(model: &Model) -> Vec<Candidate> {
-    let merge = |repeats: Vec<Candidate>| {
-        let complete: Vec<&Candidate> = repeats.iter().filter(|repeat| repeat.is_compared()).collect();
-        let mean_of = |value: fn(&Candidate) -> Option<f64>| {
-            mean(&complete.iter().filter_map(|repeat| value(repeat)).collect::<Vec<_>>())
-        };
-        let first = complete.first().copied().or(repeats.first())?;
-        if complete.len() < 2 {
-            return Some(first.clone());
-        }
-        Some(Candidate {
-            vmaf: mean_of(|repeat| repeat.vmaf),
-            joules_per_media_second: mean_of(|repeat| repeat.joules_per_media_second),
-            cost_per_stream_hour: mean_of(|repeat| repeat.cost_per_stream_hour),
-            carbon_grams_per_stream_hour: mean_of(|repeat| repeat.carbon_grams_per_stream_hour),
-            efficiency: mean_of(|repeat| repeat.efficiency),
-            watts: mean_of(|repeat| repeat.watts),
-            repeats: complete.len(),
-            ..first.clone()
-        })
-    };
-    configurations(model)
-        .iter()
-        .filter_map(|configuration| merge(configuration.entries.iter().map(|entry| candidate(entry)).collect()))
-        .collect()
+    let all = configurations(model);
+    let front = pareto_front(&all.iter().collect::<Vec<_>>());
+    all.iter().zip(front).map(|(configuration, pareto)| candidate(configuration, pareto)).collect()
 }
 
-fn candidate(entry: &Entry) -> Candidate {
-    let (scenario, figures) = (entry.scenario(), &entry.derived);
-    let hours = figures.media_seconds.map(|seconds| seconds / 3600.0).filter(|hours| *hours > 0.0);
-    let left_out = match &entry.lookup.energy {
-        None => format!("no energy: {}", entry.lookup.reason(scenario)),
-        Some(energy) if !energy.is_whole() => {
-            let part = energy.coverage.map_or("an unknown part".to_owned(), |part| format!("{:.0} %", part * 100.0));
-            format!("samples cover {part} of its window")
-        }
-        Some(_) => String::new(),
+fn candidate(configuration: &Configuration<'_>, pareto: bool) -> Candidate {
+    let (entry, figures) = (configuration.first(), Figures::of(configuration));
+    let scenario = entry.scenario();
+    let is_measured = figures.joules.is_some();
+    let left_out = if !is_measured {
+        if figures.note.is_empty() { "no energy".to_owned() } else { figures.note.clone() }
+    } else if figures.vmaf.is_none() || figures.bits_per_second.is_none() || figures.joules_per_media_second.is_none() {
+        "not comparable: VMAF, bitrate or energy is missing".to_owned()
+    } else if entry.derived.ladder == UNKNOWN {
+        "not comparable: its outputs are unknown".to_owned()
+    } else {
+        String::new()
     };
+    let mean = |estimate: Option<Estimate>| estimate.map(|estimate| estimate.mean);
+    let half_width = |estimate: Option<Estimate>| estimate.and_then(|estimate| estimate.half_width);
     Candidate {
         run: entry.run.id.clone(),
         scenario: scenario.name.clone(),
         encoder: scenario.encoder.clone(),
         preset: scenario.preset.clone(),
         bitrate: scenario.bitrate.clone(),
-        output_ladder: figures.ladder.clone(),
+        output_ladder: entry.derived.ladder.clone(),
         streams: scenario.stream_count().unwrap_or(1),
-        vmaf: scenario.quality.vmaf.as_ref().map(|score| score.value),
-        joules_per_media_second: figures.joules_per(figures.media_seconds),
-        cost_per_stream_hour: entry.cost.per(hours).map(float),
-        carbon_grams_per_stream_hour: entry.cost.carbon.map(float).zip(hours).map(|(grams, hours)| grams / hours),
-        bits_per_second: scenario.bits_per_second(),
-        efficiency: figures.efficiency,
+        vmaf: mean(figures.vmaf),
+        joules_per_media_second: mean(figures.joules_per_media_second),
+        cost_per_stream_hour: mean(figures.cost_per_stream_hour),
+        carbon_grams_per_stream_hour: mean(figures.carbon_grams_per_stream_hour),
+        bits_per_second: mean(figures.bits_per_second),
+        efficiency: mean(figures.efficiency),
+        half_widths: HalfWidths {
+            vmaf: half_width(figures.vmaf),
+            joules_per_media_second: half_width(figures.joules_per_media_second),
+            cost_per_stream_hour: half_width(figures.cost_per_stream_hour),
+            carbon_grams_per_stream_hour: half_width(figures.carbon_grams_per_stream_hour),
+            bits_per_second: half_width(figures.bits_per_second),
+            efficiency: half_width(figures.efficiency),
+        },
         rank: figures.rank,
         ladder_rank: figures.ladder_rank,
-        pareto: false,
-        watts: figures.watts,
-        source: figures.source.clone(),
+        pareto,
+        watts: mean(figures.watts),
+        scope: entry.derived.scope.map_or("", results::energy::Scope::as_str),
+        source: entry.derived.source.clone(),
         vmaf_model: scenario.quality.vmaf.as_ref().map(|score| score.model.clone()).unwrap_or_default(),
-        repeats: 1,
-        energy_class: figures.energy_class(),
+        repeats: configuration.entries.len(),
+        with_idle: entry.derived.energy_class().includes_idle(),
+        energy_class: entry.derived.energy_class(),
+        note: if left_out == figures.note { String::new() } else { figures.note.clone() },
+        figures,
         left_out,
     }
 }
 
 impl Candidate {
-    fn is_compared(&self) -> bool {
-        self.left_out.is_empty()
-    }
-
     /// True if the energy of the whole window is known; such a candidate may still be no point of
     /// the Pareto front.
     fn is_measured(&self) -> bool {
-        self.left_out.is_empty() || self.left_out.starts_with(INCOMPARABLE)
+        self.figures.joules.is_some()
     }
 
-    fn value(&self, objective: Objective) -> Option<f64> {
+    /// True if it may be recommended for a quality.
+    fn is_scored(&self) -> bool {
+        self.is_measured() && self.figures.vmaf.is_some() && self.output_ladder != UNKNOWN
+    }
+
+    fn value(&self, objective: Objective) -> Option<Estimate> {
         match objective {
-            Objective::Energy => self.joules_per_media_second,
-            Objective::Cost => self.cost_per_stream_hour,
-            Objective::Carbon => self.carbon_grams_per_stream_hour,
-            Objective::Bitrate => self.bits_per_second,
+            Objective::Energy => self.figures.joules_per_media_second,
+            Objective::Cost => self.figures.cost_per_stream_hour,
+            Objective::Carbon => self.figures.carbon_grams_per_stream_hour,
+            Objective::Bitrate => self.figures.bits_per_second,
         }
     }
 }
 
-/// Prefix of the reason why a measured candidate is not compared.
-const INCOMPARABLE: &str = "not comparable";
-
-/// Marks the Pareto front among the candidates of a run with the same outputs and streams, in
-/// bitrate, quality and energy, and in cost if all of them have one.
-fn mark_pareto_front(all: &mut [Candidate]) {
-    let group = |one: &Candidate| {
-        (one.run.clone(), one.output_ladder.clone(), one.streams, one.vmaf_model.clone(), one.energy_class)
+/// The candidates among which one is recommended: of the newest run that has any, as another run
+/// may be of another machine, and all with the same outputs and number of streams.
+///
+/// # Errors
+/// Why there are none, or what must be chosen.
+fn comparable<'a>(all: &'a [Candidate], request: &AdviceRequest) -> Result<Vec<&'a Candidate>, String> {
+    if all.is_empty() {
+        return Err(match &request.resolution {
+            Some(resolution) => format!("no scenario has the output {resolution}; without --resolution all are shown"),
+            None => "the runs have no scenario that encodes".to_owned(),
+        });
+    }
+    let scored = || all.iter().filter(|candidate| candidate.is_scored());
+    let newest = scored().map(|candidate| &candidate.run).max().ok_or(
+        "no scenario with both quality and the energy of its whole window; quality is scored by \
+         `wattcast-analysis run --analyze-quality`, but not of live streams",
+    )?;
+    let of_run = || scored().filter(move |candidate| candidate.run == *newest);
+    let of_streams = |candidate: &&Candidate| request.streams.is_none_or(|streams| candidate.streams == streams);
+    let chosen: Vec<&Candidate> = of_run().filter(of_streams).collect();
+    let list = |mut values: Vec<String>| {
+        values.sort();
+        values.dedup();
+        values.join(", ")
     };
-    let mut groups: BTreeMap<_, Vec<usize>> = BTreeMap::new();
-    for (at, candidate) in all.iter_mut().enumerate() {
-        if candidate.is_compared() {
-            if candidate.vmaf.is_none()
-                || candidate.bits_per_second.is_none()
-                || candidate.joules_per_media_second.is_none()
-            {
-                candidate.left_out = format!("{INCOMPARABLE}: VMAF, bitrate or energy is missing");
-                continue;
-            }
-            if candidate.output_ladder == UNKNOWN {
-                candidate.left_out = format!("{INCOMPARABLE}: its outputs are unknown");
-                continue;
-            }
-            groups.entry(group(candidate)).or_default().push(at);
-        }
+    if chosen.is_empty() {
+        let streams = list(of_run().map(|candidate| candidate.streams.to_string()).collect());
+        return Err(format!("run {newest}: quality is known for {streams} streams; choose one with --streams"));
     }
-    for members in groups.into_values() {
-        let with_cost = members.iter().all(|at| all[*at].cost_per_stream_hour.is_some());
-        // Smaller is better in each coordinate.
-        let point = |candidate: &Candidate| -> [f64; 4] {
-            [
-                candidate.bits_per_second.unwrap_or_default(),
-                -candidate.vmaf.unwrap_or_default(),
-                candidate.joules_per_media_second.unwrap_or_default(),
-                if with_cost { candidate.cost_per_stream_hour.unwrap_or_default() } else { 0.0 },
-            ]
+    if chosen.iter().any(|candidate| candidate.output_ladder != chosen[0].output_ladder) {
+        let outputs = list(chosen.iter().map(|candidate| candidate.output_ladder.clone()).collect());
+        return Err(format!("run {newest} has several outputs: {outputs}; choose with --resolution"));
+    }
+    if chosen.iter().any(|candidate| candidate.streams != chosen[0].streams) {
+        let streams = list(chosen.iter().map(|candidate| candidate.streams.to_string()).collect());
+        return Err(format!("run {newest} has several numbers of streams: {streams}; choose one with --streams"));
+    }
+    let is_other =
+        |one: &&&Candidate| one.vmaf_model != chosen[0].vmaf_model || one.energy_class != chosen[0].energy_class;
+    if let Some(other) = chosen.iter().find(is_other) {
+        let first = chosen[0];
+        let energy = |one: &Candidate| {
+            let idle = if one.with_idle { ", idle power unknown" } else { "" };
+            format!("the {} ({}{idle})", one.scope, one.source)
         };
-        let points: Vec<(usize, [f64; 4])> = members.iter().map(|at| (*at, point(&all[*at]))).collect();
-        for (at, own) in &points {
-            let dominated = points.iter().any(|(_, other)| {
-                other.iter().zip(own).all(|(a, b)| a <= b) && other.iter().zip(own).any(|(a, b)| a < b)
-            });
-            all[*at].pareto = !dominated;
-        }
-    }
-}
-
-fn recommend(model: &Model, all: &[Candidate], vmaf: f64, objective: Objective) -> Result<Recommendation, String> {
-    let newest = all.iter().map(|candidate| &candidate.run).max().ok_or("no scenario matches")?;
-    // Only within one run, as another run may be of another machine.
-    let run: Vec<&Candidate> = all.iter().filter(|candidate| candidate.run == *newest).collect();
-    let scored: Vec<&&Candidate> =
-        run.iter().filter(|candidate| candidate.is_measured() && candidate.vmaf.is_some()).collect();
-    let comparable =
-        |a: &&&Candidate, b: &&&Candidate| a.vmaf_model == b.vmaf_model && a.energy_class == b.energy_class;
-    if let Some(other) = scored.iter().find(|other| !comparable(other, &scored[0])) {
         return Err(format!(
             "run {newest}: {} and {} are not comparable: VMAF models {:?} and {:?}, energy from {} and {}",
-            scored[0].scenario, other.scenario, scored[0].vmaf_model, other.vmaf_model, scored[0].source, other.source
+            first.scenario,
+            other.scenario,
+            first.vmaf_model,
+            other.vmaf_model,
+            energy(first),
+            energy(other)
         ));
     }
-    let best = scored.iter().filter_map(|candidate| candidate.vmaf).max_by(f64::total_cmp);
-    let best =
-        best.ok_or_else(|| format!("run {newest}: no scenario with both quality and the energy of its whole window"))?;
+    Ok(chosen)
+}
+
+fn recommend(model: &Model, all: &[Candidate], vmaf: f64, request: &AdviceRequest) -> Result<Recommendation, String> {
+    let (scored, objective) = (comparable(all, request)?, request.objective);
+    let run = &scored[0].run;
     let good = scored.iter().filter(|candidate| candidate.vmaf.is_some_and(|score| score >= vmaf));
-    let mut good: Vec<(&&&Candidate, f64)> =
-        good.filter_map(|candidate| Some((candidate, candidate.value(objective)?))).collect();
-    good.sort_by(|a, b| a.1.total_cmp(&b.1));
-    let Some((chosen, value)) = good.first() else {
-        return Err(format!("run {newest}: no scenario with a known value reaches VMAF {vmaf}; the best is {best}"));
+    let mut good: Vec<(&Candidate, Estimate)> =
+        good.filter_map(|candidate| Some((*candidate, candidate.value(objective)?))).collect();
+    good.sort_by(|a, b| a.1.mean.total_cmp(&b.1.mean));
+    let Some((chosen, value)) = good.first().copied() else {
+        let best = scored.iter().filter_map(|candidate| candidate.vmaf).max_by(f64::total_cmp).unwrap_or_default();
+        return Err(format!(
+            "run {run}: no scenario with a known value reaches VMAF {}; the best is {}",
+            short(vmaf),
+            short(best)
+        ));
     };
-    let unit = match objective {
-        Objective::Energy => "J per second of media",
-        Objective::Cost => "per stream hour",
-        Objective::Carbon => "g per stream hour",
-        Objective::Bitrate => "bit/s",
+    let ties: Vec<String> = good[1..]
+        .iter()
+        .filter(|(_, other)| other.overlaps(&value))
+        .map(|(candidate, _)| candidate.scenario.clone())
+        .collect();
+    let amount = with_half_width(value.mean, value.half_width);
+    let amount = match objective {
+        Objective::Energy => {
+            format!("{amount} J per second of media (energy of the {}, {})", chosen.scope, chosen.source)
+        }
+        Objective::Cost => format!("{amount} per stream hour"),
+        Objective::Carbon => format!("{amount} g per stream hour"),
+        Objective::Bitrate => bit_rate(value.mean),
     };
-    let score = chosen.vmaf.unwrap_or_default();
+    let score = with_half_width(chosen.vmaf.unwrap_or_default(), chosen.half_widths.vmaf);
+    let mut why = format!(
+        "VMAF {score} with {amount}; {} of {} measured scenarios reach VMAF {}",
+        good.len(),
+        scored.len(),
+        short(vmaf)
+    );
+    if !ties.is_empty() {
+        let _ = write!(why, "; tie with {}: the intervals overlap", ties.join(", "));
+    }
     let interpolated = curves(model)
         .into_iter()
         .find(|(curve, _)| {
@@ -328,11 +373,8 @@ fn recommend(model: &Model, all: &[Candidate], vmaf: f64, objective: Objective) 
         objective,
         scenario: chosen.scenario.clone(),
         run: chosen.run.clone(),
-        why: format!(
-            "VMAF {score} with {value:.6} {unit}; {} of {} measured scenarios reach VMAF {vmaf}",
-            good.len(),
-            scored.len()
-        ),
+        why,
+        ties,
         interpolated_joules_per_media_second: interpolated,
     })
 }
@@ -346,7 +388,7 @@ fn predict(all: &[Candidate], streams: u32) -> Vec<Result<Prediction, String>> {
         let source = if candidate.energy_class == EnergyClass::default() {
             String::new()
         } else {
-            format!("({})", candidate.source)
+            format!("({} {})", candidate.scope, candidate.source)
         };
         let words = [&*candidate.encoder, &candidate.preset, &candidate.output_ladder, &candidate.bitrate, &source];
         let configuration = words.iter().filter(|word| !word.is_empty()).copied().collect::<Vec<_>>().join(" ");
@@ -392,11 +434,12 @@ impl Advice {
     pub fn table(&self) -> String {
         let mut out = self.candidates_table();
         out.push_str(
-            "* on the Pareto front of bitrate, VMAF, energy and cost among the same outputs and streams\n  \
-             rank by pixels per joule in its run, in brackets among the same outputs\n",
+            "* on the Pareto front of bitrate, VMAF and energy among the same outputs and streams\n  \
+             ±: half the width of the 95 % interval over the repeats; Mbit/s as measured, if the size is known\n  \
+             rank by pixels per joule in its run, in brackets among the same outputs; overlapping intervals tie\n",
         );
         if self.default_prices {
-            out.push_str("  prices: some are defaults, set --energy.price and --cpu.price\n");
+            out.push_str("  prices: that of energy is the default, set --energy.price\n");
         }
         for kind in Unmeasured::among(self.scenarios.iter().map(|candidate| &*candidate.source)) {
             let _ = writeln!(out, "  {}", kind.banner());
@@ -411,7 +454,8 @@ impl Advice {
                 if let Some(joules) = chosen.interpolated_joules_per_media_second {
                     let _ = writeln!(
                         out,
-                        "  at exactly that VMAF, interpolated between bitrates: {joules:.3} J per second of media"
+                        "  at exactly that VMAF, interpolated between bitrates: {} J per second of media",
+                        short(joules)
                     );
                 }
             }
@@ -433,12 +477,17 @@ impl Advice {
     }
 
     fn candidates_table(&self) -> String {
-        let number =
-            |value: Option<f64>, digits: usize| value.map_or_else(|| "–".to_owned(), |v| format!("{v:.digits$}"));
+        let number = |value: Option<f64>, half_width: Option<f64>| {
+            value.map_or_else(|| "–".to_owned(), |value| with_half_width(value, half_width))
+        };
+        let mega = |bits: f64| bits / 1e6;
         let cost_head = format!("{}/stream h", self.currency);
-        let heads = ["", "scenario", "encoder", "VMAF", "J/media s", &cost_head, "Mbit/s", "rank", ""];
-        let mut rows: Vec<[String; 9]> = vec![heads.map(str::to_owned)];
+        let [energy, rate] = ["J/media s", "Mbit/s"];
+        let heads =
+            ["", "scenario", "encoder", "streams", "n", "VMAF", energy, &cost_head, rate, "rank", "energy of", ""];
+        let mut rows: Vec<[String; COLUMNS]> = vec![heads.map(str::to_owned)];
         for candidate in &self.scenarios {
+            let widths = &candidate.half_widths;
             let rank = match (candidate.rank, candidate.ladder_rank) {
                 (Some(all), Some(ladder)) => format!("{all} ({ladder})"),
                 _ => "–".to_owned(),
@@ -447,22 +496,25 @@ impl Advice {
                 if candidate.pareto { "*" } else { "" }.to_owned(),
                 format!("{} {}", candidate.run, candidate.scenario),
                 [&*candidate.encoder, &candidate.preset].join(" ").trim().to_owned(),
-                number(candidate.vmaf, 2),
-                number(candidate.joules_per_media_second, 3),
-                number(candidate.cost_per_stream_hour, 6),
-                number(candidate.bits_per_second.map(|bits| bits / 1e6), 3),
+                candidate.streams.to_string(),
+                candidate.repeats.to_string(),
+                number(candidate.vmaf, widths.vmaf),
+                number(candidate.joules_per_media_second, widths.joules_per_media_second),
+                number(candidate.cost_per_stream_hour, widths.cost_per_stream_hour),
+                number(candidate.bits_per_second.map(mega), widths.bits_per_second.map(mega)),
                 rank,
-                candidate.left_out.clone(),
+                [candidate.scope, &candidate.source].join(" ").trim().to_owned(),
+                [&*candidate.left_out, &candidate.note].join(" ").trim().to_owned(),
             ]);
         }
-        let widths: Vec<usize> =
-            (0..9).map(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or_default()).collect();
+        let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or_default();
+        let widths: Vec<usize> = (0..COLUMNS).map(width).collect();
         let mut out = String::new();
         for row in &rows {
             let mut line = String::new();
             for (column, cell) in row.iter().enumerate() {
                 let pad = " ".repeat(widths[column] - cell.chars().count());
-                let right = (3..8).contains(&column);
+                let right = (3..10).contains(&column);
                 let _ = if right { write!(line, "{pad}{cell}  ") } else { write!(line, "{cell}{pad}  ") };
             }
             let _ = writeln!(out, "{}", line.trim_end());

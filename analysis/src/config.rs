@@ -36,7 +36,8 @@ pub enum Command {
     /// Recommend a configuration from measured runs
     ///
     /// Prints the efficiency ranking and the Pareto front, the best configuration for a target
-    /// quality, and the predicted power of a number of streams.
+    /// quality, and the predicted power of a number of streams. Exit code: 0, or 3 if no
+    /// configuration can be recommended for --target-vmaf.
     Advise(Advise),
     /// Write all runs into VictoriaMetrics with the time of each run
     Backfill(Backfill),
@@ -138,7 +139,7 @@ fn parse_threshold(text: &str) -> Result<f64, String> {
 
 #[derive(Clone, Debug, Args)]
 // The configuration file of `serve` is read whole, so all its flags exist here; prices are hidden.
-#[command(mut_args(|arg| { let hidden = PRICES.contains(&arg.get_id().as_str()); arg.hide(hidden) }))]
+#[command(mut_args(|arg| { let hidden = HIDDEN.contains(&arg.get_id().as_str()); arg.hide(hidden) }))]
 pub struct Check {
     /// Print JSON instead of a table
     #[arg(long)]
@@ -147,6 +148,10 @@ pub struct Check {
     /// Log requests and responses
     #[arg(long)]
     pub debug: bool,
+
+    /// The legacy checker's flag, without effect
+    #[arg(long)]
+    pub no_unicode: bool,
 
     /// Compare the metrics of two exporters instead, each a URL or a saved page
     ///
@@ -171,8 +176,8 @@ pub struct Check {
     pub shared: DataFlags,
 }
 
-/// Flags of runs and prices, which `check` hides.
-const PRICES: [&str; 16] = [
+/// Flags of runs and prices, and a flag without effect, which `check` hides.
+const HIDDEN: [&str; 19] = [
     "results_dir",
     "database_url",
     "database_write_url",
@@ -180,6 +185,8 @@ const PRICES: [&str; 16] = [
     "scope",
     "energy_price",
     "cpu_price",
+    "legacy_energy_price",
+    "legacy_cpu_price",
     "gpu_price",
     "node_price",
     "compute_model",
@@ -189,6 +196,7 @@ const PRICES: [&str; 16] = [
     "pue",
     "carbon",
     "region",
+    "no_unicode",
 ];
 
 #[derive(Clone, Debug, Args)]
@@ -196,7 +204,9 @@ pub struct Advise {
     #[command(flatten)]
     pub shared: DataFlags,
 
-    /// Number of newest runs to read
+    /// Number of newest runs to show
+    ///
+    /// A recommendation is of the newest run with quality scores, up to the tenth.
     #[arg(long = "results.keep", value_name = "COUNT", default_value_t = 1)]
     pub keep: usize,
 
@@ -204,7 +214,8 @@ pub struct Advise {
     #[arg(long = "target-vmaf", value_name = "SCORE", value_parser = parse_vmaf)]
     pub vmaf: Option<f64>,
 
-    /// Only configurations with this output size, for example 1080p or 1920x1080
+    /// Only configurations with this output size, for example 1080p or 1920x1080, or all outputs,
+    /// 1920x1080@30,1280x720@30
     #[arg(long, value_name = "SIZE")]
     pub resolution: Option<String>,
 
@@ -212,7 +223,7 @@ pub struct Advise {
     #[arg(long, value_name = "WHAT", value_enum, default_value_t)]
     pub objective: Objective,
 
-    /// Number of streams to predict the host's power for
+    /// Number of streams: recommend for it, and predict the power
     #[arg(long, value_name = "COUNT")]
     pub streams: Option<u32>,
 

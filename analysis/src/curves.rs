@@ -4,9 +4,8 @@ use std::collections::BTreeMap;
 
 use results::{derived::EnergyClass, energy::WindowEnergy, model::Model, run::UNKNOWN};
 use statistics::{
-    bjontegaard::widening,
     curve::{self, Method},
-    mean, quantile,
+    mean, propagation,
 };
 
 /// Properties that all scenarios on one curve share.
@@ -66,20 +65,16 @@ pub fn curves(model: &Model) -> BTreeMap<CurveKey, Vec<(f64, f64)>> {
 /// The points of a curve, each the mean over its repeats.
 #[must_use]
 pub fn mean_points(repeats: &CurveRepeats) -> Vec<(f64, f64)> {
-    points(repeats, <[_]>::to_vec)
+    let point = |repeats: &Vec<(f64, f64)>| {
+        let mean_of = |axis: fn(&(f64, f64)) -> f64| mean(&repeats.iter().map(axis).collect::<Vec<_>>());
+        mean_of(|point| point.0).zip(mean_of(|point| point.1))
+    };
+    by_score(repeats.iter().filter_map(point).collect())
 }
 
-/// The points of a curve, each the mean of what `pick` returns for its repeats.
-fn points(repeats: &CurveRepeats, mut pick: impl FnMut(&[(f64, f64)]) -> Vec<(f64, f64)>) -> Vec<(f64, f64)> {
-    let mut points: Vec<(f64, f64)> = repeats
-        .iter()
-        .filter_map(|repeats| {
-            let picked = pick(repeats);
-            let mean_of = |axis: fn(&(f64, f64)) -> f64| mean(&picked.iter().map(axis).collect::<Vec<_>>());
-            mean_of(|point| point.0).zip(mean_of(|point| point.1))
-        })
-        .collect();
-    // Of two configurations with the same score the one with less energy counts.
+/// Sorts points by score. Of two configurations with the same score the one with less energy
+/// counts.
+fn by_score(mut points: Vec<(f64, f64)>) -> Vec<(f64, f64)> {
     points.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.total_cmp(&b.1)));
     points.dedup_by(|next, kept| next.0 == kept.0);
     points
@@ -93,34 +88,39 @@ pub fn energy_at(points: &[(f64, f64)], vmaf: f64) -> Option<f64> {
     curve::Curve::new(&logarithms, Method::Pchip)?.at(vmaf).map(f64::exp)
 }
 
-/// Number of bootstrap resamples.
-const RESAMPLES: u32 = 200;
-
-/// 95 % bootstrap interval of [`energy_at`]; `None` with a point of a single repeat, or if more
-/// than 5 % of the resamples do not reach the score.
+/// 95 % interval of [`energy_at`], by the variance of the repeats; `None` with a point of a single
+/// repeat, or if repeats do not reach the score.
 #[must_use]
 pub fn energy_interval_at(repeats: &CurveRepeats, vmaf: f64) -> Option<(f64, f64)> {
-    if repeats.iter().any(|repeats| repeats.len() < 2) {
-        return None;
+    let sample = |repeats: &Vec<(f64, f64)>| repeats.iter().map(|(score, joules)| [*score, *joules]).collect();
+    let samples: Vec<Vec<[f64; 2]>> = repeats.iter().map(sample).collect();
+    let (low, high) = propagation::interval(&samples, |means| {
+        let points = by_score(means.iter().map(|[score, joules]| (*score, *joules)).collect());
+        energy_at(&points, vmaf).map(f64::ln).filter(|logarithm| logarithm.is_finite())
+    })?;
+    Some((low.exp(), high.exp())).filter(|(_, high)| high.is_finite())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn interval_at_a_point_is_that_of_its_repeats() {
+        let noise = [0.99, 1.0, 1.01];
+        let curve: CurveRepeats = [(70.0, 1.0), (80.0, 2.0), (90.0, 5.0)]
+            .map(|(score, joules)| noise.map(|part| (score, joules * part)).to_vec())
+            .to_vec();
+        let (low, high) = energy_interval_at(&curve, 80.0).unwrap();
+        // Student's quantile for three repeats is 4.303, of a standard error of 1 % / √3.
+        let half = 4.303 * 0.01 / 3.0_f64.sqrt();
+        assert!((low / (2.0 * (-half).exp()) - 1.0).abs() < 1e-3 && (high / (2.0 * half.exp()) - 1.0).abs() < 1e-3);
+        // Between points both contribute, with more degrees of freedom.
+        let (low, high) = energy_interval_at(&curve, 75.0).unwrap();
+        assert!((high / low).ln() < 1.4 * half, "{low} to {high}");
+        let mut single = curve.clone();
+        single[1].truncate(1);
+        assert_eq!(energy_interval_at(&single, 75.0), None);
+        assert_eq!(energy_interval_at(&curve, 95.0), None, "outside of the measured range");
     }
-    // A fixed seed, so that the same file gives the same page.
-    let mut random = fastrand::Rng::with_seed(1);
-    let energies: Vec<f64> = (0..RESAMPLES)
-        .filter_map(|_| {
-            let resampled = points(repeats, |repeats| {
-                let sample: Vec<_> = repeats.iter().map(|_| repeats[random.usize(..repeats.len())]).collect();
-                let mean_of = |all: &[(f64, f64)], axis: fn(&(f64, f64)) -> f64| {
-                    mean(&all.iter().map(axis).collect::<Vec<_>>()).unwrap_or(f64::NAN)
-                };
-                let widened = |axis: fn(&(f64, f64)) -> f64| {
-                    let center = mean_of(repeats, axis);
-                    center + (mean_of(&sample, axis) - center) * widening(repeats.len())
-                };
-                vec![(widened(|point| point.0), widened(|point| point.1))]
-            });
-            energy_at(&resampled, vmaf).filter(|joules| joules.is_finite())
-        })
-        .collect();
-    let enough = u32::try_from(energies.len()).unwrap_or(0) * 20 >= RESAMPLES * 19;
-    quantile(&energies, 0.025).zip(quantile(&energies, 0.975)).filter(|_| enough)
 }

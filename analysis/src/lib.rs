@@ -6,7 +6,8 @@
 //! server reads. [`qoe`] and [`curves`] derive the score and the rate-energy curves. [`advise`]
 //! recommends configurations, [`alerts`] evaluates rules, and [`backfill`] writes the history.
 //! [`streams`] receives progress reports of encoders and statistics of RTMP servers, and [`health`]
-//! checks every exporter. [`config`] is the command line, and [`settings`] the configuration file.
+//! checks every exporter. [`line_file`] appends to files. [`config`] is the command line, and
+//! [`settings`] the configuration file.
 
 #![forbid(unsafe_code)]
 #![allow(missing_docs, reason = "no API: for its own binary, tests and fuzz targets")]
@@ -18,6 +19,7 @@ pub mod config;
 pub mod curves;
 pub mod health;
 pub mod index_tables;
+pub mod line_file;
 pub mod live;
 pub mod loader;
 pub mod pages;

@@ -277,6 +277,7 @@ impl Loader {
             newest: self.cache.newest_modified(),
             files: self.cache.files(),
             problems: self.cache.problems().len(),
+            over_limit: self.cache.over_limit(),
             watched: self.watch.is_notified(),
             stale: self.setup.stale,
         }

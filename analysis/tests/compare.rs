@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use experiment::{
-    compare::{Comparison, Metric, Verdict, compare},
+    compare::{Comparison, Metric, Verdict, compare, refusals},
     report,
 };
 use results::{
@@ -158,6 +158,41 @@ fn curves_have_bjontegaard_deltas_unless_sources_differ() {
             .iter()
             .all(|delta| delta.refused.as_deref().is_some_and(|why| why.contains("different sources")))
     );
+    let lines = refusals(&refused.curves);
+    assert!(lines.len() == 1 && lines[0].contains("BD-rate, BD-energy"), "a reason is told once: {lines:?}");
+}
+
+#[test]
+fn runs_with_known_and_unknown_idle_power_are_not_compared() {
+    let with = |known: Option<bool>| {
+        let mut file = plain(&[10.0, 10.1, 10.2]);
+        for repeat in file["cells"][0]["repeats"].as_array_mut().unwrap() {
+            let joules = repeat["energy"][0]["microjoules"].as_u64().unwrap() / 10;
+            let container =
+                json!({ "scope": "container", "domain": "package-0", "source": "perf", "microjoules": joules });
+            repeat["energy"].as_array_mut().unwrap().push(container);
+            if let Some(known) = known {
+                repeat["idle_known"] = json!(known);
+            }
+        }
+        file
+    };
+    let energy = |found: &Comparison| found.rows.iter().find(|row| row.metric == Metric::Energy).unwrap().clone();
+    let different = of(&with(Some(true)), &with(Some(false)));
+    let row = energy(&different);
+    assert!(row.verdict == Verdict::Unknown && row.why.contains("idle power") && row.incomplete, "{row:?}");
+    // A file that does not say is compared, with a note.
+    let old = of(&with(None), &with(Some(true)));
+    assert_eq!(energy(&old).verdict, Verdict::Same);
+    assert!(old.notes.iter().any(|note| note.contains("baseline does not say")), "{:?}", old.notes);
+    assert!(of(&with(Some(true)), &with(Some(true))).notes.is_empty());
+}
+
+#[test]
+fn tables_have_readable_numbers() {
+    let few = plain(&[10.0, 10.1, 10.2]);
+    let table = of(&few, &few).table();
+    assert!(table.contains("500 kbit/s → 500 kbit/s") && !table.contains("e5"), "{table}");
 }
 
 #[test]

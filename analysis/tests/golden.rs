@@ -187,6 +187,7 @@ fn energy_has_labels_for_scope_source_and_way() {
         resets: 0,
         watts: vec![],
         cpu_seconds: Some(12.0),
+        idle_known: None,
     };
     let both = energy(vec![
         row(Scope::Host, "perf", 80_000_000),
@@ -260,15 +261,16 @@ fn files_of_schema_2_have_the_expected_values() {
         "pixels",
     );
     // 1 + 4 · VMAF / 100 · (1 − drops / 0.2)
-    let drops = 3.0 / 6000.0;
+    let drops = 3.0 / 6003.0;
     assert_close(
         value(&qoe, "wattcast_qoe_score", first, "made_of=\"vmaf+drops\""),
         1.0 + 4.0 * 0.9325 * (1.0 - drops / 0.2),
         "score",
     );
     assert_close(value(&qoe, "wattcast_qoe_component_ratio", first, "smoothness"), 1.0 - drops / 0.2, "smoothness");
-    let total = 8_100.000_001 * 0.12 / 3.6e6 + 150.25 * 0.5 / 3600.0;
-    let unit = |unit: &str| value(&cost, "wattcast_cost_per_unit_amount", first, &format!("unit=\"{unit}\""));
+    let total = 8_100.000_001 * 0.12 / 3.6e6;
+    let unit =
+        |unit: &str| value(&cost, "wattcast_cost_per_unit_amount", first, &format!("part=\"total\",unit=\"{unit}\""));
     for (name, amount) in [
         ("pixel", 17_971_200_000.0),
         ("megapixel", 17_971.2),
@@ -325,7 +327,7 @@ proptest! {
             let energy = WindowEnergy {
                 method: EnergyMethod::Database, rows: vec![joules(uj / 3), joules(uj - uj / 3)], coverage: Some(1.0),
                 seconds: None, gap_seconds: 0.0, resets: 0,
-                watts: vec![], cpu_seconds: None,
+                watts: vec![], cpu_seconds: None, idle_known: None,
             };
             EnergyLookup { energy: Some(energy), failures: vec![] }
         }).collect();
@@ -346,7 +348,11 @@ proptest! {
             let micro = |joules: f64| (joules * 1e6).round();
             let pixels = (frames * 100) as f64;
             prop_assert_eq!(micro(joules), micro(vmaf / 100.0 * pixels / one(&qoe, "qoe_efficiency_score", "")), "9503");
-            prop_assert_eq!(micro(joules), micro(vmaf / one(&qoe, "wattcast_quality_vmaf_per_joule", "")), "9503, per joule");
+            // Of a part of the window there is no quality per joule.
+            if entry.derived.is_whole {
+                let per_joule = one(&qoe, "wattcast_quality_vmaf_per_joule", "");
+                prop_assert_eq!(micro(joules), micro(vmaf / per_joule), "9503, per joule");
+            }
             prop_assert_eq!(micro(joules), micro(one(&cost, "wattcast_cost_amount", "part=\"energy\"") / 0.12 * 3.6e6), "9504");
             prop_assert_eq!(micro(joules), micro(one(&cost, "cost_energy_load_aware", "") / 0.12 * 3.6e6), "9504, legacy name");
             prop_assert_eq!(micro(joules), micro(one(&results, "results_scenario_total_energy_joules", "")), "9502, legacy name");

@@ -482,11 +482,12 @@ fn measured() -> String {
 fn advise_recommends_the_best_and_does_not_extrapolate() {
     let dir = tempfile::tempdir().unwrap();
     write(dir.path(), "20260101_000000", &measured());
-    let advise = |flags: &[&str]| -> Value {
+    let advise_with_code = |flags: &[&str], code: i32| -> Value {
         let out = run("advise", dir.path(), &[&["--json"], flags].concat());
-        assert!(out.status.success(), "{}", text(&out.stderr));
+        assert_eq!(out.status.code(), Some(code), "{}", text(&out.stderr));
         serde_json::from_slice(&out.stdout).unwrap()
     };
+    let advise = |flags: &[&str]| advise_with_code(flags, 0);
     let advice = advise(&["--target-vmaf=93", "--resolution=1080p"]);
     assert_eq!(advice["recommendation"]["Ok"]["scenario"], "libx264 4000k");
     let between = advice["recommendation"]["Ok"]["interpolated_joules_per_media_second"].as_f64().unwrap();
@@ -507,7 +508,8 @@ fn advise_recommends_the_best_and_does_not_extrapolate() {
         advise(&["--target-vmaf=93", "--resolution=1080p", "--objective=bitrate"])["recommendation"]["Ok"]["scenario"],
         "libx265 2000k"
     );
-    let error = &advise(&["--target-vmaf=99", "--resolution=1080p"])["recommendation"]["Err"];
+    // What was asked for has no answer.
+    let error = &advise_with_code(&["--target-vmaf=99", "--resolution=1080p"], 3)["recommendation"]["Err"];
     assert!(error.as_str().unwrap().contains("best is 97"), "{error}");
     let predicted = &advise(&["--streams=3", "--resolution=720p"])["predictions"][0]["Ok"];
     assert!(
@@ -519,10 +521,117 @@ fn advise_recommends_the_best_and_does_not_extrapolate() {
     let few = &advise(&["--streams=2", "--resolution=1080p"])["predictions"][0]["Err"];
     assert!(few.as_str().unwrap().contains("three different"), "{few}");
     let table = text(&run("advise", dir.path(), &["--target-vmaf=93", "--resolution=1080p"]).stdout);
-    assert!(table.contains("Recommended: libx264 4000k") && table.contains("some are defaults"), "{table}");
+    assert!(table.contains("Recommended: libx264 4000k") && table.contains("that of energy is the default"), "{table}");
     println!("{table}");
     let nothing = run("advise", &dir.path().join("nowhere"), &[]);
     assert!(!nothing.status.success() && text(&nothing.stderr).contains("--results-dir"));
+}
+
+/// A file of schema 2: name, output height, number of streams, joules of three repeats and VMAF of
+/// each configuration. The joules are of the host, a tenth of them of the container.
+fn repeated(configurations: &[(&str, u32, u32, [f64; 3], f64)]) -> String {
+    let cell = |(name, height, streams, joules, vmaf): &(&str, u32, u32, [f64; 3], f64)| {
+        let repeat = |(n, joules): (usize, &f64)| {
+            let energy = |scope: &str, part: f64| json!({"scope": scope, "source": "perf", "microjoules": (joules * part * 1e6).round() as u64});
+            json!({"n": n + 1, "status": "ok", "frames": {"encoded": 300, "dropped": 0}, "bytes": 437_500, "media_seconds": 10.0,
+                "container": "enc", "energy": [energy("host", 1.0), energy("container", 0.1)],
+                "window": {"start_unix_ns": 1_795_176_000_000_000_000_u64, "end_unix_ns": 1_795_176_010_000_000_000_u64, "seconds": 10.0},
+                "quality": [{"metric": "vmaf", "value": vmaf, "model": "m", "pooling": "mean"}]})
+        };
+        let repeats: Vec<Value> = joules.iter().enumerate().map(repeat).collect();
+        json!({"name": name, "repeats": repeats, "axes": {"encoder": "libx264", "preset": "fast", "bitrate": "500k",
+            "width": height * 16 / 9, "height": height, "frames_per_second": 30, "streams": streams}})
+    };
+    let cells: Vec<Value> = configurations.iter().map(cell).collect();
+    json!({"schema": "wattcast/results/2", "run": {"id": "r", "started": "2026-11-20T12:00:00Z", "status": "ok"},
+        "host": {"name": "h"}, "cells": cells})
+    .to_string()
+}
+
+#[test]
+fn advise_and_report_have_the_same_figures() {
+    let dir = tempfile::tempdir().unwrap();
+    // The first repeat of "wide" is the best of all; its mean is not.
+    let file = repeated(&[
+        ("low", 720, 1, [10.0, 10.1, 10.2], 95.0),
+        ("wide", 720, 1, [9.0, 11.0, 11.5], 95.0),
+        ("high", 720, 1, [20.0, 20.1, 20.2], 95.0),
+    ]);
+    write(dir.path(), "20261120_120000", &file);
+    let out = run("advise", dir.path(), &["--json", "--target-vmaf=90"]);
+    assert!(out.status.success(), "{}", text(&out.stderr));
+    let advice: Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert_eq!(advice["recommendation"]["Ok"]["scenario"], "low");
+    assert_eq!(advice["recommendation"]["Ok"]["ties"], json!(["wide"]), "their intervals overlap");
+    let row = |name: &str| {
+        let all = advice["scenarios"].as_array().unwrap();
+        all.iter().find(|one| one["scenario"].as_str().unwrap().starts_with(name)).unwrap().clone()
+    };
+    assert_eq!((&row("low")["rank"], &row("wide")["rank"], &row("high")["rank"]), (&json!(1), &json!(1), &json!(3)));
+    assert_eq!((&row("low")["scope"], &row("low")["repeats"]), (&json!("container"), &json!(3)));
+    // As measured, not the 500k that were requested.
+    assert_eq!(row("low")["bits_per_second"], json!(350_000.0));
+    // 10.1 J, a tenth of it of the container, over 10 s of media; the half width is 4.303 · s / √3.
+    let table = text(&run("advise", dir.path(), &["--target-vmaf=90"]).stdout);
+    let report = text(&run("report", dir.path(), &["--output=-"]).stdout);
+    for page in [&table, &report] {
+        assert!(page.contains("0.101 ± 0.0025") || page.contains("0.1010 ± 0.0025"), "{page}");
+    }
+    let host = text(&run("advise", dir.path(), &["--energy.scope=host"]).stdout);
+    assert!(host.contains("1.010 ± 0.025") && host.contains("host perf"), "{host}");
+}
+
+#[test]
+fn advise_recommends_within_one_output_and_number_of_streams() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = repeated(&[
+        ("small", 360, 1, [1.0, 1.1, 1.2], 95.0),
+        ("large", 720, 1, [10.0, 10.1, 10.2], 95.0),
+        ("four", 720, 4, [5.0, 5.1, 5.2], 95.0),
+    ]);
+    write(dir.path(), "20261120_120000", &file);
+    let recommendation = |flags: &[&str]| {
+        let out = run("advise", dir.path(), &[&["--json", "--target-vmaf=90"], flags].concat());
+        serde_json::from_slice::<Value>(&out.stdout).unwrap()["recommendation"].clone()
+    };
+    let several = recommendation(&[])["Err"].as_str().unwrap().to_owned();
+    assert!(several.contains("640x360@30, 1280x720@30") || several.contains("1280x720@30, 640x360@30"), "{several}");
+    assert!(several.contains("--resolution"), "{several}");
+    let streams = recommendation(&["--resolution=720p"])["Err"].as_str().unwrap().to_owned();
+    assert!(streams.contains("1, 4") && streams.contains("--streams"), "{streams}");
+    assert_eq!(recommendation(&["--resolution=720p", "--streams=4"])["Ok"]["scenario"], "four");
+    assert_eq!(recommendation(&["--resolution=720p", "--streams=1"])["Ok"]["scenario"], "large");
+    let none = recommendation(&["--resolution=720p", "--streams=2"])["Err"].as_str().unwrap().to_owned();
+    assert!(none.contains("1, 4 streams"), "{none}");
+}
+
+#[test]
+fn a_live_run_does_not_hide_the_newest_run_with_scores() {
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), "20261120_120000", &repeated(&[("scored", 720, 1, [10.0, 10.1, 10.2], 95.0)]));
+    let mut live: Value = serde_json::from_str(&repeated(&[("live", 720, 1, [10.0, 10.1, 10.2], 95.0)])).unwrap();
+    for repeat in live["cells"][0]["repeats"].as_array_mut().unwrap() {
+        repeat.as_object_mut().unwrap().remove("quality");
+    }
+    write(dir.path(), "20261121_120000", &live.to_string());
+    let out = run("advise", dir.path(), &["--json", "--target-vmaf=90"]);
+    assert!(out.status.success(), "{}", text(&out.stderr));
+    let advice: Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert_eq!(advice["recommendation"]["Ok"]["scenario"], "scored");
+    // Without a target only the newest run is shown.
+    let newest = text(&run("advise", dir.path(), &[]).stdout);
+    assert!(newest.contains("live") && !newest.contains("scored"), "{newest}");
+}
+
+#[test]
+fn a_report_without_measurements_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), "20260101_000000", r#"{"scenarios": []}"#);
+    let empty = run("report", dir.path(), &["--output=-"]);
+    assert!(!empty.status.success() && empty.stdout.is_empty(), "{}", text(&empty.stdout));
+    assert!(text(&empty.stderr).contains("20260101_000000"), "{}", text(&empty.stderr));
+    let nowhere = run("report", &dir.path().join("nowhere"), &[]);
+    assert!(!nowhere.status.success() && text(&nowhere.stderr).contains("--results-dir"), "{}", text(&nowhere.stderr));
 }
 
 #[test]

@@ -12,6 +12,8 @@ struct Job {
     name: &'static str,
     /// Its name in VictoriaMetrics, if the legacy stack had a different one.
     victoria: Option<&'static str>,
+    /// Its name in the legacy health checker, if that was a different one; alerts contain it.
+    exporter: Option<&'static str>,
     /// The label `service` of the legacy stack.
     service: Option<&'static str>,
     port: u16,
@@ -22,28 +24,33 @@ struct Job {
 }
 
 const fn job(name: &'static str, service: &'static str, port: u16, host: &'static str) -> Job {
-    Job { name, victoria: None, service: Some(service), port, host, comment: "" }
+    Job { service: Some(service), ..other(name, port, host) }
 }
 
 const fn other(name: &'static str, port: u16, host: &'static str) -> Job {
-    Job { name, victoria: None, service: None, port, host, comment: "" }
+    Job { name, victoria: None, exporter: None, service: None, port, host, comment: "" }
+}
+
+const fn checked(exporter: &'static str, job: Job) -> Job {
+    Job { exporter: Some(exporter), ..job }
 }
 
 const JOBS: [Job; 16] = [
     Job {
         victoria: Some("cpu-power-go"),
+        exporter: Some("cpu-exporter-go"),
         comment: "Queries of the legacy exporters contain the names of these jobs.",
         ..job("rapl-power", "power-monitoring", 9500, "wattcast-probe")
     },
-    job("docker-stats", "docker-overhead", 9501, "wattcast-probe"),
-    job("gpu-exporter-go", "gpu", 9505, "wattcast-probe"),
+    checked("docker-stats-exporter", job("docker-stats", "docker-overhead", 9501, "wattcast-probe")),
+    checked("gpu-exporter", job("gpu-exporter-go", "gpu", 9505, "wattcast-probe")),
     job("results-exporter", "analysis", 9502, "wattcast-analysis"),
     job("qoe-exporter", "quality", 9503, "wattcast-analysis"),
     // Its series already have a label `service`.
     other("cost-exporter", 9504, "wattcast-analysis"),
-    job("ffmpeg-stats", "encoding", 9506, "wattcast-analysis"),
+    checked("ffmpeg-exporter", job("ffmpeg-stats", "encoding", 9506, "wattcast-analysis")),
     job("exporter-health", "monitoring", 9600, "wattcast-analysis"),
-    job("nginx-rtmp", "nginx-rtmp", 9728, "wattcast-analysis"),
+    checked("nginx-exporter", job("nginx-rtmp", "nginx-rtmp", 9728, "wattcast-analysis")),
     Job {
         comment: "External exporters (node_exporter, cAdvisor, DCGM), and the stack itself.",
         ..job("node-exporter", "host", 9100, "node-exporter")
@@ -95,7 +102,7 @@ fn prometheus(deployment: Deployment) -> String {
     let mut text = format!(
         "{HEADER}# Every series is on one port only, so no series is stored twice. Optional targets that do not run\n# are down.\n\
          # Retention of 7 days: --storage.tsdb.retention.time=7d\n\
-         global:\n  scrape_interval: 5s\n  scrape_timeout: 5s\n  evaluation_interval: 15s\n\n\
+         global:\n  scrape_interval: 5s\n  scrape_timeout: 5s\n  evaluation_interval: 5s\n\n\
          rule_files:\n  - rules/energy.yml\n  - rules/cost.yml\n  - rules/equivalents.yml\n  - rules/alerts.yml\n\n\
          alerting:\n  alertmanagers:\n    - static_configs:\n        - targets: [\"{}\"]\n\n",
         deployment.address("alertmanager", 9093)
@@ -206,7 +213,33 @@ pub fn files() -> Vec<(PathBuf, String)> {
     ]
 }
 
+/// The targets of the health checker in compose, NAME=URL. GPUs are optional, so DCGM is not among
+/// them.
+pub fn health_targets() -> impl Iterator<Item = String> {
+    JOBS.iter().filter(|job| job.name != "dcgm").map(|job| {
+        let path = if job.name == "grafana" { "/api/health" } else { "" };
+        let address = Deployment::Compose.address(job.host, job.port);
+        format!("{}=http://{address}{path}", job.exporter.unwrap_or(job.name))
+    })
+}
+
 /// The scraped ports, with their host names in compose.
 pub fn ports() -> impl Iterator<Item = (u16, &'static str)> {
     JOBS.iter().map(|job| (job.port, job.host))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn compose_checks_every_job_under_its_legacy_name() {
+        let compose = std::fs::read_to_string(root().join("compose.yaml")).unwrap();
+        let flags = compose.lines().filter_map(|line| line.trim().strip_prefix("- --health.targets="));
+        let flags: Vec<&str> = flags.collect();
+        assert_eq!(flags, health_targets().collect::<Vec<_>>());
+        for name in ["cpu-exporter-go", "docker-stats-exporter", "nginx-exporter", "ffmpeg-exporter"] {
+            assert!(flags.iter().any(|flag| flag.starts_with(&format!("{name}="))), "{name}");
+        }
+    }
 }

@@ -66,7 +66,7 @@ pub fn short_intervals(text: &str) -> String {
         ("for: 1m", "for: 2s"),
         ("scrape_interval: 5s", "scrape_interval: 1s"),
         ("scrape_timeout: 5s", "scrape_timeout: 1s"),
-        ("evaluation_interval: 15s", "evaluation_interval: 1s"),
+        ("evaluation_interval: 5s", "evaluation_interval: 1s"),
         ("interval: 15s", "interval: 1s"),
         ("group_wait: 10s", "group_wait: 1s"),
         ("group_interval: 1m", "group_interval: 2s"),

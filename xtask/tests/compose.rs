@@ -290,7 +290,7 @@ mod standard_ports {
                     line.starts_with(&format!("wattcast_target_healthy{{target=\"{name}\"")) && line.ends_with(" 1")
                 })
             };
-            Ok(["rapl-power", "results-exporter", "node-exporter", "nginx-rtmp"].into_iter().all(healthy))
+            Ok(["cpu-exporter-go", "results-exporter", "node-exporter", "nginx-exporter"].into_iter().all(healthy))
         });
     }
 }

@@ -36,7 +36,7 @@ pub enum Metric {
     Ssim,
     /// Quality of experience from 1 to 5.
     Qoe,
-    /// Dropped frames per encoded frame.
+    /// Dropped frames per frame, encoded or dropped.
     DropRatio,
     JoulesPerFrame,
     /// Total cost in the currency of the prices.
@@ -255,7 +255,7 @@ impl AlertState {
     pub fn open(file: Option<&Path>) -> Self {
         let saved = file.filter(|file| file.exists()).map(|file| {
             let text = read_limited(file, MAX_STATE).map_err(|error| error.to_string())?;
-            serde_json::from_str(&text).map_err(|error| error.to_string())
+            Self::parse(&text).map(|state| state.active)
         });
         let active = saved.transpose().unwrap_or_else(|error| {
             let file = file.unwrap_or(Path::new(""));
@@ -263,6 +263,17 @@ impl AlertState {
             None
         });
         Self { active: active.unwrap_or_default(), file: file.map(Path::to_owned) }
+    }
+
+    /// Parses the content of the file; the state is not written to one.
+    ///
+    /// # Errors
+    /// The text is not a state.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let saved: BTreeMap<String, Alert> = serde_json::from_str(text).map_err(|error| error.to_string())?;
+        // Alerts are found again by their labels, whatever their keys in the file are.
+        let active = saved.into_values().map(|alert| (alert.fingerprint(), alert)).collect();
+        Ok(Self { active, file: None })
     }
 
     /// Returns the alerts that started or ended since the last call.

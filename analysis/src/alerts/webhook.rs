@@ -19,7 +19,8 @@ use sha2::{Digest as _, Sha256};
 use tracing::{info, warn};
 
 use super::{Alert, MAX_STATE, hex};
-use cli::file::{append, read_limited, replace_json};
+use crate::line_file;
+use cli::file::{read_limited, replace_json};
 
 use client::{Access, Client, ClientError, secret};
 
@@ -117,7 +118,7 @@ pub fn signature(key: &str, unix: i64, body: &[u8]) -> String {
 
 /// A queued notification.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Notification {
+pub struct Notification {
     body: String,
     /// Idempotency key, the same for every attempt: a digest of the body and the time of the event,
     /// as the same alert can start twice.
@@ -191,11 +192,20 @@ impl WebhookSender {
 /// The notifications that were queued when the service ended.
 fn read_queue(file: &Path) -> VecDeque<Notification> {
     let text = read_limited(file, MAX_STATE).map_err(|error| error.to_string());
-    let queue = text.and_then(|text| serde_json::from_str(&text).map_err(|error| error.to_string()));
-    queue.unwrap_or_else(|error| {
+    text.and_then(|text| parse_queue(&text)).unwrap_or_else(|error| {
         warn!("{}: {error}; the queued notifications are lost", file.display());
         VecDeque::new()
     })
+}
+
+/// Parses the file of queued notifications; the oldest beyond 1000 are left out.
+///
+/// # Errors
+/// The text is not a queue.
+pub fn parse_queue(text: &str) -> Result<VecDeque<Notification>, String> {
+    let mut queue: VecDeque<Notification> = serde_json::from_str(text).map_err(|error| error.to_string())?;
+    queue.drain(..queue.len().saturating_sub(MAX_QUEUED));
+    Ok(queue)
 }
 
 /// The queue of one receiver.
@@ -264,10 +274,11 @@ impl Delivery {
     fn give_up(&mut self, why: &str) {
         let Some(notification) = self.queue.pop_front() else { return };
         warn!("webhook {}: notification given up: {why}", self.webhook.name);
-        if let Some(file) = &self.dead_file
-            && let Err(error) = append(file, format!("{}\n", notification.body).as_bytes())
-        {
-            warn!("{}: {error}", file.display());
+        if let Some(file) = &self.dead_file {
+            let line = format!("{}\n", notification.body);
+            if let Err(error) = line_file::append(file, 0o640, [line.as_bytes()]).result {
+                warn!("{}: {error}; the notification is lost", file.display());
+            }
         }
         self.save_queue();
     }
@@ -324,5 +335,11 @@ mod tests {
             signature("key", 1_700_000_000, b"{}"),
             "t=1700000000,v1=9d713ed406bb7076d4123f0dc2c39d2df5c654ed4b0cd56b52c8b4c940bd63ae"
         );
+    }
+    #[test]
+    fn a_queue_file_is_limited_like_the_queue() {
+        let one = r#"{"body":"{}","key":"k","since":1}"#;
+        assert_eq!(parse_queue(&format!("[{}]", vec![one; MAX_QUEUED + 5].join(","))).unwrap().len(), MAX_QUEUED);
+        assert!(parse_queue("{}").is_err());
     }
 }

@@ -16,7 +16,10 @@ use results::{
 };
 use toml::Table;
 
-use super::{exit_code, log_errors, print, read_settings, report_check};
+use super::{INCOMPLETE, exit_code, log_errors, print, read_settings, report_check};
+
+/// Number of newest runs among which one with quality scores is searched.
+const SEARCHED: usize = 10;
 
 /// Runs the command.
 pub(crate) fn run(config: &Advise, file: &Table) -> ExitCode {
@@ -24,12 +27,17 @@ pub(crate) fn run(config: &Advise, file: &Table) -> ExitCode {
         return report_check(read_settings(&config.shared, file).map(|_| ()));
     }
     log_errors();
-    exit_code(print_advice(config, file))
+    match print_advice(config, file) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(INCOMPLETE),
+        Err(error) => exit_code(Err(error)),
+    }
 }
 
-fn print_advice(config: &Advise, file: &Table) -> Result<()> {
+/// Prints the advice. Returns false if a recommendation was requested and there is none.
+fn print_advice(config: &Advise, file: &Table) -> Result<bool> {
     let (data, _) = read_settings(&config.shared, file)?;
-    let mut cache = RunCache::new(&config.shared.results_dir, config.keep, usize::MAX);
+    let mut cache = RunCache::new(&config.shared.results_dir, config.keep.max(SEARCHED), usize::MAX);
     cache.refresh();
     if cache.runs().is_empty() {
         bail!("{}", cache.problems().join("\n"));
@@ -42,17 +50,29 @@ fn print_advice(config: &Advise, file: &Table) -> Result<()> {
         let energy = |scenario| data.sources.look_up(run, scenario, &EnergyLookup::default(), &mut round);
         (run.clone(), run.scenarios.iter().map(energy).collect())
     };
-    let runs: Vec<_> = cache.runs().iter().map(|(_, run)| with_energy(run)).collect();
-    let model = Model::new(&runs, data.scope, &data.prices);
+    let runs: Vec<_> = shown(&cache, config).into_iter().map(&mut with_energy).collect();
+    let model = Model::new(&runs, data.compared_scope, &data.prices);
     let request = AdviceRequest {
         vmaf: config.vmaf,
         resolution: config.resolution.clone(),
         objective: config.objective,
         streams: config.streams,
     };
-    let has_default_prices = [data.prices.energy_origin, data.prices.core_hour.origin].contains(&PriceOrigin::Default);
+    let has_default_prices = data.prices.energy_origin == PriceOrigin::Default;
     let advice = advise(&model, &request, &data.prices.currency, has_default_prices);
     let json = || serde_json::to_string_pretty(&advice).map(|text| text + "\n");
     print(&if config.json { json()? } else { advice.table() });
-    Ok(())
+    Ok(!matches!(advice.recommendation, Some(Err(_))))
+}
+
+/// The newest runs, and if none of them has quality scores, which a live run never has, the newest
+/// one that does.
+fn shown<'a>(cache: &'a RunCache, config: &Advise) -> Vec<&'a Arc<Run>> {
+    let runs = || cache.runs().iter().map(|(_, run)| run);
+    let is_scored = |run: &&Arc<Run>| run.scenarios.iter().any(|scenario| scenario.quality.vmaf.is_some());
+    let mut shown: Vec<&Arc<Run>> = runs().take(config.keep).collect();
+    if config.vmaf.is_some() && !shown.iter().any(is_scored) {
+        shown.extend(runs().skip(config.keep).find(is_scored));
+    }
+    shown
 }

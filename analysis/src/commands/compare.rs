@@ -7,10 +7,7 @@ use anyhow::Result;
 use experiment::compare::{Verdict, compare};
 use toml::Table;
 
-use super::{log_errors, print, read_settings, report_check, result_file::read_model};
-
-/// Exit code if nothing became worse, but not everything is comparable.
-const INCOMPLETE: u8 = 3;
+use super::{INCOMPLETE, log_errors, print, read_settings, report_check, result_file::read_model};
 
 /// Runs the command. An error has the exit code of a wrong command line, because 1 means that
 /// something became worse.
@@ -21,9 +18,8 @@ pub(crate) fn run(config: &Compare, file: &Table) -> ExitCode {
 
 fn print_comparison(config: &Compare, file: &Table) -> Result<ExitCode> {
     let (data, _) = read_settings(&config.shared, file)?;
-    let scope_is_set = config.shared.scope.is_some();
-    let (baseline, _) = read_model(&config.baseline, &data, scope_is_set)?;
-    let (candidate, _) = read_model(&config.candidate, &data, scope_is_set)?;
+    let (baseline, _) = read_model(&config.baseline, &data)?;
+    let (candidate, _) = read_model(&config.candidate, &data)?;
     let comparison = compare(&baseline, &candidate, &config.metrics, config.threshold);
     print(&if config.json { serde_json::to_string_pretty(&comparison)? + "\n" } else { comparison.table() });
     let nothing_compared = comparison.rows.iter().all(|row| row.verdict == Verdict::Unknown);

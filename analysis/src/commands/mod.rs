@@ -20,6 +20,9 @@ use cli::{
 use results::settings::{DataFlags, DataSettings};
 use toml::Table;
 
+/// Exit code if the command ran, but cannot answer all that was asked.
+const INCOMPLETE: u8 = 3;
+
 /// Prints an error and returns the exit code of the program.
 pub(crate) fn exit_code(result: Result<()>) -> ExitCode {
     match result {

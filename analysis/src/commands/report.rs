@@ -3,9 +3,9 @@
 use std::{io::Write as _, process::ExitCode};
 
 use analysis::config::Report;
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use experiment::{report, runner};
-use results::store;
+use results::{repeats::configurations, store};
 use toml::Table;
 
 use super::{exit_code, log_errors, read_settings, result_file::read_model};
@@ -21,11 +21,16 @@ fn write_report(config: &Report, file: &Table) -> Result<()> {
     let path = match &config.file {
         Some(path) => path.clone(),
         None => {
-            let newest = store::list(&config.shared.results_dir)?.into_iter().next();
-            newest.context("the results directory has no result file")?.path
+            let dir = &config.shared.results_dir;
+            let remedy = || format!("{}: choose another directory with --results-dir, or name a file", dir.display());
+            let newest = store::list(dir).with_context(remedy)?.into_iter().next();
+            newest.context("no test_results_YYYYMMDD_HHMMSS.json in it").with_context(remedy)?.path
         }
     };
-    let (model, value) = read_model(&path, &data, config.shared.scope.is_some())?;
+    let (model, value) = read_model(&path, &data)?;
+    if configurations(&model).is_empty() {
+        bail!("{}: nothing to report: no scenario was measured successfully; see the reasons above", path.display());
+    }
     let page = report::html(&model, &value, &data.prices);
     match &config.output {
         Some(output) if output.as_os_str() == "-" => std::io::stdout().lock().write_all(page.as_bytes())?,

@@ -198,10 +198,11 @@ fn log_default_prices(prices: &Prices) {
             prices.currency
         );
     }
-    if prices.core_hour.origin == PriceOrigin::Default {
+    if prices.core_hour.is_none() {
         info!(
-            "no price of CPU time configured (--cpu.price); using the default of {} {} per core-hour",
-            prices.core_hour.amount, prices.currency
+            "no price of CPU time configured (--cpu.price); only the legacy cost names include it, at {} {} per core-hour",
+            results::cost::legacy_core_hour(),
+            prices.currency
         );
     }
 }

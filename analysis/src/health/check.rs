@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use metrics::parse::{Exposition, Sample, parse_as};
+use metrics::parse::{Exposition, Sample, decode, parse_as};
 
 use tracing::debug;
 
@@ -100,6 +100,8 @@ pub struct CheckResult {
     pub state: TargetState,
     /// Explanation of the state; empty if healthy.
     pub why: String,
+    /// The first violation of the format that scrapers accept; usually empty.
+    pub warning: String,
     /// Whether it answered over HTTP, with any status.
     pub reached: bool,
     pub latency: Option<Duration>,
@@ -118,7 +120,8 @@ pub struct CheckResult {
 impl CheckResult {
     fn new(state: TargetState, why: impl Into<String>) -> Self {
         let (latency, skew, age, counts, complete, fresh) = (None, None, None, None, None, None);
-        Self { state, why: why.into(), reached: false, latency, skew, age, counts, complete, fresh }
+        let (why, warning) = (why.into(), String::new());
+        Self { state, why, warning, reached: false, latency, skew, age, counts, complete, fresh }
     }
 }
 
@@ -260,7 +263,11 @@ impl<'a> TargetEvaluation<'a> {
         let (result, previous) = match &self.target.expected {
             Expected::AnyPage => (self.result(TargetState::Healthy, String::new()), previous),
             Expected::Metrics { families, freshness } => match parse_page(self.response) {
-                Ok(page) => self.check_page(&page, families, freshness, previous),
+                Ok(page) => {
+                    let (result, previous) = self.check_page(&page, families, freshness, previous);
+                    let warning = page.warnings.first().map(|fault| format!("warning: {fault}")).unwrap_or_default();
+                    (CheckResult { warning, ..result }, previous)
+                }
                 Err(why) => return (self.result(TargetState::WrongType, why), previous),
             },
         };
@@ -341,8 +348,8 @@ fn parse_page(response: &Response) -> Result<Exposition, String> {
     if matches!(&*kind, "text/html" | "application/json") {
         return Err(format!("the response is {kind}"));
     }
-    let text = std::str::from_utf8(&response.body).map_err(|_| "no metrics page: not UTF-8".to_owned())?;
-    parse_as(text, kind == "application/openmetrics-text").map_err(|error| format!("no metrics page: {error}"))
+    let page = decode(&response.body).and_then(|text| parse_as(&text, kind == "application/openmetrics-text"));
+    page.map_err(|error| format!("no metrics page: {error}"))
 }
 
 /// Number of families with samples.
@@ -521,6 +528,14 @@ mod tests {
         assert_eq!(state(&timestamp, &response("b 1699999900\n")).0, TargetState::Stale);
         assert_eq!(state(&timestamp, &response("a_total 1\n")).0, TargetState::Empty, "no timestamp");
         assert_eq!(state(&timestamp, &response("b 1700003600\n")).0, TargetState::Stale, "in the future");
+    }
+
+    #[test]
+    fn a_page_that_scrapers_accept_is_healthy_with_a_warning() {
+        let page = response("# TYPE a_total counter\na_total{gpu=\"0\"} 1\n# TYPE a_total counter\na_total 2\n");
+        let (result, _) = evaluate(&target(STATIC), &page, at(0), None, Duration::from_secs(5));
+        assert_eq!((result.state, &*result.why, result.counts), (TargetState::Healthy, "", Some((1, 2))));
+        assert!(result.warning.contains("line 3: second TYPE"), "{}", result.warning);
     }
 
     #[test]

@@ -123,8 +123,8 @@ fn compare_pages((old, old_page): &Page<'_>, (new, new_page): &Page<'_>, seconds
             (None, _) => Vec::new(),
             (Some(_), None) => vec!["family".to_owned()],
             (Some(old), Some(new)) => {
-                let labels: Vec<String> =
-                    old.labels.difference(&new.labels).map(|label| format!("label {label}")).collect();
+                let labels = old.labels.difference(&new.labels).filter(|label| is_significant(name, label));
+                let labels: Vec<String> = labels.map(|label| format!("label {label}")).collect();
                 if labels.is_empty() { lost_series(name, old_page, new_page).into_iter().collect() } else { labels }
             }
         };
@@ -134,13 +134,24 @@ fn compare_pages((old, old_page): &Page<'_>, (new, new_page): &Page<'_>, seconds
     Comparison { complete: families.iter().all(|row| row.lost.is_empty()), seconds, families }
 }
 
+/// False for labels that describe the exporter instead of what it measures: another program has
+/// another version and language, so a difference loses nothing.
+fn is_significant(family: &str, label: &str) -> bool {
+    const INFO: [&str; 3] = ["_exporter_info", "_checker_info", "_build_info"];
+    const PROGRAM: [&str; 7] = ["version", "language", "revision", "branch", "goversion", "rustc", "region"];
+    !(INFO.iter().any(|suffix| family.ends_with(suffix)) && PROGRAM.contains(&label))
+}
+
 /// Describes the series of OLD whose labels no series of NEW has; queries by them would return
 /// nothing.
 fn lost_series(name: &str, old: &Exposition, new: &Exposition) -> Option<String> {
     let series =
         |page: &'_ Exposition| page.samples.iter().filter(|sample| sample.name == name).cloned().collect::<Vec<_>>();
     let (old, new) = (series(old), series(new));
-    let exists = |sample: &Sample| new.iter().any(|new| sample.labels.iter().all(|label| new.labels.contains(label)));
+    let exists = |sample: &Sample| {
+        let wanted = sample.labels.iter().filter(|(label, _)| is_significant(name, label)).collect::<Vec<_>>();
+        new.iter().any(|new| wanted.iter().all(|label| new.labels.contains(label)))
+    };
     let mut lost = old.iter().filter(|sample| !exists(sample));
     let first = lost.next()?;
     let labels: Vec<String> = first.labels.iter().map(|(name, value)| format!("{name}={value:?}")).collect();
@@ -273,5 +284,28 @@ mod tests {
         assert!(comparison.table().contains("3 lost, 1 new"), "{}", comparison.table());
         let (file, _) = both("# TYPE j_total counter\nj_total 7\n", "# TYPE j_total counter\nj_total 7\n", 0.0);
         assert_eq!(file["j_total"].value, None, "a file has no rates");
+    }
+
+    #[test]
+    fn version_and_language_of_an_exporter_are_not_lost() {
+        let both = |text: &str| {
+            let page = page(text);
+            (summarize(&page, &page, 0.0), page)
+        };
+        let (old, old_page) = both(
+            "results_exporter_info{version=\"1.0.0\",language=\"go\"} 1\n\
+             cost_exporter_info{version=\"1.0.0\",language=\"go\",region=\"us-east-1\"} 1\n\
+             exporter_health_checker_info{version=\"1.0.0\",language=\"go\"} 1\n\
+             scenario_info{version=\"1\"} 1\n",
+        );
+        let (new, new_page) = both(
+            "results_exporter_info{version=\"0.9.0\",language=\"rust\"} 1\n\
+             cost_exporter_info{version=\"0.9.0\",language=\"rust\",region=\"\"} 1\n\
+             exporter_health_checker_info{version=\"0.9.0\"} 1\n\
+             scenario_info{version=\"2\"} 1\n",
+        );
+        let comparison = compare_pages(&(old, &old_page), &(new, &new_page), 0.0);
+        let lost = comparison.families.iter().filter(|row| !row.lost.is_empty());
+        assert_eq!(lost.map(|row| &*row.family).collect::<Vec<_>>(), ["scenario_info"]);
     }
 }

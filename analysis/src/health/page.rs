@@ -275,8 +275,8 @@ pub fn tables(checker: &HealthChecker) -> Vec<Table> {
     vec![("Targets".to_owned(), heads, rows)]
 }
 
-/// A row of that table: name, state, explanation, response time, clock skew, families, samples,
-/// URL.
+/// A row of that table: name, state, explanation or warning, response time, clock skew, families,
+/// samples, URL.
 #[must_use]
 pub fn row(status: &TargetStatus) -> [String; 8] {
     let url = url_without_query(&status.target.url);
@@ -288,7 +288,7 @@ pub fn row(status: &TargetStatus) -> [String; 8] {
     [
         status.target.name.clone(),
         result.state.as_str().to_owned(),
-        result.why.clone(),
+        if result.why.is_empty() { result.warning.clone() } else { result.why.clone() },
         or(result.latency.map(|latency| format!("{:.1} ms", latency.as_secs_f64() * 1000.0))),
         or(result.skew.map(|skew| if skew.abs() < 1.0 { "ok".to_owned() } else { format!("{skew:+.0} s") })),
         or(result.counts.map(|(families, _)| families.to_string())),

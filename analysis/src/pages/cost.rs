@@ -11,7 +11,7 @@ use metrics::{
 use rust_decimal::Decimal;
 
 use crate::pages::scenario_metrics::{MeanDefs, families_of_means, family_of_rows, mean_defs};
-use results::cost::{Cost, PriceOrigin, Prices, budget::BudgetStatus, money::float};
+use results::cost::{Cost, PriceOrigin, Prices, budget::BudgetStatus, money::float, per_unit};
 use results::{
     model::{Entry, Model},
     repeats::is_whole,
@@ -22,8 +22,8 @@ const LEGACY_LABELS: &[&str] = &["scenario", "streams", "bitrate", "encoder", "s
 static AMOUNT: Def = Def::gauge(
     "wattcast_cost_amount",
     &["scenario", "bitrate", "encoder", "run", "currency", "part"],
-    "Cost of a scenario in units of the currency. part: energy, compute, gpu, total; total is \
-     absent while a part is unknown.",
+    "Cost of a scenario in units of the currency. part: energy, compute (absent without a price of \
+     CPU time), gpu, total (of the parts with a price; absent while one of them is unknown).",
 );
 static MEAN_AMOUNT: MeanDefs = mean_defs!(
     ["scenario", "bitrate", "encoder", "run", "currency", "part"],
@@ -36,9 +36,10 @@ static MEAN_AMOUNT: MeanDefs = mean_defs!(
 );
 static PER: Def = Def::gauge(
     "wattcast_cost_per_unit_amount",
-    &["scenario", "bitrate", "encoder", "run", "currency", "unit"],
-    "Total cost per unit of output. unit: pixel, megapixel (10^6 pixels), frame, stream_hour (an \
-     hour of media of one stream), viewer_hour (only where the file has a number of viewers).",
+    &["scenario", "bitrate", "encoder", "run", "currency", "part", "unit"],
+    "Cost per unit of output. part: see wattcast_cost_amount. unit: pixel, megapixel (10^6 pixels), \
+     frame, stream_hour (an hour of media of one stream), viewer_hour (only where the file has a \
+     number of viewers).",
 );
 static CARBON: Def = Def::gauge(
     "wattcast_cost_carbon_grams",
@@ -50,8 +51,8 @@ static PRICE: Def = Def::gauge(
     "wattcast_price_amount",
     &["item", "currency", "origin"],
     "Current prices in units of the currency. item: energy (per kilowatt hour, by the tariff's \
-     current hour), cpu (per core-hour), gpu, node (per hour). origin: default (not configured), \
-     user (flag or environment), file.",
+     current hour), cpu (per core-hour), gpu, node (per hour); only energy has a default. origin: \
+     default (not configured), user (flag or environment), file.",
 );
 static ENERGY_NOW: Def = Def::gauge(
     "wattcast_energy_price_amount",
@@ -119,8 +120,8 @@ static BURN: Def = Def::gauge(
 static FORECAST: Def = Def::gauge(
     "wattcast_budget_forecast_amount",
     &["budget", "currency", "bound"],
-    "Forecast of the spending at the end of the month, from the hours of the previous week. \
-     bound: low, middle, high (two standard errors of the forecasts of past days).",
+    "Forecast of the spending at the end of the month, from the trend and the days of the week of \
+     the past 38 days. bound: low, middle, high (90 % interval).",
 );
 static FORECAST_ERROR: Def = Def::gauge(
     "wattcast_budget_forecast_error_ratio",
@@ -155,21 +156,35 @@ type Part = fn(&Entry) -> Option<Decimal>;
 
 /// The legacy names.
 static LEGACY: &[(&Def, Part)] = &[
-    (legacy!("cost_total_load_aware", "Energy and compute cost of a scenario."), |e| e.cost.total),
+    (
+        legacy!(
+            "cost_total_load_aware",
+            "Energy and compute cost of a scenario, see cost_energy_load_aware and cost_compute_load_aware."
+        ),
+        |e| e.cost.legacy_total,
+    ),
     (legacy!("cost_energy_load_aware", "Energy cost of a scenario."), |e| e.cost.energy),
-    (legacy!("cost_compute_load_aware", "Compute cost of a scenario."), |e| e.cost.compute),
-    (legacy!("cost_total", "Same as cost_total_load_aware."), |e| e.cost.total),
+    (
+        legacy!(
+            "cost_compute_load_aware",
+            "Compute cost of a scenario; without --cpu.price at 0.50 per core-hour, as in the legacy exporter."
+        ),
+        |e| e.cost.legacy_compute,
+    ),
+    (legacy!("cost_total", "Same as cost_total_load_aware."), |e| e.cost.legacy_total),
     (legacy!("cost_energy", "Same as cost_energy_load_aware."), |e| e.cost.energy),
-    (legacy!("cost_compute", "Same as cost_compute_load_aware."), |e| e.cost.compute),
-    (legacy!("cost_per_pixel", "Cost per encoded pixel."), |e| e.cost.per(e.derived.pixels)),
+    (legacy!("cost_compute", "Same as cost_compute_load_aware."), |e| e.cost.legacy_compute),
+    (legacy!("cost_per_pixel", "cost_total_load_aware per encoded pixel."), |e| {
+        per_unit(e.cost.legacy_total, e.derived.pixels)
+    }),
     (
         legacy!(
             "cost_per_watch_hour",
-            "Cost per hour of all streams, with one viewer per stream, as in the legacy exporter."
+            "cost_total_load_aware per hour of all streams, with one viewer per stream, as in the legacy exporter."
         ),
         |e| {
             let streams = f64::from(e.scenario().stream_count().unwrap_or(1));
-            e.cost.per(e.derived.seconds.map(|seconds| seconds / 3600.0 * streams))
+            per_unit(e.cost.legacy_total, e.derived.seconds.map(|seconds| seconds / 3600.0 * streams))
         },
     ),
 ];
@@ -257,8 +272,15 @@ pub fn families<'a>(model: &'a Model, prices: &'a Prices) -> impl Iterator<Item 
         }
     });
     let per = family_of_rows(model, &PER, |entry, push| {
-        for (unit, delivered) in units(entry) {
-            convert(entry.cost.per(delivered), &mut |currency, value| push(&[currency, unit], value));
+        // The cost of a part of the energy is not divided by what the whole window delivered.
+        if entry.derived.energy.is_some() && !entry.derived.is_whole {
+            return;
+        }
+        for (part, amount) in parts(&entry.cost) {
+            for (unit, delivered) in units(entry) {
+                let cost = per_unit(amount, delivered);
+                convert(cost, &mut |currency, value| push(&[currency, part, unit], value));
+            }
         }
     });
     let carbon = family_of_rows(model, &CARBON, |entry, push| {
@@ -279,8 +301,7 @@ pub fn state(model: &Model, prices: &Prices, budgets: &[BudgetStatus], now: Time
     let mut price = Family::new(&PRICE);
     let energy = prices.energy_price(now);
     price.push(&["energy", currency, prices.energy_origin.as_str()], float(energy));
-    price.push(&["cpu", currency, prices.core_hour.origin.as_str()], float(prices.core_hour.amount));
-    for (item, configured) in [("gpu", prices.gpu_hour), ("node", prices.node_hour)] {
+    for (item, configured) in [("cpu", prices.core_hour), ("gpu", prices.gpu_hour), ("node", prices.node_hour)] {
         if let Some(configured) = configured {
             price.push(&[item, currency, configured.origin.as_str()], float(configured.amount));
         }
@@ -384,7 +405,10 @@ pub fn table(prices: &Prices, now: Timestamp) -> Vec<Vec<String>> {
     let timed = if prices.tariff.is_timed() { "energy, 1 kWh, current hour" } else { "energy, 1 kWh" };
     let mut rows = vec![
         vec![timed.to_owned(), money(prices.energy_price(now)), describe(prices.energy_origin).to_owned()],
-        vec!["CPU core, 1 h".to_owned(), money(prices.core_hour.amount), describe(prices.core_hour.origin).to_owned()],
+        match prices.core_hour {
+            Some(price) => vec!["CPU core, 1 h".to_owned(), money(price.amount), describe(price.origin).to_owned()],
+            None => vec!["CPU core, 1 h".to_owned(), "–".to_owned(), "not configured, no default".to_owned()],
+        },
     ];
     for (item, price) in [("GPU, 1 h", prices.gpu_hour), ("machine, 1 h", prices.node_hour)] {
         if let Some(price) = price {

@@ -52,8 +52,8 @@ static EQUAL_QUALITY_ENERGY: Def = Def::gauge(
 static EQUAL_QUALITY_INTERVAL: Def = Def::gauge(
     "wattcast_quality_equal_energy_interval_joules",
     &["run", "encoder", "preset", "output_ladder", "streams", "vmaf", "bound"],
-    "Approximate 95 % interval of that energy in joules, by a bootstrap over the repeats, widened \
-     for their small number. bound: low, high. Absent where a point has a single repeat.",
+    "95 % interval of that energy in joules, by the variance of the repeats and Student's t. bound: \
+     low, high. Absent where a point has a single repeat.",
 );
 static MEAN_VMAF: MeanDefs = mean_defs!(
     ["scenario", "bitrate", "encoder", "run", "model", "pooling"],
@@ -72,11 +72,15 @@ static POINTS: Def = Def::gauge(
 macro_rules! metric {
     ($name:literal, $help:expr, $value:expr) => {{
         static DEF: Def = Def::gauge($name, SCENARIO, $help);
-        ScenarioMetric { def: &DEF, value: $value }
+        ScenarioMetric { def: &DEF, value: $value, divides_energy: false }
+    }};
+    (legacy_divided $name:literal, $help:expr, $value:expr) => {{
+        static DEF: Def = Def::gauge($name, SCENARIO, $help).compat();
+        ScenarioMetric { def: &DEF, value: $value, divides_energy: true }
     }};
     (legacy $name:literal, $help:expr, $value:expr) => {{
         static DEF: Def = Def::gauge($name, SCENARIO, $help).compat();
-        ScenarioMetric { def: &DEF, value: $value }
+        ScenarioMetric { def: &DEF, value: $value, divides_energy: false }
     }};
 }
 
@@ -92,10 +96,18 @@ fn encodes_nothing(entry: &Entry) -> bool {
     scenario.is_baseline() && entry.derived.frames.unwrap_or(0.0) == 0.0
 }
 
-/// Pixels per joule, each weighted with VMAF / 100.
-fn weighted_pixels(entry: &Entry) -> Option<f64> {
-    let joules = entry.derived.joules().filter(|joules| *joules > 0.0)?;
+/// Pixels per joule, each weighted with VMAF / 100. The legacy name also has energy of a part of
+/// the window, labelled.
+fn weighted_pixels(entry: &Entry, joules: Option<f64>) -> Option<f64> {
+    let joules = joules.filter(|joules| *joules > 0.0)?;
     Some(quality_value(entry, |quality| &quality.vmaf)? / 100.0 * entry.derived.pixels? / joules)
+}
+
+/// The legacy exporter's ratio, whose denominator does not contain the dropped frames.
+fn legacy_drop_rate(entry: &Entry) -> Option<f64> {
+    let scenario = entry.scenario();
+    let encoded = scenario.total_frames.filter(|frames| *frames > 0)?;
+    Some(float(scenario.dropped_frames?) / float(encoded)).filter(|ratio| *ratio <= 1.0)
 }
 
 /// Metrics with one value per scenario.
@@ -106,13 +118,18 @@ pub static METRICS: &[ScenarioMetric] = &[
          wattcast_quality_equal_energy_joules is the better comparison.",
         vmaf_per_watt
     ),
-    metric!("wattcast_quality_vmaf_per_joule", "VMAF per joule.", |e| {
-        Some(quality_value(e, |quality| &quality.vmaf)? / e.derived.joules().filter(|joules| *joules > 0.0)?)
-    }),
+    metric!(
+        "wattcast_quality_vmaf_per_joule",
+        "VMAF per joule; absent unless the joules cover the whole window.",
+        |e| {
+            Some(quality_value(e, |quality| &quality.vmaf)? / e.derived.whole_joules().filter(|joules| *joules > 0.0)?)
+        }
+    ),
     metric!(
         "wattcast_quality_pixels_per_joule",
-        "Quality-weighted pixels per joule: VMAF / 100 · pixels / energy.",
-        weighted_pixels
+        "Quality-weighted pixels per joule: VMAF / 100 · pixels / energy; absent unless the joules \
+         cover the whole window.",
+        |e| weighted_pixels(e, e.derived.whole_joules())
     ),
 ];
 
@@ -122,8 +139,10 @@ pub static LEGACY: &[ScenarioMetric] = &[
     metric!(legacy "qoe_psnr_score", "PSNR of a scenario in dB.", |e| quality_value(e, |quality| &quality.psnr)),
     metric!(legacy "qoe_ssim_score", "SSIM of a scenario, 0 to 1.", |e| quality_value(e, |quality| &quality.ssim)),
     metric!(legacy "qoe_quality_per_watt", "VMAF per watt of mean power.", vmaf_per_watt),
-    metric!(legacy "qoe_efficiency_score", "Quality-weighted pixels per joule: VMAF / 100 · pixels / energy.", weighted_pixels),
-    metric!(legacy "qoe_drop_rate", "Dropped frames per encoded frame.", |e| e.derived.drop_ratio),
+    metric!(legacy_divided "qoe_efficiency_score",
+        "Quality-weighted pixels per joule: VMAF / 100 · pixels / energy; energy_coverage=\"part\": too high, the \
+         energy is that of a part of the window.", |e| weighted_pixels(e, e.derived.joules())),
+    metric!(legacy "qoe_drop_rate", "Dropped frames per encoded frame; absent above 1, as that is no share.", legacy_drop_rate),
     metric!(legacy "qoe_score", "Same as wattcast_qoe_score.", |e| Some(qoe_score(e)?.score)),
     metric!(legacy "quality_vmaf", "Same as qoe_vmaf_score.", |e| quality_value(e, |quality| &quality.vmaf)),
     metric!(legacy "quality_psnr", "Same as qoe_psnr_score.", |e| quality_value(e, |quality| &quality.psnr)),

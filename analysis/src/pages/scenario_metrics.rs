@@ -11,16 +11,19 @@ use metrics::{
 };
 
 use results::{
+    estimate::Estimate,
     model::{Entry, Model},
     repeats::configurations,
 };
-use statistics::{inference::Interval, mean};
 
 /// A metric with one value per scenario.
 pub struct ScenarioMetric {
     pub def: &'static Def,
     /// `None` if the value is unknown.
     pub value: fn(&Entry) -> Option<f64>,
+    /// True if the value is the energy divided by what the whole window delivered, or the inverse,
+    /// also for energy of a part of the window. Such a row has the label `energy_coverage="part"`.
+    pub divides_energy: bool,
 }
 
 /// Labels that identify a scenario.
@@ -77,11 +80,15 @@ pub fn labels<'a>(entry: &'a Entry, def: &Def) -> Vec<Cow<'a, str>> {
 /// The family of a metric; values that are not finite are left out.
 #[must_use]
 pub fn family(model: &Model, metric: &ScenarioMetric) -> Family {
-    family_of_rows(model, metric.def, |entry, push| {
-        if let Some(value) = (metric.value)(entry) {
-            push(&[], value);
-        }
-    })
+    let mut family = Family::new(metric.def);
+    for entry in &model.entries {
+        let Some(value) = (metric.value)(entry).filter(|value| value.is_finite()) else { continue };
+        let labels = labels(entry, metric.def);
+        let labels: Vec<&str> = labels.iter().map(|label| &**label).collect();
+        let is_part = metric.divides_energy && !entry.derived.is_whole;
+        family.push_with_extra(&labels, if is_part { &[("energy_coverage", "part")] } else { &[] }, value);
+    }
+    family
 }
 
 /// A family of any number of rows per scenario; the labels of a row follow those of the scenario.
@@ -137,14 +144,16 @@ pub fn families_of_means(
             });
         }
         for (own, values) in all {
+            if configuration.has_mixed_idle() && own.iter().any(|label| label == "container") {
+                continue;
+            }
             let shared = labels(configuration.first(), defs.mean);
             let mut row: Vec<&str> = shared.iter().take(shared.len() - own.len()).map(|label| &**label).collect();
             row.extend(own.iter().map(String::as_str));
-            if let Some(mean) = mean(&values) {
-                means.push(&row, mean);
-            }
-            if let Some(interval) = Interval::of(&values) {
-                let (low, high) = interval.bounds();
+            let Some(estimate) = Estimate::of(&values) else { continue };
+            means.push(&row, estimate.mean);
+            if estimate.half_width.is_some() {
+                let (low, high) = estimate.bounds();
                 for (bound, value) in [("low", low), ("high", high)] {
                     row.push(bound);
                     intervals.push(&row, value);

@@ -41,23 +41,29 @@ static RUN_POWER: Def = Def::gauge(
     "Mean power of a scenario in watts: energy over duration, or the mean of the samples with \
      way=\"samples\".",
 );
-static RUN_FRAME: Def =
-    Def::gauge("wattcast_run_energy_per_frame_joules", ENERGY, "Energy per encoded frame of a scenario in joules.");
+static RUN_FRAME: Def = Def::gauge(
+    "wattcast_run_energy_per_frame_joules",
+    ENERGY,
+    "Energy per encoded frame of a scenario in joules; absent unless the joules cover the whole \
+     window.",
+);
 static RUN_PIXEL: Def = Def::gauge(
     "wattcast_run_energy_per_pixel_joules",
     ENERGY,
-    "Energy per encoded pixel of a scenario in joules, over all outputs and streams.",
+    "Energy per encoded pixel of a scenario in joules, over all outputs and streams; absent unless \
+     the joules cover the whole window.",
 );
 static RUN_MEDIA: Def = Def::gauge(
     "wattcast_run_energy_per_media_second_joules",
     ENERGY,
-    "Energy per second of media of a scenario in joules, over all streams.",
+    "Energy per second of media of a scenario in joules, over all streams; absent unless the joules \
+     cover the whole window.",
 );
 static RUN_MEGABIT: Def = Def::gauge(
     "wattcast_run_energy_per_megabit_joules",
     ENERGY,
     "Energy per 10^6 bits of output of a scenario in joules: bytes written, or the requested \
-     bitrate if unknown.",
+     bitrate if unknown; absent unless the joules cover the whole window.",
 );
 static RUN_AVAILABLE: Def = Def::gauge(
     "wattcast_run_energy_available",
@@ -106,7 +112,8 @@ static RUN_RANK: Def = Def::gauge(
     "wattcast_run_efficiency_rank",
     &["scenario", "bitrate", "encoder", "run", "among"],
     "Rank of a scenario by pixels per joule, or by megabits per joule if pixels are unknown; 1 is \
-     best, equal values share a rank. among: run, ladder (same outputs).",
+     best, equal values share a rank. among: run, ladder (same outputs). Absent unless the joules \
+     cover the whole window.",
 );
 static CELL_REPEATS: Def = Def::gauge(
     "wattcast_cell_repeats",
@@ -147,6 +154,12 @@ static PROBLEMS: Def = Def::gauge(
 );
 static FILES: Def =
     Def::gauge("wattcast_results_files", &[], "Result files in the directory, including those beyond --results.keep.");
+static OVER_LIMIT: Def = Def::gauge(
+    "wattcast_results_runs_over_limit",
+    &[],
+    "Runs among the newest --results.keep that are not served, because the newer ones reach \
+     --limit.scenarios or 64 MiB of files.",
+);
 static WATCHED: Def = Def::gauge(
     "wattcast_results_watched",
     &[],
@@ -156,15 +169,19 @@ static WATCHED: Def = Def::gauge(
 macro_rules! metric {
     ($name:literal, $help:expr, $value:expr) => {{
         static DEF: Def = Def::gauge($name, SCENARIO, $help);
-        ScenarioMetric { def: &DEF, value: $value }
+        ScenarioMetric { def: &DEF, value: $value, divides_energy: false }
     }};
     (legacy_wide $name:literal, $help:expr, $value:expr) => {{
         static DEF: Def = Def::gauge($name, LEGACY_SCENARIO, $help).compat();
-        ScenarioMetric { def: &DEF, value: $value }
+        ScenarioMetric { def: &DEF, value: $value, divides_energy: false }
+    }};
+    (legacy_divided $name:literal, $help:expr, $value:expr) => {{
+        static DEF: Def = Def::gauge($name, LEGACY_SCENARIO, $help).compat();
+        ScenarioMetric { def: &DEF, value: $value, divides_energy: true }
     }};
     (legacy $name:literal, $labels:expr, $help:expr, $value:expr) => {{
         static DEF: Def = Def::gauge($name, $labels, $help).compat();
-        ScenarioMetric { def: &DEF, value: $value }
+        ScenarioMetric { def: &DEF, value: $value, divides_energy: false }
     }};
 }
 
@@ -179,7 +196,9 @@ pub static METRICS: &[ScenarioMetric] = &[
     }),
     metric!("wattcast_run_frames", "Frames encoded by a scenario.", |e| e.derived.frames),
     metric!("wattcast_run_dropped_frames", "Frames dropped by a scenario.", |e| e.scenario().dropped_frames.map(float)),
-    metric!("wattcast_run_drop_ratio", "Dropped frames per encoded frame of a scenario.", |e| e.derived.drop_ratio),
+    metric!("wattcast_run_drop_ratio", "Dropped frames per frame of a scenario, encoded or dropped: 0 to 1.", |e| e
+        .derived
+        .drop_ratio),
     metric!("wattcast_run_pixels", "Pixels encoded by a scenario, over all outputs and streams.", |e| e.derived.pixels),
     metric!("wattcast_run_media_seconds", "Seconds of media encoded by a scenario, over all streams.", |e| {
         e.derived.media_seconds
@@ -217,12 +236,15 @@ pub static METRICS: &[ScenarioMetric] = &[
          scenario's duration subtracted.",
         |e| Some(e.derived.net?.joules)
     ),
-    metric!("wattcast_run_pixels_per_joule", "Encoded pixels per joule.", |e| {
-        Some(e.derived.pixels? / e.derived.joules().filter(|joules| *joules > 0.0)?)
-    }),
+    metric!(
+        "wattcast_run_pixels_per_joule",
+        "Encoded pixels per joule; absent unless the joules cover the whole window.",
+        |e| Some(e.derived.pixels? / e.derived.whole_joules().filter(|joules| *joules > 0.0)?)
+    ),
     metric!(
         "wattcast_run_energy_over_best_joules",
-        "Excess energy per second of media over the best scenario with the same outputs, in joules.",
+        "Excess energy per second of media over the best scenario with the same outputs, in joules; \
+         absent unless the joules of both cover their whole windows.",
         |e| e.derived.joules_over_best
     ),
 ];
@@ -249,13 +271,17 @@ pub static LEGACY: &[ScenarioMetric] = &[
     metric!(legacy_wide "results_scenario_container_cpu_percent", "Mean CPU use in percent of one CPU.", |e| {
         Some(e.derived.cores? * 100.0)
     }),
-    metric!(legacy_wide "results_scenario_energy_wh_per_min", "Watt hours per minute.", |e| {
+    metric!(legacy_divided "results_scenario_energy_wh_per_min",
+        "Watt hours per minute; energy_coverage=\"part\": too low, the energy is that of a part of the window.", |e| {
         Some(e.derived.joules_per(e.derived.seconds)? / 60.0)
     }),
-    metric!(legacy_wide "results_scenario_energy_wh_per_mbps", "Watt hours per Mbit/s of the requested bitrate.", |e| {
+    metric!(legacy_divided "results_scenario_energy_wh_per_mbps",
+        "Watt hours per Mbit/s of the requested bitrate; energy_coverage=\"part\": too low, the energy is that of a \
+         part of the window.", |e| {
         Some(e.derived.joules_per(e.scenario().bits_per_second())? / 3600.0 * 1e6)
     }),
-    metric!(legacy_wide "results_scenario_energy_mj_per_frame", "Millijoules per frame.", |e| {
+    metric!(legacy_divided "results_scenario_energy_mj_per_frame",
+        "Millijoules per frame; energy_coverage=\"part\": too low, the energy is that of a part of the window.", |e| {
         Some(e.derived.joules_per(e.derived.frames)? * 1000.0)
     }),
     metric!(legacy_wide "results_scenario_net_power_watts", "Mean power above the baseline in watts.", |e| {
@@ -278,7 +304,9 @@ pub static LEGACY: &[ScenarioMetric] = &[
         let difference = e.derived.net.filter(|difference| difference.baseline_watts > 0.0)?;
         Some(difference.watts / difference.baseline_watts * 100.0)
     }),
-    metric!(legacy_wide "results_scenario_efficiency_score", "Pixels per joule, or megabits per joule if pixels are unknown.", |e| {
+    metric!(legacy_divided "results_scenario_efficiency_score",
+        "Pixels per joule, or megabits per joule if pixels are unknown; energy_coverage=\"part\": too high, the \
+         energy is that of a part of the window.", |e| {
         e.derived.efficiency
     }),
     metric!(legacy_wide "results_scenario_total_pixels", "Encoded pixels, over all outputs and streams.", |e| e.derived.pixels),
@@ -349,6 +377,7 @@ static OTHERS: &[&Def] = &[
     &AGE,
     &STALE,
     &FILES,
+    &OVER_LIMIT,
     &WATCHED,
     &PROBLEMS,
     &SOURCE_UP,
@@ -383,10 +412,11 @@ fn for_each_scope(entry: &Entry, push: &mut dyn FnMut(&[&str], f64, Scope)) {
     }
 }
 
-/// Joules per `amount` of each scope.
+/// Joules per `amount` of each scope; absent for energy of a part of the window, which would be
+/// divided by the whole amount.
 fn energy_per(model: &Model, def: &'static Def, amount: fn(&Entry) -> Option<f64>) -> Family {
     family_of_rows(model, def, |entry, push| {
-        if let Some(amount) = amount(entry).filter(|amount| *amount > 0.0) {
+        if let Some(amount) = amount(entry).filter(|amount| *amount > 0.0 && is_whole(entry)) {
             for_each_scope(entry, &mut |labels, joules, _| push(labels, joules / amount));
         }
     })
@@ -417,8 +447,8 @@ pub fn families(model: &Model) -> impl Iterator<Item = Family> + '_ {
             family_of_rows(model, &RUN_POWER, |entry, push| {
                 for_each_scope(entry, &mut |labels, joules, scope| {
                     let own = entry.derived.scope == Some(scope);
-                    let mean =
-                        if own { entry.derived.watts } else { entry.derived.seconds.map(|seconds| joules / seconds) };
+                    let covered = entry.lookup.energy.as_ref().and_then(|energy| energy.seconds);
+                    let mean = if own { entry.derived.watts } else { covered.map(|seconds| joules / seconds) };
                     if let Some(watts) = mean {
                         push(labels, watts);
                     }
@@ -487,6 +517,8 @@ pub struct Directory {
     pub files: usize,
     /// Number of unreadable files and rows.
     pub problems: usize,
+    /// Runs among the newest that are over a limit.
+    pub over_limit: usize,
     /// True while inotify reports changes.
     pub watched: bool,
     /// Age after which the newest run counts as stale.
@@ -512,6 +544,7 @@ pub fn state(model: &Model, directory: &Directory, sources: &[(String, String)])
         age_seconds,
         stale,
         Family::new(&FILES).with(&[], count(directory.files)),
+        Family::new(&OVER_LIMIT).with(&[], count(directory.over_limit)),
         Family::new(&WATCHED).with(&[], f64::from(u8::from(directory.watched))),
         Family::new(&PROBLEMS).with(&[], count(directory.problems)),
         up,
@@ -523,4 +556,43 @@ pub fn state(model: &Model, directory: &Directory, sources: &[(String, String)])
     ];
     all.extend(process::families());
     all
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use metrics::page;
+    use results::{cost::Prices, energy::EnergySources, store};
+
+    use super::*;
+
+    #[test]
+    fn energy_of_a_part_is_not_divided_by_the_whole() {
+        // The samples of both span 10 s.
+        let text = br#"{"scenarios":[
+            {"name":"part","bitrate":"1M","duration":27,"total_frames":100,"power_watts":[10,10,10],"step_seconds":5},
+            {"name":"whole","bitrate":"1M","duration":10,"total_frames":100,"power_watts":[10,10,10],"step_seconds":5}]}"#;
+        let run = Arc::new(store::parse("x", text).unwrap());
+        let lookups = run.scenarios.iter().map(EnergySources::from_file).collect();
+        let model = Model::new(&[(run, lookups)], Scope::Host, &Prices::defaults());
+        let page = page::render("runs", families(&model)).unwrap();
+        let page = std::str::from_utf8(page.text()).unwrap();
+        let row = |name: &str, scenario: &str| {
+            let start = format!("{name}{{scenario=\"{scenario}\"");
+            page.lines().find(|line| line.starts_with(&start))
+        };
+        for name in [
+            "wattcast_run_energy_per_frame_joules",
+            "wattcast_run_energy_per_media_second_joules",
+            "wattcast_run_energy_per_megabit_joules",
+            "wattcast_run_efficiency_rank",
+        ] {
+            assert_eq!(row(name, "part"), None);
+            assert!(row(name, "whole").is_some(), "{name}\n{page}");
+        }
+        let legacy = |scenario: &str| row("results_scenario_energy_mj_per_frame", scenario).unwrap();
+        assert!(legacy("part").contains("energy_coverage=\"part\"") && legacy("part").ends_with(" 1000"), "{page}");
+        assert!(!legacy("whole").contains("energy_coverage") && legacy("whole").ends_with(" 1000"), "{page}");
+    }
 }

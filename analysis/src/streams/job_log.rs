@@ -1,11 +1,12 @@
 //! The job log: a file with one JSON line per ended job, so that jobs shorter than a scrape
 //! interval are not lost.
+//!
+//! While it cannot be written, a limited number of lines wait.
 
 use std::{
-    collections::HashSet,
-    fs::{File, OpenOptions},
-    io::{self, Read as _, Seek as _, SeekFrom, Write as _},
-    os::unix::fs::OpenOptionsExt as _,
+    collections::{HashSet, VecDeque},
+    fs::File,
+    io::{self, Read as _, Seek as _, SeekFrom},
     path::{Path, PathBuf},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -13,6 +14,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::table::StreamTable;
+use crate::line_file;
 use results::{
     convert::timestamp,
     cost::{Prices, money::float, tariff::Tariff},
@@ -21,6 +23,10 @@ use results::{
 
 /// Bytes at the end of an existing file that are searched for already logged jobs.
 const TAIL: u64 = 1 << 20;
+/// Limits of the lines that wait for the file: their number and their bytes.
+const MAX_QUEUED: (usize, usize) = (4096, 4 << 20);
+/// The beginning of a line.
+const LINE_START: &[u8] = b"{\"schema\":";
 /// Delay after the end of a job, as its last report may arrive late.
 const GRACE: Duration = Duration::from_secs(3);
 /// The largest part of a job's time that may be missing in its energy for a figure per frame.
@@ -71,7 +77,7 @@ struct JobLine<'a> {
     joules: f64,
     /// Source of the energy; `model` is an estimate.
     source: &'a str,
-    /// Absent without progress reports.
+    /// Absent without progress reports; this and the next three also if no report has them.
     frames: Option<u64>,
     media_seconds: Option<f64>,
     dropped_frames: Option<u64>,
@@ -90,7 +96,7 @@ struct JobLine<'a> {
 
 /// Identifies a job, also over restarts of both programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-struct JobKey {
+pub struct JobKey {
     /// Unix milliseconds.
     probe_started_ms: i64,
     job: u64,
@@ -99,17 +105,41 @@ struct JobKey {
 /// Lines to be written.
 #[derive(Default)]
 pub struct PendingLines {
-    text: Vec<u8>,
-    keys: Vec<JobKey>,
+    lines: Vec<(JobKey, Vec<u8>)>,
     /// All jobs that the probe still reports.
     reported: HashSet<JobKey>,
+}
+
+/// The state of the job log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LogCounts {
+    /// Lines that are not in the file and never will be.
+    pub lost: u64,
+    /// Lines that wait.
+    pub queued: u64,
 }
 
 /// The file of ended jobs.
 pub struct JobLog {
     path: PathBuf,
     price: EnergyPrice,
+    /// Jobs whose line is in the file or was queued.
     logged: HashSet<JobKey>,
+    queue: VecDeque<Vec<u8>>,
+    queued_bytes: usize,
+    lost: u64,
+}
+
+/// The jobs of the lines at the end of a file. The first line may be incomplete, and one that was
+/// cut off may have the next one behind it.
+#[must_use]
+pub fn logged_jobs(tail: &[u8]) -> HashSet<JobKey> {
+    let key = |line: &[u8]| serde_json::from_slice::<JobKey>(line).ok();
+    let last_key = |line: &[u8]| {
+        let at = line.windows(LINE_START.len()).rposition(|window| window == LINE_START)?;
+        key(&line[at..])
+    };
+    tail.split(|byte| *byte == b'\n').filter_map(|line| key(line).or_else(|| last_key(line))).collect()
 }
 
 impl JobLog {
@@ -122,8 +152,20 @@ impl JobLog {
             let _ = file.seek(SeekFrom::Start(length.saturating_sub(TAIL)));
             let _ = file.take(TAIL).read_to_end(&mut text);
         }
-        let logged = text.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect();
-        Self { path: path.to_owned(), price, logged }
+        Self {
+            path: path.to_owned(),
+            price,
+            logged: logged_jobs(&text),
+            queue: VecDeque::new(),
+            queued_bytes: 0,
+            lost: 0,
+        }
+    }
+
+    /// Numbers of lost and of waiting lines.
+    #[must_use]
+    pub fn counts(&self) -> LogCounts {
+        LogCounts { lost: self.lost, queued: u64::try_from(self.queue.len()).unwrap_or(u64::MAX) }
     }
 
     /// The lines of ended jobs that are not in the file yet, with their totals from the table.
@@ -135,37 +177,60 @@ impl JobLog {
         let mut pending = PendingLines::default();
         for job in &jobs.jobs {
             let key = JobKey { probe_started_ms, job: job.job };
-            let Some(ended) = job.ended.filter(|ended| now - ended >= GRACE.as_secs_f64()) else { continue };
+            // An end in the future was before the clock was set back.
+            let is_due = |ended: &f64| (now - ended).abs() >= GRACE.as_secs_f64();
+            let Some(ended) = job.ended.filter(is_due) else { continue };
             if !self.logged.contains(&key)
-                && let Ok(line) = serde_json::to_vec(&self.line(job, ended, key, table))
+                && let Ok(mut line) = serde_json::to_vec(&self.line(job, ended, key, table))
             {
-                pending.text.extend(line);
-                pending.text.push(b'\n');
-                pending.keys.push(key);
+                line.push(b'\n');
+                pending.lines.push((key, line));
             }
         }
         pending.reported = jobs.jobs.iter().map(|job| JobKey { probe_started_ms, job: job.job }).collect();
         pending
     }
 
-    /// Appends the lines. The table must not be locked meanwhile, as reports would wait for the
-    /// disk.
+    /// Appends the lines, and those that wait. The table must not be locked meanwhile, as reports
+    /// would wait for the disk. Lines that cannot be written wait for the next call.
     ///
     /// # Errors
     /// The file cannot be written.
     pub fn write(&mut self, pending: PendingLines) -> io::Result<()> {
-        if pending.text.is_empty() {
-            return Ok(());
+        for (key, line) in pending.lines {
+            // The totals have been taken from the table, so the line cannot be made again.
+            self.logged.insert(key);
+            self.queued_bytes += line.len();
+            self.queue.push_back(line);
         }
-        // A failed write is not repeated, because the totals have been taken from the table.
-        self.logged.extend(pending.keys);
-        if self.logged.len() > 65_536 {
+        if self.logged.len() > 65_536 && !pending.reported.is_empty() {
             // The probe never reports a job again that it has forgotten.
             self.logged.retain(|key| pending.reported.contains(key));
         }
-        let mut file = OpenOptions::new().append(true).create(true).mode(0o640).open(&self.path)?;
-        // A single write, so that a concurrent reader sees complete lines.
-        file.write_all(&pending.text)
+        let result = self.write_queue();
+        while self.queue.len() > MAX_QUEUED.0 || self.queued_bytes > MAX_QUEUED.1 {
+            self.take_first();
+            self.lost += 1;
+        }
+        result
+    }
+
+    fn write_queue(&mut self) -> io::Result<()> {
+        if self.queue.is_empty() {
+            return Ok(());
+        }
+        let appended = line_file::append(&self.path, 0o640, self.queue.iter().map(Vec::as_slice));
+        self.lost += u64::from(appended.removed_torn);
+        for _ in 0..appended.lines {
+            self.take_first();
+        }
+        appended.result
+    }
+
+    fn take_first(&mut self) {
+        if let Some(line) = self.queue.pop_front() {
+            self.queued_bytes -= line.len();
+        }
     }
 
     fn line<'a>(&'a self, job: &'a Job, ended: f64, key: JobKey, table: &mut StreamTable) -> JobLine<'a> {
@@ -175,12 +240,12 @@ impl JobLog {
         let stream = job.streams.first().map(String::as_str).unwrap_or_default();
         let at = |seconds: f64| UNIX_EPOCH + Duration::try_from_secs_f64(seconds).unwrap_or_default();
         let totals = table.take_job_totals(stream, at(job.started), at(ended));
-        let frames = totals.as_ref().map(|totals| totals.frames);
         let counted_since = job.counted_since();
         let counted = counted_since - job.started < MAX_UNCOUNTED * (ended - job.started).max(f64::MIN_POSITIVE);
+        let frames = totals.as_ref().and_then(|totals| totals.frames);
         #[expect(clippy::cast_precision_loss, reason = "counts, for output")]
         let (media_seconds, per_frame) = (
-            totals.as_ref().map(|totals| totals.media_us as f64 / 1e6),
+            totals.as_ref().and_then(|totals| totals.media_us).map(|us| us as f64 / 1e6),
             frames.filter(|frames| counted && *frames > 0).map(|frames| job.joules / frames as f64),
         );
         let watt_hours = job.joules / 3600.0;
@@ -204,8 +269,8 @@ impl JobLog {
             source: &job.source,
             frames,
             media_seconds,
-            dropped_frames: totals.as_ref().map(|totals| totals.dropped),
-            duplicated_frames: totals.as_ref().map(|totals| totals.duplicated),
+            dropped_frames: totals.as_ref().and_then(|totals| totals.dropped),
+            duplicated_frames: totals.as_ref().and_then(|totals| totals.duplicated),
             joules_per_frame: per_frame,
             watt_hours,
             cost: price.map(|price| watt_hours / 1000.0 * price * self.price.pue),
@@ -301,5 +366,61 @@ mod tests {
         let since = line["counted_since_seconds"].as_f64().unwrap() - line["started"].as_f64().unwrap();
         assert!((since - 120.0).abs() < 0.001, "{since}");
         assert!(line["joules_per_frame"].is_null(), "the joules of the first two minutes are unknown");
+    }
+
+    /// A job that has ended some seconds ago.
+    fn jobs(numbers: std::ops::Range<u64>) -> Jobs {
+        let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64();
+        let job = |job| Job { job, started: unix - 60.0, ended: Some(unix - 10.0), ..Job::default() };
+        Jobs { probe_started: 1.5, jobs: numbers.map(job).collect() }
+    }
+
+    fn write(log: &mut JobLog, jobs: &Jobs) -> io::Result<()> {
+        let mut table = StreamTable::new(4, Duration::from_secs(60));
+        let pending = log.pending(jobs, &mut table, SystemTime::now());
+        log.write(pending)
+    }
+
+    #[test]
+    fn lines_wait_while_the_file_cannot_be_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("later").join("streams.ndjson");
+        let mut log = JobLog::open(&path, EnergyPrice::new(&Prices::defaults()));
+        assert!(write(&mut log, &jobs(0..35)).is_err());
+        assert_eq!(log.counts(), LogCounts { lost: 0, queued: 35 });
+        std::fs::create_dir(path.parent().unwrap()).unwrap();
+        write(&mut log, &jobs(0..36)).unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert_eq!((text.lines().count(), log.counts()), (36, LogCounts::default()));
+    }
+
+    #[test]
+    fn too_many_waiting_lines_are_lost_and_counted() {
+        let mut log = JobLog::open(Path::new("/dev/full"), EnergyPrice::new(&Prices::defaults()));
+        assert!(write(&mut log, &jobs(0..5000)).is_err());
+        assert_eq!(log.counts(), LogCounts { lost: 904, queued: 4096 });
+    }
+
+    #[test]
+    fn a_torn_line_is_counted_and_its_job_is_logged_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("streams.ndjson");
+        let price = EnergyPrice::new(&Prices::defaults());
+        write(&mut JobLog::open(&path, price.clone()), &jobs(0..2)).unwrap();
+        let text = std::fs::read(&path).unwrap();
+        std::fs::write(&path, &text[..text.len() - 20]).unwrap();
+        let mut log = JobLog::open(&path, price);
+        write(&mut log, &jobs(0..2)).unwrap();
+        assert_eq!(log.counts(), LogCounts { lost: 1, queued: 0 });
+        let text = std::fs::read(&path).unwrap();
+        let lines = text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+        assert_eq!((lines.count(), logged_jobs(&text).len()), (2, 2));
+    }
+
+    #[test]
+    fn a_job_behind_a_torn_line_is_recognised() {
+        let line = r#"{"schema":1,"stream":"a","probe_started_ms":1500,"job":7}"#;
+        assert_eq!(logged_jobs(format!("{}{line}\n", &line[..30]).as_bytes()).len(), 1);
+        assert!(logged_jobs(&line.as_bytes()[..30]).is_empty());
     }
 }

@@ -3,42 +3,43 @@
 //! The probe knows them from the command lines of the ffmpeg processes.
 
 use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    collections::{BTreeSet, HashMap},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use results::energy::jobs::{Job, Jobs};
 
 /// The jobs that the probe reported last.
 #[derive(Clone, Debug, Default)]
-pub struct StreamNames(Arc<Mutex<Arc<Jobs>>>);
+pub struct StreamNames(Arc<Mutex<Known>>);
+
+#[derive(Debug, Default)]
+struct Known {
+    jobs: Arc<Jobs>,
+    /// Streams by local UDP port: any number of senders may ask for theirs.
+    ports: HashMap<u16, String>,
+}
 
 impl StreamNames {
     pub fn update(&self, jobs: Jobs) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(jobs);
+        let ports = streams_by_port(&jobs);
+        *self.known() = Known { jobs: Arc::new(jobs), ports };
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     #[must_use]
     pub fn jobs(&self) -> Arc<Jobs> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.known().jobs.clone()
     }
 
     /// The stream of the job that sends datagrams from this port. `None` if several running jobs
     /// have the port, as jobs in different network namespaces may.
     #[must_use]
     pub fn by_port(&self, port: u16) -> Option<String> {
-        let jobs = self.jobs();
-        let has_port = |job: &Job| {
-            let in_arguments = job.progress.as_ref().is_some_and(|progress| progress.port == Some(port));
-            in_arguments || job.udp_ports.contains(&port)
-        };
-        let mut running = jobs.jobs.iter().filter(|job| job.ended.is_none() && has_port(job));
-        let job = match running.next() {
-            Some(job) => running.next().is_none().then_some(job),
-            // The newest job that ended.
-            None => jobs.jobs.iter().rfind(|job| job.ended.is_some() && has_port(job)),
-        }?;
-        job.streams.first().cloned()
+        self.known().ports.get(&port).cloned()
     }
 
     /// The stream of the job with this process id.
@@ -56,6 +57,27 @@ impl StreamNames {
             jobs.jobs.iter().flat_map(|job| job.streams.iter().map(|stream| (stream.clone(), job.codec().to_owned())));
         all.filter(|(_, codec)| !codec.is_empty()).collect()
     }
+}
+
+fn streams_by_port(jobs: &Jobs) -> HashMap<u16, String> {
+    let ports_of = |job: &Job| -> BTreeSet<u16> {
+        let in_arguments = job.progress.as_ref().and_then(|progress| progress.port);
+        job.udp_ports.iter().copied().chain(in_arguments).collect()
+    };
+    // `None` if several running jobs have the port, or its job has no stream.
+    let mut running: HashMap<u16, Option<&String>> = HashMap::new();
+    for job in jobs.jobs.iter().filter(|job| job.ended.is_none()) {
+        for port in ports_of(job) {
+            running.entry(port).and_modify(|stream| *stream = None).or_insert(job.streams.first());
+        }
+    }
+    // The newest job that ended, where none runs.
+    let mut all: HashMap<u16, Option<&String>> = HashMap::new();
+    for job in jobs.jobs.iter().filter(|job| job.ended.is_some()) {
+        all.extend(ports_of(job).into_iter().map(|port| (port, job.streams.first())));
+    }
+    all.extend(running);
+    all.into_iter().filter_map(|(port, stream)| Some((port, stream?.clone()))).collect()
 }
 
 #[cfg(test)]

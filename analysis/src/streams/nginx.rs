@@ -1,4 +1,5 @@
-//! Metrics of port 9728 from the statistics page of nginx's RTMP module.
+//! Metrics of port 9728 from the statistics page of nginx's RTMP module, or of its fork
+//! nginx-http-flv-module, whose page has another root element.
 //!
 //! The name of an RTMP stream is usually its publishing key, so the label is a digest unless
 //! configured otherwise. A slow or broken server delays only its own thread, never a request.
@@ -23,7 +24,9 @@ const MAX_DEPTH: usize = 32;
 /// Longest text of an element in bytes.
 const MAX_TEXT: usize = 1024;
 /// Maximum number of streams with their own series.
-const MAX_STREAMS: usize = 512;
+pub const MAX_STREAMS: usize = 512;
+/// Root elements of the page: of the module and of its fork.
+const ROOTS: [&str; 2] = ["rtmp", "http-flv"];
 
 /// The value of the label `stream`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -62,9 +65,46 @@ pub struct NginxStream {
     pub fps: f64,
 }
 
-/// The statistics page.
+impl NginxStream {
+    /// Adds a stream that has the same label: the module writes a space for each byte beyond ASCII
+    /// (`ngx_rtmp_stat_escape`), and two server blocks may have an application and a stream of the
+    /// same name. Properties are those of the first one that has them.
+    pub fn merge(&mut self, other: &Self) {
+        self.time_ms = self.time_ms.max(other.time_ms);
+        for (own, more) in self.bits.iter_mut().zip(other.bits).chain(self.bytes.iter_mut().zip(other.bytes)) {
+            *own = own.saturating_add(more);
+        }
+        for (own, more) in [
+            (&mut self.clients, other.clients),
+            (&mut self.publishers, other.publishers),
+            (&mut self.dropped, other.dropped),
+        ] {
+            *own = own.saturating_add(more);
+        }
+        for (own, more) in [(&mut self.video, &other.video), (&mut self.audio, &other.audio)] {
+            if own.is_empty() {
+                own.clone_from(more);
+            }
+        }
+        if self.width == 0 {
+            (self.width, self.height, self.fps) = (other.width, other.height, other.fps);
+        }
+    }
+
+    /// The labels of its series, application and stream.
+    #[must_use]
+    pub fn labels(&self, label: StreamLabel) -> (String, String) {
+        (label::sanitize(&self.application), stream_label(&self.application, &self.name, label))
+    }
+}
+
+/// The statistics page of one worker of the server, or the sum of several.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Stat {
+    /// Process id of the worker; 0 if the page has none.
+    pub pid: u64,
+    /// Number of workers.
+    pub workers: u64,
     /// Accepted connections since the server's start.
     pub accepted: u64,
     /// Seconds since the server's start.
@@ -75,8 +115,10 @@ pub struct Stat {
     pub bytes: [u64; 2],
     /// Number of clients by application.
     pub applications: BTreeMap<String, u64>,
+    /// Number of streams by application, with those that are dropped.
+    pub application_streams: BTreeMap<String, u64>,
     pub streams: Vec<NginxStream>,
-    /// Number of streams beyond `MAX_STREAMS`.
+    /// Number of streams beyond [`MAX_STREAMS`].
     pub streams_dropped: u64,
 }
 
@@ -134,7 +176,7 @@ impl Nginx {
 /// The page is incomplete, or not from the RTMP module.
 pub fn parse(page: &[u8]) -> Result<Stat, String> {
     let mut reader = Reader::from_reader(page);
-    let (mut stat, mut path): (Stat, Vec<String>) = (Stat::default(), Vec::new());
+    let (mut stat, mut path): (Stat, Vec<String>) = (Stat { workers: 1, ..Stat::default() }, Vec::new());
     let (mut application, mut stream) = (String::new(), NginxStream::default());
     let (mut text, mut buffer, mut is_rtmp) = (String::new(), Vec::new(), false);
     loop {
@@ -144,7 +186,7 @@ pub fn parse(page: &[u8]) -> Result<Stat, String> {
                     return Err("nested too deep for a page of the RTMP module".to_owned());
                 }
                 let name = String::from_utf8_lossy(start.name().as_ref()).chars().take(32).collect::<String>();
-                is_rtmp |= path.is_empty() && name == "rtmp";
+                is_rtmp |= path.is_empty() && ROOTS.contains(&&*name);
                 match &*name {
                     "application" => application.clear(),
                     "stream" => stream = NginxStream { application: application.clone(), ..NginxStream::default() },
@@ -159,10 +201,8 @@ pub fn parse(page: &[u8]) -> Result<Stat, String> {
                     stream.publishers += 1;
                 }
             }
-            Event::Text(piece) => {
-                let piece = piece.decode().map_err(|error| format!("not text: {error}"))?;
-                push(&mut text, &piece);
-            }
+            // A name that is not UTF-8 does not cost the page.
+            Event::Text(piece) => push(&mut text, &String::from_utf8_lossy(&piece)),
             Event::CData(piece) => push(&mut text, &String::from_utf8_lossy(&piece)),
             Event::GeneralRef(entity) => match &*entity {
                 b"lt" => push(&mut text, "<"),
@@ -175,7 +215,7 @@ pub fn parse(page: &[u8]) -> Result<Stat, String> {
             },
             Event::End(_) => {
                 let Some(name) = path.pop() else { return Err("an end tag without a start tag".to_owned()) };
-                end_element(&name, &path, text.trim(), &mut stat, &mut application, &mut stream);
+                end_element(&name, &path, &text, &mut stat, &mut application, &mut stream);
                 text.clear();
             }
             Event::Eof if !path.is_empty() => return Err("the page is incomplete".to_owned()),
@@ -200,23 +240,29 @@ fn push(text: &mut String, piece: &str) {
 fn end_element(
     name: &str,
     path: &[String],
-    text: &str,
+    untrimmed: &str,
     stat: &mut Stat,
     application: &mut String,
     stream: &mut NginxStream,
 ) {
+    let text = untrimmed.trim();
     let number = || text.parse::<u64>().unwrap_or(0);
     let parent = path.last().map(String::as_str).unwrap_or_default();
     match (parent, name) {
-        ("rtmp", "naccepted") => stat.accepted = number(),
-        ("rtmp", "uptime") => stat.uptime = number(),
-        ("rtmp", "bw_in") => stat.bits[0] = number(),
-        ("rtmp", "bw_out") => stat.bits[1] = number(),
-        ("rtmp", "bytes_in") => stat.bytes[0] = number(),
-        ("rtmp", "bytes_out") => stat.bytes[1] = number(),
+        ("rtmp" | "http-flv", "pid") => stat.pid = number(),
+        ("rtmp" | "http-flv", "naccepted") => stat.accepted = number(),
+        ("rtmp" | "http-flv", "uptime") => stat.uptime = number(),
+        ("rtmp" | "http-flv", "bw_in") => stat.bits[0] = number(),
+        ("rtmp" | "http-flv", "bw_out") => stat.bits[1] = number(),
+        ("rtmp" | "http-flv", "bytes_in") => stat.bytes[0] = number(),
+        ("rtmp" | "http-flv", "bytes_out") => stat.bytes[1] = number(),
         ("application", "name") => text.clone_into(application),
-        ("live" | "play", "nclients") => *stat.applications.entry(application.clone()).or_default() += number(),
-        ("stream", "name") => text.clone_into(&mut stream.name),
+        ("live" | "play", "nclients") => {
+            let clients = stat.applications.entry(application.clone()).or_default();
+            *clients = clients.saturating_add(number());
+        }
+        // Spaces stand for bytes beyond ASCII, so their number is part of the name.
+        ("stream", "name") => untrimmed.clone_into(&mut stream.name),
         ("stream", "time") => stream.time_ms = number(),
         ("stream", "bw_in") => stream.bits[0] = number(),
         ("stream", "bw_out") => stream.bits[1] = number(),
@@ -234,6 +280,7 @@ fn end_element(
         ("audio", "codec") => text.clone_into(&mut stream.audio),
         (_, "stream") => {
             let stream = std::mem::take(stream);
+            *stat.application_streams.entry(stream.application.clone()).or_default() += 1;
             if stat.streams.len() < MAX_STREAMS {
                 stat.streams.push(stream);
             } else {
@@ -261,10 +308,11 @@ static IN_NOW: Def =
 static OUT_NOW: Def =
     Def::gauge("nginx_rtmp_bandwidth_out_bytes", &[], "Bytes sent per second, as reported by the server.");
 static ACCEPTED: Def =
-    Def::counter("nginx_rtmp_accepted_connections_total", &[], "Connections accepted since the server's start.");
-static UPTIME: Def = Def::gauge("nginx_rtmp_uptime_seconds", &[], "Seconds since the server's start.");
-static RECEIVED: Def = Def::counter("nginx_rtmp_received_bytes_total", &[], "Bytes received since the server's start.");
-static SENT: Def = Def::counter("nginx_rtmp_sent_bytes_total", &[], "Bytes sent since the server's start.");
+    Def::counter("nginx_rtmp_accepted_connections_total", &[], "Connections accepted by the server's workers.");
+static UPTIME: Def =
+    Def::gauge("nginx_rtmp_uptime_seconds", &[], "Seconds since the start of the server's oldest worker.");
+static RECEIVED: Def = Def::counter("nginx_rtmp_received_bytes_total", &[], "Bytes received by the server's workers.");
+static SENT: Def = Def::counter("nginx_rtmp_sent_bytes_total", &[], "Bytes sent by the server's workers.");
 static APP_CLIENTS: Def =
     Def::gauge("nginx_rtmp_application_clients", APPLICATION, "Clients of an application, including publishers.");
 static APP_STREAMS: Def = Def::gauge("nginx_rtmp_application_streams", APPLICATION, "Streams of an application.");
@@ -276,9 +324,9 @@ static STREAM_IN_NOW: Def =
 static STREAM_OUT_NOW: Def =
     Def::gauge("nginx_rtmp_stream_bandwidth_out_bytes", STREAM, "Bytes sent per second for a stream, to all players.");
 static STREAM_IN: Def =
-    Def::counter("nginx_rtmp_stream_received_bytes_total", STREAM, "Bytes received for a stream since its start.");
+    Def::counter("nginx_rtmp_stream_received_bytes_total", STREAM, "Bytes received for the streams of this name.");
 static STREAM_OUT: Def =
-    Def::counter("nginx_rtmp_stream_sent_bytes_total", STREAM, "Bytes sent for a stream since its start.");
+    Def::counter("nginx_rtmp_stream_sent_bytes_total", STREAM, "Bytes sent for the streams of this name.");
 static DROPPED_MESSAGES: Def =
     Def::gauge("nginx_rtmp_stream_dropped_messages", STREAM, "Messages dropped for a stream's current clients.");
 static INFO: Def = Def::gauge(
@@ -288,6 +336,11 @@ static INFO: Def = Def::gauge(
 );
 static STREAMS_DROPPED: Def =
     Def::gauge("nginx_rtmp_streams_dropped", &[], "Streams without own series because of the limit of 512.");
+static WORKERS: Def = Def::gauge(
+    "nginx_rtmp_workers",
+    &[],
+    "Workers of the server whose pages the figures are the sum of: each answers with its own.",
+);
 
 /// Every metric of the port, in the order of the page.
 pub static DEFS: &[&Def] = &[
@@ -312,6 +365,7 @@ pub static DEFS: &[&Def] = &[
     &DROPPED_MESSAGES,
     &INFO,
     &STREAMS_DROPPED,
+    &WORKERS,
 ];
 
 /// The families of the page, in order.
@@ -323,8 +377,8 @@ pub fn families(stat: &Result<Stat, StatError>, label: StreamLabel) -> Vec<Famil
         Err(why) => push(&NGINX_UP, &[why.reason()], 0.0),
         Ok(stat) => {
             push(&NGINX_UP, &[""], 1.0);
-            push(&CONNECTIONS, &[], float(stat.applications.values().sum()));
-            push(&STREAMS, &[], float(stat.streams.len() as u64 + stat.streams_dropped));
+            push(&CONNECTIONS, &[], float(total(&stat.applications)));
+            push(&STREAMS, &[], float(total(&stat.application_streams)));
             for (def, value) in [(&IN_NOW, stat.bits[0]), (&OUT_NOW, stat.bits[1])] {
                 push(def, &[], float(value) / 8.0);
             }
@@ -334,25 +388,25 @@ pub fn families(stat: &Result<Stat, StatError>, label: StreamLabel) -> Vec<Famil
                 (&RECEIVED, stat.bytes[0]),
                 (&SENT, stat.bytes[1]),
                 (&STREAMS_DROPPED, stat.streams_dropped),
+                (&WORKERS, stat.workers),
             ] {
                 push(def, &[], float(value));
             }
             let mut applications: BTreeMap<String, [u64; 2]> = BTreeMap::new();
             for (name, clients) in &stat.applications {
-                applications.entry(label::sanitize(name)).or_default()[0] += clients;
+                let sum = &mut applications.entry(label::sanitize(name)).or_default()[0];
+                *sum = sum.saturating_add(*clients);
             }
-            for stream in &stat.streams {
-                applications.entry(label::sanitize(&stream.application)).or_default()[1] += 1;
+            for (name, streams) in &stat.application_streams {
+                applications.entry(label::sanitize(name)).or_default()[1] += streams;
             }
             for (application, [clients, streams]) in &applications {
                 push(&APP_CLIENTS, &[application], float(*clients));
                 push(&APP_STREAMS, &[application], float(*streams));
             }
             if label != StreamLabel::Off {
-                // Two server blocks may have an application and a stream of the same name.
-                let mut seen = std::collections::HashSet::new();
-                for stream in &stat.streams {
-                    push_stream(&mut push, stream, label, &mut seen);
+                for (labels, (stream, _)) in by_labels(&stat.streams, label) {
+                    push_stream(&mut push, [&labels.0, &labels.1], &stream);
                 }
             }
         }
@@ -373,18 +427,22 @@ pub fn stream_label(application: &str, name: &str, label: StreamLabel) -> String
     }
 }
 
-fn push_stream(
-    push: &mut impl FnMut(&'static Def, &[&str], f64),
-    stream: &NginxStream,
-    label: StreamLabel,
-    seen: &mut std::collections::HashSet<(String, String)>,
-) {
-    let (application, name) =
-        (label::sanitize(&stream.application), stream_label(&stream.application, &stream.name, label));
-    if !seen.insert((application.clone(), name.clone())) {
-        return;
+/// The streams by their labels, and how many streams each is the sum of.
+#[must_use]
+pub fn by_labels(streams: &[NginxStream], label: StreamLabel) -> BTreeMap<(String, String), (NginxStream, u64)> {
+    let mut all: BTreeMap<(String, String), (NginxStream, u64)> = BTreeMap::new();
+    for stream in streams {
+        all.entry(stream.labels(label))
+            .and_modify(|(sum, count)| {
+                sum.merge(stream);
+                *count += 1;
+            })
+            .or_insert_with(|| (stream.clone(), 1));
     }
-    let labels = [&*application, &*name];
+    all
+}
+
+fn push_stream(push: &mut impl FnMut(&'static Def, &[&str], f64), labels: [&str; 2], stream: &NginxStream) {
     #[expect(clippy::cast_precision_loss, reason = "milliseconds, for output")]
     let age = stream.time_ms as f64 / 1000.0;
     push(&AGE, &labels, age);
@@ -407,6 +465,10 @@ fn push_stream(
     let fps = if stream.fps > 0.0 { format!("{}", stream.fps) } else { String::new() };
     let (video, audio) = (label::sanitize(&stream.video), label::sanitize(&stream.audio));
     push(&INFO, &[labels[0], labels[1], &video, &audio, &size, &fps], 1.0);
+}
+
+fn total(counts: &BTreeMap<String, u64>) -> u64 {
+    counts.values().fold(0, |sum, count| sum.saturating_add(*count))
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a count, for output")]
@@ -485,6 +547,44 @@ mod tests {
         assert!(parse(&PAGE.as_bytes()[..PAGE.len() - 20]).is_err());
         let long = format!("<rtmp><application><name>{}</name></application></rtmp>", "x".repeat(1 << 20));
         assert!(parse(long.as_bytes()).is_ok());
+    }
+
+    fn text_of(page: &str, label: StreamLabel) -> String {
+        let page = metrics::page::render("nginx", families(&Ok(parse(page.as_bytes()).unwrap()), label)).unwrap();
+        String::from_utf8(page.text().to_vec()).unwrap()
+    }
+
+    #[test]
+    fn the_page_of_the_http_flv_fork_is_read() {
+        let fork = PAGE.replace("<rtmp>", "<http-flv>").replace("</rtmp>", "</http-flv>");
+        assert_eq!(parse(fork.as_bytes()).unwrap(), parse(PAGE.as_bytes()).unwrap());
+    }
+
+    #[test]
+    fn streams_whose_names_have_no_ascii_are_added_up() {
+        let stream = |spaces: usize, bytes: u64| {
+            let name = " ".repeat(spaces);
+            format!("<stream><name>{name}</name><bytes_in>{bytes}</bytes_in><nclients>1</nclients></stream>")
+        };
+        let page = format!(
+            "<rtmp><server><application><name>live</name><live>{}{}{}</live></application></server></rtmp>",
+            stream(9, 19),
+            stream(9, 11),
+            stream(6, 5)
+        );
+        for label in [StreamLabel::Hash, StreamLabel::Name] {
+            let text = text_of(&page, label);
+            let values = |name: &str| -> Vec<f64> {
+                let lines = text.lines().filter(|line| line.starts_with(&format!("{name}{{")));
+                let mut values: Vec<f64> =
+                    lines.map(|line| line.rsplit(' ').next().unwrap().parse().unwrap()).collect();
+                values.sort_by(f64::total_cmp);
+                values
+            };
+            assert_eq!(values("nginx_rtmp_stream_received_bytes_total"), [5.0, 30.0], "{text}");
+            assert_eq!(values("nginx_rtmp_stream_clients"), [1.0, 2.0]);
+            assert!(text.contains("\nnginx_rtmp_streams 3\n") && text.contains("\nnginx_rtmp_streams_dropped 0\n"));
+        }
     }
 
     proptest! {

@@ -9,7 +9,7 @@ use metrics::{
     process,
 };
 
-use super::{receive::ProgressReceiver, table::Stream};
+use super::{job_log::LogCounts, receive::ProgressReceiver, table::Stream};
 use results::energy::jobs::Jobs;
 
 const STREAM: &[&str] = &["stream"];
@@ -24,7 +24,8 @@ static FRAMES: Def = Def::counter(
 static MEDIA: Def = Def::counter(
     "wattcast_stream_media_seconds_total",
     STREAM_CODEC,
-    "Seconds of media written by a stream's jobs, as reported by ffmpeg.",
+    "Seconds of media written by a stream's jobs, as reported by ffmpeg; positions in the source \
+     (-copyts, jumps) are left out, and it is absent while only those are known.",
 );
 static DROPPED: Def = Def::counter("wattcast_stream_dropped_frames_total", STREAM, "Frames dropped by ffmpeg.");
 static DUPLICATED: Def =
@@ -60,6 +61,23 @@ static OVER_LIMIT: Def = Def::counter(
     "wattcast_progress_dropped_total",
     &[],
     "Progress reports dropped because of the limit on streams (--limit.streams).",
+);
+static DATAGRAMS: Def = Def::counter(
+    "wattcast_progress_datagrams_dropped_total",
+    &["reason"],
+    "Datagrams of progress dropped: senders (no place for another sender that the probe does not \
+     know), rate (more than 100 per second of one sender).",
+);
+static LOG_LOST: Def = Def::counter(
+    "wattcast_job_log_lost_lines_total",
+    &[],
+    "Lines of ended jobs that are not in the job log (--streams.record), because it could not be \
+     written for too long, or was cut off within a line.",
+);
+static LOG_QUEUED: Def = Def::gauge(
+    "wattcast_job_log_queued_lines",
+    &[],
+    "Lines of ended jobs that wait until the job log (--streams.record) can be written.",
 );
 
 static SCORE: Def = Def::gauge(
@@ -120,6 +138,9 @@ pub static DEFS: &[&Def] = &[
     &REPORTS,
     &REJECTED,
     &OVER_LIMIT,
+    &DATAGRAMS,
+    &LOG_LOST,
+    &LOG_QUEUED,
     &UP,
     &ACTIVE,
     &LEGACY_FPS,
@@ -141,6 +162,8 @@ pub struct Context<'a> {
     pub jobs: &'a Jobs,
     /// Codecs by stream.
     pub codecs: &'a HashMap<String, String>,
+    /// The state of the job log, if there is one.
+    pub job_log: Option<LogCounts>,
     pub now: Instant,
 }
 
@@ -161,6 +184,11 @@ pub fn families(receiver: &ProgressReceiver, context: &Context<'_>) -> Vec<Famil
     }
     push(&REJECTED, &[], Some(float(receiver.rejected())));
     push(&OVER_LIMIT, &[], Some(float(table.dropped())));
+    for (reason, count) in receiver.dropped_datagrams() {
+        push(&DATAGRAMS, &[reason], Some(float(count)));
+    }
+    push(&LOG_LOST, &[], context.job_log.map(|log| float(log.lost)));
+    push(&LOG_QUEUED, &[], context.job_log.map(|log| float(log.queued)));
     push(&UP, &[], Some(1.0));
     drop(table);
     let mut all = all.into_vec();
@@ -177,15 +205,19 @@ fn push_stream(
     context: &Context<'_>,
 ) {
     let (last, active) = (&stream.last_report, stream.is_active(context.now));
+    // A counter that no report had is unknown, not zero.
+    let known = &stream.known;
+    let frames = known.frames.map(|_| float(stream.frames));
+    let dropped = known.dropped.map(|_| float(stream.dropped));
     let with_codec = [name, codec];
     let labels = [name];
     #[expect(clippy::cast_precision_loss, reason = "microseconds of media, for output")]
     let media = stream.media_us as f64 / 1e6;
-    push(&FRAMES, &with_codec, Some(float(stream.frames)));
-    push(&MEDIA, &with_codec, Some(media));
-    push(&DROPPED, &labels, Some(float(stream.dropped)));
-    push(&DUPLICATED, &labels, Some(float(stream.duplicated)));
-    push(&WRITTEN, &labels, (stream.bytes > 0).then(|| float(stream.bytes)));
+    push(&FRAMES, &with_codec, frames);
+    push(&MEDIA, &with_codec, stream.has_media.then_some(media));
+    push(&DROPPED, &labels, dropped);
+    push(&DUPLICATED, &labels, known.duplicated.map(|_| float(stream.duplicated)));
+    push(&WRITTEN, &labels, known.bytes.map(|_| float(stream.bytes)));
     let rate = stream.fps_now.filter(|_| active);
     let frame = rate.filter(|rate| *rate > 0.0).map(|rate| 1.0 / rate);
     push(&RATE, &labels, rate);
@@ -198,8 +230,8 @@ fn push_stream(
     push(&ACTIVE, &labels, Some(f64::from(u8::from(active))));
     push(&LEGACY_FPS, &labels, last.fps);
     push(&SPEED, &labels, last.speed);
-    push(&LEGACY_FRAMES, &labels, Some(float(stream.frames)));
-    push(&LEGACY_DROPPED, &labels, Some(float(stream.dropped)));
+    push(&LEGACY_FRAMES, &labels, frames);
+    push(&LEGACY_DROPPED, &labels, dropped);
     push(&BITRATE_NOW, &labels, stream.bitrate_now.filter(|_| active).map(|bits| bits / 1000.0));
     push(&BITRATE, &labels, last.bitrate.map(|bits| bits / 1000.0));
     let is_paced =

@@ -2,6 +2,9 @@
 //!
 //! Every source is read as fast as it sends, so that no encoder waits for us. Reports over the
 //! limit are counted and dropped.
+//!
+//! Any process can send datagrams, from any number of ports. Senders that the probe does not know
+//! share a limited number of places, and never take those of known ones.
 
 use std::{
     collections::HashMap,
@@ -40,8 +43,15 @@ use super::{
 
 /// Largest datagram in bytes.
 const MAX_DATAGRAM: usize = 64 << 10;
-/// Maximum number of remembered senders of datagrams.
-const MAX_SENDERS: usize = 1024;
+/// Maximum number of remembered senders of datagrams that the probe does not know.
+const MAX_UNNAMED_SENDERS: usize = 1024;
+/// Senders with the port of one job: one for each of its network namespaces.
+const MAX_SENDERS_OF_PORT: usize = 4;
+/// Datagrams of one sender: per second, and at once. ffmpeg sends two per second; what a stopped
+/// service finds in its socket buffer is some 300.
+const SENDER_RATE: (f64, f64) = (100.0, 512.0);
+/// Time after which a silent sender is forgotten: usually, and while there is no place for more.
+const SILENCE: (Duration, Duration) = (Duration::from_secs(60), NAME_TIMEOUT);
 /// Time to wait until the probe knows the stream of a sender.
 const NAME_TIMEOUT: Duration = Duration::from_secs(6);
 /// Idle timeout of an HTTP request; ffmpeg reports twice a second unless `-stats_period` is set.
@@ -57,13 +67,48 @@ pub struct ProgressReceiver {
     token: Option<Arc<str>>,
     next_source: Arc<AtomicU64>,
     rejected: Arc<AtomicU64>,
+    /// Datagrams dropped, by [`DatagramDrop`].
+    dropped_datagrams: Arc<[AtomicU64; 2]>,
+}
+
+/// Why a datagram is dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum DatagramDrop {
+    /// There is no place for another sender.
+    Senders,
+    /// The sender sends too many.
+    Rate,
+}
+
+/// The name of a stream, or the address of its sender.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct SourceName {
+    name: String,
+    is_address: bool,
+}
+
+impl SourceName {
+    fn known(name: String) -> Self {
+        Self { name, is_address: false }
+    }
+
+    fn address(name: String) -> Self {
+        Self { name, is_address: true }
+    }
 }
 
 impl ProgressReceiver {
     /// Reports go into the table; HTTP requests must carry the token, if there is one.
     #[must_use]
     pub fn new(table: Arc<Mutex<StreamTable>>, names: StreamNames, token: Option<&str>) -> Self {
-        Self { table, names, token: token.map(Into::into), next_source: Arc::default(), rejected: Arc::default() }
+        Self {
+            table,
+            names,
+            token: token.map(Into::into),
+            next_source: Arc::default(),
+            rejected: Arc::default(),
+            dropped_datagrams: Arc::default(),
+        }
     }
 
     /// The locked table of streams.
@@ -83,6 +128,17 @@ impl ProgressReceiver {
         self.rejected.load(Ordering::Relaxed)
     }
 
+    /// Number of dropped datagrams by reason.
+    #[must_use]
+    pub fn dropped_datagrams(&self) -> [(&'static str, u64); 2] {
+        let count = |reason: DatagramDrop| self.dropped_datagrams[reason as usize].load(Ordering::Relaxed);
+        [("senders", count(DatagramDrop::Senders)), ("rate", count(DatagramDrop::Rate))]
+    }
+
+    fn count_datagram(&self, reason: DatagramDrop) {
+        self.dropped_datagrams[reason as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
     fn new_source(&self) -> SourceId {
         self.next_source.fetch_add(1, Ordering::Relaxed)
     }
@@ -91,11 +147,18 @@ impl ProgressReceiver {
         self.table().report(source, name, report, Instant::now());
     }
 
+    fn report_as(&self, source: SourceId, name: &SourceName, report: Report) {
+        let (mut table, now) = (self.table(), Instant::now());
+        match name.is_address {
+            false => table.report(source, &name.name, report, now),
+            true => table.report_unnamed(source, &name.name, report, now),
+        };
+    }
+
     /// Adds the first report of a source whose name was unknown since `since`.
-    fn report_delayed(&self, source: SourceId, name: &str, report: Report, since: Instant) {
-        let mut table = self.table();
-        table.report(source, name, report, Instant::now());
-        table.set_earlier_start(source, since.elapsed());
+    fn report_delayed(&self, source: SourceId, name: &SourceName, report: Report, since: Instant) {
+        self.report_as(source, name, report);
+        self.table().set_earlier_start(source, since.elapsed());
     }
 }
 
@@ -147,16 +210,156 @@ fn constant_time_eq(a: &[u8], b: &[u8]) -> bool {
     a.len() == b.len() && a.iter().zip(b).fold(0, |sum, (a, b)| sum | (a ^ b)) == 0
 }
 
+/// A number of events per second, with a larger number at once.
+struct RateLimit {
+    left: f64,
+    at: Instant,
+}
+
+impl RateLimit {
+    fn new((_, at_once): (f64, f64), now: Instant) -> Self {
+        Self { left: at_once, at: now }
+    }
+
+    fn admits(&mut self, (per_second, at_once): (f64, f64), now: Instant) -> bool {
+        let since = now.saturating_duration_since(self.at).as_secs_f64();
+        self.left = (self.left + since * per_second).min(at_once);
+        self.at = now;
+        let is_admitted = self.left >= 1.0;
+        if is_admitted {
+            self.left -= 1.0;
+        }
+        is_admitted
+    }
+}
+
 /// A sender of datagrams.
 struct Sender {
     source: SourceId,
     parser: Parser,
-    name: Option<String>,
+    name: Option<SourceName>,
     since: Instant,
     last_seen: Instant,
+    rate: RateLimit,
     /// The newest report before the name was known; its counters are totals, so earlier reports are
     /// not needed.
     pending: Option<Report>,
+}
+
+impl Sender {
+    /// True if the probe knows its stream.
+    fn is_known(&self) -> bool {
+        self.name.as_ref().is_some_and(|name| !name.is_address)
+    }
+}
+
+/// All senders of datagrams.
+struct Senders {
+    receiver: ProgressReceiver,
+    senders: HashMap<SocketAddr, Sender>,
+    /// Number of senders that the probe does not know.
+    unnamed: usize,
+    resolved_at: Instant,
+}
+
+impl Senders {
+    fn new(receiver: ProgressReceiver, now: Instant) -> Self {
+        Self { receiver, senders: HashMap::new(), unnamed: 0, resolved_at: now }
+    }
+
+    fn receive(&mut self, from: SocketAddr, datagram: &[u8], now: Instant) {
+        if let Err(reason) = self.add(from, datagram, now) {
+            self.receiver.count_datagram(reason);
+        }
+        if now.saturating_duration_since(self.resolved_at) >= Duration::from_secs(1) {
+            self.resolve_names(now);
+        }
+    }
+
+    /// Adds the reports of a datagram.
+    fn add(&mut self, from: SocketAddr, datagram: &[u8], now: Instant) -> Result<(), DatagramDrop> {
+        if !self.senders.contains_key(&from) {
+            self.admit(from, now)?;
+        }
+        let receiver = &self.receiver;
+        let Some(sender) = self.senders.get_mut(&from) else { return Ok(()) };
+        if !sender.rate.admits(SENDER_RATE, now) {
+            return Err(DatagramDrop::Rate);
+        }
+        sender.last_seen = now;
+        let mut ended = false;
+        let (source, name, pending) = (sender.source, &sender.name, &mut sender.pending);
+        sender.parser.feed(datagram, |report| {
+            ended |= report.end;
+            match name {
+                Some(name) => receiver.report_as(source, name, report),
+                None => *pending = Some(report),
+            }
+        });
+        if ended && sender.name.is_some() {
+            // Another job may get the port next.
+            let was_known = sender.is_known();
+            self.senders.remove(&from);
+            self.unnamed = self.unnamed.saturating_sub(usize::from(!was_known));
+        }
+        Ok(())
+    }
+
+    /// Finds a place for a new sender; one that the probe knows always has one.
+    fn admit(&mut self, from: SocketAddr, now: Instant) -> Result<(), DatagramDrop> {
+        let name = self.receiver.names.by_port(from.port());
+        let has_place = match name {
+            Some(_) => {
+                let has_port = |address: &&SocketAddr| address.port() == from.port();
+                self.senders.keys().filter(has_port).count() < MAX_SENDERS_OF_PORT
+            }
+            None => self.unnamed < MAX_UNNAMED_SENDERS,
+        };
+        if !has_place {
+            return Err(DatagramDrop::Senders);
+        }
+        self.unnamed += usize::from(name.is_none());
+        let sender = Sender {
+            source: self.receiver.new_source(),
+            parser: Parser::default(),
+            name: name.map(SourceName::known),
+            since: now,
+            last_seen: now,
+            rate: RateLimit::new(SENDER_RATE, now),
+            pending: None,
+        };
+        self.senders.insert(from, sender);
+        Ok(())
+    }
+
+    /// Names the senders without a name: as the probe knows them, or by their address after
+    /// [`NAME_TIMEOUT`]. Forgets senders that are silent.
+    fn resolve_names(&mut self, now: Instant) {
+        self.resolved_at = now;
+        let silence = if self.unnamed >= MAX_UNNAMED_SENDERS { SILENCE.1 } else { SILENCE.0 };
+        let receiver = &self.receiver;
+        self.senders.retain(|address, sender| {
+            if sender.name.is_none() {
+                let waited = now.saturating_duration_since(sender.since) >= NAME_TIMEOUT;
+                let fallback = || {
+                    let name = format!("udp-{}-{}", address.ip().to_canonical(), address.port());
+                    waited.then(|| SourceName::address(name))
+                };
+                sender.name = receiver.names.by_port(address.port()).map(SourceName::known).or_else(fallback);
+                if let Some(name) = &sender.name
+                    && let Some(report) = sender.pending.take()
+                {
+                    receiver.report_delayed(sender.source, name, report, sender.since);
+                    if report.end {
+                        return false;
+                    }
+                }
+            }
+            let limit = if sender.is_known() { SILENCE.0 } else { silence };
+            now.saturating_duration_since(sender.last_seen) < limit
+        });
+        self.unnamed = self.senders.values().filter(|sender| !sender.is_known()).count();
+    }
 }
 
 /// Receives datagrams until the socket fails. Not for use with a token, which datagrams cannot
@@ -165,73 +368,17 @@ struct Sender {
 /// # Errors
 /// The socket has failed.
 pub async fn datagrams(socket: UdpSocket, receiver: ProgressReceiver) -> io::Result<()> {
-    let mut senders: HashMap<SocketAddr, Sender> = HashMap::new();
+    let mut senders = Senders::new(receiver, Instant::now());
     let mut buffer = vec![0; MAX_DATAGRAM];
-    let mut resolved_at = Instant::now();
     loop {
-        let (length, from) = match tokio::time::timeout(Duration::from_secs(1), socket.recv_from(&mut buffer)).await {
-            Ok(Ok(datagram)) => datagram,
+        match tokio::time::timeout(Duration::from_secs(1), socket.recv_from(&mut buffer)).await {
+            Ok(Ok((length, from))) => senders.receive(from, &buffer[..length], Instant::now()),
             // An ICMP error for something that we never sent.
-            Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => continue,
+            Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {}
             Ok(Err(error)) => return Err(error),
-            Err(_) => {
-                resolve_names(&mut senders, &receiver);
-                continue;
-            }
-        };
-        let now = Instant::now();
-        if !senders.contains_key(&from) && senders.len() >= MAX_SENDERS {
-            let oldest = senders.iter().min_by_key(|(_, sender)| sender.last_seen).map(|(address, _)| *address);
-            oldest.map(|address| senders.remove(&address));
-        }
-        let sender = senders.entry(from).or_insert_with(|| Sender {
-            source: receiver.new_source(),
-            parser: Parser::default(),
-            name: None,
-            since: now,
-            last_seen: now,
-            pending: None,
-        });
-        sender.last_seen = now;
-        let mut ended = false;
-        let (parser, source, name, pending) = (&mut sender.parser, sender.source, &sender.name, &mut sender.pending);
-        parser.feed(&buffer[..length], |report| {
-            ended |= report.end;
-            match name {
-                Some(name) => receiver.report(source, name, report),
-                None => *pending = Some(report),
-            }
-        });
-        // Another job may get the port next.
-        if ended && sender.name.is_some() {
-            senders.remove(&from);
-        }
-        if resolved_at.elapsed() >= Duration::from_secs(1) || ended {
-            resolved_at = now;
-            resolve_names(&mut senders, &receiver);
+            Err(_) => senders.resolve_names(Instant::now()),
         }
     }
-}
-
-/// Names the senders without a name: as the probe knows them, or by their address after
-/// [`NAME_TIMEOUT`]. Forgets senders that are silent.
-fn resolve_names(senders: &mut HashMap<SocketAddr, Sender>, receiver: &ProgressReceiver) {
-    senders.retain(|address, sender| {
-        if sender.name.is_none() {
-            let waited = sender.since.elapsed() >= NAME_TIMEOUT;
-            let fallback = || waited.then(|| format!("udp-{}-{}", address.ip().to_canonical(), address.port()));
-            sender.name = receiver.names.by_port(address.port()).or_else(fallback);
-            if let Some(name) = &sender.name
-                && let Some(report) = sender.pending.take()
-            {
-                receiver.report_delayed(sender.source, name, report, sender.since);
-                if report.end {
-                    return false;
-                }
-            }
-        }
-        sender.last_seen.elapsed() < Duration::from_secs(60)
-    });
 }
 
 /// Listens on a Unix socket for `-progress unix:PATH`. The stream's name is resolved by the
@@ -267,8 +414,9 @@ pub fn unix_socket(path: &Path, receiver: ProgressReceiver) -> io::Result<()> {
             tokio::spawn(async move {
                 let _slot = slot;
                 let pid = stream.peer_cred().ok().and_then(|peer| u32::try_from(peer.pid()?).ok());
-                let name = |receiver: &ProgressReceiver| pid.and_then(|pid| receiver.names.by_process(pid));
-                let fallback = || pid.map_or_else(|| "unix".to_owned(), |pid| format!("unix-{pid}"));
+                let name = |receiver: &ProgressReceiver| Some(SourceName::known(receiver.names.by_process(pid?)?));
+                let fallback =
+                    || SourceName::address(pid.map_or_else(|| "unix".to_owned(), |pid| format!("unix-{pid}")));
                 let mut source = UnnamedSource::new(&receiver);
                 let mut buffer = vec![0; 4096];
                 while let Ok(length @ 1..) = stream.read(&mut buffer).await {
@@ -285,7 +433,7 @@ pub fn unix_socket(path: &Path, receiver: ProgressReceiver) -> io::Result<()> {
 struct UnnamedSource {
     source: SourceId,
     parser: Parser,
-    name: Option<String>,
+    name: Option<SourceName>,
     since: Instant,
     pending: Option<Report>,
 }
@@ -305,8 +453,8 @@ impl UnnamedSource {
         &mut self,
         receiver: &ProgressReceiver,
         piece: &[u8],
-        resolve: impl Fn() -> Option<String>,
-        fallback: impl Fn() -> String,
+        resolve: impl Fn() -> Option<SourceName>,
+        fallback: impl Fn() -> SourceName,
     ) {
         if self.name.is_none() {
             self.name = resolve().or_else(|| (self.since.elapsed() >= NAME_TIMEOUT).then(fallback));
@@ -317,13 +465,18 @@ impl UnnamedSource {
         }
         let (source, name, pending) = (self.source, &self.name, &mut self.pending);
         self.parser.feed(piece, |report| match name {
-            Some(name) => receiver.report(source, name, report),
+            Some(name) => receiver.report_as(source, name, report),
             None => *pending = Some(report),
         });
     }
 
     /// Adds the last report of a source that is still without a name.
-    fn end(self, receiver: &ProgressReceiver, resolve: impl Fn() -> Option<String>, fallback: impl Fn() -> String) {
+    fn end(
+        self,
+        receiver: &ProgressReceiver,
+        resolve: impl Fn() -> Option<SourceName>,
+        fallback: impl Fn() -> SourceName,
+    ) {
         if let Some(report) = self.pending {
             receiver.report_delayed(self.source, &resolve().unwrap_or_else(fallback), report, self.since);
         }
@@ -400,5 +553,53 @@ mod tests {
     fn a_pipe_has_a_stream_and_a_path() {
         assert_eq!("a=/x=y".parse(), Ok(Pipe { stream: "a".into(), path: "/x=y".into() }));
         assert!("a".parse::<Pipe>().is_err() && "=x".parse::<Pipe>().is_err() && "a=".parse::<Pipe>().is_err());
+    }
+    fn senders(now: Instant) -> Senders {
+        let table = Arc::new(Mutex::new(StreamTable::new(8, Duration::from_secs(300))));
+        let names = StreamNames::default();
+        let jobs = r#"{"probe_started": 1.5, "jobs": [{"job": 1, "streams": ["cam"], "udp_ports": [4000]}]}"#;
+        names.update(serde_json::from_str(jobs).unwrap());
+        Senders::new(ProgressReceiver::new(table, names, None), now)
+    }
+
+    fn address(port: u16) -> SocketAddr {
+        ([127, 0, 0, 1], port).into()
+    }
+
+    fn datagram(frames: u64) -> Vec<u8> {
+        format!("frame={frames}\nprogress=continue\n").into_bytes()
+    }
+
+    #[test]
+    fn unknown_senders_do_not_starve_a_named_stream() {
+        let start = Instant::now();
+        let mut senders = senders(start);
+        for second in 0..20u64 {
+            for number in 0..3000u64 {
+                let now = start + Duration::from_millis(second * 1000 + number / 3);
+                senders.receive(address(10_000 + (number % 1100) as u16), &datagram(second), now);
+                if number % 1500 == 0 {
+                    senders.receive(address(4000), &datagram(second * 50 + number / 60), now);
+                }
+            }
+        }
+        let frames = senders.receiver.table().streams().find(|(name, _)| *name == "cam").map(|(_, cam)| cam.frames);
+        assert_eq!(frames, Some(19 * 50 + 25));
+        assert!(senders.senders.len() <= MAX_UNNAMED_SENDERS + 1);
+        let [(_, no_place), (_, too_many)] = senders.receiver.dropped_datagrams();
+        assert!(no_place > 0 && too_many == 0, "{no_place} {too_many}");
+    }
+
+    #[test]
+    fn one_sender_cannot_send_without_limit() {
+        let start = Instant::now();
+        let mut senders = senders(start);
+        for frames in 0..2000 {
+            senders.receive(address(4000), &datagram(frames), start);
+        }
+        assert_eq!(senders.receiver.dropped_datagrams(), [("senders", 0), ("rate", 2000 - 512)]);
+        senders.receive(address(4000), &datagram(5000), start + Duration::from_secs(1));
+        let table = senders.receiver.table();
+        assert_eq!(table.streams().map(|(_, cam)| cam.frames).collect::<Vec<_>>(), [5000]);
     }
 }

@@ -2,14 +2,18 @@
 //! parameter.
 //!
 //! Invariant: totals never decrease. The counters of a job start at zero, so a counter below the
-//! previous one is of a new job and is added completely.
+//! previous one is of a new job and is added completely. The media time is no counter but a
+//! position, see [`ffmpeg::media`].
+//!
+//! A stream whose name is only its sender's address gives way to streams with a name, and never
+//! the other way round: any process can send datagrams from any number of ports.
 
 use std::{
     collections::{BTreeMap, HashMap},
     time::{Duration, Instant, SystemTime},
 };
 
-use ffmpeg::Report;
+use ffmpeg::{Report, media::JobMedia};
 use metrics::label;
 
 /// Time without a report after which a job is inactive; ffmpeg reports twice a second.
@@ -18,6 +22,9 @@ const INACTIVE_AFTER: Duration = Duration::from_secs(5);
 const STALL: Duration = Duration::from_secs(2);
 /// Remembered sources per allowed stream, as ffmpeg processes follow each other.
 const SOURCES_PER_STREAM: usize = 4;
+/// A media time that is this much below the previous one, or less than half of it, is of another
+/// job; it falls by less where streams of one job take turns.
+const OTHER_JOB_US: i64 = 1_000_000;
 
 /// Id of a connection or a sender of datagrams; never reused.
 pub type SourceId = u64;
@@ -30,6 +37,12 @@ pub struct Stream {
     pub duplicated: u64,
     pub media_us: u64,
     pub bytes: u64,
+    /// Whether the media of a job was known.
+    pub has_media: bool,
+    /// The counters that were in any report; without one the total is absent, not zero.
+    pub known: Report,
+    /// False if the name is the sender's address.
+    pub is_named: bool,
     pub jobs: u64,
     pub reports: u64,
     pub stalls: u64,
@@ -48,6 +61,29 @@ pub struct Stream {
 }
 
 impl Stream {
+    fn new(now: Instant) -> Self {
+        Self {
+            frames: 0,
+            dropped: 0,
+            duplicated: 0,
+            media_us: 0,
+            bytes: 0,
+            has_media: false,
+            known: Report::default(),
+            is_named: false,
+            jobs: 0,
+            reports: 0,
+            stalls: 0,
+            stalled: Duration::ZERO,
+            last_report: Report::default(),
+            last_report_at: now,
+            job_start: now,
+            fps_now: None,
+            bitrate_now: None,
+            ended: false,
+        }
+    }
+
     /// True while its newest job reports.
     #[must_use]
     pub fn is_active(&self, now: Instant) -> bool {
@@ -64,10 +100,35 @@ impl Stream {
         self.frames = self.frames.saturating_add(frames);
         self.dropped = self.dropped.saturating_add(growth(|report| report.dropped));
         self.duplicated = self.duplicated.saturating_add(growth(|report| report.duplicated));
-        self.media_us = self.media_us.saturating_add(growth(|report| report.out_time_us));
         self.bytes = self.bytes.saturating_add(growth(|report| report.bytes));
+        self.known = largest(&self.known, report);
         self.reports += 1;
         frames
+    }
+
+    /// Changes the media of a job, and adds its growth.
+    fn change_media(&mut self, media: &mut JobMedia, change: impl FnOnce(&mut JobMedia)) {
+        let before = media.written_us();
+        change(media);
+        if let Some(now) = media.written_us() {
+            self.media_us = self.media_us.saturating_add(now.saturating_sub(before.unwrap_or(0)));
+            self.has_media = true;
+        }
+    }
+}
+
+/// The newer report, with the larger of each counter: some outputs report sizes that swing, and a
+/// report may leave a counter out.
+fn largest(before: &Report, now: &Report) -> Report {
+    let position = if now.position_us().is_some() { now } else { before };
+    Report {
+        frames: now.frames.max(before.frames),
+        dropped: now.dropped.max(before.dropped),
+        duplicated: now.duplicated.max(before.duplicated),
+        bytes: now.bytes.max(before.bytes),
+        out_time_us: position.out_time_us,
+        before_zero_us: position.before_zero_us,
+        ..*now
     }
 }
 
@@ -101,14 +162,14 @@ fn update_rates(
     }
 }
 
-/// The totals of one job.
+/// The totals of one job; `None` if its reports had none.
 #[derive(Clone, Debug, PartialEq)]
 pub struct JobTotals {
     pub stream: String,
-    pub frames: u64,
-    pub media_us: u64,
-    pub dropped: u64,
-    pub duplicated: u64,
+    pub frames: Option<u64>,
+    pub media_us: Option<u64>,
+    pub dropped: Option<u64>,
+    pub duplicated: Option<u64>,
     /// Time of its first report.
     pub start: SystemTime,
 }
@@ -118,6 +179,7 @@ struct Source {
     name: String,
     /// The last known counters.
     last: Report,
+    media: JobMedia,
     last_report_at: Instant,
     start: SystemTime,
     last_frame_at: Instant,
@@ -127,6 +189,30 @@ struct Source {
     is_stalled: bool,
     /// Whether its totals were taken for the job log.
     is_logged: bool,
+}
+
+impl Source {
+    /// True if a report is of another job than the last one: behind a proxy, or through a pipe,
+    /// jobs may follow each other.
+    fn begins_job(&self, report: &Report) -> bool {
+        let last = &self.last;
+        if last.end {
+            let repeats = |now: Option<u64>, before: Option<u64>| now.is_none() || now == before;
+            return !(repeats(report.frames, last.frames)
+                && repeats(report.bytes, last.bytes)
+                && (report.position_us().is_none() || report.position_us() == last.position_us()));
+        }
+        match (report.frames, last.frames) {
+            (Some(now), Some(before)) => return now < before,
+            (None, Some(_)) => return false,
+            _ => {}
+        }
+        // Jobs without video report no frames.
+        let Some((now, before)) = report.position_us().zip(last.position_us()) else { return false };
+        let has_fallen = now.saturating_add(OTHER_JOB_US) < before || (before > 0 && now < before / 2);
+        let has_written = report.bytes.zip(last.bytes).is_some_and(|(now, before)| now > before);
+        has_fallen && !has_written
+    }
 }
 
 /// All streams.
@@ -147,40 +233,43 @@ impl StreamTable {
 
     /// Adds a report of `source` for a stream. Returns false if the table is full.
     pub fn report(&mut self, source: SourceId, name: &str, report: Report, now: Instant) -> bool {
+        self.add(source, name, true, report, now)
+    }
+
+    /// Like [`Self::report`], for a sender without a name: `name` is its address.
+    pub fn report_unnamed(&mut self, source: SourceId, name: &str, report: Report, now: Instant) -> bool {
+        self.add(source, name, false, report, now)
+    }
+
+    fn add(&mut self, source: SourceId, name: &str, is_named: bool, report: Report, now: Instant) -> bool {
         let name = label::sanitize(name);
         let is_known = self.sources.get(&source).is_some_and(|known| known.name == name);
-        if !self.streams.contains_key(&name) && self.streams.len() >= self.limit && !self.make_room(now) {
+        let has_room = self.streams.contains_key(&name)
+            || self.streams.len() < self.limit
+            || self.make_room_for_stream(is_named, now);
+        if !has_room || !(is_known || self.insert(source, &name, is_named, now)) {
             self.dropped += 1;
             return false;
-        }
-        if !is_known {
-            self.insert(source, &name, now);
         }
         let (Some(source), Some(stream)) = (self.sources.get_mut(&source), self.streams.get_mut(&name)) else {
             return false;
         };
-        // Behind a proxy a connection may carry a second job, whose counters start again.
-        let has_restarted = report.frames.zip(source.last.frames).is_some_and(|(now, before)| now < before);
-        let is_new_job = !is_known || has_restarted;
-        let before = if is_new_job { Report::default() } else { source.last };
+        let is_new_job = !is_known || source.begins_job(&report);
         if is_new_job {
+            stream.change_media(&mut source.media, JobMedia::settle);
+            (source.media, source.last) = (JobMedia::default(), Report::default());
             stream.jobs += 1;
             stream.job_start = now;
             (stream.fps_now, stream.bitrate_now) = (None, None);
             (source.frames, source.bytes) = (stream.frames, stream.bytes);
             (source.last_frame_at, source.start, source.is_logged) = (now, SystemTime::now(), false);
         }
-        let new_frames = stream.add(&report, &before);
+        let new_frames = stream.add(&report, &source.last);
+        stream.change_media(&mut source.media, |media| media.add(&report));
         update_rates(stream, source, &report, new_frames, is_new_job, now);
-        source.last = Report {
-            frames: report.frames.or(before.frames),
-            dropped: report.dropped.or(before.dropped),
-            duplicated: report.duplicated.or(before.duplicated),
-            out_time_us: report.out_time_us.or(before.out_time_us),
-            bytes: report.bytes.or(before.bytes),
-            ..report
-        };
+        source.last = largest(&source.last, &report);
         source.last_report_at = now;
+        stream.is_named |= is_named;
         (stream.last_report, stream.last_report_at, stream.ended) = (report, now, report.end);
         true
     }
@@ -192,31 +281,17 @@ impl StreamTable {
         }
     }
 
-    fn insert(&mut self, source: SourceId, name: &str, now: Instant) {
-        if self.sources.len() >= self.limit.saturating_mul(SOURCES_PER_STREAM) {
-            let oldest = self.sources.iter().min_by_key(|(_, source)| source.last_report_at).map(|(id, _)| *id);
-            oldest.map(|id| self.sources.remove(&id));
+    /// Adds a source and its stream; returns false if there is no room for the source.
+    fn insert(&mut self, source: SourceId, name: &str, is_named: bool, now: Instant) -> bool {
+        let is_full = self.sources.len() >= self.limit.saturating_mul(SOURCES_PER_STREAM);
+        if is_full && !self.sources.contains_key(&source) && !self.make_room_for_source(is_named, now) {
+            return false;
         }
-        let stream = self.streams.entry(name.to_owned()).or_insert(Stream {
-            frames: 0,
-            dropped: 0,
-            duplicated: 0,
-            media_us: 0,
-            bytes: 0,
-            jobs: 0,
-            reports: 0,
-            stalls: 0,
-            stalled: Duration::ZERO,
-            last_report: Report::default(),
-            last_report_at: now,
-            job_start: now,
-            fps_now: None,
-            bitrate_now: None,
-            ended: false,
-        });
+        let stream = self.streams.entry(name.to_owned()).or_insert_with(|| Stream::new(now));
         let new = Source {
             name: name.to_owned(),
             last: Report::default(),
+            media: JobMedia::default(),
             last_report_at: now,
             start: SystemTime::now(),
             last_frame_at: now,
@@ -226,25 +301,52 @@ impl StreamTable {
             is_logged: false,
         };
         self.sources.insert(source, new);
+        true
     }
 
-    /// Removes the stream that has been inactive for longest; returns false if all are active.
-    fn make_room(&mut self, now: Instant) -> bool {
-        let inactive = self.streams.iter().filter(|(_, stream)| !stream.is_active(now));
-        let Some(name) = inactive.min_by_key(|(_, stream)| stream.last_report_at).map(|(name, _)| name.clone()) else {
-            return false;
+    /// Removes the source that has been silent for longest; returns false if it must not give way.
+    fn make_room_for_source(&mut self, for_named: bool, now: Instant) -> bool {
+        let rank = |source: &Source| {
+            let is_named = self.streams.get(&source.name).is_some_and(|stream| stream.is_named);
+            let is_active = !source.last.end && now.duration_since(source.last_report_at) <= INACTIVE_AFTER;
+            eviction_rank(is_named, is_active, for_named).map(|rank| (rank, source.last_report_at))
         };
+        let ranked = self.sources.iter().filter_map(|(id, source)| Some((rank(source)?, *id)));
+        let Some((_, id)) = ranked.min() else { return false };
+        let Some(mut source) = self.sources.remove(&id) else { return false };
+        if let Some(stream) = self.streams.get_mut(&source.name) {
+            stream.change_media(&mut source.media, JobMedia::settle);
+        }
+        true
+    }
+
+    /// Removes the stream that has been inactive for longest; returns false if none must give way.
+    fn make_room_for_stream(&mut self, for_named: bool, now: Instant) -> bool {
+        let rank = |stream: &Stream| {
+            let rank = eviction_rank(stream.is_named, stream.is_active(now), for_named)?;
+            Some((rank, stream.last_report_at))
+        };
+        let ranked = self.streams.iter().filter_map(|(name, stream)| Some((rank(stream)?, name)));
+        let Some(name) = ranked.min().map(|(_, name)| name.clone()) else { return false };
         self.streams.remove(&name);
         self.sources.retain(|_, source| source.name != name);
         true
     }
 
-    /// Removes the streams whose retention has passed.
+    /// Removes the streams whose retention has passed, and completes the media of silent jobs.
     pub fn remove_expired(&mut self, now: Instant) {
         let retain = self.retain;
         self.streams.retain(|_, stream| now.duration_since(stream.last_report_at) <= retain);
-        let streams = &self.streams;
-        self.sources.retain(|_, source| streams.contains_key(&source.name));
+        let streams = &mut self.streams;
+        self.sources.retain(|_, source| match streams.get_mut(&source.name) {
+            Some(stream) => {
+                if now.duration_since(source.last_report_at) > INACTIVE_AFTER {
+                    stream.change_media(&mut source.media, JobMedia::settle);
+                }
+                true
+            }
+            None => false,
+        });
     }
 
     /// Every stream, by name.
@@ -265,12 +367,15 @@ impl StreamTable {
         };
         let source = self.sources.values_mut().filter(within).min_by_key(|source| source.start)?;
         source.is_logged = true;
+        if let Some(stream) = self.streams.get_mut(stream) {
+            stream.change_media(&mut source.media, JobMedia::settle);
+        }
         Some(JobTotals {
             stream: stream.to_owned(),
-            frames: source.last.frames.unwrap_or(0),
-            media_us: source.last.out_time_us.unwrap_or(0),
-            dropped: source.last.dropped.unwrap_or(0),
-            duplicated: source.last.duplicated.unwrap_or(0),
+            frames: source.last.frames,
+            media_us: source.media.written_us(),
+            dropped: source.last.dropped,
+            duplicated: source.last.duplicated,
             start: source.start,
         })
     }
@@ -279,6 +384,17 @@ impl StreamTable {
     #[must_use]
     pub fn dropped(&self) -> u64 {
         self.dropped
+    }
+}
+
+/// The order in which entries of a full table give way, lowest first; `None` if one must not. An
+/// active one gives way only if it has no name and the new one has.
+fn eviction_rank(is_named: bool, is_active: bool, for_named: bool) -> Option<u8> {
+    match (is_named, is_active) {
+        (false, false) => Some(0),
+        (true, false) if for_named => Some(1),
+        (false, true) if for_named => Some(2),
+        _ => None,
     }
 }
 
@@ -355,7 +471,7 @@ mod tests {
         let hour = Duration::from_secs(3600);
         assert_eq!(table.take_job_totals("cam", before - hour, before - hour), None);
         assert_eq!(table.take_job_totals("other", before, after), None);
-        let mut next = || table.take_job_totals("cam", before, after).map(|job| job.frames);
+        let mut next = || table.take_job_totals("cam", before, after).and_then(|job| job.frames);
         assert_eq!([next(), next(), next()], [Some(7), Some(3), None]);
     }
 
@@ -366,6 +482,59 @@ mod tests {
             table.report(source, "cam", frames(count), start + Duration::from_secs(at));
         }
         assert_eq!(stream(&table, "cam").fps_now, Some(25.0));
+    }
+
+    fn time(seconds: f64) -> Report {
+        Report { out_time_us: Some((seconds * 1e6) as u64), ..Report::default() }
+    }
+
+    #[test]
+    fn a_media_time_that_falls_is_a_new_job_without_frames() {
+        let (mut table, start) = table();
+        for (seconds, at) in [(10.0, 0), (20.0, 1), (19.98, 2), (20.0, 3), (1.0, 4), (5.0, 5)] {
+            table.report(1, "radio", time(seconds), start + Duration::from_secs(at));
+        }
+        let radio = stream(&table, "radio");
+        assert_eq!((radio.jobs, radio.media_us, radio.known.frames), (2, 25_000_000, None));
+    }
+
+    #[test]
+    fn a_media_time_of_the_source_is_not_added() {
+        let (mut table, start) = table();
+        let at = |frames, seconds| Report { frames: Some(frames), ..time(seconds) };
+        table.report(1, "seek", at(2135, 7176.0), start);
+        assert!(!stream(&table, "seek").has_media, "one position says nothing");
+        table.report(1, "seek", at(2522, 7192.16), start + Duration::from_secs(16));
+        let media = stream(&table, "seek").media_us;
+        assert!((105_000_000..106_000_000).contains(&media), "{media}");
+        let totals = table.take_job_totals("seek", SystemTime::now(), SystemTime::now()).unwrap();
+        assert_eq!((totals.media_us, totals.dropped), (Some(media), None));
+    }
+
+    #[test]
+    fn a_report_after_the_last_one_is_of_a_new_job() {
+        let (mut table, start) = table();
+        let end = |count| Report { end: true, ..frames(count) };
+        for report in [frames(50), end(100), end(100), frames(150)] {
+            table.report(1, "cam", report, start);
+        }
+        let cam = stream(&table, "cam");
+        assert_eq!((cam.jobs, cam.frames), (2, 250));
+    }
+
+    #[test]
+    fn unnamed_senders_take_no_room_of_named_streams() {
+        let (mut table, start) = table();
+        for source in 0..100 {
+            table.report_unnamed(source, &format!("udp-{source}"), frames(1), start);
+        }
+        assert_eq!((table.streams().count(), table.dropped()), (3, 97));
+        for (source, name) in [(201, "a"), (202, "b"), (203, "c")] {
+            assert!(table.report(source, name, frames(1), start), "{name}");
+        }
+        let later = start + Duration::from_secs(60);
+        assert!(!table.report_unnamed(1, "udp-1", frames(2), later), "the silent ones have names");
+        assert!(table.report(204, "d", frames(1), later));
     }
 
     proptest! {

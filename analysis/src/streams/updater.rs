@@ -9,8 +9,9 @@ use std::{
 use tracing::{info, warn};
 
 use super::{
-    job_log::JobLog,
+    job_log::{JobLog, PendingLines},
     nginx::{self, Nginx, StreamLabel},
+    nginx_workers::Workers,
     page,
     receive::ProgressReceiver,
     table::Stream,
@@ -63,20 +64,24 @@ impl StreamUpdater {
             Err(error) => {
                 let error = format!("streams have neither energy nor codecs: {error}");
                 log_change(&mut self.probe_error, Some(error), "the probe answers");
+                self.write_log(PendingLines::default());
                 return false;
             }
         };
         log_change(&mut self.probe_error, None, "the probe answers");
-        if let Some(log) = &mut self.log {
-            let pending = log.pending(&jobs, &mut self.receiver.table(), SystemTime::now());
-            let error = log
-                .write(pending)
-                .err()
-                .map(|error| format!("cannot write the job log: {error}; choose another file with --streams.record"));
-            log_change(&mut self.log_error, error, "the job log is written");
-        }
+        let pending = self.log.as_ref().map(|log| log.pending(&jobs, &mut self.receiver.table(), SystemTime::now()));
+        self.write_log(pending.unwrap_or_default());
         self.receiver.names().update(jobs);
         true
+    }
+
+    /// Writes lines, and those that wait since an earlier failure.
+    fn write_log(&mut self, pending: PendingLines) {
+        let Some(log) = &mut self.log else { return };
+        let error = log.write(pending).err().map(|error| {
+            format!("cannot write the job log: {error}; its lines wait. Free space, or choose another --streams.record")
+        });
+        log_change(&mut self.log_error, error, "the job log is written");
     }
 
     fn write(&mut self, page: &RenderedPage) {
@@ -89,7 +94,8 @@ impl StreamUpdater {
             table.streams().map(|(name, stream)| index_row(name, stream, now)).collect()
         };
         let jobs = self.receiver.names().jobs();
-        let context = page::Context { jobs: &jobs, codecs: &self.codecs, now };
+        let job_log = self.log.as_ref().map(JobLog::counts);
+        let context = page::Context { jobs: &jobs, codecs: &self.codecs, job_log, now };
         let families = page::families(&self.receiver, &context);
         let heads = ["stream", "", "frames", "fps", "speed", "dropped", "stalls"].map(str::to_owned).to_vec();
         page.write(families, vec![("Streams".to_owned(), heads, rows)], Vec::new());
@@ -113,7 +119,7 @@ fn index_row(name: &str, stream: &Stream, now: Instant) -> Vec<String> {
     vec![
         name.to_owned(),
         if stream.is_active(now) { "active" } else { "ended" }.to_owned(),
-        stream.frames.to_string(),
+        stream.known.frames.map_or_else(|| "–".to_owned(), |_| stream.frames.to_string()),
         number(stream.last_report.fps),
         number(stream.last_report.speed),
         stream.dropped.to_string(),
@@ -129,9 +135,9 @@ pub fn run_nginx(
     page: &RenderedPage,
     stop: &mpsc::Receiver<()>,
 ) {
-    let mut was_ok: Option<bool> = None;
+    let (mut was_ok, mut workers): (Option<bool>, Workers) = (None, Workers::new(label, interval));
     loop {
-        let stat = server.stat();
+        let stat = server.stat().map(|page| workers.add(page, Instant::now()));
         if was_ok.replace(stat.is_ok()) != Some(stat.is_ok()) {
             match &stat {
                 Ok(stat) => info!("nginx: {} streams", stat.streams.len()),

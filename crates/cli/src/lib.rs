@@ -5,6 +5,7 @@
 //!   file
 //! - [`log`]: log lines in logfmt or JSON
 //! - [`mod@file`]: files that are read up to a size limit and replaced atomically
+//! - [`number`]: numbers for people
 //! - [`signals`]: SIGINT and SIGTERM during the start
 //! - [`suggest`]: closest known name of a mistyped one
 
@@ -13,6 +14,7 @@
 pub mod config_file;
 pub mod file;
 pub mod log;
+pub mod number;
 pub mod program;
 pub mod signals;
 pub mod suggest;

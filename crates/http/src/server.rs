@@ -16,7 +16,7 @@ use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::{Arc, atomic::AtomicUsize},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use axum::{
@@ -25,7 +25,7 @@ use axum::{
     http::{
         HeaderMap, HeaderName, StatusCode,
         header::{
-            ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONNECTION, CONTENT_ENCODING, CONTENT_TYPE, LAST_MODIFIED,
+            ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONNECTION, CONTENT_ENCODING, CONTENT_TYPE, DATE, LAST_MODIFIED,
             RETRY_AFTER, VARY, WWW_AUTHENTICATE,
         },
     },
@@ -137,8 +137,10 @@ async fn metrics(
     if negotiated.format.gzip {
         out.insert(CONTENT_ENCODING, axum::http::HeaderValue::from_static("gzip"));
     }
-    // Together with Date this is the age of the page, without a common clock.
-    if let Ok(at) = axum::http::HeaderValue::from_str(&httpdate::fmt_http_date(page.rendered_at())) {
+    // Together with Date this is the age of the page, without a common clock. It must not be later
+    // than Date (RFC 9110, 8.8.2.1), which it would be after the clock was set back.
+    let at = page.rendered_at().min(SystemTime::now());
+    if let Ok(at) = axum::http::HeaderValue::from_str(&httpdate::fmt_http_date(at)) {
         out.insert(LAST_MODIFIED, at);
     }
     response
@@ -208,6 +210,11 @@ struct Guard {
 
 async fn guard(State(guard): State<Arc<Guard>>, request: Request, next: Next) -> Response {
     let mut response = admit(&guard, request, next).await;
+    // hyper's own Date is cached until the clock has passed it: it would stay ahead for as long as
+    // the clock was set back.
+    if let Ok(now) = axum::http::HeaderValue::from_str(&httpdate::fmt_http_date(SystemTime::now())) {
+        response.headers_mut().insert(DATE, now);
+    }
     for (name, value) in guard.web.headers() {
         response.headers_mut().insert(name, value);
     }
@@ -574,6 +581,19 @@ mod tests {
         assert_eq!(fetch(false, "/ready").0, StatusCode::OK);
         assert!(fetch(false, "/").1.contains("<h1>test</h1>"));
         assert_eq!(fetch(false, "/nothing").0, StatusCode::NOT_FOUND);
+    }
+
+    #[test]
+    fn date_is_not_left_to_a_cache() {
+        let options =
+            ServerOptions { web: WebConfig::load(None).unwrap(), telemetry_path: "/metrics".into(), max_requests: 0 };
+        let router = guarded(Arc::new(Fixed { broken: false }), Router::new(), &[], &options);
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let request = Request::get("/metrics").body(Body::empty()).unwrap();
+        let response = runtime.block_on(router.oneshot(request)).unwrap();
+        let time = |name: HeaderName| httpdate::parse_http_date(response.headers()[name].to_str().unwrap()).unwrap();
+        assert!(SystemTime::now().duration_since(time(DATE)).unwrap() < Duration::from_secs(5));
+        assert!(time(LAST_MODIFIED) <= time(DATE));
     }
 
     #[test]

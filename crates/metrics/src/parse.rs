@@ -1,13 +1,18 @@
 //! Strict parser for pages of metrics: the text format 0.0.4 and OpenMetrics 1.0.
 //!
 //! A page that a scraper would reject is an error with its line number: a line that is not a sample
-//! (an HTML page of a proxy), a duplicate label, a duplicate or unknown TYPE, OpenMetrics without
-//! `# EOF`. Callers limit the number of bytes.
+//! (an HTML page of a proxy), a duplicate label, an unknown TYPE, OpenMetrics without `# EOF`. What
+//! Prometheus accepts although the format forbids it (its `model/textparse`) is a warning: a second
+//! TYPE, a line break in a label value. Callers limit the number of bytes.
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap};
 
 /// Maximum number of samples of a page. A cAdvisor of a large host has about ten thousand.
 pub const MAX_SAMPLES: usize = 1_000_000;
+/// Number of warnings that are kept; a page may have one for each line.
+const MAX_WARNINGS: usize = 8;
+/// Longest sample with line breaks in its label values, in lines.
+const MAX_SAMPLE_LINES: usize = 16;
 
 /// One sample of a page.
 #[derive(Clone, Debug, PartialEq)]
@@ -45,6 +50,8 @@ pub struct Exposition {
     pub types: BTreeMap<String, String>,
     /// All samples, in the order of the page.
     pub samples: Vec<Sample>,
+    /// The first violations of the format that Prometheus accepts.
+    pub warnings: Vec<ParseError>,
 }
 
 impl Exposition {
@@ -70,7 +77,7 @@ impl Exposition {
     }
 }
 
-/// A page that is not valid in either format.
+/// A violation of the format; as an error, the page is not valid in either format.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("line {line}: {message}")]
 pub struct ParseError {
@@ -80,6 +87,8 @@ pub struct ParseError {
     pub message: String,
 }
 
+/// The fault of a quoted string without its end.
+const OPEN_STRING: &str = "string without a closing quote";
 /// Types of both formats.
 const TYPES: [&str; 9] =
     ["counter", "gauge", "histogram", "summary", "untyped", "unknown", "info", "stateset", "gaugehistogram"];
@@ -105,36 +114,116 @@ pub fn parse_as(page: &str, openmetrics: bool) -> Result<Exposition, ParseError>
         });
     }
     let mut exposition = Exposition::default();
-    for (number, line) in page.lines().enumerate() {
-        let invalid = |fault: &str| {
-            let excerpt: String = line.chars().take(60).map(|c| if c.is_control() { ' ' } else { c }).collect();
+    let (mut rest, mut number) = (page, 0);
+    while !rest.is_empty() {
+        let line = rest.split_inclusive('\n').next().unwrap_or(rest);
+        let fault_at = |fault: &str| {
+            let excerpt: String = line.trim().chars().take(60).map(|c| if c.is_control() { ' ' } else { c }).collect();
             ParseError { line: number + 1, message: format!("{fault}: {excerpt}") }
         };
-        let line = line.trim();
-        if line.is_empty() {
-            continue;
+        let (bytes, lines, warning) = entry(rest, line, openmetrics, &mut exposition).map_err(&fault_at)?;
+        if let Some(warning) = warning.filter(|_| exposition.warnings.len() < MAX_WARNINGS) {
+            exposition.warnings.push(fault_at(warning));
         }
-        if let Some(comment) = line.strip_prefix('#') {
-            let mut words = comment.split_whitespace();
-            if words.next() == Some("TYPE") {
-                let (Some(name), Some(kind)) = (words.next(), words.next()) else {
-                    return Err(invalid("TYPE without a name or a type"));
-                };
-                if !TYPES.contains(&kind) {
-                    return Err(invalid("unknown TYPE"));
-                }
-                if exposition.types.insert(name.trim_matches('"').to_owned(), kind.to_owned()).is_some() {
-                    return Err(invalid("second TYPE of the same name"));
-                }
-            }
-            continue;
-        }
-        if exposition.samples.len() >= MAX_SAMPLES {
-            return Err(invalid("more than 1000000 samples"));
-        }
-        exposition.samples.push(sample(line, openmetrics).map_err(invalid)?);
+        rest = &rest[bytes..];
+        number += lines;
     }
     Ok(exposition)
+}
+
+/// The text of a page. Bytes that are not UTF-8 may be in comments, which no scraper reads.
+///
+/// # Errors
+/// The first other line that is not UTF-8.
+pub fn decode(page: &[u8]) -> Result<Cow<'_, str>, ParseError> {
+    if let Ok(text) = std::str::from_utf8(page) {
+        return Ok(Cow::Borrowed(text));
+    }
+    let mut text = String::with_capacity(page.len());
+    for (number, line) in page.split(|byte| *byte == b'\n').enumerate() {
+        match std::str::from_utf8(line) {
+            Ok(line) => text.push_str(line),
+            Err(_) if is_comment(line) => {}
+            Err(_) => return Err(ParseError { line: number + 1, message: "not UTF-8".to_owned() }),
+        }
+        text.push('\n');
+    }
+    Ok(Cow::Owned(text))
+}
+
+/// True for a line that starts with `#` and describes no family.
+fn is_comment(line: &[u8]) -> bool {
+    let Some(comment) = line.trim_ascii().strip_prefix(b"#") else { return false };
+    let comment = comment.trim_ascii_start();
+    ![&b"HELP"[..], b"TYPE", b"UNIT"].iter().any(|keyword| comment.starts_with(keyword))
+}
+
+/// Reads the line at the start of `rest`: a sample, a comment or nothing. Returns the bytes and the
+/// lines that were read, and a warning.
+fn entry(
+    rest: &str,
+    line: &str,
+    openmetrics: bool,
+    exposition: &mut Exposition,
+) -> Result<(usize, usize, Option<&'static str>), &'static str> {
+    let text = line.trim();
+    if text.is_empty() {
+        return Ok((line.len(), 1, None));
+    }
+    if let Some(comment) = text.strip_prefix('#') {
+        return Ok((line.len(), 1, type_line(comment, openmetrics, &mut exposition.types)?));
+    }
+    if exposition.samples.len() >= MAX_SAMPLES {
+        return Err("more than 1000000 samples");
+    }
+    let fault = match sample(text, openmetrics) {
+        Ok(sample) => {
+            exposition.samples.push(sample);
+            return Ok((line.len(), 1, None));
+        }
+        Err(fault) => fault,
+    };
+    if fault != OPEN_STRING || openmetrics {
+        return Err(fault);
+    }
+    // Prometheus' lexer of the text format ends a label value at the next quote only.
+    let mut end = line.len();
+    for (more, line) in rest[end..].split_inclusive('\n').take(MAX_SAMPLE_LINES).enumerate() {
+        end += line.len();
+        match sample(rest[..end].trim(), openmetrics) {
+            Ok(sample) => {
+                exposition.samples.push(sample);
+                return Ok((end, more + 2, Some("line break in a label value")));
+            }
+            Err(OPEN_STRING) => {}
+            Err(fault) => return Err(fault),
+        }
+    }
+    Err(fault)
+}
+
+/// Reads a comment, which may be a TYPE line; returns a warning.
+fn type_line(
+    comment: &str,
+    openmetrics: bool,
+    types: &mut BTreeMap<String, String>,
+) -> Result<Option<&'static str>, &'static str> {
+    // `#TYPE` is a comment like any other.
+    let mut words = comment.strip_prefix([' ', '\t']).unwrap_or_default().split_whitespace();
+    if words.next() != Some("TYPE") {
+        return Ok(None);
+    }
+    let (name, kind) = match (words.next(), words.next()) {
+        (Some(name), Some(kind)) => (name, kind),
+        (None, _) if !openmetrics => return Ok(Some("TYPE without a name")),
+        _ => return Err("TYPE without a name or a type"),
+    };
+    if !TYPES.contains(&kind) {
+        return Err("unknown TYPE");
+    }
+    // As for Prometheus, the last one is valid.
+    let before = types.insert(name.trim_matches('"').to_owned(), kind.to_owned());
+    Ok(before.map(|_| "second TYPE of the same name"))
 }
 
 fn sample(line: &str, openmetrics: bool) -> Result<Sample, &'static str> {
@@ -211,7 +300,7 @@ fn label_key(text: &str) -> Result<(String, &str), &'static str> {
     if text.starts_with('"') {
         return quoted(text);
     }
-    let end = text.find(['=', ',', '}', ' ']).ok_or("label without a value")?;
+    let end = text.find(['=', ',', '}', ' ', '\t']).ok_or("label without a value")?;
     let plain = |c: char| c.is_ascii_alphanumeric() || c == '_';
     if !text[..end].chars().all(plain) || text.starts_with(|c: char| c.is_ascii_digit()) {
         return Err("invalid label name");
@@ -227,14 +316,14 @@ fn quoted(text: &str) -> Result<(String, &str), &'static str> {
     while let Some((at, c)) = chars.next() {
         match c {
             '"' => return Ok((out, &inside[at + 1..])),
-            '\\' => match chars.next().ok_or("string without a closing quote")?.1 {
+            '\\' => match chars.next().ok_or(OPEN_STRING)?.1 {
                 'n' => out.push('\n'),
                 other => out.push(other),
             },
             other => out.push(other),
         }
     }
-    Err("string without a closing quote")
+    Err(OPEN_STRING)
 }
 
 #[cfg(test)]
@@ -285,11 +374,40 @@ mod tests {
             ("a 1 1.5", 1, "fraction"),
             ("a{b=\"c\",b=\"d\"} 1", 1, "duplicate"),
             ("a{9b=\"c\"} 1", 1, "invalid label name"),
-            ("# TYPE a gauge\n# TYPE a counter\n", 2, "second TYPE"),
+            ("# TYPE a\n", 1, "without a name or a type"),
+            ("a{b=\"\nc 1\n", 1, "without a closing"),
             ("# TYPE a banana\n", 1, "unknown TYPE"),
         ] {
             let error = parse(page).unwrap_err();
             assert!(error.line == line && error.message.contains(word), "{page:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_prometheus_accepts_is_a_warning() {
+        for (page, line, word) in [
+            ("# TYPE a gauge\na{gpu=\"0\"} 1\n# TYPE a gauge\na{gpu=\"1\"} 2\n", 3, "second TYPE"),
+            ("# TYPE a gauge\n# TYPE a counter\na 1\na{b=\"2\"} 2\n", 2, "second TYPE"),
+            ("a 1\na{b=\"two\nlines\"} 2\n", 2, "line break"),
+            ("a 1\n# TYPE\na{b=\"2\"} 2", 2, "without a name"),
+        ] {
+            let exposition = parse(page).unwrap();
+            let [warning] = &*exposition.warnings else { panic!("{page:?}: {:?}", exposition.warnings) };
+            assert!(warning.line == line && warning.message.contains(word), "{page:?}: {warning}");
+            assert_eq!(exposition.samples.len(), 2, "{page:?}");
+        }
+        for page in ["#TYPE a banana\na 1\n", "# TYPES\na 1\n", "\ta{\tb\t=\t\"c\"\t}\t1\n", "a 1"] {
+            assert_eq!(parse(page).unwrap().warnings, [], "{page:?}");
+        }
+        let many = "# TYPE a gauge\n".repeat(1000);
+        assert_eq!(parse(&many).unwrap().warnings.len(), MAX_WARNINGS);
+    }
+
+    #[test]
+    fn only_comments_may_be_in_another_encoding() {
+        assert_eq!(decode(b"# caf\xe9\na 1\n").unwrap().trim_end(), "\na 1");
+        for page in [&b"\xff"[..], b"# HELP a caf\xe9\n", b"a{b=\"\xe9\"} 1\n"] {
+            assert!(decode(page).unwrap_err().message.contains("UTF-8"));
         }
     }
 

@@ -10,6 +10,7 @@ use units::{Microjoules, provenance::Unmeasured};
 use crate::{
     convert::float,
     energy::{EnergyLookup, EnergyMethod, Scope, samples},
+    estimate::{Estimate, ranks},
     run::{Scenario, UNKNOWN},
 };
 
@@ -40,6 +41,12 @@ pub struct DerivedMetrics {
     pub media_seconds: Option<f64>,
     /// Megabits of output of all streams.
     pub megabits: Option<f64>,
+    /// True if the energy covers the whole window.
+    pub is_whole: bool,
+    /// Whether the idle power was known, as of [`WindowEnergy::idle_known`].
+    ///
+    /// [`WindowEnergy::idle_known`]: crate::energy::WindowEnergy::idle_known
+    pub idle_known: Option<bool>,
     /// Energy of the scenario in [`DerivedMetrics::scope`].
     pub energy: Option<Microjoules>,
     /// The scope of the energy.
@@ -60,29 +67,43 @@ pub struct DerivedMetrics {
     pub cores: Option<f64>,
     /// Use above the host without load.
     pub net: Option<NetUse>,
-    /// Pixels per joule, or megabits per joule if pixels are unknown.
+    /// Pixels per joule, or megabits per joule if pixels are unknown. Too large unless
+    /// [`DerivedMetrics::is_whole`].
     pub efficiency: Option<f64>,
-    /// Rank by efficiency among comparable scenarios of the run; 1 is best.
+    /// Rank of the configuration by mean efficiency among comparable configurations of the run; 1
+    /// is best, and configurations whose intervals overlap tie.
     pub rank: Option<u32>,
-    /// Rank by efficiency among comparable scenarios with the same outputs; 1 is best.
+    /// Such a rank among those with the same outputs.
     pub ladder_rank: Option<u32>,
     /// The outputs, as of [`Scenario::ladder`].
     pub ladder: String,
-    /// Dropped frames per encoded frame.
+    /// Dropped frames per frame, encoded or dropped.
     pub drop_ratio: Option<f64>,
-    /// Joules per second of media above those of the best scenario with the same outputs.
+    /// Joules per second of media above those of the best configuration with the same outputs, both
+    /// means over the repeats.
     pub joules_over_best: Option<f64>,
     /// Mean power predicted by a linear fit over the number of streams, all else equal.
     pub predicted_watts: Option<f64>,
 }
 
 /// The comparability class of energy: only values of one scope, and either all measured or all not
-/// measured in the same ways, are compared.
+/// measured in the same ways, are compared. A container's energy that includes a part of the idle
+/// energy is a class of its own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct EnergyClass {
     container: bool,
     /// For each of [`Unmeasured::ALL`], whether a part of the energy is of that kind.
     unmeasured: [bool; Unmeasured::ALL.len()],
+    with_idle: bool,
+}
+
+impl EnergyClass {
+    /// True for the energy of a container that includes a part of the idle energy, because the idle
+    /// power was unknown to the probe.
+    #[must_use]
+    pub fn includes_idle(self) -> bool {
+        self.with_idle
+    }
 }
 
 impl DerivedMetrics {
@@ -99,10 +120,35 @@ impl DerivedMetrics {
         EnergyClass {
             container: self.scope == Some(Scope::Container),
             unmeasured: Unmeasured::ALL.map(|kind| kinds.contains(&kind)),
+            with_idle: self.scope == Some(Scope::Container) && self.idle_known == Some(false),
         }
     }
 
-    /// Joules per unit of `amount`; `None` if the amount is unknown or not positive.
+    /// Scope and sources of the energy, `host, nvml+perf`; `None` without energy.
+    #[must_use]
+    pub fn energy_source(&self) -> Option<String> {
+        let scope = self.scope?;
+        let mut sources: Vec<&str> = self.source.split('+').collect();
+        sources.sort_unstable();
+        Some(format!("{}, {}", scope.as_str(), sources.join("+")))
+    }
+
+    /// Bits per second of media of one stream: as written, or as requested where the size of the
+    /// output is unknown.
+    #[must_use]
+    pub fn bits_per_second(&self) -> Option<f64> {
+        Some(self.megabits? * 1e6 / self.media_seconds.filter(|seconds| *seconds > 0.0)?)
+    }
+
+    /// The energy in joules, if it covers the whole window: only then it may be related to what the
+    /// window delivered.
+    #[must_use]
+    pub fn whole_joules(&self) -> Option<f64> {
+        self.joules().filter(|_| self.is_whole)
+    }
+
+    /// Joules per unit of `amount`; `None` if the amount is unknown or not positive. The energy may
+    /// be that of a part of the window: see [`DerivedMetrics::is_whole`].
     #[must_use]
     pub fn joules_per(&self, amount: Option<f64>) -> Option<f64> {
         amount.filter(|amount| *amount > 0.0).and_then(|amount| Some(self.joules()? / amount))
@@ -153,7 +199,9 @@ fn derive_scenario(scenario: &Scenario, lookup: &EnergyLookup, preferred: Scope)
         megabits,
         ladder: scenario.ladder(),
         drop_ratio: match (scenario.dropped_frames, scenario.total_frames) {
-            (Some(dropped), Some(total)) if total > 0 => Some(float(dropped) / float(total)),
+            (Some(dropped), Some(encoded)) if dropped > 0 || encoded > 0 => {
+                Some(float(dropped) / (float(dropped) + float(encoded)))
+            }
             _ => None,
         },
         ..DerivedMetrics::default()
@@ -165,17 +213,23 @@ fn derive_scenario(scenario: &Scenario, lookup: &EnergyLookup, preferred: Scope)
     if let Some(energy) = &lookup.energy {
         let scope = [preferred, preferred.other()].into_iter().find(|scope| energy.total(*scope).is_some());
         derived.scope = scope;
+        derived.is_whole = energy.is_whole();
+        derived.idle_known = energy.idle_known;
         derived.energy = scope.and_then(|scope| energy.total(scope));
         derived.source = scope.map(|scope| energy.sources(scope)).unwrap_or_default();
+        let samples = match energy.method {
+            EnergyMethod::Counters | EnergyMethod::Samples => &scenario.samples.watts,
+            EnergyMethod::Probe | EnergyMethod::Database => &energy.watts,
+        };
         derived.watts = match energy.method {
             // The mean of samples, because the trapezoid rule counts the first and last sample
             // half.
-            EnergyMethod::Samples => mean(&energy.watts),
+            EnergyMethod::Samples => mean(samples),
             _ => energy.seconds.and_then(|seconds| Some(derived.energy?.joules() / seconds)),
         };
-        derived.watts_max = largest(&energy.watts);
-        derived.watts_p95 = quantile(&energy.watts, 0.95).filter(|_| !energy.watts.is_empty());
-        derived.watts_deviation = standard_deviation(&energy.watts);
+        derived.watts_max = largest(samples);
+        derived.watts_p95 = quantile(samples, 0.95).filter(|_| !samples.is_empty());
+        derived.watts_deviation = standard_deviation(samples);
     }
     let energy_seconds = lookup.energy.as_ref().and_then(|energy| energy.seconds).or(seconds);
     derived.cores = match (counted, if scenario.cpu_seconds.is_some() { seconds } else { energy_seconds }) {
@@ -217,51 +271,70 @@ fn set_net_use(scenarios: &[Scenario], lookups: &[EnergyLookup], all: &mut [Deri
     }
 }
 
-/// Sets the ranks by efficiency, and the energy above the best scenario with the same outputs.
+/// A configuration that is ranked, with the indices of its repeats.
+struct Ranked {
+    repeats: Vec<usize>,
+    efficiency: Estimate,
+    joules_per_second: Option<f64>,
+}
+
+/// Sets the ranks by efficiency, and the energy above the best configuration with the same outputs.
 fn set_ranks(scenarios: &[Scenario], all: &mut [DerivedMetrics]) {
-    let rank = |among: Vec<usize>, all: &[DerivedMetrics]| -> Vec<(usize, u32)> {
-        let mut order: Vec<(usize, f64)> = among.into_iter().filter_map(|at| Some((at, all[at].efficiency?))).collect();
-        order.sort_by(|a, b| b.1.total_cmp(&a.1));
-        let position = |value: f64| order.iter().position(|other| other.1 == value).unwrap_or_default();
-        // Equal efficiencies share a rank.
-        order
-            .iter()
-            .map(|(at, value)| (*at, u32::try_from(position(*value)).unwrap_or(u32::MAX).saturating_add(1)))
-            .collect()
-    };
-    // Pixels per joule are not compared with megabits per joule. The host without load has no
-    // efficiency.
-    let class = |at: usize, all: &[DerivedMetrics]| {
-        let ranked = !scenarios[at].is_baseline() && all[at].efficiency.is_some();
-        ranked.then(|| (all[at].pixels.is_some(), all[at].energy_class()))
-    };
-    let mut classes: BTreeMap<_, Vec<usize>> = BTreeMap::new();
-    for at in 0..all.len() {
-        if let Some(class) = class(at, all) {
-            classes.entry(class).or_default().push(at);
-        }
-    }
-    for among in classes.into_values() {
-        for (at, rank) in rank(among.clone(), all) {
-            all[at].rank = Some(rank);
-        }
-        let mut ladders: BTreeMap<String, Vec<usize>> = BTreeMap::new();
-        for at in among.into_iter().filter(|at| all[*at].ladder != UNKNOWN) {
-            ladders.entry(all[at].ladder.clone()).or_default().push(at);
+    for among in ranked_configurations(scenarios, all).into_values() {
+        let efficiencies: Vec<Estimate> = among.iter().map(|ranked| ranked.efficiency).collect();
+        let mut ladders: BTreeMap<String, Vec<&Ranked>> = BTreeMap::new();
+        for (ranked, rank) in among.iter().zip(ranks(&efficiencies)) {
+            for at in &ranked.repeats {
+                all[*at].rank = Some(rank);
+            }
+            let ladder = &all[ranked.repeats[0]].ladder;
+            if ladder != UNKNOWN {
+                ladders.entry(ladder.clone()).or_default().push(ranked);
+            }
         }
         for rungs in ladders.into_values() {
-            for (at, rank) in rank(rungs.clone(), all) {
-                all[at].ladder_rank = Some(rank);
-            }
-            let per_second = |at: usize| all[at].joules_per(all[at].media_seconds);
-            let best = rungs.iter().filter_map(|at| per_second(*at)).min_by(f64::total_cmp);
-            let over = |at: &usize| (*at, per_second(*at).zip(best).map(|(own, best)| own - best));
-            let over: Vec<_> = rungs.iter().map(over).collect();
-            for (at, over) in over {
-                all[at].joules_over_best = over;
+            let efficiencies: Vec<Estimate> = rungs.iter().map(|ranked| ranked.efficiency).collect();
+            let best = rungs.iter().filter_map(|ranked| ranked.joules_per_second).min_by(f64::total_cmp);
+            for (ranked, rank) in rungs.iter().zip(ranks(&efficiencies)) {
+                for at in &ranked.repeats {
+                    all[*at].ladder_rank = Some(rank);
+                    all[*at].joules_over_best = ranked.joules_per_second.zip(best).map(|(own, best)| own - best);
+                }
             }
         }
     }
+}
+
+/// What configurations must have in common to be ranked: pixels per joule are not compared with
+/// megabits per joule, nor energy of different classes.
+type RankClass = (bool, EnergyClass);
+
+/// The configurations of a run by class. The host without load has no efficiency, and the joules of
+/// a part of the window belong to a part of the pixels. A configuration whose repeats have energy
+/// of different scopes or sources has no mean, and is not ranked.
+fn ranked_configurations(scenarios: &[Scenario], all: &[DerivedMetrics]) -> BTreeMap<RankClass, Vec<Ranked>> {
+    let mut by_configuration: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+    for (at, scenario) in scenarios.iter().enumerate().filter(|(_, scenario)| !scenario.is_baseline()) {
+        // A scenario without a configuration is one of its own.
+        by_configuration.entry(scenario.configuration.unwrap_or(usize::MAX - at)).or_default().push(at);
+    }
+    let mut classes: BTreeMap<RankClass, Vec<Ranked>> = BTreeMap::new();
+    for mut repeats in by_configuration.into_values() {
+        let class = |at: usize| (all[at].pixels.is_some(), all[at].energy_class());
+        let (first, source) = (class(repeats[0]), all[repeats[0]].energy_source());
+        if repeats.iter().any(|at| class(*at) != first || all[*at].energy_source() != source) {
+            continue;
+        }
+        repeats.retain(|at| all[*at].is_whole && all[*at].efficiency.is_some());
+        let values = |value: &dyn Fn(&DerivedMetrics) -> Option<f64>| -> Vec<f64> {
+            repeats.iter().filter_map(|at| value(&all[*at])).filter(|value| value.is_finite()).collect()
+        };
+        let joules_per_second = mean(&values(&|one| one.joules_per(one.media_seconds)));
+        if let Some(efficiency) = Estimate::of(&values(&|one| one.efficiency)) {
+            classes.entry(first).or_default().push(Ranked { repeats, efficiency, joules_per_second });
+        }
+    }
+    classes
 }
 
 /// Sets the predicted power: a linear fit over scenarios that differ only in the number of streams,
@@ -289,5 +362,21 @@ fn set_predictions(scenarios: &[Scenario], all: &mut [DerivedMetrics]) {
         for (at, streams, _) in group {
             all[at].predicted_watts = line.map(|line| line.at(streams));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn drop_ratio_is_a_share_of_all_frames() {
+        let ratio = |dropped, total| {
+            let scenario = Scenario { dropped_frames: dropped, total_frames: total, ..Scenario::default() };
+            derive_scenario(&scenario, &EnergyLookup::default(), Scope::Host).drop_ratio
+        };
+        assert_eq!(ratio(Some(300), Some(100)), Some(0.75), "more dropped than encoded");
+        assert_eq!((ratio(Some(0), Some(100)), ratio(Some(5), Some(0))), (Some(0.0), Some(1.0)));
+        assert_eq!((ratio(Some(0), Some(0)), ratio(Some(5), None), ratio(None, Some(5))), (None, None, None));
     }
 }

@@ -6,6 +6,8 @@
 //! - [`cost`]: money and carbon, tariffs, budgets
 //! - [`model`]: all scenarios with energy, derived metrics and cost
 //! - [`repeats`]: scenarios grouped by configuration
+//! - [`figures`]: the figures of a configuration, with scope, interval, rank and Pareto front
+//! - [`estimate`]: means with intervals, ranks with ties
 //! - [`settings`]: flags and configuration keys for results, prices and data sources
 
 #![forbid(unsafe_code)]
@@ -14,6 +16,8 @@ pub mod convert;
 pub mod cost;
 pub mod derived;
 pub mod energy;
+pub mod estimate;
+pub mod figures;
 pub mod model;
 pub mod repeats;
 pub mod run;

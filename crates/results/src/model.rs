@@ -4,7 +4,7 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use crate::{
-    cost::{Cost, Prices},
+    cost::{Cost, Prices, money},
     derived::{DerivedMetrics, derive_run},
     energy::{EnergyLookup, Scope},
     run::{Run, Scenario},
@@ -30,6 +30,32 @@ impl Entry {
     #[must_use]
     pub fn scenario(&self) -> &Scenario {
         &self.run.scenarios[self.index]
+    }
+
+    /// Joules per second of media; `None` unless the energy covers the whole window.
+    #[must_use]
+    pub fn joules_per_media_second(&self) -> Option<f64> {
+        self.derived.joules_per(self.derived.media_seconds).filter(|_| self.derived.is_whole)
+    }
+
+    /// Cost per hour of a stream, in the currency of the prices; `None` unless the energy covers
+    /// the whole window.
+    #[must_use]
+    pub fn cost_per_stream_hour(&self) -> Option<f64> {
+        self.cost.per(self.stream_hours()).map(money::float).filter(|_| self.derived.is_whole)
+    }
+
+    /// Grams of CO2-equivalents per hour of a stream; `None` unless the energy covers the whole
+    /// window.
+    #[must_use]
+    pub fn carbon_grams_per_stream_hour(&self) -> Option<f64> {
+        let grams = money::float(self.cost.carbon?) / self.stream_hours()?;
+        Some(grams).filter(|_| self.derived.is_whole)
+    }
+
+    /// Hours of media of all streams; `None` if unknown or zero.
+    fn stream_hours(&self) -> Option<f64> {
+        self.derived.media_seconds.filter(|seconds| *seconds > 0.0).map(|seconds| seconds / 3600.0)
     }
 }
 

@@ -2,8 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::Value;
-
 use crate::{
     energy::WindowEnergy,
     model::{Entry, Model},
@@ -64,17 +62,24 @@ impl<'a> Configuration<'a> {
         self.values(&|entry| metric(entry).filter(|_| is_whole(entry)))
     }
 
-    /// Scope and sources of the energy, `host, nvml+perf`, if all repeats have the same.
+    /// Scope and sources of the energy, `host, nvml+perf`, if all repeats have the same, and the
+    /// idle power was known in all or unknown in all.
     #[must_use]
     pub fn energy_source(&self) -> Option<String> {
-        let describe = |entry: &Entry| {
-            let scope = entry.derived.scope?;
-            let mut sources: Vec<&str> = entry.derived.source.split('+').collect();
-            sources.sort_unstable();
-            Some(format!("{}, {}", scope.as_str(), sources.join("+")))
+        let first = self.first().derived.energy_source()?;
+        let class = self.first().derived.energy_class();
+        let is_same = |entry: &&Entry| {
+            entry.derived.energy_class() == class && entry.derived.energy_source().as_ref() == Some(&first)
         };
-        let first = describe(self.first())?;
-        self.entries.iter().all(|entry| describe(entry).as_ref() == Some(&first)).then_some(first)
+        self.entries.iter().all(is_same).then_some(first)
+    }
+
+    /// True if the idle power was known in some repeats and unknown in others, so that the energy
+    /// of their containers has no mean.
+    #[must_use]
+    pub fn has_mixed_idle(&self) -> bool {
+        let unknown = self.entries.iter().filter(|entry| entry.derived.idle_known == Some(false)).count();
+        unknown > 0 && unknown < self.entries.len()
     }
 
     /// The values of a quality score: one of every repeat that was scored separately, and one for a
@@ -95,8 +100,7 @@ impl<'a> Configuration<'a> {
     /// SHA-256 of the encoded source, in hexadecimal; empty if the file does not contain it.
     #[must_use]
     pub fn content_digest(&self) -> &'a str {
-        let raw = &self.first().scenario().raw;
-        raw.get("content").and_then(|content| content.get("sha256")).and_then(Value::as_str).unwrap_or_default()
+        &self.first().scenario().content_digest
     }
 
     /// True if the file groups its scenarios by configuration (schema 2).

@@ -1,11 +1,10 @@
 //! Runs and scenarios as read from result files.
 //!
 //! A run is one result file; a scenario is one measurement in it. Any field may be absent, which is
-//! not zero. The JSON of the file is kept too, so that unknown keys are not lost.
+//! not zero. The text of the file is kept too, so that unknown keys are not lost.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
-use serde_json::{Map, Value};
 use units::Microjoules;
 
 use crate::energy::reading::{EnergyReading, Scope};
@@ -23,8 +22,8 @@ pub struct Run {
     pub scenarios: Vec<Scenario>,
     /// Rows that could not be read, with the reason.
     pub problems: Vec<String>,
-    /// The JSON of the file without the scenarios.
-    pub rest: Map<String, Value>,
+    /// The file as strict JSON, with all keys.
+    pub text: String,
 }
 
 /// The formats of result files (`docs/results-schema.md`).
@@ -76,7 +75,7 @@ pub struct Score {
     pub model: String,
     /// Version of the library; empty if unknown.
     pub version: String,
-    /// Pooling over frames, `mean` or `harmonic_mean`; empty if unknown.
+    /// Pooling over frames, `mean`, `mean_mse` or `harmonic_mean`; empty if unknown.
     pub pooling: String,
 }
 
@@ -177,8 +176,13 @@ pub struct Scenario {
     pub file_qoe: Option<f64>,
     /// Index of the configuration that this scenario repeats; absent in files without repeats.
     pub configuration: Option<usize>,
-    /// The JSON of the row; repeats of a configuration share it.
-    pub raw: Arc<Map<String, Value>>,
+    /// The axes of the configuration with their values as text; absent in files without axes.
+    pub axes: Option<Arc<BTreeMap<String, String>>>,
+    /// SHA-256 of the encoded source, in hexadecimal; empty if the file does not contain it.
+    pub content_digest: String,
+    /// True if the probe knew the idle power in the whole window, false if the energy of the
+    /// container includes a part of the idle energy; absent if the file does not say.
+    pub idle_known: Option<bool>,
 }
 
 impl Scenario {
@@ -203,14 +207,28 @@ impl Scenario {
         (end > start && start >= 0.0).then_some((start, end))
     }
 
-    /// True for a scenario that measures the host without load: its name contains `baseline` or
+    /// True for a scenario that measures the host without load: its name has the word `baseline` or
     /// `idle` and it encodes nothing. The name alone does not suffice, because H.264 has a baseline
     /// profile.
     #[must_use]
     pub fn is_baseline(&self) -> bool {
         let name = self.name.to_lowercase();
-        let named = name.contains("baseline") || name.contains("idle");
-        named && self.total_frames.unwrap_or(0) == 0 && self.bits_per_second().is_none()
+        let words: Vec<&str> = name.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty()).collect();
+        // `baseline-2` and `baseline2` are numbered.
+        let names_idle =
+            |word: &&str| matches!(word.trim_end_matches(|c: char| c.is_ascii_digit()), "baseline" | "idle");
+        words.iter().any(names_idle) && !names_encoding(&words) && !self.encodes()
+    }
+
+    /// True if any figure of the file is of encoded media.
+    fn encodes(&self) -> bool {
+        // An engine, or a class of encoders, is also stated where nothing was encoded.
+        let encoder = self.encoder.trim().to_lowercase();
+        let no_encoder = ["", "none", "n/a", "null", "auto", "ffmpeg", "gstreamer", "cpu", "gpu"];
+        [self.total_frames, self.pixels, self.bytes].iter().flatten().any(|count| *count > 0)
+            || self.media_seconds.is_some_and(|seconds| seconds > 0.0)
+            || self.bits_per_second().is_some()
+            || !no_encoder.contains(&&*encoder)
     }
 
     /// Bits per second of one stream, the sum of a comma-separated list; `None` for `0k`.
@@ -284,16 +302,48 @@ pub fn parse_bitrate(text: &str) -> Option<f64> {
     digits.trim().parse::<f64>().ok().filter(|rate| rate.is_finite() && *rate >= 0.0).map(|rate| rate * factor)
 }
 
-/// The number before the first `stream` of a name, or 1 for `single stream`.
+/// True if the words of a name, in lower case, say that something is encoded: a profile (`baseline
+/// profile`, `constrained baseline`) or a codec.
+fn names_encoding(words: &[&str]) -> bool {
+    let codecs = ["264", "265", "avc", "hevc", "av1", "vp8", "vp9", "mpeg2", "mpeg4"];
+    words.iter().any(|word| {
+        let codec = word.trim_start_matches("lib").trim_start_matches(['h', 'x']);
+        matches!(*word, "profile" | "constrained") || codecs.contains(word) || codecs.contains(&codec)
+    })
+}
+
+/// The number before the word `stream` or `streams` of a name, or 1 for `single stream`.
+///
+/// It must stand by itself, with nothing but spaces, `-`, `_` or an opening bracket before it: that
+/// of `1080p30-stream` is a frame rate, and that of `h264 stream` or `h-264 stream` a codec.
 fn streams_in_name(name: &str) -> Option<u32> {
     let name = name.to_lowercase();
-    let at = name.find("stream")?;
-    let head = name[..at].trim_end_matches([' ', '-', '_']);
-    let digits = head.len() - head.trim_end_matches(|c: char| c.is_ascii_digit()).len();
-    if digits > 0 {
-        return head[head.len() - digits..].parse().ok().filter(|count| (1..=10_000).contains(count));
-    }
-    head.ends_with("single").then_some(1)
+    name.match_indices("stream").find_map(|(at, word)| {
+        let after = name[at + word.len()..].strip_prefix('s').unwrap_or(&name[at + word.len()..]);
+        if after.starts_with(char::is_alphabetic) {
+            // `streaming`, `streamer`
+            return None;
+        }
+        let head = name[..at].trim_end_matches(is_separator);
+        let rest = head.trim_end_matches(|c: char| c.is_ascii_digit());
+        if rest.len() == head.len() {
+            let before = head.strip_suffix("single")?;
+            return (!before.ends_with(char::is_alphanumeric)).then_some(1);
+        }
+        let stands_alone = rest.chars().next_back().is_none_or(|c| is_separator(c) || matches!(c, '(' | '[' | '{'));
+        let word_before = rest.trim_end_matches(is_separator).rsplit(|c: char| !c.is_alphanumeric()).next();
+        if !stands_alone || word_before.is_some_and(|word| NUMBERED.contains(&word)) {
+            return None;
+        }
+        head[rest.len()..].parse().ok().filter(|count| (1..=10_000).contains(count))
+    })
+}
+
+/// Words whose number is a part of their name, or their value.
+const NUMBERED: [&str; 12] = ["h", "x", "mpeg", "vp", "av", "ac", "crf", "cq", "qp", "level", "layer", "preset"];
+
+fn is_separator(c: char) -> bool {
+    matches!(c, ' ' | '-' | '_')
 }
 
 #[cfg(test)]
@@ -311,6 +361,20 @@ mod tests {
             ("baseline idle", None),
             ("0 streams", None),
             ("99999999999 streams", None),
+            ("1080p30-streaming", None),
+            ("1080p30 stream", None),
+            ("720p 30-streaming", None),
+            ("h264 stream", None),
+            ("H.264 stream", None),
+            ("h-264 stream", None),
+            ("mpeg-4 stream", None),
+            ("crf 23 stream", None),
+            ("29.97 stream", None),
+            ("streaming with 4 streams", Some(4)),
+            ("h264 (4 streams)", Some(4)),
+            ("h264-4-streams", Some(4)),
+            ("4streams", Some(4)),
+            ("single-stream", Some(1)),
         ] {
             assert_eq!(streams_in_name(name), count, "{name}");
         }
@@ -353,6 +417,16 @@ mod tests {
         assert!(!named("x264 baseline profile 1M", "1M").is_baseline());
         let encodes = Scenario { total_frames: Some(300), ..named("baseline crf 23", "") };
         assert!(!encodes.is_baseline());
+        for name in
+            ["x264 baseline profile crf 23", "h264_baseline", "Constrained Baseline", "middle", "H.264 baseline"]
+        {
+            assert!(!named(name, "").is_baseline(), "{name}");
+        }
+        for name in ["baseline idle", "Baseline-2", "baseline1", "idle_host"] {
+            assert!(named(name, "").is_baseline(), "{name}");
+        }
+        assert!(!Scenario { encoder: "libx264".into(), ..named("baseline", "") }.is_baseline());
+        assert!(Scenario { encoder: "none".into(), ..named("baseline", "") }.is_baseline());
     }
 
     #[test]

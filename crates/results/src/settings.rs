@@ -41,7 +41,7 @@ pub struct DataFlags {
     /// Prometheus or VictoriaMetrics that scrapes the probe
     ///
     /// Used for windows that are too old for the probe, and for budgets.
-    #[arg(long = "database.url", value_name = "URL", env = "PROMETHEUS_URL")]
+    #[arg(long = "database.url", alias = "prometheus-url", value_name = "URL", env = "PROMETHEUS_URL")]
     pub database_url: Option<String>,
 
     /// URL for writes to the database, if different (vminsert of a cluster)
@@ -52,7 +52,10 @@ pub struct DataFlags {
     #[arg(long = "database.tenant", value_name = "ACCOUNT[:PROJECT]")]
     pub database_tenant: Option<String>,
 
-    /// Scope of a run's energy; container is its dynamic energy [default: host]
+    /// Scope of a run's energy; container is its dynamic energy
+    ///
+    /// Without it, metrics use the host's, and advise, report and compare the container's where all
+    /// repeats of a configuration have it.
     #[arg(long = "energy.scope", value_name = "SCOPE", value_parser = ["host", "container"])]
     pub scope: Option<String>,
 
@@ -60,9 +63,17 @@ pub struct DataFlags {
     #[arg(long = "energy.price", value_name = "PRICE", env = "ENERGY_COST_PER_KWH", value_parser = money::decimal)]
     pub energy_price: Option<Decimal>,
 
-    /// Price per core hour [default: 0.50, labelled as a default]
+    /// Price per core hour; without it CPU time has no cost
     #[arg(long = "cpu.price", value_name = "PRICE", env = "CPU_COST_PER_HOUR", value_parser = money::decimal)]
     pub cpu_price: Option<Decimal>,
+
+    /// Price per kilowatt hour, under its name in the legacy exporter
+    #[arg(long = "energy-cost", value_name = "PRICE", env = "ENERGY_COST", hide = true, value_parser = money::decimal)]
+    legacy_energy_price: Option<Decimal>,
+
+    /// Price per core hour, under its name in the legacy exporter
+    #[arg(long = "cpu-cost", value_name = "PRICE", env = "CPU_COST", hide = true, value_parser = money::decimal)]
+    legacy_cpu_price: Option<Decimal>,
 
     /// Price per GPU hour
     #[arg(long = "gpu.price", value_name = "PRICE", env = "GPU_COST_PER_HOUR", value_parser = money::decimal)]
@@ -249,8 +260,11 @@ pub struct DataSettings {
     pub carbon: Option<carbon::Api>,
     /// Budgets.
     pub budgets: Vec<budget::BudgetSettings>,
-    /// Scope of energy where both are known.
+    /// Scope of energy where both are known, for pages, whose costs are those of the host.
     pub scope: Scope,
+    /// Scope of energy where both are known, for commands that compare configurations: the
+    /// container's unless another is set, as that of the host includes other processes.
+    pub compared_scope: Scope,
     /// VMAF scores at which scenarios are compared, ascending.
     pub vmaf_targets: Vec<f64>,
     /// Settings of the database, also for writes.
@@ -294,7 +308,8 @@ impl DataFlags {
         Ok(DataSettings {
             probes: probes.access,
             carbon: carbon::Api::new(&carbon_settings, &prices.region).context("carbon")?,
-            scope: self.scope(&file)?,
+            scope: self.scope(&file)?.unwrap_or(Scope::Host),
+            compared_scope: self.scope(&file)?.unwrap_or(Scope::Container),
             vmaf_targets: vmaf_targets(file.quality.targets.as_deref())?,
             budgets: budgets(&file.budget)?,
             sources: EnergySources { probes: probes.by_host, database: Database::new(&database).context("database")? },
@@ -324,7 +339,8 @@ impl DataFlags {
             Some(Price { amount, origin: origin(flag.is_some(), file.price.is_some()) })
         };
         let defaults = Prices::defaults();
-        let flat = self.energy_price.or(file.energy.price.map(|price| price.0));
+        let (energy, cpu) = (self.energy_price.or(self.legacy_energy_price), self.cpu_price.or(self.legacy_cpu_price));
+        let flat = energy.or(file.energy.price.map(|price| price.0));
         let tariff =
             Tariff::new(flat.unwrap_or_else(|| defaults.energy_price(jiff::Timestamp::UNIX_EPOCH)), &file.tariff)
                 .map_err(anyhow::Error::msg)
@@ -335,9 +351,9 @@ impl DataFlags {
         let prices = Prices {
             currency,
             region: metrics::label::sanitize(&region),
-            energy_origin: origin(self.energy_price.is_some(), file.energy.price.is_some() || tariff.is_timed()),
+            energy_origin: origin(energy.is_some(), file.energy.price.is_some() || tariff.is_timed()),
             tariff,
-            core_hour: price(self.cpu_price, &file.cpu).unwrap_or(defaults.core_hour),
+            core_hour: price(cpu, &file.cpu),
             gpu_hour: price(self.gpu_price, &file.gpu),
             node_hour: price(self.node_price, &file.node),
             model: self.compute_model.or(file.compute.model).unwrap_or_default(),
@@ -390,10 +406,12 @@ impl DataFlags {
         Ok((currency, report, rates))
     }
 
-    fn scope(&self, file: &DataKeys) -> Result<Scope> {
+    /// The configured scope of energy; `None` if none is.
+    fn scope(&self, file: &DataKeys) -> Result<Option<Scope>> {
         match self.scope.as_deref().or(file.energy.scope.as_deref()) {
-            None | Some("host") => Ok(Scope::Host),
-            Some("container") => Ok(Scope::Container),
+            None => Ok(None),
+            Some("host") => Ok(Some(Scope::Host)),
+            Some("container") => Ok(Some(Scope::Container)),
             Some(other) => bail!("energy.scope {other:?}: expected host or container"),
         }
     }
@@ -515,12 +533,25 @@ mod tests {
     fn flags_override_the_file_and_defaults_are_marked() {
         let file = "currency = \"SEK\"\n[energy]\nprice = 1.5\n[cpu]\nprice = \"0.2\"";
         let prices = settings(&["--energy.price=2"], file).unwrap().prices;
-        assert_eq!((prices.energy_origin, prices.core_hour.origin), (PriceOrigin::User, PriceOrigin::File));
+        let cpu = |prices: &Prices| prices.core_hour.map(|price| price.origin);
+        assert_eq!((prices.energy_origin, cpu(&prices)), (PriceOrigin::User, Some(PriceOrigin::File)));
         assert_eq!((prices.energy_price(jiff::Timestamp::now()), &*prices.currency), (Decimal::TWO, "SEK"));
         let prices = settings(&[], "").unwrap().prices;
-        assert_eq!((prices.energy_origin, prices.core_hour.origin), (PriceOrigin::Default, PriceOrigin::Default));
+        assert_eq!((prices.energy_origin, cpu(&prices)), (PriceOrigin::Default, None));
         let timed = settings(&[], "[tariff]\ntime_zone = \"UTC\"\n[[tariff.period]]\nprice = 1").unwrap().prices;
         assert_eq!(timed.energy_origin, PriceOrigin::File);
+    }
+
+    #[test]
+    fn prices_have_their_legacy_flags_too() {
+        let prices = settings(&["--energy-cost=0", "--cpu-cost=0.2"], "[cpu]\nprice = 9").unwrap().prices;
+        assert_eq!(
+            (prices.energy_price(jiff::Timestamp::now()), prices.energy_origin),
+            (Decimal::ZERO, PriceOrigin::User)
+        );
+        assert_eq!(prices.core_hour, Some(Price { amount: Decimal::new(2, 1), origin: PriceOrigin::User }));
+        let prices = settings(&["--energy-cost=0", "--energy.price=2"], "").unwrap().prices;
+        assert_eq!(prices.energy_price(jiff::Timestamp::now()), Decimal::TWO);
     }
 
     #[test]

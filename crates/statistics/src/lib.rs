@@ -1,14 +1,18 @@
 //! Statistics of samples and lines. A function returns `None` where its result is undefined, such
 //! as the quantile of an empty sample or a line through one point.
 //!
-//! [`curve`] interpolates points, [`inference`] computes intervals and tests, [`bjontegaard`]
-//! compares two curves.
+//! [`curve`] interpolates points, [`inference`] computes intervals and tests, [`propagation`] the
+//! interval of a value that is computed from means, [`bjontegaard`] compares two curves, [`trend`]
+//! forecasts a sum of days. `cargo run --release --example coverage` simulates how often their
+//! intervals hold.
 
 #![forbid(unsafe_code)]
 
 pub mod bjontegaard;
 pub mod curve;
 pub mod inference;
+pub mod propagation;
+pub mod trend;
 
 /// Mean; `None` for an empty sample.
 #[must_use]

@@ -108,7 +108,10 @@ fn values() -> Vec<(&'static str, String, Value)> {
 pub(super) type ExpectedValue = (&'static str, &'static str, usize, (&'static str, &'static str), f64);
 
 /// Values of panels at the end of the data.
-pub(super) const EXPECTED: [ExpectedValue; 30] = [
+pub(super) const EXPECTED: [ExpectedValue; 33] = [
+    ("cost-analysis", "Host cost per hour", 0, ("instance", INSTANCE), 0.576),
+    ("cost-analysis", "Container cost per hour", 0, ("container", "cam"), 0.036),
+    ("cost-analysis", "Stream cost per hour", 0, ("stream", "a"), 0.0144),
     ("power-attribution", "Host power", 0, ("instance", INSTANCE), 160.0),
     // 30 W of 160 W minus 120 W.
     ("power-attribution", "Attributed to containers", 0, ("", ""), 0.75),
@@ -208,13 +211,16 @@ pub(super) fn repeated() -> String {
     .to_string()
 }
 
+/// The instance of [`history`].
+pub(super) const HISTORY: &str = "history:9500";
+
 /// 40 days of a host at 200 W, for budgets.
 pub(super) fn history(end: u64) -> Series {
     let count = 40 * 24 * 12;
     let samples = (0..=count).map(|number| (end - (count - number) * 300, number * 300 * 200_000_000));
     Series {
         name: "wattcast_energy_joules_total",
-        labels: "instance=\"history:9500\",job=\"history\",package=\"0\",zone=\"package\",source=\"perf\"".to_owned(),
+        labels: format!("instance=\"{HISTORY}\",job=\"history\",package=\"0\",zone=\"package\",source=\"perf\""),
         samples: samples.collect(),
     }
 }

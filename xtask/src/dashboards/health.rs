@@ -10,6 +10,7 @@ pub(super) fn health() -> Dashboard {
         title: "Exporter health",
         description: "Availability, completeness and data age of every exporter of the stack",
         variables: VariableSource { family: "exporter_total", further: &[] },
+        moved_to: None,
         panels: vec![
             stat("Exporter Health Status", "none", "Healthy: reachable, with a complete page of metrics, a synchronous clock and current data.")
                 .width(24)

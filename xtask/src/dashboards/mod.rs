@@ -26,7 +26,24 @@ pub fn all() -> Vec<Dashboard> {
         runs::cost(),
         runs::qoe_cost(),
         health::health(),
+        moved("power-monitoring-dashboard", "Power monitoring (old address)", power::monitoring()),
+        moved("energy-efficiency-dashboard", "Energy efficiency (old address)", runs::efficiency()),
+        moved("qoe-dashboard", "QoE metrics (old address)", runs::qoe()),
+        moved("cost-dashboard", "Cost analysis (old address)", runs::cost()),
     ]
+}
+
+/// The dashboard at an address of the legacy stack: the first panels of its replacement, and a link
+/// to it.
+fn moved(uid: &'static str, title: &'static str, to: Dashboard) -> Dashboard {
+    Dashboard {
+        uid,
+        title,
+        description: "First panels of the dashboard that replaces one of the legacy stack; the link at the top leads to all of it",
+        variables: to.variables,
+        moved_to: Some((to.uid, to.title)),
+        panels: to.panels.into_iter().filter(|panel| !panel.is_row()).take(2).collect(),
+    }
 }
 
 /// The directory that Grafana's provisioning reads.

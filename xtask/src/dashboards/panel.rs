@@ -18,6 +18,9 @@ pub struct Dashboard {
     pub title: &'static str,
     pub description: &'static str,
     pub variables: VariableSource,
+    /// UID and title of the dashboard that replaces this one, which is then an address that old
+    /// links contain, and stays out of the menu of dashboards.
+    pub moved_to: Option<(&'static str, &'static str)>,
     /// Row headings and panels in reading order.
     pub panels: Vec<Panel>,
 }
@@ -128,6 +131,10 @@ pub(crate) fn table(title: &'static str, description: &'static str) -> Panel {
 impl Panel {
     pub(crate) fn is_table(&self) -> bool {
         self.kind == Kind::Table
+    }
+
+    pub(crate) fn is_row(&self) -> bool {
+        self.kind == Kind::Row
     }
 
     pub(crate) fn query(mut self, expr: impl Into<String>, legend: &'static str) -> Self {
@@ -385,6 +392,37 @@ impl Dashboard {
             .map(|(panel, target)| (panel, target, target.query()))
     }
 
+    /// The link to the replacement of this dashboard, if it has one, and the menu of dashboards.
+    fn links(&self) -> Vec<Value> {
+        let replacement = self.moved_to.map(|(uid, title)| {
+            json!({
+                "type": "link",
+                "title": title,
+                "tags": [],
+                "asDropdown": false,
+                "includeVars": true,
+                "keepTime": true,
+                "targetBlank": false,
+                "icon": "dashboard",
+                "tooltip": "The whole dashboard",
+                "url": format!("/d/{uid}"),
+            })
+        });
+        let menu = json!({
+            "type": "dashboards",
+            "title": "Wattcast",
+            "tags": ["wattcast"],
+            "asDropdown": true,
+            "includeVars": false,
+            "keepTime": true,
+            "targetBlank": false,
+            "icon": "external link",
+            "tooltip": "The other dashboards",
+            "url": "",
+        });
+        replacement.into_iter().chain([menu]).collect()
+    }
+
     /// The content of the file that Grafana reads.
     #[must_use]
     pub fn json(&self) -> Value {
@@ -431,7 +469,7 @@ impl Dashboard {
             "uid": self.uid,
             "title": self.title,
             "description": self.description,
-            "tags": ["wattcast"],
+            "tags": [if self.moved_to.is_some() { "wattcast-moved" } else { "wattcast" }],
             "schemaVersion": SCHEMA,
             "version": 1,
             "editable": false,
@@ -441,18 +479,7 @@ impl Dashboard {
             "timezone": "browser",
             "fiscalYearStartMonth": 0,
             "annotations": { "list": [] },
-            "links": [{
-                "type": "dashboards",
-                "title": "Wattcast",
-                "tags": ["wattcast"],
-                "asDropdown": true,
-                "includeVars": false,
-                "keepTime": true,
-                "targetBlank": false,
-                "icon": "external link",
-                "tooltip": "The other dashboards",
-                "url": "",
-            }],
+            "links": self.links(),
             "templating": { "list": variables },
             "panels": panels,
         })

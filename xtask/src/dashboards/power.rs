@@ -24,6 +24,7 @@ pub(super) fn attribution() -> Dashboard {
         title: "Power attribution",
         description: "Energy of a host by package, container and stream, with unattributed and idle energy",
         variables: PROBE,
+        moved_to: None,
         panels: [host_panels(), package_panels(), container_panels(), stream_panels()].concat(),
     }
 }
@@ -166,6 +167,7 @@ pub(super) fn monitoring() -> Dashboard {
         title: "Power monitoring",
         description: "Power of processors, containers and host under the legacy metric names",
         variables: VariableSource { family: "cpu_exporter_info", further: &[] },
+        moved_to: None,
         panels: vec![
             row("Processors"),
             stat("Total package power", "watt", "Thresholds of the alerts: 80 and 120 W. Absent where energy is not measured.")
@@ -230,6 +232,7 @@ pub(super) fn gpu() -> Dashboard {
         title: "GPU",
         description: "Power, engines and encoder sessions of GPUs, and their usage by container",
         variables: VariableSource { family: "wattcast_gpu_power_watts", further: &[] },
+        moved_to: None,
         panels: vec![
             stat("GPU count", "none", "GPUs reported by the driver.").query("sum(gpu_count{$S})", "GPUs"),
             stat("Total GPU power", "watt", "All GPUs. Thresholds of the alerts: 200 and 300 W.")

@@ -33,11 +33,28 @@ fn of_runs(family: &str, matchers: &str) -> String {
     format!("max {BY} ({family}{{$S, run=~\"$run\", scenario=~\"$scenario\"{matchers}}})")
 }
 
-fn in_currency(family: &str) -> String {
+fn in_currency(family: &str, matchers: &str) -> String {
     format!(
         "max by (scenario, bitrate, encoder, run, currency) \
-         ({family}{{$S, currency=~\"$currency\", run=~\"$run\", scenario=~\"$scenario\"}})"
+         ({family}{{$S, currency=~\"$currency\", run=~\"$run\", scenario=~\"$scenario\"{matchers}}})"
     )
+}
+
+/// Power of whole hosts, with idle power, each joule counted once. The recording rules have the
+/// same, but only in the database to which a Prometheus or vmalert writes them.
+const HOST_WATTS: &str = "sum by (instance) (\
+     (max by (instance, package, zone, source) (rate(wattcast_energy_joules_total{zone=~\"package|dram|gpu\"}[$__rate_interval])) \
+     unless on (instance) (wattcast_energy_joules_total{zone=\"psys\"} unless on (instance) wattcast_energy_joules_total{zone=\"package\"})) \
+     or (max by (instance, package, zone, source) (rate(wattcast_energy_joules_total{zone=\"psys\"}[$__rate_interval])) \
+     unless on (instance) wattcast_energy_joules_total{zone=\"package\"}))";
+const CONTAINER_WATTS: &str = "sum by (container) (max by (instance, container, id, image, package, zone, source) \
+     (rate(wattcast_container_energy_joules_total[$__rate_interval])))";
+const STREAM_WATTS: &str = "sum by (stream) (max by (instance, stream, container, id, codec, source, share) \
+     (rate(wattcast_stream_energy_joules_total[$__rate_interval])))";
+
+/// The cost of an hour at a power in watts and the current price.
+fn hourly_cost(watts: &str) -> String {
+    format!("{watts} * 3600 * on () group_left (currency) max by (currency) (wattcast_energy_price_amount{{$S}})")
 }
 
 /// The energy efficiency of configurations.
@@ -48,6 +65,7 @@ pub(super) fn efficiency() -> Dashboard {
         title: "Energy efficiency",
         description: "Energy efficiency of configurations, and their excess energy over the best one",
         variables: RESULTS,
+        moved_to: None,
         panels: vec![
             stat(
                 "Energy coverage",
@@ -136,6 +154,7 @@ pub(super) fn results() -> Dashboard {
         title: "Results overview",
         description: "Results of every scenario of the newest runs",
         variables: RESULTS,
+        moved_to: None,
         panels: vec![
             stat("Total Scenarios", "none", "Scenarios of the selected runs.").query("sum(results_scenarios_total{$S})", "scenarios"),
             stat("Average FPS", "none", "Frames per second by scenario.").width(18).query(
@@ -184,6 +203,7 @@ pub(super) fn qoe() -> Dashboard {
         title: "QoE metrics",
         description: "Quality scores, quality per watt and quality per joule",
         variables: QUALITY,
+        moved_to: None,
         panels: vec![
             time_series("VMAF Quality Score", "none", "0 to 100, with the colours of the legacy dashboard: red below 70, green from 85. Compare scores of the same model only.")
                 .axis_range(Some(0.0), Some(100.0))
@@ -228,24 +248,29 @@ pub(super) fn cost() -> Dashboard {
         title: "Cost analysis",
         description: "Cost of runs, current cost of hosts, containers and streams, and budgets",
         variables: COST,
+        moved_to: None,
         panels: vec![
             row("Runs"),
-            time_series("Total Cost by Scenario", "none", "Cost of energy and compute, in units of the currency.")
-                .query(in_currency("cost_total_load_aware"), "{{scenario}} {{bitrate}} {{encoder}} {{run}} {{currency}}"),
+            time_series("Total Cost by Scenario", "none", "Cost of energy, and of CPU and GPU time if they have a price, in units of the currency.")
+                .query(in_currency("wattcast_cost_amount", ", part=\"total\""), "{{scenario}} {{bitrate}} {{encoder}} {{run}} {{currency}}"),
             bars("Current Cost by Scenario", "none", "Latest value of the same cost.")
                 .decimals(6)
-                .query(in_currency("cost_total_load_aware"), "{{scenario}} {{bitrate}} {{encoder}} {{run}} {{currency}}"),
-            time_series("Cost Breakdown: Energy vs Compute", "none", "Cost of the scenario's energy and of its CPU time.")
+                .query(in_currency("wattcast_cost_amount", ", part=\"total\""), "{{scenario}} {{bitrate}} {{encoder}} {{run}} {{currency}}"),
+            time_series("Cost Breakdown: Energy vs Compute", "none", "Cost of the scenario's energy, and of its CPU and GPU time if they have a price.")
                 .draw_bars()
                 .stacked()
-                .query(in_currency("cost_energy_load_aware"), "{{scenario}} {{bitrate}} {{encoder}} {{run}} energy {{currency}}")
-                .query(in_currency("cost_compute_load_aware"), "{{scenario}} {{bitrate}} {{encoder}} {{run}} compute {{currency}}"),
-            time_series("Cost Efficiency: Cost per Pixel", "sci", "Lower is better. Compare equal quality only.")
-                .query(in_currency("cost_per_pixel"), "{{scenario}} {{bitrate}} {{encoder}} {{run}} {{currency}}"),
-            time_series("Cost per Viewer Watch Hour", "none", "Each stream counts as one viewer, as in the legacy exporter. The next panel uses the number of viewers of the run where it is known.")
-                .query(in_currency("cost_per_watch_hour"), "{{scenario}} {{bitrate}} {{encoder}} {{run}} {{currency}}"),
+                .query(
+                    "max by (scenario, bitrate, encoder, run, part, currency) (wattcast_cost_amount{$S, currency=~\"$currency\", run=~\"$run\", scenario=~\"$scenario\", part!=\"total\"})",
+                    "{{scenario}} {{bitrate}} {{encoder}} {{run}} {{part}} {{currency}}",
+                ),
+            time_series("Cost Efficiency: Cost per Pixel", "sci", "Total cost. Lower is better. Compare equal quality only.").query(
+                in_currency("wattcast_cost_per_unit_amount", ", part=\"total\", unit=\"pixel\""),
+                "{{scenario}} {{bitrate}} {{encoder}} {{run}} {{currency}}",
+            ),
+            time_series("Cost per Viewer Watch Hour", "none", "As in the legacy exporter: each stream counts as one viewer, and CPU time without a configured price costs 0.50 per core-hour. The next panel uses the number of viewers of the run where it is known.")
+                .query(in_currency("cost_per_watch_hour", ""), "{{scenario}} {{bitrate}} {{encoder}} {{run}} {{currency}}"),
             table("Cost per delivered unit", "Cost per frame, hour of media, gigabyte and other units, as far as the run has the data.").width(12).column(
-                "max by (scenario, bitrate, encoder, run, unit, currency) (wattcast_cost_per_unit_amount{$S, currency=~\"$currency\", run=~\"$run\", scenario=~\"$scenario\"})",
+                "max by (scenario, bitrate, encoder, run, part, unit, currency) (wattcast_cost_per_unit_amount{$S, currency=~\"$currency\", run=~\"$run\", scenario=~\"$scenario\"})",
                 "Cost",
                 "sci",
             ),
@@ -268,19 +293,22 @@ pub(super) fn cost() -> Dashboard {
                 .thresholds(&[(None, "green"), (Some(1.0), "orange"), (Some(2.0), "red")])
                 .query("max by (budget) (wattcast_budget_burn_ratio{$S, window=\"24h\"})", "{{budget}}"),
             time_series("Host cost per hour", "none", "Current cost, including idle power.").query(
-                "max by (instance, currency) (instance:wattcast_cost_amount_per_hour:rate5m)",
+                hourly_cost(HOST_WATTS),
                 "{{instance}} {{currency}}",
             ),
             time_series("Container cost per hour", "none", "Current cost of dynamic energy.").stacked().query(
-                "sum by (container, currency) (container:wattcast_cost_amount_per_hour:rate5m)",
+                hourly_cost(CONTAINER_WATTS),
                 "{{container}} {{currency}}",
             ),
             time_series("Stream cost per hour", "none", "Current cost of dynamic energy.").stacked().query(
-                "sum by (stream, currency) (stream:wattcast_cost_amount_per_hour:rate5m)",
+                hourly_cost(STREAM_WATTS),
                 "{{stream}} {{currency}}",
             ),
             time_series("Host carbon emissions per hour", "massg", "CO2 equivalents, including idle power.")
-                .query("max by (instance) (instance:wattcast_carbon_grams_per_hour:rate5m)", "{{instance}}"),
+                .query(
+                    format!("{HOST_WATTS} * 3600 * on () group_left () max(wattcast_energy_carbon_grams{{$S}})"),
+                    "{{instance}}",
+                ),
             time_series("Budget and forecast", "none", "Spending so far, the budget, and the forecast for the end of the month with its interval.")
                 .query("max by (budget, currency) (wattcast_budget_spent_amount{$S})", "{{budget}} {{currency}} spent")
                 .query("max by (budget, currency) (wattcast_budget_amount{$S})", "{{budget}} {{currency}} budget")
@@ -308,6 +336,7 @@ pub(super) fn qoe_cost() -> Dashboard {
         title: "Quality and cost",
         description: "Cost and energy per point of quality",
         variables: COST,
+        moved_to: None,
         panels: vec![
             table("Quality, energy and cost", "One row per scenario. Sort by the column of interest.")
                 .column(vmaf, "VMAF", "none")
@@ -316,7 +345,7 @@ pub(super) fn qoe_cost() -> Dashboard {
                 .column(total, "Cost", "sci")
                 .column(per_hour("total"), "Cost per hour", "none"),
             bars("VMAF", "none", "0 to 100.").axis_range(Some(0.0), Some(100.0)).query(vmaf, SCENARIO),
-            bars("Cost per hour", "none", "Cost of energy and compute per hour of the scenario's duration.").query(per_hour("total"), SCENARIO),
+            bars("Cost per hour", "none", "Cost of energy, and of CPU and GPU time if they have a price, per hour of the scenario's duration.").query(per_hour("total"), SCENARIO),
             bars("VMAF points per joule", "none", "Higher is better among scenarios of equal length. Compare at equal quality before choosing.").query(
                 "max by (scenario, bitrate, encoder, run) (wattcast_quality_vmaf_per_joule{run=~\"$run\", scenario=~\"$scenario\"})",
                 SCENARIO,
@@ -329,7 +358,7 @@ pub(super) fn qoe_cost() -> Dashboard {
                 "max by (scenario, bitrate, encoder, run) (wattcast_quality_pixels_per_joule{run=~\"$run\", scenario=~\"$scenario\"})",
                 SCENARIO,
             ),
-            time_series("Energy share of the cost", "percentunit", "The rest is the cost of compute.").axis_range(Some(0.0), Some(1.0)).query(
+            time_series("Energy share of the cost", "percentunit", "The rest is the cost of CPU and GPU time; without a price of them energy is all.").axis_range(Some(0.0), Some(1.0)).query(
                 format!(
                     "max by (scenario, bitrate, encoder, run) (wattcast_cost_amount{{$S, part=\"energy\", currency=~\"$currency\", run=~\"$run\", scenario=~\"$scenario\"}}) / {total}"
                 ),

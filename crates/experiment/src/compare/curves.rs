@@ -6,9 +6,9 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use results::{
-    cost::money,
+    figures::score,
     model::{Entry, Model},
-    repeats::{Configuration, configurations, is_whole},
+    repeats::{Configuration, configurations},
 };
 use statistics::bjontegaard::{Delta, Point, Repeat, delta};
 
@@ -44,17 +44,11 @@ impl Resource {
     /// The amount used by one repeat.
     #[must_use]
     pub fn of(self, entry: &Entry) -> Option<f64> {
-        let media = entry.derived.media_seconds.filter(|seconds| *seconds > 0.0);
-        // Energy of part of a window, and values derived from it, are not comparable.
-        if self != Self::Rate && !is_whole(entry) {
-            return None;
-        }
-        let hours = media.map(|seconds| seconds / 3600.0);
         match self {
-            Self::Rate => Some(entry.derived.megabits? * 1e6 / media?),
-            Self::Energy => entry.derived.joules_per(media),
-            Self::Cost => entry.cost.per(hours).map(money::float),
-            Self::Carbon => Some(money::float(entry.cost.carbon?) / hours?),
+            Self::Rate => entry.derived.bits_per_second(),
+            Self::Energy => entry.joules_per_media_second(),
+            Self::Cost => entry.cost_per_stream_hour(),
+            Self::Carbon => entry.carbon_grams_per_stream_hour(),
         }
     }
 }
@@ -104,19 +98,6 @@ impl Curve<'_> {
     }
 }
 
-/// The score named `wanted` and its value. An empty name selects VMAF, or else PSNR, with its model
-/// and pooling.
-pub(crate) fn score(entry: &Entry, wanted: &str) -> Option<(String, f64)> {
-    let quality = &entry.scenario().quality;
-    let named = [("VMAF", &quality.vmaf), ("PSNR", &quality.psnr)];
-    let mut all = named.into_iter().filter_map(|(metric, score)| {
-        let score = score.as_ref()?;
-        let made_by = [&*score.model, &*score.pooling].join(" ");
-        Some((format!("{metric} {}", made_by.trim()).trim().to_owned(), score.value))
-    });
-    all.find(|(name, _)| wanted.is_empty() || name == wanted)
-}
-
 /// All curves of a model.
 #[must_use]
 pub fn curves(model: &Model) -> Vec<Curve<'_>> {
@@ -135,7 +116,7 @@ pub fn curves(model: &Model) -> Vec<Curve<'_>> {
             &*scenario.encoder,
             &*scenario.preset,
             quality,
-            configuration.energy_source().unwrap_or_default(),
+            source(&configuration),
             configuration.content_digest(),
         );
         all.entry(key).or_default().push(configuration);
@@ -154,10 +135,19 @@ pub fn curves(model: &Model) -> Vec<Curve<'_>> {
         .collect()
 }
 
+/// Scope and source of the energy of a configuration; empty if its repeats have different ones.
+fn source(configuration: &Configuration<'_>) -> String {
+    let includes_idle = configuration.first().derived.energy_class().includes_idle();
+    match configuration.energy_source() {
+        Some(source) if includes_idle => format!("{source}, idle power unknown"),
+        source => source.unwrap_or_default(),
+    }
+}
+
 /// The Bjøntegaard deltas of `test` relative to `anchor`, one per resource, or why they cannot be
 /// computed.
 #[must_use]
-pub fn deltas(anchor: &Curve<'_>, test: &Curve<'_>, seed: u64) -> Vec<(Resource, Result<Delta, String>)> {
+pub fn deltas(anchor: &Curve<'_>, test: &Curve<'_>) -> Vec<(Resource, Result<Delta, String>)> {
     let one = |resource: Resource| {
         if anchor.quality != test.quality {
             return Err(format!("different quality metrics: {} and {}", anchor.quality, test.quality));
@@ -175,7 +165,7 @@ pub fn deltas(anchor: &Curve<'_>, test: &Curve<'_>, seed: u64) -> Vec<(Resource,
             _ => "a point lacks this value".to_owned(),
         };
         let (a, b) = (anchor.points(resource).ok_or_else(missing)?, test.points(resource).ok_or_else(missing)?);
-        delta(&a, &b, seed).map_err(|why| why.to_string())
+        delta(&a, &b).map_err(|why| why.to_string())
     };
     Resource::ALL.into_iter().map(|resource| (resource, one(resource))).collect()
 }

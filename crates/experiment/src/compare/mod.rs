@@ -9,14 +9,16 @@ use std::{
     fmt::Write as _,
 };
 
+use cli::number::{bit_rate, short};
 use serde::Serialize;
-use serde_json::Value;
 
 use results::{
+    energy::Scope,
+    estimate::Estimate,
     model::Model,
     repeats::{Configuration, configurations},
 };
-use statistics::inference::{Interval, Welch, holm};
+use statistics::inference::{Welch, holm, relative_interval};
 use units::provenance::Unmeasured;
 
 pub mod curves;
@@ -102,7 +104,8 @@ pub struct Row {
     pub repeats: (usize, usize),
     /// Candidate minus baseline, in percent of the baseline.
     pub difference_percent: Option<f64>,
-    /// 95 % interval of the difference in percent.
+    /// 95 % interval of the difference in percent, by Fieller's method; absent when the baseline
+    /// cannot be distinguished from zero.
     pub interval_percent: Option<(f64, f64)>,
     /// p-value of Welch's test.
     pub p: Option<f64>,
@@ -142,7 +145,7 @@ pub struct CurveDelta {
     pub percent: Option<f64>,
     /// Delta in percent, by Akima interpolation.
     pub akima_percent: Option<f64>,
-    /// 95 % interval of the delta, by bootstrap.
+    /// 95 % interval of the delta, by the variance of the repeats.
     pub interval_percent: Option<(f64, f64)>,
     /// Common quality range divided by the joint quality range.
     pub overlap: Option<f64>,
@@ -156,7 +159,7 @@ pub struct CurveDelta {
 impl CurveDelta {
     /// The deltas of two curves, one per resource.
     #[must_use]
-    pub fn of(baseline: &Curve<'_>, candidate: &Curve<'_>, seed: u64) -> Vec<Self> {
+    pub fn of(baseline: &Curve<'_>, candidate: &Curve<'_>) -> Vec<Self> {
         let one = |(resource, result): (Resource, Result<statistics::bjontegaard::Delta, String>)| Self {
             baseline: baseline.label(),
             candidate: candidate.label(),
@@ -170,7 +173,7 @@ impl CurveDelta {
             excluded: result.as_ref().map_or(0, |delta| delta.excluded),
             refused: result.err(),
         };
-        deltas(baseline, candidate, seed).into_iter().map(one).collect()
+        deltas(baseline, candidate).into_iter().map(one).collect()
     }
 
     /// The delta as text, or why there is none.
@@ -192,6 +195,32 @@ impl CurveDelta {
     }
 }
 
+/// One line for each reason why deltas were refused, with the measures and curves that it concerns.
+#[must_use]
+pub fn refusals(deltas: &[CurveDelta]) -> Vec<String> {
+    let mut by_reason: BTreeMap<&str, (Vec<&str>, Vec<String>)> = BTreeMap::new();
+    for delta in deltas {
+        let Some(why) = &delta.refused else { continue };
+        let (measures, pairs) = by_reason.entry(why.as_str()).or_default();
+        if !measures.contains(&delta.measure) {
+            measures.push(delta.measure);
+        }
+        let pair = format!("{} → {}", delta.baseline, delta.candidate);
+        if !pairs.contains(&pair) {
+            pairs.push(pair);
+        }
+    }
+    let line = |(why, (measures, pairs)): (&str, (Vec<&str>, Vec<String>))| {
+        let more = match pairs.len() {
+            0 | 1 => String::new(),
+            2 => " and another pair".to_owned(),
+            count => format!(" and {} other pairs", count - 1),
+        };
+        format!("no {}: {why} ({}{more})", measures.join(", "), pairs.first().map_or("", String::as_str))
+    };
+    by_reason.into_iter().map(line).collect()
+}
+
 /// Comparison of two runs.
 #[derive(Clone, Debug, Serialize)]
 pub struct Comparison {
@@ -210,9 +239,8 @@ pub struct Comparison {
 /// The axes of a configuration and their values.
 fn axes(configuration: &Configuration<'_>) -> BTreeMap<String, String> {
     let scenario = configuration.first().scenario();
-    let plain = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-    match scenario.raw.get("axes").and_then(Value::as_object) {
-        Some(axes) => axes.iter().map(|(name, value)| (name.clone(), plain(value))).collect(),
+    match &scenario.axes {
+        Some(axes) => (**axes).clone(),
         None => [
             ("encoder", scenario.encoder.clone()),
             ("preset", scenario.preset.clone()),
@@ -296,6 +324,16 @@ pub fn compare(baseline: &Model, candidate: &Model, metrics: &[Metric], threshol
     if host(baseline) != host(candidate) {
         notes.push("the runs are from different hosts: differences may be due to the hardware".to_owned());
     }
+    let says_idle = |model: &Model| {
+        let mut containers = model.entries.iter().filter(|entry| entry.derived.scope == Some(Scope::Container));
+        containers.next().map(|first| first.derived.idle_known.is_some())
+    };
+    if let (Some(before), Some(after)) = (says_idle(baseline), says_idle(candidate))
+        && before != after
+    {
+        let which = if before { "candidate" } else { "baseline" };
+        notes.push(format!("the file of the {which} does not say whether the idle power was known"));
+    }
     let curves = curve_deltas(baseline, candidate, &changed);
     Comparison { rows, curves, changed, notes, threshold_percent: threshold * 100.0 }
 }
@@ -312,21 +350,17 @@ fn curve_deltas(baseline: &Model, candidate: &Model, changed: &BTreeMap<String, 
                 && same("preset", one.preset, other.preset)
                 && one.ladder == other.ladder
         });
-        all.extend(corresponding.flat_map(|other| CurveDelta::of(one, other, SEED)));
+        all.extend(corresponding.flat_map(|other| CurveDelta::of(one, other)));
     }
     all
 }
-
-/// Seed of the bootstraps, so that the same files give the same result.
-pub const SEED: u64 = 1;
 
 fn name(configuration: &Configuration<'_>) -> String {
     configuration.first().scenario().name.clone()
 }
 
 fn mean_with_half_width(values: &[f64]) -> Option<(f64, Option<f64>)> {
-    let mean = statistics::mean(values)?;
-    Some((mean, Interval::of(values).map(|interval| interval.half_width))).filter(|(mean, _)| mean.is_finite())
+    Estimate::of(values).map(|estimate| (estimate.mean, estimate.half_width))
 }
 
 /// A row for a configuration without a counterpart in the candidate run.
@@ -359,6 +393,7 @@ fn row(baseline: &Configuration<'_>, candidate: &Configuration<'_>, metric: Metr
     let shared_score = metric == Metric::Vmaf && baseline.shares_scores() && candidate.shares_scores();
     let obstacle = obstacle(baseline, candidate, metric, &before, &after, shared_score);
     let welch = if obstacle.is_none() { Welch::of(&before, &after) } else { None };
+    let relative = welch.and_then(|_| relative_interval(&before, &after));
     let base = mean_with_half_width(&before).map(|(mean, _)| mean).filter(|mean| *mean != 0.0);
     let percent = |value: f64| base.map(|base| value / base * 100.0);
     Row {
@@ -370,7 +405,7 @@ fn row(baseline: &Configuration<'_>, candidate: &Configuration<'_>, metric: Metr
         candidate: mean_with_half_width(&after),
         repeats: (before.len(), after.len()),
         difference_percent: welch.and_then(|welch| percent(welch.difference)),
-        interval_percent: welch.and_then(|welch| Some((percent(welch.low)?, percent(welch.high)?))),
+        interval_percent: relative.map(|(low, high)| (low * 100.0, high * 100.0)),
         p: welch.map(|welch| welch.p),
         p_adjusted: None,
         effect: welch.and_then(|welch| welch.effect_size),
@@ -402,6 +437,14 @@ fn obstacle(
         }
         _ => {}
     }
+    if metric == Metric::Energy
+        && let (Some(a), Some(b)) = (container_idle_known(baseline), container_idle_known(candidate))
+        && a != b
+    {
+        let why = "the idle power was known in one run only: the energy of the containers of the other includes a part \
+                   of the idle energy";
+        return Some(why.to_owned());
+    }
     let why = if before.is_empty() || after.is_empty() {
         "missing in at least one of the runs"
     } else if metric == Metric::Vmaf && scored_by(baseline) != scored_by(candidate) {
@@ -414,6 +457,13 @@ fn obstacle(
         return None;
     };
     Some(why.to_owned())
+}
+
+/// Whether the idle power was known for the energy of the containers; `None` for energy of the
+/// host, or if the file does not say.
+fn container_idle_known(configuration: &Configuration<'_>) -> Option<bool> {
+    let derived = &configuration.first().derived;
+    derived.idle_known.filter(|_| derived.scope == Some(Scope::Container))
 }
 
 /// Adjusts the p-values for the number of tests and sets the verdicts. Samples without variance are
@@ -466,14 +516,20 @@ impl Row {
         };
         let significance = match (self.effect, self.p_adjusted) {
             (Some(effect), Some(p)) => {
-                let (low, high) = self.interval_percent.unwrap_or_default();
-                let detectable = self.detectable_percent.unwrap_or_default();
-                format!("[{low:+.2}, {high:+.2}]  p {p:.4}  g {effect:+.2}  MDD {detectable:.2} %")
+                // Without a baseline that differs from zero there are no percentages.
+                let interval = self.interval_percent.map(|(low, high)| format!("[{low:+.2}, {high:+.2}]"));
+                let interval = interval.unwrap_or_else(|| "[unbounded]".to_owned());
+                let detectable = self.detectable_percent.map_or_else(|| "–".to_owned(), |part| format!("{part:.2} %"));
+                format!("{interval}  p {p:.4}  g {effect:+.2}  MDD {detectable}")
             }
             _ => "no variance".to_owned(),
         };
-        let (before, after, unit) = (short(before), short(after), self.unit);
-        format!("{metric:<7} {before} → {after} {unit}  {difference}  {significance}  {verdict}")
+        let (before, after) = if self.metric == Metric::Rate {
+            (bit_rate(before), bit_rate(after))
+        } else {
+            (short(before), format!("{} {}", short(after), self.unit))
+        };
+        format!("{metric:<7} {before} → {after}  {difference}  {significance}  {verdict}")
     }
 }
 
@@ -513,9 +569,12 @@ impl Comparison {
         if !self.curves.is_empty() {
             text.push('\n');
         }
-        for delta in &self.curves {
+        for delta in self.curves.iter().filter(|delta| delta.refused.is_none()) {
             let (baseline, candidate, quality) = (&delta.baseline, &delta.candidate, &delta.quality);
             let _ = writeln!(text, "{:<10} {baseline} → {candidate}, {quality}: {}", delta.measure, delta.text());
+        }
+        for line in refusals(&self.curves) {
+            let _ = writeln!(text, "{line}");
         }
         let _ = writeln!(
             text,
@@ -528,23 +587,5 @@ impl Comparison {
             self.count(Verdict::Unknown)
         );
         text
-    }
-}
-
-/// Formats a number with about four significant digits.
-#[must_use]
-pub fn short(value: f64) -> String {
-    let size = value.abs();
-    if size == 0.0 || (1e-3..1e5).contains(&size) {
-        let digits = if size >= 100.0 {
-            1
-        } else if size >= 1.0 {
-            3
-        } else {
-            5
-        };
-        format!("{value:.digits$}")
-    } else {
-        format!("{value:.3e}")
     }
 }

@@ -7,16 +7,19 @@ use http::index_page::escape as escaped;
 use serde_json::Value;
 
 use crate::compare::{
-    CurveDelta, SEED,
-    curves::{Curve, Resource, curves},
-    short,
+    CurveDelta,
+    curves::{Curve, curves},
+    refusals,
 };
+use cli::number::{short, with_half_width};
 use results::{
     cost::{PriceOrigin, Prices},
-    model::{Entry, Model},
+    estimate::Estimate,
+    figures::Figures,
+    model::Model,
     repeats::{Configuration, configurations},
 };
-use statistics::{bjontegaard::MIN_POINTS, inference::Interval, mean};
+use statistics::bjontegaard::MIN_POINTS;
 use units::provenance::Unmeasured;
 
 mod plot;
@@ -71,7 +74,7 @@ pub fn html(model: &Model, file: &Value, prices: &Prices) -> String {
     page += "<h2>How to read this</h2><p class=\"note\">± is half the width of Student's 95 % interval over the repeats. Energy of the encoder is the dynamic energy that the probe attributed to its \
              container, without the idle power of the machine. Where the container is unknown, it is the energy of the whole host; the table shows which. Windows start and end with a tick that the probe took for \
              them; quality was scored after all measurements. A configuration is on the Pareto front when no other is better in rate, energy or quality and worse in none, by more than the intervals; a single repeat has no interval. \
-             Bjøntegaard deltas use PCHIP interpolation with bootstrap intervals over the repeats; the delta by Akima interpolation is in parentheses.</p></body></html>\n";
+             Bjøntegaard deltas use PCHIP interpolation with 95 % intervals by the variance of the repeats; the delta by Akima interpolation is in parentheses.</p></body></html>\n";
     page
 }
 
@@ -88,44 +91,46 @@ fn banners(page: &mut String, model: &Model, file: &Value, prices: &Prices) {
     if file.pointer("/run/status").and_then(Value::as_str).is_some_and(|status| status != "ok") {
         banner("Some repeats failed or are missing; see the list below.");
     }
-    if [prices.energy_origin, prices.core_hour.origin].contains(&PriceOrigin::Default) {
+    if prices.energy_origin == PriceOrigin::Default {
         let _ = write!(
             page,
-            "<p class=\"note\">Costs use the built-in default prices; set your own with --energy.price and --cpu.price.</p>"
+            "<p class=\"note\">Costs use the built-in default price of energy; set your own with --energy.price.</p>"
         );
     }
 }
 
-/// A mean with its interval, as text.
-fn mean_with_interval(values: &[f64]) -> String {
-    match (Interval::of(values), mean(values)) {
-        (Some(interval), _) if interval.half_width > 0.0 => {
-            format!("{} ± {}", short(interval.mean), short(interval.half_width))
-        }
-        (_, Some(mean)) => short(mean),
-        (_, None) => "–".to_owned(),
-    }
+/// A mean with its interval, as text; `scale` is its unit in that of the column.
+fn mean_with_interval(estimate: Option<Estimate>, scale: f64) -> String {
+    estimate.map_or_else(
+        || "–".to_owned(),
+        |estimate| with_half_width(estimate.mean * scale, estimate.half_width.map(|half| half * scale)),
+    )
 }
 
 fn summary(page: &mut String, all: &[Configuration<'_>]) {
     *page += "<h2>Configurations</h2><div class=\"wide\"><table><tr><th class=\"t\">configuration</th><th>n</th><th>energy (J)</th><th class=\"t\">energy of</th><th>mJ/frame</th>\
-              <th>J per second of media</th><th>fps</th><th>kbit/s</th><th>VMAF</th><th>cost per stream hour</th></tr>";
+              <th>J per second of media</th><th>rank</th><th>fps</th><th>kbit/s</th><th>VMAF</th><th>cost per stream hour</th></tr>";
     for configuration in all {
-        let entry = configuration.first();
-        let source = configuration.energy_source().unwrap_or_else(|| {
-            if entry.derived.scope.is_some() { "several sources".to_owned() } else { "–".to_owned() }
-        });
-        let energy = |of: &dyn Fn(&Entry) -> Option<f64>| mean_with_interval(&configuration.energy_values(of));
+        let (entry, figures) = (configuration.first(), Figures::of(configuration));
+        let mut source = figures.energy_source.clone().unwrap_or_else(|| "–".to_owned());
+        if !figures.note.is_empty() {
+            let _ = write!(source, " ({})", figures.note);
+        }
+        let rank = match (figures.rank, figures.ladder_rank) {
+            (Some(all), Some(ladder)) => format!("{all} ({ladder})"),
+            _ => "–".to_owned(),
+        };
         let columns = [
             configuration.entries.len().to_string(),
-            energy(&|entry| entry.derived.joules()),
+            mean_with_interval(figures.joules, 1.0),
             escaped(&source),
-            energy(&|entry| Some(entry.derived.joules_per(entry.derived.frames)? * 1000.0)),
-            energy(&|entry| Resource::Energy.of(entry)),
-            mean_with_interval(&configuration.values(&|entry| entry.scenario().avg_fps)),
-            mean_with_interval(&configuration.values(&|entry| Some(Resource::Rate.of(entry)? / 1000.0))),
-            mean_with_interval(&configuration.scores(&|quality| quality.vmaf.as_ref())),
-            energy(&|entry| Resource::Cost.of(entry)),
+            mean_with_interval(figures.joules_per_frame, 1000.0),
+            mean_with_interval(figures.joules_per_media_second, 1.0),
+            rank,
+            mean_with_interval(figures.frames_per_second, 1.0),
+            mean_with_interval(figures.bits_per_second, 1e-3),
+            mean_with_interval(figures.vmaf, 1.0),
+            mean_with_interval(figures.cost_per_stream_hour, 1.0),
         ];
         let _ = write!(page, "<tr><td>{}</td>", escaped(&entry.scenario().name));
         for (at, column) in columns.iter().enumerate() {
@@ -133,7 +138,7 @@ fn summary(page: &mut String, all: &[Configuration<'_>]) {
         }
         *page += "</tr>";
     }
-    *page += "</table></div>";
+    *page += "</table></div><p class=\"note\">Rank by pixels per joule, in brackets among the same outputs; configurations whose intervals overlap tie.</p>";
 }
 
 fn plots(page: &mut String, model: &Model, all: &[Configuration<'_>]) {
@@ -176,27 +181,28 @@ fn bjontegaard(page: &mut String, model: &Model) {
     let mut all = curves(model);
     let total = all.len();
     all.retain(|curve| curve.configurations.len() >= MIN_POINTS);
-    let (mut rows, mut pairs) = (String::new(), 0);
+    let (mut deltas, mut pairs) = (Vec::new(), 0);
     for (at, anchor) in all.iter().enumerate() {
         let comparable =
             |test: &&Curve<'_>| (&test.ladder, test.run, test.content) == (&anchor.ladder, anchor.run, anchor.content);
         for test in all[at + 1..].iter().filter(comparable) {
             pairs += 1;
-            if pairs > MAX_PAIRS {
-                continue;
-            }
-            for delta in CurveDelta::of(anchor, test, SEED) {
-                let _ = write!(
-                    rows,
-                    "<tr><td>{} → {}</td><td class=\"t\">{}</td><td class=\"t\">{}</td><td class=\"t\">{}</td></tr>",
-                    escaped(&delta.baseline),
-                    escaped(&delta.candidate),
-                    escaped(&delta.ladder),
-                    delta.measure,
-                    escaped(&delta.text())
-                );
+            if pairs <= MAX_PAIRS {
+                deltas.extend(CurveDelta::of(anchor, test));
             }
         }
+    }
+    let mut rows = String::new();
+    for delta in deltas.iter().filter(|delta| delta.refused.is_none()) {
+        let _ = write!(
+            rows,
+            "<tr><td>{} → {}</td><td class=\"t\">{}</td><td class=\"t\">{}</td><td class=\"t\">{}</td></tr>",
+            escaped(&delta.baseline),
+            escaped(&delta.candidate),
+            escaped(&delta.ladder),
+            delta.measure,
+            escaped(&delta.text())
+        );
     }
     *page += "<h2>Bjøntegaard delta of the second curve relative to the first</h2>";
     if total > all.len() {
@@ -209,9 +215,12 @@ fn bjontegaard(page: &mut String, model: &Model) {
     if pairs > MAX_PAIRS {
         let _ = write!(page, "<p class=\"note\">The first {MAX_PAIRS} of {pairs} pairs.</p>");
     }
-    if rows.is_empty() {
+    for line in refusals(&deltas) {
+        let _ = write!(page, "<p class=\"note\">{}</p>", escaped(&line));
+    }
+    if deltas.is_empty() {
         *page += "<p class=\"note\">Bjøntegaard deltas need two curves of the same outputs with at least four configurations each.</p>";
-    } else {
+    } else if !rows.is_empty() {
         let _ = write!(
             page,
             "<div class=\"wide\"><table><tr><th class=\"t\">curves</th><th class=\"t\">outputs</th><th class=\"t\">measure</th><th class=\"t\">difference</th></tr>{rows}</table></div>"

@@ -1,7 +1,7 @@
 //! Plots as SVG: power over time, energy per configuration with intervals, and quality by bit rate
 //! or energy. Values are drawn as they are, without smoothing.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use plotters::{
     coord::ranged1d::ValueFormatter,
@@ -9,12 +9,14 @@ use plotters::{
     style::text_anchor::{HPos, Pos, VPos},
 };
 
-use crate::compare::{
-    curves::{Curve, Resource, score},
-    short,
+use crate::compare::curves::{Curve, Resource};
+use cli::number::short;
+use results::{
+    estimate::Estimate,
+    figures::{pareto_front, score},
+    model::Model,
+    repeats::Configuration,
 };
-use results::{model::Model, repeats::Configuration};
-use statistics::{inference::Interval, mean};
 
 /// Palette that is distinguishable with red-green colour blindness (Okabe and Ito 2008).
 const COLOURS: [RGBColor; 7] = [
@@ -145,7 +147,7 @@ pub(super) fn energy(configurations: &[Configuration<'_>]) -> Result<String, Plo
         return Err(format!("{} configurations are too many for a plot; see the table", rows.len()));
     }
     let bounds = rows.iter().flat_map(|(_, values)| {
-        let interval = Interval::of(values).map(|interval| [interval.bounds().0, interval.bounds().1]);
+        let interval = Estimate::of(values).map(|estimate| [estimate.bounds().0, estimate.bounds().1]);
         values.iter().copied().chain(interval.into_iter().flatten())
     });
     let x = padded_range(bounds.chain([0.0])).ok_or("no configuration has energy and a frame count")?;
@@ -181,22 +183,15 @@ pub(super) fn energy(configurations: &[Configuration<'_>]) -> Result<String, Plo
             chart
                 .draw_series(values.iter().map(|value| Circle::new((*value, y), 2, ink.mix(0.45).filled())))
                 .map_err(failed)?;
-            if let Some(interval) = Interval::of(values) {
-                let (low, high) = interval.bounds();
+            let Some(estimate) = Estimate::of(values) else { continue };
+            if estimate.half_width.is_some() {
+                let (low, high) = estimate.bounds();
+                let style = ink.stroke_width(2).filled();
                 chart
-                    .draw_series([ErrorBar::new_horizontal(
-                        y,
-                        low.max(0.0),
-                        interval.mean,
-                        high,
-                        ink.stroke_width(2).filled(),
-                        8,
-                    )])
+                    .draw_series([ErrorBar::new_horizontal(y, low.max(0.0), estimate.mean, high, style, 8)])
                     .map_err(failed)?;
             }
-            if let Some(mean) = mean(values) {
-                chart.draw_series([Circle::new((mean, y), 4, ink.filled())]).map_err(failed)?;
-            }
+            chart.draw_series([Circle::new((estimate.mean, y), 4, ink.filled())]).map_err(failed)?;
         }
         area.present().map_err(failed)?;
     }
@@ -233,14 +228,13 @@ pub(super) fn quality(curves: &[Curve<'_>], axis: QualityAxis, front: &[bool]) -
             } else {
                 configuration.energy_values(&|entry| resource.of(entry))
             };
-            let score = mean(&configuration.values(&|entry| Some(score(entry, &curve.quality)?.1)));
+            let score = Estimate::of(&configuration.values(&|entry| Some(score(entry, &curve.quality)?.1)));
             let on_front = front.get(number).copied().unwrap_or(false);
             number += 1;
-            if let Some((value, score)) = mean(&values).filter(|value| *value > 0.0).zip(score) {
+            if let Some((value, score)) = Estimate::of(&values).filter(|value| value.mean > 0.0).zip(score) {
                 let scale = if axis == QualityAxis::Rate { 1e-3 } else { 1.0 };
-                let half_width = Interval::of(&values).map_or(0.0, |interval| interval.half_width);
-                let half_width = if half_width.is_finite() { half_width } else { 0.0 };
-                points.push((value * scale, score, half_width * scale, on_front));
+                let half_width = value.half_width.unwrap_or_default();
+                points.push((value.mean * scale, score.mean, half_width * scale, on_front));
             }
         }
         points.sort_by(|a, b| a.0.total_cmp(&b.0));
@@ -302,7 +296,7 @@ where
         .configure_mesh()
         .x_desc(x)
         .y_desc(y)
-        .x_label_formatter(&|value| short(*value).trim_end_matches('0').trim_end_matches('.').to_owned())
+        .x_label_formatter(&|value| short(*value))
         .light_line_style(WHITE)
         .draw()
         .map_err(failed)?;
@@ -335,44 +329,11 @@ where
         .map_err(failed)
 }
 
-/// Whether each point of the curves, in their order, is on the Pareto front. A point is dominated
-/// by another that is better in rate, energy or quality and worse in none, where both must differ
-/// by more than the intervals. Points with different energy sources, quality models or sources are
-/// not compared. A single repeat has no interval.
+/// Whether each configuration of the curves, in their order, is on the Pareto front.
 #[must_use]
 pub(super) fn front(curves: &[Curve<'_>]) -> Vec<bool> {
-    /// Lower and upper bounds of rate, energy and negated quality; smaller is better.
-    type Bounds = [(f64, f64); 3];
-    let bounds = |values: Vec<f64>| -> Option<(f64, f64)> {
-        let mean = mean(&values)?;
-        Some(Interval::of(&values).map_or((mean, mean), |interval| interval.bounds()))
-    };
-    type IndexedPoint = (usize, Option<Bounds>);
-    let mut groups: BTreeMap<[&str; 4], Vec<IndexedPoint>> = BTreeMap::new();
-    let mut count = 0;
-    for curve in curves {
-        for configuration in &curve.configurations {
-            let score = bounds(configuration.values(&|entry| Some(-score(entry, &curve.quality)?.1)));
-            let rate = bounds(configuration.values(&|entry| Resource::Rate.of(entry)));
-            let joules = bounds(configuration.energy_values(&|entry| Resource::Energy.of(entry)));
-            let point = rate.zip(joules).zip(score).map(|((rate, joules), score)| [rate, joules, score]);
-            let group = [&*curve.ladder, &curve.quality, &curve.source, curve.content];
-            groups.entry(group).or_default().push((count, point));
-            count += 1;
-        }
-    }
-    let mut on_front = vec![false; count];
-    for group in groups.values() {
-        for (at, point) in group {
-            let Some(point) = point else { continue };
-            let dominates = |other: &Bounds| {
-                let worse = other.iter().zip(point).any(|(other, own)| other.0 > own.1);
-                !worse && other.iter().zip(point).any(|(other, own)| other.1 < own.0)
-            };
-            on_front[*at] = !group.iter().any(|(with, other)| with != at && other.as_ref().is_some_and(dominates));
-        }
-    }
-    on_front
+    let configurations: Vec<&Configuration<'_>> = curves.iter().flat_map(|curve| &curve.configurations).collect();
+    pareto_front(&configurations)
 }
 
 #[cfg(test)]

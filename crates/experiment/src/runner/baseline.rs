@@ -8,6 +8,7 @@ use std::{
 use statistics::{mean, standard_deviation};
 
 use super::{
+    calibration::roots_without_idle,
     context::{RunContext, Runner, new_repeat, stopped_error},
     error::{Exit, RepeatError, RunError},
     journal::{Baseline, Event, WarmUp},
@@ -26,6 +27,17 @@ const STABLE: f64 = 0.03;
 /// larger.
 const DRIFT: f64 = 0.05;
 
+/// The measured power of the host without load.
+struct IdlePower {
+    /// Total length.
+    seconds: f64,
+    /// Mean power of each part.
+    watts: Vec<f64>,
+    source: String,
+    /// Accounting roots whose idle power the probe does not know.
+    unknown: Vec<String>,
+}
+
 impl Runner<'_> {
     /// Measures the idle power of the host before a block, in several parts, and compares it with
     /// the first baseline.
@@ -38,9 +50,17 @@ impl Runner<'_> {
             return Ok(());
         }
         self.display.set_step("measuring idle power");
-        match self.idle_power(length) {
-            Ok((seconds, watts, source)) => {
-                let note = self.drift(&watts).unwrap_or_default();
+        match self.known_idle_power(length) {
+            Ok(IdlePower { seconds, watts, source, unknown }) => {
+                let mut notes: Vec<String> = self.drift(&watts).into_iter().collect();
+                if !unknown.is_empty() {
+                    notes.push(format!(
+                        "the probe does not know the idle power of {}: the energy of containers includes a part of it, \
+                         and is not comparable with that of runs where it is known",
+                        unknown.join(", ")
+                    ));
+                }
+                let note = notes.join("; ");
                 if !note.is_empty() {
                     self.display.log(&format!("  warning baseline of block {block}: {note}"));
                 }
@@ -54,11 +74,27 @@ impl Runner<'_> {
         }
     }
 
-    /// Total seconds, mean power of each part in watts, and energy source.
-    fn idle_power(&self, length: Duration) -> Result<(f64, Vec<f64>, String), RepeatError> {
+    /// The idle power. Before the first block the probe is made to find its own, if it has not yet.
+    fn known_idle_power(&self, length: Duration) -> Result<IdlePower, RepeatError> {
+        let idle = self.idle_power(length)?;
+        if idle.unknown.is_empty() || !self.record.baselines.is_empty() {
+            return Ok(idle);
+        }
+        self.display.log(&format!(
+            "  note    the probe does not know the idle power of {} yet; loading the machine in steps for up to a minute \
+             and a half, so that all repeats are comparable (--baseline 0 leaves this out)",
+            idle.unknown.join(", ")
+        ));
+        self.display.set_step("letting the probe find the idle power");
+        let unknown = self.calibrate_idle()?;
+        self.display.set_step("measuring idle power");
+        Ok(IdlePower { unknown, ..self.idle_power(length)? })
+    }
+
+    fn idle_power(&self, length: Duration) -> Result<IdlePower, RepeatError> {
         let parts = u32::try_from((length.as_millis() / MIN_PART.as_millis()).clamp(1, 10)).unwrap_or(1);
         let begin = self.probe.mark()?;
-        let (mut from, mut watts, mut source) = (begin, Vec::new(), String::new());
+        let (mut from, mut watts, mut source, mut unknown) = (begin, Vec::new(), String::new(), Vec::new());
         for _ in 0..parts {
             if !interruptible_sleep(length / parts) {
                 return Err(RepeatError::Encoder(EncoderError::Stopped));
@@ -69,10 +105,11 @@ impl Runner<'_> {
             let mut sources: Vec<&str> = response.accounts.iter().map(|account| &*account.source).collect();
             sources.dedup();
             source = sources.join("+");
+            unknown = roots_without_idle(&response);
             watts.push(joules / (to - from));
             from = to;
         }
-        Ok((from - begin, watts, source))
+        Ok(IdlePower { seconds: from - begin, watts, source, unknown })
     }
 
     /// A remark if idle power differs from the first baseline by more than noise.

@@ -80,7 +80,11 @@ pub enum RunKind {
     /// Measure the scenarios of a legacy batch file (JSON) or of a matrix file (.toml)
     Batch {
         /// Batch or matrix file
-        file: PathBuf,
+        #[arg(required_unless_present = "legacy_file")]
+        file: Option<PathBuf>,
+        /// The same, as the legacy runner's flag
+        #[arg(long = "file", value_name = "FILE", hide = true, conflicts_with = "file")]
+        legacy_file: Option<PathBuf>,
     },
     /// Search for one value instead of measuring many configurations
     Search {
@@ -161,12 +165,16 @@ pub struct EncodeFlags {
     name: String,
 
     /// Number of simultaneous streams
-    #[arg(long, value_name = "COUNT", value_delimiter = ',')]
+    #[arg(long, alias = "count", value_name = "COUNT", value_delimiter = ',')]
     streams: Vec<u32>,
 
     /// Target bitrate in bit/s: 2500k, 5M [default: 2500k]
     #[arg(long, value_name = "BITRATE", value_delimiter = ',')]
     bitrate: Vec<String>,
+
+    /// The legacy runner's list of a bitrate for each simultaneous stream, which is refused
+    #[arg(long, value_name = "BITRATES", hide = true)]
+    bitrates: Option<String>,
 
     /// Constant rate factor instead of a bitrate
     #[arg(long, value_name = "VALUE", value_delimiter = ',')]
@@ -197,7 +205,13 @@ pub struct EncodeFlags {
     source: Option<PathBuf>,
 
     /// Length of the encoded media: 60, 60s, 5m
-    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = duration)]
+    #[arg(
+        long,
+        alias = "scenario-duration",
+        value_name = "DURATION",
+        default_value = "10s",
+        value_parser = duration
+    )]
     duration: Duration,
 
     /// Output of the encoder
@@ -258,8 +272,18 @@ pub struct ProtocolFlags {
     cooldown: Duration,
 
     /// Length of the idle power measurement before each block; 0 for none
-    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = duration)]
+    #[arg(
+        long,
+        alias = "baseline-duration",
+        value_name = "DURATION",
+        default_value = "10s",
+        value_parser = duration
+    )]
     baseline: Duration,
+
+    /// The legacy runner's flag for a baseline, which every run has
+    #[arg(long, hide = true)]
+    with_baseline: bool,
 
     /// Stop an encoder that makes no progress for this long
     #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = duration)]
@@ -320,6 +344,11 @@ pub struct ProtocolFlags {
     pub force: bool,
 }
 
+/// The answer to `--bitrates`, whose meaning no flag has: the nearest name would measure something
+/// else.
+const NO_MIXED_BITRATES: &str = "--bitrates: simultaneous streams have one bitrate; \
+     run suite --bitrate 1M,2M measures each bitrate, run multi --streams 2 --bitrate 2M two equal streams";
+
 /// Parses `60`, as the legacy runner writes seconds, or `60s`.
 fn duration(text: &str) -> Result<Duration, String> {
     let time = match text.parse::<f64>() {
@@ -343,6 +372,7 @@ impl Run {
     pub fn plan(&self) -> Result<(Plan, Vec<String>), String> {
         let encode = &self.encode;
         let name = encode.name.trim();
+        self.check_legacy_flags()?;
         let (configurations, mut notes) = self.configurations(name)?;
         let goal = match &self.kind {
             Some(RunKind::Search { goal }) => Some(goal),
@@ -397,6 +427,17 @@ impl Run {
             }
         }
         Ok((plan, notes))
+    }
+
+    /// Refuses flags of the legacy runner that cannot have their meaning.
+    fn check_legacy_flags(&self) -> Result<(), String> {
+        if self.encode.bitrates.is_some() {
+            return Err(NO_MIXED_BITRATES.to_owned());
+        }
+        if self.protocol.with_baseline && self.protocol.baseline.is_zero() {
+            return Err("--with-baseline contradicts --baseline 0".to_owned());
+        }
+        Ok(())
     }
 
     /// True when a flag describes what is measured or how often, which a resumed run takes from its
@@ -483,18 +524,25 @@ impl Run {
             }
             Some(RunKind::Suite { matrix: None }) => Ok((matrix(values).configurations(name)?, Vec::new())),
             Some(RunKind::Suite { matrix: Some(file) }) => Ok((self.matrix(file)?.configurations(name)?, Vec::new())),
-            Some(RunKind::Batch { file }) if file.extension().is_some_and(|extension| extension == "toml") => {
-                Ok((self.matrix(file)?.configurations(name)?, Vec::new()))
-            }
-            Some(RunKind::Batch { .. }) if values != AxisValues::default() => {
-                Err("a batch file describes its scenarios; flags for them need a matrix (run suite FILE.toml)"
-                    .to_owned())
-            }
-            Some(RunKind::Batch { file }) => {
-                let text = read_limited(file, MAX_FILE).map_err(|error| format!("{}: {error}", file.display()))?;
-                plan::parse_batch(&text, name).map_err(|error| format!("{}: {error}", file.display()))
+            Some(RunKind::Batch { file, legacy_file }) => {
+                let file = file.as_ref().or(legacy_file.as_ref()).ok_or("run batch needs a file")?;
+                self.batch(file, &values, name)
             }
         }
+    }
+
+    /// The configurations of a batch or matrix file, and remarks on them; `values` are the flags.
+    fn batch(&self, file: &Path, values: &AxisValues, name: &str) -> Result<(Vec<Configuration>, Vec<String>), String> {
+        if file.extension().is_some_and(|extension| extension == "toml") {
+            return Ok((self.matrix(file)?.configurations(name)?, Vec::new()));
+        }
+        if *values != AxisValues::default() {
+            return Err(
+                "a batch file describes its scenarios; flags for them need a matrix (run suite FILE.toml)".to_owned()
+            );
+        }
+        let text = read_limited(file, MAX_FILE).map_err(|error| format!("{}: {error}", file.display()))?;
+        plan::parse_batch(&text, name).map_err(|error| format!("{}: {error}", file.display()))
     }
 
     /// Reads a matrix file; values of flags replace those of the file.
@@ -533,5 +581,39 @@ impl EncodeFlags {
             fps: self.fps.clone(),
             streams: self.streams.clone(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::FromArgMatches as _;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Run, clap::Error> {
+        let command = Run::augment_args(clap::Command::new("run"));
+        Run::from_arg_matches(&command.try_get_matches_from(line.split(' '))?)
+    }
+
+    #[test]
+    fn flags_of_the_legacy_runner_have_their_meaning() {
+        let line = "run multi --count 4 --with-baseline --baseline-duration 120 --scenario-duration 300";
+        let (plan, _) = parse(line).unwrap().plan().unwrap();
+        assert_eq!(plan.configurations[0].axes.streams, 4);
+        let seconds = |time: Duration| time.as_secs();
+        assert_eq!((seconds(plan.protocol.baseline), seconds(plan.protocol.duration)), (120, 300));
+        let Some(RunKind::Batch { legacy_file: Some(file), .. }) = parse("run batch --file a.json").unwrap().kind
+        else {
+            panic!("--file is not the batch file");
+        };
+        assert_eq!(file, Path::new("a.json"));
+        assert!(parse("run batch").is_err() && parse("run batch a.json --file b.json").is_err());
+    }
+
+    #[test]
+    fn legacy_flag_without_equivalent_is_refused_with_its_replacement() {
+        let error = |line: &str| parse(line).unwrap().plan().unwrap_err();
+        assert!(error("run multi --count 2 --bitrates 1M,2M").contains("run suite --bitrate 1M,2M"));
+        assert!(error("run single --with-baseline --baseline 0").contains("--baseline 0"));
     }
 }

@@ -119,6 +119,9 @@ pub struct Repeat {
     /// Energy by scope and domain.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub energy: Vec<Energy>,
+    /// Whether the probe knew the idle power in the whole window; absent if it does not say.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub idle_known: Option<bool>,
     /// CPU time of the encoder in seconds.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub cpu_seconds: Option<f64>,

@@ -295,6 +295,7 @@ impl Runner<'_> {
         let sums = sum_by_domain(&rows);
         repeat.energy.extend(unsettled_only(&response, &sums));
         repeat.energy.extend(sums);
+        repeat.idle_known = response.idle_known(rows.iter().copied());
         repeat.cpu_seconds =
             rows.iter().flat_map(|row| &row.cpu).map(|cpu| cpu.seconds).reduce(|sum, seconds| sum + seconds);
         Ok(())
@@ -430,6 +431,10 @@ mod tests {
             idle_known: None,
         };
         let response = WindowResponse {
+            start: None,
+            end: None,
+            from: None,
+            to: None,
             accounts: vec![account("GPU-1", 2.5), account("GPU-2", 0.0), account("GPU-3", 1.0)],
             containers: Vec::new(),
         };

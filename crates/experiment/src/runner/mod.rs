@@ -3,12 +3,13 @@
 //! [`flags`] describe a [`plan`]; `session` checks the machine ([`preflight`]) and opens the
 //! [`journal`]; `protocol` executes the plan. Encoders ([`process`]) of an ffmpeg ([`tool`]) run
 //! in an [`environment`] of their own, and read a [`source`] clip or a live stream ([`rtmp`]).
-//! `measure` measures one repeat, `baseline` the idle power; `scoring` scores [`quality`]
-//! afterwards. Each event is in the journal before the next step begins; [`record`] is the state
-//! according to the journal, and [`output`] writes it to result files. `search` looks for one
-//! value.
+//! `measure` measures one repeat, `baseline` the idle power after its `calibration`; `scoring`
+//! scores [`quality`] afterwards. Each event is in the journal before the next step begins;
+//! [`record`] is the state according to the journal, and [`output`] writes it to result files.
+//! `search` looks for one value.
 
 mod baseline;
+mod calibration;
 pub mod context;
 pub mod display;
 mod dry_run;
@@ -132,7 +133,8 @@ fn create_results_dir(flags: &Run) -> Result<PathBuf, RunError> {
     };
     let unwritable = |error: io::Error| {
         let dir = dir.display();
-        RunError::new(Exit::Unwritable, format!("{dir}: {error}; set a writable directory with --output-dir"))
+        let remedy = "set a writable directory with --results-dir, also called --output-dir";
+        RunError::new(Exit::Unwritable, format!("{dir}: {error}; {remedy}"))
     };
     fs::create_dir_all(dir).map_err(unwritable)?;
     fs::canonicalize(dir).map_err(unwritable)

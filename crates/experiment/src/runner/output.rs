@@ -10,10 +10,13 @@ use std::{
     sync::Arc,
 };
 
+use cli::number::with_half_width;
 use results::{
     convert::{float, timestamp},
     cost::Prices,
     energy::{EnergySources, Scope},
+    estimate::Estimate,
+    figures::Figures,
     model::{Entry, Model},
     repeats,
     store::{self, schema2::SCHEMA},
@@ -259,6 +262,7 @@ fn repeat_json(record: &Record, configuration: &Configuration, repeat: &Repeat) 
     put("media_seconds", json!(media_seconds(configuration, repeat)));
     put("frames_per_second", json!(frame_rate(repeat, window)));
     put("energy", json!(repeat.energy));
+    put("idle_known", json!(repeat.idle_known));
     put("cpu", repeat.cpu_seconds.map_or(Value::Null, |seconds| json!({ "nanoseconds": nanoseconds(seconds) })));
     if !repeat.companion_microjoules.is_empty() {
         put("beside_microjoules", json!(repeat.companion_microjoules));
@@ -348,19 +352,13 @@ pub fn csv(host: &Model, encoder: &Model) -> String {
          encoder,preset,streams,repeats,energy_joules,energy_joules_low,energy_joules_high,energy_source,vmaf\n",
     );
     let all = repeats::configurations(host);
-    let efficiency = |configuration: &repeats::Configuration<'_>| {
-        mean(&configuration.energy_values(&|entry| entry.derived.efficiency))
-    };
-    let mut order: Vec<f64> = all.iter().filter_map(efficiency).collect();
-    order.sort_by(|a, b| b.total_cmp(a));
     for (configuration, encoder) in all.iter().zip(repeats::configurations(encoder)) {
         let (first, scenario) = (configuration.first(), configuration.first().scenario());
-        let own = efficiency(configuration);
-        let rank = own.and_then(|own| order.iter().position(|other| *other == own)).map(|at| at + 1);
+        let rank = configuration.entries.iter().find_map(|entry| entry.derived.rank);
         let mean_of = |value: &dyn Fn(&Entry) -> Option<f64>| mean(&configuration.values(value));
         let number = |value: Option<f64>| value.map(|value| value.to_string()).unwrap_or_default();
-        let encoder_joules = encoder.energy_values(&|entry| entry.derived.joules());
-        let joules = Interval::of(&encoder_joules);
+        let joules = Figures::of(&encoder).joules;
+        let interval = joules.filter(|joules| joules.half_width.is_some());
         let container = |entry: &Entry| {
             let joules = entry.scenario().stated(Scope::Container)?.joules();
             Some(joules / entry.derived.seconds?)
@@ -391,9 +389,9 @@ pub fn csv(host: &Model, encoder: &Model) -> String {
             quoted(&scenario.preset),
             scenario.stream_count().map(|count| count.to_string()).unwrap_or_default(),
             configuration.entries.len().to_string(),
-            number(mean(&encoder_joules)),
-            number(joules.map(|interval| interval.bounds().0)),
-            number(joules.map(|interval| interval.bounds().1)),
+            number(joules.map(|joules| joules.mean)),
+            number(interval.map(|joules| joules.bounds().0)),
+            number(interval.map(|joules| joules.bounds().1)),
             quoted(&encoder.energy_source().unwrap_or_default()),
             number(mean(&configuration.scores(&|quality| quality.vmaf.as_ref()))),
         ];
@@ -422,7 +420,7 @@ pub fn table(record: &Record) -> String {
     let width = names.max().unwrap_or(0).max(13);
     let _ = writeln!(
         text,
-        "{:<width$}  {:>3}  {:>22}  {:>12}  {:>8}  {:>8}",
+        "{:<width$}  {:>3}  {:>22}  {:>18}  {:>8}  {:>8}",
         "configuration", "n", "energy (J)", "mJ/frame", "fps", "VMAF"
     );
     for configuration in &record.configurations {
@@ -447,7 +445,6 @@ fn table_row(text: &mut String, record: &Record, configuration: &Configuration, 
     let joules = record.configuration_joules(&configuration.id);
     let repeats: Vec<&Repeat> = record.successes(&configuration.id).collect();
     let rates: Vec<f64> = repeats.iter().filter_map(|repeat| Some(frame_rate(repeat, repeat.window?))).collect();
-    let frames: Vec<f64> = repeats.iter().map(|repeat| float(repeat.progress.frames)).collect();
     // Scores of each output file; without output files, the shared score.
     let vmaf = |sha256: Option<&str>| -> Vec<f64> {
         let own = record.scores.iter().filter(|score| score.configuration == configuration.id);
@@ -460,20 +457,21 @@ fn table_row(text: &mut String, record: &Record, configuration: &Configuration, 
     let vmaf = mean(&each).or_else(|| mean(&vmaf(None)));
     let number =
         |value: Option<f64>, digits: usize| value.map_or_else(|| "–".to_owned(), |value| format!("{value:.digits$}"));
-    let energy = match (Interval::of(&joules), mean(&joules)) {
-        (Some(interval), _) => format!("{:.3} ± {:.3}", interval.mean, interval.half_width),
-        (None, Some(one)) => format!("{one:.3}"),
-        (None, None) => "–".to_owned(),
+    let text_of = |estimate: Option<Estimate>| {
+        estimate.map_or_else(|| "–".to_owned(), |one| with_half_width(one.mean, one.half_width))
     };
-    let per_frame = mean(&joules)
-        .zip(mean(&frames).filter(|frames| *frames > 0.0))
-        .map(|(joules, frames)| joules / frames * 1000.0);
+    let energy = text_of(Estimate::of(&joules));
+    // The mean over the repeats, as in the report.
+    let millijoules =
+        repeats.iter().zip(&joules).map(|(repeat, joules)| joules / float(repeat.progress.frames) * 1000.0);
+    let per_frame: Vec<f64> = millijoules.filter(|value| value.is_finite()).collect();
+    let per_frame = Estimate::of(&per_frame).filter(|_| joules.len() == repeats.len());
     let _ = writeln!(
         text,
-        "{:<width$}  {:>3}  {energy:>22}  {:>12}  {:>8}  {:>8}",
+        "{:<width$}  {:>3}  {energy:>22}  {:>18}  {:>8}  {:>8}",
         configuration.name,
         repeats.len(),
-        number(per_frame, 3),
+        text_of(per_frame),
         number(mean(&rates), 1),
         number(vmaf, 2),
     );

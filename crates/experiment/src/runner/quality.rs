@@ -23,7 +23,7 @@ pub struct PooledScore {
     /// Version of libvmaf or ffmpeg.
     #[serde(skip_serializing_if = "String::is_empty", default)]
     pub version: String,
-    /// `mean`, `harmonic_mean`, `p1`, `p5`, `min`.
+    /// `mean`, `mean_mse` (PSNR), `square_mean_root` (XPSNR), `harmonic_mean`, `p1`, `p5`, `min`.
     #[serde(skip_serializing_if = "String::is_empty", default)]
     pub pooling: String,
     /// Why there is no score.
@@ -33,6 +33,10 @@ pub struct PooledScore {
 
 /// The metrics and the filters that compute them.
 const METRICS: [(&str, &str); 4] = [("vmaf", "libvmaf"), ("psnr", "psnr"), ("ssim", "ssim"), ("xpsnr", "xpsnr")];
+
+/// PSNR and XPSNR of a frame that is identical to the source, in dB: infinite, which JSON cannot
+/// hold. It stands for "at least", and is never added to other frames' values.
+const IDENTICAL: f64 = 100.0;
 
 /// Scores of all frames, by metric.
 pub type Frames = BTreeMap<String, Vec<f64>>;
@@ -117,7 +121,13 @@ pub fn score(request: &ScoreRequest<'_>, tool: &Tool, scratch: &Path) -> Result<
             continue;
         };
         let (model, version) = versions.remove(metric).unwrap_or_default();
-        for (pooling, value) in pool(scores) {
+        let pooled = pool(metric, scores);
+        if pooled.is_empty() {
+            let why = "infinite: every frame is identical to the source";
+            all.push(PooledScore { model, version, ..unavailable(metric, why) });
+            continue;
+        }
+        for (pooling, value) in pooled {
             all.push(PooledScore {
                 metric: metric.to_owned(),
                 value: Some(value),
@@ -131,9 +141,37 @@ pub fn score(request: &ScoreRequest<'_>, tool: &Tool, scratch: &Path) -> Result<
     Ok((all, frames))
 }
 
+/// Pooled scores of the frames of a metric, by the names of [`PooledScore::pooling`]; the first is
+/// the score of the video. Only finite values are returned.
+#[must_use]
+pub fn pool(metric: &str, scores: &[f64]) -> Vec<(&'static str, f64)> {
+    match metric {
+        "psnr" => pool_decibels(scores, "mean_mse", 10.0),
+        "xpsnr" => pool_decibels(scores, "square_mean_root", 20.0),
+        _ => pool_linear(scores),
+    }
+}
+
+/// Pooled decibels: those of the mean distortion, of its high percentiles and of its maximum. A
+/// mean of decibels would hide bad frames behind good ones, and an identical frame, which has no
+/// distortion, would make it infinite.
+///
+/// The distortion of PSNR is the mean squared error (`scale` 10), as in the average that ffmpeg
+/// prints (`get_psnr` in libavfilter/vf_psnr.c); that of XPSNR is its square root (`scale` 20,
+/// `get_avg_xpsnr` in vf_xpsnr.c). Both are relative to the largest sample value.
+fn pool_decibels(scores: &[f64], name: &'static str, scale: f64) -> Vec<(&'static str, f64)> {
+    let distortion = |score: &f64| if *score >= IDENTICAL { 0.0 } else { 10.0_f64.powf(-score / scale) };
+    let all: Vec<f64> = scores.iter().map(distortion).collect();
+    [(name, mean(&all)), ("p1", quantile(&all, 0.99)), ("p5", quantile(&all, 0.95)), ("min", quantile(&all, 1.0))]
+        .into_iter()
+        .filter_map(|(pooling, distortion)| Some((pooling, -scale * distortion?.log10())))
+        .filter(|(_, value)| value.is_finite())
+        .collect()
+}
+
 /// Pooled scores: mean, harmonic mean, low percentiles and minimum. Like in libvmaf, the harmonic
 /// mean adds one before inverting, so that a score of zero does not dominate.
-fn pool(scores: &[f64]) -> Vec<(&'static str, f64)> {
+fn pool_linear(scores: &[f64]) -> Vec<(&'static str, f64)> {
     let inverse: Vec<f64> = scores.iter().map(|score| 1.0 / (score + 1.0)).collect();
     [
         ("mean", mean(scores)),
@@ -144,7 +182,33 @@ fn pool(scores: &[f64]) -> Vec<(&'static str, f64)> {
     ]
     .into_iter()
     .filter_map(|(pooling, value)| Some((pooling, value?)))
+    .filter(|(_, value)| value.is_finite())
     .collect()
+}
+
+/// Parses scores that were stored as JSON: the pooled ones and those of all frames.
+///
+/// # Errors
+/// If the text is none, or a value is outside of the range of its metric.
+pub fn parse_scores(text: &str) -> Result<(Vec<PooledScore>, Frames), String> {
+    let (pooled, frames): (Vec<PooledScore>, Frames) = serde_json::from_str(text).map_err(|error| error.to_string())?;
+    let in_range = |metric: &str, value: f64| match metric {
+        "vmaf" => (0.0..=110.0).contains(&value),
+        // The structural similarity of opposite pictures is negative.
+        "ssim" => (-1.0..=1.0).contains(&value),
+        // The error of a sample is at most its largest value.
+        "psnr" => (0.0..=1000.0).contains(&value),
+        // Weights may exceed one.
+        "xpsnr" => (-100.0..=1000.0).contains(&value),
+        _ => false,
+    };
+    let is_valid = |score: &PooledScore| in_range(&score.metric, score.value.unwrap_or_default());
+    let mut all_frames = frames.iter().flat_map(|(metric, scores)| scores.iter().map(move |score| (&**metric, *score)));
+    if pooled.iter().all(is_valid) && all_frames.all(|(metric, score)| in_range(metric, score)) {
+        Ok((pooled, frames))
+    } else {
+        Err("a score is out of range".to_owned())
+    }
 }
 
 /// Runs one filter on both videos. Returns the scores of all frames, and the model and version that
@@ -188,7 +252,13 @@ fn run_filter(
     args.push(request.reference.as_os_str());
     args.extend(["-filter_complex", &graph, "-f", "null", "-"].map(OsStr::new));
     run_ffmpeg(&tool.path, &args, request.stall).map_err(|why| format!("{filter}: {why}"))?;
-    let text = fs::read_to_string(log).map_err(|error| format!("{filter} wrote no log: {error}"))?;
+    let text = fs::read(log).map_err(|error| format!("{filter} wrote no log: {error}"))?;
+    // Old versions of libvmaf write `nan` and `inf`, which are no JSON (Netflix/vmaf#848).
+    let (text, _) = if metric == "vmaf" {
+        results::store::json::strict(text)
+    } else {
+        (String::from_utf8_lossy(&text).into_owned(), 0)
+    };
     let scored = match metric {
         "vmaf" => parse_libvmaf_log(&text, request.model)?,
         _ => (parse_frame_log(&text, metric), (filter.to_owned(), format!("ffmpeg {}", tool.version))),
@@ -231,11 +301,22 @@ pub fn parse_libvmaf_log(text: &str, model: &str) -> Result<(Vec<f64>, (String, 
     }
     #[derive(Deserialize)]
     struct Frame {
-        metrics: BTreeMap<String, f64>,
+        metrics: Metrics,
+    }
+    // The other metrics are features of the model.
+    #[derive(Deserialize)]
+    struct Metrics {
+        #[serde(default)]
+        vmaf: Option<f64>,
     }
     let log: Log = serde_json::from_str(text).map_err(|error| format!("invalid log of libvmaf: {error}"))?;
-    let scores = log.frames.iter().map(|frame| frame.metrics.get("vmaf").copied()).collect::<Option<Vec<_>>>();
-    let scores = scores.ok_or("invalid log of libvmaf: a frame has no score")?;
+    let score = |(at, frame): (usize, &Frame)| {
+        frame
+            .metrics
+            .vmaf
+            .ok_or_else(|| format!("invalid log of libvmaf: frame {at} has no score, or one that is no number"))
+    };
+    let scores = log.frames.iter().enumerate().map(score).collect::<Result<Vec<_>, _>>()?;
     // The default model of the filter (vf_libvmaf.c).
     let name = if model.is_empty() { "version=vmaf_v0.6.1" } else { model };
     let name = name.strip_prefix("version=").or_else(|| name.strip_prefix("path=")).unwrap_or(name);
@@ -243,16 +324,16 @@ pub fn parse_libvmaf_log(text: &str, model: &str) -> Result<(Vec<f64>, (String, 
 }
 
 /// Parses the log of psnr, ssim or xpsnr, which has a line per frame. The PSNR of identical frames
-/// is infinite; 100 dB replaces it, which different frames cannot reach.
+/// is infinite; 100 dB stands for it, and for anything above.
 #[must_use]
 pub fn parse_frame_log(text: &str, metric: &str) -> Vec<f64> {
     let value = |line: &str| -> Option<f64> {
         let after = |key: &str| line.split_whitespace().find_map(|word| word.strip_prefix(key)).map(str::to_owned);
         let number = |text: &str| {
-            if text == "inf" { Some(100.0) } else { text.parse::<f64>().ok().filter(|value| value.is_finite()) }
+            if text == "inf" { Some(IDENTICAL) } else { text.parse::<f64>().ok().filter(|value| value.is_finite()) }
         };
         match metric {
-            "psnr" => number(&after("psnr_avg:")?).map(|value| value.min(100.0)),
+            "psnr" => number(&after("psnr_avg:")?).map(|value| value.min(IDENTICAL)),
             "ssim" => number(&after("All:")?),
             // n: 1  XPSNR y: 37.0  XPSNR u: 40.1  XPSNR v: 40.0. The planes are weighted 6:1:1, as
             // usual for 4:2:0.
@@ -263,7 +344,12 @@ pub fn parse_frame_log(text: &str, metric: &str) -> Vec<f64> {
                 let words: Vec<&str> = line.split_whitespace().collect();
                 let plane =
                     |name: &str| words.iter().position(|word| *word == name).and_then(|at| number(words.get(at + 1)?));
-                Some(((6.0 * plane("y:")? + plane("u:")? + plane("v:")?) / 8.0).min(100.0))
+                let planes = [(6.0, plane("y:")?), (1.0, plane("u:")?), (1.0, plane("v:")?)];
+                // An identical plane has no finite value that could be added to the others.
+                let differing = planes.into_iter().filter(|(_, value)| *value < IDENTICAL);
+                let (weight, sum) =
+                    differing.fold((0.0, 0.0), |(all, sum), (weight, value)| (all + weight, sum + weight * value));
+                Some(if weight > 0.0 { sum / weight } else { IDENTICAL })
             }
         }
     };
@@ -371,11 +457,56 @@ mod tests {
 
     #[test]
     fn pooling_matches_libvmaf() {
-        let pooled: BTreeMap<_, _> = pool(&[90.0, 80.0, 0.0, 100.0]).into_iter().collect();
+        let pooled: BTreeMap<_, _> = pool("vmaf", &[90.0, 80.0, 0.0, 100.0]).into_iter().collect();
         assert_eq!((pooled["mean"], pooled["min"]), (67.5, 0.0));
         // 4 / (1/91 + 1/81 + 1/1 + 1/101) - 1
         assert!((pooled["harmonic_mean"] - 2.871_5).abs() < 1e-3, "{pooled:?}");
         assert!(pooled["p1"] < pooled["p5"] && pooled["p5"] < 80.0);
+    }
+
+    #[test]
+    fn psnr_is_pooled_by_the_mean_squared_error() {
+        // Two frames with mean squared errors of 100 and 300: that of the video is 200.
+        let decibels = |error: f64| 10.0 * (255.0 * 255.0 / error).log10();
+        let pooled = pool("psnr", &[decibels(100.0), decibels(300.0)]);
+        assert_eq!(pooled[0].0, "mean_mse");
+        assert!((pooled[0].1 - decibels(200.0)).abs() < 1e-9, "{pooled:?}");
+        assert!((pooled[3].1 - decibels(300.0)).abs() < 1e-9, "{pooled:?}");
+    }
+
+    #[test]
+    fn identical_frames_add_no_decibels() {
+        let bad = "n:1 mse_avg:2819.01 psnr_avg:13.63 psnr_y:13.63\n";
+        let same = "n:2 mse_avg:0.00 psnr_avg:inf psnr_y:inf\n";
+        let pooled = pool("psnr", &parse_frame_log(&format!("{bad}{same}"), "psnr"));
+        // Half of the error is 3.01 dB.
+        assert!((pooled[0].1 - 16.64).abs() < 0.01, "{pooled:?}");
+        assert!(pool("psnr", &parse_frame_log(&same.repeat(2), "psnr")).is_empty(), "infinite");
+        let pooled = pool("xpsnr", &[40.0, IDENTICAL]);
+        assert!((pooled[0].1 - 46.02).abs() < 0.01 && pooled[0].0 == "square_mean_root", "{pooled:?}");
+        let chroma = "n:    1  XPSNR y: 40.0000  XPSNR u: inf  XPSNR v: inf\n";
+        assert_eq!(parse_frame_log(chroma, "xpsnr"), [40.0]);
+    }
+
+    #[test]
+    fn score_that_is_no_number_makes_the_metric_unavailable() {
+        let log = |score: &str| {
+            let log = format!(r#"{{"version":"2","frames":[{{"metrics":{{"vmaf":{score},"motion":inf}}}}]}}"#);
+            parse_libvmaf_log(&results::store::json::strict(log.into_bytes()).0, "")
+        };
+        assert_eq!(log("90.5").unwrap().0, [90.5]);
+        assert!(log("nan").unwrap_err().contains("frame 0"));
+    }
+
+    #[test]
+    fn stored_scores_are_checked() {
+        let stored = |value: &str| {
+            parse_scores(&format!(
+                r#"[[{{"metric":"psnr","value":{value},"pooling":"mean_mse"}}],{{"psnr":[41,{value}]}}]"#
+            ))
+        };
+        assert_eq!(stored("40.5").unwrap().1["psnr"], [41.0, 40.5]);
+        assert!(stored("-3").is_err() && stored("1e308").is_err() && parse_scores("[]").is_err());
     }
 
     #[test]

@@ -140,7 +140,7 @@ impl Record {
 
     /// Energy of all successful repeats of a configuration in joules, in one scope: of the
     /// container if all have it, else of the host. Empty when the repeats have different energy
-    /// sources, because their mean would be meaningless.
+    /// sources, or the idle power was known in some only, because their mean would be meaningless.
     #[must_use]
     pub fn configuration_joules(&self, id: &str) -> Vec<f64> {
         let sources = |repeat: &Repeat| -> BTreeSet<String> {
@@ -153,6 +153,10 @@ impl Record {
         }
         let all: Vec<(&str, f64)> = self.successes(id).filter_map(Self::repeat_joules).collect();
         if all.iter().all(|(scope, _)| *scope == "container") {
+            let with_idle = self.successes(id).filter(|repeat| repeat.idle_known == Some(false)).count();
+            if with_idle > 0 && with_idle < all.len() {
+                return Vec::new();
+            }
             return all.into_iter().map(|(_, joules)| joules).collect();
         }
         self.successes(id).filter_map(|repeat| scope_joules(repeat, "host")).collect()

@@ -23,7 +23,7 @@ use super::{
 };
 
 /// Version of the scoring method. A change invalidates cached scores.
-const SCORING_VERSION: u32 = 2;
+const SCORING_VERSION: u32 = 3;
 /// Directory of cached scores in the results directory.
 const CACHE_DIR: &str = ".wattcast-scores";
 
@@ -222,5 +222,5 @@ impl Runner<'_> {
 }
 
 fn read_cache(file: &Path) -> Option<(Vec<PooledScore>, Frames)> {
-    serde_json::from_str(&cli::file::read_limited(file, 64 << 20).ok()?).ok()
+    quality::parse_scores(&cli::file::read_limited(file, 64 << 20).ok()?).ok()
 }

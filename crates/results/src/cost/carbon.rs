@@ -4,7 +4,7 @@
 
 use std::{
     fs,
-    io::Write as _,
+    io::{self, Read as _, Seek as _, SeekFrom, Write as _},
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
@@ -131,7 +131,7 @@ impl Carbon {
         let mut readings = settings.file.as_deref().map_or(Ok(Vec::new()), read)?;
         let history = settings.history.clone().filter(|_| origin == IntensityOrigin::Http);
         if let Some(file) = history.as_deref().filter(|file| file.exists()) {
-            readings = read(file)?;
+            readings = read_history(file)?;
             let surplus = readings.len().saturating_sub(MAX_READINGS);
             readings.drain(..surplus);
         }
@@ -168,18 +168,19 @@ impl Carbon {
         self.origin
     }
 
-    /// Adds a reading of the API, and appends it to the history file if it is new.
+    /// Adds a reading of the API, which replaces one of the same time, and appends it to the
+    /// history file if it is new or revised.
     pub fn add(&mut self, reading: Reading) {
-        if self.readings.last() != Some(&reading)
-            && let Some(file) = &self.history
-        {
-            let suffix = if reading.estimated { ",estimated" } else { "" };
-            let opened = fs::OpenOptions::new().append(true).create(true).open(file);
-            if let Err(error) = opened.and_then(|mut file| writeln!(file, "{},{}{suffix}", reading.at, reading.grams)) {
-                warn!("{}: {error}; this carbon intensity is lost at a restart", file.display());
-            }
+        let place = self.readings.binary_search_by_key(&reading.at, |known| known.at);
+        if place.is_ok_and(|index| self.readings[index] == reading) {
+            return;
         }
-        match self.readings.binary_search_by_key(&reading.at, |known| known.at) {
+        if let Some(file) = &self.history
+            && let Err(error) = append(file, &reading)
+        {
+            warn!("{}: {error}; this carbon intensity is lost at a restart", file.display());
+        }
+        match place {
             Ok(index) => self.readings[index] = reading,
             Err(index) => self.readings.insert(index, reading),
         }
@@ -235,29 +236,84 @@ fn read(file: &Path) -> Result<Vec<Reading>, String> {
     parse(&text).map_err(failed)
 }
 
-/// Parses lines `TIME,GRAMS` or `TIME,GRAMS,estimated` and sorts them by time. A heading in the
-/// first line, empty lines and lines that begin with # are skipped.
+/// Reads the file that [`Carbon::add`] writes. A crash or a full disk leaves part of a line, which
+/// costs this line and not the service's start. A last line without an end is such a part, even if
+/// it looks like a value: `45` may have been `450`.
+fn read_history(file: &Path) -> Result<Vec<Reading>, String> {
+    let text = read_limited(file, MAX_FILE).map_err(|error| format!("{}: {error}", file.display()))?;
+    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+    let lines = whole.lines().filter(|line| is_content(line));
+    let (valid, invalid): (Vec<_>, Vec<_>) = lines.map(parse_line).partition(Option::is_some);
+    if !invalid.is_empty() {
+        warn!("{}: {} lines are not carbon intensities; they are left out", file.display(), invalid.len());
+    }
+    Ok(newest(valid.into_iter().flatten().collect()))
+}
+
+/// Appends a reading in one write, after removing part of a line at the end.
+fn append(file: &Path, reading: &Reading) -> io::Result<()> {
+    /// Longer than any line.
+    const TAIL: u64 = 256;
+    let mut file = fs::OpenOptions::new().read(true).append(true).create(true).open(file)?;
+    let length = file.metadata()?.len();
+    let mut tail = Vec::new();
+    file.seek(SeekFrom::Start(length.saturating_sub(TAIL)))?;
+    (&mut file).take(TAIL).read_to_end(&mut tail)?;
+    let torn = tail.iter().rev().take_while(|byte| **byte != b'\n').count();
+    if torn > 0 {
+        file.set_len(length.saturating_sub(u64::try_from(torn).unwrap_or(TAIL)))?;
+    }
+    let suffix = if reading.estimated { ",estimated" } else { "" };
+    file.write_all(format!("{},{}{suffix}\n", reading.at, reading.grams).as_bytes())
+}
+
+/// False for empty lines and comments.
+fn is_content(line: &str) -> bool {
+    let line = line.trim();
+    !line.is_empty() && !line.starts_with('#')
+}
+
+fn parse_line(line: &str) -> Option<Reading> {
+    let mut fields = line.split(',').map(str::trim);
+    let (time, grams) = (fields.next().unwrap_or_default(), fields.next().unwrap_or_default());
+    let (at, grams) = (time.parse().ok()?, decimal(grams).ok()?);
+    Some(Reading { at, grams, estimated: fields.next() == Some("estimated") })
+}
+
+/// Sorts readings by time. Of several with the same time the last one is kept: a source revises its
+/// estimates, and a file to which it is appended has the revision below.
+fn newest(mut readings: Vec<Reading>) -> Vec<Reading> {
+    // The sort keeps the order of equal times.
+    readings.sort_by_key(|reading| reading.at);
+    readings.dedup_by(|later, kept| {
+        let same = later.at == kept.at;
+        if same {
+            *kept = *later;
+        }
+        same
+    });
+    readings
+}
+
+/// Parses lines `TIME,GRAMS` or `TIME,GRAMS,estimated` and sorts them by time; of lines with the
+/// same time the last one counts. A heading in the first line, empty lines and lines that begin
+/// with # are skipped.
 ///
 /// # Errors
 /// The first invalid line, or a file without values.
 pub fn parse(text: &str) -> Result<Vec<Reading>, String> {
     let mut readings = Vec::new();
-    for (number, line) in text.lines().enumerate() {
-        let line = line.trim();
-        if line.is_empty() || line.starts_with('#') {
-            continue;
-        }
-        let mut fields = line.split(',').map(str::trim);
-        let (time, grams) = (fields.next().unwrap_or_default(), fields.next().unwrap_or_default());
-        match (time.parse::<Timestamp>(), decimal(grams)) {
-            (Ok(at), Ok(grams)) => readings.push(Reading { at, grams, estimated: fields.next() == Some("estimated") }),
-            _ if number == 0 => {}
-            _ => return Err(format!("line {}: {line:?}; expected for example 2026-11-20T13:00:00Z,45", number + 1)),
+    for (number, line) in text.lines().enumerate().filter(|(_, line)| is_content(line)) {
+        match parse_line(line) {
+            Some(reading) => readings.push(reading),
+            None if number == 0 => {}
+            None => {
+                let line = line.trim();
+                return Err(format!("line {}: {line:?}; expected for example 2026-11-20T13:00:00Z,45", number + 1));
+            }
         }
     }
-    readings.sort_by_key(|reading| reading.at);
-    readings.dedup_by_key(|reading| reading.at);
-    if readings.is_empty() { Err("the file contains no carbon intensity".to_owned()) } else { Ok(readings) }
+    if readings.is_empty() { Err("the file contains no carbon intensity".to_owned()) } else { Ok(newest(readings)) }
 }
 
 /// Client of an HTTP API for carbon intensity.
@@ -319,7 +375,11 @@ impl Api {
         self.read(&reply.body, now).map_err(|why| format!("{}: {why}", self.client.display_url()))
     }
 
-    fn read(&self, body: &[u8], now: Timestamp) -> Result<Reading, String> {
+    /// The intensity in a response of the API.
+    ///
+    /// # Errors
+    /// If it is not JSON, or has no number at the configured path.
+    pub fn read(&self, body: &[u8], now: Timestamp) -> Result<Reading, String> {
         let response: Value = serde_json::from_slice(body).map_err(|error| format!("not JSON ({error})"))?;
         let find = |path: &str| path.split('.').try_fold(&response, |value, name| value.get(name));
         let grams = match find(&self.field) {
@@ -398,6 +458,54 @@ mod tests {
         assert_eq!(text, "2026-11-20T13:00:00Z,31.5,estimated\n", "a repeated reading is written once");
         let restarted = Carbon::new(&settings).unwrap().unwrap();
         assert_eq!(restarted.at(at("2026-11-20T13:10:00Z")), Some((reading.grams, Some(reading))));
+    }
+
+    #[test]
+    fn revised_value_wins_also_after_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let history = Some(dir.path().join("kept.csv"));
+        let settings = CarbonSettings { url: Some("http://127.0.0.1:1/".into()), history, ..CarbonSettings::default() };
+        let mut carbon = Carbon::new(&settings).unwrap().unwrap();
+        let reading = |hour: u8, grams: i64, estimated: bool| Reading {
+            at: at(&format!("2026-11-20T{hour:02}:00:00Z")),
+            grams: Decimal::from(grams),
+            estimated,
+        };
+        // The first hour is revised after the second has begun, and the second twice, back to its
+        // first value. Repetitions change nothing.
+        for (hour, grams, estimated) in
+            [(13, 40, true), (14, 50, true), (13, 90, false), (13, 90, false), (14, 55, true), (14, 50, true)]
+        {
+            carbon.add(reading(hour, grams, estimated));
+        }
+        let restarted = Carbon::new(&settings).unwrap().unwrap();
+        for carbon in [&carbon, &restarted] {
+            assert_eq!(carbon.readings, [reading(13, 90, false), reading(14, 50, true)]);
+            assert_eq!(carbon.mean(at("2026-11-20T13:30:00Z"), at("2026-11-20T14:30:00Z")), Some(Decimal::from(70)));
+        }
+        let text = fs::read_to_string(dir.path().join("kept.csv")).unwrap();
+        assert_eq!(text.lines().count(), 5, "{text}");
+        // In a file of the user the last line of an hour counts as well.
+        let file = from_csv("2026-11-20T13:00:00Z,40\n2026-11-20T14:00:00Z,50\n2026-11-20T13:00:00Z,90\n");
+        assert_eq!(file.at(at("2026-11-20T13:30:00Z")).map(|(grams, _)| grams), Some(Decimal::from(90)));
+    }
+
+    #[test]
+    fn torn_history_costs_one_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("kept.csv");
+        fs::write(&file, "2026-11-20T12:00:00Z,4\u{fffd}\n2026-11-20T13:00:00Z,40\n2026-11-20T14:00:00Z,4").unwrap();
+        let history = Some(file.clone());
+        let settings = CarbonSettings { url: Some("http://127.0.0.1:1/".into()), history, ..CarbonSettings::default() };
+        let mut carbon = Carbon::new(&settings).unwrap().unwrap();
+        assert_eq!(carbon.readings.len(), 1, "neither the torn nor the broken line");
+        carbon.add(Reading { at: at("2026-11-20T15:00:00Z"), grams: Decimal::from(60), estimated: false });
+        let text = fs::read_to_string(&file).unwrap();
+        assert!(text.ends_with("\n2026-11-20T13:00:00Z,40\n2026-11-20T15:00:00Z,60\n"), "{text}");
+        assert_eq!(Carbon::new(&settings).unwrap().unwrap().readings, carbon.readings);
+        // A file with nothing else, too.
+        fs::write(&file, "2026").unwrap();
+        assert!(Carbon::new(&settings).unwrap().unwrap().readings.is_empty());
     }
 
     #[test]

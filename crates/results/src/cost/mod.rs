@@ -1,7 +1,9 @@
 //! Cost of scenarios in money and carbon, and current prices.
 //!
 //! All calculations are decimal: prices as configured, energy in whole microjoules, and no rounding
-//! before the output. Default prices are marked as such.
+//! before the output. Default prices are marked as such. Only energy has one: the price of a core
+//! depends on the user's machine, and a guess would be most of the sum. The legacy names alone keep
+//! the guess of the legacy exporter.
 
 use std::sync::Arc;
 
@@ -101,8 +103,8 @@ pub struct Prices {
     pub tariff: Tariff,
     /// The origin of the tariff.
     pub energy_origin: PriceOrigin,
-    /// Price of one core for an hour.
-    pub core_hour: Price,
+    /// Price of one core for an hour; `None` unless the user gave one.
+    pub core_hour: Option<Price>,
     /// Price of one GPU for an hour.
     pub gpu_hour: Option<Price>,
     /// Price of the machine for an hour.
@@ -123,27 +125,46 @@ pub struct Prices {
     pub carbon: Option<Arc<Carbon>>,
 }
 
-/// The cost of a scenario in [`Prices::currency`]. An unknown part is absent, and so is the total.
+/// The cost of a scenario in [`Prices::currency`]. An unknown part is absent, and so is the total
+/// that it belongs to.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Cost {
     /// Cost of the energy.
     pub energy: Option<Decimal>,
-    /// Cost of CPU time.
+    /// Cost of CPU time; absent without a price.
     pub compute: Option<Decimal>,
     /// Cost of GPU time; absent without a price.
     pub gpu: Option<Decimal>,
-    /// The sum of all parts.
+    /// The sum of the parts that have a price; absent if one of these is unknown, or if a GPU was
+    /// used that has none.
     pub total: Option<Decimal>,
     /// Grams of CO₂ equivalents.
     pub carbon: Option<Decimal>,
+    /// Cost of CPU time under the legacy names, which have [`legacy_core_hour`] without a price.
+    pub legacy_compute: Option<Decimal>,
+    /// The sum with [`Self::legacy_compute`].
+    pub legacy_total: Option<Decimal>,
+}
+
+/// The price of one core for an hour under the legacy names while none is configured: the default
+/// of the legacy exporter.
+#[must_use]
+pub fn legacy_core_hour() -> Decimal {
+    Decimal::new(50, 2)
+}
+
+/// A cost per unit of `amount`; `None` if either is unknown or the amount is not positive.
+#[must_use]
+pub fn per_unit(cost: Option<Decimal>, amount: Option<f64>) -> Option<Decimal> {
+    let amount = Decimal::try_from(amount.filter(|amount| *amount > 0.0)?).ok()?;
+    cost?.checked_div(amount)
 }
 
 impl Cost {
     /// The total per unit of `amount`; `None` if either is unknown or the amount is not positive.
     #[must_use]
     pub fn per(&self, amount: Option<f64>) -> Option<Decimal> {
-        let amount = Decimal::try_from(amount.filter(|amount| *amount > 0.0)?).ok()?;
-        self.total?.checked_div(amount)
+        per_unit(self.total, amount)
     }
 }
 
@@ -157,16 +178,16 @@ fn microseconds(seconds: f64) -> Option<Decimal> {
 }
 
 impl Prices {
-    /// The default prices, which are those of the legacy exporters, with [`PriceOrigin::Default`].
+    /// The default prices: that of energy is the legacy exporter's, with [`PriceOrigin::Default`];
+    /// nothing else has one.
     #[must_use]
     pub fn defaults() -> Self {
-        let default = |amount| Price { amount, origin: PriceOrigin::Default };
         Self {
             currency: "USD".to_owned(),
             region: String::new(),
             tariff: Tariff::flat(Decimal::new(12, 2)),
             energy_origin: PriceOrigin::Default,
-            core_hour: default(Decimal::new(50, 2)),
+            core_hour: None,
             gpu_hour: None,
             node_hour: None,
             model: ComputeModel::default(),
@@ -213,24 +234,37 @@ impl Prices {
             let reserved = scenario.reserved_cores.or(self.reserved_cores)? * derived.seconds?;
             Some(derived.cpu_seconds.map_or(reserved, |used| used.max(reserved)))
         };
-        let compute = match self.model {
-            ComputeModel::Used => hours(derived.cpu_seconds, self.core_hour.amount),
-            ComputeModel::Reserved => hours(reserved_seconds(), self.core_hour.amount),
-            ComputeModel::Node => self.node_hour.and_then(|price| hours(derived.seconds, price.amount)),
+        let compute_at = |core_hour: Option<Decimal>| match self.model {
+            ComputeModel::Used => hours(derived.cpu_seconds, core_hour?),
+            ComputeModel::Reserved => hours(reserved_seconds(), core_hour?),
+            ComputeModel::Node => hours(derived.seconds, self.node_hour?.amount),
         };
+        let core_hour = self.core_hour.map(|price| price.amount);
+        let compute = compute_at(core_hour);
+        let legacy_compute = compute_at(Some(core_hour.unwrap_or_else(legacy_core_hour)));
         let gpu = match (scenario.gpu_seconds, self.gpu_hour) {
             (Some(seconds), Some(price)) => hours(Some(seconds), price.amount),
             _ => None,
         };
         // Without a price a reserved GPU is not free: the total is unknown.
-        let unpriced = scenario.gpu_seconds.is_some_and(|seconds| seconds > 0.0) && gpu.is_none();
-        let total = match (energy, compute) {
-            (Some(energy), Some(compute)) if !unpriced => {
-                energy.checked_add(compute).and_then(|sum| sum.checked_add(gpu.unwrap_or_default()))
-            }
-            _ => None,
+        let unpriced_gpu = scenario.gpu_seconds.is_some_and(|seconds| seconds > 0.0) && gpu.is_none();
+        let sum = |compute: Option<Decimal>| {
+            let sum = energy?.checked_add(compute?)?.checked_add(gpu.unwrap_or_default())?;
+            (!unpriced_gpu).then_some(sum)
         };
-        Cost { energy, compute, gpu, total, carbon: for_energy(grams) }
+        let compute_is_priced = match self.model {
+            ComputeModel::Used | ComputeModel::Reserved => core_hour.is_some(),
+            ComputeModel::Node => self.node_hour.is_some(),
+        };
+        Cost {
+            energy,
+            compute,
+            gpu,
+            total: sum(if compute_is_priced { compute } else { Some(Decimal::ZERO) }),
+            carbon: for_energy(grams),
+            legacy_compute,
+            legacy_total: sum(legacy_compute),
+        }
     }
 }
 
@@ -253,9 +287,28 @@ mod tests {
         amount.map_or_else(String::new, |amount| amount.normalize().to_string())
     }
 
+    /// Default prices, and 0.50 for a core and hour.
+    fn with_core_price() -> Prices {
+        let core_hour = Some(Price { amount: Decimal::new(50, 2), origin: PriceOrigin::User });
+        Prices { core_hour, ..Prices::defaults() }
+    }
+
+    #[test]
+    fn cpu_time_without_a_price_costs_only_under_legacy_names() {
+        let cost = Prices::defaults().cost(&Scenario::default(), &derived(3_600_000, 3600.0));
+        assert_eq!((text(cost.energy), cost.compute, text(cost.total)), ("0.12".into(), None, "0.12".into()));
+        assert_eq!((text(cost.legacy_compute), text(cost.legacy_total)), ("0.5".into(), "0.62".into()));
+        let free = Price { amount: Decimal::ZERO, origin: PriceOrigin::User };
+        let prices = Prices { core_hour: Some(free), ..Prices::defaults() };
+        let cost = prices.cost(&Scenario::default(), &derived(3_600_000, 3600.0));
+        assert_eq!((text(cost.compute), text(cost.legacy_compute)), ("0".into(), "0".into()), "a given price");
+        let unknown = DerivedMetrics { cpu_seconds: None, ..derived(3_600_000, 0.0) };
+        assert_eq!(prices.cost(&Scenario::default(), &unknown).total, None, "priced and unknown");
+    }
+
     #[test]
     fn energy_cost_includes_the_pue() {
-        let mut prices = Prices::defaults();
+        let mut prices = with_core_price();
         let cost = prices.cost(&Scenario::default(), &derived(3_600_000, 3600.0));
         assert_eq!(
             (text(cost.energy), text(cost.compute), text(cost.total)),
@@ -268,7 +321,7 @@ mod tests {
 
     #[test]
     fn compute_cost_depends_on_the_model() {
-        let mut prices = Prices::defaults();
+        let mut prices = with_core_price();
         let scenario = Scenario { reserved_cores: Some(4.0), ..Scenario::default() };
         prices.model = ComputeModel::Reserved;
         assert_eq!(text(prices.cost(&scenario, &derived(0, 100.0)).compute), "0.0555555555555555555555555556");
@@ -282,7 +335,7 @@ mod tests {
 
     #[test]
     fn gpu_without_a_price_has_no_total() {
-        let mut prices = Prices::defaults();
+        let mut prices = with_core_price();
         let scenario = Scenario { gpu_seconds: Some(1800.0), ..Scenario::default() };
         assert_eq!(prices.cost(&scenario, &derived(1, 1.0)).total, None);
         prices.gpu_hour = Some(Price { amount: Decimal::from(3), origin: PriceOrigin::User });
@@ -299,7 +352,7 @@ mod tests {
             cpu_seconds: Some(1e300),
             ..DerivedMetrics::default()
         };
-        let cost = Prices::defaults().cost(&Scenario::default(), &most);
+        let cost = with_core_price().cost(&Scenario::default(), &most);
         assert!(cost.energy.is_some() && cost.compute.is_none());
     }
 }

@@ -286,6 +286,23 @@ mod tests {
     }
 
     #[test]
+    fn periods_follow_local_time_half_an_hour_off() {
+        for (zone, seven) in [
+            ("Asia/Kolkata", "2026-11-20T01:30:00Z"),
+            ("Asia/Kathmandu", "2026-11-20T01:15:00Z"),
+            ("Australia/Adelaide", "2026-11-19T20:30:00Z"),
+        ] {
+            let settings: TariffSettings = toml::from_str(&format!("time_zone = \"{zone}\"\n{DAY}")).unwrap();
+            let tariff = Tariff::new(Decimal::new(1, 1), &settings).unwrap();
+            let (start, hour) = (at(seven), SignedDuration::from_hours(1));
+            let before = start.checked_sub(hour).unwrap();
+            let pieces = tariff.split(before, start.checked_add(hour).unwrap()).unwrap();
+            let lengths: Vec<i64> = pieces.iter().map(|piece| piece.0 / 1_000_000_000).collect();
+            assert_eq!(lengths, [3600, 3600], "{zone}: the price changes at seven");
+        }
+    }
+
+    #[test]
     fn period_over_midnight_belongs_to_its_first_day() {
         let tariff = stockholm("[[period]]\nprice = 0.05\ndays = [\"fri\"]\nfrom = \"22:00\"\nto = \"06:00\"");
         for (moment, price) in [

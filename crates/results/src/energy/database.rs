@@ -228,6 +228,11 @@ pub fn host_pattern(host: &str) -> String {
     format!("{}(:[0-9]+)?", escaped(host))
 }
 
+/// An error of the connection, with what to do.
+fn unreachable(error: &ClientError) -> SourceError {
+    SourceError::Unreachable(format!("{error}. Start the database, or set its URL with --database.url"))
+}
+
 impl Database {
     /// The database of the settings; `None` without a URL. It is not connected yet.
     ///
@@ -263,7 +268,7 @@ impl Database {
             Ok(reply) => {
                 Err(SourceError::Unreachable(format!("{}: status {}", self.client.display_url(), reply.status)))
             }
-            Err(error) => Err(SourceError::Unreachable(error.to_string())),
+            Err(error) => Err(unreachable(&error)),
         }
     }
 
@@ -280,7 +285,7 @@ impl Database {
                 let message = format!("{url}: the samples of the window exceed {} MiB", MAX_RESPONSE >> 20);
                 return Err(SourceError::Permanent("too_large".to_owned(), message));
             }
-            Err(error) => return Err(SourceError::Unreachable(error.to_string())),
+            Err(error) => return Err(unreachable(&error)),
         };
         let message = |detail: &str| format!("{}: status {}: {detail}", self.client.display_url(), reply.status);
         match (parse(&reply.body), reply.status) {
@@ -292,7 +297,7 @@ impl Database {
             }
             // Everything else may be transient: an overload, a proxy, a changed password, an
             // incomplete cluster.
-            (Err(error), 200) => Err(SourceError::Unreachable(message(&error))),
+            (Err(error), 200) => Err(SourceError::Invalid(message(&error))),
             _ => Err(SourceError::Unreachable(message(&reply.excerpt()))),
         }
     }
@@ -368,6 +373,7 @@ impl Database {
             resets: max_resets(&increases),
             watts: watts(&increases),
             cpu_seconds: None,
+            idle_known: None,
         };
         if let Some(container) = container {
             self.add_container(&mut energy, container, &address, &range)?;

@@ -46,14 +46,36 @@ impl EnergyLookup {
         is_counted || self.failures.iter().all(|(_, error)| !error.is_transient())
     }
 
+    /// The failure that matters: the one whose end gives energy, else the last refusal of a source
+    /// that was asked. That no source was configured matters only if no other was asked either.
+    #[must_use]
+    pub fn cause(&self) -> Option<&(EnergyMethod, SourceError)> {
+        let weight = |error: &SourceError| match error {
+            SourceError::NotQueried => 5,
+            SourceError::NotYet(_) => 4,
+            SourceError::Invalid(_) => 3,
+            SourceError::Unreachable(_) => 2,
+            SourceError::Permanent(code, _) if matches!(&**code, "no_probe" | "which_host") => 0,
+            SourceError::Permanent(..) => 1,
+        };
+        // Of equal ones the last: the sources are in the order in which they are asked.
+        self.failures.iter().max_by_key(|(_, error)| weight(error))
+    }
+
+    /// Why there is no energy, for people.
+    #[must_use]
+    pub fn explanation(&self) -> String {
+        match self.cause() {
+            Some((method, error)) => format!("{}: {error}", method.as_str()),
+            None => "the file has neither energy nor the times of its window".to_owned(),
+        }
+    }
+
     /// The label `reason`: why there is no energy, or only a part of it; empty if it is complete.
     #[must_use]
     pub fn reason(&self, scenario: &Scenario) -> String {
         match &self.energy {
-            None => self
-                .failures
-                .first()
-                .map_or_else(|| "nothing_to_ask".to_owned(), |(_, error)| error.reason().to_owned()),
+            None => self.cause().map_or_else(|| "nothing_to_ask".to_owned(), |(_, error)| error.reason().to_owned()),
             Some(energy) if !energy.is_whole() => "coverage".to_owned(),
             Some(energy) if scenario.container.is_some() && energy.total(Scope::Container).is_none() => {
                 "no_container".to_owned()
@@ -126,8 +148,9 @@ impl EnergySources {
                 seconds: scenario.seconds(),
                 gap_seconds: 0.0,
                 resets: 0,
-                watts: scenario.samples.watts.clone(),
+                watts: Vec::new(),
                 cpu_seconds: None,
+                idle_known: scenario.idle_known,
             })
         };
         EnergyLookup { energy, failures: Vec::new() }
@@ -263,5 +286,34 @@ impl QueryRound {
             }
         }
         result
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reason_is_the_failure_that_matters() {
+        let refused = |code: &str| SourceError::Permanent(code.to_owned(), format!("message of {code}"));
+        let unreachable = || SourceError::Unreachable("no answer".to_owned());
+        let not_yet = || SourceError::NotYet("wait".to_owned());
+        for (probe, database, reason) in [
+            (refused("no_probe"), Some(refused("incomplete")), "incomplete"),
+            (refused("no_probe"), None, "no_probe"),
+            (refused("which_host"), Some(refused("too_long")), "too_long"),
+            (refused("too_old"), Some(unreachable()), "unreachable"),
+            (refused("too_old"), Some(refused("incomplete")), "incomplete"),
+            (unreachable(), Some(refused("incomplete")), "unreachable"),
+            (unreachable(), Some(not_yet()), "too_new"),
+            (not_yet(), Some(unreachable()), "too_new"),
+            (refused("no_probe"), Some(refused("which_host")), "which_host"),
+        ] {
+            let mut failures = vec![(EnergyMethod::Probe, probe)];
+            failures.extend(database.map(|error| (EnergyMethod::Database, error)));
+            let lookup = EnergyLookup { energy: None, failures };
+            assert_eq!(lookup.reason(&Scenario::default()), reason, "{:?}", lookup.failures);
+        }
+        assert_eq!(EnergyLookup::default().reason(&Scenario::default()), "nothing_to_ask");
     }
 }

@@ -1,6 +1,13 @@
 //! Energy of a window from the API of the probe that observed it.
+//!
+//! The probe may be another host's, and another server may answer at its address: a response is
+//! checked before it is used ([`parse_window`], [`parse_jobs`]). One that cannot be true is an
+//! invalid answer, which differs from no answer.
 
-use std::time::Duration;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use metrics::label;
 use serde::Deserialize;
@@ -22,9 +29,33 @@ const MAX_RESPONSE: u64 = 16 << 20;
 const SETTLE_TRIES: u32 = 5;
 const SETTLE_INTERVAL: Duration = Duration::from_secs(1);
 
+/// Highest plausible power of one accounting root, in watts: more than a rack of GPUs. It finds
+/// other units (30 W in microjoules per second are 30 MW) and values of broken counters.
+const MAX_WATTS: f64 = 100_000.0;
+/// Maximum number of CPUs of Linux (`NR_CPUS`).
+const MAX_CPUS: f64 = 8192.0;
+/// Largest rounding of a time in a response, in seconds: the probe rounds requested times to the
+/// microsecond, and a double holds unix time to a quarter of one.
+const TIME_ROUNDING: f64 = 1e-5;
+/// Times of a response must lie before this one, the year 2200 in unix seconds.
+const MAX_TIME: f64 = 7_258_118_400.0;
+
 /// The response of `/api/v1/window`, as far as it is used here.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 pub struct WindowResponse {
+    /// The requested start in unix seconds; absent from probes before this field, as the next
+    /// three.
+    #[serde(default)]
+    pub start: Option<f64>,
+    /// The requested end in unix seconds.
+    #[serde(default)]
+    pub end: Option<f64>,
+    /// Start of the first tick of the window in unix seconds.
+    #[serde(default)]
+    pub from: Option<f64>,
+    /// End of its last tick in unix seconds.
+    #[serde(default)]
+    pub to: Option<f64>,
     /// The host's energy by accounting root, which do not overlap.
     pub accounts: Vec<Account>,
     /// Containers with energy or CPU time in the window.
@@ -76,6 +107,37 @@ impl Container {
         let is_full_id = name_or_id.len() == 64 && self.id.len() == 12 && name_or_id.starts_with(&self.id);
         self.container == name_or_id || self.id == name_or_id || is_full_id
     }
+}
+
+impl Container {
+    /// Checks the ranges of all values. `seconds` is the length of the window.
+    fn check(&self, seconds: f64) -> Result<(), String> {
+        let what = |what: &str| format!("{what} of container {}", self.container);
+        let mut roots = BTreeSet::new();
+        for part in &self.energy {
+            // Old probes name only the source, of which there may be several packages.
+            let is_named = !part.package.is_empty() || !part.zone.is_empty();
+            if is_named && !roots.insert((&part.package, &part.zone, &part.source)) {
+                let (package, zone) = (&part.package, &part.zone);
+                return Err(format!("package {package} zone {zone} occurs twice in {}", what("the energy")));
+            }
+            let max = MAX_WATTS * seconds;
+            check_range(part.joules, max, &what("energy"))?;
+            check_range(part.edge_error_joules, max, &what("edge error"))?;
+            check_range(part.uncertainty_joules.unwrap_or_default(), f64::MAX, &what("uncertainty"))?;
+        }
+        for cpu in &self.cpu {
+            check_range(cpu.seconds, MAX_CPUS * seconds, &what("CPU time"))?;
+        }
+        Ok(())
+    }
+}
+
+/// The difference that rounding may cause between a total and its parts, in joules: energy is
+/// exact to the microjoule, and a double to 16 digits. A thousandth is far above both, and far
+/// below a part that is counted twice.
+fn tolerance(joules: f64) -> f64 {
+    joules / 1000.0 + 1e-3
 }
 
 /// CPU time on one package.
@@ -169,6 +231,12 @@ impl Probe {
         self.client.base()
     }
 
+    fn invalid(url: &str, error: &str) -> SourceError {
+        SourceError::Invalid(format!(
+            "{url}: invalid answer: {error}. Check that --probe-url is the address of a Wattcast probe of this version"
+        ))
+    }
+
     fn unreachable(error: impl std::fmt::Display) -> SourceError {
         SourceError::Unreachable(format!("{error}. Start the probe, or set its URL with --probe-url"))
     }
@@ -184,8 +252,7 @@ impl Probe {
         if reply.status != 200 {
             return Err(SourceError::NotYet(format!("{url}: status {}", reply.status)));
         }
-        serde_json::from_slice(&reply.body)
-            .map_err(|error| SourceError::Permanent("alien".to_owned(), format!("{url}: {error}")))
+        parse_jobs(&reply.body).map_err(|error| Self::invalid(&url, &error))
     }
 
     /// The energy of a window in unix seconds, of the host and of `container` if there is one.
@@ -202,7 +269,8 @@ impl Probe {
     /// If the probe is unreachable or does not have the window.
     pub fn window_response(&self, start: f64, end: f64) -> Result<WindowResponse, SourceError> {
         let query = [("start", &*start.to_string()), ("end", &*end.to_string())];
-        self.read(self.client.get("/api/v1/window", &query))
+        let body = self.body(self.client.get("/api/v1/window", &query))?;
+        parse_window(&body, start, end).map_err(|error| Self::invalid(self.client.display_url(), &error))
     }
 
     /// The same, asked for again while a part of the energy is not split yet, for 5 s at most. What
@@ -235,6 +303,9 @@ impl Probe {
     /// If the probe is unreachable or rejects the request.
     pub fn mark(&self) -> Result<f64, SourceError> {
         let mark: MarkResponse = self.read(self.client.post("/api/v1/mark", &[], &[]))?;
+        if !(0.0..MAX_TIME).contains(&mark.time) {
+            return Err(Self::invalid(self.client.display_url(), &format!("the time of a mark is {}", mark.time)));
+        }
         Ok(mark.time)
     }
 
@@ -255,10 +326,19 @@ impl Probe {
         let roots = page.samples.iter().filter(|sample| {
             sample.name == "wattcast_power_watts" && ["package", "dram", "gpu"].contains(&sample.label("zone"))
         });
-        roots.map(|sample| sample.value).reduce(|sum, watts| sum + watts)
+        let watts: Vec<f64> = roots.map(|sample| sample.value).collect();
+        // A sum with a part that cannot be true is no power.
+        let is_valid = watts.iter().all(|watts| (0.0..=MAX_WATTS).contains(watts));
+        watts.into_iter().filter(|_| is_valid).reduce(|sum, watts| sum + watts)
     }
 
     fn read<T: serde::de::DeserializeOwned>(&self, reply: Result<Reply, ClientError>) -> Result<T, SourceError> {
+        let body = self.body(reply)?;
+        serde_json::from_slice(&body).map_err(|error| Self::invalid(self.client.display_url(), &error.to_string()))
+    }
+
+    /// The body of a response with status 200.
+    fn body(&self, reply: Result<Reply, ClientError>) -> Result<Vec<u8>, SourceError> {
         let reply = reply.map_err(Self::unreachable)?;
         let (status, base) = (reply.status, self.client.display_url());
         if status != 200 {
@@ -268,15 +348,137 @@ impl Probe {
                 Err(_) => Self::unreachable(format!("{base}: status {status}; is it a Wattcast probe?")),
             });
         }
-        serde_json::from_slice(&reply.body)
-            .map_err(|error| Self::unreachable(format!("{base}: not a response of a Wattcast probe ({error})")))
+        Ok(reply.body)
     }
+}
+
+/// Parses and checks a response of `/api/v1/window` to a request for the time from `start` to
+/// `end`, in unix seconds.
+///
+/// # Errors
+/// If it is no such response, is that of another window, or cannot be true.
+pub fn parse_window(body: &[u8], start: f64, end: f64) -> Result<WindowResponse, String> {
+    let response: WindowResponse = serde_json::from_slice(body).map_err(|error| error.to_string())?;
+    response.check(start, end)?;
+    Ok(response)
+}
+
+/// Parses and checks a response of `/api/v1/streams`.
+///
+/// # Errors
+/// If it is no such response, or cannot be true.
+pub fn parse_jobs(body: &[u8]) -> Result<Jobs, String> {
+    let jobs: Jobs = serde_json::from_slice(body).map_err(|error| error.to_string())?;
+    check_range(jobs.probe_started, MAX_TIME, "the start of the probe")?;
+    let mut numbers = BTreeSet::new();
+    for job in &jobs.jobs {
+        let what = |what: &str| format!("{what} of job {}", job.job);
+        if !numbers.insert(job.job) {
+            return Err(format!("job {} occurs twice", job.job));
+        }
+        check_range(job.started, MAX_TIME, &what("the start"))?;
+        check_range(job.ended.unwrap_or_default(), MAX_TIME, &what("the end"))?;
+        // A job runs at most from the year 1970 to 2200 on all CPUs.
+        check_range(job.cpu_seconds, MAX_TIME * MAX_CPUS, &what("CPU time"))?;
+        check_range(job.joules, MAX_TIME * MAX_WATTS, &what("energy"))?;
+    }
+    Ok(jobs)
+}
+
+/// Checks that a value is between 0 and `max`, and not NaN.
+fn check_range(value: f64, max: f64, what: &str) -> Result<(), String> {
+    if (0.0..=max).contains(&value) { Ok(()) } else { Err(format!("{what} is {value}, not between 0 and {max}")) }
 }
 
 impl WindowResponse {
     /// The accounting roots with energy that is not split yet.
     pub fn unsettled(&self) -> impl Iterator<Item = &Account> {
         self.accounts.iter().filter(|account| account.unsettled_joules > 0.0)
+    }
+
+    /// Checks window, ranges and conservation.
+    fn check(&self, start: f64, end: f64) -> Result<(), String> {
+        let seconds = self.check_edges(start, end)?;
+        let mut roots = BTreeSet::new();
+        for account in &self.accounts {
+            let what = format!("package {} zone {} source {}", account.package, account.zone, account.source);
+            if !roots.insert((&account.package, &account.zone, &account.source)) {
+                return Err(format!("{what} occurs twice"));
+            }
+            let max = MAX_WATTS * seconds;
+            check_range(account.measured_joules, max, &format!("energy of {what}"))?;
+            check_range(account.edge_error_joules, max, &format!("edge error of {what}"))?;
+            check_range(account.missing_seconds, MAX_TIME, &format!("time without readings of {what}"))?;
+            let unsettled = account.measured_joules + tolerance(account.measured_joules);
+            check_range(account.unsettled_joules, unsettled, &format!("unsettled energy of {what}"))?;
+        }
+        let mut rows: BTreeMap<(&str, &str), &Container> = BTreeMap::new();
+        for row in &self.containers {
+            // A unit that was started again has a second row of the same name; only a copy has the
+            // same energy to the microjoule.
+            let known = rows.insert((row.container.as_str(), row.id.as_str()), row);
+            if known == Some(row) && row.energy.iter().any(|part| part.joules > 0.0) {
+                return Err(format!("container {} occurs twice", row.container));
+            }
+            row.check(seconds)?;
+        }
+        self.check_conservation()
+    }
+
+    /// Checks that the response is that of the requested window. Returns the length of its ticks in
+    /// seconds.
+    fn check_edges(&self, start: f64, end: f64) -> Result<f64, String> {
+        let (from, to) = (self.from.unwrap_or(start), self.to.unwrap_or(end));
+        let is_requested = |answer: Option<f64>, requested: f64| {
+            answer.is_none_or(|answer| (answer - requested).abs() <= TIME_ROUNDING)
+        };
+        let encloses = from <= start + TIME_ROUNDING && to >= end - TIME_ROUNDING;
+        if !is_requested(self.start, start) || !is_requested(self.end, end) || !encloses {
+            let (first, last) =
+                if encloses { (self.start.unwrap_or(from), self.end.unwrap_or(to)) } else { (from, to) };
+            return Err(format!("the answer is for {first} to {last}, the question was for {start} to {end}"));
+        }
+        check_range(from, MAX_TIME, "the start of the first tick")?;
+        check_range(to, MAX_TIME, "the end of the last tick")?;
+        Ok(to - from + TIME_ROUNDING)
+    }
+
+    /// Checks that containers have no more energy of a source than was measured. Energy at the
+    /// edges of the window may be that of another tick.
+    fn check_conservation(&self) -> Result<(), String> {
+        let mut measured: BTreeMap<&str, f64> = BTreeMap::new();
+        for account in &self.accounts {
+            *measured.entry(&account.source).or_default() += account.measured_joules + account.edge_error_joules;
+        }
+        let mut attributed: BTreeMap<&str, f64> = BTreeMap::new();
+        for part in self.containers.iter().flat_map(|row| &row.energy) {
+            *attributed.entry(&part.source).or_default() += part.joules;
+        }
+        for (source, joules) in attributed {
+            let measured = measured.get(source).copied().unwrap_or_default();
+            if joules > measured + tolerance(measured) {
+                return Err(format!(
+                    "containers have {joules} J of source {source}, which measured {measured} J at most"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the idle power was known in the whole window, of the accounting roots that attribute
+    /// energy to `rows`; `None` if the probe does not say. Energy of a container that was
+    /// attributed without it includes a part of the idle energy.
+    #[must_use]
+    pub fn idle_known<'a>(&self, rows: impl IntoIterator<Item = &'a Container>) -> Option<bool> {
+        let mut known = None;
+        for part in rows.into_iter().flat_map(|row| &row.energy).filter(|part| part.joules > 0.0) {
+            let is_root = |account: &&Account| {
+                (&account.package, &account.zone, &account.source) == (&part.package, &part.zone, &part.source)
+            };
+            let of_root = self.accounts.iter().find(is_root)?.idle_known?;
+            known = Some(known.unwrap_or(true) && of_root);
+        }
+        known
     }
 
     /// Checks that the response covers the whole window.
@@ -307,12 +509,18 @@ fn energy(response: &WindowResponse, seconds: f64, container: Option<&str>) -> R
             edge_error,
         });
     };
+    if response.accounts.is_empty() {
+        let message = "the probe measured no energy in the window".to_owned();
+        return Err(SourceError::Permanent("incomplete".to_owned(), message));
+    }
     for account in &response.check_complete()?.accounts {
         add(Scope::Host, &account.source, account.measured_joules, account.edge_error_joules);
     }
-    let mut cpu_seconds = None;
+    let (mut cpu_seconds, mut idle_known) = (None, None);
     if let Some(name_or_id) = container {
-        for row in response.containers.iter().filter(|row| row.matches(name_or_id)) {
+        let own = || response.containers.iter().filter(move |row| row.matches(name_or_id));
+        idle_known = response.idle_known(own());
+        for row in own() {
             for attribution in &row.energy {
                 add(Scope::Container, &attribution.source, attribution.joules, attribution.edge_error_joules);
             }
@@ -331,6 +539,7 @@ fn energy(response: &WindowResponse, seconds: f64, container: Option<&str>) -> R
         resets: 0,
         watts: Vec::new(),
         cpu_seconds,
+        idle_known,
     })
 }
 
@@ -463,10 +672,90 @@ mod tests {
     }
 
     #[test]
-    fn response_of_another_server_is_unreachable() {
-        for (status, body) in [("200 OK", "<html>"), ("404 Not Found", "<html>"), ("200 OK", "{}")] {
+    fn idle_power_is_that_of_the_roots_of_the_container() {
+        let body = r#"{"accounts":[
+            {"package":"0","zone":"package","source":"perf","measured_joules":10,"edge_error_joules":0,"missing_seconds":0,"idle_known":true},
+            {"package":"1","zone":"package","source":"perf","measured_joules":10,"edge_error_joules":0,"missing_seconds":0,"idle_known":false}],
+            "containers":[
+            {"container":"one","id":"a","energy":[{"package":"0","zone":"package","source":"perf","joules":1,"edge_error_joules":0}]},
+            {"container":"both","id":"b","energy":[
+                {"package":"0","zone":"package","source":"perf","joules":1,"edge_error_joules":0},
+                {"package":"1","zone":"package","source":"perf","joules":1,"edge_error_joules":0}]},
+            {"container":"none","id":"c","energy":[]}]}"#;
+        let known = |container| {
+            let probe = Probe::new(&serve_once("200 OK", body), &Access::default()).unwrap();
+            probe.window(1.0, 2.0, Some(container)).unwrap().idle_known
+        };
+        assert_eq!((known("one"), known("both"), known("none")), (Some(true), Some(false), None));
+    }
+
+    #[test]
+    fn answers_that_cannot_be_true_are_invalid() {
+        assert!(parse_window(RESPONSE.as_bytes(), 1.0, 2.0).is_ok());
+        let edges = |start: f64, end: f64, from: f64, to: f64| {
+            let edges = format!("{{\"start\":{start},\"end\":{end},\"from\":{from},\"to\":{to},");
+            RESPONSE.replacen('{', &edges, 1)
+        };
+        assert!(parse_window(edges(1.0, 2.0, 0.5, 2.5).as_bytes(), 1.0, 2.0).is_ok());
+        let account = r#"{"package":"0","zone":"package","source":"powercap","measured_joules":10.5,"edge_error_joules":1,"missing_seconds":0},"#;
+        let other =
+            r#"{"container":"other","id":"def","energy":[{"source":"powercap","joules":9,"edge_error_joules":0}]},"#;
+        for (wrong, word) in [
+            (RESPONSE.replace("10.5", "-10.5"), "-10.5"),
+            (RESPONSE.replace("10.5", "1e308"), "not between"),
+            (RESPONSE.replace("10.5", "10500000"), "not between"),
+            (RESPONSE.replace("\"joules\":9", "\"joules\":-9"), "-9"),
+            (RESPONSE.replace("\"joules\":9", "\"joules\":40"), "containers have 47 J"),
+            (RESPONSE.replacen("\"edge_error_joules\":1", "\"edge_error_joules\":-1", 1), "edge error"),
+            (RESPONSE.replacen("\"missing_seconds\":0", "\"missing_seconds\":-1", 1), "without readings"),
+            (RESPONSE.replacen(account, &account.repeat(2), 1), "occurs twice"),
+            (
+                RESPONSE.replacen("{\"container\":\"other\"", &format!("{other}{{\"container\":\"other\""), 1),
+                "occurs twice",
+            ),
+            (edges(11.0, 12.0, 11.0, 12.0), "the answer is for 11"),
+            (edges(1.0, 2.0, 1.5, 2.0), "the answer is for 1"),
+            (edges(1.0, 2.0, -1e300, 2.0), "first tick"),
+            ("{}".to_owned(), "accounts"),
+        ] {
+            let error = parse_window(wrong.as_bytes(), 1.0, 2.0).unwrap_err();
+            assert!(error.contains(word), "{error} has no {word}");
+        }
+        let error = query("200 OK", &RESPONSE.replace("10.5", "1e308"), None).unwrap_err();
+        assert_eq!((error.reason(), error.is_transient()), ("invalid_answer", true));
+    }
+
+    #[test]
+    fn jobs_that_cannot_be_true_are_invalid() {
+        let jobs = |job: &str| parse_jobs(format!(r#"{{"probe_started":5,"jobs":[{job}]}}"#).as_bytes());
+        assert_eq!(jobs(r#"{"job":1,"joules":5.5},{"job":2}"#).unwrap().jobs.len(), 2);
+        for wrong in [
+            r#"{"job":1},{"job":1}"#,
+            r#"{"job":1,"joules":-1}"#,
+            r#"{"job":1,"joules":1e308}"#,
+            r#"{"job":1,"cpu_seconds":-0.5}"#,
+            r#"{"job":1,"started":1e300}"#,
+            "<html>",
+        ] {
+            assert!(jobs(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn window_without_accounts_has_no_energy() {
+        let error = query("200 OK", r#"{"accounts":[],"containers":[]}"#, None).unwrap_err();
+        assert_eq!(error.reason(), "incomplete");
+    }
+
+    #[test]
+    fn response_of_another_server_is_no_energy() {
+        for (status, body, reason) in [
+            ("200 OK", "<html>", "invalid_answer"),
+            ("404 Not Found", "<html>", "unreachable"),
+            ("200 OK", "{}", "invalid_answer"),
+        ] {
             let error = query(status, body, None).unwrap_err();
-            assert_eq!(error.reason(), "unreachable");
+            assert_eq!(error.reason(), reason);
             assert!(error.to_string().contains("--probe-url"), "{error}");
         }
         let error = Probe::new("http://127.0.0.1:1", &Access::default()).unwrap().window(1.0, 2.0, None).unwrap_err();

@@ -51,8 +51,9 @@ pub fn energy(scenario: &Scenario) -> Option<WindowEnergy> {
         seconds: Some(span),
         gap_seconds: 0.0,
         resets: 0,
-        watts: watts.clone(),
+        watts: Vec::new(),
         cpu_seconds: None,
+        idle_known: None,
     })
 }
 

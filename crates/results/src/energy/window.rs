@@ -4,8 +4,10 @@ use units::Microjoules;
 
 use super::reading::{EnergyReading, Scope};
 
-/// Coverage of a window that counts as complete. Energy with another coverage comes with a warning
-/// and is not compared.
+/// Coverage of a window that counts as complete. Energy with another coverage comes with a warning;
+/// it is neither compared nor divided by what the whole window delivered. Samples span one interval
+/// less than they number: 5 % is one of the 20 intervals of 5 s in a window of 100 s, with the
+/// legacy exporters' interval and an ordinary length of a run.
 const FULL_COVERAGE: std::ops::RangeInclusive<f64> = 0.95..=1.05;
 
 /// The method by which energy was obtained.
@@ -52,10 +54,14 @@ pub struct WindowEnergy {
     /// Number of counter resets in the window. The energy between the last sample and a reset is
     /// unknown.
     pub resets: u32,
-    /// Power of the host in watts at equal intervals; empty if unknown.
+    /// Power of the host in watts between the samples of a database; empty otherwise. The samples
+    /// of a file are in its scenario.
     pub watts: Vec<f64>,
     /// CPU time of the container in seconds; absent if unknown.
     pub cpu_seconds: Option<f64>,
+    /// True if the idle power of the host was known in the whole window, false if the energy of the
+    /// container includes a part of the idle energy; absent if unknown.
+    pub idle_known: Option<bool>,
 }
 
 impl WindowEnergy {
@@ -98,6 +104,9 @@ pub enum SourceError {
     /// The source has not been queried yet. Transient.
     #[error("not queried yet")]
     NotQueried,
+    /// The source responded, and its response cannot be true. Transient.
+    #[error("{0}")]
+    Invalid(String),
     /// The source cannot have the energy of this window, now or later: the label `reason`, and a
     /// message.
     #[error("{1}")]
@@ -112,6 +121,7 @@ impl SourceError {
             Self::Unreachable(_) => "unreachable",
             Self::NotYet(_) => "too_new",
             Self::NotQueried => "unasked",
+            Self::Invalid(_) => "invalid_answer",
             Self::Permanent(code, _) => code,
         }
     }

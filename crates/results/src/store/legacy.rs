@@ -1,26 +1,52 @@
 //! Result files of the legacy exporters: variants A, B and C, which share a list `scenarios` and
 //! most field names.
 
+use metrics::label::sanitize;
 use serde::{Deserialize, Deserializer};
-use serde_json::{Map, Value};
+use serde_json::value::RawValue;
 use units::Microjoules;
 
+use super::json::{few, present, samples, score};
 use crate::{
     energy::{EnergyReading, Scope},
     run::{Output, Quality, Samples, Scenario, Score, Variant},
 };
 
-/// The variant of a file. It depends only on which keys exist, so that edited copies are
-/// recognised.
-pub(super) fn variant(file: &Map<String, Value>, rows: &[Value]) -> Variant {
-    if file.get("test_metadata").is_some() {
-        return Variant::C;
+/// Largest energy of a scenario, in joules: a gigawatt for an hour, and a fifth of what microjoules
+/// hold in 64 bits.
+const MAX_JOULES: f64 = 3.6e12;
+
+/// Keys of the rows by which the variants differ.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct RowKeys {
+    #[serde(deserialize_with = "present")]
+    encoder: bool,
+    #[serde(deserialize_with = "present")]
+    outputs: bool,
+    #[serde(deserialize_with = "present")]
+    encoder_type: bool,
+}
+
+impl RowKeys {
+    /// Adds the keys of a row.
+    pub(super) fn add(&mut self, row: &RawValue) {
+        let keys = serde_json::from_str::<Self>(row.get()).unwrap_or_default();
+        self.encoder |= keys.encoder;
+        self.outputs |= keys.outputs;
+        self.encoder_type |= keys.encoder_type;
     }
-    let has = |name: &str| rows.iter().any(|row| row.get(name).is_some());
-    if has("encoder") || has("outputs") || (file.contains_key("test_date") && !has("encoder_type")) {
-        Variant::A
-    } else {
-        Variant::B
+
+    /// The variant of a file. It depends only on which keys exist, so that edited copies are
+    /// recognised.
+    pub(super) fn variant(self, has_test_metadata: bool, has_test_date: bool) -> Variant {
+        if has_test_metadata {
+            Variant::C
+        } else if self.encoder || self.outputs || (has_test_date && !self.encoder_type) {
+            Variant::A
+        } else {
+            Variant::B
+        }
     }
 }
 
@@ -48,31 +74,31 @@ struct Row {
     start_time: Option<f64>,
     #[serde(default)]
     end_time: Option<f64>,
-    #[serde(default)]
-    outputs: Option<Vec<LegacyOutputRow>>,
+    #[serde(default, deserialize_with = "few")]
+    outputs: Vec<LegacyOutputRow>,
     #[serde(default)]
     streams: Option<u32>,
     #[serde(default)]
     viewers: Option<f64>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "score")]
     vmaf_score: Option<f64>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "score")]
     psnr_score: Option<f64>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "score")]
     ssim_score: Option<f64>,
     #[serde(default, deserialize_with = "count")]
     dropped_frames: Option<u64>,
     #[serde(default, deserialize_with = "count")]
     total_frames: Option<u64>,
-    #[serde(default)]
-    power_watts: Option<Vec<f64>>,
-    #[serde(default)]
-    cpu_usage_cores: Option<Vec<f64>>,
+    #[serde(default, deserialize_with = "samples")]
+    power_watts: Vec<f64>,
+    #[serde(default, deserialize_with = "samples")]
+    cpu_usage_cores: Vec<f64>,
     #[serde(default)]
     step_seconds: Option<f64>,
     #[serde(default, deserialize_with = "count")]
     pixels_processed: Option<u64>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "score")]
     qoe_score: Option<f64>,
     #[serde(default)]
     energy_joules: Option<f64>,
@@ -97,12 +123,17 @@ struct LegacyOutputRow {
 
 /// A bitrate: `"2500k"`, or a number, which is in kilobits in all three variants.
 fn bitrate<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
-    match Value::deserialize(from)? {
-        Value::String(text) => Ok(text),
-        Value::Number(number) => Ok(format!("{number}k")),
-        Value::Null => Ok(String::new()),
-        other => Err(serde::de::Error::custom(format!("bitrate {other} is neither text nor a number"))),
-    }
+    let text = <&'de RawValue>::deserialize(from)?.get();
+    let read = match text.as_bytes().first() {
+        Some(b'"') => serde_json::from_str(text).map_err(|error| error.to_string()),
+        Some(b'-' | b'0'..=b'9') => match serde_json::from_str::<serde_json::Number>(text) {
+            Ok(number) => Ok(format!("{number}k")),
+            Err(error) => Err(error.to_string()),
+        },
+        Some(b'n') => Ok(String::new()),
+        _ => Err("neither text nor a number".to_owned()),
+    };
+    read.map_err(|error| serde::de::Error::custom(format!("bitrate: {error}")))
 }
 
 /// A whole number, also in the notation `3612.0`.
@@ -123,23 +154,19 @@ pub(super) fn amount(value: Option<f64>, name: &str) -> Result<Option<f64>, Stri
 }
 
 /// The scenario of a row.
-pub(super) fn scenario(row: &Map<String, Value>) -> Result<Scenario, String> {
-    let read = Row::deserialize(row).map_err(|error| error.to_string())?;
-    let outputs = read.outputs.unwrap_or_default().into_iter().map(|output| {
+pub(super) fn scenario(row: &RawValue) -> Result<Scenario, String> {
+    let read: Row = serde_json::from_str(row.get()).map_err(|error| error.to_string())?;
+    let outputs = read.outputs.into_iter().map(|output| {
         let size = Scenario { resolution: output.resolution.clone(), ..Scenario::default() }.size();
         let (width, height) = size.ok_or_else(|| format!("invalid resolution {:?} of an output", output.resolution))?;
         let fps = amount(output.fps.or(read.fps), "fps")?.unwrap_or_default();
         Ok(Output { width, height, fps })
     });
     let outputs = outputs.collect::<Result<Vec<_>, String>>()?;
-    let watts = read.power_watts.unwrap_or_default();
-    let cores = read.cpu_usage_cores.unwrap_or_default();
-    for (name, values) in [("power_watts", &watts), ("cpu_usage_cores", &cores)] {
-        for value in values {
-            amount(Some(*value), name)?;
-        }
-    }
     let energy = amount(read.energy_joules, "energy_joules")?;
+    if let Some(joules) = energy.filter(|joules| *joules > MAX_JOULES) {
+        return Err(format!("energy_joules is {joules:e}, more than {MAX_JOULES:e}"));
+    }
     // 0 means unknown, as for scores.
     let counters = energy.filter(|joules| *joules > 0.0).map(|joules| EnergyReading {
         scope: Scope::Host,
@@ -148,16 +175,16 @@ pub(super) fn scenario(row: &Map<String, Value>) -> Result<Scenario, String> {
         edge_error: 0.0,
     });
     // The legacy scheduler writes 0 for an unknown score.
-    let score = |value: Option<f64>, max: f64| {
+    let known = |value: Option<f64>, max: f64| {
         value.filter(|value| *value > 0.0 && *value <= max).map(|value| Score { value, ..Score::default() })
     };
     let step = amount(read.step_seconds, "step_seconds")?.filter(|step| *step > 0.0);
     Ok(Scenario {
-        name: read.name,
-        bitrate: read.bitrate,
-        encoder: read.encoder_type.or(read.encoder).unwrap_or_default(),
-        preset: read.preset.unwrap_or_default(),
-        resolution: read.resolution.unwrap_or_default(),
+        name: sanitize(&read.name),
+        bitrate: sanitize(&read.bitrate),
+        encoder: sanitize(&read.encoder_type.or(read.encoder).unwrap_or_default()),
+        preset: sanitize(&read.preset.unwrap_or_default()),
+        resolution: sanitize(&read.resolution.unwrap_or_default()),
         fps: amount(read.fps, "fps")?.filter(|fps| *fps > 0.0),
         outputs,
         streams: read.streams.filter(|streams| *streams > 0),
@@ -168,20 +195,20 @@ pub(super) fn scenario(row: &Map<String, Value>) -> Result<Scenario, String> {
         total_frames: read.total_frames,
         pixels: read.pixels_processed,
         quality: Quality {
-            vmaf: score(read.vmaf_score, 110.0),
-            psnr: score(read.psnr_score, f64::MAX),
-            ssim: score(read.ssim_score, 1.0),
+            vmaf: known(read.vmaf_score, 110.0),
+            psnr: known(read.psnr_score, f64::MAX),
+            ssim: known(read.ssim_score, 1.0),
         },
         start: amount(read.start_time, "start_time")?,
         end: amount(read.end_time, "end_time")?,
-        samples: Samples { step, watts, cores },
+        samples: Samples { step, watts: read.power_watts, cores: read.cpu_usage_cores },
         counters: counters.into_iter().collect(),
         reserved_cores: amount(read.reserved_cores, "reserved_cores")?,
         media_seconds: amount(read.media_seconds, "media_seconds")?,
         gpu_seconds: amount(read.gpu_seconds, "gpu_seconds")?,
         container: read.container.filter(|name| !name.is_empty()),
         host: read.host.filter(|name| !name.is_empty()),
-        file_qoe: amount(read.qoe_score, "qoe_score")?,
+        file_qoe: read.qoe_score.filter(|score| *score >= 0.0),
         ..Scenario::default()
     })
 }

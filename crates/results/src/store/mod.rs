@@ -9,25 +9,31 @@ use std::{
     io::{self, Read as _},
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
-    sync::Arc,
     time::SystemTime,
 };
 
 use metrics::label;
-use serde_json::Value;
+use serde_json::{error::Category, value::RawValue};
 
+use self::problems::Problems;
 use crate::run::{Run, Scenario, Variant};
 
+pub mod json;
 mod legacy;
+mod problems;
 pub mod run_cache;
 pub mod schema2;
 pub mod watch;
 
-/// Maximum size of a file, in bytes. Five days of results of one encoding farm take 200 kB. The
-/// limit also bounds memory: a parsed value is many times larger than its text.
+/// Maximum size of a file, in bytes. Five days of results of one encoding farm take 200 kB. With
+/// the limits below it also bounds memory: a run takes at most its text, its samples and
+/// [`MAX_SCENARIOS`] scenarios.
 pub const MAX_FILE: u64 = 16 << 20;
 /// Maximum number of scenarios of a file that are served.
 pub const MAX_SCENARIOS: usize = 10_000;
+/// Maximum number of samples of a file: 32 MiB, twice the size of the largest file, where samples
+/// of a digit and a comma would take four times that size.
+const MAX_SAMPLES: usize = 4 << 20;
 
 const PREFIX: &str = "test_results_";
 const SUFFIX: &str = ".json";
@@ -52,7 +58,7 @@ pub enum ReadError {
         bytes: u64,
     },
     /// The content is not that of a complete result file.
-    #[error("{}: {fault}. It is read again when it is rewritten; remove it if it is not a result file", path.display())]
+    #[error("{}: {fault}. It is read again when it changes", path.display())]
     Invalid {
         /// The file.
         path: PathBuf,
@@ -145,7 +151,7 @@ pub fn read(file: &ResultFile) -> Result<Run, ReadError> {
     if u64::try_from(read).unwrap_or(u64::MAX) > MAX_FILE {
         return Err(too_large(MAX_FILE + 1));
     }
-    parse(&file.id, &text).map_err(|fault| ReadError::Invalid { path: path(), fault })
+    parse_owned(&file.id, text).map_err(|fault| ReadError::Invalid { path: path(), fault })
 }
 
 /// Parses the content of a result file; `id` is the time in its name.
@@ -153,49 +159,125 @@ pub fn read(file: &ResultFile) -> Result<Run, ReadError> {
 /// # Errors
 /// If it is not a result file. Invalid rows are in [`Run::problems`] instead.
 pub fn parse(id: &str, text: &[u8]) -> Result<Run, String> {
-    let file: Value = serde_json::from_slice(text).map_err(|error| format!("not complete JSON ({error})"))?;
-    let Value::Object(mut file) = file else { return Err("JSON, but not an object".to_owned()) };
-    let is_schema2 = file.get("schema").is_some();
-    if is_schema2 && file.get("schema").and_then(Value::as_str) != Some(schema2::SCHEMA) {
-        return Err(format!("its schema is {}, not {}", file["schema"], schema2::SCHEMA));
+    parse_owned(id, text.to_vec())
+}
+
+/// [`parse`] without a copy of the text. The rows are parsed one by one, each into types of bounded
+/// size, so that memory does not depend on the structure of the JSON.
+fn parse_owned(id: &str, text: Vec<u8>) -> Result<Run, String> {
+    let (text, replaced) = json::strict(text);
+    let head = Head::parse(&text)?;
+    let mut problems = Problems::default();
+    if replaced > 0 {
+        problems.add(format!("numbers that are not finite (NaN, Infinity) count as absent: {replaced}"));
     }
-    let list = if is_schema2 { "cells" } else { "scenarios" };
-    let Some(Value::Array(rows)) = file.remove(list) else {
-        return Err(format!("JSON, but without a list `{list}`"));
+    let (list, rows) = head.rows()?;
+    let row_name = list.trim_end_matches('s');
+    let is_schema2 = head.schema.is_some();
+    let header = is_schema2.then(|| schema2::FileHeader::new(head.host, head.baselines, &mut problems));
+    let mut keys = legacy::RowKeys::default();
+    let mut accepted = Accepted::default();
+    let mut count = 0;
+    let each = &mut |row: &RawValue| {
+        count += 1;
+        if header.is_none() {
+            keys.add(row);
+        }
+        if count > MAX_SCENARIOS {
+            return;
+        }
+        let added = if !row.get().starts_with('{') {
+            Err("not an object".to_owned())
+        } else if let Some(header) = &header {
+            let remaining = MAX_SCENARIOS.saturating_sub(accepted.scenarios.len());
+            let add = &mut |scenario, problems: &mut Problems| accepted.add(scenario, problems);
+            schema2::add_scenarios(row, header, count - 1, remaining, &mut problems, add)
+        } else {
+            legacy::scenario(row).map(|scenario| accepted.add(scenario, &mut problems))
+        };
+        if let Err(error) = added {
+            problems.add(format!("{row_name} {count} is left out: {error}"));
+        }
     };
-    let mut problems = Vec::new();
-    if rows.len() > MAX_SCENARIOS {
-        problems.push(format!("{} {list}; only the first {MAX_SCENARIOS} are served", rows.len()));
+    json::for_each_element(rows, each).map_err(|_| format!("JSON, but without a list `{list}`"))?;
+    if count > MAX_SCENARIOS {
+        problems.add(format!("{count} {list}; only the first {MAX_SCENARIOS} are served"));
     }
-    let header = if is_schema2 {
-        let header = serde_json::from_value::<schema2::FileHeader>(Value::Object(file.clone()));
-        Some(header.map_err(|error| format!("invalid host or baselines: {error}"))?)
-    } else {
-        None
-    };
-    let variant = if is_schema2 { Variant::V2 } else { legacy::variant(&file, &rows) };
-    let mut scenarios = Vec::new();
-    for (index, row) in rows.into_iter().take(MAX_SCENARIOS).enumerate() {
-        let Value::Object(row) = row else {
-            problems.push(format!("{} {} is left out: not an object", &list[..list.len() - 1], index + 1));
-            continue;
+    let variant = if is_schema2 { Variant::V2 } else { keys.variant(head.has_test_metadata, head.has_test_date) };
+    let mut scenarios = accepted.scenarios;
+    make_labels_unique(&mut scenarios);
+    let named = || head.host.and_then(|host| serde_json::from_str::<String>(host.get()).ok());
+    let host = header.and_then(|header| header.host).or_else(named).filter(|host| !host.is_empty());
+    Ok(Run { id: id.to_owned(), variant, host, scenarios, problems: problems.finish(), text })
+}
+
+/// The keys of a file that are used, as parts of its text.
+#[derive(Default)]
+struct Head<'a> {
+    schema: Option<&'a RawValue>,
+    cells: Option<&'a RawValue>,
+    scenarios: Option<&'a RawValue>,
+    host: Option<&'a RawValue>,
+    baselines: Option<&'a RawValue>,
+    has_test_metadata: bool,
+    has_test_date: bool,
+}
+
+impl<'a> Head<'a> {
+    fn parse(text: &'a str) -> Result<Self, String> {
+        let mut head = Self::default();
+        let each = &mut |key: String, value: &'a RawValue| match &*key {
+            "schema" => head.schema = Some(value),
+            "cells" => head.cells = Some(value),
+            "scenarios" => head.scenarios = Some(value),
+            "host" => head.host = Some(value),
+            "baselines" => head.baselines = Some(value),
+            "test_metadata" => head.has_test_metadata = true,
+            "test_date" => head.has_test_date = true,
+            _ => {}
         };
-        let remaining = MAX_SCENARIOS.saturating_sub(scenarios.len());
-        let read = match &header {
-            Some(header) => schema2::scenarios(&row, header, index, remaining, &mut problems),
-            None => legacy::scenario(&row).map(|scenario| vec![scenario]),
-        };
-        let row = Arc::new(row);
-        match read {
-            Ok(read) => scenarios.extend(read.into_iter().map(|scenario| Scenario { raw: row.clone(), ..scenario })),
-            Err(error) => problems.push(format!("{} {} is left out: {error}", &list[..list.len() - 1], index + 1)),
+        match json::for_each_entry(text, each) {
+            Ok(()) => Ok(head),
+            Err(error) if error.classify() == Category::Data => Err("JSON, but not an object".to_owned()),
+            Err(error) => Err(format!("not complete JSON ({error})")),
         }
     }
-    make_labels_unique(&mut scenarios);
-    let host = header.and_then(|header| header.host).map(|host| host.name);
-    let host = host.or_else(|| file.get("host").and_then(Value::as_str).map(str::to_owned));
-    let host = host.filter(|host| !host.is_empty());
-    Ok(Run { id: id.to_owned(), variant, host, scenarios, problems, rest: file })
+
+    /// The name and the text of the list of rows.
+    fn rows(&self) -> Result<(&'static str, &'a RawValue), String> {
+        let is_known = |schema: &RawValue| {
+            serde_json::from_str::<String>(schema.get()).is_ok_and(|schema| schema == schema2::SCHEMA)
+        };
+        let (list, rows) = match self.schema {
+            Some(schema) if !is_known(schema) => {
+                let shown: String = schema.get().chars().take(100).collect();
+                return Err(format!("its schema is {shown}, not {}", schema2::SCHEMA));
+            }
+            Some(_) => ("cells", self.cells),
+            None => ("scenarios", self.scenarios),
+        };
+        let rows = rows.filter(|rows| rows.get().starts_with('['));
+        rows.map(|rows| (list, rows)).ok_or_else(|| format!("JSON, but without a list `{list}`"))
+    }
+}
+
+/// The scenarios of a file that were read so far.
+#[derive(Default)]
+struct Accepted {
+    scenarios: Vec<Scenario>,
+    samples: usize,
+}
+
+impl Accepted {
+    fn add(&mut self, scenario: Scenario, problems: &mut Problems) {
+        let samples = scenario.samples.watts.len() + scenario.samples.cores.len();
+        if self.samples + samples > MAX_SAMPLES {
+            problems.add(format!("{} is left out: the file has more than {MAX_SAMPLES} samples", scenario.name));
+            return;
+        }
+        self.samples += samples;
+        self.scenarios.push(scenario);
+    }
 }
 
 /// Renames rows with the same labels, which would be duplicate series: the second `a` becomes `a
@@ -221,6 +303,7 @@ fn make_labels_unique(scenarios: &mut [Scenario]) {
 
 #[cfg(test)]
 mod tests {
+    use super::problems::{MAX_PROBLEM, MAX_PROBLEMS};
     use proptest::prelude::*;
 
     use super::*;
@@ -291,6 +374,85 @@ mod tests {
         assert_eq!(run.scenarios.len(), 2);
         assert!(run.problems[0].starts_with("scenario 2 is left out"), "{:?}", run.problems);
         assert!(run.problems[1].contains("missing field `name`"), "{:?}", run.problems);
+    }
+
+    #[test]
+    fn number_that_is_none_costs_the_score_and_not_the_file() {
+        let text = r#"{"scenarios": [
+            {"name": "lossless", "energy_joules": 1000.0, "vmaf_score": 99.9, "psnr_score": Infinity},
+            {"name": "bad frame", "energy_joules": 900.0, "vmaf_score": NaN, "x": [-inf], "duration": NaN},
+            {"name": "huge", "energy_joules": 800.0, "vmaf_score": 1e999, "psnr_score": "inf"},
+            {"name": "samples", "power_watts": [1, NaN]},
+            {"name": "infinite", "energy_joules": 1e999}
+        ], "mean": NaN}"#;
+        let run = parse("x", format!("\u{feff}{text}").as_bytes()).unwrap();
+        let names: Vec<_> = run.scenarios.iter().map(|scenario| &*scenario.name).collect();
+        assert_eq!(names, ["lossless", "bad frame", "huge", "infinite"]);
+        let stated = |at: usize| run.scenarios[at].stated(crate::energy::Scope::Host).map(units::Microjoules::joules);
+        assert_eq!([0, 1, 2, 3].map(stated), [Some(1000.0), Some(900.0), Some(800.0), None]);
+        assert_eq!(run.scenarios[0].quality.vmaf.as_ref().map(|score| score.value), Some(99.9));
+        assert!(run.scenarios[0].quality.psnr.is_none() && run.scenarios[2].quality == crate::run::Quality::default());
+        assert_eq!((run.scenarios[1].quality.vmaf.is_none(), run.scenarios[1].duration), (true, None));
+        assert!(run.problems[0].ends_with("count as absent: 8"), "{:?}", run.problems);
+        assert!(run.problems[1].starts_with("scenario 4 is left out: a sample is not a number"), "{:?}", run.problems);
+        assert_eq!(run.problems.len(), 2, "{:?}", run.problems);
+        serde_json::from_str::<serde_json::Value>(&run.text).unwrap();
+    }
+
+    #[test]
+    fn invalid_repeat_or_baseline_costs_the_repeats_that_need_it() {
+        let text = r#"{"cells": [{"name": "a", "baseline": "b1", "repeats": [
+            {"status": "ok", "energy": [{"scope": "host", "source": "perf", "microjoules": 5}], "baseline": "b2"},
+            {"status": "ok", "energy": [{"scope": "host", "source": "perf", "microjoules": NaN}]},
+            {"status": "ok", "energy": [{"scope": "host", "source": "perf", "microjoules": 7}]},
+            {"status": "ok", "baseline": "b2", "quality": [{"metric": "vmaf", "value": NaN}]}]}],
+            "baselines": [{"id": "b1", "power_watts": {"mean": NaN}}, {"id": "b2", "power_watts": {"mean": 2}}],
+            "host": {"name": null}, "schema": "wattcast/results/2"}"#;
+        let run = parse("x", text.as_bytes()).unwrap();
+        let stated = run.scenarios.iter().map(|scenario| scenario.stated(crate::energy::Scope::Host));
+        assert_eq!(stated.collect::<Vec<_>>(), [Some(units::Microjoules(5)), None]);
+        let expected = ["count as absent: 3", "host is left out", "baseline 1 is left out", "place 2", "\"b1\" is not"];
+        assert_eq!(run.problems.len(), expected.len(), "{:?}", run.problems);
+        for (problem, word) in run.problems.iter().zip(expected) {
+            assert!(problem.contains(word), "{problem} has no {word}");
+        }
+    }
+
+    /// Files of one MiB that are small JSON and would be large in memory.
+    #[test]
+    fn memory_of_a_run_does_not_depend_on_its_structure() {
+        let filled = |head: &str, one: &str, tail: &str| {
+            let count = (1 << 20) / one.len();
+            format!("{head}{}{tail}", vec![one; count].join(","))
+        };
+        let schema = r#""schema":"wattcast/results/2""#;
+        let run = |text: String| parse("x", text.as_bytes()).unwrap();
+        let nested = run(filled(r#"{"scenarios":[{"name":"a","x":["#, "[0]", "]}]}"));
+        assert_eq!((nested.scenarios.len(), nested.problems.len()), (1, 0));
+        let repeats =
+            run(filled(&format!(r#"{{{schema},"cells":[{{"name":"a","repeats":["#), r#"{"status":"x"}"#, "]}]}"));
+        assert_eq!((repeats.scenarios.len(), repeats.problems.len()), (0, MAX_PROBLEMS + 1));
+        let outputs = run(filled(r#"{"scenarios":[{"name":"a","outputs":["#, r#"{"resolution":"1x1"}"#, "]}]}"));
+        assert_eq!((outputs.scenarios.len(), outputs.problems.len()), (0, 1), "{:?}", outputs.problems);
+        let long = "n".repeat(1 << 20);
+        let row = format!(r#"{{"name":"{long}","repeats":[{{"status":"ok"}},{{"status":"{long}"}}]}}"#);
+        let named = run(format!(r#"{{{schema},"cells":[{row}]}}"#));
+        assert_eq!(named.scenarios[0].name.chars().count(), label::MAX_CHARS);
+        assert!(named.problems[0].chars().count() <= MAX_PROBLEM + 1);
+    }
+
+    #[test]
+    fn excess_samples_are_reported() {
+        let many = vec!["1"; json::MAX_ROW_SAMPLES + 1].join(",");
+        let run = parse("x", format!(r#"{{"scenarios":[{{"name":"a","power_watts":[{many}]}}]}}"#).as_bytes()).unwrap();
+        assert!(run.problems[0].contains("more than 1000000 samples"), "{:?}", run.problems);
+        let mut accepted = Accepted::default();
+        let mut problems = Problems::default();
+        for _ in 0..5 {
+            let samples = crate::run::Samples { watts: vec![1.0; 1_000_000], ..Default::default() };
+            accepted.add(Scenario { samples, ..Scenario::default() }, &mut problems);
+        }
+        assert_eq!((accepted.scenarios.len(), problems.finish().len()), (4, 1));
     }
 
     #[test]

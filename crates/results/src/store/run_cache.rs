@@ -10,8 +10,12 @@ use std::{
 
 use tracing::{info, warn};
 
-use super::{ResultFile, list, read};
+use super::{MAX_FILE, ResultFile, list, read};
 use crate::run::Run;
+
+/// Maximum size of all cached files, in bytes: four of the largest, each of which takes up to three
+/// times its size in memory. Older runs are dropped above it; the newest run is always complete.
+pub const MAX_CACHED: u64 = 64 << 20;
 
 /// The cached runs of one directory.
 pub struct RunCache {
@@ -20,6 +24,12 @@ pub struct RunCache {
     /// Maximum number of scenarios of all runs. Older runs are dropped above it; the newest run is
     /// always complete.
     max_scenarios: usize,
+    /// Maximum size of all cached files.
+    max_bytes: u64,
+    /// Runs among the newest `max_runs` that are not cached because of the other limits.
+    over_limit: usize,
+    /// The newest of them, if it was read, with its number of scenarios: it is not read again.
+    dropped: Option<(ResultFile, usize)>,
     runs: Vec<(ResultFile, Arc<Run>)>,
     /// Files with invalid content, and their errors.
     invalid: Vec<(ResultFile, String)>,
@@ -36,6 +46,9 @@ impl RunCache {
             dir: dir.to_owned(),
             max_runs: max_runs.max(1),
             max_scenarios,
+            max_bytes: MAX_CACHED,
+            over_limit: 0,
+            dropped: None,
             runs: Vec::new(),
             invalid: Vec::new(),
             problems: Vec::new(),
@@ -54,6 +67,13 @@ impl RunCache {
     #[must_use]
     pub fn files(&self) -> usize {
         self.files
+    }
+
+    /// Number of runs among the newest that are not cached because of the limits of scenarios and
+    /// of memory.
+    #[must_use]
+    pub fn over_limit(&self) -> usize {
+        self.over_limit
     }
 
     /// Files and rows that could not be read, with the reason.
@@ -95,8 +115,14 @@ impl RunCache {
         }
         let (mut cached, mut runs, mut scenarios) = (std::mem::take(&mut self.runs), Vec::new(), 0);
         let known_invalid = std::mem::take(&mut self.invalid);
+        let (mut bytes, mut left) = (0, files.len());
         for file in files {
-            if runs.len() >= self.max_runs || scenarios >= self.max_scenarios {
+            // A file that is too large is not read, so it takes no memory.
+            let size = if file.bytes > MAX_FILE { 0 } else { file.bytes };
+            let dropped = self.dropped.as_ref().filter(|(known, _)| *known == file);
+            let least = dropped.map_or(1, |(_, count)| *count);
+            let fits = scenarios + least <= self.max_scenarios && bytes + size <= self.max_bytes;
+            if runs.len() >= self.max_runs || (!fits && !runs.is_empty()) {
                 break;
             }
             let run = match cached.iter().position(|(known, _)| *known == file) {
@@ -108,18 +134,34 @@ impl RunCache {
                 Err(problem) => {
                     self.reason = "broken";
                     problems.push(problem);
+                    left -= 1;
                     continue;
                 }
             };
             scenarios += run.scenarios.len();
             if scenarios > self.max_scenarios && !runs.is_empty() {
+                self.dropped = Some((file, run.scenarios.len()));
                 break;
             }
+            (bytes, left) = (bytes + size, left - 1);
             problems.extend(run.problems.iter().map(|problem| format!("{}: {problem}", file.path.display())));
             runs.push((file, run));
         }
+        // Files that are left may be invalid: the number is an upper bound.
+        let over_limit = left.min(self.max_runs - runs.len());
+        if over_limit > self.over_limit {
+            warn!(
+                "{}: {over_limit} of the newest {} runs are not served: the limits are {} scenarios \
+                 (--limit.scenarios) and {} MiB of files",
+                self.dir.display(),
+                self.max_runs,
+                self.max_scenarios,
+                self.max_bytes >> 20
+            );
+        }
+        let limit_changed = std::mem::replace(&mut self.over_limit, over_limit) != over_limit;
         self.runs = runs;
-        let changed = self.runs.iter().map(|(file, _)| file).ne(before.iter());
+        let changed = limit_changed || self.runs.iter().map(|(file, _)| file).ne(before.iter());
         self.set_problems(problems) || changed
     }
 
@@ -200,6 +242,27 @@ mod tests {
         let mut cache = RunCache::new(dir.path(), 10, 100);
         cache.refresh();
         assert_eq!(ids(&cache), ["20250103_000000"]);
+        assert_eq!(cache.over_limit(), 2);
+        assert_eq!(cache.dropped.as_ref().map(|(file, count)| (&*file.id, *count)), Some(("20250102_000000", 60)));
+        assert!(!cache.refresh());
+        assert_eq!((ids(&cache).len(), cache.over_limit()), (1, 2));
+    }
+
+    #[test]
+    fn size_limit_reduces_the_number_of_runs() {
+        let dir = tempfile::tempdir().unwrap();
+        for day in 1..=4 {
+            let text = format!(r#"{{"scenarios":[{{"name":"a"}}],"x":"{}"}}"#, "x".repeat(1000));
+            write(dir.path(), &format!("2025010{day}_000000"), &text);
+        }
+        let mut cache = RunCache::new(dir.path(), 3, 100);
+        cache.max_bytes = 2500;
+        cache.refresh();
+        assert_eq!((ids(&cache), cache.over_limit()), (vec!["20250104_000000", "20250103_000000"], 1));
+        cache.max_bytes = 10;
+        cache.runs.clear();
+        cache.refresh();
+        assert_eq!((ids(&cache).len(), cache.over_limit()), (1, 2), "the newest run is always served");
     }
 
     #[test]

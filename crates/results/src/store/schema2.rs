@@ -2,11 +2,18 @@
 //! Energy is the increase of counters over a window, in whole microjoules. Each key contains its
 //! unit.
 
+use std::{collections::BTreeMap, sync::Arc};
+
+use metrics::label::sanitize;
 use serde::{Deserialize, Deserializer};
-use serde_json::{Map, Value};
+use serde_json::{Value, value::RawValue};
 use units::Microjoules;
 
-use super::legacy::{amount, count};
+use super::{
+    json::{few, for_each_element, for_each_entry, samples, score},
+    legacy::{amount, count},
+    problems::Problems,
+};
 use crate::{
     energy::{EnergyReading, Scope, merged},
     run::{Baseline, Output, Quality, Samples, Scenario, Score},
@@ -20,48 +27,96 @@ fn null_as_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(fro
     Ok(Option::deserialize(from)?.unwrap_or_default())
 }
 
-/// The keys that all configurations share.
-#[derive(Debug, Deserialize)]
+/// Maximum number of axes of a configuration that are compared, and maximum length of the JSON of
+/// one. The runner writes about a dozen.
+const MAX_AXES: usize = 32;
+const MAX_AXIS: usize = 4096;
+/// Maximum number of baselines of a file. The runner measures one before each block.
+const MAX_BASELINES: usize = 10_000;
+
+/// What all configurations of a file share.
+#[derive(Debug, Default)]
 pub(super) struct FileHeader {
-    #[serde(default)]
-    pub(super) host: Option<Host>,
-    #[serde(default, deserialize_with = "null_as_default")]
-    pub(super) baselines: Vec<BaselineRow>,
+    /// Name of the host.
+    pub(super) host: Option<String>,
+    baselines: BTreeMap<String, f64>,
+}
+
+impl FileHeader {
+    /// The header of the keys `host` and `baselines`. An invalid one is a problem, and absent.
+    pub(super) fn new(host: Option<&RawValue>, baselines: Option<&RawValue>, problems: &mut Problems) -> Self {
+        let mut header = Self::default();
+        match host.map(|host| serde_json::from_str::<Option<Host>>(host.get())) {
+            Some(Ok(host)) => header.host = host.map(|host| host.name),
+            Some(Err(error)) => problems.add(format!("the host is left out: {error}")),
+            None => {}
+        }
+        let mut number = 0;
+        let each = &mut |row: &RawValue| {
+            number += 1;
+            match serde_json::from_str::<BaselineRow>(row.get()) {
+                Ok(row) if header.baselines.len() < MAX_BASELINES => {
+                    header.baselines.entry(sanitize(&row.id)).or_insert(row.power_watts.mean);
+                }
+                Ok(_) => problems.add(format!("baseline {number} is left out: more than {MAX_BASELINES}")),
+                Err(error) => problems.add(format!("baseline {number} is left out: {error}")),
+            }
+        };
+        let read = baselines.filter(|rows| rows.get() != "null").map(|rows| for_each_element(rows, each));
+        if let Some(Err(error)) = read {
+            problems.add(format!("the baselines are left out: {error}"));
+        }
+        header
+    }
+
+    fn baseline(&self, id: &str) -> Result<Baseline, String> {
+        let id = sanitize(id);
+        let watts = *self.baselines.get(&id).ok_or_else(|| format!("baseline {id:?} is not in the file"))?;
+        Ok(Baseline { watts: amount(Some(watts), "power of a baseline")?.unwrap_or_default(), id })
+    }
 }
 
 /// The host of the run.
 #[derive(Debug, Deserialize)]
-pub(super) struct Host {
-    pub(super) name: String,
+struct Host {
+    name: String,
 }
 
 /// A measurement of the host without load.
-#[derive(Clone, Debug, Deserialize)]
-pub(super) struct BaselineRow {
+#[derive(Debug, Deserialize)]
+struct BaselineRow {
     id: String,
     power_watts: Mean,
 }
 
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Debug, Deserialize)]
 struct Mean {
     mean: f64,
 }
 
-/// A configuration with its repeats.
+/// A configuration. Its axes and repeats are read one by one.
 #[derive(Debug, Deserialize)]
-struct ConfigurationRow {
+struct ConfigurationRow<'a> {
     #[serde(default, deserialize_with = "null_as_default")]
     id: String,
     #[serde(default, deserialize_with = "null_as_default")]
     name: String,
-    #[serde(default, deserialize_with = "null_as_default")]
-    axes: Axes,
+    #[serde(borrow, default)]
+    axes: Option<&'a RawValue>,
     #[serde(default)]
     baseline: Option<String>,
-    #[serde(default, deserialize_with = "null_as_default")]
+    #[serde(default, deserialize_with = "few")]
     quality: Vec<ScoreRow>,
-    #[serde(default, deserialize_with = "null_as_default")]
-    repeats: Vec<RepeatRow>,
+    #[serde(borrow, default)]
+    repeats: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    content: Option<&'a RawValue>,
+}
+
+/// The encoded source.
+#[derive(Debug, Deserialize)]
+struct Content {
+    sha256: String,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -80,7 +135,7 @@ struct Axes {
     frames_per_second: Option<f64>,
     #[serde(default)]
     streams: Option<u32>,
-    #[serde(default, deserialize_with = "null_as_default")]
+    #[serde(default, deserialize_with = "few")]
     outputs: Vec<OutputRow>,
 }
 
@@ -114,8 +169,10 @@ struct RepeatRow {
     frames_per_second: Option<f64>,
     #[serde(default)]
     viewers: Option<f64>,
-    #[serde(default, deserialize_with = "null_as_default")]
+    #[serde(default, deserialize_with = "few")]
     energy: Vec<EnergyRow>,
+    #[serde(default)]
+    idle_known: Option<bool>,
     #[serde(default)]
     cpu: Option<RepeatCpu>,
     #[serde(default)]
@@ -124,7 +181,7 @@ struct RepeatRow {
     baseline: Option<String>,
     #[serde(default)]
     samples: Option<SampleRows>,
-    #[serde(default, deserialize_with = "null_as_default")]
+    #[serde(default, deserialize_with = "few")]
     quality: Vec<ScoreRow>,
 }
 
@@ -163,16 +220,16 @@ struct RepeatCpu {
 #[derive(Debug, Deserialize)]
 struct SampleRows {
     step_seconds: f64,
-    #[serde(default, deserialize_with = "null_as_default")]
+    #[serde(default, deserialize_with = "samples")]
     power_watts: Vec<f64>,
-    #[serde(default, deserialize_with = "null_as_default")]
+    #[serde(default, deserialize_with = "samples")]
     cpu_cores: Vec<f64>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
 struct ScoreRow {
     metric: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "score")]
     value: Option<f64>,
     #[serde(default, deserialize_with = "null_as_default")]
     model: String,
@@ -186,10 +243,10 @@ fn quality(rows: &[ScoreRow]) -> Quality {
     let find = |metric: &str, max: f64| {
         let row = rows.iter().find(|row| row.metric == metric)?;
         let value = row.value.filter(|value| (0.0..=max).contains(value))?;
-        Some(Score { value, model: row.model.clone(), version: row.version.clone(), pooling: row.pooling.clone() })
+        let [model, version, pooling] = [&row.model, &row.version, &row.pooling].map(|text| sanitize(text));
+        Some(Score { value, model, version, pooling })
     };
-    // Newer VMAF models go up to 110. Identical pictures have an infinite PSNR, which ffmpeg
-    // limits.
+    // Newer VMAF models go up to 110. Identical pictures have an infinite PSNR, which is no score.
     Quality { vmaf: find("vmaf", 110.0), psnr: find("psnr", 1000.0), ssim: find("ssim", 1.0) }
 }
 
@@ -198,54 +255,99 @@ fn seconds(ns: u64) -> f64 {
     std::time::Duration::from_nanos(ns).as_secs_f64()
 }
 
-/// The scenarios of the configuration with this index, at most `max`: one for each successful
+/// Adds the scenarios of the configuration with this index, at most `max`: one for each successful
 /// repeat. Other repeats are added to `problems`.
-pub(super) fn scenarios(
-    row: &Map<String, Value>,
+///
+/// # Errors
+/// If the configuration itself is invalid; then it has no scenarios.
+pub(super) fn add_scenarios(
+    row: &RawValue,
     header: &FileHeader,
     index: usize,
     max: usize,
-    problems: &mut Vec<String>,
-) -> Result<Vec<Scenario>, String> {
-    let configuration = ConfigurationRow::deserialize(row).map_err(|error| error.to_string())?;
-    let axes = &configuration.axes;
-    let name = [&configuration.name, &configuration.id].into_iter().find(|name| !name.is_empty());
-    let name = name.ok_or("neither name nor id")?;
-    let baseline = |id: &String| -> Result<Baseline, String> {
-        let row = header.baselines.iter().find(|baseline| baseline.id == *id);
-        let watts = row.ok_or_else(|| format!("baseline {id:?} is not in the file"))?.power_watts.mean;
-        Ok(Baseline { id: id.clone(), watts: amount(Some(watts), "power of a baseline")?.unwrap_or_default() })
-    };
-    let shared = quality(&configuration.quality);
-    let mut scenarios = Vec::new();
-    if configuration.repeats.len() > max {
-        problems.push(format!("{name}: {} repeats; only the first {max} are served", configuration.repeats.len()));
-    }
-    for repeat in configuration.repeats.into_iter().take(max) {
-        let number = repeat.n.unwrap_or_default();
-        if repeat.status != "ok" {
-            problems.push(format!("{name}, repeat {number}: {} {}", repeat.status, repeat.detail));
-            continue;
+    problems: &mut Problems,
+    add: &mut dyn FnMut(Scenario, &mut Problems),
+) -> Result<(), String> {
+    let configuration: ConfigurationRow<'_> = serde_json::from_str(row.get()).map_err(|error| error.to_string())?;
+    let shared = SharedFields::new(&configuration, index)?;
+    let Some(repeats) = configuration.repeats else { return Ok(()) };
+    let name = &shared.scenario.name;
+    let mut count = 0;
+    let each = &mut |repeat: &RawValue| {
+        count += 1;
+        if count > max {
+            return;
         }
-        let counters: Vec<EnergyReading> =
-            repeat.energy.iter().map(|row| reading(row, number)).collect::<Result<_, String>>()?;
+        match serde_json::from_str::<RepeatRow>(repeat.get()) {
+            Ok(repeat) if repeat.status != "ok" => {
+                let number = repeat.n.unwrap_or_default();
+                problems.add(format!("{name}, repeat {number}: {} {}", repeat.status, repeat.detail));
+            }
+            Ok(repeat) => {
+                let number = repeat.n.unwrap_or_default();
+                match shared.scenario_of(repeat, &configuration, header) {
+                    Ok(scenario) => add(scenario, problems),
+                    Err(error) => problems.add(format!("{name}, repeat {number} is left out: {error}")),
+                }
+            }
+            Err(error) => problems.add(format!("{name}, repeat in place {count} is left out: {error}")),
+        }
+    };
+    for_each_element(repeats, each).map_err(|error| format!("repeats: {error}"))?;
+    if count > max {
+        problems.add(format!("{name}: {count} repeats; only the first {max} are served"));
+    }
+    Ok(())
+}
+
+/// What the repeats of a configuration share.
+struct SharedFields {
+    /// A scenario with the fields that all repeats have.
+    scenario: Scenario,
+    quality: Quality,
+}
+
+impl SharedFields {
+    fn new(configuration: &ConfigurationRow<'_>, index: usize) -> Result<Self, String> {
+        let name = [&configuration.name, &configuration.id].into_iter().find(|name| !name.is_empty());
+        let name = sanitize(name.ok_or("neither name nor id")?);
+        let json = configuration.axes.map_or("null", RawValue::get);
+        let axes: Axes =
+            serde_json::from_str::<Option<Axes>>(json).map_err(|error| error.to_string())?.unwrap_or_default();
+        let content = configuration.content.and_then(|content| serde_json::from_str::<Content>(content.get()).ok());
+        let output = |rung: &OutputRow| Output { width: rung.width, height: rung.height, fps: rung.frames_per_second };
+        let scenario = Scenario {
+            name,
+            bitrate: sanitize(&axes.bitrate),
+            encoder: sanitize(&axes.encoder),
+            preset: sanitize(&axes.preset),
+            resolution: axes.width.zip(axes.height).map(|(w, h)| format!("{w}x{h}")).unwrap_or_default(),
+            fps: amount(axes.frames_per_second, "frames_per_second")?.filter(|fps| *fps > 0.0),
+            outputs: axes.outputs.iter().map(output).collect(),
+            streams: axes.streams.filter(|streams| *streams > 0),
+            configuration: Some(index),
+            axes: axis_texts(configuration.axes).map(Arc::new),
+            content_digest: content.map(|content| sanitize(&content.sha256)).unwrap_or_default(),
+            ..Scenario::default()
+        };
+        Ok(Self { scenario, quality: quality(&configuration.quality) })
+    }
+
+    /// The scenario of a successful repeat.
+    fn scenario_of(
+        &self,
+        repeat: RepeatRow,
+        configuration: &ConfigurationRow<'_>,
+        header: &FileHeader,
+    ) -> Result<Scenario, String> {
+        let counters: Vec<EnergyReading> = repeat.energy.iter().map(reading).collect::<Result<_, String>>()?;
         let own = quality(&repeat.quality);
         let window = repeat.window.as_ref();
         let length =
             window.map(|window| window.seconds.unwrap_or(seconds(window.end_unix_ns) - seconds(window.start_unix_ns)));
-        scenarios.push(Scenario {
-            name: name.clone(),
-            bitrate: axes.bitrate.clone(),
-            encoder: axes.encoder.clone(),
-            preset: axes.preset.clone(),
-            resolution: axes.width.zip(axes.height).map(|(w, h)| format!("{w}x{h}")).unwrap_or_default(),
-            fps: amount(axes.frames_per_second, "frames_per_second")?.filter(|fps| *fps > 0.0),
-            outputs: axes
-                .outputs
-                .iter()
-                .map(|rung| Output { width: rung.width, height: rung.height, fps: rung.frames_per_second })
-                .collect(),
-            streams: axes.streams.filter(|streams| *streams > 0),
+        // The baseline of the repeat's own block is preferred.
+        let baseline = repeat.baseline.as_deref().or(configuration.baseline.as_deref());
+        Ok(Scenario {
             viewers: amount(repeat.viewers, "viewers")?,
             duration: amount(length, "length of the window")?,
             avg_fps: amount(repeat.frames_per_second, "frames_per_second")?,
@@ -256,45 +358,62 @@ pub(super) fn scenarios(
             media_seconds: amount(repeat.media_seconds, "media_seconds")?,
             quality_is_shared: own == Quality::default(),
             quality: Quality {
-                vmaf: own.vmaf.or_else(|| shared.vmaf.clone()),
-                psnr: own.psnr.or_else(|| shared.psnr.clone()),
-                ssim: own.ssim.or_else(|| shared.ssim.clone()),
+                vmaf: own.vmaf.or_else(|| self.quality.vmaf.clone()),
+                psnr: own.psnr.or_else(|| self.quality.psnr.clone()),
+                ssim: own.ssim.or_else(|| self.quality.ssim.clone()),
             },
             start: window.map(|window| seconds(window.start_unix_ns)),
             end: window.map(|window| seconds(window.end_unix_ns)),
-            samples: repeat.samples.map(samples).transpose()?.unwrap_or_default(),
+            samples: repeat.samples.map(samples_of).transpose()?.unwrap_or_default(),
             counters: merged(counters),
+            idle_known: repeat.idle_known,
             cpu_seconds: repeat.cpu.as_ref().map(|cpu| seconds(cpu.nanoseconds)),
             reserved_cores: amount(repeat.cpu.and_then(|cpu| cpu.reserved_cores), "reserved_cores")?,
             gpu_seconds: amount(repeat.gpu_seconds, "gpu_seconds")?,
             container: repeat.container.filter(|name| !name.is_empty()),
-            // The baseline of the repeat's own block is preferred.
-            baseline: repeat.baseline.as_ref().or(configuration.baseline.as_ref()).map(baseline).transpose()?,
-            configuration: Some(index),
-            ..Scenario::default()
-        });
+            baseline: baseline.map(|id| header.baseline(id)).transpose()?,
+            ..self.scenario.clone()
+        })
     }
-    Ok(scenarios)
 }
 
-fn reading(row: &EnergyRow, repeat: u32) -> Result<EnergyReading, String> {
+/// All axes with their values as text: a string itself, other values as compact JSON.
+fn axis_texts(axes: Option<&RawValue>) -> Option<BTreeMap<String, String>> {
+    let mut all = BTreeMap::new();
+    let each = &mut |name: String, value: &RawValue| {
+        let json = value.get();
+        let text = if json.len() > MAX_AXIS {
+            metrics::label::digest(json)
+        } else {
+            match serde_json::from_str(json) {
+                Ok(Value::String(text)) => text,
+                Ok(value) => value.to_string(),
+                Err(_) => json.to_owned(),
+            }
+        };
+        if all.len() < MAX_AXES {
+            all.insert(sanitize(&name), text);
+        }
+    };
+    for_each_entry(axes?.get(), each).ok()?;
+    Some(all)
+}
+
+fn reading(row: &EnergyRow) -> Result<EnergyReading, String> {
     let scope = match &*row.scope {
         "host" => Scope::Host,
         "container" => Scope::Container,
-        other => return Err(format!("repeat {repeat}: energy of scope {other:?}; expected host or container")),
+        other => return Err(format!("energy of scope {other:?}; expected host or container")),
     };
     Ok(EnergyReading {
         scope,
-        source: metrics::label::sanitize(&row.source),
+        source: sanitize(&row.source),
         joules: Microjoules(row.microjoules),
         edge_error: Microjoules(row.edge_error_microjoules).joules(),
     })
 }
 
-fn samples(rows: SampleRows) -> Result<Samples, String> {
-    for value in rows.power_watts.iter().chain(&rows.cpu_cores) {
-        amount(Some(*value), "a sample")?;
-    }
+fn samples_of(rows: SampleRows) -> Result<Samples, String> {
     Ok(Samples {
         step: amount(Some(rows.step_seconds), "step_seconds")?.filter(|step| *step > 0.0),
         watts: rows.power_watts,

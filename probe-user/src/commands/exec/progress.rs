@@ -11,7 +11,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use ffmpeg::Parser;
+use ffmpeg::{Parser, media::JobMedia};
 
 use super::report::FrameStats;
 use crate::snapshot::history::seconds;
@@ -55,6 +55,7 @@ pub(super) fn last_report(reports: &Receiver<FrameStats>) -> Option<FrameStats> 
 /// delayed.
 pub(super) fn read_progress(mut pipe: PipeReader, sender: &Sender<FrameStats>) {
     let (mut parser, mut frames) = (Parser::default(), FrameStats::default());
+    let mut media = JobMedia::default();
     let mut buffer = [0; 4096];
     while let Ok(length @ 1..) = pipe.read(&mut buffer) {
         parser.feed(&buffer[..length], |report| {
@@ -62,12 +63,23 @@ pub(super) fn read_progress(mut pipe: PipeReader, sender: &Sender<FrameStats>) {
             frames.frames = report.frames.unwrap_or(frames.frames);
             frames.dropped = report.dropped.unwrap_or(frames.dropped);
             frames.duplicated = report.duplicated.unwrap_or(frames.duplicated);
-            if let Some(us) = report.out_time_us {
-                frames.media_seconds = seconds(i64::try_from(us.saturating_mul(1000)).unwrap_or(i64::MAX));
-            }
+            media.add(&report);
+            frames.set_media(&media);
             // This fails only when the report is already printed.
             let _ = sender.send(frames.clone());
         });
+    }
+    media.settle();
+    frames.set_media(&media);
+    let _ = sender.send(frames);
+}
+
+impl FrameStats {
+    /// Takes the media time that was written, where the reports tell it.
+    fn set_media(&mut self, media: &JobMedia) {
+        if let Some(us) = media.written_us() {
+            self.media_seconds = seconds(i64::try_from(us.saturating_mul(1000)).unwrap_or(i64::MAX));
+        }
     }
 }
 
