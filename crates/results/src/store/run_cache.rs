@@ -173,7 +173,9 @@ impl RunCache {
             return Err(known.1.clone());
         }
         match read(file) {
-            Ok(run) => {
+            Ok(mut run) => {
+                // Only the report of a single file needs what is in the text and not in the rows.
+                run.text = String::new();
                 let count = run.scenarios.len();
                 info!("{}: {count} scenario{}", file.path.display(), if count == 1 { "" } else { "s" });
                 Ok(Arc::new(run))
