@@ -490,6 +490,7 @@ impl Advice {
             let widths = &candidate.half_widths;
             let rank = match (candidate.rank, candidate.ladder_rank) {
                 (Some(all), Some(ladder)) => format!("{all} ({ladder})"),
+                (Some(all), None) => all.to_string(),
                 _ => "–".to_owned(),
             };
             rows.push([

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use results::{derived::EnergyClass, energy::WindowEnergy, model::Model, run::UNKNOWN};
+use results::{derived::EnergyClass, energy::WindowEnergy, model::Model, repeats::configurations, run::UNKNOWN};
 use statistics::{
     curve::{self, Method},
     mean, propagation,
@@ -29,7 +29,11 @@ pub type CurveRepeats = Vec<Vec<(f64, f64)>>;
 #[must_use]
 pub fn repeats(model: &Model) -> BTreeMap<CurveKey, CurveRepeats> {
     let mut by_configuration: BTreeMap<(CurveKey, usize), Vec<(f64, f64)>> = BTreeMap::new();
-    for entry in &model.entries {
+    let all = configurations(model);
+    // Repeats with energy of different sources have no mean.
+    let of_one_source = all.iter().enumerate().filter(|(_, one)| one.energy_source().is_some());
+    let entries = of_one_source.flat_map(|(number, one)| one.entries.iter().map(move |entry| (number, *entry)));
+    for (number, entry) in entries {
         let (scenario, figures) = (entry.scenario(), &entry.derived);
         let Some(vmaf) = &scenario.quality.vmaf else { continue };
         // Energy of a part of the window, or of unknown outputs, is not comparable.
@@ -44,9 +48,7 @@ pub fn repeats(model: &Model) -> BTreeMap<CurveKey, CurveRepeats> {
                 model: vmaf.model.clone(),
                 energy_class: figures.energy_class(),
             };
-            // A scenario without a configuration is a configuration with a single repeat.
-            let configuration = scenario.configuration.unwrap_or(usize::MAX - entry.index);
-            by_configuration.entry((curve, configuration)).or_default().push((vmaf.value, joules));
+            by_configuration.entry((curve, number)).or_default().push((vmaf.value, joules));
         }
     }
     let mut all: BTreeMap<CurveKey, CurveRepeats> = BTreeMap::new();

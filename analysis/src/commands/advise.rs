@@ -37,7 +37,8 @@ pub(crate) fn run(config: &Advise, file: &Table) -> ExitCode {
 /// Prints the advice. Returns false if a recommendation was requested and there is none.
 fn print_advice(config: &Advise, file: &Table) -> Result<bool> {
     let (data, _) = read_settings(&config.shared, file)?;
-    let mut cache = RunCache::new(&config.shared.results_dir, config.keep.max(SEARCHED), usize::MAX);
+    let read = if config.vmaf.is_some() { config.keep.max(SEARCHED) } else { config.keep };
+    let mut cache = RunCache::new(&config.shared.results_dir, read, usize::MAX);
     cache.refresh();
     if cache.runs().is_empty() {
         bail!("{}", cache.problems().join("\n"));
@@ -70,9 +71,10 @@ fn print_advice(config: &Advise, file: &Table) -> Result<bool> {
 fn shown<'a>(cache: &'a RunCache, config: &Advise) -> Vec<&'a Arc<Run>> {
     let runs = || cache.runs().iter().map(|(_, run)| run);
     let is_scored = |run: &&Arc<Run>| run.scenarios.iter().any(|scenario| scenario.quality.vmaf.is_some());
-    let mut shown: Vec<&Arc<Run>> = runs().take(config.keep).collect();
+    let keep = config.keep.max(1);
+    let mut shown: Vec<&Arc<Run>> = runs().take(keep).collect();
     if config.vmaf.is_some() && !shown.iter().any(is_scored) {
-        shown.extend(runs().skip(config.keep).find(is_scored));
+        shown.extend(runs().skip(keep).find(is_scored));
     }
     shown
 }

@@ -6,6 +6,7 @@ use analysis::config::Report;
 use anyhow::{Context as _, Result, bail};
 use experiment::{report, runner};
 use results::{repeats::configurations, store};
+use serde_json::Value;
 use toml::Table;
 
 use super::{exit_code, log_errors, read_settings, result_file::read_model};
@@ -27,10 +28,12 @@ fn write_report(config: &Report, file: &Table) -> Result<()> {
             newest.context("no test_results_YYYYMMDD_HHMMSS.json in it").with_context(remedy)?.path
         }
     };
-    let (model, value) = read_model(&path, &data)?;
+    let (model, text) = read_model(&path, &data)?;
     if configurations(&model).is_empty() {
         bail!("{}: nothing to report: no scenario was measured successfully; see the reasons above", path.display());
     }
+    // Absent where a text in the file is no Unicode: the report then lacks the runner's details.
+    let value: Value = serde_json::from_str(&text).unwrap_or_default();
     let page = report::html(&model, &value, &data.prices);
     match &config.output {
         Some(output) if output.as_os_str() == "-" => std::io::stdout().lock().write_all(page.as_bytes())?,

@@ -9,17 +9,16 @@ use results::{
     settings::DataSettings,
     store,
 };
-use serde_json::Value;
 
-/// Reads a result file, and the energy of its scenarios from the data sources.
-pub(crate) fn read_model(path: &Path, data: &DataSettings) -> Result<(Model, Value)> {
+/// Reads a result file, and the energy of its scenarios from the data sources. Returns the text of
+/// the file too, as strict JSON.
+pub(crate) fn read_model(path: &Path, data: &DataSettings) -> Result<(Model, String)> {
     let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     let id = stem.strip_prefix("test_results_").unwrap_or(&stem);
     let file =
         store::ResultFile { path: path.to_owned(), id: id.to_owned(), modified: SystemTime::UNIX_EPOCH, bytes: 0 };
-    let run = store::read(&file)?;
-    // Absent where a text in the file is no Unicode: the report then lacks the runner's details.
-    let file = serde_json::from_str(&run.text).unwrap_or_default();
+    let mut run = store::read(&file)?;
+    let text = std::mem::take(&mut run.text);
     for problem in &run.problems {
         eprintln!("{}: {problem}", path.display());
     }
@@ -27,5 +26,5 @@ pub(crate) fn read_model(path: &Path, data: &DataSettings) -> Result<(Model, Val
     let lookups =
         run.scenarios.iter().map(|one| data.sources.look_up(&run, one, &EnergyLookup::default(), &mut round)).collect();
     let model = Model::new(&[(run, lookups)], data.compared_scope, &data.prices);
-    Ok((model, file))
+    Ok((model, text))
 }

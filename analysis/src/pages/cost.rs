@@ -10,11 +10,11 @@ use metrics::{
 };
 use rust_decimal::Decimal;
 
-use crate::pages::scenario_metrics::{MeanDefs, families_of_means, family_of_rows, mean_defs};
+use crate::pages::scenario_metrics::{MeanDefs, families_of_means, family_of_rows, labels, mean_defs};
 use results::cost::{Cost, PriceOrigin, Prices, budget::BudgetStatus, money::float, per_unit};
 use results::{
     model::{Entry, Model},
-    repeats::is_whole,
+    repeats::{configurations, is_whole},
 };
 
 const LEGACY_LABELS: &[&str] = &["scenario", "streams", "bitrate", "encoder", "service", "run", "currency"];
@@ -174,13 +174,19 @@ static LEGACY: &[(&Def, Part)] = &[
     (legacy!("cost_total", "Same as cost_total_load_aware."), |e| e.cost.legacy_total),
     (legacy!("cost_energy", "Same as cost_energy_load_aware."), |e| e.cost.energy),
     (legacy!("cost_compute", "Same as cost_compute_load_aware."), |e| e.cost.legacy_compute),
-    (legacy!("cost_per_pixel", "cost_total_load_aware per encoded pixel."), |e| {
-        per_unit(e.cost.legacy_total, e.derived.pixels)
-    }),
+    (
+        legacy!(
+            "cost_per_pixel",
+            "cost_total_load_aware per encoded pixel; energy_coverage=\"part\": too low, the energy is that of a part \
+             of the window."
+        ),
+        |e| per_unit(e.cost.legacy_total, e.derived.pixels),
+    ),
     (
         legacy!(
             "cost_per_watch_hour",
-            "cost_total_load_aware per hour of all streams, with one viewer per stream, as in the legacy exporter."
+            "cost_total_load_aware per hour of all streams, with one viewer per stream, as in the legacy exporter; \
+             energy_coverage=\"part\": too low, the energy is that of a part of the window."
         ),
         |e| {
             let streams = f64::from(e.scenario().stream_count().unwrap_or(1));
@@ -263,8 +269,13 @@ pub fn families<'a>(model: &'a Model, prices: &'a Prices) -> impl Iterator<Item 
             convert(amount, &mut |currency, value| push(&[currency, part], value));
         }
     });
+    // Repeats with energy of different sources have no mean cost either.
+    let all = configurations(model);
+    let mixed = all.iter().filter(|configuration| configuration.energy_source().is_none());
+    let mixed: BTreeSet<(&str, Option<usize>)> =
+        mixed.map(|one| (&*one.first().run.id, one.first().scenario().configuration)).collect();
     let means = families_of_means(model, &MEAN_AMOUNT, |entry, push| {
-        if !is_whole(entry) {
+        if !is_whole(entry) || mixed.contains(&(&*entry.run.id, entry.scenario().configuration)) {
             return;
         }
         for (part, amount) in parts(&entry.cost) {
@@ -288,10 +299,29 @@ pub fn families<'a>(model: &'a Model, prices: &'a Prices) -> impl Iterator<Item 
             push(&[carbon.origin().as_str()], float(grams));
         }
     });
-    let legacy = LEGACY.iter().map(move |(def, part)| {
-        family_of_rows(model, def, |entry, push| convert(part(entry), &mut |currency, value| push(&[currency], value)))
-    });
+    let legacy = LEGACY.iter().map(move |(def, part)| legacy_family(model, def, *part, &convert));
     [amount].into_iter().chain(means).chain([per, carbon]).chain(legacy)
+}
+
+/// Calls with an amount in each currency.
+type Convert<'a> = &'a dyn Fn(Option<Decimal>, &mut dyn FnMut(&str, f64));
+
+/// The family of a legacy name. A cost per unit of a part of the energy has the label
+/// `energy_coverage="part"`.
+fn legacy_family(model: &Model, def: &'static Def, part: Part, convert: Convert<'_>) -> Family {
+    let mut family = Family::new(def);
+    for entry in &model.entries {
+        let is_part = def.name.starts_with("cost_per_") && !entry.derived.is_whole;
+        let extra: &[(&str, &str)] = if is_part { &[("energy_coverage", "part")] } else { &[] };
+        let mut own = labels(entry, def);
+        // The currency is the last label.
+        own.pop();
+        convert(part(entry), &mut |currency, value| {
+            let row: Vec<&str> = own.iter().map(|label| &**label).chain([currency]).collect();
+            family.push_with_extra(&row, extra, value);
+        });
+    }
+    family
 }
 
 /// The families that change without a new run.

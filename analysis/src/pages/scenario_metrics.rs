@@ -3,7 +3,10 @@
 //! A [`ScenarioMetric`] is one line: a definition and a function for its value. The page, the
 //! documentation and the history in a database come from that line; labels are looked up by name.
 
-use std::{borrow::Cow, collections::BTreeMap};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use metrics::{
     family::{Def, Family},
@@ -11,9 +14,10 @@ use metrics::{
 };
 
 use results::{
+    energy::Scope,
     estimate::Estimate,
     model::{Entry, Model},
-    repeats::configurations,
+    repeats::{Configuration, configurations},
 };
 
 /// A metric with one value per scenario.
@@ -127,6 +131,18 @@ macro_rules! mean_defs {
 }
 pub(crate) use mean_defs;
 
+/// True if every repeat has energy of this scope from these sources; otherwise it has no mean, as
+/// in reports.
+fn all_have(configuration: &Configuration<'_>, scope: Scope, source: &str) -> bool {
+    let wanted: BTreeSet<&str> = source.split('+').collect();
+    configuration.entries.iter().all(|entry| {
+        entry.lookup.energy.as_ref().is_some_and(|energy| {
+            let sources = energy.sources(scope);
+            energy.total(scope).is_some() && sources.split('+').collect::<BTreeSet<&str>>() == wanted
+        })
+    })
+}
+
 /// The families of a mean over repeats, from the rows of each repeat. The labels of a row follow
 /// those of the configuration, which are the first repeat's.
 pub fn families_of_means(
@@ -144,7 +160,13 @@ pub fn families_of_means(
             });
         }
         for (own, values) in all {
-            if configuration.has_mixed_idle() && own.iter().any(|label| label == "container") {
+            // Rows of energy begin with scope and source.
+            let scope = [Scope::Host, Scope::Container]
+                .into_iter()
+                .find(|scope| own.first().is_some_and(|label| label == scope.as_str()));
+            let source = own.get(1).map_or("", String::as_str);
+            let is_mixed = configuration.has_mixed_idle() && scope == Some(Scope::Container);
+            if is_mixed || scope.is_some_and(|scope| !all_have(configuration, scope, source)) {
                 continue;
             }
             let shared = labels(configuration.first(), defs.mean);

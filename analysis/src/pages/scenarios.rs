@@ -111,9 +111,9 @@ static RUN_INFO: Def = Def::gauge(
 static RUN_RANK: Def = Def::gauge(
     "wattcast_run_efficiency_rank",
     &["scenario", "bitrate", "encoder", "run", "among"],
-    "Rank of a scenario by pixels per joule, or by megabits per joule if pixels are unknown; 1 is \
-     best, equal values share a rank. among: run, ladder (same outputs). Absent unless the joules \
-     cover the whole window.",
+    "Rank of a scenario's configuration by mean pixels per joule, or megabits per joule if pixels \
+     are unknown; 1 is best, overlapping 95 % intervals share a rank. among: run, ladder (same \
+     outputs). Absent unless the joules cover the whole window.",
 );
 static CELL_REPEATS: Def = Def::gauge(
     "wattcast_cell_repeats",

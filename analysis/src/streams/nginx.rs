@@ -310,7 +310,7 @@ static OUT_NOW: Def =
 static ACCEPTED: Def =
     Def::counter("nginx_rtmp_accepted_connections_total", &[], "Connections accepted by the server's workers.");
 static UPTIME: Def =
-    Def::gauge("nginx_rtmp_uptime_seconds", &[], "Seconds since the start of the server's oldest worker.");
+    Def::gauge("nginx_rtmp_uptime_seconds", &[], "Seconds since the server's configuration was loaded.");
 static RECEIVED: Def = Def::counter("nginx_rtmp_received_bytes_total", &[], "Bytes received by the server's workers.");
 static SENT: Def = Def::counter("nginx_rtmp_sent_bytes_total", &[], "Bytes sent by the server's workers.");
 static APP_CLIENTS: Def =

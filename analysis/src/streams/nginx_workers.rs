@@ -12,8 +12,9 @@ use std::{
 
 use super::nginx::{MAX_STREAMS, NginxStream, Stat, StreamLabel, by_labels};
 
-/// Maximum number of workers that are known; nginx has usually one per CPU.
-const MAX_WORKERS: usize = 128;
+/// Maximum number of workers that are known; nginx has usually one per CPU. One that is forgotten
+/// and answers again is added again, so this is more than any machine has CPUs.
+const MAX_WORKERS: usize = 1024;
 /// Time without an answer after which a worker is taken for ended: requests, and at least.
 const GONE_AFTER: (u32, Duration) = (60, Duration::from_secs(300));
 /// Uptimes are whole seconds of the worker's clock.
@@ -28,7 +29,9 @@ struct Worker {
     /// Its streams, and how many each label stands for.
     streams: BTreeMap<Labels, (NginxStream, u64)>,
     seen: Instant,
-    /// Start of its process; `None` if that is before the start of this machine.
+    /// When its configuration was loaded: the module's uptime begins there, also that of a worker
+    /// which nginx starts later in place of another. `None` if that is before the start of this
+    /// machine.
     started: Option<Instant>,
     /// Accepted connections, bytes in, bytes out: the largest of its process.
     counters: [u64; 3],
@@ -73,7 +76,11 @@ impl Workers {
         let pid = page.pid;
         let values = [page.accepted, page.bytes[0], page.bytes[1]];
         let known = self.workers.get(&pid);
-        let has_restarted = known.is_some_and(|known| page.uptime.saturating_add(UPTIME_ERROR) < known.page.uptime);
+        let has_restarted = known.is_some_and(|known| {
+            // An uptime that is shorter alone is that of a clock that was set back.
+            let has_fallen = values.iter().zip(known.counters).any(|(value, before)| *value < before);
+            has_fallen && page.uptime.saturating_add(UPTIME_ERROR) < known.page.uptime
+        });
         let before = known.filter(|_| !has_restarted).map_or([0; 3], |known| known.counters);
         for (total, (value, before)) in self.counters.iter_mut().zip(values.into_iter().zip(before)) {
             *total = total.saturating_add(value.saturating_sub(before));
@@ -100,6 +107,9 @@ impl Workers {
             let oldest = self.workers.iter().min_by_key(|(_, worker)| worker.seen).map(|(pid, _)| *pid);
             let Some(pid) = oldest else { return };
             self.workers.remove(&pid);
+            for label in self.labels.values_mut() {
+                label.parts.remove(&pid);
+            }
         }
     }
 
@@ -118,7 +128,12 @@ impl Workers {
     /// whose labels there is no room.
     fn update_labels(&mut self, pid: u64, now: Instant) -> u64 {
         let present: BTreeSet<Labels> = self.current(now).flat_map(|worker| worker.streams.keys().cloned()).collect();
-        self.labels.retain(|labels, _| present.contains(labels));
+        // A worker may be silent for long, as an idle server lets one of them answer almost always.
+        let workers = &self.workers;
+        let is_known = |labels: &Labels| workers.values().any(|worker| worker.streams.contains_key(labels));
+        let missing = present.iter().filter(|labels| !self.labels.contains_key(*labels)).count();
+        let has_room = self.labels.len() + missing <= MAX_STREAMS;
+        self.labels.retain(|labels, _| present.contains(labels) || (has_room && is_known(labels)));
         for labels in present {
             if self.labels.len() >= MAX_STREAMS {
                 break;
@@ -172,11 +187,12 @@ impl LabelTotals {
     fn add(&mut self, pid: u64, stream: &NginxStream, count: u64) {
         let mut part = Part { bytes: stream.bytes, time_ms: stream.time_ms, streams: count };
         let before = self.parts.get(&pid).copied();
-        // A single stream that is younger than before has begun again. Without process ids it may
-        // also be that of another worker, so that it must be much younger.
+        // A single stream that is younger than before, or has fewer bytes, has begun again. Without
+        // process ids it may also be that of another worker, so that it must be much younger.
         let base = before.filter(|before| {
             let limit = if pid == 0 { before.time_ms / 2 } else { before.time_ms };
-            count > 1 || before.streams > 1 || stream.time_ms >= limit
+            let has_fallen = pid != 0 && stream.bytes.iter().zip(before.bytes).any(|(now, before)| *now < before);
+            count > 1 || before.streams > 1 || (stream.time_ms >= limit && !has_fallen)
         });
         let base_bytes = base.map_or([0; 2], |base| base.bytes);
         for (total, (value, before)) in self.bytes.iter_mut().zip(stream.bytes.into_iter().zip(base_bytes)) {
@@ -264,6 +280,40 @@ mod tests {
         assert_eq!((restarted.bytes[0], received(&restarted, "a")), (57, Some(47)));
         let reloaded = workers.add(page(8, 1, 1, vec![stream("b", 900, 1)]), at(20));
         assert_eq!((reloaded.workers, reloaded.streams.len()), (1, 1), "the old worker has not answered since");
+    }
+
+    #[test]
+    fn a_worker_that_was_silent_for_long_goes_on_counting() {
+        let (mut workers, start) = workers();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        workers.add(page(7, 100, 50, vec![stream("a", 90_000, 40)]), at(0));
+        workers.add(page(7, 101, 53, vec![stream("a", 500, 3)]), at(1));
+        for second in 2..400 {
+            workers.add(page(8, 100 + second, 9, Vec::new()), at(second));
+        }
+        let back = workers.add(page(7, 500, 55, vec![stream("a", 399_500, 5)]), at(400));
+        assert_eq!(received(&back, "a"), Some(45));
+    }
+
+    #[test]
+    fn more_workers_than_a_small_machine_has_are_added_once() {
+        let (mut workers, start) = workers();
+        for second in 0..600 {
+            workers.add(page(1 + second % 300, 100 + second, 1000, Vec::new()), start + Duration::from_secs(second));
+        }
+        let sum = workers.add(page(1, 700, 1000, Vec::new()), start + Duration::from_secs(600));
+        assert_eq!(sum.bytes[0], 300 * 1000);
+    }
+
+    #[test]
+    fn neither_a_clock_set_back_nor_a_quick_restart_of_a_stream_is_counted_wrongly() {
+        let (mut workers, start) = workers();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        workers.add(page(7, 1000, 500, vec![stream("a", 5000, 400)]), at(0));
+        let back = workers.add(page(7, 400, 510, vec![stream("a", 6000, 410)]), at(1));
+        assert_eq!((back.bytes[0], received(&back, "a")), (510, Some(410)));
+        let again = workers.add(page(7, 415, 560, vec![stream("a", 14_000, 50)]), at(16));
+        assert_eq!(received(&again, "a"), Some(460), "older than before, but with fewer bytes");
     }
 
     #[test]

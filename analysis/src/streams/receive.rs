@@ -310,8 +310,8 @@ impl Senders {
         let name = self.receiver.names.by_port(from.port());
         let has_place = match name {
             Some(_) => {
-                let has_port = |address: &&SocketAddr| address.port() == from.port();
-                self.senders.keys().filter(has_port).count() < MAX_SENDERS_OF_PORT
+                let known = self.senders.iter().filter(|(_, sender)| sender.is_known());
+                known.filter(|(address, _)| address.port() == from.port()).count() < MAX_SENDERS_OF_PORT
             }
             None => self.unnamed < MAX_UNNAMED_SENDERS,
         };
@@ -518,17 +518,16 @@ pub fn named_pipe(pipe: &Pipe, receiver: ProgressReceiver) -> io::Result<()> {
     let mut reader = pipe::OpenOptions::new().read_write(true).open_receiver(&pipe.path)?;
     let stream = pipe.stream.clone();
     tokio::spawn(async move {
-        let (mut source, mut parser) = (receiver.new_source(), Parser::default());
+        let (mut source, mut parser, mut ended) = (receiver.new_source(), Parser::default(), false);
         let mut buffer = vec![0; 4096];
         while let Ok(length @ 1..) = reader.read(&mut buffer).await {
-            let mut ended = false;
             parser.feed(&buffer[..length], |report| {
+                // The end of a job and the first report of the next one may come in one piece.
+                if std::mem::replace(&mut ended, report.end) {
+                    source = receiver.new_source();
+                }
                 receiver.report(source, &stream, report);
-                ended |= report.end;
             });
-            if ended {
-                source = receiver.new_source();
-            }
         }
         info!("named pipe of stream {stream} closed");
     });
@@ -588,6 +587,23 @@ mod tests {
         assert!(senders.senders.len() <= MAX_UNNAMED_SENDERS + 1);
         let [(_, no_place), (_, too_many)] = senders.receiver.dropped_datagrams();
         assert!(no_place > 0 && too_many == 0, "{no_place} {too_many}");
+    }
+
+    #[test]
+    fn unknown_senders_with_its_port_do_not_keep_out_a_named_stream() {
+        let start = Instant::now();
+        let mut senders = senders(start);
+        let other = |host: u8| -> SocketAddr { ([10, 0, 0, host], 5000).into() };
+        for now in [start, start + NAME_TIMEOUT] {
+            for host in 1..=4 {
+                senders.receive(other(host), &datagram(1), now);
+            }
+        }
+        let jobs = r#"{"probe_started": 1.5, "jobs": [{"job": 2, "streams": ["late"], "udp_ports": [5000]}]}"#;
+        senders.receiver.names().update(serde_json::from_str(jobs).unwrap());
+        senders.receive(address(5000), &datagram(7), start + NAME_TIMEOUT);
+        let table = senders.receiver.table();
+        assert_eq!(table.streams().find(|(name, _)| *name == "late").map(|(_, late)| late.frames), Some(7));
     }
 
     #[test]

@@ -18,6 +18,8 @@ use metrics::label;
 
 /// Time without a report after which a job is inactive; ffmpeg reports twice a second.
 const INACTIVE_AFTER: Duration = Duration::from_secs(5);
+/// Time after its last report in which a job that has ended is kept for the job log in any case.
+const DONE_AFTER: Duration = Duration::from_secs(60);
 /// Time without a new frame in spite of reports that counts as a stall.
 const STALL: Duration = Duration::from_secs(2);
 /// Remembered sources per allowed stream, as ffmpeg processes follow each other.
@@ -307,8 +309,10 @@ impl StreamTable {
     /// Removes the source that has been silent for longest; returns false if it must not give way.
     fn make_room_for_source(&mut self, for_named: bool, now: Instant) -> bool {
         let rank = |source: &Source| {
-            let is_named = self.streams.get(&source.name).is_some_and(|stream| stream.is_named);
-            let is_active = !source.last.end && now.duration_since(source.last_report_at) <= INACTIVE_AFTER;
+            let silent = now.duration_since(source.last_report_at);
+            let is_done = source.last.end && silent > DONE_AFTER;
+            let is_named = !is_done && self.streams.get(&source.name).is_some_and(|stream| stream.is_named);
+            let is_active = !source.last.end && silent <= INACTIVE_AFTER;
             eviction_rank(is_named, is_active, for_named).map(|rank| (rank, source.last_report_at))
         };
         let ranked = self.sources.iter().filter_map(|(id, source)| Some((rank(source)?, *id)));
@@ -520,6 +524,18 @@ mod tests {
         }
         let cam = stream(&table, "cam");
         assert_eq!((cam.jobs, cam.frames), (2, 250));
+    }
+
+    #[test]
+    fn ended_jobs_of_a_named_stream_do_not_keep_out_others() {
+        let (mut table, start) = table();
+        for source in 0..12 {
+            assert!(table.report(source, "cam", Report { end: true, ..frames(1) }, start));
+        }
+        let later = |seconds| start + Duration::from_secs(seconds);
+        assert!(!table.report_unnamed(20, "udp-1", frames(1), later(30)), "the job log may need them");
+        assert!(table.report_unnamed(20, "udp-1", frames(1), later(90)));
+        assert_eq!(stream(&table, "cam").frames, 12);
     }
 
     #[test]

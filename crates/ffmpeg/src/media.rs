@@ -8,9 +8,9 @@
 
 use crate::{Report, TIMES};
 
-/// Media before the first report that needs no evidence: streams that are ahead of the video, and
-/// rounding.
-const SLACK_US: i64 = 2_000_000;
+/// Media before the first report that needs no evidence: audio is ahead of the video by the frames
+/// that an encoder keeps back, up to the 10 s that ffmpeg's muxer waits (`-max_interleave_delta`).
+const SLACK_US: i64 = 10_000_000;
 /// Longest time of a frame that is believed without a second report to compare with.
 const MAX_FRAME_US: i64 = 200_000;
 /// Longest time of a byte that is believed for the same reason: 2 kbit/s; speech codecs have more.
@@ -51,7 +51,9 @@ impl JobMedia {
             Some(first) => {
                 self.advance(&mark);
                 if self.before_first.is_none() && self.jumped == 0 {
-                    self.before_first = before_first(&first, &mark);
+                    // At its end an encoder returns the frames that it kept back: no rate.
+                    let at_end = if report.end { alone(&Mark { position: first.position, ..mark }) } else { None };
+                    self.before_first = at_end.or_else(|| before_first(&first, &mark));
                 }
             }
         }
@@ -79,8 +81,8 @@ impl JobMedia {
 
     /// Decides about the time before the first report when no further one is expected.
     pub fn settle(&mut self) {
-        if let (Some(first), None) = (&self.first, self.before_first) {
-            self.before_first = alone(first);
+        if let (Some(first), None) = (self.first, self.before_first) {
+            self.before_first = alone(&Mark { frames: self.last_frames, bytes: self.last_bytes, ..first });
         }
     }
 
@@ -120,7 +122,8 @@ fn before_first(first: &Mark, now: &Mark) -> Option<i64> {
     Some(if is_plausible { position } else { allowed })
 }
 
-/// The time before a report that is the only one; `None` if nothing speaks for its position.
+/// The time before a report by all frames and bytes of its job; `None` if nothing speaks for its
+/// position.
 fn alone(only: &Mark) -> Option<i64> {
     let position = only.position.max(0);
     let by_frames = only.frames.map(|frames| multiply(frames, MAX_FRAME_US));
@@ -177,6 +180,16 @@ mod tests {
         let cover = |seconds: f64| Report { bytes: Some((seconds * 16_000.0) as u64), ..report(Some(1), seconds) };
         assert_eq!(seconds(&[cover(250.0), cover(500.0), cover(750.0)]), Some(750.0), "audio with a cover");
         assert_eq!(seconds(&[Report { frames: Some(9), ..Report::default() }]), None, "no position is not zero");
+    }
+
+    #[test]
+    fn frames_that_an_encoder_keeps_back_cost_no_media() {
+        let end = |frames, at| Report { end: true, ..report(Some(frames), at) };
+        assert_eq!(seconds(&[report(Some(1190), 50.0), end(1260, 50.4)]), Some(50.4), "returned at the end");
+        assert_eq!(seconds(&[report(Some(0), 6.0), end(150, 6.0)]), Some(6.0), "a clip that is kept back whole");
+        assert_eq!(seconds(&[report(Some(0), 2.7), report(Some(25), 3.7)]), Some(3.7), "audio is ahead");
+        let copyts = seconds(&[report(Some(2135), 7176.0), end(2522, 7192.16)]).unwrap();
+        assert!((copyts - 105.3).abs() < 0.1, "{copyts}");
     }
 
     #[test]

@@ -275,8 +275,8 @@ impl Scenario {
         if outputs.is_empty() {
             return UNKNOWN.to_owned();
         }
-        // Frame rates are rounded, so that 29.97 and 30 are equal.
-        let rung = |output: &Output| format!("{}x{}@{:.0}", output.width, output.height, output.fps);
+        // Frame rates are rounded, so that 29.97 and 30 are equal. A label has no 300 digits.
+        let rung = |output: &Output| format!("{}x{}@{:.0}", output.width, output.height, output.fps.clamp(0.0, 1e6));
         outputs.iter().map(rung).collect::<Vec<_>>().join(",")
     }
 

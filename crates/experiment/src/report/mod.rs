@@ -118,6 +118,7 @@ fn summary(page: &mut String, all: &[Configuration<'_>]) {
         }
         let rank = match (figures.rank, figures.ladder_rank) {
             (Some(all), Some(ladder)) => format!("{all} ({ladder})"),
+            (Some(all), None) => all.to_string(),
             _ => "–".to_owned(),
         };
         let columns = [

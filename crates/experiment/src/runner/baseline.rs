@@ -2,6 +2,8 @@
 
 use std::{
     fs,
+    num::NonZero,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -77,7 +79,9 @@ impl Runner<'_> {
     /// The idle power. Before the first block the probe is made to find its own, if it has not yet.
     fn known_idle_power(&self, length: Duration) -> Result<IdlePower, RepeatError> {
         let idle = self.idle_power(length)?;
-        if idle.unknown.is_empty() || !self.record.baselines.is_empty() {
+        // The probe needs three different loads, which one CPU does not have.
+        let cpus = thread::available_parallelism().map_or(1, NonZero::get);
+        if idle.unknown.is_empty() || !self.record.baselines.is_empty() || cpus < 2 {
             return Ok(idle);
         }
         self.display.log(&format!(

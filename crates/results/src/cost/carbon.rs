@@ -240,7 +240,8 @@ fn read(file: &Path) -> Result<Vec<Reading>, String> {
 /// costs this line and not the service's start. A last line without an end is such a part, even if
 /// it looks like a value: `45` may have been `450`.
 fn read_history(file: &Path) -> Result<Vec<Reading>, String> {
-    let text = read_limited(file, MAX_FILE).map_err(|error| format!("{}: {error}", file.display()))?;
+    let bytes = read_end(file).map_err(|error| format!("{}: {error}", file.display()))?;
+    let text = String::from_utf8_lossy(&bytes);
     let whole = text.rfind('\n').map_or("", |end| &text[..end]);
     let lines = whole.lines().filter(|line| is_content(line));
     let (valid, invalid): (Vec<_>, Vec<_>) = lines.map(parse_line).partition(Option::is_some);
@@ -248,6 +249,16 @@ fn read_history(file: &Path) -> Result<Vec<Reading>, String> {
         warn!("{}: {} lines are not carbon intensities; they are left out", file.display(), invalid.len());
     }
     Ok(newest(valid.into_iter().flatten().collect()))
+}
+
+/// Reads the last [`MAX_FILE`] bytes: the file grows for years.
+fn read_end(file: &Path) -> io::Result<Vec<u8>> {
+    let mut file = fs::File::open(file)?;
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(MAX_FILE)))?;
+    let mut bytes = Vec::new();
+    file.take(MAX_FILE).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// Appends a reading in one write, after removing part of a line at the end.
@@ -503,6 +514,9 @@ mod tests {
         let text = fs::read_to_string(&file).unwrap();
         assert!(text.ends_with("\n2026-11-20T13:00:00Z,40\n2026-11-20T15:00:00Z,60\n"), "{text}");
         assert_eq!(Carbon::new(&settings).unwrap().unwrap().readings, carbon.readings);
+        // Bytes that are no text, too.
+        fs::write(&file, b"2026-11-20T12:00:00Z,4\xff\n2026-11-20T13:00:00Z,40\n").unwrap();
+        assert_eq!(Carbon::new(&settings).unwrap().unwrap().readings.len(), 1);
         // A file with nothing else, too.
         fs::write(&file, "2026").unwrap();
         assert!(Carbon::new(&settings).unwrap().unwrap().readings.is_empty());

@@ -32,6 +32,9 @@ const SETTLE_INTERVAL: Duration = Duration::from_secs(1);
 /// Highest plausible power of one accounting root, in watts: more than a rack of GPUs. It finds
 /// other units (30 W in microjoules per second are 30 MW) and values of broken counters.
 const MAX_WATTS: f64 = 100_000.0;
+/// Longest time without readings, in seconds, whose energy the reading after it may add to a
+/// window.
+const MAX_REACH: f64 = 86_400.0;
 /// Maximum number of CPUs of Linux (`NR_CPUS`).
 const MAX_CPUS: f64 = 8192.0;
 /// Largest rounding of a time in a response, in seconds: the probe rounds requested times to the
@@ -122,8 +125,8 @@ impl Container {
                 return Err(format!("package {package} zone {zone} occurs twice in {}", what("the energy")));
             }
             let max = MAX_WATTS * seconds;
-            check_range(part.joules, max, &what("energy"))?;
-            check_range(part.edge_error_joules, max, &what("edge error"))?;
+            check_range(part.edge_error_joules, max + MAX_WATTS * MAX_REACH, &what("edge error"))?;
+            check_range(part.joules, max + part.edge_error_joules, &what("energy"))?;
             check_range(part.uncertainty_joules.unwrap_or_default(), f64::MAX, &what("uncertainty"))?;
         }
         for cpu in &self.cpu {
@@ -378,6 +381,7 @@ pub fn parse_jobs(body: &[u8]) -> Result<Jobs, String> {
         }
         check_range(job.started, MAX_TIME, &what("the start"))?;
         check_range(job.ended.unwrap_or_default(), MAX_TIME, &what("the end"))?;
+        check_range(job.counted_since_seconds.unwrap_or_default(), MAX_TIME, &what("the start of counting"))?;
         // A job runs at most from the year 1970 to 2200 on all CPUs.
         check_range(job.cpu_seconds, MAX_TIME * MAX_CPUS, &what("CPU time"))?;
         check_range(job.joules, MAX_TIME * MAX_WATTS, &what("energy"))?;
@@ -406,8 +410,8 @@ impl WindowResponse {
                 return Err(format!("{what} occurs twice"));
             }
             let max = MAX_WATTS * seconds;
-            check_range(account.measured_joules, max, &format!("energy of {what}"))?;
-            check_range(account.edge_error_joules, max, &format!("edge error of {what}"))?;
+            check_range(account.edge_error_joules, max + MAX_WATTS * MAX_REACH, &format!("edge error of {what}"))?;
+            check_range(account.measured_joules, max + account.edge_error_joules, &format!("energy of {what}"))?;
             check_range(account.missing_seconds, MAX_TIME, &format!("time without readings of {what}"))?;
             let unsettled = account.measured_joules + tolerance(account.measured_joules);
             check_range(account.unsettled_joules, unsettled, &format!("unsettled energy of {what}"))?;
@@ -471,7 +475,9 @@ impl WindowResponse {
     #[must_use]
     pub fn idle_known<'a>(&self, rows: impl IntoIterator<Item = &'a Container>) -> Option<bool> {
         let mut known = None;
-        for part in rows.into_iter().flat_map(|row| &row.energy).filter(|part| part.joules > 0.0) {
+        // The runner cannot let the probe learn the idle power of a board.
+        let parts = rows.into_iter().flat_map(|row| &row.energy);
+        for part in parts.filter(|part| part.joules > 0.0 && part.zone != "gpu") {
             let is_root = |account: &&Account| {
                 (&account.package, &account.zone, &account.source) == (&part.package, &part.zone, &part.source)
             };
@@ -697,6 +703,9 @@ mod tests {
             RESPONSE.replacen('{', &edges, 1)
         };
         assert!(parse_window(edges(1.0, 2.0, 0.5, 2.5).as_bytes(), 1.0, 2.0).is_ok());
+        // The first reading after an hour without any, all of which may be from before the window.
+        let late = RESPONSE.replacen("10.5,\"edge_error_joules\":1", "1080000,\"edge_error_joules\":1080000", 1);
+        assert!(late != RESPONSE && parse_window(late.as_bytes(), 1.0, 2.0).is_ok());
         let account = r#"{"package":"0","zone":"package","source":"powercap","measured_joules":10.5,"edge_error_joules":1,"missing_seconds":0},"#;
         let other =
             r#"{"container":"other","id":"def","energy":[{"source":"powercap","joules":9,"edge_error_joules":0}]},"#;
@@ -735,6 +744,7 @@ mod tests {
             r#"{"job":1,"joules":1e308}"#,
             r#"{"job":1,"cpu_seconds":-0.5}"#,
             r#"{"job":1,"started":1e300}"#,
+            r#"{"job":1,"counted_since_seconds":1e300}"#,
             "<html>",
         ] {
             assert!(jobs(wrong).is_err(), "{wrong}");

@@ -13,6 +13,9 @@ use serde_json::value::RawValue;
 /// Maximum length of the lists of a row: outputs, energy counters, scores. Hosts with eight boards
 /// and eight packages have some 30 counters.
 pub(super) const MAX_LIST: usize = 1024;
+/// Maximum number of outputs of a row, which each repeat of a configuration copies. Ladders have
+/// about ten.
+pub(super) const MAX_OUTPUTS: usize = 64;
 /// Maximum number of samples in one list. At one a second it lasts 11 days.
 pub(super) const MAX_ROW_SAMPLES: usize = 1_000_000;
 

@@ -6,7 +6,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 use units::Microjoules;
 
-use super::json::{few, present, samples, score};
+use super::json::{MAX_OUTPUTS, few, present, samples, score};
 use crate::{
     energy::{EnergyReading, Scope},
     run::{Output, Quality, Samples, Scenario, Score, Variant},
@@ -156,6 +156,9 @@ pub(super) fn amount(value: Option<f64>, name: &str) -> Result<Option<f64>, Stri
 /// The scenario of a row.
 pub(super) fn scenario(row: &RawValue) -> Result<Scenario, String> {
     let read: Row = serde_json::from_str(row.get()).map_err(|error| error.to_string())?;
+    if read.outputs.len() > MAX_OUTPUTS {
+        return Err(format!("more than {MAX_OUTPUTS} outputs"));
+    }
     let outputs = read.outputs.into_iter().map(|output| {
         let size = Scenario { resolution: output.resolution.clone(), ..Scenario::default() }.size();
         let (width, height) = size.ok_or_else(|| format!("invalid resolution {:?} of an output", output.resolution))?;

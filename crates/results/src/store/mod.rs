@@ -434,6 +434,17 @@ mod tests {
         assert_eq!((repeats.scenarios.len(), repeats.problems.len()), (0, MAX_PROBLEMS + 1));
         let outputs = run(filled(r#"{"scenarios":[{"name":"a","outputs":["#, r#"{"resolution":"1x1"}"#, "]}]}"));
         assert_eq!((outputs.scenarios.len(), outputs.problems.len()), (0, 1), "{:?}", outputs.problems);
+        let rung = r#"{"width":1,"height":1,"frames_per_second":1e308}"#;
+        let ladder = |count: usize| {
+            let outputs = vec![rung; count].join(",");
+            run(filled(
+                &format!(r#"{{{schema},"cells":[{{"name":"a","axes":{{"outputs":[{outputs}]}},"repeats":["#),
+                r#"{"status":"ok"}"#,
+                "]}]}",
+            ))
+        };
+        assert!(ladder(2).scenarios[0].ladder().len() < 40);
+        assert!(ladder(65).scenarios.is_empty(), "each repeat has a copy");
         let long = "n".repeat(1 << 20);
         let row = format!(r#"{{"name":"{long}","repeats":[{{"status":"ok"}},{{"status":"{long}"}}]}}"#);
         let named = run(format!(r#"{{{schema},"cells":[{row}]}}"#));

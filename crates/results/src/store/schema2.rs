@@ -10,7 +10,7 @@ use serde_json::{Value, value::RawValue};
 use units::Microjoules;
 
 use super::{
-    json::{few, for_each_element, for_each_entry, samples, score},
+    json::{MAX_OUTPUTS, few, for_each_element, for_each_entry, samples, score},
     legacy::{amount, count},
     problems::Problems,
 };
@@ -315,7 +315,13 @@ impl SharedFields {
         let axes: Axes =
             serde_json::from_str::<Option<Axes>>(json).map_err(|error| error.to_string())?.unwrap_or_default();
         let content = configuration.content.and_then(|content| serde_json::from_str::<Content>(content.get()).ok());
-        let output = |rung: &OutputRow| Output { width: rung.width, height: rung.height, fps: rung.frames_per_second };
+        if axes.outputs.len() > MAX_OUTPUTS {
+            return Err(format!("more than {MAX_OUTPUTS} outputs"));
+        }
+        let output = |rung: &OutputRow| {
+            let fps = amount(Some(rung.frames_per_second), "frames_per_second")?.unwrap_or_default();
+            Ok(Output { width: rung.width, height: rung.height, fps })
+        };
         let scenario = Scenario {
             name,
             bitrate: sanitize(&axes.bitrate),
@@ -323,7 +329,7 @@ impl SharedFields {
             preset: sanitize(&axes.preset),
             resolution: axes.width.zip(axes.height).map(|(w, h)| format!("{w}x{h}")).unwrap_or_default(),
             fps: amount(axes.frames_per_second, "frames_per_second")?.filter(|fps| *fps > 0.0),
-            outputs: axes.outputs.iter().map(output).collect(),
+            outputs: axes.outputs.iter().map(output).collect::<Result<Vec<_>, String>>()?,
             streams: axes.streams.filter(|streams| *streams > 0),
             configuration: Some(index),
             axes: axis_texts(configuration.axes).map(Arc::new),
