@@ -27,6 +27,7 @@ use crate::{
     host::availability::Unavailable,
     jobs,
     ledger::{IdlePolicy, Rules, SHARED_MILLI},
+    reference::MeterSettings,
 };
 
 /// Shortest allowed tick: power readings at a higher rate are a side channel (PLATYPUS).
@@ -79,6 +80,9 @@ pub struct Config {
 
     #[command(flatten)]
     pub(crate) energy: EnergyFlags,
+
+    #[command(flatten)]
+    pub(crate) reference: ReferenceFlags,
 
     #[command(flatten)]
     pub(crate) cpu: CpuFlags,
@@ -177,6 +181,7 @@ impl Config {
         if self.energy.idle.is_some() != self.energy.busy.is_some() {
             return Err("--energy.model.idle-watts and --energy.model.busy-watts must be set together".to_owned());
         }
+        self.reference.check()?;
         match self.energy.cpu_power() {
             Some(power) if power.idle_uw > power.busy_uw => {
                 Err("--energy.model.idle-watts must not be above --energy.model.busy-watts".to_owned())
@@ -460,17 +465,21 @@ pub(crate) struct EnergyFlags {
     #[arg(long = "replay.file", value_name = "FILE")]
     pub(crate) replay: Option<PathBuf>,
 
-    /// Model: watts of an idle logical CPU [default: by processor generation]
+    /// Model: watts of an idle logical CPU [default: estimated for the server]
     #[arg(long = "energy.model.idle-watts", value_name = "WATTS", value_parser = parse_microwatts)]
     idle: Option<u64>,
 
-    /// Model: watts of a fully busy logical CPU [default: by processor generation]
+    /// Model: watts of a fully busy logical CPU [default: estimated for the server]
     #[arg(long = "energy.model.busy-watts", value_name = "WATTS", value_parser = parse_microwatts)]
     busy: Option<u64>,
 
     /// Idle energy attribution policy
     #[arg(long = "idle.policy", value_name = "POLICY", value_enum, default_value_t)]
     pub(crate) idle_policy: IdlePolicy,
+
+    /// Age of the oldest readings from which idle and awake power are learnt
+    #[arg(long = "idle.sample-age", value_name = "HOURS", default_value_t = 12, value_parser = clap::value_parser!(u64).range(1..=720))]
+    pub(crate) sample_age: u64,
 
     /// Sampling rate of the power distribution, 10 to 50 Hz [default: off]
     #[arg(long = "power.distribution", value_name = "HERTZ", value_parser = clap::value_parser!(u32).range(10..=50))]
@@ -488,6 +497,105 @@ impl EnergyFlags {
     pub(crate) fn cpu_power(&self) -> Option<CpuPower> {
         Some(CpuPower { idle_uw: self.idle?, busy_uw: self.busy? })
     }
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Reference meter")]
+pub(crate) struct ReferenceFlags {
+    /// Address of a meter that measures this machine, for comparison with its counters
+    ///
+    /// A Redfish resource of the management controller, or a smart plug. Never attributed.
+    #[arg(long = "reference.url", value_name = "URL")]
+    meter_url: Option<String>,
+
+    /// File with the power of a meter that measures this machine, instead of --reference.url
+    #[arg(long = "reference.file", value_name = "FILE")]
+    meter_file: Option<PathBuf>,
+
+    /// JSON pointer to the power, for example /PowerControl/0/PowerConsumedWatts
+    ///
+    /// Default: the answer, or the content of the file, is the number itself.
+    #[arg(long = "reference.field", value_name = "POINTER", default_value = "", hide_default_value = true)]
+    meter_field: String,
+
+    /// Watts of one unit of the power, for example 0.001 for milliwatts
+    #[arg(long = "reference.scale", value_name = "WATTS", default_value_t = 1.0, value_parser = parse_scale)]
+    meter_scale: f64,
+
+    /// Time between two readings: 1s to 60s
+    #[arg(long = "reference.interval", value_name = "DURATION", default_value = "5s", value_parser = parse_meter_interval)]
+    meter_interval: Duration,
+
+    /// Name of the meter in labels
+    #[arg(long = "reference.name", value_name = "NAME", default_value = "wall")]
+    meter_name: String,
+
+    /// User name for --reference.url
+    #[arg(long = "reference.username", value_name = "NAME")]
+    meter_username: Option<String>,
+
+    /// File with the password for --reference.url
+    #[arg(long = "reference.password-file", value_name = "FILE")]
+    meter_password: Option<PathBuf>,
+
+    /// File with the bearer token for --reference.url
+    #[arg(long = "reference.bearer-token-file", value_name = "FILE")]
+    meter_token: Option<PathBuf>,
+
+    /// PEM file of the CA of --reference.url [default: the system's]
+    #[arg(long = "reference.ca-file", value_name = "FILE")]
+    meter_ca: Option<PathBuf>,
+
+    /// Power meters of the board under /sys/class/hwmon (default: on)
+    #[arg(long = "reference.hwmon", overrides_with = "without_hwmon")]
+    with_hwmon: bool,
+    #[arg(long = "no-reference.hwmon", overrides_with = "with_hwmon", hide = true)]
+    without_hwmon: bool,
+}
+
+impl ReferenceFlags {
+    fn check(&self) -> Result<(), String> {
+        if self.meter_url.is_some() && self.meter_file.is_some() {
+            return Err("--reference.url and --reference.file cannot be set together".to_owned());
+        }
+        if !self.meter_field.is_empty() && !self.meter_field.starts_with('/') {
+            return Err(
+                "--reference.field is a JSON pointer and starts with a slash: /PowerControl/0/PowerConsumedWatts"
+                    .into(),
+            );
+        }
+        Ok(())
+    }
+
+    /// The configured meters. The sensors of the board are left out if energy is not collected.
+    pub(crate) fn settings(&self, energy: bool) -> MeterSettings {
+        let mut settings = MeterSettings {
+            url: self.meter_url.clone(),
+            file: self.meter_file.clone(),
+            field: self.meter_field.clone(),
+            scale: self.meter_scale,
+            interval: self.meter_interval,
+            name: self.meter_name.clone(),
+            hwmon: energy && !self.without_hwmon,
+            ..MeterSettings::default()
+        };
+        settings.access.username.clone_from(&self.meter_username);
+        settings.access.password_file.clone_from(&self.meter_password);
+        settings.access.bearer_token_file.clone_from(&self.meter_token);
+        settings.access.ca_file.clone_from(&self.meter_ca);
+        settings
+    }
+}
+
+fn parse_scale(text: &str) -> Result<f64, String> {
+    let scale: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
+    if scale > 0.0 && scale.is_finite() { Ok(scale) } else { Err("a scale must be above 0".into()) }
+}
+
+fn parse_meter_interval(text: &str) -> Result<Duration, String> {
+    let interval = humantime::parse_duration(text).map_err(|error| format!("{error}; write 5s"))?;
+    let allowed = Duration::from_secs(1)..=Duration::from_secs(60);
+    if allowed.contains(&interval) { Ok(interval) } else { Err("1s to 60s".into()) }
 }
 
 #[derive(Clone, Debug, Args)]
@@ -714,6 +822,23 @@ mod tests {
                 "--path.cgroupfs=/proc/self/stat: not a directory. Name the mount point of the cgroup trees",
             ]
         );
+    }
+
+    #[test]
+    fn a_reference_meter_is_one_endpoint_or_one_file() {
+        let check = |args: &[&str]| parse(args).unwrap().check();
+        assert!(check(&["--reference.url=https://bmc/redfish", "--reference.field=/a/0"]).is_ok());
+        assert!(
+            check(&["--reference.url=https://bmc/", "--reference.file=/run/watts"]).unwrap_err().contains("together")
+        );
+        assert!(check(&["--reference.file=/run/watts", "--reference.field=a"]).unwrap_err().contains("slash"));
+        for wrong in
+            ["--reference.scale=0", "--reference.scale=NaN", "--reference.scale=inf", "--reference.interval=1ms"]
+        {
+            assert!(parse(&[wrong]).is_err(), "{wrong}");
+        }
+        let flags = parse(&["--no-reference.hwmon"]).unwrap().reference;
+        assert!(!flags.settings(true).hwmon && !parse(&[]).unwrap().reference.settings(false).hwmon);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! Data flows in one direction, and modules import only from earlier stages:
 //!
 //! 1. sources: [`host`] (topology, processes, capabilities), [`energy`], [`cgroup`], [`cpu`],
-//!    [`containers`], [`jobs`], [`gpu`];
+//!    [`containers`], [`jobs`], [`gpu`], [`reference`](mod@reference);
 //! 2. [`tick`]: one reading of all sources as raw data, from the machine or from a recording;
 //! 3. [`ledger`]: pure arithmetic on integer microjoules (split, totals, idle power, uncertainty,
 //!    streams);
@@ -40,6 +40,7 @@ pub mod host;
 pub mod jobs;
 pub mod ledger;
 pub mod parsers;
+pub mod reference;
 pub mod sampler;
 pub mod snapshot;
 pub mod start;

@@ -13,11 +13,17 @@ use std::{
 use metrics::family::Buckets;
 use tokio::sync::oneshot;
 use tracing::warn;
+use units::Microjoules;
 
 use crate::{
     attribution::{Accountant, baseline_file::BaselineFile},
-    energy::{self, power_histogram::PowerHistogram},
+    energy::{
+        self,
+        power_histogram::PowerHistogram,
+        zone::{Origin, ZoneKind},
+    },
     host::availability::{Reason, SourceState, Unavailable, update_or_add, update_state},
+    reference::{CounterReading, ReferenceMeters},
     snapshot::{Snapshot, history::seconds},
     tick::{CollectorRow, TickSource},
 };
@@ -64,6 +70,8 @@ pub struct SamplerInputs {
     pub histogram: Option<PowerHistogram>,
     /// Readings of sub-second power in a second, where it is enabled.
     pub histogram_hertz: Option<u32>,
+    /// Meters of the whole machine, which are compared with the counters.
+    pub reference: ReferenceMeters,
     /// The file of learnt idle power.
     pub baselines: Option<BaselineFile>,
     /// State of every source at the start. The sampler updates those of energy, CPU time, names,
@@ -209,6 +217,9 @@ impl Sampler {
         source.note_energy_broken(accountant.trouble().is_some());
         let raw = source.read(accountant.ran(), &mut self.collectors)?;
         let mut snapshot = accountant.tick(raw);
+        if !self.inputs.reference.is_empty() {
+            self.inputs.reference.observe(&counter_reading(&snapshot));
+        }
         self.complete(&mut snapshot);
         if self.saved.elapsed() >= SAVE_INTERVAL {
             self.saved = Instant::now();
@@ -235,6 +246,10 @@ impl Sampler {
         for (name, state, detail) in self.inputs.source.gpu_states(self.inputs.accountant.gpu_trouble()) {
             update_or_add(&mut self.inputs.sources, name, state, detail);
         }
+        for (name, state, detail) in self.inputs.reference.states() {
+            update_or_add(&mut self.inputs.sources, name, state, detail);
+        }
+        snapshot.reference = self.inputs.reference.rows();
         if *self.sources != *self.inputs.sources {
             self.sources = self.inputs.sources.clone().into();
         }
@@ -324,6 +339,26 @@ impl Sampler {
             warn!("{error}");
         }
     }
+}
+
+/// The sum of the counters of the machine at the end of a tick: packages, memory and boards, each
+/// once. A model is no counter, and a sensor of the platform would contain the others.
+fn counter_reading(snapshot: &Snapshot) -> CounterReading {
+    let roots = snapshot.accounts.iter().map(|account| account.id);
+    let counted = roots.filter(|id| id.origin != Origin::Model && id.zone.kind != ZoneKind::Psys);
+    let mut reading = CounterReading {
+        at: Instant::now(),
+        counters: Vec::new(),
+        energy: Microjoules::ZERO,
+        rejects: snapshot.rejects.iter().fold(0, |sum: u64, (_, _, count)| sum.saturating_add(*count)),
+    };
+    for id in counted {
+        if let Some(zone) = snapshot.zones.iter().find(|zone| (zone.id, zone.origin) == (id.zone, id.origin)) {
+            reading.counters.push((zone.id, zone.origin));
+            reading.energy += zone.total;
+        }
+    }
+    reading
 }
 
 impl Drop for Sampler {

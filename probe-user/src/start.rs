@@ -16,7 +16,8 @@ use crate::{
     },
     cpu,
     energy::{
-        self, SelectedSource, Source, SourceChoice, SourceSearch, power_histogram::PowerHistogram, processor::Processor,
+        self, SelectedSource, Source, SourceChoice, SourceSearch, power_histogram::PowerHistogram,
+        processor::Processor, zone::Origin,
     },
     gpu::GpuCollector,
     host::{
@@ -25,6 +26,7 @@ use crate::{
     },
     jobs::Jobs,
     ledger::IdlePolicy,
+    reference::{self, PreparedMeter, ReferenceMeters},
     sampler::SamplerInputs,
     tick::{Collectors, Replay, Setup, TickSource, collect, recording::Reader},
 };
@@ -50,6 +52,9 @@ pub fn open(config: &Config) -> Result<PreparedSampler> {
             None
         }
     });
+    let board = collectors.source().is_some_and(|source| source.origin() == Origin::Hwmon);
+    let settings = config.reference.settings(config.collectors.energy());
+    let reference = reference::open(&settings, &config.paths.source_paths(), board);
     let baselines = baseline_file(config, &setup);
     let mut accountant = accountant(config, setup);
     if let Some(file) = &baselines {
@@ -69,17 +74,20 @@ pub fn open(config: &Config) -> Result<PreparedSampler> {
         accountant,
         histogram: None,
         histogram_hertz: config.energy.distribution,
+        reference: ReferenceMeters::default(),
         baselines,
         sources,
     };
-    Ok(PreparedSampler { inputs, histogram })
+    Ok(PreparedSampler { inputs, histogram, reference })
 }
 
-/// The sampler's inputs, and the source of the thread of sub-second power. That thread starts after
-/// the privileges are dropped, because a thread keeps those that it was started with.
+/// The sampler's inputs, and the sources of the threads of sub-second power and of meters. Those
+/// threads start after the privileges are dropped, because a thread keeps those that it was started
+/// with.
 pub struct PreparedSampler {
     inputs: SamplerInputs,
     histogram: Option<(Box<dyn Source>, u32)>,
+    reference: Vec<PreparedMeter>,
 }
 
 impl PreparedSampler {
@@ -91,11 +99,12 @@ impl PreparedSampler {
         }
     }
 
-    /// Starts the thread of sub-second power, and reports a state directory that cannot be written.
+    /// Starts these threads, and reports a state directory that cannot be written.
     /// Call it after the privileges are dropped.
     #[must_use]
     pub fn start(self) -> SamplerInputs {
-        let Self { mut inputs, histogram } = self;
+        let Self { mut inputs, histogram, reference } = self;
+        inputs.reference = ReferenceMeters::start(reference, &mut inputs.sources);
         if let Some(Err(error)) = inputs.baselines.as_ref().map(BaselineFile::check_writable) {
             warn!("{error}");
         }
@@ -112,7 +121,9 @@ impl PreparedSampler {
 }
 
 fn accountant(config: &Config, setup: Setup) -> Accountant {
-    Accountant::new(setup, config.rules(), config.limits.window_bytes)
+    let mut accountant = Accountant::new(setup, config.rules(), config.limits.window_bytes);
+    accountant.set_sample_age(config.energy.sample_age * 3600);
+    accountant
 }
 
 fn replay(config: &Config) -> Result<PreparedSampler> {
@@ -133,10 +144,11 @@ fn replay(config: &Config) -> Result<PreparedSampler> {
         accountant,
         histogram: None,
         histogram_hertz: None,
+        reference: ReferenceMeters::default(),
         baselines: None,
         sources,
     };
-    Ok(PreparedSampler { inputs, histogram: None })
+    Ok(PreparedSampler { inputs, histogram: None, reference: Vec::new() })
 }
 
 /// Opens the sources of the machine, and returns the state of each.

@@ -103,6 +103,7 @@ fn three_to_one(path: &Path) {
             own_ns: second * 500_000,
             suspended_ns: 0,
             zones: vec![raw(joules[0]), raw(joules[1])],
+            residency: Vec::new(),
             cpu: Some(Ok(CpuReading { rows, overflow: vec![RunTime::default(); 2], ..CpuReading::default() })),
             jobs: Vec::new(),
             gpu_ns: 0,

@@ -2,6 +2,7 @@
 
 #![allow(missing_docs, reason = "no API: for its own binary and tests")]
 
+pub mod accuracy;
 mod background;
 pub mod bench;
 pub mod build_ebpf;

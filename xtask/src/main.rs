@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{bench, build_ebpf, check_dashboards, dist, generate, package_test, pictures, sim, test, up, vm};
+use xtask::{accuracy, bench, build_ebpf, check_dashboards, dist, generate, package_test, pictures, sim, test, up, vm};
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", about = "Build, run, test and measure Wattcast")]
@@ -20,6 +20,8 @@ enum Command {
     Test(test::Test),
     /// Measure the overhead of the programs (needs root)
     Bench(bench::Bench),
+    /// Compare the probe with measurements of real machines, as in docs/accuracy.md
+    Accuracy(accuracy::Accuracy),
     /// Build the eBPF programs, and install their toolchain if it is missing
     BuildEbpf,
     /// Simulate a powercap tree whose energy follows the load of this machine
@@ -43,6 +45,7 @@ fn main() -> ExitCode {
         Command::Up(args) => up::up(&args),
         Command::Test(args) => test::test(&args),
         Command::Bench(args) => bench::bench(&args),
+        Command::Accuracy(args) => accuracy::accuracy(&args),
         Command::BuildEbpf => build_ebpf::build_ebpf().map(|_| ()),
         Command::SimRapl(args) => sim::sim_rapl(&args),
         Command::Generate => generate::write(),

@@ -14,7 +14,7 @@ use units::Microjoules;
 
 use super::{
     gpu::{GpuZone, split_inside},
-    root::{Root, RootSplit, UsageByTarget, microwatts, sum_usage},
+    root::{Load, Root, RootSplit, UsageByTarget, microwatts, sum_usage},
 };
 use crate::{
     cgroup::CgroupKey,
@@ -29,11 +29,12 @@ use crate::{
     host::{gpu_id::GpuId, topology::PackageId},
     ledger::{
         AccountId, IdlePolicy, Rules, Totals,
+        awake::{AwakeShare, AwakeSource, Residency, any_busy, part_of},
         gpu_idle::GpuIdle,
-        idle::{Baseline, Estimate, Sample},
+        idle::{Baseline, Estimate, MAX_AGE_SECONDS, Observation, Sample},
         share_idle, split_proportionally,
         streams::Streams,
-        uncertainty::Conditions,
+        uncertainty::{Bound, Conditions, Recent},
     },
     snapshot::{
         Snapshot, ZoneRow,
@@ -112,6 +113,15 @@ pub struct Accountant {
     /// Ticks in a row without CPU time.
     ticks_without_cpu: u32,
     ran: HashSet<CgroupKey>,
+    /// Share of the tick in which each package was awake; `None` where it is unknown.
+    awake: Vec<Option<AwakeShare>>,
+    residency: Residency,
+    /// Energy of each container in the last minute, with its bound.
+    recent: BTreeMap<u32, Recent>,
+    /// Time between the readings of energy and CPU time in the last tick.
+    last_skew_ns: u64,
+    /// Age at which a sample of idle power no longer counts, in seconds.
+    sample_age: u64,
 }
 
 impl Accountant {
@@ -151,8 +161,19 @@ impl Accountant {
             gpu_trouble: None,
             ticks_without_cpu: 0,
             ran: HashSet::new(),
+            awake: Vec::new(),
+            residency: Residency::default(),
+            recent: BTreeMap::new(),
+            last_skew_ns: 0,
+            sample_age: MAX_AGE_SECONDS,
             setup,
         }
+    }
+
+    /// Sets the age in seconds at which a sample of idle power no longer counts.
+    pub fn set_sample_age(&mut self, seconds: u64) {
+        self.sample_age = seconds;
+        self.roots.iter_mut().flatten().for_each(|root| root.baseline.set_max_age(seconds));
     }
 
     /// Restores the idle power that an earlier run learnt, by zone.
@@ -160,6 +181,7 @@ impl Accountant {
         for (zone, root) in self.setup.zones.iter().zip(&mut self.roots) {
             if let (Some(root), Some(samples)) = (root, baselines.get(&zone.id.to_string())) {
                 root.baseline = Baseline::restore(samples);
+                root.baseline.set_max_age(self.sample_age);
             }
         }
         self.saved_baselines.clone_from(baselines);
@@ -209,8 +231,11 @@ impl Accountant {
         let length_ns = self.last_energy_ns.replace(raw.energy_ns).map(|last| raw.energy_ns.saturating_sub(last));
         let usage = self.cpu_usage(raw);
         self.add_cpu_totals(&usage);
+        self.awake = self.awake_shares(raw, length_ns);
         let PostedTick { zones, deltas, splits } = self.post(raw, length_ns, &usage);
         self.add_own_energy(raw, &splits, &usage);
+        self.add_recent(&splits);
+        self.last_skew_ns = raw.cpu_ns.saturating_sub(raw.began_ns);
         self.push_history(raw, deltas, &splits, &usage);
         for number in &raw.changes.jobs_gone {
             self.gpus.iter_mut().for_each(|gpu| gpu.remove_job(*number));
@@ -283,6 +308,7 @@ impl Accountant {
         for (current, is_root) in self.roots.iter_mut().zip(roots) {
             *current = is_root.then(|| current.take().unwrap_or_default());
         }
+        self.set_sample_age(self.sample_age);
     }
 
     /// Puts the counters of another energy source in the place of those of the one before. The
@@ -375,13 +401,16 @@ impl Accountant {
         self.streams.remove_container(number);
         self.cpu.remove(&number);
         self.queues.remove(&number);
+        self.recent.remove(&number);
         self.reserved.remove(&number);
         self.containers.remove(&number);
         self.engine_times.retain(|(container, _), _| *container != number);
         self.gpus.iter_mut().for_each(|gpu| gpu.retire_container(number));
         for root in self.roots.iter_mut().flatten() {
-            if let Some(usage) = root.pending.remove(&ChargeTarget::Container(number)) {
-                root.pending.entry(ChargeTarget::Retired).or_default().add(&usage);
+            for pending in [&mut root.pending, &mut root.pending_host] {
+                if let Some(usage) = pending.remove(&ChargeTarget::Container(number)) {
+                    pending.entry(ChargeTarget::Retired).or_default().add(&usage);
+                }
             }
         }
     }
@@ -434,6 +463,96 @@ impl Accountant {
                 let sums = self.cpu.entry(*number).or_insert_with(|| vec![CpuUsage::default(); by_package.len()]);
                 sums.iter_mut().zip(by_package).for_each(|(sum, usage)| sum.add(usage));
             }
+        }
+    }
+
+    /// Share of the tick in which each package was awake.
+    fn awake_shares(&mut self, raw: &RawTick, length_ns: Option<u64>) -> Vec<Option<AwakeShare>> {
+        let counted = self.residency.advance(&raw.residency);
+        let estimated = self.estimated_awake(raw, length_ns);
+        let of_package = |package: usize| match counted.get(package).copied().flatten() {
+            Some(share) => Some(AwakeShare { share, source: AwakeSource::Cstate }),
+            None => estimated.map(|share| AwakeShare { share, source: AwakeSource::Estimated }),
+        };
+        (0..self.setup.packages.len().max(1)).map(of_package).collect()
+    }
+
+    /// Share of the tick in which any CPU of the machine ran, if CPUs run independently. Where CPU
+    /// time is not known by CPU, all of them ran for the same time.
+    fn estimated_awake(&self, raw: &RawTick, length_ns: Option<u64>) -> Option<f64> {
+        let length_ns = length_ns.filter(|length| *length > 0)?;
+        let window = self.window.as_ref().filter(|_| matches!(raw.cpu, Some(Ok(_))))?;
+        let busy = window.busy_ns();
+        if self.setup.has_per_cpu_usage() {
+            return Some(any_busy(busy.iter().copied(), length_ns));
+        }
+        let cpus = self.setup.cpus().iter().sum::<u64>().max(1);
+        let each = busy.iter().fold(0, |sum: u64, ns| sum.saturating_add(*ns)) / cpus;
+        Some(any_busy((0..cpus).map(|_| each), length_ns))
+    }
+
+    /// Share of the tick in which a root was awake: of its package or die, or of the one of its
+    /// packages or dies that was awake the longest.
+    fn awake_share(&self, id: ZoneId) -> Option<AwakeShare> {
+        let of = self.packages(id);
+        let here = self.awake.iter().enumerate().filter(|(index, _)| of.is_empty() || of.contains(index));
+        here.filter_map(|(_, share)| *share).max_by(|one, other| one.share.total_cmp(&other.share))
+    }
+
+    /// The load of a root in one tick.
+    fn load(&self, id: ZoneId, input: &Input<'_>) -> Load {
+        let several = self.setup.has_per_cpu_usage() && self.setup.packages.len() > 1;
+        let host = match (id.kind, id.package) {
+            (ZoneKind::Package, Some(_)) if several => {
+                input.usage.iter().map(|(target, by_package)| (*target, sum_usage(by_package))).collect()
+            }
+            _ => BTreeMap::new(),
+        };
+        let share = self.awake_share(id);
+        let length_ns = input.length_ns.unwrap_or(0);
+        let known = share.is_some() && matches!(input.raw.cpu, Some(Ok(_)));
+        Load {
+            claims: self.claims(id, input.usage),
+            host,
+            awake_ns: share.map_or(length_ns, |share| part_of(share.share, length_ns)),
+            sample_at: known.then_some(input.raw.unix_ns / 1_000_000_000),
+        }
+    }
+
+    /// Weight of a nanosecond of all CPUs that divide the energy of a root, in thousandths. With
+    /// SMT it is reached when both threads of every core run.
+    fn capacity(&self, id: ZoneId) -> u64 {
+        let per_cpu = self.setup.has_per_cpu_usage();
+        let packages = if per_cpu { self.packages(id) } else { Vec::new() };
+        let here = |of: &Option<usize>| of.is_some_and(|of| packages.is_empty() || packages.contains(&of));
+        let weight = |cpu: usize| self.setup.cpu_weights.get(cpu).copied().filter(|_| per_cpu).map_or(1000, u64::from);
+        let cpus = self.setup.cpu_packages.iter().enumerate().filter(|(_, of)| here(of));
+        let all: u64 = cpus.map(|(cpu, _)| weight(cpu)).sum();
+        let siblings = self.setup.smt && self.setup.cpu.as_ref().is_some_and(|cpu| cpu.capabilities.siblings);
+        if siblings { all.saturating_mul(self.rules.weights.shared_milli) / 1000 } else { all }
+    }
+
+    /// Adds the energy of the tick and its bound to the last minute of each container.
+    fn add_recent(&mut self, splits: &[RootSplit]) {
+        let machine = || splits.iter().filter(|root| matches!(root.id.zone.kind, ZoneKind::Package | ZoneKind::Psys));
+        let Some(length_ns) = machine().map(|root| root.length_ns).max() else { return };
+        let mut sums: BTreeMap<u32, (f64, Bound)> = BTreeMap::new();
+        for root in machine() {
+            for (target, energy) in &root.split.shares {
+                let ChargeTarget::Container(number) = target else { continue };
+                let Some(bound) = root.bounds.get(number) else { continue };
+                let (uj, sum) = sums.entry(*number).or_default();
+                *uj += energy.joules() * 1e6;
+                sum.random += bound.random;
+                sum.systematic += bound.systematic;
+            }
+        }
+        for number in sums.keys() {
+            self.recent.entry(*number).or_default();
+        }
+        for (number, recent) in &mut self.recent {
+            let (uj, bound) = sums.get(number).copied().unwrap_or_default();
+            recent.add(length_ns, uj, bound);
         }
     }
 
@@ -700,13 +819,13 @@ impl Accountant {
     ) -> (AccountDelta, Option<RootSplit>) {
         self.totals.open(id);
         let gpu = matches!(id.zone.kind, ZoneKind::Gpu(_));
-        let mut claims = self.claims(id.zone, input.usage);
+        let mut load = self.load(id.zone, input);
         let idle_known = self.idle_estimate(index, root).is_some();
         let mut delta = AccountDelta { idle_known, ..AccountDelta::unmeasured(id) };
         let (energy, covered_ns) = match step {
             Step::Grew(energy, covered_ns) => (energy, covered_ns),
             Step::Rejected(_) | Step::Failed => {
-                root.add_pending(claims);
+                root.add_pending(load);
                 root.rejected |= matches!(step, Step::Rejected(_));
                 if let (true, Some(energy)) = (gpu, self.gpus[index].unsettled) {
                     delta.settlement = Settlement::Waiting(energy);
@@ -730,17 +849,16 @@ impl Accountant {
         let continues = gpu && !root.rejected;
         if continues || input.length_ns.is_none_or(|length| covered_ns > length) {
             // Empty for a board, whose claims are kept in its GPU zone.
-            for (target, usage) in std::mem::take(&mut root.pending) {
-                claims.entry(target).or_default().add(&usage);
-            }
+            root.take_pending(&mut load);
             delta.covers += root.pending_ticks;
         }
+        load.sample_at = load.sample_at.filter(|_| delta.covers == 1);
         root.clear_pending();
         let conditions = self.conditions(index, root, input.raw, energy, covered_ns);
         let mut result = if gpu {
             self.split_board(index, id, &conditions)
         } else {
-            self.split_root(index, id, root, &conditions, &claims)
+            self.split_root(index, id, root, &conditions, &load)
         };
         // From here on, a split names only containers that have series: a row may have been removed
         // before its first tick, and claims, reservations and processes may still name it. The
@@ -800,7 +918,7 @@ impl Accountant {
             peak_uw: power_uw.max(root.power_uw),
             step_uj: zone.step_uj,
             update_ns: zone.update_ns,
-            skew_ns: raw.cpu_ns.saturating_sub(raw.began_ns).saturating_add(self.setup.lag_ns),
+            skew_ns: raw.cpu_ns.saturating_sub(raw.began_ns).max(self.last_skew_ns).saturating_add(self.setup.lag_ns),
             idle_bound_uw,
             cpus,
             cpus_elsewhere: if self.setup.has_per_cpu_usage() {
@@ -815,37 +933,42 @@ impl Accountant {
     /// Splits the energy of one root for one tick, and updates its baseline. The energy of a GPU
     /// inside it is split by engine use or stays unattributed; by CPU time it would be attributed
     /// to containers that only compute.
-    fn split_root(
-        &mut self,
-        index: usize,
-        id: AccountId,
-        root: &mut Root,
-        now: &Conditions,
-        claims: &BTreeMap<ChargeTarget, CpuUsage>,
-    ) -> RootSplit {
-        let weights: Vec<(ChargeTarget, u64)> = claims.iter().map(|(target, usage)| (*target, usage.weight)).collect();
+    fn split_root(&mut self, index: usize, id: AccountId, root: &mut Root, now: &Conditions, load: &Load) -> RootSplit {
+        let Load { claims, .. } = load;
+        let weigh = |usage: &BTreeMap<ChargeTarget, CpuUsage>| -> Vec<(ChargeTarget, u64)> {
+            usage.iter().map(|(target, usage)| (*target, usage.weight)).collect()
+        };
+        let weights = weigh(claims);
+        let host = if load.host.is_empty() { claims } else { &load.host };
         let mut remaining = now.measured;
         let gpu_parts = split_inside(&self.setup.zones, &mut self.gpus, id.zone, &mut remaining, now.idle);
-        let mut split = split_proportionally(remaining, now.idle, &weights);
+        let step = self.step_estimate(index, root);
+        let awake = step.map_or(Microjoules::ZERO, |step| Microjoules::from_power(step.uw, load.awake_ns));
+        let awake = awake.min(remaining - now.idle);
+        let mut split = split_proportionally(remaining - awake, now.idle, &weights);
+        if awake > Microjoules::ZERO {
+            split.add_awake(&split_proportionally(awake, Microjoules::ZERO, &weigh(host)));
+        }
         self.streams.split_by_cpu_time(index, id, &split);
         match self.rules.idle {
             IdlePolicy::Separate => {}
             IdlePolicy::Proportional => share_idle(&mut split, &weights),
             IdlePolicy::Reserved => share_idle(&mut split, &self.reservations(now.cpus)),
         }
-        let all = sum_usage(claims.values());
         let mut bounds = BTreeMap::new();
         if !self.setup.modelled() {
-            for (target, usage) in claims {
-                if let ChargeTarget::Container(number) = target
-                    && usage.ns() > 0
-                {
-                    bounds.insert(*number, now.share_bound(usage, &all));
-                }
-            }
+            let step_bound_uw = step.map_or(0, |step| (step.high_uw - step.uw).max(step.uw - step.low_uw));
+            bounds = self.bounds(now, claims, host, awake, Microjoules::from_power(step_bound_uw, load.awake_ns));
         }
-        if id.zone.kind != ZoneKind::Dram && self.setup.cpu.is_some() {
-            root.baseline.observe(now.length_ns, all.ns(), now.cpus + now.cpus_elsewhere, remaining.0);
+        if let (Some(unix_seconds), false) = (load.sample_at, id.zone.kind == ZoneKind::Dram) {
+            root.baseline.observe(Observation {
+                unix_seconds,
+                ns: now.length_ns,
+                weight: sum_usage(claims.values()).weight,
+                capacity: self.capacity(id.zone),
+                awake_ns: load.awake_ns,
+                uj: remaining.0,
+            });
         }
         let mut unbounded = BTreeSet::new();
         for (part, claims) in gpu_parts {
@@ -859,6 +982,55 @@ impl Accountant {
         }
         bounds.retain(|number, _| !unbounded.contains(number));
         RootSplit { id, split, bounds, unbounded, length_ns: now.length_ns }
+    }
+
+    /// What an awake root draws more than a sleeping one. A source that defines the idle power has
+    /// no such step.
+    fn step_estimate(&self, index: usize, root: &Root) -> Option<Estimate> {
+        let exact = self.setup.idle_uw.get(index).copied().flatten();
+        root.baseline.step().filter(|_| exact.is_none())
+    }
+
+    /// Error bounds of the energy of each container. `awake` of it was split by `host`, and the
+    /// rest by `claims`; `step_bound` of it may have been split by the wrong one.
+    fn bounds(
+        &self,
+        now: &Conditions,
+        claims: &BTreeMap<ChargeTarget, CpuUsage>,
+        host: &BTreeMap<ChargeTarget, CpuUsage>,
+        awake: Microjoules,
+        step_bound: Microjoules,
+    ) -> BTreeMap<u32, Bound> {
+        let of_load = Conditions { measured: now.measured - awake, ..*now };
+        // The errors of the counter are in the part above.
+        let of_awake = Conditions {
+            measured: awake,
+            idle: Microjoules::ZERO,
+            peak_uw: 0,
+            step_uj: 0,
+            update_ns: 0,
+            idle_bound_uw: 0,
+            cpus: self.setup.cpus().iter().sum(),
+            cpus_elsewhere: 0,
+            ..*now
+        };
+        let (all, all_host) = (sum_usage(claims.values()), sum_usage(host.values()));
+        let mut bounds = BTreeMap::new();
+        for (target, on_host) in host {
+            let own = claims.get(target).copied().unwrap_or_default();
+            let ChargeTarget::Container(number) = target else { continue };
+            if own.ns() == 0 && (awake == Microjoules::ZERO || on_host.ns() == 0) {
+                continue;
+            }
+            let (load, woken) = (of_load.share_bound(&own, &all), of_awake.share_bound(on_host, &all_host));
+            let apart = (share(&own, &all) - share(on_host, &all_host)).abs();
+            let bound = Bound {
+                random: load.random + woken.random,
+                systematic: load.systematic + woken.systematic + apart * step_bound.joules() * 1e6,
+            };
+            bounds.insert(*number, bound);
+        }
+        bounds
     }
 
     /// Splits the energy of a board by engine use.
@@ -894,6 +1066,12 @@ fn move_usage(all: &mut UsageByTarget, from: ChargeTarget, container: u32, ns: u
     }
     let sums = all.entry(ChargeTarget::Container(container)).or_insert_with(|| vec![CpuUsage::default(); moved.len()]);
     sums.iter_mut().zip(&moved).for_each(|(sum, usage)| sum.add(usage));
+}
+
+/// Share of `own` in the weight of `all`.
+#[expect(clippy::cast_precision_loss, reason = "a bound; no joule is counted here")]
+fn share(own: &CpuUsage, all: &CpuUsage) -> f64 {
+    if all.weight == 0 { 0.0 } else { own.weight as f64 / all.weight as f64 }
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "a bound; seven digits are more than it has")]

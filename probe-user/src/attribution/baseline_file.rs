@@ -19,7 +19,7 @@ use crate::{
 
 /// Name of the file in the state directory.
 const FILE: &str = "idle.json";
-/// 64 samples of 23 classes for each of a few packages are 100 kB.
+/// 64 samples of 46 classes for each of a few packages are some 500 kB.
 const MAX_FILE: u64 = 4 << 20;
 const VERSION: u32 = 1;
 
@@ -184,7 +184,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let here = file(dir.path(), "here");
         assert!(here.load().unwrap().is_empty(), "nothing yet");
-        let zones = BTreeMap::from([("package of package 0".to_owned(), vec![(0.5, 30.0)])]);
+        let zones = BTreeMap::from([("package of package 0".to_owned(), vec![Sample::from((0.5, 30.0))])]);
         here.save(&zones).unwrap();
         assert_eq!(here.load().unwrap(), zones);
         assert!(file(dir.path(), "elsewhere").load().unwrap().is_empty());
@@ -221,7 +221,7 @@ mod tests {
                 state.join(FILE).display()
             )
         );
-        let zones = BTreeMap::from([("package of package 0".to_owned(), vec![(0.5, 30.0)])]);
+        let zones = BTreeMap::from([("package of package 0".to_owned(), vec![Sample::from((0.5, 30.0))])]);
         here.save(&zones).unwrap();
         assert_eq!(fs::read_to_string(&precious).unwrap(), "precious");
         assert_eq!(here.load().unwrap(), zones);

@@ -18,6 +18,9 @@ pub(super) type UsageByTarget = BTreeMap<ChargeTarget, Vec<CpuUsage>>;
 pub(super) struct Root {
     /// CPU usage of ticks whose energy has not been read yet.
     pub(super) pending: BTreeMap<ChargeTarget, CpuUsage>,
+    /// CPU usage of the whole machine in those ticks, and the time in which the root was awake.
+    pub(super) pending_host: BTreeMap<ChargeTarget, CpuUsage>,
+    pub(super) pending_awake_ns: u64,
     /// Number of those ticks.
     pub(super) pending_ticks: u32,
     /// True when the counter rejected a reading in one of those ticks.
@@ -28,15 +31,42 @@ pub(super) struct Root {
 }
 
 impl Root {
-    pub(super) fn add_pending(&mut self, claims: BTreeMap<ChargeTarget, CpuUsage>) {
-        for (target, usage) in claims {
-            self.pending.entry(target).or_default().add(&usage);
-        }
+    pub(super) fn add_pending(&mut self, load: Load) {
+        add_usage(&mut self.pending, load.claims);
+        add_usage(&mut self.pending_host, load.host);
+        self.pending_awake_ns = self.pending_awake_ns.saturating_add(load.awake_ns);
         self.pending_ticks = self.pending_ticks.saturating_add(1);
     }
 
+    /// Moves the load of the ticks without energy to `load`.
+    pub(super) fn take_pending(&mut self, load: &mut Load) {
+        add_usage(&mut load.claims, std::mem::take(&mut self.pending));
+        add_usage(&mut load.host, std::mem::take(&mut self.pending_host));
+        load.awake_ns = load.awake_ns.saturating_add(self.pending_awake_ns);
+    }
+
     pub(super) fn clear_pending(&mut self) {
-        (self.pending, self.pending_ticks, self.rejected) = (BTreeMap::new(), 0, false);
+        (self.pending, self.pending_host) = (BTreeMap::new(), BTreeMap::new());
+        (self.pending_awake_ns, self.pending_ticks, self.rejected) = (0, 0, false);
+    }
+}
+
+/// Load of one root in the ticks that its energy covers.
+pub(super) struct Load {
+    /// CPU usage that splits the load energy of the root.
+    pub(super) claims: BTreeMap<ChargeTarget, CpuUsage>,
+    /// CPU usage of the whole machine, which splits the energy of being awake; empty where it is
+    /// that of the root.
+    pub(super) host: BTreeMap<ChargeTarget, CpuUsage>,
+    /// Time in which the root was awake; all of it where that is unknown.
+    pub(super) awake_ns: u64,
+    /// End in unix seconds of a tick that tells the power at its load; `None` for other ticks.
+    pub(super) sample_at: Option<i64>,
+}
+
+fn add_usage(all: &mut BTreeMap<ChargeTarget, CpuUsage>, more: BTreeMap<ChargeTarget, CpuUsage>) {
+    for (target, usage) in more {
+        all.entry(target).or_default().add(&usage);
     }
 }
 

@@ -14,6 +14,7 @@ use crate::{attribution::Accountant, config::Config, endpoints::pages, tick::rec
 pub fn run(config: &Config, file: &Path) -> Result<()> {
     let mut reader = Reader::open(file)?;
     let mut accountant = Accountant::new(reader.setup().clone(), config.rules(), 0);
+    accountant.set_sample_age(config.energy.sample_age * 3600);
     let mut last = None;
     let failure = loop {
         match reader.next_tick() {

@@ -25,6 +25,7 @@ use crate::{
         availability::{Reason, Unavailable},
         topology::Topology,
     },
+    reference,
 };
 
 /// The complete report.
@@ -320,6 +321,8 @@ fn parts(config: &Config, tiers: &[Finding]) -> Vec<Finding> {
         None => Finding { name: "cpu".to_owned(), state: "absent", detail: "no tier is allowed".to_owned() },
     };
     let mut all = vec![Finding::new("cgroups", &trees), cpu, Finding::new("docker", &docker(config))];
+    let meter = reference::check(&config.reference.settings(false), &config.paths.source_paths());
+    all.extend(meter.map(|outcome| Finding::new("reference", &outcome)));
     for fault in config.path_faults() {
         all.push(Finding::new("path", &Err(Unavailable::new(Reason::Absent, fault))));
     }

@@ -92,6 +92,8 @@ pub struct CpuWindow {
     last: HashMap<CgroupKey, LastValues>,
     last_overflow: Vec<RunTime>,
     last_counter_time: [u64; 2],
+    /// Run time of everything on each CPU in the last window.
+    busy_ns: Vec<u64>,
 }
 
 /// The last values of one cgroup, by CPU.
@@ -126,6 +128,7 @@ impl CpuWindow {
             last: last.collect(),
             last_overflow: reading.overflow.clone(),
             last_counter_time: reading.counter_time,
+            busy_ns: Vec::new(),
         }
     }
 
@@ -134,6 +137,13 @@ impl CpuWindow {
     pub fn with_cpu_weights(mut self, cpu_weights: Vec<u32>) -> Self {
         self.cpu_weights = cpu_weights;
         self
+    }
+
+    /// Run time of everything on each CPU in the last window, in nanoseconds; a single value where
+    /// the CPU is unknown.
+    #[must_use]
+    pub fn busy_ns(&self) -> &[u64] {
+        &self.busy_ns
     }
 
     fn cpu_weight(&self, cpu: usize) -> u64 {
@@ -166,6 +176,11 @@ impl CpuWindow {
         self.last_overflow.clone_from(&reading.overflow);
         if deltas.iter().any(|delta| delta.time != RunTime::default()) {
             all.push((None, deltas));
+        }
+        self.busy_ns.clear();
+        for (_, deltas) in &all {
+            self.busy_ns.resize(self.busy_ns.len().max(deltas.len()), 0);
+            self.busy_ns.iter_mut().zip(deltas).for_each(|(sum, delta)| *sum = sum.saturating_add(delta.time.ns()));
         }
         let mean_pace = self.mean_pace(reading, &all);
         all.into_iter()

@@ -19,7 +19,7 @@ pub(crate) static CONTAINER_ENERGY: Def = Def::counter(
     "wattcast_container_energy_joules_total",
     CONTAINER_ZONE,
     "Dynamic energy attributed to a container in joules: the zone's energy less idle, divided by CPU time on \
-     that package. Zone gpu, and an integrated GPU's part of a package, are divided by engine time. Attributed, \
+     that package; the part of wattcast_container_awake_energy_joules_total by CPU time on all packages. Zone gpu, and an integrated GPU's part of a package, are divided by engine time. Attributed, \
      not measured. Interrupts and kernel threads that work for a container count as system.",
 );
 pub(crate) static CONTAINER_IDLE: Def = Def::counter(
@@ -27,6 +27,12 @@ pub(crate) static CONTAINER_IDLE: Def = Def::counter(
     CONTAINER_ZONE,
     "Idle energy attributed to a container in joules; only under an idle policy that shares it (--idle.policy). \
      Not included in wattcast_container_energy_joules_total.",
+);
+pub(crate) static CONTAINER_AWAKE: Def = Def::counter(
+    "wattcast_container_awake_energy_joules_total",
+    CONTAINER_ZONE,
+    "Energy attributed to a container in joules for keeping packages awake: one busy CPU wakes every package, so \
+     it is divided by CPU time on all packages. Included in wattcast_container_energy_joules_total.",
 );
 pub(crate) static ENGINE_SECONDS: Def = Def::counter(
     "wattcast_container_gpu_engine_seconds_total",
@@ -77,8 +83,8 @@ pub(crate) static CONSERVATION: Def = Def::gauge(
 pub(crate) static IDLE_POWER: Def = Def::gauge(
     "wattcast_idle_power_watts",
     &["package", "zone"],
-    "Idle power used for attribution in watts: the intercept of power against load; absent until the load has \
-     varied enough to estimate it.",
+    "Idle power used for attribution in watts: that of a sleeping package, or with state base of \
+     wattcast_idle_state_info the power of a package that never sleeps, without load; absent until it is known.",
 );
 pub(crate) static IDLE_INTERVAL: Def = Def::gauge(
     "wattcast_idle_power_interval_watts",
@@ -86,12 +92,54 @@ pub(crate) static IDLE_INTERVAL: Def = Def::gauge(
     "Lower and upper bound of the idle power's 95 % interval in watts; absent if the source defines the idle \
      power, or if it is unknown.",
 );
+pub(crate) static IDLE_STATE: Def = Def::gauge(
+    "wattcast_idle_state_info",
+    &["package", "zone", "state"],
+    "1; what is known of the idle power: known, base (sleep and awake power as one sum, for a package that never \
+     sleeps), learning, refused (never below half load, a power limit, or samples that contradict each other). Idle \
+     energy is 0 with learning and refused.",
+);
+pub(crate) static AWAKE_POWER: Def = Def::gauge(
+    "wattcast_awake_power_watts",
+    &["package", "zone"],
+    "Step between the power of a sleeping package and of one that is awake without load, in watts; absent until \
+     both are known.",
+);
+pub(crate) static AWAKE_INTERVAL: Def = Def::gauge(
+    "wattcast_awake_power_interval_watts",
+    &["package", "zone", "bound"],
+    "Lower and upper bound of the 95 % interval of wattcast_awake_power_watts.",
+);
+pub(crate) static AWAKE_RATIO: Def = Def::gauge(
+    "wattcast_package_awake_ratio",
+    &["package", "source"],
+    "Share (0-1) of the last tick in which a package was not in a sleep state; source: cstate, by the residency \
+     counters of the hardware; estimated, from the idle time of all CPUs of the machine.",
+);
+pub(crate) static MODEL_INTERVAL: Def = Def::gauge(
+    "wattcast_model_interval_ratio",
+    &["package", "zone", "load", "bound"],
+    "Lower and upper bound of the 90 % interval of modelled energy, as the truth per estimate: at idle, at full \
+     load, and of the energy over all loads. From servers whose CPU model was left out of the model; for a \
+     package also the range of its share of the machine, which is an assumption. Absent if energy is measured, \
+     and with configured watts.",
+);
 pub(crate) static UNCERTAINTY: Def = Def::gauge(
     "wattcast_energy_uncertainty_ratio",
+    &["container", "id", "window"],
+    "Relative uncertainty (0-1) of the container's energy in the last tick (window 1s) and in the last minute (60s, \
+     absent in the first): counter steps and updates, read skew, intervals of idle and awake power, shared cores. \
+     Energy of GPUs and hardware bias are not included. Absent if unknown, as for a model.",
+);
+pub(crate) static UNCERTAINTY_JOULES: Def = Def::gauge(
+    "wattcast_energy_uncertainty_joules",
     &["container", "id"],
-    "Relative uncertainty (0-1) of the container's energy in the last tick: counter steps and updates, read \
-     skew, idle interval, shared cores. Energy of GPUs and hardware bias are not included. Absent if unknown, \
-     as for a model.",
+    "Uncertainty of the container's energy in the last 60 s in joules.",
+);
+pub(crate) static UNCERTAINTY_WATTS: Def = Def::gauge(
+    "wattcast_energy_uncertainty_watts",
+    &["container", "id"],
+    "Uncertainty of the container's mean power in the last 60 s in watts.",
 );
 pub(crate) static DISTRIBUTION: Def = Def::histogram(
     "wattcast_power_distribution_watts",
@@ -202,6 +250,41 @@ pub(crate) static SKEW: Def = Def::gauge(
     &[],
     "Time from the start of the energy reading to the end of the CPU time reading in the last tick, in seconds.",
 );
+pub(crate) static REFERENCE_POWER: Def = Def::gauge(
+    "wattcast_reference_power_watts",
+    &["meter", "source"],
+    "Power of the whole machine by a meter at the wall or on the board, in watts; absent while it cannot be read. \
+     source: hwmon, http, file (--reference.url, --reference.file). Never attributed.",
+);
+pub(crate) static REFERENCE_ENERGY: Def = Def::counter(
+    "wattcast_reference_energy_joules_total",
+    &["meter", "source"],
+    "Energy of the whole machine by a meter since the probe's start, in joules, without the time in which it could \
+     not be read. It contains the energy of all zones: do not add it to them.",
+);
+pub(crate) static REFERENCE_OFFSET: Def = Def::gauge(
+    "wattcast_reference_offset_watts",
+    &["meter"],
+    "Power of a meter while the counters of packages, memory and boards show none, in watts: offset of the line \
+     meter = offset + slope * counters over the last hours; absent until the load has varied enough.",
+);
+pub(crate) static REFERENCE_SLOPE: Def = Def::gauge(
+    "wattcast_reference_slope_ratio",
+    &["meter"],
+    "Watts of a meter for each watt of the counters: slope of the same line, with the losses of power supplies and \
+     the power of fans that grow with the load.",
+);
+pub(crate) static REFERENCE_RESIDUAL: Def = Def::gauge(
+    "wattcast_reference_residual_ratio",
+    &["meter"],
+    "Power of a meter in the last minutes less that of the line, relative to the meter. Above 0 the counters show \
+     less than before, or something new draws power. The last ten windows of a minute do not take part in the line.",
+);
+pub(crate) static REFERENCE_INTERVAL: Def = Def::gauge(
+    "wattcast_reference_residual_interval_ratio",
+    &["meter", "bound"],
+    "Lower and upper bound of the 95 % interval of wattcast_reference_residual_ratio.",
+);
 pub(crate) static BPF_SECONDS: Def = Def::counter(
     "wattcast_bpf_run_seconds_total",
     &["program"],
@@ -275,6 +358,7 @@ pub static DEFS: &[&Def] = &[
     &POWER,
     &CONTAINER_ENERGY,
     &CONTAINER_IDLE,
+    &CONTAINER_AWAKE,
     &ENGINE_SECONDS,
     &ENGINE_WEIGHT,
     &CONTAINER_POWER,
@@ -285,7 +369,14 @@ pub static DEFS: &[&Def] = &[
     &CONSERVATION,
     &IDLE_POWER,
     &IDLE_INTERVAL,
+    &MODEL_INTERVAL,
+    &IDLE_STATE,
+    &AWAKE_POWER,
+    &AWAKE_INTERVAL,
+    &AWAKE_RATIO,
     &UNCERTAINTY,
+    &UNCERTAINTY_JOULES,
+    &UNCERTAINTY_WATTS,
     &DISTRIBUTION,
     &REJECTS,
     &CONTAINER_CPU,
@@ -304,6 +395,12 @@ pub static DEFS: &[&Def] = &[
     &STREAM_ENERGY,
     &STREAM_INFO,
     &STREAM_RUNNING,
+    &REFERENCE_POWER,
+    &REFERENCE_ENERGY,
+    &REFERENCE_OFFSET,
+    &REFERENCE_SLOPE,
+    &REFERENCE_RESIDUAL,
+    &REFERENCE_INTERVAL,
     &BPF_SECONDS,
     &BPF_RUNS,
     &SELF_ENERGY,

@@ -33,6 +33,7 @@ use crate::{
 /// When a family cannot be encoded.
 pub fn page(snapshot: &Snapshot, compat: bool) -> Result<Page, page::Error> {
     let mut writer = attribution_page(snapshot)?;
+    writer.write("energy", reference(snapshot))?;
     writer.write("probe", probe_families(snapshot))?;
     if compat {
         writer.write("energy", legacy(snapshot))?;
@@ -73,10 +74,15 @@ fn energy(snapshot: &Snapshot) -> Vec<Family> {
     let [mut containers, mut idle_shares, mut system, mut idle, mut unattributed, mut retired] =
         [&m::CONTAINER_ENERGY, &m::CONTAINER_IDLE, &m::SYSTEM, &m::IDLE, &m::UNATTRIBUTED, &m::RETIRED]
             .map(Family::new);
+    let mut awake_shares = Family::new(&m::CONTAINER_AWAKE);
     for account in &snapshot.accounts {
         let (package, zone) = (account.id.zone.package_label(), account.id.zone.kind.as_str());
         let labels = [&*package, zone, account.id.origin.as_str()];
-        for (family, shares) in [(&mut containers, &account.containers), (&mut idle_shares, &account.idle_shares)] {
+        for (family, shares) in [
+            (&mut containers, &account.containers),
+            (&mut idle_shares, &account.idle_shares),
+            (&mut awake_shares, &account.awake_shares),
+        ] {
             for (c, joules) in shares {
                 let labels = [&*c.name, &c.id, &c.image, c.runtime, labels[0], labels[1], labels[2]];
                 family.push_with_extra(&labels, &c.pod_labels(), joules.joules());
@@ -97,20 +103,25 @@ fn energy(snapshot: &Snapshot) -> Vec<Family> {
             interval.push(&[&package, zone, "upper"], watts(row.estimate.high_uw));
         }
     }
+    let mut model = Family::new(&m::MODEL_INTERVAL);
+    for (id, interval) in &snapshot.intervals {
+        let (package, zone) = (id.package_label(), id.kind.as_str());
+        for (load, limits) in [("idle", interval.idle), ("full", interval.full), ("all", interval.energy)] {
+            for (bound, thousandths) in ["lower", "upper"].into_iter().zip(limits) {
+                model.push(&[&package, zone, load, bound], f64::from(1000 + thousandths) / 1000.0);
+            }
+        }
+    }
     let mut distribution = Family::new(&m::DISTRIBUTION);
     for (zone, origin, buckets) in &snapshot.power {
         distribution.push_buckets(&[&zone.package_label(), origin.as_str()], buckets);
     }
-    let mut uncertainty = Family::new(&m::UNCERTAINTY);
     let mut container_power = Family::new(&m::CONTAINER_POWER);
     for row in &snapshot.containers {
         let c = &row.container;
         for (zone, origin, watts) in &row.watts {
             let labels = [&*c.name, &c.id, &c.image, c.runtime, zone, origin.as_str()];
             container_power.push_with_extra(&labels, &c.pod_labels(), *watts);
-        }
-        if let Some(ratio) = row.uncertainty {
-            uncertainty.push(&[&c.name, &c.id], ratio);
         }
     }
     let mut rejects = Family::new(&m::REJECTS);
@@ -132,11 +143,12 @@ fn energy(snapshot: &Snapshot) -> Vec<Family> {
     }
     let parts = [&containers, &idle_shares, &system, &idle, &unattributed, &retired];
     let conservation = conservation(&energy, &parts);
-    vec![
+    let mut families = vec![
         energy,
         power,
         containers,
         idle_shares,
+        awake_shares,
         engine_seconds,
         engine_weight,
         container_power,
@@ -147,10 +159,52 @@ fn energy(snapshot: &Snapshot) -> Vec<Family> {
         conservation,
         idle_power,
         interval,
-        uncertainty,
-        distribution,
-        rejects,
-    ]
+        model,
+    ];
+    families.extend(awake(snapshot));
+    families.extend(uncertainty(snapshot));
+    families.extend([distribution, rejects]);
+    families
+}
+
+/// What is known of the idle power, the step between sleep and awake, its interval, and the awake
+/// time of the packages.
+fn awake(snapshot: &Snapshot) -> [Family; 4] {
+    let mut states = Family::new(&m::IDLE_STATE);
+    for row in &snapshot.idle_states {
+        states.push(&[&row.id.package_label(), row.id.kind.as_str(), row.state.as_str()], 1.0);
+    }
+    let [mut power, mut interval, mut ratio] = [&m::AWAKE_POWER, &m::AWAKE_INTERVAL, &m::AWAKE_RATIO].map(Family::new);
+    for row in &snapshot.steps {
+        let (package, zone) = (row.id.package_label(), row.id.kind.as_str());
+        let watts = |uw: u64| Microjoules(uw).joules();
+        power.push(&[&package, zone], watts(row.estimate.uw));
+        interval.push(&[&package, zone, "lower"], watts(row.estimate.low_uw));
+        interval.push(&[&package, zone, "upper"], watts(row.estimate.high_uw));
+    }
+    for row in &snapshot.awake {
+        ratio.push(&[&package_label(Some(row.package)), row.awake.source.as_str()], row.awake.share);
+    }
+    [states, power, interval, ratio]
+}
+
+/// The uncertainty of the energy of containers, in the last tick and in the last minute.
+fn uncertainty(snapshot: &Snapshot) -> [Family; 3] {
+    let [mut ratio, mut joules, mut watts] =
+        [&m::UNCERTAINTY, &m::UNCERTAINTY_JOULES, &m::UNCERTAINTY_WATTS].map(Family::new);
+    for row in &snapshot.containers {
+        let labels = [&*row.container.name, &*row.container.id];
+        if let Some(of_tick) = row.uncertainty {
+            // More than all of it says no more than that nothing is known.
+            ratio.push(&[labels[0], labels[1], "1s"], of_tick.min(1.0));
+        }
+        if let Some(minute) = row.minute {
+            ratio.push(&[labels[0], labels[1], "60s"], (minute.bound_uj / minute.uj).min(1.0));
+            joules.push(&labels, minute.bound_uj / 1e6);
+            watts.push(&labels, minute.bound_uj * 1e3 / float(minute.ns));
+        }
+    }
+    [ratio, joules, watts]
 }
 
 /// Sums up the rendered rows of the parts and compares them with the measured counters.
@@ -318,6 +372,33 @@ fn streams(snapshot: &Snapshot) -> Vec<Family> {
     vec![energy, info, running]
 }
 
+fn reference(snapshot: &Snapshot) -> Vec<Family> {
+    let [mut power, mut energy, mut offset, mut slope, mut residual, mut interval] = [
+        &m::REFERENCE_POWER,
+        &m::REFERENCE_ENERGY,
+        &m::REFERENCE_OFFSET,
+        &m::REFERENCE_SLOPE,
+        &m::REFERENCE_RESIDUAL,
+        &m::REFERENCE_INTERVAL,
+    ]
+    .map(Family::new);
+    for row in &snapshot.reference {
+        let labels = [&*row.meter, row.source];
+        energy.push(&labels, row.energy.joules());
+        if let Some(watts) = row.watts {
+            power.push(&labels, watts);
+        }
+        if let Some(comparison) = &row.comparison {
+            offset.push(&labels[..1], comparison.offset);
+            slope.push(&labels[..1], comparison.slope);
+            residual.push(&labels[..1], comparison.residual);
+            interval.push(&[labels[0], "lower"], comparison.low);
+            interval.push(&[labels[0], "upper"], comparison.high);
+        }
+    }
+    vec![power, energy, offset, slope, residual, interval]
+}
+
 fn buckets(queue: &RunQueueStats) -> Buckets {
     let mut below = 0u64;
     let cumulative = WAIT_BOUNDS_NS
@@ -429,7 +510,7 @@ mod tests {
     use crate::{
         energy::zone::{Origin, ZoneId, ZoneKind},
         host::topology::PackageId,
-        ledger::{AccountId, idle::Estimate},
+        ledger::{AccountId, idle::Estimate, uncertainty::RecentSum},
         snapshot::{AccountRow, ContainerRow, IdleRow, ZoneRow},
     };
 
@@ -465,6 +546,7 @@ mod tests {
                     watts: vec![("package", origin, 3.25)],
                     queue: Some(RunQueueStats { wait_ns: 1_500_000, waits: [1; 12], voluntary: 7, involuntary: 5 }),
                     uncertainty: Some(0.25),
+                    minute: Some(RecentSum { ns: 60_000_000_000, uj: 2e6, bound_uj: 5e5 }),
                 })
                 .collect(),
             accounts: vec![AccountRow {
@@ -474,6 +556,7 @@ mod tests {
                 system: Microjoules::ZERO,
                 idle: Microjoules(idle),
                 idle_shares: vec![],
+                awake_shares: vec![],
                 unattributed: Microjoules::ZERO,
             }],
             idle: vec![IdleRow { id: zone, estimate: Estimate::exact(1_500_000), calibrated: true }],
@@ -503,6 +586,21 @@ mod tests {
     }
 
     #[test]
+    fn modelled_energy_states_its_interval() {
+        use crate::energy::model::Interval;
+
+        let mut modelled = snapshot(Origin::Model, &[1_000_000], 0);
+        assert!(!page(&modelled).contains("wattcast_model_interval_ratio"));
+        let interval = Interval { idle: [-280, 640], full: [-220, 300], energy: [-200, 333] };
+        modelled.intervals = vec![(modelled.zones[0].id, interval)];
+        let page = page(&modelled);
+        for (bound, load, ratio) in [("lower", "idle", "0.72"), ("upper", "full", "1.3"), ("upper", "all", "1.333")] {
+            let labels = format!("package=\"0\",zone=\"package\",load=\"{load}\",bound=\"{bound}\"");
+            assert!(page.contains(&format!("wattcast_model_interval_ratio{{{labels}}} {ratio}\n")), "{page}");
+        }
+    }
+
+    #[test]
     fn the_page_is_complete_and_labels_the_energy_source() {
         let page = page(&snapshot(Origin::Powercap, &[1_000_000, 2_500_000], 500_000));
         assert!(metrics::page::faults(&page).is_empty(), "{:?}", metrics::page::faults(&page));
@@ -524,7 +622,7 @@ mod tests {
             "wattcast_container_runqueue_wait_seconds_bucket{container=\"c0\",id=\"000000000000\",le=\"+Inf\"} 12",
             "wattcast_container_runqueue_wait_seconds_sum{container=\"c0\",id=\"000000000000\"} 0.0015",
             "wattcast_container_context_switches_total{container=\"c0\",id=\"000000000000\",kind=\"involuntary\"} 5",
-            "wattcast_energy_uncertainty_ratio{container=\"c0\",id=\"000000000000\"} 0.25",
+            "wattcast_energy_uncertainty_ratio{container=\"c0\",id=\"000000000000\",window=\"1s\"} 0.25",
         ] {
             assert!(sorted(&page).contains(&sorted(line)), "{line}\n{page}");
         }

@@ -14,6 +14,7 @@ pub mod perf;
 pub mod power_histogram;
 pub mod powercap;
 pub mod processor;
+pub mod residency;
 mod search;
 mod source;
 pub mod zone;

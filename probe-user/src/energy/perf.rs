@@ -228,6 +228,7 @@ impl Perf {
                             ceiling: Ceiling::learned(id.kind),
                             location: format!("{} on CPU {}", events.join(&name).display(), cpus[0]),
                             origin: None,
+                            interval: None,
                         });
                         self.events.push(files);
                     }

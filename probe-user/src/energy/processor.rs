@@ -20,9 +20,9 @@ pub enum Vendor {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Processor {
     pub vendor: Vendor,
-    /// CPU family; 0 when unknown.
+    /// CPU family, or the implementer of an Arm processor; 0 when unknown.
     pub family: u32,
-    /// CPU model; 0 when unknown.
+    /// CPU model, or the part of an Arm processor; 0 when unknown.
     pub model: u32,
     /// The marketing name; empty when unknown.
     pub name: String,
@@ -46,15 +46,19 @@ impl Processor {
                 (key.trim() == name).then(|| value.trim())
             })
         };
-        let number = |name: &str| field(name).and_then(|text| text.parse().ok()).unwrap_or(0);
+        let number = |name: &str, of_arm: &str| {
+            let decimal = field(name).and_then(|text| text.parse().ok());
+            let hexadecimal = || u32::from_str_radix(field(of_arm)?.strip_prefix("0x")?, 16).ok();
+            decimal.or_else(hexadecimal).unwrap_or(0)
+        };
         Self {
             vendor: match field("vendor_id") {
                 Some("GenuineIntel") => Vendor::Intel,
                 Some("AuthenticAMD" | "HygonGenuine") => Vendor::Amd,
                 _ => Vendor::Other,
             },
-            family: number("cpu family"),
-            model: number("model"),
+            family: number("cpu family", "CPU implementer"),
+            model: number("model", "CPU part"),
             name: field("model name").unwrap_or_default().chars().filter(|char| !char.is_control()).take(80).collect(),
         }
     }
@@ -71,6 +75,9 @@ mod tests {
         let processor = Processor::parse(text);
         assert_eq!((processor.vendor, processor.family, processor.model), (Vendor::Intel, 6, 85));
         assert!(processor.name.contains("Gold 6230"));
+        let arm = "processor\t: 0\nCPU implementer\t: 0x41\nCPU architecture: 8\nCPU part\t: 0xd0c\n";
+        let arm = Processor::parse(arm);
+        assert_eq!((arm.vendor, arm.family, arm.model), (Vendor::Other, 0x41, 0xd0c));
         let unknown = Processor::parse("");
         assert_eq!((unknown.vendor, unknown.family, &*unknown.name), (Vendor::Other, 0, ""));
     }

@@ -59,6 +59,10 @@ pub trait Source: Send {
     /// Reads every counter once, in its own unit, in the order of [`Source::zones`].
     fn read(&mut self, out: &mut Vec<io::Result<u64>>);
 
+    /// Takes the busy nanoseconds of each CPU since the start, by its number, before a reading;
+    /// empty where they are unknown. Only a source that computes energy from them uses them.
+    fn note_busy(&mut self, _busy_ns: &[u64]) {}
+
     /// A second source with the counters of the packages, for a reader with another interval;
     /// `None` where that is not useful.
     fn packages(&self) -> Option<Box<dyn Source>> {

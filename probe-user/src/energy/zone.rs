@@ -1,14 +1,15 @@
 //! Energy zones: what a counter covers, and which counters may be summed.
 //!
-//! A package contains core and uncore; DRAM and GPUs are separate from it; psys contains
-//! everything. So the accounting roots are the packages, their DRAM and the GPUs, each once. All
-//! other zones are exported and never summed.
+//! A package contains core and uncore; DRAM and GPUs are separate from it; psys and machine
+//! contain everything. So the accounting roots are the packages, their DRAM and the GPUs, each
+//! once. All other zones are exported and never summed.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use units::{Unit, provenance::Unmeasured};
 
+use super::model::Interval;
 use crate::host::{gpu_id::GpuId, topology::PackageId};
 
 /// Source of energy; the label `source`. Energy that was not measured is never shown as measured:
@@ -120,6 +121,8 @@ pub enum ZoneKind {
     Uncore,
     /// The whole platform.
     Psys,
+    /// The whole machine at the wall, with power supplies and fans, as a model estimates it.
+    Machine,
     /// A graphics board, including its memory.
     Gpu(GpuId),
 }
@@ -134,6 +137,7 @@ impl ZoneKind {
             Self::Core => "core",
             Self::Uncore => "uncore",
             Self::Psys => "psys",
+            Self::Machine => "machine",
             Self::Gpu(_) => "gpu",
         }
     }
@@ -142,7 +146,7 @@ impl ZoneKind {
 /// Identity of a counter: a zone of a package, or of the whole platform.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ZoneId {
-    /// `None` for psys and GPUs, which belong to no package.
+    /// `None` for psys, machine and GPUs, which belong to no package.
     pub package: Option<PackageId>,
     pub kind: ZoneKind,
 }
@@ -202,7 +206,7 @@ impl Ceiling {
             ZoneKind::Package | ZoneKind::Core | ZoneKind::Uncore => 1_000_000_000,
             ZoneKind::Gpu(_) => 2_000_000_000,
             ZoneKind::Dram => 200_000_000,
-            ZoneKind::Psys => 4_000_000_000,
+            ZoneKind::Psys | ZoneKind::Machine => 4_000_000_000,
         })
     }
 }
@@ -229,6 +233,9 @@ pub struct Zone {
     /// The source of its energy, where it differs from the other zones of the machine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub origin: Option<Origin>,
+    /// How certain the figures are, where they are estimated and the error is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interval: Option<Interval>,
 }
 
 impl Zone {
@@ -236,7 +243,17 @@ impl Zone {
     #[must_use]
     pub fn microjoules(id: ZoneId, range: Range, location: String) -> Self {
         let ceiling = Ceiling::learned(id.kind);
-        Self { id, unit: Unit::MICROJOULE, range, step_uj: 1, update_ns: UPDATE_NS, ceiling, location, origin: None }
+        Self {
+            id,
+            unit: Unit::MICROJOULE,
+            range,
+            step_uj: 1,
+            update_ns: UPDATE_NS,
+            ceiling,
+            location,
+            origin: None,
+            interval: None,
+        }
     }
 }
 
@@ -254,7 +271,7 @@ pub fn accounting_roots(zones: &[Zone]) -> Vec<bool> {
             ZoneKind::Dram => packages,
             ZoneKind::Psys => !packages,
             ZoneKind::Gpu(_) => !platform,
-            ZoneKind::Core | ZoneKind::Uncore => false,
+            ZoneKind::Core | ZoneKind::Uncore | ZoneKind::Machine => false,
         })
         .collect()
 }

@@ -501,6 +501,7 @@ impl Device {
             ceiling: self.ceiling,
             location: format!("GPU {}: {function}", self.index),
             origin: Some(origin),
+            interval: None,
         })
     }
 

@@ -79,14 +79,14 @@ impl GpuIdle {
     /// All samples, for the file of learnt idle power.
     #[must_use]
     pub fn samples(&self) -> Vec<Sample> {
-        self.watts.iter().map(|watts| (0.0, *watts)).collect()
+        self.watts.iter().map(|watts| Sample::from((0.0, *watts))).collect()
     }
 
     /// The samples of an earlier run. Impossible samples are left out.
     #[must_use]
     pub fn restore(samples: &[Sample]) -> Self {
         let mut this = Self::default();
-        for (_, watts) in samples.iter().take(MAX_SAMPLES) {
+        for Sample(_, watts, ..) in samples.iter().take(MAX_SAMPLES) {
             if (0.0..1e6).contains(watts) {
                 this.add(*watts);
             }
@@ -121,6 +121,7 @@ mod tests {
             idle.observe(SECOND, 50_000_000, second % 3 != 0);
         }
         assert_eq!(idle.estimate(), None);
-        assert_eq!(GpuIdle::restore(&[(0.0, f64::NAN), (0.0, -1.0), (0.0, f64::INFINITY)]).samples(), []);
+        let invalid = [f64::NAN, -1.0, f64::INFINITY].map(|watts| Sample::from((0.0, watts)));
+        assert_eq!(GpuIdle::restore(&invalid).samples(), []);
     }
 }

@@ -3,10 +3,13 @@
 //!
 //! Invariant, exact for every accounting root, in every tick and since the start: `containers +
 //! retired + system + idle + unattributed == measured`. A container has its dynamic energy and,
-//! under a policy that attributes idle energy, its part of that.
+//! under a policy that attributes idle energy, its part of that. Its part of the energy that waking
+//! packages costs is included in its dynamic energy, and known separately.
 
+pub mod awake;
 pub mod gpu_idle;
 pub mod idle;
+pub mod memory_share;
 mod rules;
 mod split;
 pub mod streams;

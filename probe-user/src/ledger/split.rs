@@ -15,6 +15,8 @@ pub struct Split<K> {
     pub idle: Microjoules,
     /// Idle energy that is attributed to containers.
     pub idle_shares: Vec<(u32, Microjoules)>,
+    /// Energy of being awake by container, which is included in `shares`.
+    pub awake_shares: Vec<(u32, Microjoules)>,
     /// Dynamic energy without claims. It is never carried over to another tick.
     pub unattributed: Microjoules,
 }
@@ -31,7 +33,13 @@ pub fn split_proportionally<K: Ord + Copy>(measured: Microjoules, idle: Microjou
     let dynamic = measured - idle;
     let weights: u128 = claims.iter().map(|(_, weight)| u128::from(*weight)).sum();
     if weights == 0 {
-        return Split { shares: Vec::new(), idle, idle_shares: Vec::new(), unattributed: dynamic };
+        return Split {
+            shares: Vec::new(),
+            idle,
+            idle_shares: Vec::new(),
+            awake_shares: Vec::new(),
+            unattributed: dynamic,
+        };
     }
     let mut shares: Vec<(K, Microjoules, u128)> = claims
         .iter()
@@ -58,6 +66,7 @@ pub fn split_proportionally<K: Ord + Copy>(measured: Microjoules, idle: Microjou
         shares: shares.into_iter().map(|(key, share, _)| (key, share)).collect(),
         idle,
         idle_shares: Vec::new(),
+        awake_shares: Vec::new(),
         unattributed: Microjoules::ZERO,
     }
 }
@@ -83,7 +92,8 @@ pub fn split_by_engine_use(
     idle: Microjoules,
     claims: &[(Option<ChargeTarget>, u64)],
 ) -> Split<ChargeTarget> {
-    let Split { shares, idle, idle_shares, mut unattributed } = split_proportionally(measured, idle, claims);
+    let Split { shares, idle, idle_shares, awake_shares, mut unattributed } =
+        split_proportionally(measured, idle, claims);
     let mut known = Vec::new();
     for (target, share) in shares {
         match target {
@@ -91,7 +101,7 @@ pub fn split_by_engine_use(
             None => unattributed += share,
         }
     }
-    Split { shares: known, idle, idle_shares, unattributed }
+    Split { shares: known, idle, idle_shares, awake_shares, unattributed }
 }
 
 impl Split<ChargeTarget> {
@@ -103,6 +113,15 @@ impl Split<ChargeTarget> {
         }
         self.shares.extend(sums);
         self.unattributed += part.unattributed;
+    }
+
+    /// Adds the energy of being awake, which was split among everything that ran on the machine.
+    pub fn add_awake(&mut self, awake: &Self) {
+        self.merge(awake);
+        self.awake_shares.extend(awake.shares.iter().filter_map(|(target, share)| match target {
+            ChargeTarget::Container(number) if *share > Microjoules::ZERO => Some((*number, *share)),
+            _ => None,
+        }));
     }
 
     /// Moves the shares of containers without series to the retired row, and their idle shares to
@@ -123,6 +142,7 @@ impl Split<ChargeTarget> {
                 None => self.shares.push((ChargeTarget::Retired, retired)),
             }
         }
+        self.awake_shares.retain(|(number, _)| is_known(*number));
         let mut idle = self.idle;
         self.idle_shares.retain(|(number, share)| {
             let known = is_known(*number);
@@ -192,6 +212,27 @@ mod tests {
         let mut unclaimed = split_proportionally(Microjoules(1000), Microjoules(402), &[]);
         share_idle(&mut unclaimed, &[]);
         assert_eq!((unclaimed.idle, unclaimed.idle_shares.len()), (Microjoules(402), 0));
+    }
+
+    #[test]
+    fn the_energy_of_being_awake_is_a_part_of_the_shares() {
+        let container = ChargeTarget::Container;
+        // One busy container on another package, and a daemon on this one.
+        let mut split = split_proportionally(Microjoules(1000), Microjoules(300), &[(container(2), 1)]);
+        let host = [(ChargeTarget::System, 2), (container(1), 96), (container(2), 2)];
+        split.add_awake(&split_proportionally(Microjoules(500), Microjoules::ZERO, &host));
+        let shares = [(ChargeTarget::System, 10), (container(1), 480), (container(2), 710)];
+        let mut sorted = split.shares.clone();
+        sorted.sort_unstable_by_key(|(target, _)| *target);
+        let mut expected = shares.map(|(target, uj)| (target, Microjoules(uj)));
+        expected.sort_unstable_by_key(|(target, _)| *target);
+        assert_eq!(sorted, expected);
+        assert_eq!(split.awake_shares, [(1, Microjoules(480)), (2, Microjoules(10))]);
+        split.retire_unknown(|number| number == 2);
+        assert_eq!(split.awake_shares, [(2, Microjoules(10))]);
+        let mut nothing_ran = split_proportionally::<ChargeTarget>(Microjoules(5), Microjoules::ZERO, &[]);
+        nothing_ran.add_awake(&split_proportionally(Microjoules(7), Microjoules::ZERO, &[]));
+        assert_eq!((nothing_ran.unattributed, nothing_ran.awake_shares.len()), (Microjoules(12), 0));
     }
 
     proptest! {

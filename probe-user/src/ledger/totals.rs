@@ -26,6 +26,8 @@ pub struct Account {
     pub containers: BTreeMap<u32, Microjoules>,
     /// Idle energy attributed to containers.
     pub idle_shares: BTreeMap<u32, Microjoules>,
+    /// Energy of being awake by container, which is included in `containers`.
+    pub awake_shares: BTreeMap<u32, Microjoules>,
     /// Energy of containers whose series ended or exceeded the limit.
     pub retired: Microjoules,
     /// Dynamic energy of everything outside of containers.
@@ -69,11 +71,15 @@ impl Totals {
         for (number, share) in &split.idle_shares {
             *account.idle_shares.entry(*number).or_default() += *share;
         }
+        for (number, share) in &split.awake_shares {
+            *account.awake_shares.entry(*number).or_default() += *share;
+        }
     }
 
     /// Moves the energy of a container to the retired rows, because its series end.
     pub fn retire(&mut self, number: u32) {
         for account in self.accounts.values_mut() {
+            account.awake_shares.remove(&number);
             for shares in [&mut account.containers, &mut account.idle_shares] {
                 if let Some(joules) = shares.remove(&number) {
                     account.retired += joules;
@@ -116,7 +122,7 @@ mod tests {
 
     #[derive(Clone, Debug)]
     enum Event {
-        Tick(u32, u32, u32, Vec<(ChargeTarget, u64)>),
+        Tick(u32, u32, u32, u32, Vec<(ChargeTarget, u64)>),
         Retire(u32),
     }
 
@@ -128,7 +134,8 @@ mod tests {
         ];
         let claims = proptest::collection::btree_map(target, 0u64..1000, 0..8).prop_map(Vec::from_iter);
         prop_oneof![
-            4 => (0u32..2, any::<u32>(), any::<u32>(), claims).prop_map(|(p, m, i, c)| Event::Tick(p, m, i, c)),
+            4 => (0u32..2, any::<u32>(), any::<u32>(), any::<u32>(), claims)
+                .prop_map(|(p, m, a, i, c)| Event::Tick(p, m, a, i, c)),
             1 => (0u32..6).prop_map(Event::Retire),
         ]
     }
@@ -141,17 +148,25 @@ mod tests {
             for event in events {
                 let before = totals.clone();
                 match event {
-                    Event::Tick(package, joules, idle, claims) => {
-                        measured[package as usize] += u64::from(joules);
+                    Event::Tick(package, joules, awake, idle, claims) => {
+                        let whole = Microjoules(u64::from(joules) + u64::from(awake));
+                        measured[package as usize] += whole.0;
                         let joules = Microjoules(u64::from(joules));
                         let mut split = split_proportionally(joules, Microjoules(u64::from(idle)), &claims);
                         share_idle(&mut split, &claims);
-                        totals.add(id(package), joules, &split);
+                        // Everything but one target ran on this package; all of them woke it.
+                        let on_host: Vec<_> = claims.iter().skip(1).copied().collect();
+                        let awake = Microjoules(u64::from(awake));
+                        split.add_awake(&split_proportionally(awake, Microjoules::ZERO, &on_host));
+                        totals.add(id(package), whole, &split);
                     }
                     Event::Retire(number) => totals.retire(number),
                 }
                 for (id, account) in totals.accounts() {
                     prop_assert_eq!(parts(account), account.measured);
+                    for (number, awake) in &account.awake_shares {
+                        prop_assert!(account.containers.get(number).is_some_and(|all| all >= awake));
+                    }
                     let package = id.zone.package.unwrap().package as usize;
                     prop_assert_eq!(account.measured, Microjoules(measured[package]));
                     if let Some(was) = before.accounts.get(id) {

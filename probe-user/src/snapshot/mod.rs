@@ -16,6 +16,7 @@ use crate::{
     cpu::{CpuUsage, ProgramRow, RunQueueStats},
     energy::{
         counter::Reject,
+        model::Interval,
         zone::{Origin, ZoneId},
     },
     gpu::{
@@ -26,9 +27,12 @@ use crate::{
     jobs::JobProcess,
     ledger::{
         AccountId,
-        idle::Estimate,
+        awake::AwakeShare,
+        idle::{Estimate, IdleState},
         streams::{JobUsage, StreamId},
+        uncertainty::RecentSum,
     },
+    reference::MeterRow,
     tick::{CollectorRow, CpuTierInfo},
 };
 
@@ -49,6 +53,14 @@ pub struct Snapshot {
     pub accounts: Vec<AccountRow>,
     /// Idle power of the roots for which it is known.
     pub idle: Vec<IdleRow>,
+    /// What is known of the idle power of the roots that are divided by CPU time.
+    pub idle_states: Vec<IdleStateRow>,
+    /// The step between sleep and awake of the roots for which it is known.
+    pub steps: Vec<IdleRow>,
+    /// Share of the tick in which each package was awake, where it is known.
+    pub awake: Vec<AwakeRow>,
+    /// The intervals of modelled zones.
+    pub intervals: Vec<(ZoneId, Interval)>,
     /// Every container with series.
     pub containers: Vec<ContainerRow>,
     /// The packages, in the order of [`ContainerRow::cpu`]; `None` where CPU time is not known by
@@ -56,6 +68,8 @@ pub struct Snapshot {
     pub packages: Vec<Option<PackageId>>,
     /// Rejected energy readings since the start.
     pub rejects: Vec<(ZoneId, Reject, u64)>,
+    /// Meters of the whole machine.
+    pub reference: Vec<MeterRow>,
     /// State of every source.
     pub sources: Arc<[SourceState]>,
     /// Result of every collector in this tick.
@@ -166,6 +180,8 @@ pub struct AccountRow {
     pub containers: Vec<(Arc<Container>, Microjoules)>,
     /// Idle energy attributed to containers.
     pub idle_shares: Vec<(Arc<Container>, Microjoules)>,
+    /// Energy of being awake by container, which is included in `containers`.
+    pub awake_shares: Vec<(Arc<Container>, Microjoules)>,
     /// Energy of containers without series.
     pub retired: Microjoules,
     /// Dynamic energy outside of containers.
@@ -185,6 +201,20 @@ pub struct IdleRow {
     pub calibrated: bool,
 }
 
+/// What is known of the idle power of an accounting root.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IdleStateRow {
+    pub id: ZoneId,
+    pub state: IdleState,
+}
+
+/// Awake time of a package.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AwakeRow {
+    pub package: PackageId,
+    pub awake: AwakeShare,
+}
+
 /// Figures of a container.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ContainerRow {
@@ -197,6 +227,10 @@ pub struct ContainerRow {
     pub watts: Vec<(&'static str, Origin, f64)>,
     /// Run-queue waits and context switches since the start, where they are counted.
     pub queue: Option<RunQueueStats>,
-    /// Relative uncertainty (0 to 1) of the energy of the tick; absent where it is unknown.
+    /// Relative uncertainty of the energy of the tick, above 1 where nothing is known; absent where
+    /// it is unknown.
     pub uncertainty: Option<f64>,
+    /// Energy of the last minute with its bound; absent in the first minute, and where the bound is
+    /// unknown.
+    pub minute: Option<RecentSum>,
 }

@@ -17,7 +17,7 @@ use crate::{
         stats::{EngineRow, StatsCollector, UsageRow},
     },
     cpu::{self, CpuReading, ProgramRow, RunTime},
-    energy::{self, SelectedSource, Source, SourceSearch},
+    energy::{self, SelectedSource, Source, SourceSearch, residency::Residency, zone::Origin},
     gpu::{self, GpuCollector},
     host::{
         availability::{Reason, SourceState, Unavailable},
@@ -42,6 +42,8 @@ pub struct CollectorRow {
 pub struct Collectors {
     source: Option<Box<dyn Source>>,
     search: Option<SourceSearch>,
+    /// Sleep time of the packages.
+    residency: Option<Residency>,
     /// The sources that the last successful search tried.
     tried: Option<Vec<SourceState>>,
     /// True when the accountant found the energy of the last tick incomplete.
@@ -68,6 +70,8 @@ pub struct Collectors {
     raw: RawTick,
     readings: Vec<std::io::Result<u64>>,
     spare: CpuReading,
+    /// CPU time by CPU of cgroups that are no longer in the readings.
+    departed_ns: Vec<u64>,
     /// CPU time, up to the last tick, of CPUs that the topology does not contain.
     unknown_cpu_ns: u64,
     /// What earlier ticks reported, so that each change is reported once.
@@ -106,9 +110,11 @@ impl Collectors {
         let OpenedSources { source, search, cpu, registry, jobs, stats, gpus } = opened;
         let zones = source.as_deref().map_or(&[][..], Source::zones);
         let per_die = zones.iter().any(|zone| zone.id.package.is_some_and(|package| package.die.is_some()));
+        let packages = topology.packages(per_die);
         Self {
             incomplete: source.as_deref().and_then(energy::missing_zones),
-            packages: topology.packages(per_die),
+            residency: source.is_some().then(|| Residency::open(&sysfs, &topology, &packages)).flatten(),
+            packages,
             source,
             search,
             tried: None,
@@ -129,6 +135,7 @@ impl Collectors {
             raw: RawTick::default(),
             readings: Vec::new(),
             spare: CpuReading::default(),
+            departed_ns: Vec::new(),
             unknown_cpu_ns: 0,
             reported: ReportedState::default(),
         }
@@ -189,19 +196,30 @@ impl Collectors {
         }
 
         self.suspension.advance();
+        // A model computes energy from CPU time, so that is read first. Counters go first.
+        let modelled = self.source.as_deref().is_some_and(|source| source.origin() == Origin::Model);
+        let early = (modelled && self.cpu.is_some()).then(|| self.read_cpu(Instant::now(), collectors));
+        let busy = early.as_ref().map(|reading| self.busy_ns(reading.as_ref().ok())).unwrap_or_default();
         let began = Instant::now();
         self.raw.zones.clear();
         if let Some(source) = &mut self.source {
             self.readings.clear();
+            source.note_busy(&busy);
             source.read(&mut self.readings);
             let whole = self.readings.iter().all(Result::is_ok);
             self.raw.zones.extend(self.readings.drain(..).map(|value| value.map_err(|error| error.to_string())));
             collectors.push(collector("energy", began, whole));
         }
+        if let Some(residency) = &self.residency {
+            residency.read(&mut self.raw.residency);
+        }
         let (energy_at, unix_ns) = both_clocks();
         self.raw.suspended_ns = self.suspension.end_reading();
         self.raw.unix_ns = unix_ns;
-        self.raw.cpu = self.cpu.is_some().then(|| self.read_cpu(energy_at, collectors));
+        self.raw.cpu = match early {
+            Some(reading) => Some(reading),
+            None => self.cpu.is_some().then(|| self.read_cpu(energy_at, collectors)),
+        };
         let cpu_at = Instant::now();
 
         self.update_topology();
@@ -315,6 +333,17 @@ impl Collectors {
         }
     }
 
+    /// Busy nanoseconds of each CPU since the tier was opened; empty where they are not known by
+    /// CPU.
+    fn busy_ns(&self, reading: Option<&CpuReading>) -> Vec<u64> {
+        let by_cpu = self.cpu.as_ref().is_some_and(|cpu| cpu.reader.capabilities().cpus);
+        let Some(reading) = reading.filter(|_| by_cpu) else { return Vec::new() };
+        let mut busy = self.departed_ns.clone();
+        reading.rows.iter().for_each(|(_, row)| add_ns(&mut busy, row));
+        add_ns(&mut busy, &reading.overflow);
+        busy
+    }
+
     /// Reads the topology again when CPU time appears on a CPU that it does not contain: such a CPU
     /// came online since.
     fn update_topology(&mut self) {
@@ -414,6 +443,10 @@ impl Collectors {
         let Some(registry) = &mut self.registry else { return Vec::new() };
         registry.note_ran(ran.iter(), Instant::now());
         let departed = registry.take_departed(|key| ran.contains(key));
+        if let (Some(Ok(reading)), false) = (&self.raw.cpu, departed.is_empty()) {
+            let rows = reading.rows.iter().filter(|(key, _)| departed.contains(key));
+            rows.for_each(|(_, row)| add_ns(&mut self.departed_ns, row));
+        }
         for key in &departed {
             if let Some(cpu) = &mut self.cpu {
                 cpu.reader.forget(key);
@@ -455,6 +488,12 @@ impl Collectors {
         }
         all
     }
+}
+
+/// Adds the run time of a cgroup on each CPU.
+fn add_ns(sums: &mut Vec<u64>, row: &[RunTime]) {
+    sums.resize(sums.len().max(row.len()), 0);
+    sums.iter_mut().zip(row).for_each(|(sum, time)| *sum = sum.saturating_add(time.ns()));
 }
 
 /// The counters of a source.

@@ -230,6 +230,9 @@ pub struct RawTick {
     pub suspended_ns: u64,
     /// Every counter, or the error of its reading.
     pub zones: Vec<Result<u64, String>>,
+    /// Cycles asleep and all cycles of each package since the start of the counters; empty without
+    /// counters.
+    pub residency: Vec<Option<[u64; 2]>>,
     /// CPU time, or the error of its reading; `None` when it is not collected.
     pub cpu: Option<Result<CpuReading, String>>,
     /// CPU nanoseconds of each job since its start.

@@ -51,10 +51,12 @@ const NEEDS_VARIED_LOAD: &str = "power-attribution, Idle power,";
 /// Ratio of used CPU time above which the CPUs count as busy.
 const BUSY_THRESHOLD: f64 = 0.9;
 /// Series of rules that may be absent: those of external components, by the name in
-/// [`Stack::missing`], and those that only a fault creates. Modelled energy counts as a fault here.
-const OPTIONAL_SERIES: [(&str, Option<&str>); 3] = [
+/// [`Stack::missing`], those that only a fault creates (modelled energy counts as one here), and
+/// those of a meter, which needs hours of load.
+const OPTIONAL_SERIES: [(&str, Option<&str>); 4] = [
     ("DCGM_FI_DEV_POWER_USAGE", Some("dcgm")),
     ("wattcast_energy_rejects_total", None),
+    ("wattcast_reference_residual_interval_ratio", None),
     ("wattcast_energy_joules_total{source=\"model\"}", None),
 ];
 /// Time limit for all panels to have data. Scrapes and rule evaluations happen every second.

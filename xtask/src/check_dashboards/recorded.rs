@@ -58,7 +58,7 @@ fn values() -> Vec<(&'static str, String, Value)> {
         ("wattcast_container_cpu_seconds_total", format!("{CAM},package=\"0\",mode=\"alone\""), Counter(1.25)),
         ("wattcast_container_cpu_seconds_total", format!("{CAM},package=\"1\",mode=\"alone\""), Counter(0.25)),
         ("wattcast_container_runqueue_wait_seconds_sum", CAM.to_owned(), Counter(0.5)),
-        ("wattcast_energy_uncertainty_ratio", CAM.to_owned(), Gauge(0.02)),
+        ("wattcast_energy_uncertainty_ratio", format!("{CAM},window=\"60s\""), Gauge(0.02)),
         (
             "wattcast_stream_energy_joules_total",
             format!("stream=\"a\",{CAM},codec=\"h264\",source=\"perf\",share=\"process\""),

@@ -85,7 +85,7 @@ fn package_panels() -> Vec<Panel> {
                 "{{container}} on {{instance}} {{zone}} {{package}}",
             ),
         time_series("Attribution uncertainty", "percentunit", "Relative uncertainty of a container's energy in the last tick. It is larger for small containers.")
-            .query("max by (container) (wattcast_energy_uncertainty_ratio{$S, container=~\"$container\"})", "{{container}}"),
+            .query("max by (container) (wattcast_energy_uncertainty_ratio{$S, window=\"60s\", container=~\"$container\"})", "{{container}}"),
     ]
 }
 
@@ -127,7 +127,7 @@ fn container_panels() -> Vec<Panel> {
                 "CPU time",
                 "s",
             )
-            .column("max by (container) (wattcast_energy_uncertainty_ratio{$S, container=~\"$container\"})", "Uncertainty", "percentunit"),
+            .column("max by (container) (wattcast_energy_uncertainty_ratio{$S, window=\"60s\", container=~\"$container\"})", "Uncertainty", "percentunit"),
     ]
 }
 

@@ -6,12 +6,13 @@ use units::Microjoules;
 
 use super::Accountant;
 use crate::{
-    attribution::root::{RootSplit, UsageByTarget, sum_usage},
+    attribution::root::{Root, RootSplit, UsageByTarget, sum_usage},
     containers::{ChargeTarget, Container},
     cpu::CpuUsage,
-    energy::zone::{Origin, ZoneId, ZoneKind},
+    energy::zone::{Origin, Zone, ZoneId, ZoneKind},
+    ledger::{idle::IdleState, uncertainty::Recent},
     snapshot::{
-        AccountRow, ContainerRow, IdleRow, Snapshot, StreamRow, ZoneRow,
+        AccountRow, AwakeRow, ContainerRow, IdleRow, IdleStateRow, Snapshot, StreamRow, ZoneRow,
         history::{AccountDelta, ContainerDelta, Tick},
     },
     tick::RawTick,
@@ -87,6 +88,7 @@ impl Accountant {
                 id: *id,
                 containers: by_container(&account.containers),
                 idle_shares: by_container(&account.idle_shares),
+                awake_shares: by_container(&account.awake_shares),
                 retired: account.retired,
                 system: account.system,
                 idle: account.idle,
@@ -106,6 +108,10 @@ impl Accountant {
             zones,
             accounts,
             idle: idle.collect(),
+            idle_states: self.idle_states(),
+            steps: self.steps(),
+            awake: self.awake_rows(),
+            intervals: self.setup.zones.iter().filter_map(|zone| Some((zone.id, zone.interval?))).collect(),
             containers: self.container_rows(splits, usage, length_ns),
             packages: self.setup.usage_packages(),
             rejects: self
@@ -139,6 +145,33 @@ impl Accountant {
             ring: self.ring.clone(),
             ..Snapshot::default()
         }
+    }
+
+    /// What is known of the idle power of each root that is divided by CPU time.
+    fn idle_states(&self) -> Vec<IdleStateRow> {
+        let zones = self.setup.zones.iter().zip(&self.roots).enumerate();
+        let row = |(index, (zone, root)): (usize, (&Zone, &Option<Root>))| {
+            let root = root.as_ref().filter(|_| matches!(zone.id.kind, ZoneKind::Package | ZoneKind::Psys))?;
+            let exact = self.setup.idle_uw.get(index).copied().flatten().is_some();
+            let state = if exact { IdleState::Known } else { root.baseline.state() };
+            Some(IdleStateRow { id: zone.id, state })
+        };
+        zones.filter_map(row).collect()
+    }
+
+    /// The step between sleep and awake of each root where it is known.
+    fn steps(&self) -> Vec<IdleRow> {
+        let zones = self.setup.zones.iter().zip(&self.roots).enumerate();
+        let row = |(index, (zone, root)): (usize, (&Zone, &Option<Root>))| {
+            let estimate = self.step_estimate(index, root.as_ref()?)?;
+            Some(IdleRow { id: zone.id, estimate, calibrated: true })
+        };
+        zones.filter_map(row).collect()
+    }
+
+    fn awake_rows(&self) -> Vec<AwakeRow> {
+        let packages = self.setup.packages.iter().zip(&self.awake);
+        packages.filter_map(|(package, awake)| Some(AwakeRow { package: *package, awake: (*awake)? })).collect()
     }
 
     fn container_rows(&self, splits: &[RootSplit], usage: &UsageByTarget, length_ns: Option<u64>) -> Vec<ContainerRow> {
@@ -185,6 +218,7 @@ impl Accountant {
                     .collect(),
                 queue: self.queues.get(&number).copied(),
                 uncertainty: sums.get(&number).filter(|(_, uj)| *uj > 0.0).map(|(bound_uj, uj)| bound_uj / uj),
+                minute: self.recent.get(&number).and_then(Recent::minute).filter(|minute| minute.uj > 0.0),
             }
         };
         self.containers.values().map(row).collect()

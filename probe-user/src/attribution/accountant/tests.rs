@@ -9,6 +9,7 @@ use crate::{
     cpu::{CpuReading, RunTime, Tier, TierCapabilities, Weights},
     energy::zone::{Ceiling, Origin, Range, Zone},
     host::topology::PackageId,
+    ledger::idle::IdleState,
     snapshot::AccountRow,
     tick::CpuTierInfo,
 };
@@ -546,6 +547,55 @@ fn the_true_energy_is_within_the_bound_in_95_percent_of_windows() {
     assert!(relative.windows(2).all(|pair| pair[1] < pair[0]), "{relative:?}");
 }
 
+/// A container with 100 ms of CPU time a second next to a large one, whose running time slices are
+/// up to 4 ms behind: its joules of the last minute.
+#[test]
+fn the_last_minute_of_a_small_container_is_within_five_percent() {
+    const IDLE_UW: u64 = 40_000_000;
+    const UW_A_CPU: u64 = 20_000_000;
+    const SMALL_NS: u64 = SECOND / 10;
+    const LAG: u64 = 4_000_000;
+    let mut random = 0x1234_5678_9abc_def1_u64;
+    let mut below = |end: u64| {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        random % end
+    };
+    let mut setup = setup(&[package(0)], 1);
+    setup.cpu_packages = vec![Some(0); 4];
+    setup.lag_ns = LAG;
+    let mut machine = Machine::new(setup, IdlePolicy::Separate, 2);
+    let (mut large_ns, mut small_ns) = (0, 0);
+    let (mut inside, mut all, mut sizes) = (0, 0, Vec::new());
+    for second in 0..900usize {
+        // Milliseconds of CPU time of the large one.
+        let level = [0, 100, 400, 800, 1500, 2500][second / 10 % 6];
+        let ran = level * 1_000_000;
+        machine.uses(0, IDLE_UW + (ran + SMALL_NS) * UW_A_CPU / SECOND);
+        (large_ns, small_ns) = (large_ns + ran, small_ns + SMALL_NS);
+        // A tenth of the readings find the small one running.
+        let behind = if below(10) == 0 { below(LAG + 1) } else { 0 };
+        let read = [(10, large_ns - ran.min(below(LAG + 1) * level / 1000)), (11, small_ns - behind)];
+        let Some(Ok(reading)) = &mut machine.raw.cpu else { panic!("no CPU time") };
+        for (cpu, (id, ns)) in read.into_iter().enumerate() {
+            let row = reading.rows.iter_mut().find(|(known, _)| *known == key(id)).unwrap();
+            row.1[cpu].alone_ns = row.1[cpu].alone_ns.max(ns);
+        }
+        let snapshot = machine.tick(SECOND);
+        let Some(minute) = snapshot.containers[1].minute.filter(|_| second > 300) else { continue };
+        let float = |count: u64| f64::from(u32::try_from(count).unwrap());
+        let truth = float(minute.ns / SECOND) * float(SMALL_NS) / 1e9 * float(UW_A_CPU);
+        all += 1;
+        inside += u32::from((minute.uj - truth).abs() <= minute.bound_uj);
+        sizes.push(minute.bound_uj / minute.uj);
+    }
+    sizes.sort_unstable_by(f64::total_cmp);
+    let median = sizes[sizes.len() / 2];
+    assert!(all > 500 && f64::from(inside) >= 0.95 * f64::from(all), "{inside} of {all}");
+    assert!(median > 0.0 && median <= 0.05, "{median}");
+}
+
 /// One second of a machine with two packages: energy of each, and container, package and CPU time
 /// of each run.
 type Moment = (u32, u32, Vec<(u32, bool, u32)>);
@@ -686,6 +736,105 @@ proptest! {
                 prop_assert!(zone.total >= last);
             }
         }
+    }
+}
+
+/// Microjoules of each container from one root, and of these the energy of being awake.
+fn from_root(snapshot: &Snapshot, root: usize, number: u32) -> (u64, u64) {
+    let account = &snapshot.accounts[root];
+    let of = |rows: &[(Arc<Container>, Microjoules)]| {
+        rows.iter().filter(|(container, _)| container.number == number).map(|(_, uj)| uj.0).sum::<u64>()
+    };
+    (of(&account.containers), of(&account.awake_shares))
+}
+
+/// Microjoules of a second of each package of a Xeon of two sockets: idle, and with one busy thread
+/// on socket 0 (Broadwell, ddr4-2x16gb-2400-socket0 in the artifact of "An Experimental Setup to
+/// Evaluate RAPL Energy Counters for Heterogeneous Memory", ICPE 2024).
+const ASLEEP: [u64; 2] = [14_900_000, 12_590_000];
+const BUSY: [u64; 2] = [34_660_000, 29_010_000];
+
+/// One second in which a daemon runs 2 ms on socket 1, and perhaps a thread on socket 0.
+fn broadwell(machine: &mut Machine, busy: bool) -> Snapshot {
+    let uj = if busy { BUSY } else { ASLEEP };
+    machine.uses(0, uj[0]).uses(1, uj[1]).runs(11, 1, 2_000_000);
+    if busy {
+        machine.runs(10, 0, SECOND);
+    }
+    machine.tick(SECOND)
+}
+
+/// A machine of two sockets whose sleep power and step are known.
+fn awakened() -> Machine {
+    let mut machine = Machine::new(setup(&[package(0), package(1)], 2), IdlePolicy::Separate, 2);
+    for second in 0..80 {
+        broadwell(&mut machine, second >= 40);
+    }
+    machine
+}
+
+/// All that the empty socket used above idle was given to a daemon that ran 2 ms a second there.
+#[test]
+fn a_busy_thread_pays_for_the_socket_that_it_wakes() {
+    let mut machine = awakened();
+    let before = broadwell(&mut machine, true);
+    let mut after = Snapshot::default();
+    for _ in 0..100 {
+        after = broadwell(&mut machine, true);
+    }
+    let grown = |number| {
+        let ((all, awake), (all_before, awake_before)) = (from_root(&after, 1, number), from_root(&before, 1, number));
+        (all - all_before, awake - awake_before)
+    };
+    let above = 100 * (BUSY[1] - ASLEEP[1]);
+    let (thread, daemon) = (grown(0), grown(1));
+    assert!(thread.0 * 10 >= above * 9, "{thread:?} of {above}");
+    assert!(daemon.0 * 10 <= above, "{daemon:?} of {above}");
+    assert_eq!(thread.0, thread.1, "it ran on the other socket");
+    assert_eq!(after.idle_states[1].state, IdleState::Known);
+    assert!(after.steps[0].estimate.uw.abs_diff(BUSY[1] - ASLEEP[1]) < 10_000, "{:?}", after.steps);
+    assert_eq!(after.awake[0].awake.source, AwakeSource::Estimated);
+    assert!(after.containers[0].minute.is_some());
+    assert_windows_conserved(&after.ring);
+}
+
+/// Residency counters replace the estimate: socket 1 sleeps while a thread runs on socket 0.
+#[test]
+fn a_package_that_sleeps_by_its_counters_has_no_awake_energy() {
+    let mut machine = awakened();
+    machine.raw.residency = vec![Some([0, 0]), Some([0, 0])];
+    let before = broadwell(&mut machine, true);
+    machine.raw.residency = vec![Some([0, 1000]), Some([1000, 1000])];
+    machine.uses(0, BUSY[0]).uses(1, ASLEEP[1]).runs(10, 0, SECOND).runs(11, 1, 2_000_000);
+    let after = machine.tick(SECOND);
+    assert_eq!((after.awake[1].awake.share, after.awake[1].awake.source), (0.0, AwakeSource::Cstate));
+    assert_eq!(from_root(&after, 1, 0), from_root(&before, 1, 0));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
+    #[test]
+    fn energy_of_being_awake_is_conserved_and_a_part_of_the_containers(moments in moments()) {
+        let mut machine = awakened();
+        let mut ring = Ring::default();
+        for (a, b, ran) in moments {
+            machine.uses(0, u64::from(a)).uses(1, u64::from(b));
+            for (number, second, ns) in ran {
+                // Container 2 does not exist here.
+                machine.runs(u64::from(number.min(1)) + 10, usize::from(second), u64::from(ns) * 300);
+            }
+            // `tick` compares every account with its counter.
+            let snapshot = machine.tick(SECOND);
+            for root in 0..2 {
+                for number in 0..2 {
+                    let (all, awake) = from_root(&snapshot, root, number);
+                    prop_assert!(awake <= all);
+                }
+            }
+            ring = snapshot.ring;
+        }
+        assert_windows_conserved(&ring);
     }
 }
 

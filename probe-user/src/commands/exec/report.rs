@@ -42,6 +42,8 @@ pub(super) struct ZoneCost {
     pub(super) machine_joules: f64,
     /// Idle energy of the zone.
     pub(super) idle_joules: f64,
+    /// False if `joules` includes idle energy, because the idle power is not learnt yet.
+    pub(super) idle_known: bool,
 }
 
 /// Statistics from ffmpeg's progress reports.
@@ -213,6 +215,7 @@ fn zone_costs(accounts: &[AccountSum], own: &[&ContainerSum]) -> Vec<ZoneCost> {
                     .filter(|_| has_row && account.source != "model"),
                 machine_joules: account.measured_joules,
                 idle_joules: account.idle_joules,
+                idle_known: account.idle_known,
             }
         })
         .collect()
@@ -317,7 +320,11 @@ impl CostReport {
             self.zones.iter().filter(|zone| zone.zone != "gpu" || zone.joules.is_some_and(|joules| joules > 0.0))
         {
             let joules = zone.joules.map_or_else(|| "unknown".to_owned(), |joules| format!("{joules:.3} J"));
-            let off = zone.uncertainty_joules.map_or_else(String::new, |off| format!(" ± {off:.3}"));
+            let off = if zone.idle_known {
+                zone.uncertainty_joules.map_or_else(String::new, |off| format!(" ± {off:.3}"))
+            } else {
+                " (idle not learnt yet)".to_owned()
+            };
             let how = Unmeasured::of(zone.source)
                 .map_or_else(|| format!("by {}", zone.source), |kind| kind.word().to_owned());
             let (all, idle) = (zone.machine_joules, zone.idle_joules);

@@ -15,8 +15,8 @@ use crate::{
 pub(super) const FORMAT: &str = "wattcast-recording";
 /// Raised when an older reader would misread a newer file: a field that it ignores must not change
 /// what it attributes. 2: time next to a busy sibling, and hardware counters. 3: GPUs. 4: jobs that
-/// move into another cgroup, energy sources that change, and suspension.
-pub(super) const VERSION: u32 = 4;
+/// move into another cgroup, energy sources that change, and suspension. 5: sleep time of packages.
+pub(super) const VERSION: u32 = 5;
 /// Longest line. A figure has up to 100 bytes, so a tick of 4096 cgroups that all ran on 64 CPUs
 /// has less than 27 MB.
 pub(super) const MAX_LINE: u64 = 32 << 20;
@@ -170,6 +170,9 @@ pub(super) struct Line {
     #[serde(default, skip_serializing_if = "is_default")]
     pub(super) suspended: u64,
     pub(super) zones: Vec<Value>,
+    /// Cumulative cycles asleep and all cycles, by package.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) residency: Vec<Option<[u64; 2]>>,
     /// Growth of CPU time by cgroup and CPU.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) ran: Option<Vec<(CgroupKey, Vec<Growth>)>>,

@@ -163,6 +163,9 @@ impl<R: Read> Reader<R> {
         self.add_zones(&mut line)?;
         self.check_gpus(&line)?;
         self.check_times(&line)?;
+        if line.residency.len() > self.setup.packages.len() {
+            return Err("residency of more packages than the machine has".to_owned());
+        }
         self.update_containers(&mut line)?;
         self.update_jobs(&line.changes)?;
         let cpu = match (line.ran.take(), line.failed.take()) {
@@ -182,6 +185,7 @@ impl<R: Read> Reader<R> {
             own_ns: line.own,
             suspended_ns: line.suspended,
             zones: line.zones.into_iter().map(Into::into).collect(),
+            residency: line.residency,
             cpu,
             jobs: line.jobs,
             gpu_ns: line.gpu,

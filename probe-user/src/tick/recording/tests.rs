@@ -60,6 +60,7 @@ fn ticks() -> Vec<RawTick> {
             own_ns: second * 700_000,
             suspended_ns: (second / 3) * 9_000_000_000,
             zones: vec![zone],
+            residency: vec![Some([second, 2 * second])],
             cpu: Some(Ok(CpuReading {
                 rows,
                 overflow: vec![RunTime::default(), RunTime { alone_ns: second, shared_ns: second / 2 }],
@@ -353,7 +354,7 @@ fn other_files_and_versions_are_reported() {
         Reader::start(path, text.as_bytes()).err().map(|error| error.to_string()).unwrap_or_default()
     };
     assert_eq!(open(&|_| {}), "");
-    assert!(open(&|header| header["version"] = 5.into()).contains("version 5"));
+    assert!(open(&|header| header["version"] = 6.into()).contains("version 6"));
     assert!(open(&|header| header["setup"]["places"] = serde_json::json!([7])).contains("on no package"));
     assert!(open(&|header| header["setup"]["zones"][0]["unit"]["denominator"] = 0.into()).contains("invalid unit"));
     assert!(open(&|header| header["setup"]["idle_uw"] = serde_json::json!([])).contains("do not fit"));

@@ -77,6 +77,7 @@ impl Writer {
             own: tick.own_ns,
             suspended: tick.suspended_ns,
             zones: tick.zones.iter().map(Value::from).collect(),
+            residency: tick.residency.clone(),
             ran: None,
             queues: Vec::new(),
             overflow: Vec::new(),
