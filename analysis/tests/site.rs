@@ -571,7 +571,7 @@ fn advise_and_report_have_the_same_figures() {
     assert_eq!((&row("low")["scope"], &row("low")["repeats"]), (&json!("container"), &json!(3)));
     // As measured, not the 500k that were requested.
     assert_eq!(row("low")["bits_per_second"], json!(350_000.0));
-    // 10.1 J, a tenth of it of the container, over 10 s of media; the half width is 4.303 · s / √3.
+    // 10.1 J, a tenth of it of the container, over 10 s of media; half width: 4.303 · s / √3.
     let table = text(&run("advise", dir.path(), &["--target-vmaf=90"]).stdout);
     let report = text(&run("report", dir.path(), &["--output=-"]).stdout);
     for page in [&table, &report] {

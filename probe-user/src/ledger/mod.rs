@@ -9,7 +9,6 @@
 pub mod awake;
 pub mod gpu_idle;
 pub mod idle;
-pub mod memory_share;
 mod rules;
 mod split;
 pub mod streams;
