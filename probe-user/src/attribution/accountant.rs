@@ -58,6 +58,8 @@ struct Input<'a> {
     usage: &'a UsageByTarget,
     /// True while the energy waits for the CPU time of its tick.
     waiting: bool,
+    /// True when the CPU time is that of this tick alone: after a failed reading it is of more.
+    cpu_of_tick: bool,
 }
 
 /// Result of posting one tick.
@@ -478,10 +480,12 @@ impl Accountant {
     }
 
     /// Share of the tick in which any CPU of the machine ran, if CPUs run independently. Where CPU
-    /// time is not known by CPU, all of them ran for the same time.
+    /// time is not known by CPU, all of them ran for the same time. Unknown in the first tick after
+    /// failed readings, whose CPU time is that of them all.
     fn estimated_awake(&self, raw: &RawTick, length_ns: Option<u64>) -> Option<f64> {
         let length_ns = length_ns.filter(|length| *length > 0)?;
-        let window = self.window.as_ref().filter(|_| matches!(raw.cpu, Some(Ok(_))))?;
+        let of_tick = self.ticks_without_cpu == 0 && matches!(raw.cpu, Some(Ok(_)));
+        let window = self.window.as_ref().filter(|_| of_tick)?;
         let busy = window.busy_ns();
         if self.setup.has_per_cpu_usage() {
             return Some(any_busy(busy.iter().copied(), length_ns));
@@ -510,7 +514,7 @@ impl Accountant {
         };
         let share = self.awake_share(id);
         let length_ns = input.length_ns.unwrap_or(0);
-        let known = share.is_some() && matches!(input.raw.cpu, Some(Ok(_)));
+        let known = share.is_some() && input.cpu_of_tick;
         Load {
             claims: self.claims(id, input.usage),
             host,
@@ -532,15 +536,22 @@ impl Accountant {
         if siblings { all.saturating_mul(self.rules.weights.shared_milli) / 1000 } else { all }
     }
 
-    /// Adds the energy of the tick and its bound to the last minute of each container.
+    /// Adds the energy of the tick and its bound to the last minute of each container. Energy
+    /// without a bound ends the minute: the sum would lack it.
     fn add_recent(&mut self, splits: &[RootSplit]) {
         let machine = || splits.iter().filter(|root| matches!(root.id.zone.kind, ZoneKind::Package | ZoneKind::Psys));
         let Some(length_ns) = machine().map(|root| root.length_ns).max() else { return };
         let mut sums: BTreeMap<u32, (f64, Bound)> = BTreeMap::new();
+        let mut without_bound: BTreeSet<u32> = BTreeSet::new();
         for root in machine() {
             for (target, energy) in &root.split.shares {
                 let ChargeTarget::Container(number) = target else { continue };
-                let Some(bound) = root.bounds.get(number) else { continue };
+                let Some(bound) = root.bounds.get(number) else {
+                    if *energy > Microjoules::ZERO {
+                        without_bound.insert(*number);
+                    }
+                    continue;
+                };
                 let (uj, sum) = sums.entry(*number).or_default();
                 *uj += energy.joules() * 1e6;
                 sum.random += bound.random;
@@ -554,6 +565,7 @@ impl Accountant {
             let (uj, bound) = sums.get(number).copied().unwrap_or_default();
             recent.add(length_ns, uj, bound);
         }
+        self.recent.retain(|number, _| !without_bound.contains(number));
     }
 
     /// Adds the probe's own dynamic energy, by its share of all CPU time, whatever package it ran
@@ -771,10 +783,11 @@ impl Accountant {
         self.add_engine_usage(raw);
         // Energy waits for the CPU time of its tick, but not without end: after that it stays
         // unattributed.
+        let cpu_of_tick = self.ticks_without_cpu == 0 && matches!(raw.cpu, Some(Ok(_)));
         let without_cpu = self.setup.cpu.is_some() && !matches!(raw.cpu, Some(Ok(_)));
         self.ticks_without_cpu = if without_cpu { self.ticks_without_cpu.saturating_add(1) } else { 0 };
         let waiting = (1..=MAX_INCOMPLETE_TICKS).contains(&self.ticks_without_cpu);
-        let input = Input { raw, length_ns, usage, waiting };
+        let input = Input { raw, length_ns, usage, waiting, cpu_of_tick };
 
         let steps: Vec<Step> = (0..self.counters.len()).map(|index| self.step(index, raw, waiting)).collect();
         // GPU zones inside a root come first, because the root splits their energy.

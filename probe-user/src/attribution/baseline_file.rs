@@ -133,8 +133,14 @@ impl BaselineFile {
             if let Some(dir) = self.path.parent() {
                 fs::create_dir_all(dir)?;
             }
-            let content = serde_json::to_vec(&Content { version: VERSION, machines })?;
-            cli::file::replace(&self.path, &content)
+            let mut content = Content { version: VERSION, machines };
+            let mut text = serde_json::to_vec(&content)?;
+            // A larger file would not be read again.
+            while u64::try_from(text.len()).is_ok_and(|length| length > MAX_FILE) && content.machines.len() > 1 {
+                content.machines.remove(0);
+                text = serde_json::to_vec(&content)?;
+            }
+            cli::file::replace(&self.path, &text)
         };
         write().map_err(|error| BaselineFileError { path: self.path.clone(), what: error.to_string() })
     }
@@ -196,6 +202,18 @@ mod tests {
         assert_eq!(here.read().unwrap().len(), OTHER_MACHINES + 1);
         here.save(&BTreeMap::new()).unwrap();
         assert_eq!(here.load().unwrap(), zones, "an empty save does not delete samples");
+    }
+
+    /// The samples of several large machines made a file that the next start refused.
+    #[test]
+    fn a_file_that_would_be_too_large_loses_the_oldest_machines() {
+        let dir = tempfile::tempdir().unwrap();
+        let zones = BTreeMap::from([("package".to_owned(), vec![Sample::from((1.0 / 3.0, 100.0 / 3.0)); 60_000])]);
+        let (first, second) = (file(dir.path(), "first"), file(dir.path(), "second"));
+        first.save(&zones).unwrap();
+        second.save(&zones).unwrap();
+        assert_eq!(second.load().unwrap()["package"].len(), 60_000);
+        assert!(first.load().unwrap().is_empty());
     }
 
     /// The state was written through a link that another user had planted as `idle.new`.

@@ -292,6 +292,22 @@ fn energy_without_cpu_time_is_unattributed_after_a_while() {
     );
 }
 
+/// The first CPU time after an outage is that of the whole outage, and the energy that of one tick.
+#[test]
+fn the_first_cpu_time_after_an_outage_tells_no_idle_power() {
+    let mut machine = Machine::new(setup(&[package(0)], 1), IdlePolicy::Separate, 1);
+    let samples = |machine: &Machine| machine.accountant.roots[0].as_ref().unwrap().baseline.samples().len();
+    let cpu = machine.raw.cpu.replace(Err("unavailable".to_owned()));
+    for _ in 0..MAX_INCOMPLETE_TICKS + 2 {
+        machine.uses(0, 30_000_000).tick(SECOND);
+    }
+    machine.raw.cpu = cpu;
+    let snapshot = machine.uses(0, 30_000_000).runs(10, 0, 2 * SECOND).tick(SECOND);
+    assert_eq!((samples(&machine), snapshot.awake.len()), (0, 0));
+    let snapshot = machine.uses(0, 30_000_000).runs(10, 0, SECOND / 2).tick(SECOND);
+    assert_eq!((samples(&machine), snapshot.awake[0].awake.share), (1, 0.5));
+}
+
 #[test]
 fn repeated_implausible_readings_become_a_state() {
     let mut limited = setup(&[package(0)], 1);
