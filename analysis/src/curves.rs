@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use results::{derived::EnergyClass, energy::WindowEnergy, model::Model, repeats::configurations, run::UNKNOWN};
+use results::{derived::EnergyClass, model::Model, repeats::configurations, run::UNKNOWN};
 use statistics::{
     curve::{self, Method},
     mean, propagation,
@@ -37,7 +37,7 @@ pub fn repeats(model: &Model) -> BTreeMap<CurveKey, CurveRepeats> {
         let (scenario, figures) = (entry.scenario(), &entry.derived);
         let Some(vmaf) = &scenario.quality.vmaf else { continue };
         // Energy of a part of the window, or of unknown outputs, is not comparable.
-        let comparable = entry.lookup.energy.as_ref().is_some_and(WindowEnergy::is_whole) && figures.ladder != UNKNOWN;
+        let comparable = figures.is_whole && figures.ladder != UNKNOWN;
         if let Some(joules) = figures.joules_per(figures.media_seconds).filter(|joules| comparable && *joules > 0.0) {
             let curve = CurveKey {
                 run: entry.run.id.clone(),

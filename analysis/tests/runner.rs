@@ -20,7 +20,7 @@ use testkit::{
     eventually,
     lock::{Lock, Resource, hold},
     netns,
-    program::{Program, raise_child_priority},
+    program::{Program, children, raise_child_priority},
     require, requires,
     shell::{output, programs, which},
     wait::eventually_ok,
@@ -186,18 +186,8 @@ fn journal(dir: &Path) -> String {
 fn wait_for_encoder_after(repeats: usize, runner: &Child, dir: &Path) -> u32 {
     let measured = || journal(dir).matches("\"event\":\"repeat\"").count() >= repeats;
     eventually(60.0, "repeats in the journal", measured);
-    let running = || -> Vec<u32> {
-        let names = fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-        names.filter_map(|name| name.parse().ok()).collect()
-    };
-    let encoder = || running().into_iter().find(|pid| parent(*pid) == Some(runner.id()) && is_encoder(*pid));
+    let encoder = || children(runner.id()).into_iter().find(|pid| is_encoder(*pid));
     eventually_ok(60.0, "an encoder runs", || encoder().ok_or_else(|| journal(dir)))
-}
-
-fn parent(pid: u32) -> Option<u32> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The format is PID (NAME) STATE PPID …, and a name may contain parentheses (proc_pid_stat(5)).
-    stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()
 }
 
 /// True for an ffmpeg with the arguments of a measured encoder.

@@ -27,7 +27,7 @@ use crate::{
     host::availability::Unavailable,
     jobs,
     ledger::{IdlePolicy, Rules, SHARED_MILLI},
-    reference::MeterSettings,
+    reference::{BOARD_METER, MeterSettings},
 };
 
 /// Shortest allowed tick: power readings at a higher rate are a side channel (PLATYPUS).
@@ -477,7 +477,7 @@ pub(crate) struct EnergyFlags {
     #[arg(long = "idle.policy", value_name = "POLICY", value_enum, default_value_t)]
     pub(crate) idle_policy: IdlePolicy,
 
-    /// Age of the oldest readings from which idle and awake power are learnt
+    /// Age limit of readings from which idle and awake power are learnt
     #[arg(long = "idle.sample-age", value_name = "HOURS", default_value_t = 12, value_parser = clap::value_parser!(u64).range(1..=720))]
     pub(crate) sample_age: u64,
 
@@ -557,6 +557,10 @@ impl ReferenceFlags {
     fn check(&self) -> Result<(), String> {
         if self.meter_url.is_some() && self.meter_file.is_some() {
             return Err("--reference.url and --reference.file cannot be set together".to_owned());
+        }
+        // Two meters with one name would be one series.
+        if self.meter_name.is_empty() || self.meter_name == BOARD_METER {
+            return Err(format!("--reference.name must not be empty, nor {BOARD_METER}, which is the board's"));
         }
         if !self.meter_field.is_empty() && !self.meter_field.starts_with('/') {
             return Err(
@@ -832,6 +836,7 @@ mod tests {
             check(&["--reference.url=https://bmc/", "--reference.file=/run/watts"]).unwrap_err().contains("together")
         );
         assert!(check(&["--reference.file=/run/watts", "--reference.field=a"]).unwrap_err().contains("slash"));
+        assert!(check(&["--reference.name=power_meter"]).unwrap_err().contains("board"));
         for wrong in
             ["--reference.scale=0", "--reference.scale=NaN", "--reference.scale=inf", "--reference.interval=1ms"]
         {

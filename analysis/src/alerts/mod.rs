@@ -18,7 +18,6 @@ use crate::qoe::qoe_score;
 use results::{
     convert::timestamp,
     cost::{budget::BudgetStatus, money::float},
-    energy::WindowEnergy,
     model::{Entry, Model},
 };
 
@@ -131,7 +130,7 @@ impl Rule {
         let figures = &entry.derived;
         // An energy that may still change, or covers a part of the window, does not trigger an
         // alert.
-        let is_final = entry.lookup.is_settled() && entry.lookup.energy.as_ref().is_some_and(WindowEnergy::is_whole);
+        let is_final = entry.lookup.is_settled() && figures.is_whole;
         match self.metric {
             Metric::Vmaf => Some(quality.vmaf.as_ref()?.value),
             Metric::Psnr => Some(quality.psnr.as_ref()?.value),

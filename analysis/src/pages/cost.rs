@@ -14,7 +14,7 @@ use crate::pages::scenario_metrics::{MeanDefs, families_of_means, family_of_rows
 use results::cost::{Cost, PriceOrigin, Prices, budget::BudgetStatus, money::float, per_unit};
 use results::{
     model::{Entry, Model},
-    repeats::{configurations, is_whole},
+    repeats::configurations,
 };
 
 const LEGACY_LABELS: &[&str] = &["scenario", "streams", "bitrate", "encoder", "service", "run", "currency"];
@@ -275,7 +275,7 @@ pub fn families<'a>(model: &'a Model, prices: &'a Prices) -> impl Iterator<Item 
     let mixed: BTreeSet<(&str, Option<usize>)> =
         mixed.map(|one| (&*one.first().run.id, one.first().scenario().configuration)).collect();
     let means = families_of_means(model, &MEAN_AMOUNT, |entry, push| {
-        if !is_whole(entry) || mixed.contains(&(&*entry.run.id, entry.scenario().configuration)) {
+        if !entry.derived.is_whole || mixed.contains(&(&*entry.run.id, entry.scenario().configuration)) {
             return;
         }
         for (part, amount) in parts(&entry.cost) {

@@ -16,7 +16,7 @@ use results::{
     convert::float,
     energy::{Scope, WindowEnergy},
     model::{Entry, Model},
-    repeats::{configurations, is_whole},
+    repeats::configurations,
     run::Scenario,
 };
 
@@ -416,7 +416,7 @@ fn for_each_scope(entry: &Entry, push: &mut dyn FnMut(&[&str], f64, Scope)) {
 /// divided by the whole amount.
 fn energy_per(model: &Model, def: &'static Def, amount: fn(&Entry) -> Option<f64>) -> Family {
     family_of_rows(model, def, |entry, push| {
-        if let Some(amount) = amount(entry).filter(|amount| *amount > 0.0 && is_whole(entry)) {
+        if let Some(amount) = amount(entry).filter(|amount| *amount > 0.0 && entry.derived.is_whole) {
             for_each_scope(entry, &mut |labels, joules, _| push(labels, joules / amount));
         }
     })
@@ -493,7 +493,7 @@ fn means(model: &Model) -> Vec<Family> {
     }
     let energy = |defs: &MeanDefs, over: fn(&Entry) -> Option<f64>| {
         families_of_means(model, defs, move |entry, push| {
-            let Some(over) = over(entry).filter(|over| *over > 0.0 && is_whole(entry)) else { return };
+            let Some(over) = over(entry).filter(|over| *over > 0.0 && entry.derived.is_whole) else { return };
             // The label `way` is left out: it is `counters` for every repeat.
             for_each_scope(entry, &mut |labels, joules, _| push(&labels[..2], joules / over));
         })

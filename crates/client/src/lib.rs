@@ -154,7 +154,7 @@ impl Client {
         let rest =
             schemed.ok_or_else(|| invalid(format!("{host:?} is no URL; write http://HOST:PORT or https://HOST")))?;
         if access.bearer_token_file.is_some() && access.username.is_some() {
-            return Err(invalid(format!("{base}: set either bearer_token_file or username, not both")));
+            return Err(invalid(format!("{host}: set either bearer_token_file or username, not both")));
         }
         let secret = access.bearer_token_file.is_some() || access.password_file.is_some();
         if secret && exposes_secrets(base) {
@@ -172,7 +172,7 @@ impl Client {
         let own = match (&access.cert_file, &access.key_file) {
             (None, None) => None,
             (Some(cert), Some(key)) => Some(identity(cert, key)?),
-            _ => return Err(invalid(format!("{base}: set both cert_file and key_file, or neither"))),
+            _ => return Err(invalid(format!("{host}: set both cert_file and key_file, or neither"))),
         };
         let tls = TlsConfig::builder().root_certs(roots).client_cert(own).build();
         let agent = ureq::Agent::config_builder()
@@ -407,6 +407,7 @@ mod tests {
             ("http://localhost.example", &with_token, "unencrypted"),
             ("http://127.0.0.1.example/x", &with_token, "unencrypted"),
             ("https://db.example", &both, "not both"),
+            ("https://db.example/x?key=u:p", &both, "not both"),
             ("https://db.example", &no_ca, "contains no certificate"),
         ] {
             let error = Client::new(url, access, SECOND, 1).unwrap_err().to_string();

@@ -10,7 +10,7 @@ use crate::{
     energy::Scope,
     estimate::{self, Estimate},
     model::Entry,
-    repeats::{Configuration, is_whole},
+    repeats::Configuration,
     run::{Score, UNKNOWN},
 };
 
@@ -94,7 +94,7 @@ fn energy_note(configuration: &Configuration<'_>) -> String {
             format!("the repeats have energy of different sources, so it has no mean: {}", sources.join("; "))
         };
     }
-    let partial: Vec<&&Entry> = entries.iter().filter(|entry| !is_whole(entry)).collect();
+    let partial: Vec<&&Entry> = entries.iter().filter(|entry| !entry.derived.is_whole).collect();
     if let Some(entry) = partial.first() {
         let coverage = entry.lookup.energy.as_ref().and_then(|energy| energy.coverage);
         let part = coverage.map_or("an unknown part".to_owned(), |part| format!("{:.0} %", part * 100.0));

@@ -3,16 +3,9 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    energy::WindowEnergy,
     model::{Entry, Model},
     run::{Quality, Score},
 };
-
-/// True if the energy of a scenario covers its whole window.
-#[must_use]
-pub fn is_whole(entry: &Entry) -> bool {
-    entry.lookup.energy.as_ref().is_some_and(WindowEnergy::is_whole)
-}
 
 /// A configuration with all of its repeats.
 #[derive(Clone, Debug)]
@@ -59,7 +52,7 @@ impl<'a> Configuration<'a> {
         if self.energy_source().is_none() {
             return Vec::new();
         }
-        self.values(&|entry| metric(entry).filter(|_| is_whole(entry)))
+        self.values(&|entry| metric(entry).filter(|_| entry.derived.is_whole))
     }
 
     /// Scope and sources of the energy, `host, nvml+perf`, if all repeats have the same, and the

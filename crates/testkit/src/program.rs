@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    os::unix::process::CommandExt as _,
+    os::unix::{fs::OpenOptionsExt as _, process::CommandExt as _},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     time::Duration,
@@ -13,7 +13,8 @@ use anyhow::{Context, Result, bail};
 use crate::{
     api::Client,
     cgroup::{self, Cgroup},
-    wait::Deadline,
+    shell::output,
+    wait::{Deadline, eventually},
 };
 
 /// A program that ends when this is dropped, or when this process ends for any reason.
@@ -183,6 +184,53 @@ pub fn kill_on_parent_exit(command: &mut Command) {
             Ok(())
         });
     }
+}
+
+/// Starts a program as the first process of a PID namespace, as in a container, sends it SIGTERM
+/// while it reads its configuration, and returns its exit code. `args` come before
+/// `--config.file`. It needs root.
+///
+/// # Errors
+/// When unshare cannot be started.
+///
+/// # Panics
+/// When it does not read its configuration, or does not end within two seconds of the signal.
+pub fn stop_during_start(program: &Path, args: &[&str]) -> Result<Option<i32>> {
+    let dir = tempfile::tempdir()?;
+    let fifo = dir.path().join("config.toml");
+    output(Command::new("mkfifo").arg(&fifo))?;
+    let mut command = Command::new("unshare");
+    command.args(["--pid", "--fork", "--kill-child"]).arg(program).args(args).arg("--config.file").arg(&fifo);
+    kill_on_parent_exit(&mut command);
+    let mut unshare = command.spawn().context("cannot start unshare")?;
+    // The program waits for the rest of its configuration while this end of the FIFO is open, which
+    // cannot be opened before the program reads.
+    let mut config = None;
+    eventually(20.0, "the program reads its configuration", || {
+        config = File::options().write(true).custom_flags(libc::O_NONBLOCK).open(&fifo).ok();
+        config.is_some()
+    });
+    let started = children(unshare.id()).first().and_then(|pid| libc::pid_t::try_from(*pid).ok());
+    if let Some(pid) = started {
+        // SAFETY: kill takes numbers alone; unshare still waits for the process, which reads.
+        unsafe { libc::kill(pid, libc::SIGTERM) };
+    }
+    eventually(2.0, "the program ends", || !matches!(unshare.try_wait(), Ok(None)));
+    drop(config);
+    Ok(unshare.wait()?.code())
+}
+
+/// The processes with this parent.
+#[must_use]
+pub fn children(parent: u32) -> Vec<u32> {
+    let child = |entry: fs::DirEntry| {
+        let pid = entry.file_name().to_str()?.parse::<u32>().ok()?;
+        let stat = fs::read_to_string(entry.path().join("stat")).ok()?;
+        // After the name in parentheses: state, ppid (man 5 proc_pid_stat).
+        let (_, rest) = stat.rsplit_once(')')?;
+        (rest.split_whitespace().nth(1)?.parse::<u32>().ok()? == parent).then_some(pid)
+    };
+    fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(child).collect()
 }
 
 /// Pins the child to a CPU.

@@ -9,6 +9,7 @@ use std::{
     os::fd::{AsRawFd as _, RawFd},
 };
 
+use super::program;
 use crate::host::{
     availability::{Reason, Unavailable},
     perf_event,
@@ -64,35 +65,12 @@ impl PerfCounters {
 
     /// Stores one counter's descriptor of each CPU in the map through which the programs read it.
     pub(super) fn store(&self, counter: usize, map: RawFd) -> io::Result<()> {
+        let map = u32::try_from(map).map_err(io::Error::other)?;
         for (cpu, files) in &self.files {
-            update_map(map, u32::try_from(*cpu).map_err(io::Error::other)?, files[counter].as_raw_fd())?;
+            let cpu = u32::try_from(*cpu).map_err(io::Error::other)?;
+            // SAFETY: the keys of these maps are numbers of CPUs, and the values are descriptors.
+            unsafe { program::set_element(map, cpu, &files[counter].as_raw_fd().to_ne_bytes()) }?;
         }
         Ok(())
     }
-}
-
-/// `BPF_MAP_UPDATE_ELEM` for a map of descriptors, for which aya has no call.
-fn update_map(map: RawFd, key: u32, value: RawFd) -> io::Result<()> {
-    /// The first fields of `union bpf_attr` for map elements (include/uapi/linux/bpf.h).
-    #[repr(C)]
-    struct Element {
-        map: u32,
-        unused: u32,
-        key: u64,
-        value: u64,
-        flags: u64,
-    }
-    const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
-    let map = u32::try_from(map).map_err(io::Error::other)?;
-    let element = Element {
-        map,
-        unused: 0,
-        key: (&raw const key).expose_provenance() as u64,
-        value: (&raw const value).expose_provenance() as u64,
-        flags: 0,
-    };
-    // SAFETY: the size is that of the structure, and it and what it points to outlive the call.
-    let failed =
-        unsafe { libc::syscall(libc::SYS_bpf, BPF_MAP_UPDATE_ELEM, &raw const element, size_of::<Element>()) } != 0;
-    if failed { Err(io::Error::last_os_error()) } else { Ok(()) }
 }

@@ -239,7 +239,24 @@ pub(super) fn run(program: &OwnedFd, cpu: Option<u32>) -> io::Result<()> {
 /// # Errors
 /// When the kernel refuses.
 pub(super) fn fill_constants(map: u32, value: &[u8]) -> io::Result<()> {
-    /// The first fields of `union bpf_attr` for map elements.
+    const BPF_MAP_FREEZE: libc::c_long = 22;
+    // SAFETY: the map was created with elements of the size of `value`.
+    unsafe { set_element(map, 0, value) }?;
+    // SAFETY: the size is that of the number, which outlives the call.
+    let failed = unsafe { libc::syscall(libc::SYS_bpf, BPF_MAP_FREEZE, &raw const map, size_of::<u32>()) } != 0;
+    if failed { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Sets an element of a map (`BPF_MAP_UPDATE_ELEM`), also of a map of descriptors, for which aya
+/// has no call.
+///
+/// # Errors
+/// When the kernel refuses.
+///
+/// # Safety
+/// The map has keys of four bytes, and values of the size of `value`.
+pub(super) unsafe fn set_element(map: u32, key: u32, value: &[u8]) -> io::Result<()> {
+    /// The first fields of `union bpf_attr` for map elements (include/uapi/linux/bpf.h).
     #[repr(C)]
     struct Element {
         map: u32,
@@ -249,8 +266,6 @@ pub(super) fn fill_constants(map: u32, value: &[u8]) -> io::Result<()> {
         flags: u64,
     }
     const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
-    const BPF_MAP_FREEZE: libc::c_long = 22;
-    let key = 0u32;
     let element = Element {
         map,
         unused: 0,
@@ -258,12 +273,10 @@ pub(super) fn fill_constants(map: u32, value: &[u8]) -> io::Result<()> {
         value: value.as_ptr().expose_provenance() as u64,
         flags: 0,
     };
-    // SAFETY: the sizes are those of the values, which, like what they point to, outlive the calls.
-    // The map was created with elements of the size of `value`.
-    let failed = unsafe {
-        libc::syscall(libc::SYS_bpf, BPF_MAP_UPDATE_ELEM, &raw const element, size_of::<Element>()) != 0
-            || libc::syscall(libc::SYS_bpf, BPF_MAP_FREEZE, &raw const map, size_of::<u32>()) != 0
-    };
+    // SAFETY: the size is that of the structure. It, and the key and value that it points to,
+    // outlive the call; the caller knows the sizes of those.
+    let failed =
+        unsafe { libc::syscall(libc::SYS_bpf, BPF_MAP_UPDATE_ELEM, &raw const element, size_of::<Element>()) } != 0;
     if failed { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 

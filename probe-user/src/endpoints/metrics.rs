@@ -10,7 +10,8 @@ pub(crate) static ENERGY: Def = Def::counter(
     "wattcast_energy_joules_total",
     ZONE,
     "Energy of a zone in joules since the probe's start, counter wraps corrected; source is model if it was not \
-     measured. Zones overlap: package contains core and uncore, psys contains everything; dram and gpu (package \
+     measured. Zones overlap: package contains core and uncore, psys and machine (the model's wall power) contain \
+     everything; dram and gpu (package \
      is then the GPU's uuid) are separate. Sum only package, dram and gpu.",
 );
 pub(crate) static POWER: Def =
@@ -119,8 +120,8 @@ pub(crate) static AWAKE_RATIO: Def = Def::gauge(
 pub(crate) static MODEL_INTERVAL: Def = Def::gauge(
     "wattcast_model_interval_ratio",
     &["package", "zone", "load", "bound"],
-    "Lower and upper bound of the 90 % interval of modelled energy, as the truth per estimate: at idle, at full \
-     load, and of the energy over all loads. From servers whose CPU model was left out of the model; for a \
+    "Lower and upper bound of the 90 % interval of modelled energy, as the truth per estimate: load idle, full, \
+     and all for the energy over all loads. From published servers that were left out of the fit; for a \
      package also the range of its share of the machine, which is an assumption. Absent if energy is measured, \
      and with configured watts.",
 );

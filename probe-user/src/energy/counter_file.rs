@@ -4,10 +4,10 @@
 //! can be opened again.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io,
     os::unix::fs::{FileExt as _, MetadataExt as _},
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -77,6 +77,11 @@ fn parse(file: &File) -> io::Result<u64> {
     let mut buffer = [0; MAX_VALUE];
     let length = file.read_at(&mut buffer, 0)?;
     number(&buffer[..length]).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "not a number"))
+}
+
+/// The number in a small file; `None` when it cannot be read or is no number.
+pub(super) fn number_in(file: &Path) -> Option<u64> {
+    number(&fs::read(file).ok()?)
 }
 
 /// The value of a counter or sensor, as the kernel prints it.

@@ -18,7 +18,7 @@ use std::{
 use units::Microjoules;
 
 use super::{
-    counter_file::{CounterFile, REOPENED},
+    counter_file::{CounterFile, REOPENED, number_in},
     source::{Source, SourceInventory},
     zone::{Ceiling, Origin, Range, UPDATE_NS, Zone, ZoneId, ZoneKind},
 };
@@ -243,10 +243,10 @@ impl Hwmon {
             self.inventory.left_out.push(what);
             return None;
         };
-        let text = |file: &str| fs::read_to_string(dir.join(file)).unwrap_or_default();
-        let interval = text("power1_average_interval").trim().parse::<u64>().ok().filter(|ms| *ms > 0);
+        let interval = number_in(&dir.join("power1_average_interval")).filter(|ms| *ms > 0);
         let update_ns = interval.map_or(DEFAULT_AVERAGING_NS, |ms| ms.saturating_mul(1_000_000));
-        let label = text("power1_oem_info").trim().chars().filter(|char| !char.is_control()).take(80).collect();
+        let label = fs::read_to_string(dir.join("power1_oem_info")).unwrap_or_default();
+        let label = label.trim().chars().filter(|char| !char.is_control()).take(80).collect();
         Some(Meter { path, update_ns, label })
     }
 
@@ -299,7 +299,7 @@ impl Hwmon {
         if meters.len() < 3 {
             return meters;
         }
-        let power = |meter: &Meter| fs::read_to_string(&meter.path).ok()?.trim().parse::<u64>().ok();
+        let power = |meter: &Meter| number_in(&meter.path);
         let mut rows = Vec::new();
         for _ in 0..TOTAL_READINGS.0 {
             let Some(row) = meters.iter().map(power).collect::<Option<Vec<u64>>>() else { return meters };

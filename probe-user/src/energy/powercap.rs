@@ -12,7 +12,7 @@ use std::{
 };
 
 use super::{
-    counter_file::CounterFile,
+    counter_file::{CounterFile, number_in},
     processor::{Processor, Vendor},
     source::{Source, SourceInventory},
     zone::{Ceiling, Origin, Range, Zone, ZoneId, ZoneKind},
@@ -187,9 +187,7 @@ fn package_of(name: &str) -> Option<PackageId> {
 
 /// The range file contains the largest value; the counter wraps one step later.
 fn range(dir: &Path) -> Range {
-    fs::read_to_string(dir.join("max_energy_range_uj"))
-        .ok()
-        .and_then(|text| text.trim().parse::<u64>().ok())
+    number_in(&dir.join("max_energy_range_uj"))
         .filter(|max| *max > 0)
         .map_or(Range::Unknown, |max| Range::Wraps(max.saturating_add(max.div_ceil(STEPS - 1))))
 }
@@ -206,10 +204,9 @@ fn step(range: Range) -> u64 {
 /// The highest power limit of the zone, in microwatts. A limit of 0 was never set, and a disabled
 /// zone has none. TPMI shows a disabled limit as a huge number, which limits nothing.
 fn limit(dir: &Path) -> Option<u64> {
-    let number = |file: String| fs::read_to_string(dir.join(file)).ok()?.trim().parse::<u64>().ok();
     let enabled = fs::read_to_string(dir.join("enabled")).map_or(true, |text| text.trim() != "0");
     let limits = (0..4).flat_map(|constraint| {
-        ["power_limit_uw", "max_power_uw"].map(|what| number(format!("constraint_{constraint}_{what}")))
+        ["power_limit_uw", "max_power_uw"].map(|what| number_in(&dir.join(format!("constraint_{constraint}_{what}"))))
     });
     limits.flatten().filter(|limit| *limit > 0).max().filter(|_| enabled)
 }
@@ -238,7 +235,7 @@ fn separate_dies(zones: &[(&String, &PathBuf, ZoneId)], processor: &Processor) -
 /// Whether two zones read the same counter: the second lies between two readings of the first.
 fn agree(first: &Path, second: &Path) -> bool {
     const ROUNDS: usize = 5;
-    let value = |dir: &Path| fs::read_to_string(dir.join("energy_uj")).ok()?.trim().parse::<u64>().ok();
+    let value = |dir: &Path| number_in(&dir.join("energy_uj"));
     let agrees = (0..ROUNDS).filter(|_| match (value(first), value(second), value(first)) {
         (Some(before), Some(other), Some(after)) => (before..=after).contains(&other),
         // What cannot be read cannot be proven to differ.

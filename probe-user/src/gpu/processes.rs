@@ -17,6 +17,7 @@ use std::{
 use crate::{
     cgroup::CgroupKey,
     containers::{ChargeTarget, ContainerRegistry},
+    host::process::stat_number,
     jobs::Jobs,
 };
 
@@ -154,9 +155,8 @@ fn pidfd(pid: u32) -> io::Result<OwnedFd> {
 fn started_after(process: &Path, unix_us: u64) -> bool {
     const TOLERANCE_US: i128 = 1_000_000;
     let started = || {
-        let stat = fs::read_to_string(process.join("stat")).ok()?;
-        // Field 22, counted from after the name, which may contain any characters (man 5 proc).
-        let ticks: i128 = stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(19)?.parse().ok()?;
+        // The start since the boot.
+        let ticks = i128::from(stat_number(&fs::read(process.join("stat")).ok()?, 22)?);
         // SAFETY: sysconf takes an integer and accesses no memory of the caller.
         let hertz = i128::from(unsafe { libc::sysconf(libc::_SC_CLK_TCK) }.max(1));
         Some(ticks * 1_000_000 / hertz)

@@ -4,6 +4,9 @@
 
 use std::{fmt, io};
 
+/// Detail of a source whose first reading has not ended.
+pub const NOT_READ: &str = "not read yet";
+
 /// Why a source is unavailable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Reason {
@@ -108,9 +111,11 @@ pub fn update_state(sources: &mut [SourceState], name: &str, state: Result<(), U
     // The line may contain a figure that changes with every tick, so it is logged again only with
     // another reason.
     let reason = |state: &Result<(), Unavailable>| state.as_ref().err().map(|why| why.reason);
+    let first = source.state.as_ref().is_err_and(|why| why.detail == NOT_READ);
     match &state {
+        Ok(()) if first => tracing::info!("{name}: usable"),
         Ok(()) => tracing::info!("{name}: usable again"),
-        Err(why) if reason(&source.state) != Some(why.reason) => tracing::warn!("{name}: {why}"),
+        Err(why) if first || reason(&source.state) != Some(why.reason) => tracing::warn!("{name}: {why}"),
         Err(_) => {}
     }
     source.state = state;

@@ -48,6 +48,15 @@ pub(crate) fn threads_clock_ns(procfs: &Path, tgid: u32) -> u64 {
     ran.fold(0, u64::saturating_add)
 }
 
+/// The number in a field of `/proc/PID/stat` after the name, which may contain anything; fields are
+/// counted from 1 (man 5 proc_pid_stat).
+pub(crate) fn stat_number(stat: &[u8], field: usize) -> Option<u64> {
+    let name_end = stat.iter().rposition(|byte| *byte == b')')?;
+    // The first field after the name is the third one.
+    let rest = std::str::from_utf8(&stat[name_end + 1..]).ok()?;
+    rest.split_ascii_whitespace().nth(field.checked_sub(3)?)?.parse().ok()
+}
+
 /// Nanoseconds on a CPU in the text of a thread's `schedstat` (Documentation/scheduler/
 /// sched-stats.rst).
 pub(crate) fn ran_of(schedstat: &str) -> Option<u64> {

@@ -30,7 +30,7 @@ use crate::{
     cpu::{ExecEvent, ExecTracer},
     host::{
         availability::{Reason, Unavailable},
-        process::{clock_ns, elapsed_since, in_other_pid_namespace, process_clock_ns, threads_clock_ns},
+        process::{clock_ns, elapsed_since, in_other_pid_namespace, process_clock_ns, stat_number, threads_clock_ns},
     },
 };
 
@@ -488,10 +488,7 @@ fn began_ns(process: &Path, now_ns: i64) -> Option<i64> {
 
 /// The start of a process since the boot, in clock ticks, in the text of its `/proc/PID/stat`.
 fn start_ticks(stat: &[u8]) -> Option<u64> {
-    let stat = String::from_utf8_lossy(stat);
-    // Field 22. The name in parentheses may contain anything; after it comes field 3 (man 5
-    // proc_pid_stat).
-    stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(19)?.parse().ok())
+    stat_number(stat, 22)
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@
 
 use std::{fs::File, io::Read as _, path::Path};
 
-use crate::{cgroup::CgroupKey, containers::ContainerRegistry};
+use crate::{cgroup::CgroupKey, containers::ContainerRegistry, host::process::stat_number};
 
 /// Longest text that is compared: one path of 4096 bytes for each hierarchy.
 const MAX_TEXT: u64 = 64 << 10;
@@ -59,10 +59,7 @@ fn is_exiting(process: &Path) -> bool {
 
 /// The flags of a process in the text of its `/proc/PID/stat`.
 pub(crate) fn flags_of(stat: &[u8]) -> Option<u64> {
-    let stat = String::from_utf8_lossy(stat);
-    // The name in parentheses may contain anything. After it: state, ppid, pgrp, session, tty_nr,
-    // tpgid, flags (man 5 proc_pid_stat).
-    stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(6)?.parse().ok())
+    stat_number(stat, 9)
 }
 
 #[cfg(test)]

@@ -25,6 +25,8 @@ use crate::{
     },
 };
 
+/// Label of the sensors of the board, and the name of their state.
+pub const BOARD_METER: &str = "power_meter";
 /// Longest time of one answer.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(5);
 /// Maximum size of an answer. A Redfish resource has some kilobytes.
@@ -164,8 +166,8 @@ fn open_sensor(paths: &SourcePaths) -> Option<PreparedMeter> {
     let source = energy::open(Origin::Hwmon, None, paths, &Topology::read(&paths.sysfs)).ok()?;
     let zone = source.zones().iter().position(|zone| zone.id.kind == ZoneKind::Psys)?;
     Some(PreparedMeter {
-        name: "power_meter".into(),
-        state_name: "power_meter",
+        name: BOARD_METER.into(),
+        state_name: BOARD_METER,
         wanted: false,
         interval: SENSOR_INTERVAL,
         input: Input::Sensor { source, zone },
@@ -204,6 +206,10 @@ impl Input {
             Self::Http { client, field } => read_endpoint(client, field).map(Reading::Power),
             Self::File { path, field, max_age } => {
                 let fault = |reason, why: String| Unavailable::new(reason, format!("{}: {why}", path.display()));
+                // Opening a pipe waits for its writer.
+                if fs::metadata(&*path).is_ok_and(|meta| !meta.is_file()) {
+                    return Err(fault(Reason::Broken, "is no regular file".to_owned()));
+                }
                 let text =
                     read_limited(path, MAX_ANSWER).map_err(|error| fault(Reason::of(&error), error.to_string()))?;
                 let current = check_age(path, text.len(), *max_age);
@@ -409,6 +415,8 @@ mod tests {
         fs::File::options().write(true).open(&path).unwrap().set_modified(old).unwrap();
         let why = meters[0].input.read().unwrap_err();
         assert!(why.reason == Reason::Broken && why.detail.contains("s ago"), "{why}");
+        let settings = MeterSettings { file: Some(dir.path().to_owned()), ..MeterSettings::default() };
+        assert!(open(&settings, &paths, false)[0].input.read().unwrap_err().detail.contains("no regular file"));
         // A file of the kernel has no time of its own.
         assert_eq!(check_age(Path::new("/proc/self/stat"), 100, Duration::ZERO), Ok(()));
     }

@@ -24,14 +24,14 @@ use std::{
 use units::Microjoules;
 
 pub use conversion::Comparison;
-pub use meter::{MeterSettings, PreparedMeter, check, open};
+pub use meter::{BOARD_METER, MeterSettings, PreparedMeter, check, open};
 pub use pairs::CounterReading;
 
 use conversion::Conversion;
 use meter::{MeterEnergy, RESTARTED};
 use pairs::Pairs;
 
-use crate::host::availability::{Reason, SourceState, Unavailable};
+use crate::host::availability::{NOT_READ, Reason, SourceState, Unavailable};
 
 /// Shortest time over which the power of the meter and that of the counters are compared. Meters
 /// average over up to some seconds, and answer late by as much.
@@ -97,7 +97,7 @@ impl ReferenceMeters {
             let (name, wanted) = (meter.state_name, meter.wanted);
             match start(meter) {
                 Ok(running) => {
-                    let state = Err(Unavailable::new(Reason::Absent, "not read yet"));
+                    let state = Err(Unavailable::new(Reason::Absent, NOT_READ));
                     sources.push(SourceState { source: name, state, detail: running.detail.clone(), wanted });
                     meters.push(running);
                 }
@@ -154,7 +154,7 @@ fn start(meter: PreparedMeter) -> Result<RunningMeter, Unavailable> {
         energy: Microjoules::ZERO,
         comparison: None,
     };
-    let state = Err(Unavailable::new(Reason::Absent, "not read yet"));
+    let state = Err(Unavailable::new(Reason::Absent, NOT_READ));
     let status = Arc::new(Mutex::new(Status { row, state, read: Instant::now() }));
     let (counters, received) = mpsc::sync_channel(MAX_WAITING);
     let running = RunningMeter {

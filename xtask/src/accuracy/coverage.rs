@@ -7,10 +7,12 @@
 
 use anyhow::Result;
 
+use statistics::quantile;
+
 use super::{
     probe::Probe,
     synthetic::{Account, LAG_NS, Random, Recording},
-    table::{Table, part, percent, percentile},
+    table::{Table, part, percent},
 };
 
 const CPUS: usize = 16;
@@ -76,7 +78,7 @@ pub(super) fn tables(probes: &[Probe]) -> Result<Vec<Table>> {
         }
         for ((name, _), windows) in CONTAINERS.iter().zip(&cases) {
             for (over, cases) in ["1 s", "1 min"].iter().zip(windows) {
-                let at = |fraction| percentile(&cases.bounds, fraction).map_or_else(|| "–".to_owned(), percent);
+                let at = |fraction| quantile(&cases.bounds, fraction).map_or_else(|| "–".to_owned(), percent);
                 table.row(vec![
                     probe.label.to_owned(),
                     (*name).to_owned(),

@@ -3,11 +3,13 @@
 
 use anyhow::Result;
 
+use statistics::quantile;
+
 use super::{
     broadwell::{Broadwell, CPUS, NOISE, PINNED},
     probe::Probe,
     synthetic::{Account, Random, Recording},
-    table::{Table, errors, percent, percentile},
+    table::{Table, errors, percent},
 };
 
 /// What runs on one socket: its name, its run in the data, and its threads.
@@ -61,7 +63,7 @@ fn row(probe: &Probe, name: &str, shares: &[Shares], wrong: &[f64]) -> Vec<Strin
     let [count, median, high] = errors(wrong);
     let of = |value: fn(&Shares) -> f64, fraction| {
         let values: Vec<f64> = shares.iter().map(value).collect();
-        percentile(&values, fraction).map(percent).unwrap_or_default()
+        quantile(&values, fraction).map(percent).unwrap_or_default()
     };
     let (least, most) = (of(|shares| shares.encoder, 0.0), of(|shares| shares.daemon, 1.0));
     vec![probe.label.to_owned(), name.to_owned(), count, least, most, median, high]

@@ -8,9 +8,11 @@ use std::path::Path;
 
 use anyhow::Result;
 
+use statistics::quantile;
+
 use super::{
     csv::Csv,
-    table::{Table, errors, percent, percentile},
+    table::{Table, errors, percent},
 };
 
 const FILE: &str = "kepler-nx12-rapl.csv";
@@ -41,7 +43,7 @@ pub(super) fn tables(data: &Path) -> Result<Vec<Table>> {
     let heads = ["window", "idle", "divided by", "n", "in the wrong place", "median error", "95th percentile"];
     let mut table = Table::new("Memory", text, &heads);
     let all: Vec<f64> = rows.iter().map(|row| row.watts).collect();
-    let (asleep, awake) = (percentile(&all, ASLEEP).unwrap_or_default(), intercept(&rows));
+    let (asleep, awake) = (quantile(&all, ASLEEP).unwrap_or_default(), intercept(&rows));
     for (name, length) in WINDOWS {
         let windows = join(&rows, length);
         for (idle, watts) in [("asleep", asleep), ("without misses", awake)] {

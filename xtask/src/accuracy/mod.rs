@@ -108,6 +108,10 @@ pub fn accuracy(args: &Accuracy) -> Result<()> {
     let sections = if args.sections.is_empty() { &Section::ALL[..] } else { &args.sections[..] };
     let probes = if sections.iter().any(|section| section.needs_probe()) { probes(args)? } else { Vec::new() };
     let mut page = if args.write { Some(fs::read_to_string(page_path()).context("docs/accuracy.md")?) } else { None };
+    if let Some(page) = &page {
+        // A missing mark is found before the replays, not after them.
+        sections.iter().try_for_each(|section| replace(page, section.name(), "").map(|_| ()))?;
+    }
     for section in sections {
         step(section.name());
         let text = section.markdown(data, &probes)?;

@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 
+use statistics::quantile;
+
 /// A table of the page.
 pub(super) struct Table {
     title: String,
@@ -55,17 +57,9 @@ fn wrap(text: &str, out: &mut String) {
     out.push('\n');
 }
 
-/// The value below which this fraction of the values lies; `None` without values.
-pub(super) fn percentile(values: &[f64], fraction: f64) -> Option<f64> {
-    let mut sorted = values.to_vec();
-    sorted.sort_unstable_by(f64::total_cmp);
-    let last = sorted.len().checked_sub(1)?;
-    sorted.get((last as f64 * fraction).round() as usize).copied()
-}
-
 /// Number of errors, their median and their 95th percentile, as cells.
 pub(super) fn errors(values: &[f64]) -> [String; 3] {
-    let at = |fraction| percentile(values, fraction).map_or_else(|| "–".to_owned(), percent);
+    let at = |fraction| quantile(values, fraction).map_or_else(|| "–".to_owned(), percent);
     [values.len().to_string(), at(0.5), at(0.95)]
 }
 
@@ -84,11 +78,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn percentiles_are_of_the_sorted_values() {
-        let values: Vec<f64> = (0..=100).rev().map(f64::from).collect();
-        assert_eq!((percentile(&values, 0.5), percentile(&values, 0.95)), (Some(50.0), Some(95.0)));
-        assert_eq!((percentile(&[3.0], 0.95), percentile(&[], 0.5)), (Some(3.0), None));
+    fn cells_have_percentages() {
         assert_eq!(errors(&[0.1]), ["1", "10.0 %", "10.0 %"]);
+        assert_eq!(errors(&[0.1, 0.3])[..2], ["2", "20.0 %"]);
+        assert_eq!(errors(&[]), ["0", "–", "–"]);
         assert_eq!(part(1, 4), "1 of 4 (25 %)");
     }
 

@@ -19,7 +19,6 @@ use super::{
     plan::{Configuration, Mode},
     process::{EncoderError, Process, Progress, wait_all},
     quality::count_frames,
-    record::Record,
     rtmp::{RtmpServer, prepare_live_source},
     sampler::PowerSampler,
     signals::{interruptible_sleep, stop_requested},
@@ -152,7 +151,7 @@ impl Runner<'_> {
             })
             .collect();
         repeat.argv = self.displayed_command(commands.first());
-        let joules_per_frame = self.mean_joules_per_frame(configuration);
+        let joules_per_frame = mean(&self.record.joules_per_frame(&configuration.id));
         let start = self.probe.mark()?;
         let power = PowerSampler::start(self.probe);
         let began = Instant::now();
@@ -204,7 +203,7 @@ impl Runner<'_> {
         let first = total_progress(&running);
         let power = PowerSampler::start(self.probe);
         let began = Instant::now();
-        let joules_per_frame = self.mean_joules_per_frame(configuration);
+        let joules_per_frame = mean(&self.record.joules_per_frame(&configuration.id));
         let waited = wait_live(rtmp, &mut running, stall, &mut |all| {
             let frames = progress_since(&first, &total_progress(all)).frames;
             self.display.show_encoders(&configuration.name, frames, began, power.latest(), joules_per_frame);
@@ -257,14 +256,6 @@ impl Runner<'_> {
         let dir = format!("{}/", self.dir.display());
         let words = args.into_iter().flatten().map(|word| word.replace(&dir, ""));
         std::iter::once("ffmpeg".to_owned()).chain(words).collect()
-    }
-
-    fn mean_joules_per_frame(&self, configuration: &Configuration) -> Option<f64> {
-        let each = self.record.successes(&configuration.id).filter_map(|repeat| {
-            let frames = repeat.progress.frames;
-            (frames > 0).then_some(Record::repeat_joules(repeat)?.1 / results::convert::float(frames))
-        });
-        mean(&each.collect::<Vec<_>>())
     }
 
     /// Queries the energy of the host, and of the containers with these names, in the repeat's

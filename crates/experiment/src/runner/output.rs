@@ -323,16 +323,10 @@ fn stats(record: &Record, configuration: &Configuration) -> Value {
             }),
         );
     };
-    let joules = record.configuration_joules(&configuration.id);
-    put("joules", "J", joules.clone());
-    if joules.len() == repeats.len() {
-        let of = |per: fn(&Configuration, &Repeat) -> f64| -> Vec<f64> {
-            let pairs = repeats.iter().zip(&joules).map(|(repeat, joules)| joules / per(configuration, repeat));
-            pairs.filter(|value| value.is_finite()).collect()
-        };
-        put("joules_per_frame", "J", of(|_, repeat| float(repeat.progress.frames)));
-        put("joules_per_media_second", "J/s", of(media_seconds));
-    }
+    put("joules", "J", record.configuration_joules(&configuration.id));
+    put("joules_per_frame", "J", record.joules_per_frame(&configuration.id));
+    let per_media_second = record.joules_per(&configuration.id, |repeat| media_seconds(configuration, repeat));
+    put("joules_per_media_second", "J/s", per_media_second);
     put("seconds", "s", repeats.iter().filter_map(|repeat| Some(repeat.window?.seconds())).collect());
     let rates = repeats.iter().filter_map(|repeat| Some(frame_rate(repeat, repeat.window?)));
     put("frames_per_second", "1/s", rates.collect());
@@ -442,7 +436,6 @@ pub fn table(record: &Record) -> String {
 }
 
 fn table_row(text: &mut String, record: &Record, configuration: &Configuration, width: usize) {
-    let joules = record.configuration_joules(&configuration.id);
     let repeats: Vec<&Repeat> = record.successes(&configuration.id).collect();
     let rates: Vec<f64> = repeats.iter().filter_map(|repeat| Some(frame_rate(repeat, repeat.window?))).collect();
     // Scores of each output file; without output files, the shared score.
@@ -460,18 +453,15 @@ fn table_row(text: &mut String, record: &Record, configuration: &Configuration, 
     let text_of = |estimate: Option<Estimate>| {
         estimate.map_or_else(|| "–".to_owned(), |one| with_half_width(one.mean, one.half_width))
     };
-    let energy = text_of(Estimate::of(&joules));
+    let energy = text_of(Estimate::of(&record.configuration_joules(&configuration.id)));
     // The mean over the repeats, as in the report.
-    let millijoules =
-        repeats.iter().zip(&joules).map(|(repeat, joules)| joules / float(repeat.progress.frames) * 1000.0);
-    let per_frame: Vec<f64> = millijoules.filter(|value| value.is_finite()).collect();
-    let per_frame = Estimate::of(&per_frame).filter(|_| joules.len() == repeats.len());
+    let per_frame: Vec<f64> = record.joules_per_frame(&configuration.id).iter().map(|joules| joules * 1000.0).collect();
     let _ = writeln!(
         text,
         "{:<width$}  {:>3}  {energy:>22}  {:>18}  {:>8}  {:>8}",
         configuration.name,
         repeats.len(),
-        text_of(per_frame),
+        text_of(Estimate::of(&per_frame)),
         number(mean(&rates), 1),
         number(vmaf, 2),
     );

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use results::convert::float;
 use units::provenance::Unmeasured;
 
 use super::{
@@ -160,6 +161,24 @@ impl Record {
             return all.into_iter().map(|(_, joules)| joules).collect();
         }
         self.successes(id).filter_map(|repeat| scope_joules(repeat, "host")).collect()
+    }
+
+    /// The energy of each successful repeat, see [`Record::configuration_joules`], divided by what
+    /// it delivered; one that delivered nothing is left out. Empty unless all have energy.
+    #[must_use]
+    pub fn joules_per(&self, id: &str, delivered: impl Fn(&Repeat) -> f64) -> Vec<f64> {
+        let joules = self.configuration_joules(id);
+        if joules.len() != self.successes(id).count() {
+            return Vec::new();
+        }
+        let each = self.successes(id).zip(joules).map(|(repeat, joules)| joules / delivered(repeat));
+        each.filter(|value| value.is_finite()).collect()
+    }
+
+    /// Joules per encoded frame of each successful repeat, as in [`Record::joules_per`].
+    #[must_use]
+    pub fn joules_per_frame(&self, id: &str) -> Vec<f64> {
+        self.joules_per(id, |repeat| float(repeat.progress.frames))
     }
 
     /// The kinds of energy in the record that were not measured.
