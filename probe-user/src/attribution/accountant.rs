@@ -7,6 +7,7 @@ mod report;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    rc::Rc,
     sync::Arc,
 };
 
@@ -56,6 +57,8 @@ struct Input<'a> {
     /// Length of the tick; absent in the first.
     length_ns: Option<u64>,
     usage: &'a UsageByTarget,
+    /// The same over all packages; empty where there is one, or CPU time is not known by package.
+    host: Rc<BTreeMap<ChargeTarget, CpuUsage>>,
     /// True while the energy waits for the CPU time of its tick.
     waiting: bool,
     /// True when the CPU time is that of this tick alone: after a failed reading it is of more.
@@ -505,12 +508,9 @@ impl Accountant {
 
     /// The load of a root in one tick.
     fn load(&self, id: ZoneId, input: &Input<'_>) -> Load {
-        let several = self.setup.has_per_cpu_usage() && self.setup.packages.len() > 1;
         let host = match (id.kind, id.package) {
-            (ZoneKind::Package, Some(_)) if several => {
-                input.usage.iter().map(|(target, by_package)| (*target, sum_usage(by_package))).collect()
-            }
-            _ => BTreeMap::new(),
+            (ZoneKind::Package, Some(_)) => Rc::clone(&input.host),
+            _ => Rc::default(),
         };
         let share = self.awake_share(id);
         let length_ns = input.length_ns.unwrap_or(0);
@@ -787,7 +787,10 @@ impl Accountant {
         let without_cpu = self.setup.cpu.is_some() && !matches!(raw.cpu, Some(Ok(_)));
         self.ticks_without_cpu = if without_cpu { self.ticks_without_cpu.saturating_add(1) } else { 0 };
         let waiting = (1..=MAX_INCOMPLETE_TICKS).contains(&self.ticks_without_cpu);
-        let input = Input { raw, length_ns, usage, waiting, cpu_of_tick };
+        let several = self.setup.has_per_cpu_usage() && self.setup.packages.len() > 1;
+        let by_target = usage.iter().filter(|_| several);
+        let host = Rc::new(by_target.map(|(target, by_package)| (*target, sum_usage(by_package))).collect());
+        let input = Input { raw, length_ns, usage, host, waiting, cpu_of_tick };
 
         let steps: Vec<Step> = (0..self.counters.len()).map(|index| self.step(index, raw, waiting)).collect();
         // GPU zones inside a root come first, because the root splits their energy.
@@ -952,7 +955,7 @@ impl Accountant {
             usage.iter().map(|(target, usage)| (*target, usage.weight)).collect()
         };
         let weights = weigh(claims);
-        let host = if load.host.is_empty() { claims } else { &load.host };
+        let host = if load.host.is_empty() { claims } else { &*load.host };
         let mut remaining = now.measured;
         let gpu_parts = split_inside(&self.setup.zones, &mut self.gpus, id.zone, &mut remaining, now.idle);
         let step = self.step_estimate(index, root);

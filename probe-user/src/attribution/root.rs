@@ -1,6 +1,9 @@
 //! Accounting roots: their state between two ticks, and the split of their energy in one tick.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    rc::Rc,
+};
 
 use units::Microjoules;
 
@@ -33,7 +36,7 @@ pub(super) struct Root {
 impl Root {
     pub(super) fn add_pending(&mut self, load: Load) {
         add_usage(&mut self.pending, load.claims);
-        add_usage(&mut self.pending_host, load.host);
+        add_usage(&mut self.pending_host, load.host.iter().map(|(target, usage)| (*target, *usage)));
         self.pending_awake_ns = self.pending_awake_ns.saturating_add(load.awake_ns);
         self.pending_ticks = self.pending_ticks.saturating_add(1);
     }
@@ -41,7 +44,9 @@ impl Root {
     /// Moves the load of the ticks without energy to `load`.
     pub(super) fn take_pending(&mut self, load: &mut Load) {
         add_usage(&mut load.claims, std::mem::take(&mut self.pending));
-        add_usage(&mut load.host, std::mem::take(&mut self.pending_host));
+        if !self.pending_host.is_empty() {
+            add_usage(Rc::make_mut(&mut load.host), std::mem::take(&mut self.pending_host));
+        }
         load.awake_ns = load.awake_ns.saturating_add(self.pending_awake_ns);
     }
 
@@ -56,15 +61,15 @@ pub(super) struct Load {
     /// CPU usage that splits the load energy of the root.
     pub(super) claims: BTreeMap<ChargeTarget, CpuUsage>,
     /// CPU usage of the whole machine, which splits the energy of being awake; empty where it is
-    /// that of the root.
-    pub(super) host: BTreeMap<ChargeTarget, CpuUsage>,
+    /// that of the root. All roots of a tick share it.
+    pub(super) host: Rc<BTreeMap<ChargeTarget, CpuUsage>>,
     /// Time in which the root was awake; all of it where that is unknown.
     pub(super) awake_ns: u64,
     /// End in unix seconds of a tick that tells the power at its load; `None` for other ticks.
     pub(super) sample_at: Option<i64>,
 }
 
-fn add_usage(all: &mut BTreeMap<ChargeTarget, CpuUsage>, more: BTreeMap<ChargeTarget, CpuUsage>) {
+fn add_usage(all: &mut BTreeMap<ChargeTarget, CpuUsage>, more: impl IntoIterator<Item = (ChargeTarget, CpuUsage)>) {
     for (target, usage) in more {
         all.entry(target).or_default().add(&usage);
     }
