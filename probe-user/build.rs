@@ -4,7 +4,13 @@
 //! its eBPF programs, and everything else works. `WATTCAST_BPF_OBJECT` names an object at another
 //! path.
 
-use std::{env, fs, path::PathBuf};
+use std::{
+    env, fs,
+    io::{self, Write as _},
+    path::PathBuf,
+};
+
+use flate2::{Compression, write::ZlibEncoder};
 
 fn main() {
     let out = PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default());
@@ -21,7 +27,17 @@ fn main() {
             object.display()
         );
     }
-    if let Err(error) = fs::write(out.join("wattcast.bpf.o"), bytes) {
+    if let Err(error) = packed(&bytes).and_then(|packed| fs::write(out.join("wattcast.bpf.o.zlib"), packed)) {
         println!("cargo::error=cannot write the eBPF object to OUT_DIR: {error}");
     }
+}
+
+/// The object in the format of zlib, a fifth of its size; empty if there is none.
+fn packed(object: &[u8]) -> io::Result<Vec<u8>> {
+    if object.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut encoder = ZlibEncoder::new(Vec::new(), Compression::best());
+    encoder.write_all(object)?;
+    encoder.finish()
 }

@@ -7,7 +7,11 @@ use std::{collections::BTreeMap, fmt::Write as _};
 
 use serde::Serialize;
 
-use cli::number::{bit_rate, short, with_half_width};
+use cli::{
+    colour::Meaning,
+    number::{self, bit_rate_with_half_width, per_stream_hours, score_with_half_width, with_half_width, with_unit},
+    terminal::{Cell, Column, Table, View},
+};
 
 use crate::curves::{curves, energy_at};
 use results::{
@@ -93,6 +97,12 @@ pub struct Candidate {
     pub with_idle: bool,
     #[serde(skip)]
     energy_class: EnergyClass,
+    /// True if the efficiency is pixels per joule, false for megabits per joule.
+    #[serde(skip)]
+    has_pixels: bool,
+    /// Number of configurations among which `rank` and `ladder_rank` are.
+    #[serde(skip)]
+    ranked: (usize, usize),
     #[serde(skip)]
     figures: Figures,
     /// Reason why it is not compared, else empty.
@@ -111,9 +121,6 @@ pub struct HalfWidths {
     pub bits_per_second: Option<f64>,
     pub efficiency: Option<f64>,
 }
-
-/// Columns of the table.
-const COLUMNS: usize = 12;
 
 /// The recommended configuration.
 #[derive(Clone, Debug, Serialize)]
@@ -160,12 +167,13 @@ pub struct Advice {
 #[must_use]
 pub fn advise(model: &Model, request: &AdviceRequest, currency: &str, default_prices: bool) -> Advice {
     let mut all = candidates(model);
+    count_ranked(&mut all);
     all.retain(|candidate| has_resolution(&candidate.output_ladder, request.resolution.as_deref()));
     all.sort_by(|a, b| {
         let rank = |candidate: &Candidate| candidate.rank.unwrap_or(u32::MAX);
         (&b.run, rank(a)).cmp(&(&a.run, rank(b)))
     });
-    let recommendation = request.vmaf.map(|vmaf| recommend(model, &all, vmaf, request));
+    let recommendation = request.vmaf.map(|vmaf| recommend(model, &all, vmaf, request, currency));
     let predictions = request.streams.map(|streams| predict(&all, streams)).unwrap_or_default();
     Advice { currency: currency.to_owned(), default_prices, scenarios: all, recommendation, predictions }
 }
@@ -183,6 +191,22 @@ fn candidates(model: &Model) -> Vec<Candidate> {
     let all = configurations(model);
     let front = pareto_front(&all.iter().collect::<Vec<_>>());
     all.iter().zip(front).map(|(configuration, pareto)| candidate(configuration, pareto)).collect()
+}
+
+/// Counts among how many configurations each is ranked: those of its run that are comparable, also
+/// if they are not shown.
+fn count_ranked(all: &mut [Candidate]) {
+    type Key = (String, bool, EnergyClass);
+    let key = |one: &Candidate| -> Key { (one.run.clone(), one.has_pixels, one.energy_class) };
+    let (mut ranks, mut ladders) = (BTreeMap::<Key, usize>::new(), BTreeMap::<(Key, String), usize>::new());
+    for one in &*all {
+        *ranks.entry(key(one)).or_default() += usize::from(one.rank.is_some());
+        *ladders.entry((key(one), one.output_ladder.clone())).or_default() += usize::from(one.ladder_rank.is_some());
+    }
+    for one in all {
+        let of_ladder = ladders.get(&(key(one), one.output_ladder.clone()));
+        one.ranked = (ranks.get(&key(one)).copied().unwrap_or_default(), of_ladder.copied().unwrap_or_default());
+    }
 }
 
 fn candidate(configuration: &Configuration<'_>, pareto: bool) -> Candidate {
@@ -232,6 +256,8 @@ fn candidate(configuration: &Configuration<'_>, pareto: bool) -> Candidate {
         repeats: configuration.entries.len(),
         with_idle: entry.derived.energy_class().includes_idle(),
         energy_class: entry.derived.energy_class(),
+        has_pixels: entry.derived.pixels.is_some(),
+        ranked: (0, 0),
         note: if left_out == figures.note { String::new() } else { figures.note.clone() },
         figures,
         left_out,
@@ -318,7 +344,13 @@ fn comparable<'a>(all: &'a [Candidate], request: &AdviceRequest) -> Result<Vec<&
     Ok(chosen)
 }
 
-fn recommend(model: &Model, all: &[Candidate], vmaf: f64, request: &AdviceRequest) -> Result<Recommendation, String> {
+fn recommend(
+    model: &Model,
+    all: &[Candidate],
+    vmaf: f64,
+    request: &AdviceRequest,
+    currency: &str,
+) -> Result<Recommendation, String> {
     let (scored, objective) = (comparable(all, request)?, request.objective);
     let run = &scored[0].run;
     let good = scored.iter().filter(|candidate| candidate.vmaf.is_some_and(|score| score >= vmaf));
@@ -327,32 +359,22 @@ fn recommend(model: &Model, all: &[Candidate], vmaf: f64, request: &AdviceReques
     good.sort_by(|a, b| a.1.mean.total_cmp(&b.1.mean));
     let Some((chosen, value)) = good.first().copied() else {
         let best = scored.iter().filter_map(|candidate| candidate.vmaf).max_by(f64::total_cmp).unwrap_or_default();
-        return Err(format!(
-            "run {run}: no scenario with a known value reaches VMAF {}; the best is {}",
-            short(vmaf),
-            short(best)
-        ));
+        // Rounded down, so that it does not look like the target. 81.35 in hundredths is a little
+        // less than 8135.
+        let best = number::score((best * 100.0 + 1e-6).floor() / 100.0);
+        return Err(format!("run {run}: no scenario with a known value reaches VMAF {vmaf}; the best is {best}"));
     };
     let ties: Vec<String> = good[1..]
         .iter()
         .filter(|(_, other)| other.overlaps(&value))
         .map(|(candidate, _)| candidate.scenario.clone())
         .collect();
-    let amount = with_half_width(value.mean, value.half_width);
-    let amount = match objective {
-        Objective::Energy => {
-            format!("{amount} J per second of media (energy of the {}, {})", chosen.scope, chosen.source)
-        }
-        Objective::Cost => format!("{amount} per stream hour"),
-        Objective::Carbon => format!("{amount} g per stream hour"),
-        Objective::Bitrate => bit_rate(value.mean),
-    };
-    let score = with_half_width(chosen.vmaf.unwrap_or_default(), chosen.half_widths.vmaf);
     let mut why = format!(
-        "VMAF {score} with {amount}; {} of {} measured scenarios reach VMAF {}",
+        "VMAF {} with {}; {} of {} measured scenarios reach VMAF {vmaf}",
+        score_text(chosen.vmaf, chosen.half_widths.vmaf),
+        amount_text(objective, value, chosen, currency, cost_unit(all)),
         good.len(),
-        scored.len(),
-        short(vmaf)
+        scored.len()
     );
     if !ties.is_empty() {
         let _ = write!(why, "; tie with {}: the intervals overlap", ties.join(", "));
@@ -377,6 +399,35 @@ fn recommend(model: &Model, all: &[Candidate], vmaf: f64, request: &AdviceReques
         ties,
         interpolated_joules_per_media_second: interpolated,
     })
+}
+
+/// A VMAF score, with the digits of its interval if it has one.
+fn score_text(vmaf: Option<f64>, half_width: Option<f64>) -> String {
+    vmaf.map_or_else(|| "–".to_owned(), |vmaf| score_with_half_width(vmaf, half_width))
+}
+
+/// The factor of costs and the words for it, for the table and the text.
+fn cost_unit(all: &[Candidate]) -> (f64, &'static str) {
+    per_stream_hours(all.iter().filter_map(|candidate| candidate.cost_per_stream_hour).fold(0.0, f64::max))
+}
+
+/// The value of the objective with its unit.
+fn amount_text(
+    objective: Objective,
+    value: Estimate,
+    chosen: &Candidate,
+    currency: &str,
+    (per_hours, hours): (f64, &str),
+) -> String {
+    let amount = |factor: f64| with_half_width(value.mean * factor, value.half_width.map(|half| half * factor));
+    match objective {
+        Objective::Energy => {
+            format!("{} J per second of media (energy of the {}, {})", amount(1.0), chosen.scope, chosen.source)
+        }
+        Objective::Cost => format!("{} {currency} per {hours}", amount(per_hours)),
+        Objective::Carbon => format!("{} g per stream hour", amount(1.0)),
+        Objective::Bitrate => bit_rate_with_half_width(value.mean, value.half_width),
+    }
 }
 
 /// Predicts the power of a number of streams by a linear fit, for each configuration of a run.
@@ -431,95 +482,176 @@ fn predict(all: &[Candidate], streams: u32) -> Vec<Result<Prediction, String>> {
 impl Advice {
     /// The text output.
     #[must_use]
-    pub fn table(&self) -> String {
-        let mut out = self.candidates_table();
-        out.push_str(
-            "* on the Pareto front of bitrate, VMAF and energy among the same outputs and streams\n  \
-             ±: half the width of the 95 % interval over the repeats; Mbit/s as measured, if the size is known\n  \
-             rank by pixels per joule in its run, in brackets among the same outputs; overlapping intervals tie\n",
-        );
-        if self.default_prices {
-            out.push_str("  prices: that of energy is the default, set --energy.price\n");
-        }
-        for kind in Unmeasured::among(self.scenarios.iter().map(|candidate| &*candidate.source)) {
-            let _ = writeln!(out, "  {}", kind.banner());
-        }
+    pub fn text(&self, view: View) -> String {
+        let mut out = self.candidates_table(view);
+        out += &view.fit(&self.legend());
         match &self.recommendation {
             None => {}
             Some(Err(why)) => {
-                let _ = writeln!(out, "\nNo recommendation: {why}");
+                let head = view.paint(Meaning::Warning, "No recommendation");
+                out += &view.fit(&format!("\n{head}: {why}\n"));
             }
             Some(Ok(chosen)) => {
-                let _ = writeln!(out, "\nRecommended: {} (run {}): {}", chosen.scenario, chosen.run, chosen.why);
+                let head = view.paint(Meaning::Better, "Recommended");
+                out += &view.fit(&format!("\n{head}: {} (run {}): {}\n", chosen.scenario, chosen.run, chosen.why));
                 if let Some(joules) = chosen.interpolated_joules_per_media_second {
-                    let _ = writeln!(
-                        out,
-                        "  at exactly that VMAF, interpolated between bitrates: {} J per second of media",
-                        short(joules)
-                    );
+                    let joules = with_unit(joules, "J");
+                    out += &view.fit(&format!(
+                        "  at exactly that VMAF, interpolated between bitrates: {joules} per second of media\n"
+                    ));
                 }
             }
         }
         for prediction in &self.predictions {
-            let _ = match prediction {
-                Ok(prediction) => writeln!(
-                    out,
-                    "\n{} streams, {}: {:.1} W (mean error of the fit in cross-validation: {:.1} %)",
+            out += &view.fit(&match prediction {
+                Ok(prediction) => format!(
+                    "\n{} streams, {}: {} (mean error of the fit in cross-validation: {:.1} %)\n",
                     prediction.streams,
                     prediction.configuration,
-                    prediction.watts,
+                    with_unit(prediction.watts, "W"),
                     prediction.leave_one_out_error * 100.0
                 ),
-                Err(why) => writeln!(out, "\nNo prediction: {why}"),
-            };
+                Err(why) => format!("\nNo prediction: {why}\n"),
+            });
         }
         out
     }
 
-    fn candidates_table(&self) -> String {
-        let number = |value: Option<f64>, half_width: Option<f64>| {
-            value.map_or_else(|| "–".to_owned(), |value| with_half_width(value, half_width))
-        };
-        let mega = |bits: f64| bits / 1e6;
-        let cost_head = format!("{}/stream h", self.currency);
-        let [energy, rate] = ["J/media s", "Mbit/s"];
-        let heads =
-            ["", "scenario", "encoder", "streams", "n", "VMAF", energy, &cost_head, rate, "rank", "energy of", ""];
-        let mut rows: Vec<[String; COLUMNS]> = vec![heads.map(str::to_owned)];
-        for candidate in &self.scenarios {
-            let widths = &candidate.half_widths;
-            let rank = match (candidate.rank, candidate.ladder_rank) {
-                (Some(all), Some(ladder)) => format!("{all} ({ladder})"),
-                (Some(all), None) => all.to_string(),
-                _ => "–".to_owned(),
-            };
-            rows.push([
-                if candidate.pareto { "*" } else { "" }.to_owned(),
-                format!("{} {}", candidate.run, candidate.scenario),
-                [&*candidate.encoder, &candidate.preset].join(" ").trim().to_owned(),
-                candidate.streams.to_string(),
-                candidate.repeats.to_string(),
-                number(candidate.vmaf, widths.vmaf),
-                number(candidate.joules_per_media_second, widths.joules_per_media_second),
-                number(candidate.cost_per_stream_hour, widths.cost_per_stream_hour),
-                number(candidate.bits_per_second.map(mega), widths.bits_per_second.map(mega)),
-                rank,
-                [candidate.scope, &candidate.source].join(" ").trim().to_owned(),
-                [&*candidate.left_out, &candidate.note].join(" ").trim().to_owned(),
-            ]);
+    /// What the table does not say itself.
+    fn legend(&self) -> String {
+        let mut out = String::from(
+            "* on the Pareto front of bitrate, VMAF and energy among the same outputs and streams\n  \
+             ±: half the width of the 95 % interval over the repeats; Mbit/s as measured, if the size is known\n  \
+             rank: by pixels per joule among all comparable scenarios of the run; overlapping intervals tie\n",
+        );
+        if self.scenarios.iter().any(|one| one.rank.is_some() && one.repeats == 1) {
+            out += "  a single repeat has no interval, so any difference gives it another rank: measure with --repeats 3\n";
         }
-        let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or_default();
-        let widths: Vec<usize> = (0..COLUMNS).map(width).collect();
-        let mut out = String::new();
-        for row in &rows {
-            let mut line = String::new();
-            for (column, cell) in row.iter().enumerate() {
-                let pad = " ".repeat(widths[column] - cell.chars().count());
-                let right = (3..10).contains(&column);
-                let _ = if right { write!(line, "{pad}{cell}  ") } else { write!(line, "{cell}{pad}  ") };
-            }
-            let _ = writeln!(out, "{}", line.trim_end());
+        if self.default_prices {
+            out += "  prices: that of energy is the default, set --energy.price\n";
+        }
+        let scenarios = self.scenarios.iter();
+        let energy = scenarios.map(|candidate| (&*candidate.source, candidate.figures.model_interval));
+        for sentence in Unmeasured::sentences(energy) {
+            let _ = writeln!(out, "  {sentence}");
         }
         out
+    }
+
+    fn candidates_table(&self, view: View) -> String {
+        let number = |value: Option<f64>, half_width: Option<f64>, factor: f64| {
+            value.map_or_else(
+                || "–".to_owned(),
+                |value| with_half_width(value * factor, half_width.map(|half| half * factor)),
+            )
+        };
+        let rank =
+            |rank: Option<u32>, count: usize| rank.map_or_else(|| "–".to_owned(), |rank| format!("{rank} of {count}"));
+        let (per_hours, hours) = cost_unit(&self.scenarios);
+        // The run is named once, unless there are several.
+        let first = self.scenarios.first().map_or("", |candidate| candidate.run.as_str());
+        let is_one_run = self.scenarios.iter().all(|candidate| candidate.run == first);
+        let mut table = Table::new([
+            Column::left(""),
+            Column::left("scenario"),
+            Column::left("encoder"),
+            Column::right("streams"),
+            Column::right("n"),
+            Column::right("VMAF"),
+            Column::right("J/media s"),
+            Column::right(&format!("{}/{hours}", self.currency)),
+            Column::right("Mbit/s"),
+            Column::right("rank"),
+            Column::right("same outputs"),
+            Column::left("energy of"),
+            Column::prose(""),
+        ]);
+        for candidate in &self.scenarios {
+            let widths = &candidate.half_widths;
+            let name = &candidate.scenario;
+            table.push([
+                Cell::coloured(if candidate.pareto { "*" } else { "" }, Meaning::Better),
+                Cell::from(if is_one_run { name.clone() } else { format!("{} {name}", candidate.run) }),
+                Cell::from([&*candidate.encoder, &candidate.preset].join(" ").trim()),
+                Cell::from(candidate.streams.to_string()),
+                Cell::from(candidate.repeats.to_string()),
+                Cell::from(score_text(candidate.vmaf, widths.vmaf)),
+                Cell::from(number(candidate.joules_per_media_second, widths.joules_per_media_second, 1.0)),
+                Cell::from(number(candidate.cost_per_stream_hour, widths.cost_per_stream_hour, per_hours)),
+                Cell::from(number(candidate.bits_per_second, widths.bits_per_second, 1e-6)),
+                Cell::from(rank(candidate.rank, candidate.ranked.0)),
+                Cell::from(rank(candidate.ladder_rank, candidate.ranked.1)),
+                Cell::from([candidate.scope, &candidate.source].join(" ").trim()),
+                Cell::coloured([&*candidate.left_out, &candidate.note].join(" ").trim(), Meaning::Warning),
+            ]);
+        }
+        let head = if is_one_run && !first.is_empty() { format!("Run {first}\n") } else { String::new() };
+        head + &table.text(view)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use results::{
+        cost::Prices,
+        energy::{EnergySources, Scope},
+        store,
+    };
+
+    use super::*;
+
+    /// Scenarios with one repeat each: height of the output, VMAF, joules of 100 seconds.
+    fn advice(rows: &[(u32, f64, f64)], request: &AdviceRequest) -> Advice {
+        let row = |(number, (height, vmaf, joules)): (usize, &(u32, f64, f64))| {
+            format!(
+                r#"{{"name":"s{number}","encoder_type":"libx264","bitrate":"1M","resolution":"{}x{height}","fps":30,"duration":100,
+                "total_frames":3000,"energy_joules":{joules},"vmaf_score":{vmaf}}}"#,
+                height * 16 / 9
+            )
+        };
+        let rows: Vec<String> = rows.iter().enumerate().map(row).collect();
+        let file = format!(r#"{{"scenarios":[{}]}}"#, rows.join(","));
+        let run = Arc::new(store::parse("20260101_000000", file.as_bytes()).unwrap());
+        let lookups = run.scenarios.iter().map(EnergySources::from_file).collect();
+        let model = Model::new(&[(run, lookups)], Scope::Host, &Prices::defaults());
+        advise(&model, request, "EUR", false)
+    }
+
+    /// `--resolution` left ranks like 2, 4 and 6 without a word on the others.
+    #[test]
+    fn a_rank_says_among_how_many() {
+        let request = AdviceRequest { resolution: Some("720p".to_owned()), ..AdviceRequest::default() };
+        let rows =
+            [(1080, 90.0, 4000.0), (720, 87.087_425_980_000_02, 3000.0), (1080, 92.0, 2000.0), (720, 91.0, 9000.0)];
+        let text = advice(&rows, &request).text(View { columns: 200, ..View::PLAIN });
+        assert!(text.contains(" of 4") && text.contains("1 of 2") && text.contains("2 of 2"), "{text}");
+        assert!(text.contains("a single repeat has no interval"), "{text}");
+        assert!(text.contains("87.09") && !text.contains("87.087"), "{text}");
+        assert!(text.starts_with("Run 20260101_000000\n") && text.contains("EUR/"), "{text}");
+        let narrow = advice(&rows, &request).text(View::PLAIN);
+        let head = narrow.split("* on the").next().unwrap();
+        assert!(head.lines().all(|line| line.chars().count() <= 80), "{narrow}");
+    }
+
+    /// The table had the cost of an hour, and the recommendation that of a thousand.
+    #[test]
+    fn a_recommended_cost_has_the_unit_of_the_table() {
+        let objective = Objective::Cost;
+        let request = AdviceRequest { vmaf: Some(80.0), objective, ..AdviceRequest::default() };
+        // 0.12 for a kilowatt hour: 0.24 and 0.012 for an hour.
+        let advice = advice(&[(720, 90.0, 200_000.0), (720, 91.0, 10_000.0)], &request);
+        let text = advice.text(View { columns: 300, ..View::PLAIN });
+        assert!(text.contains("EUR/stream hour") && text.contains(" with 0.012 EUR per stream hour;"), "{text}");
+    }
+
+    #[test]
+    fn the_best_score_does_not_look_like_the_target() {
+        let request = AdviceRequest { vmaf: Some(93.0), ..AdviceRequest::default() };
+        for (vmaf, shown) in [(92.999, "92.99"), (81.35, "81.35")] {
+            let why = advice(&[(720, vmaf, 10.0)], &request).recommendation.and_then(Result::err).unwrap();
+            assert!(why.ends_with(&format!("reaches VMAF 93; the best is {shown}")), "{why}");
+        }
     }
 }

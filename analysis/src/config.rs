@@ -4,7 +4,7 @@ use std::{fs, io, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
-use cli::{log::LogFlags, program};
+use cli::{help::Shown, log::LogFlags, program};
 use http::{
     flags::WebFlags,
     listen::{ListenAddress, with_port},
@@ -12,11 +12,15 @@ use http::{
 
 use crate::{
     advise::Objective,
+    bill::flags::Bill,
     settings::{HealthFlags, parse_interval},
     streams::{nginx::StreamLabel, receive::Pipe},
 };
-use experiment::compare::Metric;
-use results::settings::DataFlags;
+use experiment::{
+    compare::Metric,
+    runner::flags::{CONFIGURATIONS, PROTOCOL},
+};
+use results::settings::{CLIENT, DataFlags, PRICES, RUNS, SOURCES};
 
 /// Energy, quality and cost of encoding runs, as metrics and reports
 #[derive(Clone, Debug, Parser)]
@@ -26,29 +30,51 @@ pub struct Config {
     pub command: Command,
 }
 
+/// The shared flags that commands show in addition to their own.
+pub const SHOWN: &[Shown] = &[
+    Shown { command: "serve", flags: &["*"] },
+    Shown { command: "advise", flags: &[RUNS, PRICES, "probe-url", "database.url"] },
+    Shown { command: "backfill", flags: &[RUNS, SOURCES] },
+    Shown { command: "run", flags: &[CONFIGURATIONS, PROTOCOL, RUNS, "probe-url"] },
+    Shown { command: "compare", flags: &["energy.scope", "probe-url", "database.url"] },
+    Shown { command: "report", flags: &[RUNS, PRICES, "probe-url", "database.url"] },
+    Shown { command: "check", flags: &["Health", CLIENT] },
+    Shown { command: "bill", flags: &[SOURCES, PRICES] },
+];
+
 #[derive(Clone, Debug, Subcommand)]
 pub enum Command {
     /// Serve metrics of runs, live streams and exporter health
     ///
     /// Ports: 9502 (results), 9503 (quality), 9504 (cost), 9506 (ffmpeg progress), 9600 (health of
-    /// every exporter), 9728 (nginx-rtmp). Needs no privileges.
+    /// every exporter), 9728 (media servers). Needs no privileges.
+    #[command(after_help = SERVE_EXAMPLES)]
     Serve(Box<Serve>),
     /// Recommend a configuration from measured runs
     ///
     /// Prints the efficiency ranking and the Pareto front, the best configuration for a target
     /// quality, and the predicted power of a number of streams. Exit code: 0, or 3 if no
     /// configuration can be recommended for --target-vmaf.
+    #[command(after_help = ADVISE_EXAMPLES)]
     Advise(Advise),
     /// Write all runs into VictoriaMetrics with the time of each run
+    #[command(after_help = BACKFILL_EXAMPLES)]
     Backfill(Backfill),
+    /// Charge energy, cost and carbon of a period to streams, containers or teams
+    ///
+    /// The rows sum to the energy that the hosts measured. Times without data are named.
+    #[command(after_help = BILL_EXAMPLES)]
+    Bill(Box<Bill>),
     /// Measure energy, time and quality of encoder configurations
     Run(Box<experiment::runner::flags::Run>),
-    /// Compare two runs for statistically significant differences
+    /// Compare two runs, or the configurations of one, for statistically significant differences
     ///
     /// Exit code: 0 if nothing became worse, 1 if something did, 3 if not everything is comparable.
+    /// With --by: 0, or 3 if nothing is comparable.
     #[command(after_help = COMPARE_EXAMPLES)]
     Compare(Box<Compare>),
     /// Write an HTML report of a run: plots, intervals, Bjøntegaard deltas, warnings
+    #[command(after_help = REPORT_EXAMPLES)]
     Report(Box<Report>),
     /// Check the health of every exporter of the stack once
     ///
@@ -82,11 +108,41 @@ Examples:
   wattcast-analysis check --scrape-config=/etc/prometheus/prometheus.yml --json
   wattcast-analysis check --compare http://enc-1:9510 http://enc-1:9500     legacy and new exporter";
 
+const SERVE_EXAMPLES: &str = "\
+Examples:
+  wattcast-analysis serve                                               all pages, on 127.0.0.1
+  wattcast-analysis serve --results-dir=/srv/runs --energy.price=0.30 --currency=EUR
+  wattcast-analysis serve --probe-url=enc-1=http://enc-1:9500,enc-2=http://enc-2:9500";
+
+const ADVISE_EXAMPLES: &str = "\
+Examples:
+  wattcast-analysis advise                                              ranking of the newest run
+  wattcast-analysis advise --target-vmaf 93 --objective energy          least energy at this quality
+  wattcast-analysis advise --target-vmaf 93 --streams 20 --json         with the power of 20 streams";
+
+const BACKFILL_EXAMPLES: &str = "\
+Examples:
+  wattcast-analysis backfill --database.url http://127.0.0.1:8428       all runs of ./test_results
+  wattcast-analysis backfill --dry-run | head                           the lines, without sending";
+
+const REPORT_EXAMPLES: &str = "\
+Examples:
+  wattcast-analysis report                                              of the newest run
+  wattcast-analysis report test_results_20261130_120000.json --output=- > report.html";
+
 const COMPARE_EXAMPLES: &str = "\
 Examples:
-  wattcast-analysis compare before.json after.json                      all configurations and metrics
-  wattcast-analysis compare before.json after.json --threshold 2%       ignore differences below 2 %
-  wattcast-analysis compare a.json b.json --metrics energy --json";
+  wattcast-analysis compare before.json after.json                 all configurations, metrics
+  wattcast-analysis compare before.json after.json --threshold 2%  ignore less than 2 %
+  wattcast-analysis compare a.json b.json --metrics energy --json
+  wattcast-analysis compare run.json --by encoder                  the encoders of one run
+  wattcast-analysis compare run.json --by preset -v                all rows too";
+
+const BILL_EXAMPLES: &str = "\
+Examples:
+  wattcast-analysis bill --month=2026-11 --database.url=http://127.0.0.1:8428
+  wattcast-analysis bill --month=2026-11 --by=label --label=team --format=csv --output=bill.csv
+  wattcast-analysis bill --from=2026-11-01 --to=2026-11-08 --by=stream --source=log";
 
 #[derive(Clone, Debug, Args)]
 pub struct Compare {
@@ -95,8 +151,18 @@ pub struct Compare {
     pub baseline: PathBuf,
 
     /// Candidate result file
-    #[arg(value_name = "CANDIDATE")]
-    pub candidate: PathBuf,
+    #[arg(value_name = "CANDIDATE", required_unless_present = "by")]
+    pub candidate: Option<PathBuf>,
+
+    /// Compare the configurations of one file by a dimension: encoder, preset, resolution, rate, …
+    ///
+    /// Its first value in the file is the baseline of the others.
+    #[arg(long, value_name = "DIMENSION", conflicts_with = "candidate")]
+    pub by: Option<String>,
+
+    /// Print all rows of --by too
+    #[arg(short, long, requires = "by")]
+    pub verbose: bool,
 
     /// Metrics to compare
     #[arg(long, value_name = "METRIC", value_enum, value_delimiter = ',', default_values_t = Metric::ALL)]
@@ -324,7 +390,7 @@ pub struct Serve {
     #[arg(long = "streams.record", value_name = "FILE", env = "STREAMS_RECORD")]
     record: Option<PathBuf>,
 
-    /// Port of the nginx-rtmp metrics, on the same hosts
+    /// Port of the metrics of media servers, on the same hosts
     #[arg(long = "nginx.port", value_name = "PORT", env = "NGINX_EXPORTER_PORT", default_value_t = 9728)]
     nginx_port: u16,
 
@@ -332,11 +398,23 @@ pub struct Serve {
     #[arg(long = "nginx.url", value_name = "URL", env = "NGINX_STAT_URL", default_value = "http://127.0.0.1/stat")]
     pub nginx: String,
 
-    /// Label value of an RTMP stream, whose name is usually its key
+    /// API of MediaMTX, or its page of metrics [default: ports 9997 and 9998 of this host]
+    ///
+    /// An empty value disables it.
+    #[arg(long = "mediamtx.url", value_name = "URL", env = "MEDIAMTX_URL")]
+    pub mediamtx: Option<String>,
+
+    /// HTTP API of SRS [default: http://127.0.0.1:1985]
+    ///
+    /// An empty value disables it.
+    #[arg(long = "srs.url", value_name = "URL", env = "SRS_API_URL")]
+    pub srs: Option<String>,
+
+    /// Label value of a media server's stream, whose name is usually its key
     #[arg(long = "nginx.stream-label", value_name = "LABEL", value_enum, default_value_t)]
     pub stream_label: StreamLabel,
 
-    /// Interval between reads of the statistics page
+    /// Interval between reads of each media server
     #[arg(long = "nginx.interval", value_name = "DURATION", default_value = "5s", value_parser = parse_refresh)]
     pub nginx_interval: Duration,
 
@@ -357,11 +435,24 @@ pub struct Serve {
     #[command(flatten)]
     pub web: WebFlags,
 
+    #[cfg(feature = "export")]
+    #[command(flatten)]
+    export: export::flags::ExportFlags,
+
     #[command(flatten)]
     pub log: LogFlags,
 }
 
 impl Serve {
+    /// The receivers that metrics are pushed to.
+    ///
+    /// # Errors
+    /// A URL or a file that cannot be used.
+    #[cfg(feature = "export")]
+    pub fn export_settings(&self) -> Result<export::flags::ExportSettings, String> {
+        self.export.settings("wattcast-analysis")
+    }
+
     /// Listen addresses of the results port.
     #[must_use]
     pub fn addresses(&self) -> Vec<ListenAddress> {

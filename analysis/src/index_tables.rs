@@ -6,10 +6,12 @@ use units::provenance::Unmeasured;
 use crate::{pages::cost as cost_page, qoe::qoe_score, rendered_page::Table};
 use results::{cost::Prices, model::Entry};
 
+/// Title of the table of unreadable files.
+pub const PROBLEMS: &str = "Problems";
+
 /// One sentence for each kind of energy of the newest run that was not measured.
 pub fn banners(newest: &[&Entry]) -> Vec<String> {
-    let kinds = Unmeasured::among(newest.iter().map(|entry| &*entry.derived.source));
-    kinds.into_iter().map(|kind| kind.banner().to_owned()).collect()
+    Unmeasured::sentences(newest.iter().map(|entry| (&*entry.derived.source, entry.derived.model_interval)))
 }
 
 /// Scenarios of the newest run, and unreadable files.
@@ -21,7 +23,7 @@ pub fn results(run: &str, newest: &[&Entry], problems: &[String]) -> Vec<Table> 
     }
     if !problems.is_empty() {
         let rows = problems.iter().map(|problem| vec![problem.clone()]).collect();
-        tables.push(("Problems".to_owned(), heads(&[""]), rows));
+        tables.push((PROBLEMS.to_owned(), heads(&[""]), rows));
     }
     tables
 }

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use jiff::Timestamp;
 use metrics::{
     family::Family,
@@ -24,6 +24,7 @@ use crate::{
     live::LiveState,
     pages::{cost as cost_page, quality, scenarios},
     rendered_page::{IndexContent, RenderedPage},
+    web::view::{ResultsView, RunSummary, SharedView, summaries},
 };
 use results::{
     cost::Prices,
@@ -49,6 +50,8 @@ pub struct ResultPages {
     pub results: Arc<RenderedPage>,
     pub quality: Arc<RenderedPage>,
     pub cost: Arc<RenderedPage>,
+    /// The runs, for the HTML pages.
+    pub view: SharedView,
 }
 
 impl ResultPages {
@@ -62,6 +65,7 @@ impl ResultPages {
             results: page("wattcast-analysis", "Results of encoding runs, with the energy measured by the probe."),
             quality: page("wattcast-analysis: quality", "Picture quality of runs, and quality per joule."),
             cost: page("wattcast-analysis: cost", "Cost of runs, and current prices of energy, compute and carbon."),
+            view: Arc::new(ArcSwapOption::empty()),
         }
     }
 }
@@ -95,7 +99,10 @@ pub struct Loader {
     watch: DirectoryWatch,
     setup: LoaderSetup,
     runs: Vec<(Arc<Run>, Vec<EnergyLookup>)>,
-    model: Model,
+    /// Shared with the HTML pages, as the next two are.
+    model: Arc<Model>,
+    summaries: Arc<Vec<RunSummary>>,
+    prices: Arc<Prices>,
     /// The parts of the three pages that change with the model.
     rendered: [Page; 3],
     computed_in: Duration,
@@ -114,9 +121,11 @@ impl Loader {
         Self {
             cache: RunCache::new(dir, keep, max_scenarios),
             watch: DirectoryWatch::new(dir, ttl),
+            prices: Arc::new(setup.prices.clone()),
             setup,
             runs: Vec::new(),
-            model: Model::default(),
+            model: Arc::default(),
+            summaries: Arc::default(),
             rendered: [Page::default(), Page::default(), Page::default()],
             computed_in: Duration::ZERO,
             carbon_version: 0,
@@ -181,7 +190,9 @@ impl Loader {
     /// Computes the model and renders the parts of the pages that depend on it alone.
     fn compute(&mut self) {
         let start = Instant::now();
-        self.model = Model::new(&self.runs, self.setup.scope, &self.setup.prices);
+        self.model = Arc::new(Model::new(&self.runs, self.setup.scope, &self.setup.prices));
+        self.summaries = Arc::new(summaries(&self.model, self.cache.runs()));
+        self.prices = Arc::new(self.setup.prices.clone());
         let compat = self.setup.compat;
         let pages = [
             render(compat, scenarios::families(&self.model)),
@@ -253,7 +264,8 @@ impl Loader {
         let (newest, run) = self.newest();
         let index = |tables| IndexContent { banners: index_tables::banners(&newest), tables };
 
-        let state = scenarios::state(&self.model, &self.directory(), &self.data_sources(live));
+        let sources = self.data_sources(live);
+        let state = scenarios::state(&self.model, &self.directory(), &sources);
         let tables = index_tables::results(run, &newest, self.cache.problems());
         pages.results.write_after(results, state, index(tables), missing.clone());
 
@@ -264,6 +276,20 @@ impl Loader {
         let state = cost_page::state(&self.model, prices, &live.budgets, now);
         let tables = index_tables::cost(run, &newest, prices, now);
         pages.cost.write_after(cost, state, index(tables), missing);
+
+        pages.view.store(Some(Arc::new(self.view(live, sources))));
+    }
+
+    /// What the HTML pages show, of the same model as the metrics.
+    fn view(&self, live: &LiveState, sources: Vec<(String, String)>) -> ResultsView {
+        ResultsView {
+            model: self.model.clone(),
+            runs: self.summaries.clone(),
+            prices: self.prices.clone(),
+            budgets: live.budgets.clone(),
+            sources,
+            problems: self.cache.problems().to_vec(),
+        }
     }
 
     /// Scenarios and id of the newest run.

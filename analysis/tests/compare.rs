@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use experiment::{
-    compare::{Comparison, Metric, Verdict, compare, refusals},
+    compare::{Comparison, Metric, Verdict, by::compare_by, compare, refusals},
     report,
 };
 use results::{
@@ -186,6 +186,51 @@ fn runs_with_known_and_unknown_idle_power_are_not_compared() {
     assert_eq!(energy(&old).verdict, Verdict::Same);
     assert!(old.notes.iter().any(|note| note.contains("baseline does not say")), "{:?}", old.notes);
     assert!(of(&with(Some(true)), &with(Some(true))).notes.is_empty());
+}
+
+#[test]
+fn encoders_of_one_run_are_compared_in_one_line() {
+    let encoder = |encoder: &str, joules: f64| {
+        let noise = [0.99, 1.0, 1.01].iter().enumerate();
+        let repeats = noise.map(|(n, noise)| repeat(n + 1, joules * noise, "perf", 625_000));
+        let mut cell = cell("500k", repeats.collect());
+        (cell["name"], cell["axes"]["encoder"]) = (json!(format!("{encoder} 500k")), json!(encoder));
+        cell
+    };
+    let run = model(&file(vec![encoder("libx264", 10.0), encoder("libx265", 20.0)]));
+    let found = compare_by(&run, "encoder", &Metric::ALL, 0.0).unwrap();
+    let text = found.text(false);
+    let line =
+        "By encoder: the energy per frame of libx265 is 100 % higher than that of libx264 in 1 of 1 configuration.";
+    assert_eq!(text.lines().collect::<Vec<_>>(), [line], "no curves, so no deltas");
+    assert!(!found.is_empty() && found.text(true).contains("WORSE"), "{}", found.text(true));
+    let error = |by: &str| compare_by(&run, by, &Metric::ALL, 0.0).unwrap_err();
+    assert!(error("encodr").contains("did you mean encoder?"), "{}", error("encodr"));
+    assert!(error("resolution").contains("nothing to compare"), "{}", error("resolution"));
+}
+
+#[test]
+fn curves_of_one_run_have_their_deltas_as_sentences() {
+    let encoder = |encoder: &str, factor: f64| {
+        [("500k", 80.0), ("1M", 88.0), ("2M", 93.0), ("4M", 96.0)].map(|(bitrate, vmaf)| {
+            let rate = experiment::runner::plan::parse_bitrate(bitrate).unwrap();
+            let repeats = [1.0, 1.01, 0.99].iter().enumerate().map(|(n, noise)| {
+                #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "bytes of a test")]
+                let mut one = repeat(n + 1, factor * rate / 1e5 * noise, "perf", (rate * 10.0 / 8.0) as u64);
+                one["quality"] = json!([{ "metric": "vmaf", "value": vmaf, "model": "m", "pooling": "mean" }]);
+                one
+            });
+            let mut cell = cell(bitrate, repeats.collect());
+            (cell["name"], cell["axes"]["encoder"]) = (json!(format!("{encoder} {bitrate}")), json!(encoder));
+            cell
+        })
+    };
+    let run = model(&file([encoder("libx264", 1.0), encoder("libx265", 1.5)].concat()));
+    let found = compare_by(&run, "encoder", &[Metric::Energy], 0.0).unwrap();
+    let start = "By encoder: for the same VMAF the energy use of libx265 is 50 % higher than that of libx264 (95 %: ";
+    let text = found.text(false);
+    assert!(text.starts_with(start), "{text}");
+    assert!(text.contains("\n  for the same VMAF the energy use of libx265 fast is"), "{text}");
 }
 
 #[test]

@@ -177,6 +177,7 @@ fn energy_has_labels_for_scope_source_and_way() {
         source: source.into(),
         joules: Microjoules(joules),
         edge_error: 0.5,
+        model_interval: None,
     };
     let energy = |rows| WindowEnergy {
         method: EnergyMethod::Probe,
@@ -323,7 +324,7 @@ proptest! {
             if *method < 2 {
                 return EnergySources::from_file(scenario);
             }
-            let joules = |part| EnergyReading { scope: Scope::Host, source: format!("s{part}"), joules: Microjoules(part), edge_error: 0.0 };
+            let joules = |part| EnergyReading { scope: Scope::Host, source: format!("s{part}"), joules: Microjoules(part), edge_error: 0.0, model_interval: None };
             let energy = WindowEnergy {
                 method: EnergyMethod::Database, rows: vec![joules(uj / 3), joules(uj - uj / 3)], coverage: Some(1.0),
                 seconds: None, gap_seconds: 0.0, resets: 0,

@@ -86,7 +86,7 @@ impl Probe {
         command.args(flags.iter().map(|flag| flag.replace("DIR", &dir.path().display().to_string())));
         // It must respond within 5 s even on a loaded machine, or a repeat is lost.
         raise_child_priority(&mut command);
-        let mut program = Program::start("probe", &mut command, dir.path()).unwrap();
+        let mut program = Program::start_with_state("probe", &mut command, dir.path()).unwrap();
         let url = program.client().unwrap().url("");
         Self { program, url, dir }
     }
@@ -654,6 +654,32 @@ mod whole_machine {
         assert!(host.run(&["--mode", "rtmp", "--encoder", "libx265"]).stderr.contains("supports only H.264"));
         assert_clean(host.dir(), &[done.pid]);
     }
+
+    #[test]
+    fn a_live_stream_is_scored_by_a_sample() {
+        let _cpus = hold(Resource::Cpus);
+        requires!(root, ffmpeg, nginx_rtmp, vmaf);
+        let (host, scorer) = (Host::new(), require::vmaf_ffmpeg().unwrap());
+        let plan = ["--mode", "rtmp", "--bitrate", "2M", "--resolution", "128x72", "--repeats", "1"];
+        let quality = ["--analyze-quality", "--quality-ffmpeg", scorer.to_str().unwrap(), "--fps", "30000/1001"];
+        let times = ["--duration", "3", "--stabilization", "1", "--baseline", "1"];
+        let done = host.run(&[&plan[..], &quality, &times].concat());
+        assert_eq!(done.code, 0, "{}", done.stderr);
+        let results = results(host.dir());
+        let cell = &results["cells"][0];
+        assert_eq!(cell["frame_rate"], "30000/1001");
+        let repeat = &cell["repeats"][0];
+        let scores = repeat["quality"].as_array().unwrap();
+        let first = |metric: &str| scores.iter().find(|score| score["metric"] == metric).unwrap();
+        let (vmaf, psnr) = (first("vmaf"), first("psnr"));
+        // Frames shifted by one would lose 20 dB and more.
+        assert!(vmaf["value"].as_f64().unwrap() > 60.0 && psnr["value"].as_f64().unwrap() > 30.0, "{repeat}");
+        assert!(vmaf["pieces"].as_u64().unwrap() >= 1, "{vmaf}");
+        assert!(host.dir().join(repeat["quality_frames"].as_str().unwrap()).exists());
+        let kept = fs::read_dir(only(host.dir(), ".files")).unwrap().map(|entry| entry.unwrap().file_name());
+        assert!(kept.into_iter().all(|name| !name.to_string_lossy().ends_with("-live.mkv")), "samples are deleted");
+        assert_clean(host.dir(), &[done.pid]);
+    }
 }
 
 #[test]
@@ -718,18 +744,13 @@ fn compare_detects_a_slower_preset_and_no_other_change() {
 fn a_search_finds_how_many_streams_keep_up() {
     requires!(root, ffmpeg);
     let (host, scratch) = (Host::new(), tempfile::tempdir().unwrap());
-    // All encoders exit at once, except that of a third stream: 2.54 s are allowed for 2 s of
-    // media.
-    let encoded = scratch.path().join("encoded.mkv");
-    let source =
-        ["-loglevel", "error", "-f", "lavfi", "-i", "testsrc=size=64x36:rate=30:duration=2", "-c:v", "libx264"];
-    output(Command::new("ffmpeg").args(source).arg(&encoded)).unwrap();
-    let encode = format!(
-        "for output; do :; done; case $output in *-3.mkv) sleep 2.6 ;; esac; cp {} \"$output\"; \
-         printf 'frame=60\\nout_time_us=2000000\\nprogress=end\\n'; exit 0",
-        encoded.display()
-    );
-    let ffmpeg = stand_in(scratch.path(), &encode);
+    // A third stream runs at half of real time. All start a second late, which is no lag that
+    // grows.
+    let encode = "for output; do :; done; speed=2; case $output in *-3.mkv) speed=1 ;; esac; \
+        start=$(date +%s%N); sleep 1; while :; do us=$((($(date +%s%N) - start) / 1000 * speed / 2 - 900000)); \
+        [ $us -gt 0 ] && printf 'frame=%d\\nout_time_us=%d\\nprogress=continue\\n' $((us / 33333)) $us; \
+        sleep 0.1; done";
+    let ffmpeg = stand_in(scratch.path(), encode);
     let goal = ["search", "streams", "--max-streams", "3", "--duration", "2"];
     let done = host.run(&[&goal[..], &["--resolution", "64x36", "--ffmpeg", ffmpeg.to_str().unwrap()]].concat());
     assert_eq!(done.code, 0, "{}", done.stderr);
@@ -755,9 +776,10 @@ fn a_stream_search_reports_what_it_measured() {
     let keeps_up = |streams: u64| {
         let mut cells = results["cells"].as_array().unwrap().iter();
         let cell = cells.find(|cell| cell["axes"]["streams"] == streams)?;
-        let mut windows = cell["repeats"].as_array().unwrap().iter().map(|repeat| &repeat["window"]["seconds"]);
-        // At most 2 % more than the 2 s of media, and half a second to start.
-        Some(windows.any(|seconds| seconds.as_f64().unwrap() <= 2.0 * 1.02 + 0.5))
+        // The latest repeat counts. By at most 2 %, or a tenth of a second.
+        let lag = &cell["repeats"].as_array().unwrap().last()?["lag"];
+        let grew = lag["grew_seconds"].as_f64().zip(lag["in_seconds"].as_f64());
+        Some(grew.is_some_and(|(grew, seconds)| grew <= (0.02 * seconds).max(0.1)))
     };
     let (found, tried) = match (keeps_up(1), keeps_up(2)) {
         (Some(true), Some(true)) => ("2 streams keep up with real time; 2 and more: --max-streams", 2),
@@ -808,6 +830,63 @@ fn a_bitrate_search_scores_vmaf_with_a_second_ffmpeg() {
 }
 
 #[test]
+fn an_energy_search_names_its_result_and_is_resumed() {
+    requires!(root, ffmpeg);
+    let host = Host::new();
+    let goal = ["search", "energy", "--target-psnr", "20", "--encoder", "libx264", "--preset", "ultrafast,slower"];
+    let size = ["--duration", "1", "--min-bitrate", "100", "--max-bitrate", "800", "--looks", "1", "--seed", "1"];
+    let done = host.run(&[&goal[..], &size].concat());
+    assert_eq!(done.code, 0, "{}", done.stderr);
+    assert!(done.stdout.starts_with("Least energy at PSNR 20 dB: "), "{}", done.stdout);
+    let found = results(host.dir());
+    let search = &found["search"];
+    assert!(search["outcome"] == "winner" || search["outcome"] == "tie", "{search}");
+    assert!(search["command"].as_str().unwrap().starts_with("ffmpeg -i INPUT -map 0:v:0 -an -c:v libx264"), "{search}");
+    assert!(search["encodes"].as_u64() < search["full_grid_encodes"].as_u64(), "{search}");
+    assert!(search["basis"].as_str().unwrap().starts_with("Compared is energy of the kind: "), "{search}");
+    let cells: Vec<&Value> = found["cells"].as_array().unwrap().iter().map(|cell| &cell["id"]).collect();
+    for candidate in search["candidates"].as_array().unwrap() {
+        for tried in candidate["tried"].as_array().unwrap() {
+            assert!(cells.contains(&&tried["cell"]) && tried["value"]["mean"].as_f64().unwrap() > 0.0, "{tried}");
+        }
+    }
+    let report = fs::read_to_string(only(host.dir(), ".html")).unwrap();
+    assert!(report.contains("<h2>Search</h2>") && report.contains("Least energy at PSNR 20 dB"));
+
+    // One line says what differs, or why nothing can be compared.
+    let mut compare = Command::new(support::binary());
+    compare.arg("compare").arg(only(host.dir(), ".json")).args(["--by", "preset", "--probe-url", NO_SERVER]);
+    let compared = ended(spawn(&mut compare));
+    assert!(compared.stdout.starts_with("By preset: ") && [0, 3].contains(&compared.code), "{}", compared.stderr);
+
+    // The journal ends after the third encode, as if the search had been killed.
+    let path = only(host.dir(), ".ndjson");
+    let is_repeat = |line: &str| line.contains("\"event\":\"repeat\"");
+    let mut count = 0;
+    let whole = fs::read_to_string(&path).unwrap();
+    let kept = whole.lines().take_while(|line| {
+        count += usize::from(is_repeat(line));
+        count <= 3
+    });
+    let kept = kept.map(|line| format!("{line}\n")).collect::<String>();
+    fs::write(&path, &kept).unwrap();
+    // With the flags that it was started with, or without any; others are a contradiction.
+    let again =
+        |flags: &[&str]| host.run(&[&["--resume"][..], &goal, &size, &["--resolution", "320x180"], flags].concat());
+    let refused = again(&["--max-kbps", "500"]);
+    assert!(refused.code == 64 && refused.stderr.contains("another goal"), "{} {}", refused.code, refused.stderr);
+    let resumed = again(&[]);
+    assert_eq!(resumed.code, 0, "{}", resumed.stderr);
+    let whole = fs::read_to_string(&path).unwrap();
+    assert!(whole.starts_with(&kept) && whole.lines().filter(|line| is_repeat(line)).count() > 3, "{whole}");
+    let rows = rows(&results(host.dir()));
+    let is_once = |repeats: &Vec<(u64, String)>| {
+        repeats.iter().enumerate().all(|(at, (n, status))| *n == at as u64 + 1 && status == "ok")
+    };
+    assert!(rows.values().all(is_once), "no encode is measured again: {rows:?}");
+}
+
+#[test]
 fn a_dry_run_prints_the_plan_and_writes_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("out");
@@ -818,6 +897,9 @@ fn a_dry_run_prints_the_plan_and_writes_nothing() {
     let Ended { stdout, .. } =
         run(NO_SERVER, &out, &["search", "streams", "--max-streams", "5", "--duration", "2", "--dry-run"]);
     assert!(stdout.contains("search for the most streams, up to 5"), "{stdout}");
+    let Ended { stdout, .. } = run(NO_SERVER, &out, &["search", "energy", "--max-kbps", "4000", "--dry-run"]);
+    assert!(stdout.contains("the least energy per second of media at VMAF 93, with at most 4000 kbit/s"), "{stdout}");
+    assert!(stdout.contains("libx264 ultrafast: ") && stdout.contains("every rate three times"), "{stdout}");
     for (args, word) in [
         (&["--bitrate", "1M,2M"][..], "run suite"),
         (&["--bitrate", "fast"], "2500k or 5M"),

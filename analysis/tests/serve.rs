@@ -137,6 +137,7 @@ fn the_documentation_lists_the_metrics_of_the_code() {
     metrics::docs::check(&file, "analysis history", analysis::backfill::DEFS).unwrap();
     metrics::docs::check(&file, "analysis 9506", analysis::streams::page::DEFS).unwrap();
     metrics::docs::check(&file, "analysis 9728", analysis::streams::nginx::DEFS).unwrap();
+    metrics::docs::check(&file, "analysis 9728 ingest", analysis::streams::ingest::page::DEFS).unwrap();
     metrics::docs::check(&file, "analysis 9600", analysis::health::page::DEFS).unwrap();
 }
 

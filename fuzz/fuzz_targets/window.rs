@@ -15,8 +15,8 @@ libfuzzer_sys::fuzz_target!(|input: (f64, f64, Vec<(u32, u32)>)| {
             unix_ns,
             monotonic_ns,
             accounts: Box::default(),
-            energy: Box::default(),
-            cpu: Box::default(),
+            energy: Default::default(),
+            cpu: Default::default(),
         });
     }
     if let Ok(window) = ring.window(start, end) {

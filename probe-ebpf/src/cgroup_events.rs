@@ -16,8 +16,9 @@ use probe_ebpf::{CGROUP_EVENTS_BYTES, CGROUP_PATH, CgroupCreated, CgroupEvent, T
 use crate::{
     atomic::add,
     cgroups::BASES,
-    kernel::{Probed, Read, follow, kernfs_id},
-    offsets::{Object, POSSIBLE_CPUS, READS_REMOVED, V1_HIERARCHY, field},
+    kernel::{Probed, follow, kernfs_id},
+    log,
+    offsets::{Object, field, setting},
 };
 
 /// Creations and removals, in order.
@@ -41,6 +42,7 @@ pub fn cgroup_created(ctx: RawTracePointContext) -> i32 {
         }
         let Some(mut record) = CGROUP_EVENTS.reserve_untyped::<CgroupCreated>(0) else {
             count_lost();
+            log::cgroup_event_lost(tag);
             return 0;
         };
         let event = record.as_mut_ptr();
@@ -49,6 +51,7 @@ pub fn cgroup_created(ctx: RawTracePointContext) -> i32 {
         if length <= 1 || length >= CGROUP_PATH as i64 {
             record.discard(0);
             count_lost();
+            log::cgroup_event_lost(tag);
             return 0;
         }
         let value = length as u32 - 1;
@@ -69,11 +72,11 @@ pub fn cgroup_removed(ctx: RawTracePointContext) -> i32 {
             return 0;
         }
         let (mut ran_ns, mut most, mut on) = (0u64, 0u64, 0u32);
-        if READS_REMOVED.load() != 0 && tag & V1_TAG == 0 {
-            let counters = follow::<Probed>(field!(cgroup, CgroupRstat));
+        if setting!(READS_REMOVED) != 0 && tag & V1_TAG == 0 {
+            let counters = follow!(Probed, cgroup, CgroupRstat);
             let count = field!(counters, RstatSumExec);
             let mut cpu = 0;
-            while cpu < POSSIBLE_CPUS.load() as u32 {
+            while cpu < setting!(POSSIBLE_CPUS) as u32 {
                 if let Some(base) = BASES.get(cpu) {
                     let ns: u64 = Probed::read(count.wrapping_add(*base as usize));
                     ran_ns = ran_ns.wrapping_add(ns);
@@ -86,6 +89,7 @@ pub fn cgroup_removed(ctx: RawTracePointContext) -> i32 {
         }
         let Some(mut record) = CGROUP_EVENTS.reserve_untyped::<CgroupEvent>(0) else {
             count_lost();
+            log::cgroup_event_lost(tag);
             return 0;
         };
         record.as_mut_ptr().write(CgroupEvent { kind: CgroupEvent::REMOVED, value: on, cgroup: tag, ran_ns });
@@ -110,13 +114,13 @@ pub fn cgroup_renamed(_ctx: RawTracePointContext) -> i32 {
 unsafe fn tag(cgroup: Object) -> Tag {
     // SAFETY: `Probed` accepts any address.
     unsafe {
-        let root = follow::<Probed>(field!(cgroup, CgroupRoot));
+        let root = follow!(Probed, cgroup, CgroupRoot);
         // The v2 tree has the number 0, as in /proc/PID/cgroup.
         let hierarchy: u32 = Probed::read(field!(root, RootHierarchy));
         let id = kernfs_id::<Probed>(cgroup);
         if hierarchy == 0 {
             id
-        } else if u64::from(hierarchy) == V1_HIERARCHY.load() {
+        } else if u64::from(hierarchy) == setting!(V1_HIERARCHY) {
             id | V1_TAG
         } else {
             0

@@ -2,8 +2,8 @@
 //! switches.
 //!
 //! Since 4.18 each v2 cgroup counts the run time of its own tasks per CPU, which `cpu.stat` sums
-//! up (kernel/cgroup/rstat.c). An iterator over the cgroups (6.1) copies these counters into the
-//! banks, in iteration order. The root cgroup has no counter of its own; the run time of all tasks
+//! up (kernel/cgroup/rstat.c). An iterator over the cgroups (6.1) copies these counters, in
+//! iteration order. The root cgroup has no counter of its own; the run time of all tasks
 //! is in the root of `cpuacct`, whether or not that controller is mounted.
 
 use aya_ebpf::{
@@ -13,13 +13,17 @@ use aya_ebpf::{
     macros::{btf_map, raw_tracepoint},
     programs::RawTracePointContext,
 };
-use probe_ebpf::MAX_CPUS;
+use probe_ebpf::{MAX_CGROUPS, MAX_CPUS, RunTime};
 
 use crate::{
-    kernel::{Probed, Read, follow, kernfs_id},
-    offsets::{HAS_CPUACCT, Object, POSSIBLE_CPUS, SLOTS_PER_CPU, field},
-    slots::{OWNERS, TIMES},
+    kernel::{Probed, follow, kernfs_id},
+    offsets::{Object, field, setting},
+    slots::OWNERS,
 };
+
+/// CPU time, in the order of iteration: the elements `cpu * rows + row`.
+#[btf_map]
+static TIMES: Array<RunTime, MAX_CGROUPS, { BPF_F_MMAPABLE as usize }> = Array::new();
 
 /// Offset of each CPU's memory: added to the address of a per-CPU object, it gives that CPU's copy.
 #[btf_map]
@@ -37,7 +41,7 @@ static WALKED: Array<u64, 1, { BPF_F_MMAPABLE as usize }> = Array::new();
 #[repr(C)]
 pub struct CgroupIteration {
     meta: *const u8,
-    cgroup: Object,
+    pub(crate) cgroup: Object,
 }
 
 /// Copies the run time of one cgroup into the next row; slots are assigned for one iteration only.
@@ -55,11 +59,11 @@ pub extern "C" fn read_cgroups(iteration: *const CgroupIteration) -> i32 {
         }
         let row = *walked;
         *walked = row + 1;
-        if row >= SLOTS_PER_CPU.load() {
+        if row >= setting!(SLOTS_PER_CPU) {
             return 0;
         }
         let root = Probed::read::<u32>(field!(cgroup, CgroupLevel)) == 0;
-        let object = if root { usage_of_all() } else { follow::<Probed>(field!(cgroup, CgroupRstat)) };
+        let object = if root { usage_of_all() } else { follow!(Probed, cgroup, CgroupRstat) };
         let owner = if object.is_null() { 0 } else { kernfs_id::<Probed>(cgroup) };
         let _ = OWNERS.set(row as u32, owner, 0);
         if object.is_null() {
@@ -67,9 +71,9 @@ pub extern "C" fn read_cgroups(iteration: *const CgroupIteration) -> i32 {
         }
         let count = if root { object } else { field!(object, RstatSumExec) };
         let mut cpu = 0;
-        while cpu < POSSIBLE_CPUS.load() as u32 {
+        while cpu < setting!(POSSIBLE_CPUS) as u32 {
             if let (Some(base), Some(time)) =
-                (BASES.get(cpu), TIMES.get_ptr_mut(cpu * SLOTS_PER_CPU.load() as u32 + row as u32))
+                (BASES.get(cpu), TIMES.get_ptr_mut(cpu * setting!(SLOTS_PER_CPU) as u32 + row as u32))
             {
                 (*time).alone_ns = Probed::read(count.wrapping_add(*base as usize));
             }
@@ -87,18 +91,18 @@ pub extern "C" fn read_cgroups(iteration: *const CgroupIteration) -> i32 {
 unsafe fn usage_of_all() -> Object {
     /// More levels than cgroups are nested in practice; the verifier needs a bound.
     const DEPTH: u32 = 64;
-    if HAS_CPUACCT.load() == 0 {
+    if setting!(HAS_CPUACCT) == 0 {
         return core::ptr::null();
     }
     // SAFETY: a helper without arguments; `Probed` accepts any address.
     unsafe {
-        let set = follow::<Probed>(field!(bpf_get_current_task() as Object, TaskCgroups));
-        let mut css = follow::<Probed>(field!(set, CssSetCpuacct));
+        let set = follow!(Probed, bpf_get_current_task() as Object, TaskCgroups);
+        let mut css = follow!(Probed, set, CssSetCpuacct);
         let mut level = 0;
         while level < DEPTH {
-            let parent = follow::<Probed>(field!(css, CssParent));
+            let parent = follow!(Probed, css, CssParent);
             if parent.is_null() {
-                return follow::<Probed>(field!(css, CpuacctUsage));
+                return follow!(Probed, css, CpuacctUsage);
             }
             css = parent;
             level += 1;
@@ -121,7 +125,7 @@ pub fn find_bases(_ctx: RawTracePointContext) -> i32 {
         let map = scratch.read_volatile() as Object;
         let all = Probed::read::<u64>(field!(map, BpfArrayPptrs));
         let mut cpu = 0;
-        while cpu < POSSIBLE_CPUS.load() as u32 {
+        while cpu < setting!(POSSIBLE_CPUS) as u32 {
             let key = 0u32;
             let map = (&raw const PERCPU_SAMPLE).cast_mut().cast();
             let copy = bpf_map_lookup_percpu_elem(map, (&raw const key).cast(), cpu);

@@ -4,12 +4,14 @@
 //! one cgroup to another: the events counted in between belong to the previous cgroup.
 
 use aya_ebpf::{
-    bindings::bpf_perf_event_value, btf_maps::PerfEventArray, helpers::generated::bpf_perf_event_read_value,
+    bindings::bpf_perf_event_value,
+    btf_maps::PerfEventArray,
+    helpers::{bpf_get_smp_processor_id, generated::bpf_perf_event_read_value},
     macros::btf_map,
 };
 use probe_ebpf::{COUNTERS, CpuState, HardwareCounts};
 
-use crate::slots::COUNTS;
+use crate::{log, offsets::setting, slots::COUNTS};
 
 /// Perf event descriptors by CPU. Filled by user space.
 #[btf_map]
@@ -21,17 +23,18 @@ static INSTRUCTIONS: PerfEventArray = PerfEventArray::new();
 #[btf_map]
 static CACHE_MISSES: PerfEventArray = PerfEventArray::new();
 
-/// Charges the events counted since the last call to the current element, and makes `next` the
-/// current one: an element of the bank plus one, or 0 for none.
+/// Charges the events counted since the last call to the current slot, and makes `next` the current
+/// one: a slot plus one, or 0 for none.
 ///
 /// # Safety
 /// `state` belongs to this CPU.
 #[inline(always)]
-pub unsafe fn charge(cpu: u32, state: *mut CpuState, next: u64) {
+pub unsafe fn charge(state: *mut CpuState, next: u64) {
     // SAFETY: the caller's contract; the element of the bank belongs to this CPU.
     unsafe {
-        let current = (*state).counter_element;
-        (*state).counter_element = next;
+        let cpu = bpf_get_smp_processor_id();
+        let current = (*state).counter_slot;
+        (*state).counter_slot = next;
         let mut delta = HardwareCounts::default();
         let mut time = [0, 0];
         delta.events[0] = read(&CYCLES, cpu, state, 0, &mut time);
@@ -41,7 +44,7 @@ pub unsafe fn charge(cpu: u32, state: *mut CpuState, next: u64) {
         if current == 0 {
             return;
         }
-        if let Some(bank) = COUNTS.get_ptr_mut((current - 1) as u32) {
+        if let Some(bank) = COUNTS.get_ptr_mut(cpu * setting!(SLOTS_PER_CPU) as u32 + (current - 1) as u32) {
             for counter in 0..COUNTERS {
                 (*bank).events[counter] = (*bank).events[counter].wrapping_add(delta.events[counter]);
             }
@@ -67,11 +70,16 @@ unsafe fn read(
     // SAFETY: the helper writes at most `size` bytes; the caller's contract.
     unsafe {
         let map = core::ptr::from_ref(map).cast_mut().cast();
-        if bpf_perf_event_read_value(map, u64::from(cpu), &raw mut value, size) != 0 {
+        let error = bpf_perf_event_read_value(map, u64::from(cpu), &raw mut value, size);
+        if error != 0 {
+            log::counter_unreadable(counter as u64, cpu, error);
             return 0;
         }
-        let delta = value.counter.wrapping_sub((*state).counter_values[counter]);
+        let last = (*state).counter_values[counter];
         (*state).counter_values[counter] = value.counter;
+        // A counter only grows. One that is lower is new and started at zero: the kernel ends those
+        // of a CPU that goes offline, and user space opens others.
+        let delta = if value.counter < last { value.counter } else { value.counter - last };
         time[0] += value.enabled;
         time[1] += value.running;
         delta

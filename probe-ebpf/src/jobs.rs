@@ -1,7 +1,7 @@
 //! Jobs: processes with configured names, traced from exec to exit, so that the command line and
 //! the CPU time are known even of a job that is shorter than a tick.
 //!
-//! Both hooks are rare compared with context switches. A job ends with its last thread; the CPU
+//! The hooks are rare compared with context switches. A job ends with its last thread; the CPU
 //! time of each thread is added up as the thread exits, because it cannot be read afterwards.
 
 use aya_ebpf::{
@@ -18,9 +18,11 @@ use probe_ebpf::{JOB_ARGS, JOB_EVENTS_BYTES, JOB_NAMES, JOB_PORTS, JobEvent, Job
 
 use crate::{
     atomic::add,
-    kernel::{Probed, Read, follow, tag},
+    kernel::{Probed, follow, tag},
+    log,
     offsets::Object,
-    offsets::{HAS_CPU, field},
+    offsets::{field, setting},
+    threads,
 };
 
 /// CPU time of the exited threads of a job, by thread group.
@@ -68,6 +70,21 @@ pub fn job_ended_raw(_ctx: RawTracePointContext) -> i32 {
     unsafe { add_exit(bpf_get_current_task() as Object) }
 }
 
+/// `sched_process_fork(parent, child)`: a thread created another, which has not run yet
+/// (kernel/fork.c, kernel_clone). `parent` is the creator, which is the current task.
+#[raw_tracepoint(tracepoint = "sched_process_fork")]
+pub fn thread_created(ctx: RawTracePointContext) -> i32 {
+    // SAFETY: as above.
+    unsafe {
+        let created: Object = ctx.arg(1);
+        let tgid: u32 = Probed::read(field!(created, TaskTgid));
+        if JOBS.get_ptr(tgid).is_some() {
+            threads::note_creator(bpf_get_current_task() as Object, created, tgid);
+        }
+    }
+    0
+}
+
 /// Local UDP ports of jobs, by thread group. An iteration adds ports; user space removes them.
 #[btf_map]
 static JOB_UDP: HashMap<u32, [u16; JOB_PORTS], MAX_JOBS> = HashMap::new();
@@ -100,12 +117,12 @@ pub extern "C" fn find_ports(iteration: *const FileIteration) -> i32 {
         if JOBS.get_ptr(tgid).is_none() {
             return 0;
         }
-        let inode = follow::<Probed>(field!(file, FileInode));
+        let inode = follow!(Probed, file, FileInode);
         if Probed::read::<u16>(field!(inode, InodeMode)) & S_IFMT != S_IFSOCK {
             return 0;
         }
-        let socket = follow::<Probed>(field!(file, FilePrivate));
-        let sock = follow::<Probed>(field!(socket, SocketSock));
+        let socket = follow!(Probed, file, FilePrivate);
+        let sock = follow!(Probed, socket, SocketSock);
         let port: u16 = Probed::read(field!(sock, SockPort));
         if Probed::read::<u16>(field!(sock, SockProtocol)) != IPPROTO_UDP || port == 0 {
             return 0;
@@ -137,7 +154,7 @@ pub extern "C" fn find_ports(iteration: *const FileIteration) -> i32 {
 /// Whether the task's name matches one of the configured patterns.
 ///
 /// # Safety
-/// As [`Read::read`].
+/// As [`Probed::read`].
 #[inline(always)]
 unsafe fn is_job(task: Object) -> bool {
     // SAFETY: the caller's contract.
@@ -167,19 +184,19 @@ unsafe fn report_start(task: Object) -> i32 {
             return 0;
         }
         let tgid: u32 = Probed::read(field!(task, TaskTgid));
-        let signal = follow::<Probed>(field!(task, TaskSignal));
+        let signal = follow!(Probed, task, TaskSignal);
         let ended_ns: u64 = Probed::read(field!(signal, SignalSumSched));
         if JOBS.insert(tgid, ended_ns, 0).is_err() {
-            count_lost();
+            count_lost(tgid);
             return 0;
         }
         let Some(mut record) = JOB_EVENTS.reserve_untyped::<JobStarted>(0) else {
-            count_lost();
+            count_lost(tgid);
             return 0;
         };
         let event = record.as_mut_ptr();
         let head = head(task, tgid, JobEvent::STARTED);
-        let mm = follow::<Probed>(field!(task, TaskMm));
+        let mm = follow!(Probed, task, TaskMm);
         let start: u64 = Probed::read(field!(mm, MmArgStart));
         let length = Probed::read::<u64>(field!(mm, MmArgEnd)).wrapping_sub(start);
         let mut size = if length < JOB_ARGS as u64 { length } else { JOB_ARGS as u64 - 1 };
@@ -194,6 +211,9 @@ unsafe fn report_start(task: Object) -> i32 {
             ..head
         });
         record.submit(0);
+        if read != 0 {
+            log::arguments_unreadable(tgid, read);
+        }
     }
     0
 }
@@ -209,14 +229,15 @@ unsafe fn add_exit(task: Object) -> i32 {
         let Some(sum) = JOBS.get_ptr_mut(tgid) else { return 0 };
         let ran: u64 = Probed::read(field!(task, TaskSumExec));
         add(sum, ran);
-        let signal = follow::<Probed>(field!(task, TaskSignal));
+        threads::report_end(task, tgid, ran);
+        let signal = follow!(Probed, task, TaskSignal);
         if Probed::read::<u32>(field!(signal, SignalLive)) != 0 {
             return 0;
         }
         // Threads that exit at this moment may still add to the sum, so user space reads the sum
         // when it reads the event.
         let Some(mut record) = JOB_EVENTS.reserve_untyped::<JobEvent>(0) else {
-            count_lost();
+            count_lost(tgid);
             return 0;
         };
         let head = head(task, tgid, JobEvent::ENDED);
@@ -234,9 +255,9 @@ unsafe fn add_exit(task: Object) -> i32 {
 unsafe fn head(task: Object, tgid: u32, kind: u32) -> JobEvent {
     // SAFETY: the caller's contract.
     unsafe {
-        let set = follow::<Probed>(field!(task, TaskCgroups));
-        let leaf = follow::<Probed>(field!(set, CssSetDflCgrp));
-        let root = HAS_CPU.load() != 0 && Probed::read::<u32>(field!(leaf, CgroupLevel)) == 0;
+        let set = follow!(Probed, task, TaskCgroups);
+        let leaf = follow!(Probed, set, CssSetDflCgrp);
+        let root = setting!(HAS_CPU) != 0 && Probed::read::<u32>(field!(leaf, CgroupLevel)) == 0;
         JobEvent {
             kind,
             tgid,
@@ -249,8 +270,10 @@ unsafe fn head(task: Object, tgid: u32, kind: u32) -> JobEvent {
     }
 }
 
-/// Counts an event that was lost because the ring was full.
-fn count_lost() {
+/// Counts an event of the job `tgid` that was lost because the ring or the table of jobs was full.
+#[inline(always)]
+fn count_lost(tgid: u32) {
+    log::job_lost(tgid);
     if let Some(lost) = JOBS_LOST.get_ptr_mut(0) {
         // SAFETY: one word of the map, to which other CPUs may add concurrently.
         unsafe { add(lost, 1) };

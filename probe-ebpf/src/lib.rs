@@ -3,9 +3,10 @@
 //! Both sides compile this file, so their layouts cannot differ. Field order and sizes are asserted
 //! below because the probe maps these bytes into its own memory and reads them directly.
 //!
-//! Each CPU has its own *bank* of per-cgroup counters: the elements `cpu * slots + slot` of
-//! [`RunTime`], [`RunQueueCounts`] and [`HardwareCounts`]. Only that CPU writes them, so no lock or
-//! atomic operation is needed, and every counter only grows (or wraps).
+//! Each CPU has its own *bank* of per-cgroup counters: a [`SlotCounts`] and a [`LongWaits`] per
+//! slot, which follow its [`CpuState`], and the elements `cpu * slots + slot` of
+//! [`HardwareCounts`]. Only that CPU writes them, so no lock or atomic operation is needed, and
+//! every counter only grows (or wraps).
 #![no_std]
 
 /// A field of a kernel object, whose offset depends on the running kernel.
@@ -95,11 +96,114 @@ pub enum Field {
     CgroupRoot,
     /// `cgroup_root.hierarchy_id`
     RootHierarchy,
+    /// `task_struct.sched_info.last_arrival`
+    TaskLastArrival,
+    /// `task_struct.se.cfs_rq`
+    TaskCfsRq,
+    /// `cfs_rq.rq`
+    CfsRqRq,
+    /// `rq.clock`
+    RqClock,
+    /// `rq.clock_task`
+    RqClockTask,
+    /// `cgroup.subsys[memory_cgrp_id]`
+    CgroupMemory,
+    /// `cgroup.subsys[cpu_cgrp_id]`
+    CgroupCpu,
+    /// `cgroup.subsys[io_cgrp_id]`
+    CgroupIo,
+    /// `mem_cgroup.memory.usage`, from `mem_cgroup.css` on
+    MemcgUsage,
+    /// `mem_cgroup.memory.max`, from `mem_cgroup.css` on
+    MemcgMax,
+    /// `mem_cgroup.vmstats`, from `mem_cgroup.css` on
+    MemcgVmstats,
+    /// `memcg_vmstats.state[NR_INACTIVE_FILE]`
+    VmstatsInactive,
+    /// `task_group.cfs_bandwidth.quota`, from `task_group.css` on
+    TaskGroupQuota,
+    /// `task_group.cfs_bandwidth.period`, from `task_group.css` on
+    TaskGroupPeriod,
+    /// `blkcg.blkg_list.first`, from `blkcg.css` on
+    BlkcgDevices,
+    /// `blkcg_gq.online`, from `blkcg_gq.blkcg_node` on
+    DeviceOnline,
+    /// `blkcg_gq.iostat.cur.bytes`, from `blkcg_gq.blkcg_node` on
+    DeviceBytes,
 }
 
 /// Marks the immediate operand of an addition whose low byte is a [`Field`]: `WCF`, far above any
 /// offset.
 pub const FIELD_MARK: u32 = 0x5743_4600;
+
+/// Marks the offset of a load, which is this plus a [`Field`] below its register. No other load has
+/// one that low: the stack has 512 bytes, and fields of maps have positive offsets.
+pub const LOAD_MARK: u32 = 0x4000;
+
+/// Values that the probe inserts into the instructions before it loads the programs, in place of
+/// [`SETTING_MARK`] plus the position in this list. The verifier sees constants, and removes
+/// branches that are never taken. One that is not set is 0.
+pub const SETTINGS: [&str; 17] = [
+    // 1 where the kernel records run-queue waits (CONFIG_SCHED_INFO)
+    "COUNTS_WAITS",
+    // 1 where the kernel has the cpu controller
+    "HAS_CPU",
+    // 1 where the kernel has the cpuacct controller
+    "HAS_CPUACCT",
+    // 1 where `sched_switch` has an argument between `preempt` and `prev` (5.18-rc1 to -rc6)
+    "SWITCH_SHIFTED",
+    // Number of slots in a bank
+    "SLOTS_PER_CPU",
+    // Number of possible CPUs
+    "POSSIBLE_CPUS",
+    // 1 where CPUs have siblings
+    "SIBLINGS",
+    // 1 where hardware counters are open
+    "COUNTING",
+    // Number of the v1 hierarchy with the `cpu` controller; 0 where there is none
+    "V1_HIERARCHY",
+    // 1 where the run time of a removed cgroup is read from the kernel's own counters
+    "READS_REMOVED",
+    // 1 where the clocks of a CPU's run queue can be read
+    "READS_CLOCK",
+    // 1 where the clocks of all run queues are one counter, so that they can be compared
+    "ONE_CLOCK",
+    // 1 where the memory of a cgroup can be read, and its limit
+    "READS_MEMORY",
+    // 1 where its inactive page cache can be read
+    "READS_INACTIVE",
+    // 1 where its CPU limit can be read
+    "READS_CPU_LIMIT",
+    // 1 where its block devices can be counted
+    "READS_DEVICES",
+    // 1 where the bytes of those can be read
+    "READS_DEVICE_BYTES",
+];
+
+/// Marks the immediate operand of an assignment whose low byte is a position in [`SETTINGS`]:
+/// `WCS`.
+pub const SETTING_MARK: u32 = 0x5743_5300;
+
+/// The mark of a setting.
+///
+/// # Panics
+/// At compile time, when there is no such setting.
+#[must_use]
+pub const fn setting_mark(name: &str) -> u32 {
+    let mut at = 0;
+    while !equal(SETTINGS[at].as_bytes(), name.as_bytes()) {
+        at += 1;
+    }
+    SETTING_MARK | at as u32
+}
+
+const fn equal(a: &[u8], b: &[u8]) -> bool {
+    let mut at = 0;
+    while at < a.len() && at < b.len() && a[at] == b[at] {
+        at += 1;
+    }
+    at == a.len() && at == b.len()
+}
 
 /// Maximum number of cgroups that are counted separately. Further cgroups are counted in
 /// [`CpuState::overflow`], without their identity.
@@ -199,6 +303,42 @@ impl RunTime {
     }
 }
 
+/// Buckets of run-queue waits that are in [`SlotCounts`]; the others are in [`LongWaits`].
+pub const SHORT_WAITS: usize = 8;
+
+/// The counters of a slot that every context switch adds to, in one cache line. What changes it
+/// also needs the first line of [`CpuState`] and nothing else; the first slots are in the same page
+/// of memory. Each further line or page costs a context switch 2 to 4 ns.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SlotCounts {
+    /// Run time.
+    pub time: RunTime,
+    /// As in [`RunQueueCounts`].
+    pub wait_ns: u64,
+    /// As in [`RunQueueCounts`].
+    pub switches: [u32; 2],
+    /// The first of [`RunQueueCounts::wait_buckets`].
+    pub short_waits: [u32; SHORT_WAITS],
+}
+
+/// The last of [`RunQueueCounts::wait_buckets`], of a slot.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LongWaits(pub [u32; WAIT_BUCKETS - SHORT_WAITS]);
+
+/// Offset of the first [`LongWaits`] from a CPU's state, for a bank of `slots`.
+#[must_use]
+pub const fn long_waits_at(slots: usize) -> usize {
+    size_of::<CpuState>() + slots * size_of::<SlotCounts>()
+}
+
+/// Bytes from the state of one CPU to that of the next: its state and bank, in whole pages.
+#[must_use]
+pub const fn cpu_bytes(slots: usize) -> usize {
+    (long_waits_at(slots) + slots * size_of::<LongWaits>()).next_multiple_of(4096)
+}
+
 /// Run-queue waits and context switches of a cgroup's tasks. The counts wrap.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -210,6 +350,53 @@ pub struct RunQueueCounts {
     pub wait_buckets: [u32; WAIT_BUCKETS],
     /// Voluntary context switches (the task blocked) and involuntary ones (it was still runnable).
     pub switches: [u32; 2],
+}
+
+/// Maximum number of block devices of a cgroup whose bytes the program adds up.
+pub const MAX_DEVICES: u64 = 16;
+
+/// What a pass over a tree reads; user space writes it before.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct UsagePass {
+    /// Number of the pass, which is never 0; passes over several trees may have the same.
+    pub number: u64,
+    /// The bits that the tree adds to an id.
+    pub tree: u64,
+    /// 1 if it reads limits too, which hardly ever change.
+    pub limits: u64,
+}
+
+/// Resource usage of one container, as the kernel's objects contain it. The fields of a controller
+/// belong to the pass whose number is next to them.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KernelUsage {
+    /// The last pass that found the container's memory.
+    pub memory_pass: u64,
+    /// Charged pages.
+    pub memory_pages: u64,
+    /// Pages of inactive page cache, at the kernel's last flush of the statistics.
+    pub inactive_pages: u64,
+    /// The last pass that found the memory limit.
+    pub limit_pass: u64,
+    /// Maximum number of pages; `PAGE_COUNTER_MAX` without a limit.
+    pub limit_pages: u64,
+    /// The last pass that found the CPU limit.
+    pub cpu_pass: u64,
+    /// Nanoseconds of CPU time per period; all bits set without a limit.
+    pub quota_ns: u64,
+    /// The period in nanoseconds.
+    pub period_ns: u64,
+    /// The last pass that found the block devices.
+    pub io_pass: u64,
+    /// Number of block devices that the cgroup, or one below it, has used. Above
+    /// [`MAX_DEVICES`] the bytes are those of a part of them.
+    pub devices: u64,
+    /// Bytes read, at the kernel's last flush of the statistics; only in v2.
+    pub bytes_read: u64,
+    /// Bytes written, as above.
+    pub bytes_written: u64,
 }
 
 /// Number of hardware counters of each CPU.
@@ -235,19 +422,23 @@ pub struct CachedSlot {
     /// `serial_nr` of its v2 leaf, which the kernel never reuses; if the leaf is the root, that of
     /// its v1 `cpu` state, with the topmost bit set.
     pub serial: u64,
-    /// Element of the banks that its time is added to.
-    pub element: u64,
+    /// Slot that its time is added to.
+    pub slot: u64,
 }
 
 /// Entries of that cache; a power of two.
 pub const SLOT_CACHE_SIZE: usize = 64;
 
 /// State of a CPU between context switches. Only that CPU writes it, except `sibling`,
-/// `clear_cache` and the last move. The fields that every context switch needs are in the first
-/// cache line, those that it needs with SMT in the second.
+/// `clear_cache` and the last move. The fields that every context switch needs are in the cache
+/// line after the slot cache, those that it needs with SMT in the next. They are not at the start
+/// of a page: many objects of the kernel are at the start of theirs, and all of these share a few
+/// places in the first-level cache.
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CpuState {
+    /// Slots of recently charged cgroups.
+    pub slot_cache: [CachedSlot; SLOT_CACHE_SIZE],
     /// `task_struct` of the task that was switched in last; 0 before the first switch.
     pub running: u64,
     /// That task's pid; 0 is the idle task, whose time is never charged.
@@ -264,14 +455,17 @@ pub struct CpuState {
     /// `css_set` of the running task when its run began: at its switch-in, or when
     /// `charge_running` charged it.
     pub running_set: u64,
-    /// Busy time of this CPU, in one word that another CPU can read at any time. While busy:
-    /// twice the time (`CLOCK_MONOTONIC`) at which it would have started if it had never been
-    /// idle, plus one. While idle: twice the nanoseconds that it was busy.
+    /// Busy time of this CPU, in one word that another CPU can read at any time. While busy: twice
+    /// the time at which it would have started if it had never been idle, plus one. While idle:
+    /// twice the nanoseconds that it was busy. The time is that of the clock of its run queue, or
+    /// `CLOCK_MONOTONIC` without ONE_CLOCK.
     pub busy: u64,
     /// Busy time of the sibling when this CPU was last charged.
     pub sibling_busy_ns: u64,
-    /// `CLOCK_MONOTONIC` when `busy` was last updated.
+    /// The time when `busy` was last updated, by the same clock.
     pub busy_updated_ns: u64,
+    /// Time that the sibling was busy since this CPU was last charged, where CPUs have siblings.
+    pub overlap_ns: u64,
     /// Run time of cgroups without a slot.
     pub overflow: RunTime,
     /// Intervals lost in whole or in part: no program ran at a context switch, and no kernel
@@ -282,8 +476,8 @@ pub struct CpuState {
     pub charged_at_ns: u64,
     /// Number of slots that this CPU has assigned.
     pub slots_taken: u64,
-    /// Bank element that the hardware counters are charged to, plus one; 0 for none.
-    pub counter_element: u64,
+    /// Slot that the hardware counters are charged to, plus one; 0 for none.
+    pub counter_slot: u64,
     /// Values of the hardware counters when they were last charged.
     pub counter_values: [u64; COUNTERS],
     /// Nanoseconds that the hardware counters were enabled and running, summed over all counters.
@@ -298,10 +492,20 @@ pub struct CpuState {
     pub moved_charged_ns: u64,
     /// As `moved_task`.
     pub moved_set: u64,
-    /// Padding to a full cache line.
-    pub unused: [u64; 6],
-    /// Slots of recently charged cgroups.
-    pub slot_cache: [CachedSlot; SLOT_CACHE_SIZE],
+    /// The open run at the last `charge_running`, where the kernel shows its clocks: the slot of
+    /// the running task plus one, 0 for none, and what that slot contained, in nanoseconds.
+    pub open_slot: u64,
+    /// As `open_slot`.
+    pub open_bank_ns: u64,
+    /// Nanoseconds by which the run queue's clock of tasks was ahead of the task's counted run
+    /// time.
+    pub open_ahead_ns: u64,
+    /// `CLOCK_MONOTONIC` minus the run queue's clock, which stands still between its updates.
+    pub clock_gap_ns: u64,
+    /// The least `clock_gap_ns` of all CPUs at the last reading, where CPUs have siblings: with it,
+    /// `charge_running` knows the time by the clock of a run queue that stands still. 0 if it is
+    /// unknown. Written by user space.
+    pub clock_offset_ns: u64,
 }
 
 /// Maximum number of name patterns of jobs.
@@ -315,6 +519,13 @@ pub const JOB_ARGS: usize = 4096;
 
 /// Size of the event ring in bytes: room for 120 start events between two ticks.
 pub const JOB_EVENTS_BYTES: usize = 512 << 10;
+
+/// Maximum number of threads of jobs whose creator is known at once. Of further threads it is
+/// unknown.
+pub const JOB_THREADS: usize = 8192;
+
+/// Size of the ring of exited threads in bytes: room for 4,000 between two ticks.
+pub const THREAD_ENDS_BYTES: usize = 256 << 10;
 
 /// Maximum number of local UDP ports per job.
 pub const JOB_PORTS: usize = 4;
@@ -363,6 +574,26 @@ pub struct JobStarted {
     pub head: JobEvent,
     /// The command line; each argument ends with a zero byte.
     pub args: [u8; JOB_ARGS],
+}
+
+/// A thread of a job exited.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ThreadEnd {
+    /// Thread group of the job.
+    pub tgid: u32,
+    /// The thread.
+    pub tid: u32,
+    /// Its total run time in nanoseconds.
+    pub ran_ns: u64,
+    /// Its `comm`, as the kernel stores it.
+    pub name: [u64; 2],
+    /// See [`Self::creator_known`].
+    pub creator: [u64; 2],
+    /// 1 if `creator` is known: the name of the thread that created it, or of that one's creator
+    /// and so on, up to a thread that the main thread created. All zero if the main thread created
+    /// this one.
+    pub creator_known: u64,
 }
 
 /// Size of the path buffer in a creation event, with the final zero byte. Paths of Kubernetes pods
@@ -430,13 +661,18 @@ const _: () = {
     assert!(size_of::<CgroupCreated>() == 24 + CGROUP_PATH);
     assert!(size_of::<JobEvent>() == 40);
     assert!(size_of::<JobStarted>() == 40 + JOB_ARGS);
+    assert!(size_of::<ThreadEnd>() == 56);
     assert!(size_of::<CgroupKey>() == 16);
     assert!(size_of::<RunTime>() == 16);
     assert!(size_of::<RunQueueCounts>() == 64);
+    assert!(size_of::<SlotCounts>() == 64);
+    assert!(size_of::<LongWaits>() == 16);
     assert!(size_of::<HardwareCounts>() == 32);
     assert!(size_of::<Move>() == 56);
-    assert!(core::mem::offset_of!(CpuState, running_set) == 56);
-    assert!(core::mem::offset_of!(CpuState, busy) == 64);
+    assert!(size_of::<KernelUsage>() == 96);
+    assert!(size_of::<UsagePass>() == 24);
+    assert!(core::mem::offset_of!(CpuState, running_set) == 24 * SLOT_CACHE_SIZE + 56);
+    assert!(core::mem::offset_of!(CpuState, busy) == 24 * SLOT_CACHE_SIZE + 64);
     assert!(size_of::<CpuState>() == 256 + 24 * SLOT_CACHE_SIZE);
 };
 
@@ -444,17 +680,19 @@ const _: () = {
 mod pod {
     // SAFETY: `repr(C)`, only unsigned integers, no padding (sizes asserted above), every bit
     // pattern is valid.
-    unsafe impl aya::Pod for super::CgroupKey {}
-    // SAFETY: as above.
     unsafe impl aya::Pod for super::RunTime {}
     // SAFETY: as above.
-    unsafe impl aya::Pod for super::RunQueueCounts {}
+    unsafe impl aya::Pod for super::SlotCounts {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::LongWaits {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::HardwareCounts {}
     // SAFETY: as above.
-    unsafe impl aya::Pod for super::CpuState {}
-    // SAFETY: as above.
     unsafe impl aya::Pod for super::JobName {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::KernelUsage {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::UsagePass {}
 }
 
 #[cfg(test)]

@@ -13,10 +13,13 @@ mod counters;
 mod empty;
 mod jobs;
 mod kernel;
+mod log;
 mod moves;
 mod offsets;
 mod slots;
 mod switch;
+mod threads;
+mod usage;
 
 /// The kernel offers some of the helpers used here only to GPL-compatible programs
 /// (kernel/bpf/verifier.c, `gpl_compatible`).

@@ -10,16 +10,17 @@
 
 use aya_ebpf::{
     btf_maps::RingBuf,
-    helpers::{bpf_get_smp_processor_id, bpf_ktime_get_ns},
+    helpers::bpf_ktime_get_ns,
     macros::{btf_map, raw_tracepoint},
     programs::RawTracePointContext,
 };
 use probe_ebpf::{CpuState, MOVES_BYTES, Move, RunTime, Tag, V1_TAG};
 
 use crate::{
-    kernel::{Probed, Read, Task, follow, kernfs_id, tag},
-    offsets::{HAS_CPU, Object, POSSIBLE_CPUS, SLOTS_PER_CPU, field},
-    slots::{CPUS, NONE, TIMES, find_or_assign},
+    kernel::{Probed, Task, follow, kernfs_id, tag},
+    log,
+    offsets::{Object, field, setting},
+    slots::{NONE, counts, cpu_state, find_or_assign, this_cpu_state},
 };
 
 /// Moves of running tasks, in order. Without room for one, the task takes its run along.
@@ -49,11 +50,11 @@ pub fn tasks_transferred(ctx: RawTracePointContext) -> i32 {
 unsafe fn report_moves(cgroup: Object) -> i32 {
     // SAFETY: a helper without arguments; `Probed` accepts any address; `own` belongs to this CPU.
     unsafe {
-        let Some(own) = CPUS.get_ptr_mut(bpf_get_smp_processor_id()) else { return 0 };
+        let Some(own) = this_cpu_state() else { return 0 };
         let id = kernfs_id::<Probed>(cgroup);
         let mut cpu = 0;
-        while cpu < POSSIBLE_CPUS.load() as u32 {
-            if let Some(state) = CPUS.get_ptr_mut(cpu) {
+        while cpu < setting!(POSSIBLE_CPUS) as u32 {
+            if let Some(state) = cpu_state(cpu) {
                 report_move(own, cpu, state, id);
             }
             cpu += 1;
@@ -72,7 +73,7 @@ unsafe fn report_move(own: *mut CpuState, cpu: u32, state: *mut CpuState, id: u6
     // task may no longer exist, and `Probed` accepts any address.
     unsafe {
         let (running, charged) = (read(&raw const (*state).running), read(&raw const (*state).charged_ns));
-        let pid = (&raw const (*state).running_pid).read_volatile();
+        let pid = u64::from((&raw const (*state).running_pid).read_volatile());
         if running == 0 || pid == 0 {
             return;
         }
@@ -80,7 +81,7 @@ unsafe fn report_move(own: *mut CpuState, cpu: u32, state: *mut CpuState, id: u6
         let began_in = read(&raw const (*state).running_set);
         let old = if moved_before { (*state).moved_set } else { began_in };
         let task = Task::read::<Probed>(running as Object);
-        let new = follow::<Probed>(field!(running as Object, TaskCgroups)) as u64;
+        let new = follow!(Probed, running as Object, TaskCgroups) as u64;
         if old == 0 || new == old || task.pid != pid {
             return;
         }
@@ -103,6 +104,7 @@ unsafe fn report_move(own: *mut CpuState, cpu: u32, state: *mut CpuState, id: u6
         }
         report(
             own,
+            state,
             Move { at_ns: 0, ran_ns, from, to, to_time: RunTime { alone_ns: 0, shared_ns: 0 }, cpu: u64::from(cpu) },
         );
     }
@@ -113,7 +115,7 @@ unsafe fn report_move(own: *mut CpuState, cpu: u32, state: *mut CpuState, id: u6
 /// # Safety
 /// As [`report_move`].
 #[inline(always)]
-unsafe fn report(own: *mut CpuState, moved: Move) {
+unsafe fn report(own: *mut CpuState, state: *mut CpuState, moved: Move) {
     // SAFETY: the caller's contract; the record is exclusive until it is submitted.
     unsafe {
         // Both get a row, even if the task was never charged to the cgroup that it left.
@@ -123,10 +125,13 @@ unsafe fn report(own: *mut CpuState, moved: Move) {
         }
         // The time comes first: user space compares it with that of its last reading.
         let at_ns = bpf_ktime_get_ns();
-        let element = moved.cpu * SLOTS_PER_CPU.load() + to;
-        let Some(time) = TIMES.get_ptr(element as u32) else { return };
+        let Some(counts) = counts(state, to) else { return };
+        let time = &raw const (*counts).time;
         let (alone_ns, shared_ns) = (read(&raw const (*time).alone_ns), read(&raw const (*time).shared_ns));
-        let Some(mut record) = MOVES.reserve_untyped::<Move>(0) else { return };
+        let Some(mut record) = MOVES.reserve_untyped::<Move>(0) else {
+            log::move_lost(moved.to);
+            return;
+        };
         record.as_mut_ptr().write(Move { at_ns, to_time: RunTime { alone_ns, shared_ns }, ..moved });
         record.submit(0);
     }
@@ -150,8 +155,8 @@ unsafe fn read(word: *const u64) -> u64 {
 unsafe fn cgroup_of(set: Object) -> Tag {
     // SAFETY: `Probed` accepts any address.
     unsafe {
-        let leaf = follow::<Probed>(field!(set, CssSetDflCgrp));
-        let root = HAS_CPU.load() != 0 && Probed::read::<u32>(field!(leaf, CgroupLevel)) == 0;
+        let leaf = follow!(Probed, set, CssSetDflCgrp);
+        let root = setting!(HAS_CPU) != 0 && Probed::read::<u32>(field!(leaf, CgroupLevel)) == 0;
         tag::<Probed>(set, leaf, root)
     }
 }

@@ -7,32 +7,71 @@
 
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_NOEXIST},
-    btf_maps::{Array, HashMap, Queue},
+    btf_maps::{Array, HashMap, Stack},
+    helpers::bpf_get_smp_processor_id,
     macros::btf_map,
 };
-use probe_ebpf::{CachedSlot, CpuState, HardwareCounts, MAX_CGROUPS, RunQueueCounts, RunTime, SLOT_CACHE_SIZE, Tag};
+use probe_ebpf::{CachedSlot, CpuState, HardwareCounts, LongWaits, MAX_CGROUPS, SLOT_CACHE_SIZE, SlotCounts, Tag};
 
 use crate::{
     atomic::add,
-    kernel::{Read, Task, follow, tag},
-    offsets::{HAS_CPU, Object, SLOTS_PER_CPU, field},
+    kernel::{Read, follow, load, tag},
+    log,
+    offsets::{Object, setting},
 };
 
 const MAPPED: usize = BPF_F_MMAPABLE as usize;
 
-/// State of each CPU, by its number. The probe sets the size of this map and of the banks for the
-/// machine.
+/// The state and bank of each CPU, by its number. The probe sets the number and the size of the
+/// elements; the compiler knows of the state alone.
+///
+/// A context switch needs one lookup, and what it changes is close together: each other map that it
+/// wrote to cost it a page and a line of memory, 2 to 4 ns.
 #[btf_map]
-pub static CPUS: Array<CpuState, 1, MAPPED> = Array::new();
+static CPUS: Array<CpuState, 1, MAPPED> = Array::new();
 
-/// CPU time, in banks.
-#[btf_map]
-pub static TIMES: Array<RunTime, MAX_CGROUPS, MAPPED> = Array::new();
+/// State of a CPU.
+#[inline(always)]
+pub fn cpu_state(cpu: u32) -> Option<*mut CpuState> {
+    CPUS.get_ptr_mut(cpu)
+}
 
-/// Run-queue waits and context switches, in banks; a single element where the kernel does not
-/// record waits.
-#[btf_map]
-pub static WAITS: Array<RunQueueCounts, 1, MAPPED> = Array::new();
+/// State of this CPU.
+#[inline(always)]
+pub fn this_cpu_state() -> Option<*mut CpuState> {
+    // SAFETY: a helper without arguments.
+    cpu_state(unsafe { bpf_get_smp_processor_id() })
+}
+
+/// Counters of a slot in the bank of a CPU; `None` for [`NONE`].
+///
+/// # Safety
+/// `state` is the state of a CPU.
+#[inline(always)]
+pub unsafe fn counts(state: *mut CpuState, slot: u64) -> Option<*mut SlotCounts> {
+    if slot >= setting!(SLOTS_PER_CPU) {
+        return None;
+    }
+    // SAFETY: the bank follows the state, and has that number of slots.
+    Some(unsafe { state.cast::<u8>().add(size_of::<CpuState>() + slot as usize * size_of::<SlotCounts>()) }.cast())
+}
+
+/// The rare counters of a slot, as [`counts`].
+///
+/// # Safety
+/// As [`counts`].
+#[inline(always)]
+pub unsafe fn long_waits(state: *mut CpuState, slot: u64) -> Option<*mut LongWaits> {
+    let slots = setting!(SLOTS_PER_CPU);
+    if slot >= slots {
+        return None;
+    }
+    // SAFETY: they follow the counters of all slots.
+    let first = unsafe { state.cast::<u8>().add(size_of::<CpuState>()) };
+    let offset = slots as usize * size_of::<SlotCounts>() + slot as usize * size_of::<LongWaits>();
+    // SAFETY: as above.
+    Some(unsafe { first.add(offset) }.cast())
+}
 
 /// Hardware counters, in banks; a single element where there are none.
 #[btf_map]
@@ -46,75 +85,83 @@ pub static OWNERS: Array<Tag, MAX_CGROUPS, MAPPED> = Array::new();
 #[btf_map]
 static SLOTS: HashMap<Tag, u64, MAX_CGROUPS> = HashMap::new();
 
-/// Free slots. Filled by user space.
+/// Free slots, of which the last one freed is assigned first: the slots in use stay close together.
+/// Filled by user space.
 #[btf_map]
-static FREE: Queue<u64, MAX_CGROUPS> = Queue::new();
+static FREE: Stack<u64, MAX_CGROUPS> = Stack::new();
 
 /// Beyond the last element: no slot.
 pub const NONE: u64 = u64::MAX;
 
-/// The element of this CPU's banks for a task's workload, assigning a slot if needed; [`NONE`] if
-/// no slot is free.
+/// The slot of a task's workload, assigning one if needed; [`NONE`] if no slot is free.
 ///
 /// A cache hit does not read the cgroup's id: the serial number, which is never reused,
 /// distinguishes a `css_set` from an older one at the same address.
 ///
 /// # Safety
-/// `state` is the state of `cpu`, which is this CPU; `task` can be read by `R`.
+/// `state` belongs to this CPU; `task` can be read by `R`, and `pid` is
+/// its pid.
 #[inline(always)]
-pub unsafe fn element<R: Read>(cpu: u32, state: *mut CpuState, task: Task) -> u64 {
+pub unsafe fn slot<R: Read>(state: *mut CpuState, task: Object, pid: u64) -> u64 {
     // SAFETY: the caller's contract.
     unsafe {
-        let set = follow::<R>(field!(task.object, TaskCgroups));
-        let leaf = follow::<R>(field!(set, CssSetDflCgrp));
-        let serial: u64 = R::read(field!(leaf, CgroupSerial));
+        let set = follow!(R, task, TaskCgroups);
+        let leaf = follow!(R, set, CssSetDflCgrp);
+        let serial: u64 = load!(R, leaf, CgroupSerial);
         let last = &raw mut (*state).last;
         if (*last).set == set as u64 && (*last).serial == serial {
-            return (*last).element;
+            return (*last).slot;
         }
-        cached_element::<R>(cpu, state, task.pid, set, leaf, serial)
+        cached_slot::<R>(state, task, pid)
     }
 }
 
-/// The rest of [`element`], for a cgroup that was not the last one charged.
+/// The rest of [`slot`], for a cgroup that was not the last one charged.
+///
+/// A function of its own, so that its values take neither registers nor stack of the other path:
+/// from 64 bytes on (kernel/bpf/verifier.c, BPF_PRIV_STACK_MIN_SIZE), the kernel gives a program
+/// another stack.
 ///
 /// # Safety
-/// As [`element`]; `leaf` is the v2 leaf of `set`, and `serial` its serial number.
-#[inline(always)]
-unsafe fn cached_element<R: Read>(
-    cpu: u32,
-    state: *mut CpuState,
-    pid: u32,
-    set: Object,
-    leaf: Object,
-    mut serial: u64,
-) -> u64 {
+/// As [`slot`].
+#[cold]
+#[inline(never)]
+unsafe fn cached_slot<R: Read>(state: *mut CpuState, task: Object, pid: u64) -> u64 {
     const V1_SERIAL: u64 = 1 << 63;
     // SAFETY: the caller's contract; the index is below the number of entries.
     unsafe {
+        let set = follow!(R, task, TaskCgroups);
+        let leaf = follow!(R, set, CssSetDflCgrp);
+        let mut serial: u64 = load!(R, leaf, CgroupSerial);
         // In the v2 root the workload is identified by its v1 cgroup, unless that is a root too.
-        let root = HAS_CPU.load() != 0 && R::read::<u32>(field!(leaf, CgroupLevel)) == 0;
+        let root = setting!(HAS_CPU) != 0 && load!(R, half, leaf, CgroupLevel) == 0;
         if root {
-            let css = follow::<R>(field!(set, CssSetCpu));
-            serial = R::read::<u64>(field!(css, CssSerial)) | V1_SERIAL;
+            let css = follow!(R, set, CssSetCpu);
+            serial = load!(R, u64, css, CssSerial) | V1_SERIAL;
         }
         // The index is derived from the pid, which is a plain number to the verifier. Two threads
         // of one workload may share an entry without harm.
         let index = pid as usize & (SLOT_CACHE_SIZE - 1);
         let cached = (&raw mut (*state).slot_cache).cast::<CachedSlot>().add(index);
         if (*cached).set != set as u64 || (*cached).serial != serial {
-            let slot = find_or_assign(state, tag::<R>(set, leaf, root));
+            let cgroup = tag::<R>(set, leaf, root);
+            if cgroup == 0 {
+                // No cgroup, so no row of user space: its slot would never be found.
+                log::cgroup_unreadable(pid as u32);
+                return NONE;
+            }
+            let slot = find_or_assign(state, cgroup);
             if slot == NONE {
                 return NONE;
             }
             (*cached).set = set as u64;
             (*cached).serial = serial;
-            (*cached).element = u64::from(cpu) * SLOTS_PER_CPU.load() + slot;
+            (*cached).slot = slot;
         }
         (*state).last.set = set as u64;
         (*state).last.serial = serial;
-        (*state).last.element = (*cached).element;
-        (*cached).element
+        (*state).last.slot = (*cached).slot;
+        (*cached).slot
     }
 }
 
@@ -129,7 +176,10 @@ pub unsafe fn find_or_assign(state: *mut CpuState, tag: Tag) -> u64 {
     if let Some(slot) = unsafe { SLOTS.get(tag) } {
         return *slot;
     }
-    let Ok(Some(slot)) = FREE.pop() else { return NONE };
+    let Ok(Some(slot)) = FREE.pop() else {
+        log::slots_full(tag);
+        return NONE;
+    };
     if SLOTS.insert(tag, slot, u64::from(BPF_NOEXIST)).is_err() {
         // Another CPU assigned a slot to this cgroup at the same time.
         let _ = FREE.push(slot, 0);

@@ -22,7 +22,7 @@ const STATISTICS: &str = "/proc/sys/kernel/bpf_stats_enabled";
 /// The program that is attached during a measurement.
 enum Attached {
     Nothing,
-    Empty(EmptyProgram),
+    Empty(Box<EmptyProgram>),
     Tier(Box<dyn CpuReader>),
 }
 
@@ -44,7 +44,7 @@ fn attach(name: &str) -> Attached {
     let topology = Topology::read("/sys".as_ref());
     match name {
         "nothing" => Attached::Nothing,
-        "empty" => Attached::Empty(EmptyProgram::load().unwrap()),
+        "empty" => Attached::Empty(Box::new(EmptyProgram::load().unwrap())),
         "kernel" => Attached::Tier(Box::new(KernelTier::load(&paths).unwrap())),
         "switch" => Attached::Tier(Box::new(SwitchTier::load_with(alone(), None, true).unwrap())),
         "switch-untyped" => Attached::Tier(Box::new(SwitchTier::load_with(alone(), None, false).unwrap())),

@@ -86,7 +86,8 @@ fn main() {
         tree(dir.path(), zones);
         let topology = Topology::read(dir.path());
         let intel = Processor { vendor: Vendor::Intel, family: 6, model: 85, name: String::new() };
-        let paths = SourcePaths { sysfs: dir.path().into(), procfs: "/proc".into(), dev: dir.path().join("dev") };
+        let paths =
+            SourcePaths { sysfs: dir.path().into(), procfs: "/proc".into(), dev: dir.path().join("dev"), host: None };
         let mut powercap = Powercap::open(dir.path(), &topology, &intel).unwrap();
         measure("powercap", &mut powercap);
         measure("msr", &mut Msr::open(&paths.dev, &topology, &intel).unwrap());
@@ -95,6 +96,7 @@ fn main() {
         perf(zones, dir.path());
 
         let setup = Setup {
+            host: String::new(),
             origin: Some(powercap.origin()),
             zones: powercap.zones().to_vec(),
             idle_uw: vec![None; zones],

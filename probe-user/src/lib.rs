@@ -9,8 +9,9 @@
 //!    streams);
 //! 4. [`snapshot`]: the result of a tick, with the history of past ticks;
 //! 5. [`attribution`]: turns raw ticks into snapshots by means of the ledger, without a clock and
-//!    without I/O except for the file of learnt idle power;
-//! 6. [`sampler`]: the schedule that runs all of it once a tick;
+//!    without I/O except for the files of learnt and of calibrated idle power, and of totals;
+//! 6. [`sampler`]: the schedule that runs all of it once a tick; [`past`]: the ticks before the
+//!    start;
 //! 7. [`endpoints`]: metrics pages and the JSON API, rendered from a snapshot;
 //! 8. [`config`], [`start`] and [`commands`]: flags, opening the sources, and the subcommands.
 //!
@@ -40,6 +41,7 @@ pub mod host;
 pub mod jobs;
 pub mod ledger;
 pub mod parsers;
+pub mod past;
 pub mod reference;
 pub mod sampler;
 pub mod snapshot;

@@ -8,13 +8,13 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result};
 use cli::{config_file::ProgramKeys, log, program};
 use probe_user::{
-    commands::{account, doctor, exec, record, serve},
-    config::{Config, ProbeCommand},
+    commands::{account, calibrate, doctor, exec, record, serve, top, view},
+    config::{Config, ProbeCommand, SHOWN},
     tick::recording::Reader,
 };
 
 fn main() -> ExitCode {
-    let config: Config = match program::parse(ProgramKeys::default()) {
+    let config: Config = match program::parse(ProgramKeys::default(), SHOWN) {
         Ok((config, _)) => config,
         Err(code) => return code,
     };
@@ -36,9 +36,17 @@ fn main() -> ExitCode {
         },
         Some(ProbeCommand::Record { file, time }) => record::run(&config, file, *time),
         Some(ProbeCommand::Account { file }) => account::run(&config, file),
-        Some(ProbeCommand::Exec { json, output, price, currency, command }) => {
-            let request = exec::ExecRequest { command, price: *price, currency };
-            return exec::run(&config, &request, *json, output.as_deref());
+        Some(ProbeCommand::Calibrate { duration, force, json }) => {
+            calibrate::run(&config, &calibrate::CalibrateRequest { duration: *duration, force: *force, json: *json })
+        }
+        Some(ProbeCommand::View { file }) => match config.serving() {
+            Ok(serving) => view::run(&config, &serving, file),
+            Err(error) => return program::report_check(Err(error.to_string())),
+        },
+        Some(ProbeCommand::Exec(flags)) => return exec::run(&config, flags),
+        Some(ProbeCommand::Top { url, once, json, interval }) => {
+            let request = top::TopRequest { url: url.as_deref(), once: *once, json: *json, interval: *interval };
+            top::run(&config, &request)
         }
         Some(ProbeCommand::Healthcheck { address }) => {
             http::healthcheck::healthcheck(address).map_err(anyhow::Error::msg)
@@ -47,7 +55,7 @@ fn main() -> ExitCode {
             program::completions::<Config>(*shell);
             Ok(())
         }
-        Some(ProbeCommand::Man { dir }) => program::manual::<Config>(dir.as_deref()).context("the manual pages"),
+        Some(ProbeCommand::Man { dir }) => program::manual::<Config>(SHOWN, dir.as_deref()).context("the manual pages"),
         Some(ProbeCommand::Doctor { json }) => return doctor::run(&config, *json),
     };
     match outcome {

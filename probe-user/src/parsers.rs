@@ -1,18 +1,32 @@
-//! Parsers of what the kernel prints and of what its programs report, for the fuzz targets. The
-//! sources keep them to themselves.
+//! Parsers of what the kernel prints, of what its programs report and of what meters answer, for
+//! the fuzz targets. The sources keep them to themselves.
 
 use crate::{
+    attribution::totals_file,
     cgroup::changes::CgroupChanges,
-    cpu::{ExecEvent, cgroup_events, exec_tracer, files::UsageFormat},
-    energy::{counter_file, perf, processor::Processor},
+    cpu::{EndedThread, ExecEvent, cgroup_events, exec_tracer, files::UsageFormat, program_log},
+    energy::{counter_file, guest::HostAnswer, perf, processor::Processor},
     host::process,
     jobs::placement,
+    reference,
 };
+
+/// The file of energy totals; true if its accounts close.
+#[must_use]
+pub fn totals(text: &[u8], boot: &str) -> bool {
+    totals_file::parse(text, boot).is_ok_and(|state| state.is_some())
+}
 
 /// A record of the ring of exec events.
 #[must_use]
 pub fn exec_record(record: &[u8]) -> Option<ExecEvent> {
     exec_tracer::parse(record)
+}
+
+/// A record of the ring of exited threads.
+#[must_use]
+pub fn thread_record(record: &[u8]) -> Option<EndedThread> {
+    exec_tracer::parse_thread(record)
 }
 
 /// A record of the ring of cgroup events.
@@ -21,6 +35,12 @@ pub fn cgroup_record(record: &[u8]) -> CgroupChanges {
     let mut changes = CgroupChanges::default();
     cgroup_events::add(record, &mut changes);
     changes
+}
+
+/// A record of the ring of messages.
+#[must_use]
+pub fn log_record(record: &[u8]) -> Option<String> {
+    program_log::text(record)
 }
 
 /// The number of the v1 hierarchy with the `cpu` controller in `/proc/PID/cgroup`.
@@ -57,6 +77,18 @@ pub fn usage_percpu(text: &str) -> Option<Vec<u64>> {
 #[must_use]
 pub fn counter_value(text: &[u8]) -> Option<u64> {
     counter_file::number(text)
+}
+
+/// The power in an answer of a meter in microwatts, by JSON pointer and scale.
+#[must_use]
+pub fn meter_answer(answer: &[u8], pointer: &str, scale: f64) -> Option<u64> {
+    reference::power_in(answer, pointer, scale).ok()
+}
+
+/// The answer of the host's probe to a guest.
+#[must_use]
+pub fn host_answer(answer: &[u8]) -> Option<HostAnswer> {
+    HostAnswer::parse(answer).ok()
 }
 
 /// The flags in `/proc/PID/stat`.

@@ -16,22 +16,33 @@ use tracing::warn;
 use units::Microjoules;
 
 use crate::{
-    attribution::{Accountant, baseline_file::BaselineFile},
+    attribution::{
+        Accountant,
+        baseline_file::BaselineFile,
+        totals_file::{SavedState, TotalsFile},
+    },
     energy::{
         self,
         power_histogram::PowerHistogram,
         zone::{Origin, ZoneKind},
     },
-    host::availability::{Reason, SourceState, Unavailable, update_or_add, update_state},
+    host::{
+        availability::{Reason, SourceState, Unavailable, update_or_add, update_state},
+        process::{clock_ns, voluntary_switches},
+    },
     reference::{CounterReading, ReferenceMeters},
-    snapshot::{Snapshot, history::seconds},
-    tick::{CollectorRow, TickSource},
+    snapshot::{Continuity, Snapshot, history::seconds},
+    tick::{CollectorRow, TickSource, recording::HistoryRecorder},
 };
 
 /// Minimum distance of an extra tick from other ticks: power at a finer grain is a side channel
 /// (PLATYPUS), and ticks have a cost.
 pub const SPACING: Duration = Duration::from_millis(100);
-/// The first interval is short, so that the first complete page is available soon after the start.
+/// Interval between the two ticks of the start. The first page is that of the second of them,
+/// because there is no power before it. A counter that moves once a millisecond is off by up to 3 %
+/// in it.
+const START_INTERVAL: Duration = Duration::from_millis(30);
+/// The first regular interval is short too, because it replaces that page.
 const FIRST_INTERVAL: Duration = Duration::from_millis(200);
 /// Bounds of the jitter histogram in seconds.
 const JITTER_BOUNDS: [f64; 9] = [0.000_1, 0.000_5, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0];
@@ -74,9 +85,25 @@ pub struct SamplerInputs {
     pub reference: ReferenceMeters,
     /// The file of learnt idle power.
     pub baselines: Option<BaselineFile>,
+    /// When the calibration in use was done, in unix seconds.
+    pub calibrated_at: Option<i64>,
+    /// Keeps the ticks for a restart.
+    pub history: Option<HistoryRecorder>,
+    /// The file of totals that the next start continues.
+    pub(crate) totals: Option<TotalsFile>,
+    /// The totals of an earlier probe that this one continues.
+    pub(crate) continues: Option<ContinuedTotals>,
     /// State of every source at the start. The sampler updates those of energy, CPU time, names,
     /// jobs and GPUs.
     pub sources: Vec<SourceState>,
+}
+
+/// Totals that this probe continues.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ContinuedTotals {
+    pub(crate) continuity: Continuity,
+    /// Time of the last tick of the earlier probe, on the clock since the boot.
+    pub(crate) boot_ns: u64,
 }
 
 /// The state between two ticks.
@@ -92,6 +119,9 @@ pub struct Sampler {
     saving: Option<JoinHandle<()>>,
     /// CPU time of the Docker engine at the last tick.
     engine_ns: Option<u64>,
+    continuity: Continuity,
+    /// Time of the last tick on the clock since the boot; absent before the first.
+    ticked_boot_ns: Option<u64>,
 }
 
 impl Sampler {
@@ -110,16 +140,20 @@ impl Sampler {
             saved: Instant::now(),
             saving: None,
             engine_ns: None,
+            continuity: Continuity::default(),
+            ticked_boot_ns: None,
             inputs,
         }
     }
 
     /// Takes ticks until a request to stop. A snapshot is published before the replies to its marks
     /// are sent.
-    pub fn run(mut self, requests: &mpsc::Receiver<Request>, publish: impl Fn(Arc<Snapshot>)) {
+    pub fn run(&mut self, requests: &mpsc::Receiver<Request>, publish: impl Fn(Arc<Snapshot>)) {
         let mut marks: Vec<oneshot::Sender<MarkReply>> = Vec::new();
+        let first = self.tick().unwrap_or_default();
+        std::thread::sleep(self.interval().min(START_INTERVAL));
         let mut last = Instant::now();
-        let mut newest = Arc::new(self.tick().unwrap_or_default());
+        let mut newest = Arc::new(self.tick().unwrap_or(first));
         publish(newest.clone());
         let mut due = Instant::now() + self.interval().min(FIRST_INTERVAL);
         loop {
@@ -213,10 +247,14 @@ impl Sampler {
 
     /// Takes one tick; `None` at the end of a recording.
     pub fn tick(&mut self) -> Option<Snapshot> {
-        let SamplerInputs { source, accountant, .. } = &mut self.inputs;
+        let SamplerInputs { source, accountant, history, .. } = &mut self.inputs;
         source.note_energy_broken(accountant.trouble().is_some());
         let raw = source.read(accountant.ran(), &mut self.collectors)?;
+        if let Some(history) = history {
+            history.record(raw);
+        }
         let mut snapshot = accountant.tick(raw);
+        self.note_tick(snapshot.unix_ns);
         if !self.inputs.reference.is_empty() {
             self.inputs.reference.observe(&counter_reading(&snapshot));
         }
@@ -226,6 +264,23 @@ impl Sampler {
             self.save_in_background();
         }
         Some(snapshot)
+    }
+
+    /// Notes the time of a tick, and with the first one the gap since the last tick of the earlier
+    /// probe whose totals continue.
+    fn note_tick(&mut self, unix_ns: i64) {
+        let now = clock_ns(libc::CLOCK_BOOTTIME);
+        if self.ticked_boot_ns.is_none() {
+            self.continuity = match self.inputs.continues.take() {
+                Some(ContinuedTotals { continuity, boot_ns }) => Continuity {
+                    restarts: continuity.restarts.saturating_add(1),
+                    gap_ns: continuity.gap_ns.saturating_add(now.unwrap_or(boot_ns).saturating_sub(boot_ns)),
+                    ..continuity
+                },
+                None => Continuity { since_unix_ns: Some(unix_ns), ..Continuity::default() },
+            };
+        }
+        self.ticked_boot_ns = now;
     }
 
     /// The last snapshot with current states.
@@ -257,7 +312,10 @@ impl Sampler {
         snapshot.collectors.clone_from(&self.collectors);
         snapshot.jitter.clone_from(&self.jitter);
         snapshot.ticks_missed = self.ticks_missed;
+        snapshot.calibrated_at = self.inputs.calibrated_at;
+        snapshot.continuity = self.continuity;
         snapshot.programs = self.inputs.source.programs();
+        snapshot.wakeups = voluntary_switches();
         snapshot.processes = self.inputs.source.processes();
         snapshot.gpus = self.inputs.source.gpus().to_vec();
         self.add_usage(snapshot);
@@ -339,6 +397,22 @@ impl Sampler {
             warn!("{error}");
         }
     }
+
+    /// Saves the totals for the next start. Not after a panic, which may have left a tick half
+    /// posted, and not before the first tick.
+    fn save_totals(&self) {
+        let (Some(file), Some(boot_ns)) = (&self.inputs.totals, self.ticked_boot_ns) else { return };
+        if std::thread::panicking() {
+            return;
+        }
+        let containers = self.inputs.source.saved_containers();
+        let kept = containers.iter().map(|saved| saved.container.number).collect();
+        let totals = self.inputs.accountant.save_totals(&kept);
+        let state = SavedState { totals, containers, continuity: self.continuity, boot_ns };
+        if let Err(error) = file.save(&state) {
+            warn!("{error}");
+        }
+    }
 }
 
 /// The sum of the counters of the machine at the end of a tick: packages, memory and boards, each
@@ -363,6 +437,8 @@ fn counter_reading(snapshot: &Snapshot) -> CounterReading {
 
 impl Drop for Sampler {
     fn drop(&mut self) {
+        // First, because the time for the end is short, and these are nowhere else.
+        self.save_totals();
         // Two threads must not write the same file at once. A thread that panicked has logged it
         // already.
         let _ = self.saving.take().map(JoinHandle::join);

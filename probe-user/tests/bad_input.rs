@@ -118,7 +118,7 @@ fn listening_on_all_interfaces_without_password_logs_a_warning() {
             "--web.listen-address",
             address,
         ]);
-        let mut program = testkit::program::Program::start("probe", &mut command, dir.path()).unwrap();
+        let mut program = testkit::program::Program::start_with_state("probe", &mut command, dir.path()).unwrap();
         // The warning is logged before the first request is answered.
         program.client().unwrap().text("/health").unwrap();
         program.log()

@@ -27,6 +27,7 @@ fn zone(kind: ZoneKind, origin: Option<Origin>) -> Zone {
 
 fn setup(origin: Origin) -> Setup {
     Setup {
+        host: String::new(),
         origin: Some(origin),
         zones: vec![zone(ZoneKind::Package, None)],
         idle_uw: vec![None],

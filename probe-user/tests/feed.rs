@@ -39,6 +39,36 @@ fn marks_are_exact_edges_of_a_window() {
 }
 
 #[test]
+fn the_first_page_has_power() {
+    let probe = Probe::start(&["--energy.source=model", "--no-collector.cpu", "--tick=30s"]);
+    assert!(probe.metrics().all("wattcast_power_watts").count() > 0);
+}
+
+#[test]
+fn modelled_energy_has_the_same_interval_in_every_view() {
+    let probe = Probe::start(&["--energy.source=model", "--no-collector.cpu", "--tick=200ms"]);
+    let start = probe.client.mark().unwrap();
+    let end = probe.client.mark().unwrap();
+    let answer = probe.client.json(&format!("/api/v1/window?start={start}&end={end}")).unwrap();
+    let account = &answer["accounts"][0];
+    let limits = [0, 1].map(|at| account["model_interval_ratio"][at].as_f64().unwrap());
+    assert!(limits[0] < 1.0 && limits[1] > 1.0, "{account}");
+    let (package, zone) = (account["package"].as_str().unwrap(), account["zone"].as_str().unwrap());
+    for (bound, limit) in ["lower", "upper"].into_iter().zip(limits) {
+        let labels = [("package", package), ("zone", zone), ("load", "all"), ("bound", bound)];
+        assert_eq!(probe.metrics().get("wattcast_model_interval_ratio", &labels), limit);
+    }
+    let sources = probe.client.json("/api/v1/sources").unwrap();
+    let model = sources.as_array().unwrap().iter().find(|source| source["source"] == "model").unwrap();
+    let mut zones = model["model_intervals"].as_array().unwrap().iter();
+    let own = zones.find(|one| one["package"] == package && one["zone"] == zone).unwrap();
+    assert_eq!(own["model_interval_ratio"], account["model_interval_ratio"]);
+    let [low, high] = limits.map(|limit| format!("{:+.0} %", (limit - 1.0) * 100.0));
+    let landing = probe.client.text("/overview").unwrap();
+    assert!(landing.contains(&format!("90 % interval {low} … {high}")), "{landing}");
+}
+
+#[test]
 fn an_incomplete_window_is_rejected_with_a_reason() {
     let probe = model();
     let now = probe.client.mark().unwrap();
@@ -161,7 +191,7 @@ fn all_pages_are_served_and_well_formed() {
     let probe = model();
     assert_eq!(probe.client.text("/health").unwrap(), "OK");
     assert_eq!(probe.client.get("/ready").unwrap(), (200, "ready\n".into()));
-    let landing = probe.client.text("/").unwrap();
+    let landing = probe.client.text("/overview").unwrap();
     assert!(landing.contains("wattcast-probe") && landing.contains("<td>model</td><td>usable</td>"), "{landing}");
     assert_eq!(probe.client.get("/nothing").unwrap().0, 404);
     probe.client.mark().unwrap();

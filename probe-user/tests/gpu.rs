@@ -17,7 +17,7 @@ use std::{
     time::Instant,
 };
 
-use fake_nvml::scenario::{Engines, Gpu, Process, Scenario, Session, VARIABLE};
+use fake_nvml::scenario::{Engines, Gpu, Instance, Process, Scenario, Session, VARIABLE};
 use support::{Page, Probe, Workload, ebpf, ebpf_and_docker};
 use testkit::{
     cgroup::{self, Cgroup},
@@ -507,6 +507,51 @@ fn unsupported_readings_are_absent_with_a_reason() {
 }
 
 #[test]
+fn energy_of_mig_instances_follows_their_own_counters() {
+    or_skip!(ebpf());
+    let start = |what| Workload::start(&unique(what));
+    let (large, small, one_of_two, other_of_two) = (start("large"), start("small"), start("one"), start("other"));
+    let half = Engines { sm: 50.0, ..Engines::default() };
+    let on = |workload: &Workload, instance: u32, percent| Process {
+        instance: Some(instance),
+        ..uses(workload.pid(), percent)
+    };
+    let instance = |id, slices| Instance { id, slices, ..Instance::default() };
+    // Two instances of four and of two slices, each half used, and one that two containers share.
+    let shared = Engines { sm: 25.0, ..Engines::default() };
+    let process =
+        vec![on(&large, 1, half), on(&small, 2, half), on(&one_of_two, 3, shared), on(&other_of_two, 3, shared)];
+    let gpu =
+        Gpu { mig: true, instance: vec![instance(1, 4), instance(2, 2), instance(3, 1)], process, ..Gpu::default() };
+    let bench = Bench::start(&one(gpu.clone()), &["--tick=500ms"]);
+    bench.wait_until_open();
+    eventually(15.0, "both have energy", || {
+        let page = bench.page();
+        joules(&page, large.name()) > 0.0 && joules(&page, small.name()) > 0.0
+    });
+    let before = bench.page();
+    sleep(3.0);
+    let after = bench.page();
+    let increase = |name: &str| joules(&after, name) - joules(&before, name);
+    let of = |name: &str| of_board(&after, name) - of_board(&before, name);
+    let (board, unattributed) = (of("wattcast_energy_joules_total"), of("wattcast_unattributed_energy_joules_total"));
+    let (large, small) = (increase(large.name()), increase(small.name()));
+    println!("{large:.2} J and {small:.2} J of {board:.2} J, {unattributed:.2} J of an instance that two share");
+    assert!((large / small - 2.0).abs() < 0.05, "{large} {small}");
+    assert!((unattributed / board - 1.0 / 7.0).abs() < 0.02, "{unattributed} of {board}");
+    assert!(increase(one_of_two.name()) < 0.01 * board && increase(other_of_two.name()) < 0.01 * board);
+    after.assert_conserved();
+    // The counters do not include encoders: with these nothing is divided.
+    let encoders = Gpu { instance: vec![Instance { encoders: 1, ..Instance::default() }], ..gpu };
+    let bench = Bench::start(&one(encoders), &["--tick=500ms"]);
+    bench.wait_until_open();
+    eventually(10.0, "the reason is known", || {
+        let labels = [("gpu", UUID), ("reading", "instances"), ("reason", "absent")];
+        bench.gpu_page().find("wattcast_gpu_reading_up", &labels) == Some(0.0)
+    });
+}
+
+#[test]
 fn gpus_over_the_limit_are_reported() {
     let bench = Bench::start(&Scenario { init: None, gpu: vec![Gpu::default(); 65] }, &["--no-collector.cpu"]);
     bench.wait_until_open();
@@ -718,7 +763,7 @@ fn exec_cost_includes_gpu_energy() {
     assert!(detail("nvml").contains("FAKE") && detail(UUID).contains("nvmlDeviceGetTotalEnergyConsumption"));
     let done = Command::new(support::binary())
         .env(VARIABLE, &scenario)
-        .args(["--energy.source=model", &flag(), "--tick=500ms", "exec", "--json", "--"])
+        .args(["--energy.source=model", &flag(), "--tick=500ms", "exec", "--json", "--as-root", "--"])
         .arg(&program)
         .arg("4")
         .output()

@@ -41,6 +41,32 @@ fn start_with_ebpf_peaks_below_twenty_megabytes() {
     );
 }
 
+/// The probe also wakes for containers and jobs of other tests.
+mod whole_machine {
+    use testkit::lock::{Resource, hold};
+
+    use super::*;
+
+    /// Each wake-up may end the sleep of a package. Its threads wait for the tick, and nothing
+    /// polls.
+    #[test]
+    fn an_idle_probe_wakes_a_few_times_a_second() {
+        const MAX_PER_SECOND: f64 = 20.0;
+        const SECONDS: f64 = 5.0;
+        let _cpus = hold(Resource::Cpus);
+        let probe = Probe::start(&["--energy.source=model"]);
+        probe.first_regular_tick();
+        // Drivers of GPUs are opened in the first seconds.
+        sleep(3.0);
+        let wakeups = || probe.metrics().get("wattcast_self_wakeups_total", &[]);
+        let before = wakeups();
+        sleep(SECONDS);
+        let per_second = (wakeups() - before) / SECONDS;
+        println!("{per_second} wake-ups per second");
+        assert!(per_second <= MAX_PER_SECOND, "{per_second} wake-ups per second");
+    }
+}
+
 /// Opens a connection, completes a request on it, and keeps it.
 fn idle_connection(address: &str) -> TcpStream {
     let mut stream = TcpStream::connect(address).unwrap();

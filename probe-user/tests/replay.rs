@@ -54,6 +54,7 @@ fn three_to_one(path: &Path) {
         ..Zone::microjoules(package(number), Range::Wraps(1 << 26), format!("simulated package {number}"))
     };
     let setup = Setup {
+        host: String::new(),
         origin: Some(Origin::Powercap),
         zones: vec![zone(0), zone(1)],
         idle_uw: vec![None, None],
@@ -101,11 +102,13 @@ fn three_to_one(path: &Path) {
             energy_ns: at + 20_000,
             cpu_ns: at + 60_000,
             own_ns: second * 500_000,
+            programs_ns: None,
             suspended_ns: 0,
             zones: vec![raw(joules[0]), raw(joules[1])],
             residency: Vec::new(),
             cpu: Some(Ok(CpuReading { rows, overflow: vec![RunTime::default(); 2], ..CpuReading::default() })),
             jobs: Vec::new(),
+            stages: Vec::new(),
             gpu_ns: 0,
             gpus: Vec::new(),
             changes,

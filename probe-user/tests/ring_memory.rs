@@ -83,9 +83,16 @@ fn a_full_history_uses_the_memory_that_it_reports() {
             // Rows are pushed one by one, as in the sampler.
             let (mut energy, mut cpu) = (Vec::new(), Vec::new());
             for container in &containers {
-                let joules = Microjoules(1);
-                energy.push(ContainerDelta { container: container.clone(), id, joules, idle: none, bound: None });
-                cpu.push((container.clone(), Some(PackageId::whole(0)), 1));
+                let (joules, awake) = (Microjoules(1), none);
+                energy.push(ContainerDelta {
+                    container: container.clone(),
+                    id,
+                    joules,
+                    awake,
+                    idle: none,
+                    bound: None,
+                });
+                cpu.push((container.clone(), Some(PackageId::whole(0)), 1u64));
             }
             snapshot.clone_from(&ring);
             ring.push(Tick {

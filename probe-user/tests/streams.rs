@@ -392,7 +392,7 @@ fn secrets_of_a_command_line_are_on_no_page() {
     let container = cgroup.dir.file_name().unwrap().to_str().unwrap();
     let mut info = page.all("wattcast_stream_info").filter(|sample| sample.label("container") == container);
     assert!(info.any(|sample| sample.label("output") == "rtmp"), "the job was found");
-    for path in ["/metrics", "/api/v1/streams", "/"] {
+    for path in ["/metrics", "/api/v1/streams", "/overview", "/api/v1/now", "/api/v1/series"] {
         assert!(!probe.client.text(path).unwrap().contains(&secret), "{path}");
     }
 }
@@ -664,7 +664,7 @@ fn exec_preserves_output_and_exit_code_and_reports_cost() {
     };
     let mut exec = |args: &[&str]| {
         let mut command = Command::new(support::binary());
-        command.args(["exec", "--json", "--price=0.30", "--currency=EUR"]);
+        command.args(["exec", "--json", "--as-root", "--energy.price=0.30", "--currency=EUR"]);
         command.arg(format!("--output={}", report.display())).arg("--").args(args);
         let output = run(&mut command);
         let cost: serde_json::Value = serde_json::from_str(&fs::read_to_string(&report).unwrap()).unwrap_or_default();

@@ -43,7 +43,7 @@ fn analysis() -> PathBuf {
 fn probe(dir: &Path, flags: &[&str]) -> Program {
     let mut command = Command::new(support::binary());
     command.args(["--web.listen-address=127.0.0.1:0", "--energy.source=model", "--no-collector.docker"]).args(flags);
-    Program::start("probe", &mut command, dir).unwrap()
+    Program::start_with_state("probe", &mut command, dir).unwrap()
 }
 
 fn address(url: &str) -> &str {
@@ -268,7 +268,7 @@ fn prometheus_client_parses_every_page_as_openmetrics() {
     let mut command = Command::new(support::binary());
     command.args(["--web.listen-address=127.0.0.1:0", "--energy.source=model"]);
     command.arg("--path.nvml").arg(support::fake_nvml()).env("FAKE_NVML_SCENARIO", &scenario);
-    let mut probe = Program::start("probe", &mut command, dir.path()).unwrap();
+    let mut probe = Program::start_with_state("probe", &mut command, dir.path()).unwrap();
     let mut command = Command::new(analysis());
     command.args(["serve", "--web.listen-address=127.0.0.1:0", "--probe-url", &probe.address(0).unwrap()]);
     let mut service = Program::start("analysis", command.arg("--results-dir").arg(dir.path()), dir.path()).unwrap();
@@ -299,7 +299,7 @@ fn systemd_gets_ready_watchdog_and_stopping_notifications() {
     let mut command = Command::new(support::binary());
     command.args(["--web.listen-address=127.0.0.1:0", "--energy.source=model", "--no-collector.cpu"]);
     command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "400000");
-    let mut probe = Program::start("probe", &mut command, dir.path()).unwrap();
+    let mut probe = Program::start_with_state("probe", &mut command, dir.path()).unwrap();
     let receive = || {
         let mut bytes = [0; 256];
         let length = socket.recv(&mut bytes).unwrap();

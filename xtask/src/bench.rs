@@ -1,7 +1,9 @@
 //! `cargo xtask bench`: measures the overhead of the programs, next to the claims of the legacy
 //! exporters.
 //!
-//! The figures hold for one machine and vary with its load. Nothing here passes or fails.
+//! The figures hold for one machine and vary with its load. Nothing here passes or fails, except
+//! the comparison of two revisions, and the search for the least energy, which must find the winner
+//! of its full grid.
 
 use std::{
     fs,
@@ -10,9 +12,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
-use crate::{build_ebpf, results_bench, web_bench};
+use crate::{
+    build_ebpf, compare_bench, hosts_bench, marks, peers_bench, process, results_bench, scale_bench, search_bench,
+    trial::megabytes, web_bench,
+};
 use testkit::{
     api::{Client, Sample},
     program::{CgroupProcess, Program},
@@ -32,6 +37,14 @@ pub struct Bench {
     /// Duration of the CPU and jitter measurements
     #[arg(long, value_name = "SECONDS", default_value_t = MEASURE.as_secs())]
     seconds: u64,
+
+    /// Replace the tables and plots in the documentation (peers, scale, hosts)
+    #[arg(long)]
+    write: bool,
+
+    /// Compare with another revision; fails if the working tree is slower or larger
+    #[arg(long, value_name = "REVISION", conflicts_with_all = ["subject", "seconds", "write"])]
+    compare: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -45,32 +58,71 @@ enum Subject {
     Results,
     /// Both programs with 100 concurrent scrapers
     Web,
+    /// The probe next to node_exporter, and Scaphandre and Rezolus if they are installed
+    Peers,
+    /// Both programs with 10 to 4,000 containers and 100 to 10,000 result files
+    Scale,
+    /// The search for the least energy and its full grid, with simulated energy
+    Search,
+    /// One service with 50 probes of which some are faulty, and a database for 1000 hosts
+    Hosts,
 }
 
-/// Builds the release binaries, measures them and prints a table.
+impl Subject {
+    /// The document and its sections that `--write` replaces; `None` for what is only printed.
+    fn sections(self) -> Option<(&'static str, &'static [&'static str])> {
+        match self {
+            Self::Peers => Some(("performance", &["peers"])),
+            Self::Scale => Some(("performance", &["scale"])),
+            Self::Hosts => Some(("scale", &["hosts", "load"])),
+            Self::Probe | Self::Cpu | Self::Results | Self::Web | Self::Search => None,
+        }
+    }
+
+    /// True when the eBPF programs, which need root, are part of the measurement.
+    fn has_ebpf(self) -> bool {
+        !matches!(self, Self::Results | Self::Web | Self::Hosts)
+    }
+}
+
+/// Builds the release binaries, measures them and prints or writes a table.
 pub fn bench(args: &Bench) -> Result<()> {
-    if args.subject == Subject::Results {
-        return results_bench::bench();
+    let subject = args.subject;
+    if args.write {
+        // A missing mark is found before the measurement, not after it.
+        let (document, sections) = subject.sections().context("--write needs peers, scale or hosts")?;
+        marks::check(document, sections)?;
     }
-    if args.subject == Subject::Web {
-        return web_bench::bench(args.seconds);
+    ensure!(is_root() || !subject.has_ebpf(), "this needs root: the eBPF programs are part of the measurement");
+    if let Some(base) = &args.compare {
+        return compare_bench::bench(base);
     }
-    if !is_root() {
-        bail!("this needs root: the eBPF programs are part of the measurement");
+    if subject.has_ebpf() {
+        build_ebpf::build_ebpf()?;
     }
-    build_ebpf::build_ebpf()?;
-    if args.subject == Subject::Cpu {
-        return cpu();
+    match subject {
+        Subject::Probe => whole_probe(args.seconds),
+        Subject::Cpu => cpu(),
+        Subject::Results => results_bench::bench(),
+        Subject::Web => web_bench::bench(args.seconds),
+        Subject::Peers => peers_bench::bench(args.write),
+        Subject::Scale => scale_bench::bench(args.write),
+        Subject::Search => search_bench::bench(),
+        Subject::Hosts => hosts_bench::bench(args.seconds, args.write),
     }
-    shell::build(&["probe-user", "analysis"], "release")?;
+}
+
+/// Measures the whole probe, and the reading of energy sources.
+fn whole_probe(seconds: u64) -> Result<()> {
+    shell::build_release()?;
     step("measuring the reading of each energy source");
     let readings = costs("tick_cost")?;
     step("measuring GPUs");
     // The fake NVML library has its own row, so that its time can be subtracted.
     let gpus = costs("gpu_cost")?;
-    step("measuring memory, network and block I/O of containers");
+    step("measuring memory, CPU limits, network and block I/O of containers");
     let usage = costs("stats_cost")?;
-    let bin = target().join("release");
+    let bin = shell::release_dir();
     let logs = target().join("bench");
     fs::create_dir_all(&logs)?;
 
@@ -81,19 +133,19 @@ pub fn bench(args: &Bench) -> Result<()> {
         starts.push(first_scrape(&bin, &logs)?);
     }
     starts.sort_unstable();
-    step(format!("{} s idle", args.seconds));
-    let idle = probe_cost(&bin, &logs, args.seconds, 0, &[])?;
-    step(format!("{} s with {STREAMS} ffmpeg streams", args.seconds));
-    let busy = probe_cost(&bin, &logs, args.seconds, STREAMS, &[])?;
+    step(format!("{seconds} s idle"));
+    let idle = probe_cost(&bin, &logs, seconds, 0, &[])?;
+    step(format!("{seconds} s with {STREAMS} ffmpeg streams"));
+    let busy = probe_cost(&bin, &logs, seconds, STREAMS, &[])?;
     // Perf events of the kernel's clock simulate two sockets: like RAPL, each reading calls another
     // CPU.
     let sysfs = format!("--path.sysfs={}", root().join("probe-user/tests/fixtures/perf-two-sockets/sys").display());
     let mut sampled = Vec::new();
     for hertz in [None, Some(10), Some(50)] {
-        step(format!("{} s of sub-second power at {} Hz", args.seconds, hertz.unwrap_or(0)));
+        step(format!("{seconds} s of sub-second power at {} Hz", hertz.unwrap_or(0)));
         let flag = hertz.map(|hertz| format!("--power.distribution={hertz}"));
         let flags: Vec<&str> = std::iter::once(&*sysfs).chain(flag.as_deref()).collect();
-        sampled.push((hertz, probe_cost(&bin, &logs, args.seconds, 0, &flags)?.cpu));
+        sampled.push((hertz, probe_cost(&bin, &logs, seconds, 0, &flags)?.cpu));
     }
 
     print_probe(&starts, &idle, &busy);
@@ -161,10 +213,11 @@ fn print_costs(readings: &[Costs], gpus: &[Costs], usage: &[Costs]) {
         row(label, format!("{} ms", costs.join(" / ")), goal);
     }
     println!();
-    row("CPU time per tick, by containers", "50 / 500".into(), "goal");
-    for (_, costs) in usage {
+    row("CPU time per tick, by containers", "50 / 500 / 4000 without a network".into(), "goal");
+    for (name, costs) in usage {
         let costs: Vec<String> = costs.iter().map(|ms| format!("{ms:.2}")).collect();
-        row("  memory, network, block I/O", format!("{} ms", costs.join(" / ")), "15 ms for 500");
+        let goal = if *name == "iterator" { "2 ms for 500, 8 ms for 4000" } else { "" };
+        row(&format!("  containers by {name}"), format!("{} ms", costs.join(" / ")), goal);
     }
 }
 
@@ -284,10 +337,10 @@ fn probe_cost(bin: &Path, logs: &Path, seconds: u64, stream_count: usize, flags:
     let client = program.client()?;
     let load = streams(stream_count)?;
     std::thread::sleep(Duration::from_secs(3));
-    let statistics = BpfStatistics::enable();
-    let (ebpf, before, start) = (bpf_runs(program.pid()), page(&client)?, Instant::now());
+    let statistics = process::BpfStatistics::enable();
+    let (ebpf, before, start) = (process::bpf_runs(program.pid()), page(&client)?, Instant::now());
     std::thread::sleep(Duration::from_secs(seconds));
-    let (ebpf_after, after, wall) = (bpf_runs(program.pid()), page(&client)?, start.elapsed().as_secs_f64());
+    let (ebpf_after, after, wall) = (process::bpf_runs(program.pid()), page(&client)?, start.elapsed().as_secs_f64());
     drop(statistics);
 
     let increase = |name: &str| -> Result<f64> { Ok(find(&after, name, &[])? - find(&before, name, &[])?) };
@@ -320,42 +373,6 @@ fn find(page: &[Sample], name: &str, labels: &[(&str, &str)]) -> Result<f64> {
         .with_context(|| format!("the page has no {name}{labels:?}"))
 }
 
-/// Run time in nanoseconds and run count of all eBPF programs of a process, from fdinfo
-/// (kernel/bpf/syscall.c, bpf_prog_show_fdinfo).
-fn bpf_runs(pid: u32) -> Option<(u64, u64)> {
-    let (mut ns, mut runs, mut found) = (0, 0, false);
-    for entry in fs::read_dir(format!("/proc/{pid}/fdinfo")).ok()?.flatten() {
-        let Ok(text) = fs::read_to_string(entry.path()) else { continue };
-        let field = |key: &str| text.lines().find_map(|line| line.strip_prefix(key)?.trim().parse::<u64>().ok());
-        if let (Some(time), Some(count)) = (field("run_time_ns:"), field("run_cnt:")) {
-            ns += time;
-            runs += count;
-            found = true;
-        }
-    }
-    found.then_some((ns, runs))
-}
-
-/// Enables the kernel's statistics of eBPF programs until dropped. They add about 40 ns per run.
-struct BpfStatistics(Option<String>);
-
-impl BpfStatistics {
-    const SWITCH: &str = "/proc/sys/kernel/bpf_stats_enabled";
-
-    fn enable() -> Self {
-        let before = fs::read_to_string(Self::SWITCH).ok();
-        Self(fs::write(Self::SWITCH, "1").ok().and(before))
-    }
-}
-
-impl Drop for BpfStatistics {
-    fn drop(&mut self) {
-        if let Some(before) = &self.0 {
-            let _ = fs::write(Self::SWITCH, before.trim());
-        }
-    }
-}
-
 /// Starts live transcodes, each in its own cgroup.
 fn streams(count: usize) -> Result<Vec<CgroupProcess>> {
     let ffmpeg = || which("ffmpeg").context("ffmpeg is not in PATH (Debian: apt-get install ffmpeg)");
@@ -369,8 +386,4 @@ fn streams(count: usize) -> Result<Vec<CgroupProcess>> {
         CgroupProcess::start(&format!("wattcast-bench-{}-{stream}", std::process::id()), &mut command)
     };
     (0..count).map(start).collect()
-}
-
-fn megabytes(bytes: u64) -> f64 {
-    bytes as f64 / 1e6
 }

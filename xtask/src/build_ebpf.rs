@@ -213,15 +213,17 @@ fn linker(llvm: u32) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// Removes debug information, which is 80 % of the object; BTF stays. Returns the object unchanged
-/// where llvm-objcopy is not available.
+/// Removes debug information, which is 80 % of the object, and of the rest the half that maps
+/// instructions to source lines, which the loader does not pass to the kernel. BTF stays: it
+/// describes the maps. Returns the object unchanged where llvm-objcopy is not available.
 fn stripped(built: PathBuf) -> PathBuf {
     let tools = LLVM_VERSIONS.iter().filter_map(|version| Some(llvm_prefix(*version)?.join("bin/llvm-objcopy")));
     let Some(tool) = tools.into_iter().find(|tool| tool.is_file()).or_else(|| which("llvm-objcopy")) else {
         return built;
     };
     let to = built.with_extension("stripped.o");
-    match output(Command::new(tool).arg("--strip-debug").arg(&built).arg(&to)) {
+    let arguments = ["--strip-debug", "--remove-section=.BTF.ext", "--remove-section=.rel.BTF.ext"];
+    match output(Command::new(tool).args(arguments).arg(&built).arg(&to)) {
         Ok(_) => to,
         Err(_) => built,
     }
@@ -251,7 +253,8 @@ fn build(compiler: &Compiler, linker: &Path) -> Result<PathBuf> {
     let dir = target().join("bpf");
     let mut cargo = compiler.cargo();
     cargo
-        .args(["build", "--package", "probe-ebpf", "--features", "programs", "--bin", "wattcast-bpf", "--release"])
+        .args(["build", "--profile", "ebpf", "--package", "probe-ebpf"])
+        .args(["--features", "programs", "--bin", "wattcast-bpf"])
         .args(["--target", &triple, "-Z", "build-std=core", "--target-dir"])
         .arg(&dir)
         .current_dir(root())
@@ -271,7 +274,7 @@ fn build(compiler: &Compiler, linker: &Path) -> Result<PathBuf> {
             .join("\x1f"),
         );
     run("building probe-ebpf", &mut cargo)?;
-    let built = dir.join(&triple).join("release/wattcast-bpf");
+    let built = dir.join(&triple).join("ebpf/wattcast-bpf");
     let object = object();
     let built = stripped(built);
     let bytes = std::fs::read(&built).with_context(|| format!("no object at {}", built.display()))?;

@@ -19,20 +19,23 @@ use testkit::shell::{output, root, step, target, which};
 
 /// The shipped crates. The analysis service links to musl, which has the same differences between
 /// architectures as glibc.
-const SHIPPED: [&str; 13] = [
+const SHIPPED: [&str; 16] = [
     "probe-ebpf",
     "probe-user",
     "analysis",
     "wattcast-cli",
     "wattcast-client",
     "wattcast-experiment",
+    "wattcast-export",
     "wattcast-ffmpeg",
     "wattcast-http",
     "wattcast-lease",
     "wattcast-metrics",
     "wattcast-results",
     "wattcast-statistics",
+    "wattcast-top",
     "wattcast-units",
+    "wattcast-web",
 ];
 
 /// Replaces the target's C compiler in build scripts: ring's objects are never linked here. It

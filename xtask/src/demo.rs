@@ -272,7 +272,9 @@ fn show(
     // GPU energy has its own sources.
     let of = |name: &str, scope: &str, gpu: bool| {
         let found = results.iter().filter(|sample| sample.name == name && sample.label("scope") == scope);
-        let of_gpu = |sample: &&Sample| matches!(sample.label("source"), "nvml" | "nvml_power" | "fake") == gpu;
+        let of_gpu = |sample: &&Sample| {
+            matches!(sample.label("source"), "nvml" | "nvml_power" | "drm" | "drm_power" | "fake") == gpu
+        };
         found.filter(of_gpu).min_by(|a, b| a.label("source").cmp(b.label("source"))).cloned()
     };
     let value = |name: &str, scope: &str| {
@@ -332,7 +334,7 @@ struct EnergyBalance {
     idle_is_known: bool,
     rest: f64,
     dynamic: f64,
-    /// Memory of the machine, which is measured but not attributed.
+    /// Memory of the machine.
     dram: f64,
 }
 
@@ -387,7 +389,7 @@ impl EnergyBalance {
         };
         println!("             {rest:>9.2} J system and unattributed, {:.1} % of dynamic{verdict}", 100.0 * share);
         if *dram > 0.0 {
-            println!("             {dram:>9.2} J memory, not attributed");
+            println!("             {dram:>9.2} J memory");
         }
     }
 }

@@ -4,11 +4,12 @@ use std::{fs, path::PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-use crate::{dashboards, scrape_config};
+use crate::{chart, dashboards, scrape_config};
 
 fn files() -> Result<Vec<(PathBuf, String)>> {
     let mut files = scrape_config::files();
     files.extend(dashboards::files()?);
+    files.extend(chart::files()?);
     Ok(files)
 }
 
@@ -23,7 +24,7 @@ pub fn write() -> Result<()> {
     Ok(())
 }
 
-/// Checks that all generated files are up to date, and that no other dashboard exists.
+/// Checks that all generated files are up to date, and that their directories have no other.
 ///
 /// # Errors
 /// With the outdated files.
@@ -37,10 +38,12 @@ pub fn fresh() -> Result<()> {
     if !stale.is_empty() {
         bail!("out of date: {}; run cargo xtask generate", stale.join(", "));
     }
-    for entry in fs::read_dir(dashboards::dir())? {
-        let path = entry?.path();
-        if !files.iter().any(|(known, _)| *known == path) {
-            bail!("{} is not a generated dashboard", path.display());
+    for dir in [dashboards::dir(), dashboards::legacy_dir(), chart::dashboards_dir(), chart::rules_dir()] {
+        for entry in fs::read_dir(dir)? {
+            let path = entry?.path();
+            if !files.iter().any(|(known, _)| *known == path) {
+                bail!("{} is not a generated file", path.display());
+            }
         }
     }
     Ok(())

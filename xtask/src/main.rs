@@ -3,7 +3,9 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{accuracy, bench, build_ebpf, check_dashboards, dist, generate, package_test, pictures, sim, test, up, vm};
+use xtask::{
+    accuracy, bench, build_ebpf, chart, check_dashboards, dist, generate, package_test, pictures, sim, test, up, vm,
+};
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", about = "Build, run, test and measure Wattcast")]
@@ -30,12 +32,14 @@ enum Command {
     Generate,
     /// Run all queries of dashboards and rules in Prometheus and VictoriaMetrics
     CheckDashboards,
-    /// Render all dashboards to docs/pictures (needs root, Node and Chromium)
+    /// Check the Helm chart with Helm and the schemas of Kubernetes
+    Chart,
+    /// Take the pictures of docs/pictures (needs root, Node and Chromium)
     Pictures(pictures::Pictures),
-    /// Build archives and Debian packages for x86_64 and aarch64
+    /// Build archives, packages and images for x86_64 and aarch64
     Dist(dist::Dist),
     /// Test the probe on other kernels and CPU topologies in QEMU
-    VmTest,
+    VmTest(vm::VmTest),
     /// Test installation, upgrade and removal of the Debian packages (needs root)
     PackageTest,
 }
@@ -50,9 +54,10 @@ fn main() -> ExitCode {
         Command::SimRapl(args) => sim::sim_rapl(&args),
         Command::Generate => generate::write(),
         Command::CheckDashboards => check_dashboards::check_dashboards(),
+        Command::Chart => chart::chart(),
         Command::Pictures(args) => pictures::pictures(&args),
         Command::Dist(args) => dist::dist(&args),
-        Command::VmTest => vm::vm_test(),
+        Command::VmTest(args) => vm::vm_test(&args),
         Command::PackageTest => package_test::package_test(),
     };
     match result {

@@ -6,13 +6,15 @@ use std::{
     fs,
     io::{Read as _, Write as _},
     net::TcpStream,
+    ops::Range,
     path::Path,
     process::Command,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 
+use crate::{process::Memory, trial::megabytes};
 use testkit::{
     api::Client,
     program::Program,
@@ -25,31 +27,21 @@ const SCRAPES: usize = 100;
 const PORTS: [(usize, &str); 3] = [(0, "results, 9502"), (3, "quality, 9503"), (4, "cost, 9504")];
 
 /// Measurements with one results directory.
-struct DirectoryCost {
-    start_times: Vec<Duration>,
-    resident_kb: u64,
-    peak_kb: u64,
-    pages: Vec<(&'static str, usize, Vec<Duration>)>,
+pub(crate) struct DirectoryCost {
+    pub(crate) start_times: Vec<Duration>,
+    pub(crate) memory: Memory,
+    pub(crate) pages: Vec<(&'static str, usize, Vec<Duration>)>,
 }
 
 /// Builds the release binary, measures it with two directories and prints a table.
 pub(crate) fn bench() -> Result<()> {
-    shell::build(&["analysis"], "release")?;
+    shell::build_release()?;
     let dir = tempfile::tempdir()?;
     let (files, scenarios) = (dir.path().join("files"), dir.path().join("scenarios"));
     step("writing 10,000 files of 4 scenarios, and one file of 240 scenarios with 118 label sets");
     fs::create_dir_all(&files)?;
     fs::create_dir_all(&scenarios)?;
-    for number in 0..10_000_u32 {
-        let id = format!(
-            "2025{:02}{:02}_{:02}{:02}00",
-            number / 1000 + 1,
-            number / 40 % 25 + 1,
-            number % 40 / 2,
-            number % 2 * 30
-        );
-        fs::write(files.join(format!("test_results_{id}.json")), text(4, 4))?;
-    }
+    write_files(&files, 0..10_000)?;
     fs::write(scenarios.join("test_results_20250101_000000.json"), text(240, 118))?;
     let count = fs::read_dir(&files)?.count();
     step("measuring");
@@ -64,9 +56,9 @@ pub(crate) fn bench() -> Result<()> {
     println!();
     row("median (largest)", format!("{count} files"), "240 scenarios".into(), "goal");
     row("start to complete page", range(&many.start_times), range(&wide.start_times), "1 s");
-    let mb = |kb: u64| format!("{:.1} MB", kilobytes(kb));
-    row("resident memory", mb(many.resident_kb), mb(wide.resident_kb), "40 MB");
-    row("  peak", mb(many.peak_kb), mb(wide.peak_kb), "");
+    let mb = |bytes: u64| format!("{:.1} MB", megabytes(bytes));
+    row("resident memory", mb(many.memory.total()), mb(wide.memory.total()), "40 MB");
+    row("  peak", mb(many.memory.peak), mb(wide.memory.peak), "");
     for ((name, bytes, times), (_, wide_bytes, wide_times)) in many.pages.iter().zip(&wide.pages) {
         row(&format!("scrape of {name}"), range(times), range(wide_times), "2 ms");
         row("  page size", format!("{} kB", bytes / 1000), format!("{} kB", wide_bytes / 1000), "");
@@ -87,10 +79,20 @@ fn scrape(client: &Client) -> Result<usize> {
     Ok(page.len())
 }
 
-fn kilobytes(kb: u64) -> f64 {
-    #[expect(clippy::cast_precision_loss, reason = "for a table")]
-    let mb = kb as f64 / 1000.0;
-    mb
+/// Writes result files of four scenarios, each with another id; at most 10,000.
+pub(crate) fn write_files(dir: &Path, numbers: Range<u32>) -> Result<()> {
+    let text = text(4, 4);
+    for number in numbers {
+        let id = format!(
+            "2025{:02}{:02}_{:02}{:02}00",
+            number / 1000 + 1,
+            number / 40 % 25 + 1,
+            number % 40 / 2,
+            number % 2 * 30
+        );
+        fs::write(dir.join(format!("test_results_{id}.json")), &text)?;
+    }
+    Ok(())
 }
 
 /// A result file in which every scenario has all optional fields.
@@ -118,12 +120,13 @@ fn text(scenarios: u32, distinct: u32) -> String {
     out
 }
 
-fn cost(dir: &Path, scenarios: usize) -> Result<DirectoryCost> {
+/// Measures the service with a directory whose page has this many scenarios.
+pub(crate) fn cost(dir: &Path, scenarios: usize) -> Result<DirectoryCost> {
     let logs = target().join("bench");
     fs::create_dir_all(&logs)?;
     let start_service = || -> Result<(Program, Client, Duration)> {
         let start = Instant::now();
-        let mut command = Command::new(target().join("release/wattcast-analysis"));
+        let mut command = Command::new(shell::release_dir().join("wattcast-analysis"));
         command
             .args(["serve", "--web.listen-address=127.0.0.1:0", "--probe-url=http://127.0.0.1:1", "--results-dir"])
             .arg(dir);
@@ -160,10 +163,6 @@ fn cost(dir: &Path, scenarios: usize) -> Result<DirectoryCost> {
         times.sort_unstable();
         pages.push((name, bytes, times));
     }
-    let status = fs::read_to_string(format!("/proc/{}/status", program.pid()))?;
-    let field = |name: &str| -> Result<u64> {
-        let line = status.lines().find_map(|line| line.strip_prefix(name)).with_context(|| format!("no {name}"))?;
-        Ok(line.trim().trim_end_matches(" kB").parse()?)
-    };
-    Ok(DirectoryCost { start_times, resident_kb: field("VmRSS:")?, peak_kb: field("VmHWM:")?, pages })
+    let memory = Memory::of(program.pid())?;
+    Ok(DirectoryCost { start_times, memory, pages })
 }

@@ -2,6 +2,7 @@
 //! containers.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     fs,
     io::{IsTerminal as _, Write as _},
     os::unix::{
@@ -16,12 +17,23 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 use crate::{build_ebpf, demo, stop};
+use cli::{
+    number::{short, with_unit},
+    terminal::{Cell, Column, Table, View, wrap},
+};
 use testkit::{
-    api::Client,
+    api::{Client, Sample},
     program::Program,
     shell::{self, give_to_caller, is_root, root, step, sudo_caller, target},
 };
 use units::provenance::Unmeasured;
+
+/// Most rows of the live table.
+const ROWS: usize = 20;
+/// Most characters of a name.
+const NAME: usize = 28;
+/// Columns of a terminal from which on images are shown.
+const WITH_IMAGES: usize = 100;
 
 /// The unprivileged user and group of every distribution.
 const UNPRIVILEGED: u32 = 65_534;
@@ -127,7 +139,8 @@ pub fn up(args: &Up) -> Result<()> {
     while !stop::stopped() {
         probe.alive()?;
         analysis.alive()?;
-        screen.show(&probe_client.metrics().map(|samples| table(&samples)).unwrap_or_default());
+        let view = View::stdout();
+        screen.show(&probe_client.metrics().map(|samples| table(&samples, view)).unwrap_or_default());
         stop::sleep(screen.interval());
     }
     println!("\nStopping");
@@ -186,6 +199,7 @@ fn drop_privileges(command: &mut Command, results: &Path, paths: &[&Path]) {
 
 /// Prints one line per source with its state.
 fn print_sources(probe: &Client) -> Result<()> {
+    let view = View::stdout();
     println!("Sources");
     // GPU drivers are opened in the background.
     let deadline = Instant::now() + Duration::from_secs(5);
@@ -199,7 +213,8 @@ fn print_sources(probe: &Client) -> Result<()> {
     };
     for source in sources.as_array().into_iter().flatten() {
         let text = |key: &str| source[key].as_str().unwrap_or_default();
-        println!("  {:<9} {:<7} {}", text("source"), text("state"), text("detail"));
+        let line = format!("  {:<9} {:<7} {}", text("source"), text("state"), text("detail"));
+        println!("{}", if view.is_terminal { wrap(&line, view.columns, 20) } else { line });
         if let Some(banner) = source["banner"].as_str() {
             println!("  {:<17} {banner}", "");
         }
@@ -207,49 +222,93 @@ fn print_sources(probe: &Client) -> Result<()> {
     Ok(())
 }
 
-/// The rows of the live table, by descending power.
-fn table(samples: &[testkit::api::Sample]) -> Vec<String> {
+/// The lines of the live table, by descending power. Cgroups that never used anything are left out.
+fn table(samples: &[Sample], view: View) -> Vec<String> {
     let find = |name: &'static str| samples.iter().filter(move |sample| sample.name == name);
-    let mut rows: Vec<(f64, String)> = find("wattcast_container_power_watts")
-        .map(|sample| {
-            let (id, zone) = (sample.label("id"), sample.label("zone"));
-            let sum = |name| {
-                let of = |row: &&testkit::api::Sample| row.label("id") == id && ["", zone].contains(&row.label("zone"));
-                find(name).filter(of).map(|row| row.value).sum::<f64>()
-            };
-            let (name, image) = (printable(sample.label("container"), 28), printable(sample.label("image"), 24));
-            let row = format!(
-                "  {name:<28} {image:<24} {:>8.2} W {:>10.1} J {:>9.2} CPU s  {}",
-                sample.value,
-                sum("wattcast_container_energy_joules_total"),
-                sum("wattcast_container_cpu_seconds_total"),
-                sample.label("source"),
-            );
-            (sample.value, row)
+    // A container has a sample for each zone.
+    let mut containers: BTreeMap<&str, Vec<&Sample>> = BTreeMap::new();
+    for sample in find("wattcast_container_power_watts") {
+        containers.entry(sample.label("id")).or_default().push(sample);
+    }
+    let mut rows: Vec<(f64, [Cell; 6])> = containers
+        .into_iter()
+        .filter_map(|(id, zones)| {
+            let first = zones.first()?;
+            let sources: BTreeSet<&str> = zones.iter().map(|sample| sample.label("source")).collect();
+            let sum = |name| find(name).filter(|row| row.label("id") == id).map(|row| row.value).sum::<f64>();
+            let watts = sum("wattcast_container_power_watts");
+            let joules = sum("wattcast_container_energy_joules_total");
+            let cpu = sum("wattcast_container_cpu_seconds_total");
+            // Rounding of a tick leaves a rest.
+            let is_used = [watts, joules, cpu].iter().any(|used| *used > 1e-6);
+            let image = if view.columns < WITH_IMAGES { "" } else { first.label("image") };
+            let cells = [
+                Cell::from(name(first)),
+                Cell::from(shortened(image)),
+                Cell::from(with_unit(watts, "W")),
+                Cell::from(with_unit(joules, "J")),
+                Cell::from(format!("{} s", short(cpu))),
+                Cell::from(Vec::from_iter(sources).join(", ")),
+            ];
+            is_used.then_some((watts, cells))
         })
         .collect();
     rows.sort_by(|a, b| b.0.total_cmp(&a.0));
-    let mut all: Vec<String> = rows.into_iter().take(20).map(|(_, row)| row).collect();
-    if all.is_empty() {
-        all.push("  no containers".to_owned());
+    let mut table = Table::new([
+        Column::left("container"),
+        Column::left("image"),
+        Column::right("power"),
+        Column::right("energy"),
+        Column::right("CPU"),
+        Column::left("source"),
+    ]);
+    let more = rows.len().saturating_sub(ROWS);
+    for (_, cells) in rows.into_iter().take(ROWS) {
+        table.push(cells);
+    }
+    let text = table.text(view);
+    let mut all: Vec<String> = text.lines().map(str::to_owned).collect();
+    if text.is_empty() {
+        all.push("no container has used energy yet".to_owned());
+    } else if more > 0 {
+        all.push(format!("and {more} more"));
     }
     for sample in find("wattcast_power_watts").filter(|sample| matches!(sample.label("zone"), "package" | "gpu")) {
         let unmeasured = Unmeasured::of(sample.label("source"));
         let unmeasured = unmeasured.map_or_else(String::new, |kind| format!(": {kind}, not measured"));
         all.push(format!(
-            "  {} {}: {:.2} W (source: {}{unmeasured})",
+            "{} {}: {} (source: {}{unmeasured})",
             sample.label("zone"),
             sample.label("package"),
-            sample.value,
+            with_unit(sample.value, "W"),
             sample.label("source")
         ));
     }
     all
 }
 
-/// A label without control characters: names of containers must not control the terminal.
-fn printable(label: &str, most: usize) -> String {
-    label.chars().take(most).map(|char| if char.is_control() { '\u{fffd}' } else { char }).collect()
+/// The name of a container. One whose runtime gave no name has its id as name.
+fn name(sample: &Sample) -> String {
+    let (name, id) = (sample.label("container"), sample.label("id"));
+    if !name.is_empty() && name != id {
+        return shortened(name);
+    }
+    [sample.label("runtime"), &shortened(id), "(no name)"]
+        .iter()
+        .filter(|word| !word.is_empty())
+        .copied()
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+/// The end of a long name, which distinguishes cgroups of one slice.
+fn shortened(name: &str) -> String {
+    let length = name.chars().count();
+    if length <= NAME {
+        return name.to_owned();
+    }
+    let end: String = name.chars().skip(length - NAME + 1).collect();
+    format!("…{end}")
 }
 
 /// Redraws the table in place on a terminal; prints it every 10 s elsewhere.
@@ -274,5 +333,49 @@ impl Screen {
         }
         let _ = out.flush();
         self.lines = rows.len();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample(name: &str, container: &str, id: &str, value: f64) -> Sample {
+        let labels =
+            [("container", container), ("id", id), ("zone", "package"), ("runtime", "docker"), ("source", "perf")];
+        let labels = labels.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
+        Sample { name: name.to_owned(), labels, value, timestamp: None }
+    }
+
+    /// Cgroups that had never run were rows of -0.0 J.
+    #[test]
+    fn unused_cgroups_are_left_out_and_ids_have_a_word() {
+        let (power, energy) = ("wattcast_container_power_watts", "wattcast_container_energy_joules_total");
+        let samples = [
+            sample(power, "system.slice/empty.service", "cgroup2:7", -0.0),
+            sample(energy, "system.slice/empty.service", "cgroup2:7", -1e-12),
+            sample(power, "0123456789ab", "0123456789ab", 1.5),
+            sample(energy, "0123456789ab", "0123456789ab", 1234.0),
+            // Two zones.
+            sample(power, "cam", "ba9876543210", 11.34),
+            sample(power, "cam", "ba9876543210", 1.0),
+            sample(energy, "cam", "ba9876543210", 0.012),
+            sample("wattcast_power_watts", "", "", -0.0),
+        ];
+        let lines = table(&samples, View::PLAIN);
+        let text = lines.join("\n");
+        assert!(!text.contains("empty") && !text.contains("-0"), "{text}");
+        assert!(lines[1].starts_with("cam") && lines[1].contains("12.3 W") && lines[1].contains("12.0 mJ"), "{text}");
+        assert!(lines[2].contains("docker 0123456789ab (no name)") && lines[2].contains("1.23 kJ"), "{text}");
+        assert!(lines[3].starts_with("package") && lines[3].contains("0 W"), "{text}");
+        assert!(lines.iter().all(|line| line.chars().count() <= 80), "{text}");
+        assert_eq!(table(&[], View::PLAIN), ["no container has used energy yet"]);
+    }
+
+    #[test]
+    fn long_names_keep_their_end() {
+        assert_eq!(shortened("short"), "short");
+        let long = shortened("system.slice/docker-0123456789abcdef.scope/encoder");
+        assert!(long.starts_with('…') && long.ends_with("scope/encoder") && long.chars().count() == NAME, "{long}");
     }
 }

@@ -19,8 +19,10 @@ use sha2::{Digest as _, Sha256};
 use tracing::{info, warn};
 
 use super::{Alert, MAX_STATE, hex};
-use crate::line_file;
-use cli::file::{read_limited, replace_json};
+use cli::{
+    file::{read_limited, replace_json},
+    line_file::{self, LineFormat},
+};
 
 use client::{Access, Client, ClientError, secret};
 
@@ -276,7 +278,7 @@ impl Delivery {
         warn!("webhook {}: notification given up: {why}", self.webhook.name);
         if let Some(file) = &self.dead_file {
             let line = format!("{}\n", notification.body);
-            if let Err(error) = line_file::append(file, 0o640, [line.as_bytes()]).result {
+            if let Err(error) = line_file::append(file, 0o640, LineFormat::Json, [line.as_bytes()]).result {
                 warn!("{}: {error}; the notification is lost", file.display());
             }
         }

@@ -7,6 +7,7 @@ use analysis::{
     config::Advise,
 };
 use anyhow::{Result, bail};
+use cli::terminal::View;
 use results::{
     cost::PriceOrigin,
     energy::{EnergyLookup, QueryRound},
@@ -62,7 +63,7 @@ fn print_advice(config: &Advise, file: &Table) -> Result<bool> {
     let has_default_prices = data.prices.energy_origin == PriceOrigin::Default;
     let advice = advise(&model, &request, &data.prices.currency, has_default_prices);
     let json = || serde_json::to_string_pretty(&advice).map(|text| text + "\n");
-    print(&if config.json { json()? } else { advice.table() });
+    print(&if config.json { json()? } else { advice.text(View::stdout()) });
     Ok(!matches!(advice.recommendation, Some(Err(_))))
 }
 

@@ -16,7 +16,10 @@ use analysis::{
     settings,
 };
 use anyhow::{Error, Result};
-use cli::log::{self, LogFormat};
+use cli::{
+    log::{self, LogFormat},
+    terminal::View,
+};
 use toml::Table;
 
 use super::{print, read_settings, report_check, serve::check_targets};
@@ -64,7 +67,7 @@ fn compare_exporters(config: &Check, old: &str, new: &str) -> Result<bool> {
     eprintln!("comparing over {:.0} s", config.over.as_secs_f64());
     let comparison = compare(&old, &new, config.over).map_err(Error::msg)?;
     let json = || serde_json::to_string(&comparison).map(|text| text + "\n");
-    print(&if config.json { json()? } else { comparison.table() });
+    print(&if config.json { json()? } else { comparison.table(View::stdout()) });
     Ok(comparison.complete)
 }
 
@@ -85,7 +88,8 @@ fn check(config: &Check, plan: &CheckPlan) -> Result<bool> {
         print(&(report::json(&checker)? + "\n"));
     } else {
         let skipped = plan.skipped.iter().map(|job| format!("skipped: {job}\n"));
-        print(&(report::table(&checker) + &skipped.collect::<String>()));
+        let view = View::stdout();
+        print(&(report::table(&checker, view) + &view.fit(&skipped.collect::<String>())));
     }
     Ok(report::is_healthy(&checker))
 }

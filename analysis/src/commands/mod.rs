@@ -2,6 +2,7 @@
 
 pub(crate) mod advise;
 pub(crate) mod backfill;
+pub(crate) mod bill;
 pub(crate) mod check;
 pub(crate) mod compare;
 pub(crate) mod report;

@@ -6,7 +6,6 @@ use analysis::config::Report;
 use anyhow::{Context as _, Result, bail};
 use experiment::{report, runner};
 use results::{repeats::configurations, store};
-use serde_json::Value;
 use toml::Table;
 
 use super::{exit_code, log_errors, read_settings, result_file::read_model};
@@ -33,8 +32,7 @@ fn write_report(config: &Report, file: &Table) -> Result<()> {
         bail!("{}: nothing to report: no scenario was measured successfully; see the reasons above", path.display());
     }
     // Absent where a text in the file is no Unicode: the report then lacks the runner's details.
-    let value: Value = serde_json::from_str(&text).unwrap_or_default();
-    let page = report::html(&model, &value, &data.prices);
+    let page = report::html(&model, &report::details(&text), &data.prices);
     match &config.output {
         Some(output) if output.as_os_str() == "-" => std::io::stdout().lock().write_all(page.as_bytes())?,
         output => {

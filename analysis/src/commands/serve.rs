@@ -24,12 +24,19 @@ use analysis::{
     rendered_page::RenderedPage,
     settings::{self, ServiceSettings},
     streams::{
+        ingest::sources::MediaServer,
         job_log::{EnergyPrice, JobLog},
+        media_page::MediaPage,
         names::StreamNames,
         nginx::Nginx,
         receive::{self, ProgressReceiver},
         table::StreamTable,
         updater::{self, StreamUpdater},
+    },
+    web::{
+        frame::Section,
+        overview::ProbeLink,
+        site::{self, SectionPages, Site, SitePages},
     },
 };
 use anyhow::{Context as _, Result, bail};
@@ -37,14 +44,14 @@ use arc_swap::ArcSwap;
 use cli::{log, program};
 use http::{
     flags::ServerOptions,
-    server::{self, Port},
+    server::{self, Pages, Port},
 };
 use results::{
     cost::{PriceOrigin, Prices, budget},
-    energy::HostProbe,
+    energy::{HostProbe, probe::Probe},
     settings::DataSettings,
 };
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::Semaphore};
 use toml::Table;
 use tracing::{info, warn};
 use ureq::http::Uri;
@@ -78,7 +85,17 @@ fn read_configuration(config: &Serve, file: &Table) -> Result<Configuration> {
     read_token(config)?;
     webhook::check(&configuration.service.webhooks).context("webhook")?;
     Nginx::new(&config.nginx).context("--nginx.url")?;
+    media_servers(config)?;
+    #[cfg(feature = "export")]
+    config.export_settings().map_err(anyhow::Error::msg)?;
     Ok(configuration)
+}
+
+/// The media servers in addition to nginx.
+fn media_servers(config: &Serve) -> Result<Vec<MediaServer>> {
+    let mediamtx = MediaServer::mediamtx(config.mediamtx.as_deref()).context("--mediamtx.url")?;
+    let srs = MediaServer::srs(config.srs.as_deref()).context("--srs.url")?;
+    Ok(mediamtx.into_iter().chain(srs).collect())
 }
 
 fn read_token(config: &Serve) -> Result<Option<String>> {
@@ -165,16 +182,30 @@ async fn serve_ports(config: &Serve, configuration: Configuration) -> Result<()>
     let plan = configuration.check_plan(config, addresses)?;
 
     let Configuration { data, service, server: options } = configuration;
-    let mut threads = streams.threads;
+    let StreamPorts { ffmpeg, nginx, mut threads } = streams;
+    let (scope, probes) = (data.compared_scope, probe_links(&data));
     let (pages, results_ended) = start_results(config, data, service, &external_url, &mut threads)?;
     let (health_page, alerts, health_ended) = start_health(config, &plan, &mut threads)?;
+    #[cfg(feature = "export")]
+    let exporter = start_export(config, exported_pages(&pages, &health_page, [&ffmpeg, &nginx]))?;
+    let site = Arc::new(Site {
+        view: pages.view.clone(),
+        pages: section_pages(&pages, &health_page, [&ffmpeg, &nginx]),
+        probes,
+        results_dir: config.shared.results_dir.clone(),
+        scope,
+        telemetry_path: options.telemetry_path.clone(),
+        external_url,
+        work: Arc::new(Semaphore::new(1)),
+    });
+    let health = site_port(health, health_page, &site, Section::Health);
     let ports = vec![
-        Port::new(results, pages.results),
-        streams.ffmpeg,
-        streams.nginx,
-        Port::new(quality, pages.quality),
-        Port::new(cost, pages.cost),
-        Port { extra_routes: alertmanager::routes(alerts), ..Port::new(health, health_page) },
+        site_port(results, pages.results, &site, Section::Overview),
+        stream_port(ffmpeg, &site),
+        stream_port(nginx, &site),
+        site_port(quality, pages.quality, &site, Section::Quality),
+        site_port(cost, pages.cost, &site, Section::Cost),
+        Port { extra_routes: health.extra_routes.merge(alertmanager::routes(alerts)), ..health },
     ];
     let [loader_ended, updater_ended] = results_ended;
     let ended = async {
@@ -185,8 +216,67 @@ async fn serve_ports(config: &Serve, configuration: Configuration) -> Result<()>
         }
     };
     let result = server::serve(&options, ports, "loader, live updater or health checker", ended).await;
+    #[cfg(feature = "export")]
+    if let Some(exporter) = exporter {
+        exporter.finish(EXPORT_TIMEOUT);
+    }
     drop(threads);
     Ok(result?)
+}
+
+/// Time to push the last pages and what is queued, after the end of the server.
+#[cfg(feature = "export")]
+const EXPORT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The pages whose metrics are pushed.
+#[cfg(feature = "export")]
+fn exported_pages(pages: &ResultPages, health: &Arc<RenderedPage>, streams: [&Port; 2]) -> Vec<Arc<dyn Pages>> {
+    let mut all: Vec<Arc<dyn Pages>> =
+        vec![pages.results.clone(), pages.quality.clone(), pages.cost.clone(), health.clone()];
+    all.extend(streams.map(|port| port.pages.clone()));
+    all
+}
+
+/// Starts the threads that push metrics; `None` without a receiver. As with a scrape, the samples
+/// have the time at which a page is read: most pages change rarely.
+#[cfg(feature = "export")]
+fn start_export(config: &Serve, all: Vec<Arc<dyn Pages>>) -> Result<Option<export::exporter::Exporter>> {
+    let settings = config.export_settings().map_err(anyhow::Error::msg)?;
+    let source = move || {
+        let pages: Vec<_> = all.iter().filter_map(|pages| pages.page()).collect();
+        let at = std::time::SystemTime::now();
+        (!pages.is_empty()).then_some(export::exporter::Reading { at, pages })
+    };
+    export::exporter::Exporter::start(settings, Box::new(source)).context("cannot start the threads that push metrics")
+}
+
+/// A port that serves all HTML pages; its `/` is one of them.
+fn site_port(listeners: Vec<TcpListener>, pages: Arc<dyn Pages>, site: &Arc<Site>, section: Section) -> Port {
+    Port { extra_routes: site::routes(site, section), ..Port::new(listeners, Arc::new(SitePages(pages))) }
+}
+
+/// A port of streams. It may be open to hosts that only send progress, so it serves the page of
+/// streams alone, with links to the port of results.
+fn stream_port(port: Port, site: &Arc<Site>) -> Port {
+    let extra_routes = port.extra_routes.merge(site::outer_routes(site, Section::Streams));
+    Port { pages: Arc::new(SitePages(port.pages)), extra_routes, ..port }
+}
+
+/// The pages from which the site takes tables.
+fn section_pages(pages: &ResultPages, health: &Arc<RenderedPage>, streams: [&Port; 2]) -> SectionPages {
+    SectionPages {
+        results: pages.results.clone(),
+        quality: pages.quality.clone(),
+        cost: pages.cost.clone(),
+        health: health.clone(),
+        streams: streams.map(|port| port.pages.clone()),
+    }
+}
+
+/// The probes for the overview.
+fn probe_links(data: &DataSettings) -> Vec<ProbeLink> {
+    let link = |(name, probe): (String, Probe)| ProbeLink { name, url: site::public_url(probe.url()) };
+    data.sources.probes.iter().map(HostProbe::with_label).map(link).collect()
 }
 
 /// Reports default prices in the log, so that they are not taken for configured ones.
@@ -301,7 +391,8 @@ async fn start_streams(config: &Serve, data: &DataSettings, requires_credentials
     let listeners = server::bind(&config.ffmpeg_addresses(), "--ffmpeg.port")?;
     let table = Arc::new(Mutex::new(StreamTable::new(config.streams, config.retain)));
     let token = read_token(config)?;
-    let receiver = ProgressReceiver::new(table, StreamNames::default(), token.as_deref());
+    let names = StreamNames::default();
+    let receiver = ProgressReceiver::new(table, names.clone(), token.as_deref());
     if token.is_none() {
         receive_datagrams(&server::addresses(&listeners), &receiver, requires_credentials).await?;
     }
@@ -325,11 +416,16 @@ async fn start_streams(config: &Serve, data: &DataSettings, requires_credentials
     };
     let nginx = Port::new(server::bind(&config.nginx_addresses(), "--nginx.port")?, nginx_page.clone());
     let updater = StreamUpdater::new(receiver, data.first_probe.clone(), log);
-    let (server, label, interval) = (Nginx::new(&config.nginx)?, config.stream_label, config.nginx_interval);
-    let threads = vec![
+    let media = Arc::new(MediaPage::new(nginx_page, names, config.stream_label, config.nginx_interval));
+    let (server, nginx_media) = (Nginx::new(&config.nginx)?, media.clone());
+    let mut threads = vec![
         spawn("streams", move |stop| updater.run(&ffmpeg_page, stop))?,
-        spawn("nginx", move |stop| updater::run_nginx(&server, label, interval, &nginx_page, stop))?,
+        spawn("nginx", move |stop| nginx_media.run_nginx(&server, stop))?,
     ];
+    for server in media_servers(config)? {
+        let media = media.clone();
+        threads.push(spawn(server.name, move |stop| media.run_server(&server, stop))?);
+    }
     Ok(StreamPorts { ffmpeg, nginx, threads })
 }
 

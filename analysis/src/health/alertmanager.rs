@@ -13,14 +13,10 @@ use axum::{
     Router,
     body::{Body, to_bytes},
     extract::State,
-    http::{
-        HeaderMap, StatusCode,
-        header::{CONTENT_SECURITY_POLICY, CONTENT_TYPE},
-    },
+    http::{HeaderMap, StatusCode, header::CONTENT_TYPE},
     response::{IntoResponse, Response},
-    routing::{get, post},
+    routing::post,
 };
-use http::index_page;
 use jiff::{SignedDuration, Timestamp};
 use metrics::{
     family::{Def, Family},
@@ -225,9 +221,9 @@ fn is_unsafe(c: char) -> bool {
     c.is_control() || matches!(c, '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
-/// `POST /api/v1/alerts`, and the runbooks that alerts link to.
+/// `POST /api/v1/alerts`.
 pub fn routes(alerts: SharedAlertLog) -> Router {
-    Router::new().route("/api/v1/alerts", post(receive)).with_state(alerts).route("/runbooks", get(runbooks))
+    Router::new().route("/api/v1/alerts", post(receive)).with_state(alerts)
 }
 
 async fn receive(State(alerts): State<SharedAlertLog>, headers: HeaderMap, body: Body) -> Response {
@@ -247,35 +243,6 @@ async fn receive(State(alerts): State<SharedAlertLog>, headers: HeaderMap, body:
         Ok(_) => StatusCode::NO_CONTENT.into_response(),
         Err(why) => (StatusCode::BAD_REQUEST, format!("{why}\n")).into_response(),
     }
-}
-
-/// The page `/runbooks`; each heading has its lower-case name as an anchor, which alerts link to.
-static RUNBOOKS: std::sync::LazyLock<String> =
-    std::sync::LazyLock::new(|| index_page::document("Runbooks", &html(include_str!("../../../docs/runbooks.md"))));
-
-async fn runbooks() -> Response {
-    let headers = [
-        (CONTENT_TYPE, "text/html; charset=utf-8"),
-        (CONTENT_SECURITY_POLICY, "default-src 'none'; style-src 'unsafe-inline'"),
-    ];
-    (headers, RUNBOOKS.as_str()).into_response()
-}
-
-fn html(markdown: &str) -> String {
-    use pulldown_cmark::{Event, Parser, Tag, html};
-    let mut events: Vec<Event<'_>> = Parser::new(markdown).collect();
-    for at in 0..events.len() {
-        let title = match events.get(at + 1) {
-            Some(Event::Text(title)) => title.to_lowercase().replace(' ', "-"),
-            _ => continue,
-        };
-        if let Some(Event::Start(Tag::Heading { id, .. })) = events.get_mut(at) {
-            *id = Some(title.into());
-        }
-    }
-    let mut out = String::new();
-    html::push_html(&mut out, events.into_iter());
-    out
 }
 
 #[cfg(test)]
@@ -356,12 +323,5 @@ mod tests {
             assert!(log.receive(wrong.as_bytes(), at(0)).is_err(), "{wrong}");
         }
         assert_eq!(log.receive(br#"{"alerts":[]}"#, at(0)), Ok(0));
-    }
-
-    #[test]
-    fn every_heading_of_the_runbooks_has_an_anchor() {
-        for heading in include_str!("../../../docs/runbooks.md").lines().filter_map(|line| line.strip_prefix("## ")) {
-            assert!(RUNBOOKS.contains(&format!("id=\"{}\"", heading.to_lowercase())), "{heading}");
-        }
     }
 }

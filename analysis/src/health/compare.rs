@@ -7,7 +7,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cli::file::read_limited;
+use cli::{
+    colour::Meaning,
+    file::read_limited,
+    terminal::{Cell, Column, Table, View},
+};
 use metrics::parse::{Exposition, Sample, parse};
 use serde::Serialize;
 
@@ -195,11 +199,17 @@ fn summarize(before: &Exposition, after: &Exposition, seconds: f64) -> BTreeMap<
 }
 
 impl Comparison {
-    /// The text output.
+    /// The text output: a table and a summary line.
     #[must_use]
-    pub fn table(&self) -> String {
-        let width = self.families.iter().map(|row| row.family.len()).max().unwrap_or(0).max(6);
-        let mut out = format!("{:<width$}  {:>7} {:>7}  {:>14} {:>14}  \n", "series", "OLD", "NEW", "OLD", "NEW");
+    pub fn table(&self, view: View) -> String {
+        let mut table = Table::new([
+            Column::left("name"),
+            Column::right("old series"),
+            Column::right("new series"),
+            Column::right("old value"),
+            Column::right("new value"),
+            Column::prose("note"),
+        ]);
         for row in &self.families {
             let series = |summary: &Option<FamilySummary>| {
                 summary.as_ref().map_or_else(|| "–".to_owned(), |summary| summary.series.to_string())
@@ -210,34 +220,12 @@ impl Comparison {
                     .and_then(|summary| summary.value)
                     .map_or_else(|| "–".to_owned(), |value| format!("{value:.6}"))
             };
-            let both = row
-                .old
-                .as_ref()
-                .and_then(|summary| summary.value)
-                .zip(row.new.as_ref().and_then(|summary| summary.value));
-            let note = match (&row.old, &row.new) {
-                (None, _) => "new".to_owned(),
-                _ if !row.lost.is_empty() => format!("LOST: {}", row.lost.join(", ")),
-                (Some(old), Some(new)) if old.kind != new.kind && new.kind != "untyped" && old.kind != "untyped" => {
-                    format!("type {} instead of {}", new.kind, old.kind)
-                }
-                _ => both
-                    .filter(|(old, new)| *old != 0.0 && (new / old - 1.0).abs() > 0.0005)
-                    .map_or_else(String::new, |(old, new)| format!("{:+.1} %", (new / old - 1.0) * 100.0)),
-            };
-            let line = format!(
-                "{:<width$}  {:>7} {:>7}  {:>14} {:>14}  {note}",
-                row.family,
-                series(&row.old),
-                series(&row.new),
-                value(&row.old),
-                value(&row.new)
-            );
-            out.push_str(line.trim_end());
-            out.push('\n');
+            let figures = [series(&row.old), series(&row.new), value(&row.old), value(&row.new)].map(Cell::from);
+            table.push([Cell::from(&*row.family)].into_iter().chain(figures).chain([row.note()]));
         }
+        let mut out = table.text(view.with_whole_lines());
         let count = |has: fn(&FamilyComparison) -> bool| self.families.iter().filter(|row| has(row)).count();
-        out.push_str(&format!(
+        out += &view.fit(&format!(
             "{} common names, {} lost, {} new. Values: sums over series, for counters per second over {:.1} s\n",
             count(|row| row.old.is_some() && row.new.is_some()),
             count(|row| !row.lost.is_empty()),
@@ -245,6 +233,25 @@ impl Comparison {
             self.seconds
         ));
         out
+    }
+}
+
+impl FamilyComparison {
+    /// What differs.
+    fn note(&self) -> Cell {
+        let value = |summary: &Option<FamilySummary>| summary.as_ref().and_then(|summary| summary.value);
+        match (&self.old, &self.new) {
+            (None, _) => Cell::coloured("new", Meaning::Quiet),
+            _ if !self.lost.is_empty() => Cell::coloured(&format!("LOST: {}", self.lost.join(", ")), Meaning::Worse),
+            (Some(old), Some(new)) if old.kind != new.kind && new.kind != "untyped" && old.kind != "untyped" => {
+                Cell::coloured(&format!("type {} instead of {}", new.kind, old.kind), Meaning::Warning)
+            }
+            (old, new) => {
+                let both = value(old).zip(value(new));
+                let both = both.filter(|(old, new)| *old != 0.0 && (new / old - 1.0).abs() > 0.0005);
+                Cell::from(both.map_or_else(String::new, |(old, new)| format!("{:+.1} %", (new / old - 1.0) * 100.0)))
+            }
+        }
     }
 }
 
@@ -281,7 +288,9 @@ mod tests {
         assert_eq!(row("v").lost, ["1 of 2 series, such as {z=\"0\"}"]);
         assert!(row("process_x").lost.is_empty(), "a metric of the old program itself");
         assert!(!comparison.complete);
-        assert!(comparison.table().contains("3 lost, 1 new"), "{}", comparison.table());
+        let table = comparison.table(View::PLAIN);
+        assert!(table.contains("3 lost, 1 new"), "{table}");
+        assert!(table.lines().any(|line| line.starts_with("gone ") && line.ends_with("LOST: family")), "{table}");
         let (file, _) = both("# TYPE j_total counter\nj_total 7\n", "# TYPE j_total counter\nj_total 7\n", 0.0);
         assert_eq!(file["j_total"].value, None, "a file has no rates");
     }

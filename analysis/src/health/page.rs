@@ -217,6 +217,8 @@ pub fn families(checker: &HealthChecker) -> Vec<Family> {
         .chain(std::iter::once(latencies))
         .collect();
     all.push(program::build_info());
+    #[cfg(feature = "export")]
+    all.extend(export::counters::families());
     all.extend(process::families());
     all
 }

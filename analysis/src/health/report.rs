@@ -1,5 +1,9 @@
 //! Output of `wattcast-analysis check`: a text table, or JSON.
 
+use cli::{
+    colour::Meaning,
+    terminal::{Cell, Column, Table, View},
+};
 use serde::Serialize;
 
 use super::{
@@ -69,40 +73,40 @@ pub fn json(checker: &HealthChecker) -> serde_json::Result<String> {
 
 /// A table and a summary line.
 #[must_use]
-pub fn table(checker: &HealthChecker) -> String {
-    const HEADS: [&str; 7] = ["target", "state", "response", "clock", "families", "samples", "URL"];
-    let rows: Vec<([String; 7], String)> = checker
-        .targets
-        .iter()
-        .map(|status| {
-            let [name, state, why, response, clock, families, samples, url] = row(status);
-            let state = if status.target.optional && !status.is_healthy() { format!("({state})") } else { state };
-            ([name, state, response, clock, families, samples, url], why)
-        })
-        .collect();
-    let width = |column: usize| {
-        let cells = rows.iter().map(|(cells, _)| cells[column].chars().count());
-        cells.chain([HEADS[column].len()]).max().unwrap_or_default()
-    };
-    let widths: Vec<usize> = (0..HEADS.len()).map(width).collect();
-    let line = |cells: &[String; 7]| {
-        let padded = cells.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
-        format!("{}\n", padded.collect::<Vec<_>>().join("  ").trim_end())
-    };
-    let mut out = line(&HEADS.map(str::to_owned));
-    for (cells, why) in &rows {
-        out.push_str(&line(cells));
-        if !why.is_empty() {
-            out.push_str(&format!("    {why}\n"));
-        }
+pub fn table(checker: &HealthChecker, view: View) -> String {
+    let mut table = Table::new([
+        Column::left("target"),
+        Column::left("state"),
+        Column::right("response"),
+        Column::right("clock"),
+        Column::right("families"),
+        Column::right("samples"),
+        Column::left("URL"),
+        Column::prose("note"),
+    ]);
+    for status in &checker.targets {
+        let [name, state, why, response, clock, families, samples, url] = row(status);
+        let (state, meaning) = if status.is_healthy() {
+            (state, Meaning::Better)
+        } else if status.target.optional {
+            (format!("({state})"), Meaning::Quiet)
+        } else if status.result.is_none() {
+            (state, Meaning::Quiet)
+        } else {
+            (state, Meaning::Worse)
+        };
+        let rest = [response, clock, families, samples, url, why].map(Cell::from);
+        table.push([Cell::from(name), Cell::coloured(&state, meaning)].into_iter().chain(rest));
     }
+    let mut out = table.text(view.with_whole_lines());
     let healthy = checker.targets.iter().filter(|status| status.is_healthy()).count();
     let optional = checker.targets.iter().filter(|status| status.target.optional && !status.is_healthy()).count();
     let unhealthy = checker.targets.len() - healthy - optional;
-    out.push_str(&format!("{healthy} healthy, {unhealthy} unhealthy"));
+    let mut summary = format!("{healthy} healthy, {unhealthy} unhealthy");
     if optional > 0 {
-        out.push_str(&format!(", {optional} optional targets (in brackets) not healthy"));
+        summary += &format!(", {optional} optional targets (in brackets) not healthy");
     }
-    out.push('\n');
+    let meaning = if unhealthy > 0 { Meaning::Worse } else { Meaning::Better };
+    out += &view.fit(&format!("{}\n", view.paint(meaning, &summary)));
     out
 }

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use cli::{file::read_limited, suggest::with_suggestion};
+use cli::{file::read_limited, suggest::with_suggestion, yaml};
 use metrics::label;
 use serde::Deserialize;
 
@@ -126,8 +126,7 @@ pub fn read(file: &Path, max_age: Duration) -> Result<(Vec<Target>, Vec<String>)
 /// # Errors
 /// See [`read`].
 pub fn parse(text: &str, dir: &Path, max_age: Duration) -> Result<(Vec<Target>, Vec<String>), String> {
-    let config: ScrapeConfig =
-        serde_saphyr::from_str(text).map_err(|error| with_suggestion(&error.without_snippet().to_string()))?;
+    let config: ScrapeConfig = yaml::from_str(text).map_err(|error| with_suggestion(&error.to_string()))?;
     let (mut all, mut skipped): (Vec<Target>, Vec<String>) = (Vec::new(), Vec::new());
     for job in &config.scrape_configs {
         if let Some(why) = job.unsupported() {

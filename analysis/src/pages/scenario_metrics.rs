@@ -3,10 +3,7 @@
 //! A [`ScenarioMetric`] is one line: a definition and a function for its value. The page, the
 //! documentation and the history in a database come from that line; labels are looked up by name.
 
-use std::{
-    borrow::Cow,
-    collections::{BTreeMap, BTreeSet},
-};
+use std::{borrow::Cow, collections::BTreeMap};
 
 use metrics::{
     family::{Def, Family},
@@ -17,7 +14,7 @@ use results::{
     energy::Scope,
     estimate::Estimate,
     model::{Entry, Model},
-    repeats::{Configuration, configurations},
+    repeats::configurations,
 };
 
 /// A metric with one value per scenario.
@@ -131,18 +128,6 @@ macro_rules! mean_defs {
 }
 pub(crate) use mean_defs;
 
-/// True if every repeat has energy of this scope from these sources; otherwise it has no mean, as
-/// in reports.
-fn all_have(configuration: &Configuration<'_>, scope: Scope, source: &str) -> bool {
-    let wanted: BTreeSet<&str> = source.split('+').collect();
-    configuration.entries.iter().all(|entry| {
-        entry.lookup.energy.as_ref().is_some_and(|energy| {
-            let sources = energy.sources(scope);
-            energy.total(scope).is_some() && sources.split('+').collect::<BTreeSet<&str>>() == wanted
-        })
-    })
-}
-
 /// The families of a mean over repeats, from the rows of each repeat. The labels of a row follow
 /// those of the configuration, which are the first repeat's.
 pub fn families_of_means(
@@ -152,6 +137,7 @@ pub fn families_of_means(
 ) -> [Family; 2] {
     let (mut means, mut intervals) = (Family::new(defs.mean), Family::new(defs.interval));
     for configuration in configurations(model).iter().filter(|configuration| configuration.is_repeated()) {
+        let kinds = [Scope::Host, Scope::Container].map(|scope| configuration.energy_kind_in(scope));
         let mut all: BTreeMap<Vec<String>, Vec<f64>> = BTreeMap::new();
         for entry in &configuration.entries {
             rows(entry, &mut |own, value| {
@@ -165,8 +151,9 @@ pub fn families_of_means(
                 .into_iter()
                 .find(|scope| own.first().is_some_and(|label| label == scope.as_str()));
             let source = own.get(1).map_or("", String::as_str);
-            let is_mixed = configuration.has_mixed_idle() && scope == Some(Scope::Container);
-            if is_mixed || scope.is_some_and(|scope| !all_have(configuration, scope, source)) {
+            // As in reports, energy has a mean only if that of all repeats is of one kind.
+            let kind = scope.and_then(|scope| kinds.iter().flatten().find(|kind| kind.scope == scope));
+            if scope.is_some() && kind.is_none_or(|kind| !kind.is_from(source)) {
                 continue;
             }
             let shared = labels(configuration.first(), defs.mean);

@@ -88,7 +88,7 @@ static RUN_GAP: Def = Def::gauge(
 static RUN_RESETS: Def = Def::gauge(
     "wattcast_run_energy_resets",
     SCENARIO,
-    "Counter resets in the window; energy between the last sample and a reset is lost.",
+    "Counter resets and restarts of the probe in the window; energy between the last sample and one of them is lost.",
 );
 static RUN_INFO: Def = Def::gauge(
     "wattcast_run_info",

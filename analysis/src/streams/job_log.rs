@@ -14,7 +14,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::table::StreamTable;
-use crate::line_file;
+use cli::line_file::{self, LineFormat};
 use results::{
     convert::timestamp,
     cost::{Prices, money::float, tariff::Tariff},
@@ -219,7 +219,7 @@ impl JobLog {
         if self.queue.is_empty() {
             return Ok(());
         }
-        let appended = line_file::append(&self.path, 0o640, self.queue.iter().map(Vec::as_slice));
+        let appended = line_file::append(&self.path, 0o640, LineFormat::Json, self.queue.iter().map(Vec::as_slice));
         self.lost += u64::from(appended.removed_torn);
         for _ in 0..appended.lines {
             self.take_first();
@@ -234,8 +234,14 @@ impl JobLog {
     }
 
     fn line<'a>(&'a self, job: &'a Job, ended: f64, key: JobKey, table: &mut StreamTable) -> JobLine<'a> {
-        static NO_OUTPUT: JobOutput =
-            JobOutput { codec: String::new(), encoder: String::new(), preset: String::new(), size: None };
+        static NO_OUTPUT: JobOutput = JobOutput {
+            codec: String::new(),
+            encoder: String::new(),
+            preset: String::new(),
+            size: None,
+            millifps: None,
+            without_video: false,
+        };
         let output = job.outputs.first().unwrap_or(&NO_OUTPUT);
         let stream = job.streams.first().map(String::as_str).unwrap_or_default();
         let at = |seconds: f64| UNIX_EPOCH + Duration::try_from_secs_f64(seconds).unwrap_or_default();
@@ -313,7 +319,7 @@ mod tests {
             source: "perf".into(),
             ..Job::default()
         };
-        let jobs = Jobs { probe_started: unix - 100.0, jobs: vec![job] };
+        let jobs = Jobs { probe_started: unix - 100.0, jobs: vec![job], ..Jobs::default() };
         let mut log = JobLog::open(&path, price.clone());
         let pending = log.pending(&jobs, &mut table, now);
         log.write(pending).unwrap();
@@ -357,7 +363,7 @@ mod tests {
             joules: 36.0,
             ..Job::default()
         };
-        let jobs = Jobs { probe_started: unix + 119.0, jobs: vec![job] };
+        let jobs = Jobs { probe_started: unix + 119.0, jobs: vec![job], ..Jobs::default() };
         let mut log = JobLog::open(&path, EnergyPrice::new(&Prices::defaults()));
         let pending = log.pending(&jobs, &mut table, now + Duration::from_secs(210));
         log.write(pending).unwrap();
@@ -372,7 +378,7 @@ mod tests {
     fn jobs(numbers: std::ops::Range<u64>) -> Jobs {
         let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64();
         let job = |job| Job { job, started: unix - 60.0, ended: Some(unix - 10.0), ..Job::default() };
-        Jobs { probe_started: 1.5, jobs: numbers.map(job).collect() }
+        Jobs { probe_started: 1.5, jobs: numbers.map(job).collect(), ..Jobs::default() }
     }
 
     fn write(log: &mut JobLog, jobs: &Jobs) -> io::Result<()> {

@@ -17,8 +17,9 @@ use client::{Access, Client, ClientError};
 
 /// Timeout of a request.
 const TIMEOUT: Duration = Duration::from_secs(3);
-/// Largest page in bytes: a stream has about 1 kB, and each of its clients 300 bytes.
-const MAX_PAGE: u64 = 8 << 20;
+/// Largest page in bytes, that of 10,000 streams with some clients: a stream has about 1 kB, and
+/// each of its clients 300 bytes.
+const MAX_PAGE: u64 = 32 << 20;
 /// Maximum nesting of elements; the module has eight levels.
 const MAX_DEPTH: usize = 32;
 /// Longest text of an element in bytes.
@@ -481,6 +482,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::streams::ingest::server::ServerStats;
 
     /// A shortened page of the module; tests/streams.rs reads a real one.
     const PAGE: &str = r#"<?xml version="1.0" encoding="utf-8" ?><?xml-stylesheet type="text/xsl" href="stat.xsl" ?>
@@ -558,6 +560,28 @@ mod tests {
     fn the_page_of_the_http_flv_fork_is_read() {
         let fork = PAGE.replace("<rtmp>", "<http-flv>").replace("</rtmp>", "</http-flv>");
         assert_eq!(parse(fork.as_bytes()).unwrap(), parse(PAGE.as_bytes()).unwrap());
+    }
+
+    #[test]
+    fn ten_thousand_streams_are_counted_and_512_have_series() {
+        let one = |number: u32| {
+            let name = format!("<name>s{number}</name>");
+            let client = "<client><id>1</id><publishing/></client>";
+            format!("<stream>{name}<bytes_in>7</bytes_in>{client}<nclients>2</nclients></stream>")
+        };
+        let streams: String = (0..10_000).map(one).collect();
+        let page = format!(
+            "<http-flv><server><application><name>live</name><live>{streams}</live></application></server></http-flv>"
+        );
+        let stat = parse(page.as_bytes()).unwrap();
+        assert_eq!((stat.streams.len(), stat.streams_dropped), (MAX_STREAMS, 10_000 - 512));
+        let text = text_of(&page, StreamLabel::Hash);
+        assert!(text.contains("\nnginx_rtmp_streams 10000\n") && text.contains("\nnginx_rtmp_streams_dropped 9488\n"));
+        let stats = ServerStats::of_nginx(&stat, StreamLabel::Hash);
+        let first = &stats.streams[0];
+        assert_eq!((stats.unread, first.viewers, first.publishers, first.received), (9488, Some(1), Some(1), Some(7)));
+        let off = ServerStats::of_nginx(&stat, StreamLabel::Off);
+        assert_eq!((off.streams.len(), off.unread), (0, 10_000));
     }
 
     #[test]

@@ -9,7 +9,12 @@ use metrics::{
     process,
 };
 
-use super::{job_log::LogCounts, receive::ProgressReceiver, table::Stream};
+use super::{
+    headroom::{self, Headroom},
+    job_log::LogCounts,
+    receive::ProgressReceiver,
+    table::Stream,
+};
 use results::energy::jobs::Jobs;
 
 const STREAM: &[&str] = &["stream"];
@@ -141,6 +146,11 @@ pub static DEFS: &[&Def] = &[
     &DATAGRAMS,
     &LOG_LOST,
     &LOG_QUEUED,
+    &headroom::HEADROOM,
+    &headroom::INTERVAL,
+    &headroom::COST,
+    &headroom::RUNNING,
+    &headroom::EXCLUDED,
     &UP,
     &ACTIVE,
     &LEGACY_FPS,
@@ -164,6 +174,7 @@ pub struct Context<'a> {
     pub codecs: &'a HashMap<String, String>,
     /// The state of the job log, if there is one.
     pub job_log: Option<LogCounts>,
+    pub headroom: &'a Headroom,
     pub now: Instant,
 }
 
@@ -189,6 +200,7 @@ pub fn families(receiver: &ProgressReceiver, context: &Context<'_>) -> Vec<Famil
     }
     push(&LOG_LOST, &[], context.job_log.map(|log| float(log.lost)));
     push(&LOG_QUEUED, &[], context.job_log.map(|log| float(log.queued)));
+    context.headroom.push(&mut push);
     push(&UP, &[], Some(1.0));
     drop(table);
     let mut all = all.into_vec();

@@ -1,4 +1,4 @@
-//! The threads that keep ports 9506 (ffmpeg) and 9728 (nginx-rtmp) up to date.
+//! The thread that keeps port 9506 (ffmpeg) up to date, and the empty pages of both stream ports.
 
 use std::{
     collections::HashMap,
@@ -9,9 +9,8 @@ use std::{
 use tracing::{info, warn};
 
 use super::{
+    headroom::Headroom,
     job_log::{JobLog, PendingLines},
-    nginx::{self, Nginx, StreamLabel},
-    nginx_workers::Workers,
     page,
     receive::ProgressReceiver,
     table::Stream,
@@ -30,6 +29,9 @@ pub struct StreamUpdater {
     probe: Probe,
     log: Option<JobLog>,
     codecs: HashMap<String, String>,
+    headroom: Headroom,
+    /// A clock for the headroom.
+    began: Instant,
     probe_error: Option<String>,
     log_error: Option<String>,
 }
@@ -38,7 +40,16 @@ impl StreamUpdater {
     /// The probe provides the jobs; ended ones are logged if there is a job log.
     #[must_use]
     pub fn new(receiver: ProgressReceiver, probe: Probe, log: Option<JobLog>) -> Self {
-        Self { receiver, probe, log, codecs: HashMap::new(), probe_error: None, log_error: None }
+        Self {
+            receiver,
+            probe,
+            log,
+            codecs: HashMap::new(),
+            headroom: Headroom::default(),
+            began: Instant::now(),
+            probe_error: None,
+            log_error: None,
+        }
     }
 
     /// Updates the page until `stop` is dropped.
@@ -64,6 +75,7 @@ impl StreamUpdater {
             Err(error) => {
                 let error = format!("streams have neither energy nor codecs: {error}");
                 log_change(&mut self.probe_error, Some(error), "the probe answers");
+                self.headroom.forget();
                 self.write_log(PendingLines::default());
                 return false;
             }
@@ -71,6 +83,7 @@ impl StreamUpdater {
         log_change(&mut self.probe_error, None, "the probe answers");
         let pending = self.log.as_ref().map(|log| log.pending(&jobs, &mut self.receiver.table(), SystemTime::now()));
         self.write_log(pending.unwrap_or_default());
+        self.headroom.observe(&jobs, &self.receiver.table(), self.began.elapsed().as_secs_f64());
         self.receiver.names().update(jobs);
         true
     }
@@ -95,9 +108,9 @@ impl StreamUpdater {
         };
         let jobs = self.receiver.names().jobs();
         let job_log = self.log.as_ref().map(JobLog::counts);
-        let context = page::Context { jobs: &jobs, codecs: &self.codecs, job_log, now };
+        let context = page::Context { jobs: &jobs, codecs: &self.codecs, job_log, headroom: &self.headroom, now };
         let families = page::families(&self.receiver, &context);
-        let heads = ["stream", "", "frames", "fps", "speed", "dropped", "stalls"].map(str::to_owned).to_vec();
+        let heads = ["stream", "state", "frames", "fps", "speed", "dropped", "stalls"].map(str::to_owned).to_vec();
         page.write(families, vec![("Streams".to_owned(), heads, rows)], Vec::new());
     }
 }
@@ -127,42 +140,6 @@ fn index_row(name: &str, stream: &Stream, now: Instant) -> Vec<String> {
     ]
 }
 
-/// Keeps port 9728 up to date until `stop` is dropped.
-pub fn run_nginx(
-    server: &Nginx,
-    label: StreamLabel,
-    interval: Duration,
-    page: &RenderedPage,
-    stop: &mpsc::Receiver<()>,
-) {
-    let (mut was_ok, mut workers): (Option<bool>, Workers) = (None, Workers::new(label, interval));
-    loop {
-        let stat = server.stat().map(|page| workers.add(page, Instant::now()));
-        if was_ok.replace(stat.is_ok()) != Some(stat.is_ok()) {
-            match &stat {
-                Ok(stat) => info!("nginx: {} streams", stat.streams.len()),
-                Err(error) => info!("nginx: {error}"),
-            }
-        }
-        let missing = stat.as_ref().err().map(ToString::to_string);
-        let rows = stat.as_ref().map(|stat| stat.streams.iter()).into_iter().flatten().map(|stream| {
-            vec![
-                stream.application.clone(),
-                nginx::stream_label(&stream.application, &stream.name, label),
-                stream.clients.to_string(),
-                stream.video.clone(),
-                format!("{}x{}", stream.width, stream.height),
-            ]
-        });
-        let heads = ["application", "stream", "clients", "video", "size"].map(str::to_owned).to_vec();
-        let table = ("Streams".to_owned(), heads, rows.collect());
-        page.write(nginx::families(&stat, label), vec![table], missing.into_iter().collect());
-        if !matches!(stop.recv_timeout(interval), Err(mpsc::RecvTimeoutError::Timeout)) {
-            return;
-        }
-    }
-}
-
 /// The empty pages of both ports.
 #[must_use]
 pub fn pages(nginx_interval: Duration, compat: bool) -> [Arc<RenderedPage>; 2] {
@@ -176,7 +153,7 @@ pub fn pages(nginx_interval: Duration, compat: bool) -> [Arc<RenderedPage>; 2] {
         )),
         Arc::new(RenderedPage::new(
             "wattcast-analysis: nginx-rtmp",
-            "Streams of nginx's RTMP module.",
+            "Streams of media servers: nginx's RTMP module, MediaMTX, SRS.",
             &["nginx"],
             compat,
             (nginx_interval * 3).max(Duration::from_secs(120)),

@@ -10,7 +10,11 @@ use std::{ffi::OsString, path::Path};
 use clap::{ArgMatches, Command, Parser, parser::ValueSource};
 use toml::{Table, Value};
 
-use crate::{file::read_limited, suggest::nearest};
+use crate::{
+    file::read_limited,
+    help::{self, Shown},
+    suggest::nearest,
+};
 
 /// Maximum size of the configuration file, in bytes.
 const MAX_BYTES: u64 = 1 << 20;
@@ -39,9 +43,14 @@ pub(crate) enum ConfigError {
 
 /// Parses command line, environment, and the configuration file that they name. Also returns the
 /// keys of the file that belong to `program_keys`.
-pub(crate) fn parse<P: Parser>(program_keys: ProgramKeys, line: Vec<OsString>) -> Result<(P, Table), ConfigError> {
+pub(crate) fn parse<P: Parser>(
+    program_keys: ProgramKeys,
+    shown: &[Shown],
+    line: Vec<OsString>,
+) -> Result<(P, Table), ConfigError> {
     let command = || without_empty(P::command());
-    let mut matches = command().try_get_matches_from(&line).map_err(ConfigError::CommandLine)?;
+    let mut matches =
+        help::focused(command(), shown, &line).try_get_matches_from(&line).map_err(ConfigError::CommandLine)?;
     let mut program_table = Table::new();
     if let Some(file) = file_of(&matches) {
         let in_file = |message: String| ConfigError::File(format!("{}: {message}", Path::new(&file).display()));
@@ -50,7 +59,7 @@ pub(crate) fn parse<P: Parser>(program_keys: ProgramKeys, line: Vec<OsString>) -
         let settings;
         (settings, program_table) = split(&definition, program_keys, &text).map_err(in_file)?;
         let line = with_settings(&definition, &matches, line, &settings);
-        matches = command().try_get_matches_from(line).map_err(|error| {
+        matches = help::focused(command(), shown, &line).try_get_matches_from(line).map_err(|error| {
             // The command line alone was valid, so the error is in the file.
             let text = error.to_string();
             in_file(
@@ -201,8 +210,12 @@ fn subcommand_index(command: &Command, line: &[OsString], name: &str) -> Option<
 }
 
 /// Flags, and another flag that overrides each: `--port` of the legacy exporters is a listen
-/// address too.
-const OVERRIDDEN_BY: [(&str, &str); 1] = [("web.listen-address", "port")];
+/// address too, and there is one OTLP receiver.
+const OVERRIDDEN_BY: [(&str, &str); 3] = [
+    ("web.listen-address", "port"),
+    ("otlp.endpoint", "otlp.metrics-endpoint"),
+    ("otlp.metrics-endpoint", "otlp.endpoint"),
+];
 
 /// The settings of the file as arguments of one command, without those that the command line or the
 /// environment sets.
@@ -259,6 +272,10 @@ mod tests {
         without_cpu: bool,
         #[arg(long, default_value_t = 1)]
         port: u16,
+        #[arg(long = "otlp.endpoint")]
+        otlp: Option<String>,
+        #[arg(long = "otlp.metrics-endpoint")]
+        otlp_metrics: Option<String>,
         #[arg(long)]
         plain: bool,
         #[command(subcommand)]
@@ -281,7 +298,7 @@ mod tests {
         std::fs::write(&path, file).unwrap();
         let mut args: Vec<OsString> = vec!["x".into(), "--config.file".into(), path.into()];
         args.extend(line.iter().map(Into::into));
-        parse(PROGRAM_KEYS, args).map_err(|error| match error {
+        parse(PROGRAM_KEYS, &[], args).map_err(|error| match error {
             ConfigError::CommandLine(error) => error.to_string(),
             ConfigError::File(message) => message,
         })
@@ -306,6 +323,20 @@ mod tests {
         assert!(run("times = 3", &[]).is_ok(), "a flag of another command");
         let (line, _) = run("times = 3", &["--web.listen-address", "run", "run"]).unwrap();
         assert_eq!((line.job, &*line.listen), (Some(Job::Run { times: 3 }), &["run".to_owned()][..]));
+    }
+
+    /// The file's receiver got the metrics, because its flag is the more specific one.
+    #[test]
+    fn a_receiver_of_the_command_line_overrides_that_of_the_file() {
+        let receivers = |file: &str, line: &[&str]| {
+            let (line, _) = run(file, line).unwrap();
+            (line.otlp, line.otlp_metrics)
+        };
+        let file = "[otlp]\nmetrics-endpoint = \"http://a/\"";
+        assert_eq!(receivers(file, &["--otlp.endpoint=http://b"]), (Some("http://b".to_owned()), None));
+        let file = "[otlp]\nendpoint = \"http://a\"";
+        assert_eq!(receivers(file, &["--otlp.metrics-endpoint=http://b/"]), (None, Some("http://b/".to_owned())));
+        assert_eq!(receivers(file, &[]), (Some("http://a".to_owned()), None));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Files that are read completely or not at all, replaced atomically, or appended to.
+//! Files that are read completely or not at all, or replaced atomically.
 
 use std::{
     fs,
@@ -53,17 +53,6 @@ pub fn replace_with_mode(file: &Path, content: &[u8], mode: u32) -> io::Result<(
     written
 }
 
-/// Appends `text` to `file` with one write. A new file has mode 0600. A link at its name, which
-/// others may have planted, is not followed.
-///
-/// # Errors
-/// If the file cannot be opened or written, or is a link.
-pub fn append(file: &Path, text: &[u8]) -> io::Result<()> {
-    let no_link = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
-    let mut file = fs::File::options().append(true).create(true).mode(0o600).custom_flags(no_link).open(file)?;
-    file.write_all(text)
-}
-
 /// Replaces `file` with `content` as JSON; see [`replace`].
 ///
 /// # Errors
@@ -95,12 +84,5 @@ mod tests {
         std::os::unix::fs::symlink(&victim, draft).unwrap();
         replace_json(&file, &vec![1]).unwrap();
         assert_eq!((&*fs::read(&victim).unwrap(), &*fs::read(file).unwrap()), (&b"precious"[..], &b"[1]"[..]));
-        let log = dir.path().join("log");
-        append(&log, b"a\n").and_then(|()| append(&log, b"b\n")).unwrap();
-        assert_eq!(fs::read(&log).unwrap(), b"a\nb\n");
-        let link = dir.path().join("link");
-        std::os::unix::fs::symlink(&victim, &link).unwrap();
-        assert!(append(&link, b"more").is_err());
-        assert_eq!(fs::read(&victim).unwrap(), b"precious");
     }
 }

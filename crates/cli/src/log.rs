@@ -17,13 +17,15 @@ use tracing::{
     field::{Field, Visit},
 };
 use tracing_subscriber::{
-    EnvFilter,
+    filter::{LevelFilter, Targets},
     fmt::{
         FmtContext, FormatEvent, FormatFields,
         format::Writer,
         time::{FormatTime, SystemTime},
     },
+    layer::SubscriberExt as _,
     registry::LookupSpan,
+    util::SubscriberInitExt as _,
 };
 
 /// The `--log.*` flags.
@@ -53,13 +55,24 @@ pub enum LogFormat {
 /// Starts logging to standard error, at `level` and above. With the default level `RUST_LOG`
 /// selects levels by module instead, for debugging.
 pub fn start(level: &str, format: LogFormat) {
-    let rust_log = std::env::var("RUST_LOG").ok().filter(|text| level == "info" && !text.trim().is_empty());
-    let filter = rust_log.and_then(|text| EnvFilter::try_new(text).ok()).unwrap_or_else(|| EnvFilter::new(level));
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(move || StandardError(format));
+    let rust_log = std::env::var("RUST_LOG").ok();
+    let lines = tracing_subscriber::fmt::layer().with_writer(move || StandardError(format));
     // It would report a closed standard error on standard error, which ends the program.
-    let lines = lines.log_internal_errors(false);
+    let lines = lines.log_internal_errors(false).event_format(Lines(format));
     // A second initialisation happens in tests only, where the first one stays in effect.
-    let _ = lines.event_format(Lines(format)).try_init();
+    let _ = tracing_subscriber::registry().with(levels(level, rust_log.as_deref())).with(lines).try_init();
+}
+
+/// The levels by module: those of `RUST_LOG`, which are separated by commas and have the forms
+/// `LEVEL`, `MODULE` and `MODULE=LEVEL`, with the default `level`, and `level` otherwise.
+///
+/// Values of fields are not compared: that takes a library of regular expressions.
+fn levels(level: &str, rust_log: Option<&str>) -> Targets {
+    let parts = rust_log.filter(|_| level == "info").unwrap_or_default().split(',').map(str::trim);
+    // An empty part would be the module of everything.
+    let parts: Vec<&str> = parts.filter(|part| !part.is_empty()).collect();
+    let by_module = if parts.is_empty() { None } else { parts.join(",").parse().ok() };
+    by_module.unwrap_or_else(|| Targets::new().with_default(level.parse().unwrap_or(LevelFilter::INFO)))
 }
 
 /// Standard error. Writing never fails and never waits: a closed pipe, a full disk, a stopped
@@ -211,6 +224,26 @@ mod tests {
         with_default(lines, emit);
         let bytes = buffer.0.lock().unwrap().clone();
         String::from_utf8(bytes).unwrap()
+    }
+
+    #[test]
+    fn rust_log_selects_levels_by_module_at_the_default_level() {
+        let enabled = |level: &str, rust_log: Option<&str>, module: &str| {
+            let of = levels(level, rust_log);
+            [Level::ERROR, Level::WARN, Level::INFO, Level::DEBUG, Level::TRACE]
+                .into_iter()
+                .filter(|level| of.would_enable(module, level))
+                .count()
+        };
+        assert_eq!((enabled("info", None, "http"), enabled("error", None, "http")), (3, 1));
+        let by_module = Some("warn,probe_user::cpu=debug");
+        assert_eq!(enabled("info", by_module, "http"), 2);
+        assert_eq!(enabled("info", by_module, "probe_user::cpu::switch"), 4);
+        assert_eq!(enabled("error", by_module, "probe_user::cpu"), 1, "a level was given");
+        for empty_or_wrong in [" ", ",", "http=loud"] {
+            assert_eq!(enabled("info", Some(empty_or_wrong), "http"), 3);
+        }
+        assert_eq!(enabled("info", Some("warn, "), "http"), 2);
     }
 
     #[test]

@@ -14,6 +14,7 @@ use toml::Table;
 
 use crate::{
     config_file::{self, ConfigError, ProgramKeys},
+    help::{self, Shown},
     signals,
 };
 use metrics::family::{Def, Family};
@@ -64,8 +65,21 @@ pub fn raise_open_file_limit() -> usize {
 /// # Errors
 /// If `text` is not a number in that range.
 pub fn price(text: &str) -> Result<f64, String> {
-    let price: f64 = text.parse().map_err(|_| "expected a number, for example 0.12".to_owned())?;
+    let price: f64 = text.trim().parse().map_err(|_| "expected a number, for example 0.12".to_owned())?;
     if (0.0..=1e6).contains(&price) { Ok(price) } else { Err("expected 0 to 1000000".into()) }
+}
+
+/// Parses a currency code, three letters of ISO 4217, to upper case.
+///
+/// # Errors
+/// If `text` is not a currency code.
+pub fn currency(text: &str) -> Result<String, String> {
+    let code = text.trim().to_ascii_uppercase();
+    if code.len() == 3 && code.bytes().all(|byte| byte.is_ascii_uppercase()) {
+        Ok(code)
+    } else {
+        Err(format!("{text:?} is not a currency; expected three letters of ISO 4217, for example EUR"))
+    }
 }
 
 /// The `--config.*` flags.
@@ -85,7 +99,7 @@ pub struct ConfigFileFlags {
 }
 
 /// Parses command line, environment and configuration file. Also returns the keys of the file that
-/// the program reads itself.
+/// the program reads itself. `shown` lists the shared flags in the help texts of commands.
 ///
 /// It is the first call of a program, so from here on SIGINT and SIGTERM end it, also as the first
 /// process of a container ([`crate::signals`]).
@@ -93,9 +107,9 @@ pub struct ConfigFileFlags {
 /// # Errors
 /// The exit code if there is nothing to run: success after `--help`, [`EX_USAGE`] after an error,
 /// which is printed with the closest known name of an unknown flag, key or value.
-pub fn parse<P: Parser>(program_keys: ProgramKeys) -> Result<(P, Table), ExitCode> {
+pub fn parse<P: Parser>(program_keys: ProgramKeys, shown: &[Shown]) -> Result<(P, Table), ExitCode> {
     signals::end_on_signals();
-    config_file::parse(program_keys, std::env::args_os().collect()).map_err(|error| match error {
+    config_file::parse(program_keys, shown, std::env::args_os().collect()).map_err(|error| match error {
         ConfigError::CommandLine(error) => {
             // A closed terminal cannot be reported anywhere.
             let _ = error.print();
@@ -144,9 +158,9 @@ pub fn completions<P: CommandFactory>(shell: Shell) {
 ///
 /// # Errors
 /// If the pages cannot be written.
-pub fn manual<P: CommandFactory>(dir: Option<&Path>) -> io::Result<()> {
+pub fn manual<P: CommandFactory>(shown: &[Shown], dir: Option<&Path>) -> io::Result<()> {
     match dir {
-        Some(dir) => clap_mangen::generate_to(P::command(), dir),
+        Some(dir) => clap_mangen::generate_to(help::for_manual(P::command(), shown), dir),
         None => {
             let mut page = Vec::new();
             clap_mangen::Man::new(P::command()).render(&mut page)?;

@@ -4,7 +4,9 @@
 //! cannot check more.
 
 // The names are NVIDIA's, and the callers are outside this crate.
-#![allow(non_snake_case, unreachable_pub)]
+#![allow(non_snake_case, non_upper_case_globals, unreachable_pub)]
+// NVML's opaque types have no alignment; what is behind the pointers is allocated here.
+#![allow(clippy::cast_ptr_alignment)]
 
 use std::{
     ffi::{c_char, c_uint, c_ulonglong},
@@ -16,7 +18,7 @@ use std::{
 use nvml_wrapper_sys::bindings::*;
 
 use crate::{
-    scenario::Gpu,
+    scenario::{Gpu, Instance},
     state::{self, RunningProcess},
 };
 
@@ -291,6 +293,7 @@ values! {
     nvmlDeviceGetCurrPcieLinkWidth(_view) -> c_uint { Ok(8) }
     nvmlDeviceGetMaxPcieLinkGeneration(_view) -> c_uint { Ok(3) }
     nvmlDeviceGetMaxPcieLinkWidth(_view) -> c_uint { Ok(16) }
+    nvmlDeviceGetMaxMigDeviceCount(view) -> c_uint { Ok(c_uint::try_from(view.gpu.instance.len()).unwrap_or(0)) }
     nvmlDeviceGetPcieReplayCounter(_view) -> c_uint { Ok(2) }
 }
 
@@ -517,8 +520,8 @@ fn running_processes(view: &DeviceView<'_>, graphics: bool) -> Vec<nvmlProcessIn
     let info = |process: &RunningProcess| nvmlProcessInfo_t {
         pid: process.pid,
         usedGpuMemory: process.config.memory,
-        gpuInstanceId: u32::MAX,
-        computeInstanceId: u32::MAX,
+        gpuInstanceId: process.config.instance.unwrap_or(u32::MAX),
+        computeInstanceId: process.config.instance.map_or(u32::MAX, |_| 0),
     };
     view.processes.iter().filter(|process| process.config.graphics == graphics).map(info).collect()
 }
@@ -547,4 +550,144 @@ pub unsafe extern "C" fn nvmlDeviceGetGraphicsRunningProcesses_v3(
     let name = "nvmlDeviceGetGraphicsRunningProcesses_v3";
     // SAFETY: as NVML's.
     with_device(name, device, |view| unsafe { write_list(to, count, running_processes(view, true), SHORT) })
+}
+
+/// Handles of MIG devices are those of their device, with the place of the instance plus one above.
+const MIG_SHIFT: u32 = 16;
+
+/// The handle of the device of a MIG device, and the place of its instance.
+fn mig_parts(device: nvmlDevice_t) -> Option<(nvmlDevice_t, usize)> {
+    let place = (device as usize >> MIG_SHIFT).checked_sub(1)?;
+    Some(((device as usize & ((1 << MIG_SHIFT) - 1)) as nvmlDevice_t, place))
+}
+
+/// Runs a function of a MIG device.
+fn with_instance(name: &str, device: nvmlDevice_t, call: impl FnOnce(&Instance) -> nvmlReturn_t) -> nvmlReturn_t {
+    let Some((parent, place)) = mig_parts(device) else { return INVALID };
+    with_device(name, parent, |view| view.gpu.instance.get(place).map_or(INVALID, call))
+}
+
+/// # Safety
+/// As NVML's.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetMigDeviceHandleByIndex(
+    device: nvmlDevice_t,
+    number: c_uint,
+    to: *mut nvmlDevice_t,
+) -> nvmlReturn_t {
+    with_device("nvmlDeviceGetMigDeviceHandleByIndex", device, |view| {
+        let place = number as usize;
+        if place >= view.gpu.instance.len() {
+            return NOT_FOUND;
+        }
+        let handle = (device as usize | (place + 1) << MIG_SHIFT) as nvmlDevice_t;
+        // SAFETY: as NVML's.
+        unsafe { write_value(to, handle) }
+    })
+}
+
+/// # Safety
+/// As NVML's.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetGpuInstanceId(device: nvmlDevice_t, to: *mut c_uint) -> nvmlReturn_t {
+    // SAFETY: as NVML's.
+    with_instance("nvmlDeviceGetGpuInstanceId", device, |instance| unsafe { write_value(to, instance.id) })
+}
+
+/// # Safety
+/// As NVML's.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetAttributes_v2(
+    device: nvmlDevice_t,
+    to: *mut nvmlDeviceAttributes_t,
+) -> nvmlReturn_t {
+    with_instance("nvmlDeviceGetAttributes_v2", device, |instance| {
+        let attributes = nvmlDeviceAttributes_t {
+            multiprocessorCount: instance.slices * 16,
+            sharedCopyEngineCount: 1,
+            sharedDecoderCount: instance.decoders,
+            sharedEncoderCount: instance.encoders,
+            sharedJpegCount: 0,
+            sharedOfaCount: 0,
+            gpuInstanceSliceCount: instance.slices,
+            computeInstanceSliceCount: instance.slices,
+            memorySizeMB: 1024,
+        };
+        // SAFETY: as NVML's.
+        unsafe { write_value(to, attributes) }
+    })
+}
+
+/// A sample of the counters of an instance.
+#[derive(Clone, Copy, Default)]
+struct GpmSample {
+    device: usize,
+    instance: c_uint,
+}
+
+/// # Safety
+/// As NVML's.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlGpmSampleAlloc(to: *mut nvmlGpmSample_t) -> nvmlReturn_t {
+    let sample = Box::into_raw(Box::new(GpmSample::default()));
+    // SAFETY: as NVML's.
+    unsafe { write_value(to, sample.cast()) }
+}
+
+/// # Safety
+/// As NVML's: allocated by `nvmlGpmSampleAlloc`, and not freed before.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlGpmSampleFree(sample: nvmlGpmSample_t) -> nvmlReturn_t {
+    if sample.is_null() {
+        return INVALID;
+    }
+    // SAFETY: as NVML's.
+    drop(unsafe { Box::from_raw(sample.cast::<GpmSample>()) });
+    OK
+}
+
+/// # Safety
+/// As NVML's.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlGpmMigSampleGet(
+    device: nvmlDevice_t,
+    instance: c_uint,
+    sample: nvmlGpmSample_t,
+) -> nvmlReturn_t {
+    with_device("nvmlGpmMigSampleGet", device, |view| {
+        if !view.gpu.instance.iter().any(|known| known.id == instance) {
+            return INVALID;
+        }
+        // SAFETY: as NVML's.
+        unsafe { write_value(sample.cast(), GpmSample { device: view.index, instance }) }
+    })
+}
+
+/// # Safety
+/// As NVML's.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlGpmMetricsGet(request: *mut nvmlGpmMetricsGet_t) -> nvmlReturn_t {
+    // SAFETY: as NVML's: null, or the caller's to read and write.
+    let Some(request) = (unsafe { request.as_mut() }) else { return INVALID };
+    if request.version != NVML_GPM_METRICS_GET_VERSION {
+        return nvmlReturn_enum_NVML_ERROR_ARGUMENT_VERSION_MISMATCH;
+    }
+    // SAFETY: as NVML's: null, or a sample of `nvmlGpmSampleAlloc`.
+    let Some(sample) = (unsafe { request.sample2.cast::<GpmSample>().as_ref() }) else { return INVALID };
+    let handle = (sample.device + 1) as nvmlDevice_t;
+    with_device("nvmlGpmMetricsGet", handle, |view| {
+        let on: Vec<RunningProcess> =
+            view.processes.iter().filter(|process| process.config.instance == Some(sample.instance)).cloned().collect();
+        let percent = state::percent(&on);
+        for metric in request.metrics.iter_mut().take(request.numMetrics as usize) {
+            metric.nvmlReturn = OK;
+            metric.value = match metric.metricId {
+                nvmlGpmMetricId_t_NVML_GPM_METRIC_SM_UTIL => percent[0],
+                nvmlGpmMetricId_t_NVML_GPM_METRIC_DRAM_BW_UTIL => percent[1],
+                nvmlGpmMetricId_t_NVML_GPM_METRIC_NVDEC_0_UTIL => percent[3],
+                _ => 0.0,
+            };
+        }
+        OK
+    })
 }

@@ -55,6 +55,8 @@ pub struct Gpu {
     pub errors: BTreeMap<String, String>,
     /// Delays of single functions in milliseconds, by name.
     pub delays: BTreeMap<String, u64>,
+    /// The GPU instances of MIG mode, which have counters of their own.
+    pub instance: Vec<Instance>,
     /// Processes that use the GPU.
     pub process: Vec<Process>,
 }
@@ -78,6 +80,7 @@ impl Default for Gpu {
             junk: false,
             errors: BTreeMap::new(),
             delays: BTreeMap::new(),
+            instance: Vec::new(),
             process: Vec::new(),
         }
     }
@@ -104,6 +107,26 @@ impl Engines {
     }
 }
 
+/// A GPU instance of MIG mode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Instance {
+    /// Its number.
+    pub id: u32,
+    /// Slices of the device, of seven.
+    pub slices: u32,
+    /// Decoders.
+    pub decoders: u32,
+    /// Encoders, which its counters do not include.
+    pub encoders: u32,
+}
+
+impl Default for Instance {
+    fn default() -> Self {
+        Self { id: 1, slices: 1, decoders: 1, encoders: 0 }
+    }
+}
+
 /// A process that uses a device, selected by pid or by name.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -118,6 +141,9 @@ pub struct Process {
     pub percent: Engines,
     /// Offset of its sampling periods in milliseconds: each process has its own sample times.
     pub phase_ms: u64,
+    /// The GPU instance that it runs on, of which the utilization is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub instance: Option<u32>,
     /// Used device memory in bytes.
     pub memory: u64,
     /// True for a graphics process, false for a compute process.

@@ -55,8 +55,8 @@ fn telemetry_path(text: &str) -> Result<String, String> {
     if !valid {
         return Err("expected a path that begins with /, for example /metrics".to_owned());
     }
-    if ["/health", "/ready", "/runbooks"].contains(&text) || text.starts_with("/api/") || text.starts_with("/progress")
-    {
+    let taken = ["/api/", "/progress", "/static/"].iter().any(|start| text.starts_with(start));
+    if taken || ["/health", "/ready", "/runbooks"].contains(&text) {
         return Err(format!("{text} is reserved; choose another path"));
     }
     Ok(text.to_owned())
@@ -69,7 +69,8 @@ mod tests {
     #[test]
     fn reserved_or_invalid_path_is_rejected() {
         assert!(telemetry_path("/metrics").is_ok() && telemetry_path("/").is_ok());
-        for path in ["metrics", "/health", "/runbooks", "/api/v1/window", "/{a}", "/*", ""] {
+        // Two routes of one path would end the program.
+        for path in ["metrics", "/health", "/runbooks", "/api/v1/window", "/static/style.css", "/{a}", "/*", ""] {
             assert!(telemetry_path(path).is_err(), "{path}");
         }
     }

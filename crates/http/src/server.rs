@@ -3,7 +3,7 @@
 //! - the metrics, at `--web.telemetry-path`
 //! - `/health`: 200 while the program works, else 503 with the reason
 //! - `/ready`: 200 once the data is complete, else 503 with what is missing
-//! - `/`: the index page
+//! - `/`: the index page, or a page of the program with the index page at another path
 //!
 //! and the routes that the program adds, all behind TLS, authentication and the rate limit of
 //! [`crate::web`].
@@ -64,6 +64,11 @@ pub trait Pages: Send + Sync + 'static {
     fn pages(&self) -> Vec<Arc<Page>> {
         self.page().into_iter().collect()
     }
+    /// False while [`Self::page`] would render: it is then called on another thread, and other
+    /// requests do not wait for it.
+    fn is_rendered(&self) -> bool {
+        true
+    }
     /// Names of the collectors that `collect[]` and `exclude[]` can select.
     fn collectors(&self) -> Vec<&'static str>;
     /// The reason why the program has stopped working and needs a restart; `None` if it is healthy.
@@ -72,6 +77,10 @@ pub trait Pages: Send + Sync + 'static {
     fn unready(&self) -> Vec<String>;
     /// The content of the index page.
     fn index_page(&self) -> IndexPage;
+    /// The path of the index page. Another one where the program has a page of its own at `/`.
+    fn index_path(&self) -> &'static str {
+        "/"
+    }
 }
 
 /// Maximum size of a page that is sent uncompressed, in bytes.
@@ -80,14 +89,32 @@ const MAX_UNCOMPRESSED_BYTES: usize = 1024;
 struct RouteState {
     pages: Arc<dyn Pages>,
     telemetry_path: String,
+    /// Held while a page is rendered: one thread does it, for all requests.
+    rendering: tokio::sync::Mutex<()>,
+}
+
+impl RouteState {
+    async fn page(&self) -> Option<Arc<Page>> {
+        if self.pages.is_rendered() {
+            return self.pages.page();
+        }
+        let _rendering = self.rendering.lock().await;
+        if self.pages.is_rendered() {
+            return self.pages.page();
+        }
+        let pages = self.pages.clone();
+        tokio::task::spawn_blocking(move || pages.page()).await.ok().flatten()
+    }
 }
 
 /// The routes of every program.
 fn routes(pages: Arc<dyn Pages>, telemetry_path: &str) -> Router {
     let router =
         Router::new().route("/health", get(health)).route("/ready", get(ready)).route(telemetry_path, get(metrics));
-    let router = if telemetry_path == "/" { router } else { router.route("/", get(index)) };
-    router.with_state(Arc::new(RouteState { pages, telemetry_path: telemetry_path.to_owned() }))
+    let index_path = pages.index_path();
+    let router = if telemetry_path == index_path { router } else { router.route(index_path, get(index)) };
+    let (telemetry_path, rendering) = (telemetry_path.to_owned(), tokio::sync::Mutex::default());
+    router.with_state(Arc::new(RouteState { pages, telemetry_path, rendering }))
 }
 
 async fn index(State(state): State<Arc<RouteState>>) -> Html<String> {
@@ -107,7 +134,7 @@ async fn metrics(
 ) -> Response {
     const TEXT: (HeaderName, &str) = (CONTENT_TYPE, "text/plain; charset=utf-8");
     let error = |status: StatusCode, message: String| (status, [TEXT], message).into_response();
-    let Some(page) = state.pages.page() else {
+    let Some(page) = state.page().await else {
         return error(StatusCode::SERVICE_UNAVAILABLE, "no measurement yet; try again in a second\n".to_owned());
     };
     let Ok(Query(query)) = query else {
@@ -581,6 +608,63 @@ mod tests {
         assert_eq!(fetch(false, "/ready").0, StatusCode::OK);
         assert!(fetch(false, "/").1.contains("<h1>test</h1>"));
         assert_eq!(fetch(false, "/nothing").0, StatusCode::NOT_FOUND);
+    }
+
+    /// A page that takes until `/health` was answered.
+    struct Slow {
+        rendered: std::sync::atomic::AtomicUsize,
+        health_answered: std::sync::Mutex<std::sync::mpsc::Receiver<()>>,
+    }
+
+    impl Pages for Slow {
+        fn page(&self) -> Option<Arc<Page>> {
+            if !self.is_rendered() {
+                let answered = self.health_answered.lock().unwrap();
+                answered.recv_timeout(std::time::Duration::from_secs(60)).expect("no answer while a page is rendered");
+                self.rendered.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+            }
+            Fixed { broken: false }.page()
+        }
+
+        fn is_rendered(&self) -> bool {
+            self.rendered.load(std::sync::atomic::Ordering::SeqCst) > 0
+        }
+
+        fn collectors(&self) -> Vec<&'static str> {
+            Vec::new()
+        }
+
+        fn unhealthy(&self) -> Option<String> {
+            None
+        }
+
+        fn unready(&self) -> Vec<String> {
+            Vec::new()
+        }
+
+        fn index_page(&self) -> IndexPage {
+            IndexPage::default()
+        }
+    }
+
+    #[test]
+    fn requests_are_answered_while_a_page_is_rendered_once_for_all() {
+        let (answered, receiver) = std::sync::mpsc::channel();
+        let pages = Arc::new(Slow { rendered: 0.into(), health_answered: receiver.into() });
+        let router = routes(pages.clone(), "/metrics");
+        let get = |path: &str| router.clone().oneshot(Request::get(path).body(Body::empty()).unwrap());
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let all = async {
+            let health = async {
+                let response = get("/health").await;
+                answered.send(()).unwrap();
+                response
+            };
+            tokio::join!(get("/metrics"), get("/metrics"), health)
+        };
+        let (one, two, health) = runtime.block_on(all);
+        assert_eq!([one, two, health].map(|response| response.unwrap().status()), [StatusCode::OK; 3]);
+        assert_eq!(pages.rendered.load(std::sync::atomic::Ordering::SeqCst), 1);
     }
 
     #[test]

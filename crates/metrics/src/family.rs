@@ -1,5 +1,7 @@
 //! Metric definitions, and families: a definition with the rows of one snapshot.
 
+use std::ops::Range;
+
 use prometheus::proto::{self, LabelPair};
 
 /// The Prometheus metric types that Wattcast uses.
@@ -120,10 +122,15 @@ impl Families {
     /// Adds a row to the family of `def`, which must be one of the definitions. `labels` are the
     /// label values in the order of the definition.
     pub fn push(&mut self, def: &'static Def, labels: &[&str], value: f64) {
+        self.push_with_extra(def, labels, &[], value);
+    }
+
+    /// Adds a row with labels beyond those of the definition, see [`Family::push_with_extra`].
+    pub fn push_with_extra(&mut self, def: &'static Def, labels: &[&str], extra: &[(&'static str, &str)], value: f64) {
         let index = self.defs.iter().position(|known| known.name == def.name);
         debug_assert!(index.is_some(), "{} is not a definition of this page", def.name);
         if let Some(family) = index.and_then(|index| self.families.get_mut(index)) {
-            family.push(labels, value);
+            family.push_with_extra(labels, extra, value);
         }
     }
 
@@ -149,14 +156,34 @@ impl Families {
 /// ```
 pub struct Family {
     def: &'static Def,
-    rows: Vec<proto::Metric>,
+    /// The label values of all rows, one after another: one allocation for thousands of them.
+    text: String,
+    /// The end of each value in it.
+    ends: Vec<usize>,
+    /// Names of the labels beyond those of the definition, of all rows.
+    extra: Vec<&'static str>,
+    /// The buckets of all rows.
+    cumulative: Vec<(f64, u64)>,
+    rows: Vec<Row>,
+}
+
+/// A row. It begins where the one before ends, in each list of its family.
+struct Row {
+    ends: usize,
+    extra: usize,
+    cumulative: usize,
+    /// The value; of a histogram the sum of the observations.
+    value: f64,
+    /// Number of observations of a histogram.
+    count: u64,
 }
 
 impl Family {
     /// A family without rows. A page leaves empty families out.
     #[must_use]
     pub fn new(def: &'static Def) -> Self {
-        Self { def, rows: Vec::new() }
+        let (text, ends, extra) = (String::new(), Vec::new(), Vec::new());
+        Self { def, text, ends, extra, cumulative: Vec::new(), rows: Vec::new() }
     }
 
     /// The definition of the family.
@@ -180,63 +207,51 @@ impl Family {
 
     /// Adds a row with labels beyond those of the definition, which most rows would leave empty.
     pub fn push_with_extra(&mut self, labels: &[&str], extra: &[(&'static str, &str)], value: f64) {
-        let mut pairs = self.pairs(labels);
-        pairs.extend(extra.iter().map(|(name, value)| label_pair(name, value)));
-        let mut row = proto::Metric::from_label(pairs);
-        match self.def.kind {
-            Kind::Counter => {
-                let mut counter = proto::Counter::default();
-                counter.set_value(value);
-                row.set_counter(counter);
-            }
-            Kind::Gauge => {
-                let mut gauge = proto::Gauge::default();
-                gauge.set_value(value);
-                row.set_gauge(gauge);
-            }
-            Kind::Histogram => debug_assert!(false, "{} is a histogram: use push_buckets", self.def.name),
-        }
-        self.rows.push(row);
+        debug_assert_ne!(self.def.kind, Kind::Histogram, "{} is a histogram: use push_buckets", self.def.name);
+        self.push_row(labels, extra, value, 0);
     }
 
     /// Adds a row of a histogram. `labels` are the label values in the order of the definition.
     pub fn push_buckets(&mut self, labels: &[&str], buckets: &Buckets) {
-        debug_assert_eq!(self.def.kind, Kind::Histogram, "{}", self.def.name);
-        let mut row = proto::Metric::from_label(self.pairs(labels));
-        let mut histogram = proto::Histogram::default();
-        histogram.set_sample_count(buckets.count);
-        histogram.set_sample_sum(buckets.sum);
-        histogram.set_bucket(
-            buckets
-                .cumulative
-                .iter()
-                .map(|(bound, count)| {
-                    let mut bucket = proto::Bucket::default();
-                    bucket.set_upper_bound(*bound);
-                    bucket.set_cumulative_count(*count);
-                    bucket
-                })
-                .collect(),
-        );
-        row.set_histogram(histogram);
-        self.rows.push(row);
+        self.push_buckets_with_extra(labels, &[], buckets);
     }
 
-    fn pairs(&self, values: &[&str]) -> Vec<LabelPair> {
+    /// Adds a row of a histogram with labels beyond those of the definition.
+    pub fn push_buckets_with_extra(&mut self, labels: &[&str], extra: &[(&'static str, &str)], buckets: &Buckets) {
+        debug_assert_eq!(self.def.kind, Kind::Histogram, "{}", self.def.name);
+        self.cumulative.extend_from_slice(&buckets.cumulative);
+        self.push_row(labels, extra, buckets.sum, buckets.count);
+    }
+
+    fn push_row(&mut self, values: &[&str], extra: &[(&'static str, &str)], value: f64, count: u64) {
         debug_assert_eq!(values.len(), self.def.labels.len(), "labels of {}", self.def.name);
-        self.def.labels.iter().zip(values).map(|(name, value)| label_pair(name, value)).collect()
+        for value in values.iter().chain(extra.iter().map(|(_, value)| value)) {
+            self.text.push_str(value);
+            self.ends.push(self.text.len());
+        }
+        self.extra.extend(extra.iter().map(|(name, _)| *name));
+        let (ends, extra, cumulative) = (self.ends.len(), self.extra.len(), self.cumulative.len());
+        self.rows.push(Row { ends, extra, cumulative, value, count });
     }
 
     /// The rows: values of the labels of the definition, and the value. Empty for a histogram.
     pub fn rows(&self) -> impl Iterator<Item = (Vec<&str>, f64)> {
-        self.rows.iter().filter(|_| self.def.kind != Kind::Histogram).map(|row| {
-            let labels = row.get_label().iter().take(self.def.labels.len()).map(LabelPair::value).collect();
-            let value = match self.def.kind {
-                Kind::Counter => row.get_counter().get_value(),
-                Kind::Gauge | Kind::Histogram => row.get_gauge().get_value(),
-            };
-            (labels, value)
+        let rows = (0..self.rows.len()).filter(|_| self.def.kind != Kind::Histogram);
+        rows.map(|at| (self.values(at).take(self.def.labels.len()).collect(), self.rows[at].value))
+    }
+
+    /// The label values of a row, with those beyond the definition.
+    fn values(&self, at: usize) -> impl Iterator<Item = &str> {
+        let first = self.before(at, |row| row.ends);
+        (first..self.rows[at].ends).map(|value| {
+            let start = value.checked_sub(1).map_or(0, |before| self.ends[before]);
+            &self.text[start..self.ends[value]]
         })
+    }
+
+    /// Where a row begins in a list.
+    fn before(&self, at: usize, end: impl Fn(&Row) -> usize) -> usize {
+        at.checked_sub(1).map_or(0, |before| end(&self.rows[before]))
     }
 
     /// True if the family has no row.
@@ -245,18 +260,59 @@ impl Family {
         self.rows.is_empty()
     }
 
-    pub(crate) fn into_proto(self) -> proto::MetricFamily {
+    /// Number of rows.
+    pub(crate) fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Some of the rows, as the encoder wants them, which takes an allocation for each label.
+    pub(crate) fn to_proto(&self, rows: Range<usize>) -> proto::MetricFamily {
         let mut family = proto::MetricFamily::default();
         family.set_name(self.def.name.to_owned());
-        family.set_help(self.def.help.to_owned());
         family.set_field_type(match self.def.kind {
             Kind::Counter => proto::MetricType::COUNTER,
             Kind::Gauge => proto::MetricType::GAUGE,
             Kind::Histogram => proto::MetricType::HISTOGRAM,
         });
-        family.set_metric(self.rows);
+        family.set_metric(rows.map(|at| self.metric(at)).collect());
         family
     }
+
+    fn metric(&self, at: usize) -> proto::Metric {
+        let row = &self.rows[at];
+        let extra = &self.extra[self.before(at, |row| row.extra)..row.extra];
+        let names = self.def.labels.iter().chain(extra);
+        let pairs = names.zip(self.values(at)).map(|(name, value)| label_pair(name, value));
+        let mut metric = proto::Metric::from_label(pairs.collect());
+        match self.def.kind {
+            Kind::Counter => {
+                let mut counter = proto::Counter::default();
+                counter.set_value(row.value);
+                metric.set_counter(counter);
+            }
+            Kind::Gauge => {
+                let mut gauge = proto::Gauge::default();
+                gauge.set_value(row.value);
+                metric.set_gauge(gauge);
+            }
+            Kind::Histogram => {
+                let buckets = &self.cumulative[self.before(at, |row| row.cumulative)..row.cumulative];
+                let mut histogram = proto::Histogram::default();
+                histogram.set_sample_count(row.count);
+                histogram.set_sample_sum(row.value);
+                histogram.set_bucket(buckets.iter().map(bucket).collect());
+                metric.set_histogram(histogram);
+            }
+        }
+        metric
+    }
+}
+
+fn bucket((bound, count): &(f64, u64)) -> proto::Bucket {
+    let mut bucket = proto::Bucket::default();
+    bucket.set_upper_bound(*bound);
+    bucket.set_cumulative_count(*count);
+    bucket
 }
 
 fn label_pair(name: &str, value: &str) -> LabelPair {

@@ -4,7 +4,7 @@
 
 use std::{
     collections::HashSet,
-    io::Write as _,
+    io::{self, Write as _},
     ops::Range,
     sync::{Arc, Mutex, OnceLock, PoisonError},
     time::SystemTime,
@@ -82,12 +82,11 @@ impl Writer {
     /// # Errors
     /// If a family cannot be encoded, which means that its definition is wrong.
     pub fn write(&mut self, collector: &'static str, families: impl IntoIterator<Item = Family>) -> Result<(), Error> {
-        let encoder = TextEncoder::new();
         let compat = self.compat;
         let wanted = |family: &Family| !family.is_empty() && (compat || family.def().layer == Layer::Primary);
         for family in families.into_iter().filter(wanted) {
             let (start, def) = (self.text.len(), family.def());
-            encoder.encode(&[family.into_proto()], &mut self.text)?;
+            encode(&family, &mut self.text)?;
             self.blocks.push(Block { def, collector, range: start..self.text.len() });
         }
         Ok(())
@@ -117,6 +116,45 @@ impl Writer {
     }
 }
 
+/// Rows that are in the encoder's form at a time, in which each label has an allocation.
+const ROWS: usize = 64;
+
+/// Encodes a family part by part. The encoder writes the head of a family with each part; only that
+/// of the first is kept.
+fn encode(family: &Family, text: &mut Vec<u8>) -> Result<(), Error> {
+    let encoder = TextEncoder::new();
+    let mut head = 0;
+    for first in (0..family.len()).step_by(ROWS) {
+        let mut part = family.to_proto(first..family.len().min(first + ROWS));
+        if first == 0 {
+            part.set_help(family.def().help.to_owned());
+        } else if head == 0 {
+            head = format!("# TYPE {} {}\n", family.def().name, family.def().kind.as_str()).len();
+        }
+        encoder.encode(&[part], &mut Without { first: head, text })?;
+    }
+    Ok(())
+}
+
+/// Appends to a text, without the first bytes.
+struct Without<'a> {
+    first: usize,
+    text: &'a mut Vec<u8>,
+}
+
+impl io::Write for Without<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let left_out = self.first.min(bytes.len());
+        self.first -= left_out;
+        self.text.extend_from_slice(&bytes[left_out..]);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 /// Renders the families of one collector, including the compat layer.
 ///
 /// # Errors
@@ -134,19 +172,29 @@ impl Page {
         &self.text
     }
 
-    /// The time of rendering; the unix epoch for the default page.
+    /// The page, with `at` as its time: for a page that is rendered later than its figures were
+    /// read.
+    #[must_use]
+    pub fn as_of(self, at: SystemTime) -> Self {
+        Self { rendered_at: Some(at), ..self }
+    }
+
+    /// The time of rendering, or of [`Self::as_of`]; the unix epoch for the default page.
     #[must_use]
     pub fn rendered_at(&self) -> SystemTime {
         self.rendered_at.unwrap_or(SystemTime::UNIX_EPOCH)
+    }
+
+    /// The families of the page: definition and rendered text, in the order of the page.
+    pub fn families(&self) -> impl Iterator<Item = (&'static Def, &[u8])> {
+        self.blocks.iter().map(|block| (block.def, &self.text[block.range.clone()]))
     }
 
     /// The page in the requested format.
     #[must_use]
     pub fn body(&self, format: Format) -> Bytes {
         let plain = if format.openmetrics {
-            self.openmetrics.get_or_init(|| {
-                openmetrics::page(self.blocks.iter().map(|block| (block.def, &self.text[block.range.clone()])))
-            })
+            self.openmetrics.get_or_init(|| openmetrics::page(self.families()))
         } else {
             &self.text
         };
@@ -258,6 +306,39 @@ mod tests {
     #[test]
     fn page_leaves_out_an_empty_family() {
         assert!(render("t", vec![Family::new(&POWER)]).unwrap().text().is_empty());
+    }
+
+    /// Parts of a family must read like one that is encoded as a whole.
+    #[test]
+    fn family_of_several_parts_is_encoded_as_a_whole() {
+        static LOAD: Def = Def::histogram("load_seconds", &["container"], "Load \\ of\nall.");
+        let (mut power, mut load) = (Family::new(&POWER), Family::new(&LOAD));
+        for row in 0..ROWS * 2 + 1 {
+            let (name, pod) = (format!("\"{row}\\"), format!("p{row}"));
+            let extra: &[(&'static str, &str)] = if row.is_multiple_of(3) { &[("pod", &pod)] } else { &[] };
+            power.push_with_extra(&[&name], extra, 1.0 / (1.0 + row as f64));
+            let cumulative: Vec<(f64, u64)> = (0..row % 4).map(|at| (at as f64 / 2.0, at as u64)).collect();
+            load.push_buckets_with_extra(
+                &[&name],
+                extra,
+                &Buckets { cumulative, count: 9 + row as u64, sum: row as f64 / 3.0 },
+            );
+        }
+        for rows in [0, 1, ROWS, ROWS + 1] {
+            let mut few = Family::new(&POWER);
+            power.rows().take(rows).for_each(|(labels, value)| few.push(&labels, value));
+            assert_eq!(few.rows().count(), rows);
+            let whole = if rows == 0 { String::new() } else { whole(&few) };
+            assert_eq!(text(&render("t", [few]).unwrap()), whole);
+        }
+        let expected = whole(&power) + &whole(&load);
+        assert_eq!(text(&render("t", [power, load]).unwrap()), expected);
+    }
+
+    fn whole(family: &Family) -> String {
+        let mut all = family.to_proto(0..family.len());
+        all.set_help(family.def().help.to_owned());
+        TextEncoder::new().encode_to_string(&[all]).unwrap()
     }
 
     #[test]

@@ -5,11 +5,11 @@
 use std::collections::BTreeMap;
 
 use statistics::{Line, largest, mean, quantile, standard_deviation};
-use units::{Microjoules, provenance::Unmeasured};
+use units::{Microjoules, model_interval::ModelInterval, provenance::Unmeasured};
 
 use crate::{
     convert::float,
-    energy::{EnergyLookup, EnergyMethod, Scope, samples},
+    energy::{EnergyKind, EnergyLookup, EnergyMethod, Scope, samples},
     estimate::{Estimate, ranks},
     run::{Scenario, UNKNOWN},
 };
@@ -53,6 +53,9 @@ pub struct DerivedMetrics {
     pub scope: Option<Scope>,
     /// The sources of the energy, `perf+nvml`.
     pub source: String,
+    /// How far the modelled part of the energy may be from the truth; absent if it is measured, or
+    /// if that is unknown.
+    pub model_interval: Option<ModelInterval>,
     /// Mean power.
     pub watts: Option<f64>,
     /// Maximum of the host's power samples.
@@ -120,17 +123,20 @@ impl DerivedMetrics {
         EnergyClass {
             container: self.scope == Some(Scope::Container),
             unmeasured: Unmeasured::ALL.map(|kind| kinds.contains(&kind)),
-            with_idle: self.scope == Some(Scope::Container) && self.idle_known == Some(false),
+            with_idle: self.scope.is_some_and(|scope| EnergyKind::includes_idle(scope, self.idle_known)),
         }
+    }
+
+    /// What the energy must have in common with that of other repeats; `None` without energy.
+    #[must_use]
+    pub fn energy_kind(&self) -> Option<EnergyKind> {
+        Some(EnergyKind::new(self.scope?, [&*self.source], self.idle_known))
     }
 
     /// Scope and sources of the energy, `host, nvml+perf`; `None` without energy.
     #[must_use]
     pub fn energy_source(&self) -> Option<String> {
-        let scope = self.scope?;
-        let mut sources: Vec<&str> = self.source.split('+').collect();
-        sources.sort_unstable();
-        Some(format!("{}, {}", scope.as_str(), sources.join("+")))
+        self.energy_kind().map(|kind| kind.to_string())
     }
 
     /// Bits per second of media of one stream: as written, or as requested where the size of the
@@ -217,6 +223,7 @@ fn derive_scenario(scenario: &Scenario, lookup: &EnergyLookup, preferred: Scope)
         derived.idle_known = energy.idle_known;
         derived.energy = scope.and_then(|scope| energy.total(scope));
         derived.source = scope.map(|scope| energy.sources(scope)).unwrap_or_default();
+        derived.model_interval = scope.and_then(|scope| energy.model_interval(scope));
         let samples = match energy.method {
             EnergyMethod::Counters | EnergyMethod::Samples => &scenario.samples.watts,
             EnergyMethod::Probe | EnergyMethod::Database => &energy.watts,
@@ -320,18 +327,19 @@ fn ranked_configurations(scenarios: &[Scenario], all: &[DerivedMetrics]) -> BTre
     }
     let mut classes: BTreeMap<RankClass, Vec<Ranked>> = BTreeMap::new();
     for mut repeats in by_configuration.into_values() {
-        let class = |at: usize| (all[at].pixels.is_some(), all[at].energy_class());
-        let (first, source) = (class(repeats[0]), all[repeats[0]].energy_source());
-        if repeats.iter().any(|at| class(*at) != first || all[*at].energy_source() != source) {
+        let kind = |at: usize| (all[at].pixels.is_some(), all[at].energy_kind());
+        let (first, one) = (kind(repeats[0]), &all[repeats[0]]);
+        if repeats.iter().any(|at| kind(*at) != first) {
             continue;
         }
+        let class = (one.pixels.is_some(), one.energy_class());
         repeats.retain(|at| all[*at].is_whole && all[*at].efficiency.is_some());
         let values = |value: &dyn Fn(&DerivedMetrics) -> Option<f64>| -> Vec<f64> {
             repeats.iter().filter_map(|at| value(&all[*at])).filter(|value| value.is_finite()).collect()
         };
         let joules_per_second = mean(&values(&|one| one.joules_per(one.media_seconds)));
         if let Some(efficiency) = Estimate::of(&values(&|one| one.efficiency)) {
-            classes.entry(first).or_default().push(Ranked { repeats, efficiency, joules_per_second });
+            classes.entry(class).or_default().push(Ranked { repeats, efficiency, joules_per_second });
         }
     }
     classes

@@ -1,7 +1,7 @@
 //! Means over repeats with their intervals, and what they allow to say: ranks with ties, and the
 //! Pareto front. Every view takes mean, interval, rank and front from here.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use statistics::{inference::Interval, mean};
 
 /// Width of an interval relative to its mean that is rounding: sums of equal doubles differ in
@@ -9,7 +9,7 @@ use statistics::{inference::Interval, mean};
 const ROUNDING: f64 = 1e-12;
 
 /// A mean over repeats.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Estimate {
     /// Mean of the repeats.
     pub mean: f64,
@@ -34,6 +34,13 @@ impl Estimate {
     pub fn bounds(&self) -> (f64, f64) {
         let half = self.half_width.unwrap_or_default();
         (self.mean - half, self.mean + half)
+    }
+
+    /// Half the width of the interval divided by the mean; `None` for a single repeat, or a mean of
+    /// zero.
+    #[must_use]
+    pub fn relative(&self) -> Option<f64> {
+        self.half_width.filter(|_| self.mean != 0.0).map(|half| (half / self.mean).abs())
     }
 
     /// True if the intervals have a value in common: then neither mean is known to be the larger.
@@ -90,6 +97,8 @@ mod tests {
     fn rounding_is_no_interval() {
         let sum = 0.1 + 0.2;
         assert_eq!(Estimate::of(&[0.3, sum, 0.3]).map(|estimate| estimate.half_width), Some(Some(0.0)));
+        assert_eq!(Estimate::of(&[0.3, sum, 0.3]).and_then(|estimate| estimate.relative()), Some(0.0));
+        assert_eq!(Estimate::of(&[-1.0, 1.0]).and_then(|estimate| estimate.relative()), None);
         assert_eq!(Estimate::of(&[2.0]).map(|estimate| estimate.half_width), Some(None));
         assert_eq!(Estimate::of(&[]), None);
         assert_eq!(Estimate::of(&[f64::MAX, f64::MAX]), None);

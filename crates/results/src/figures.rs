@@ -5,9 +5,10 @@
 
 use std::collections::BTreeMap;
 
+use units::model_interval::ModelInterval;
+
 use crate::{
-    derived::EnergyClass,
-    energy::Scope,
+    energy::{EnergyKind, Scope},
     estimate::{self, Estimate},
     model::Entry,
     repeats::Configuration,
@@ -19,6 +20,9 @@ use crate::{
 pub struct Figures {
     /// Scope and sources of the energy, `host, nvml+perf`; absent if the repeats differ.
     pub energy_source: Option<String>,
+    /// How far the modelled part of the energy may be from the truth; absent if it is measured, or
+    /// if that is unknown.
+    pub model_interval: Option<ModelInterval>,
     /// Why there are no figures of energy, or why they are of the host or of fewer repeats; empty
     /// if there is nothing to say.
     pub note: String,
@@ -53,12 +57,19 @@ impl Figures {
     /// The figures of a configuration.
     #[must_use]
     pub fn of(configuration: &Configuration<'_>) -> Self {
-        let energy = |of: &dyn Fn(&Entry) -> Option<f64>| Estimate::of(&configuration.energy_values(of));
+        let energy_source = configuration.energy_source();
+        let is_one_kind = energy_source.is_some();
+        let energy = |of: &dyn Fn(&Entry) -> Option<f64>| {
+            if is_one_kind { Estimate::of(&configuration.whole_values(of)) } else { None }
+        };
         let value = |of: &dyn Fn(&Entry) -> Option<f64>| Estimate::of(&configuration.values(of));
         let first_of = |of: fn(&Entry) -> Option<u32>| configuration.entries.iter().find_map(|entry| of(entry));
         Self {
-            energy_source: configuration.energy_source(),
-            note: energy_note(configuration),
+            energy_source,
+            model_interval: ModelInterval::widest(
+                configuration.entries.iter().map(|entry| entry.derived.model_interval),
+            ),
+            note: energy_note(configuration, is_one_kind),
             joules: energy(&|entry| entry.derived.joules()),
             joules_per_frame: energy(&|entry| entry.derived.joules_per(entry.derived.frames)),
             joules_per_media_second: energy(&Entry::joules_per_media_second),
@@ -68,15 +79,25 @@ impl Figures {
             watts: energy(&|entry| entry.derived.watts),
             bits_per_second: value(&|entry| entry.derived.bits_per_second()),
             frames_per_second: value(&|entry| entry.scenario().avg_fps),
-            vmaf: Estimate::of(&configuration.scores(&|quality| quality.vmaf.as_ref())),
+            vmaf: vmaf(configuration),
             rank: first_of(|entry| entry.derived.rank),
             ladder_rank: first_of(|entry| entry.derived.ladder_rank),
         }
     }
 }
 
+/// VMAF with its interval: over the repeats, or of a single repeat over the pieces of its stream.
+fn vmaf(configuration: &Configuration<'_>) -> Option<Estimate> {
+    let mut estimate = Estimate::of(&configuration.scores(&|quality| quality.vmaf.as_ref()))?;
+    if estimate.n == 1 {
+        let mut entries = configuration.entries.iter();
+        estimate.half_width = entries.find_map(|entry| entry.scenario().quality.vmaf.as_ref()?.half_width);
+    }
+    Some(estimate)
+}
+
 /// What is to be said about the energy of a configuration.
-fn energy_note(configuration: &Configuration<'_>) -> String {
+fn energy_note(configuration: &Configuration<'_>, is_one_kind: bool) -> String {
     let entries = &configuration.entries;
     let without: Vec<&&Entry> = entries.iter().filter(|entry| entry.lookup.energy.is_none()).collect();
     if let Some(entry) = without.first() {
@@ -84,7 +105,7 @@ fn energy_note(configuration: &Configuration<'_>) -> String {
         let repeats = if entries.len() == 1 { String::new() } else { of_repeats(without.len(), entries.len()) };
         return format!("no energy{repeats}: {why}");
     }
-    if configuration.energy_source().is_none() {
+    if !is_one_kind {
         let mut sources: Vec<String> = entries.iter().filter_map(|entry| entry.derived.energy_source()).collect();
         sources.sort();
         sources.dedup();
@@ -145,9 +166,9 @@ pub fn score(entry: &Entry, wanted: &str) -> Option<(String, f64)> {
     all.find(|(name, _)| wanted.is_empty() || name == wanted)
 }
 
-/// What configurations on one Pareto front have in common: run, outputs, streams, score, energy
-/// source, and source file.
-type FrontKey<'a> = (&'a str, &'a str, u32, String, (String, EnergyClass), &'a str);
+/// What configurations on one Pareto front have in common: run, outputs, streams, score, kind of
+/// energy, and source file.
+type FrontKey<'a> = (&'a str, &'a str, u32, String, EnergyKind, &'a str);
 
 /// Lower and upper bounds of rate, negated score and energy; smaller is better.
 type FrontPoint = [(f64, f64); 3];
@@ -182,11 +203,9 @@ fn front_point<'a>(configuration: &Configuration<'a>) -> Option<(FrontKey<'a>, F
     let rate = Estimate::of(&configuration.values(&|entry| entry.derived.bits_per_second()))?;
     let joules = Estimate::of(&configuration.energy_values(&Entry::joules_per_media_second))?;
     let point = [rate.bounds(), scores.bounds(), joules.bounds()];
-    let source = configuration.energy_source().unwrap_or_default();
     let streams = entry.scenario().stream_count().unwrap_or(1);
     let ladder: &'a str = &entry.derived.ladder;
-    let energy = (source, entry.derived.energy_class());
-    let key = (&*entry.run.id, ladder, streams, name, energy, configuration.content_digest());
+    let key = (&*entry.run.id, ladder, streams, name, configuration.energy_kind()?, configuration.content_digest());
     (ladder != UNKNOWN).then_some((key, point))
 }
 
@@ -207,6 +226,10 @@ mod tests {
             r#"{{"schema":"wattcast/results/2","run":{{"id":"r","started":"2026-11-20T12:00:00Z","status":"ok"}},"host":{{"name":"h"}},"cells":[{}]}}"#,
             cells.join(",")
         );
+        parsed(&file)
+    }
+
+    fn parsed(file: &str) -> Model {
         let run = Arc::new(store::parse("20260101_000000", file.as_bytes()).unwrap());
         let lookups = run.scenarios.iter().map(EnergySources::from_file).collect();
         Model::new(&[(run, lookups)], Scope::Container, &Prices::defaults())
@@ -259,6 +282,45 @@ mod tests {
         // A file that does not say is compared as before.
         let old = model(&[&[(10.0, Some(3.0), None), (10.0, Some(3.1), None)]]);
         assert!(Figures::of(&configurations(&old)[0]).joules.is_some());
+    }
+
+    #[test]
+    fn modelled_energy_has_the_widest_interval_of_its_repeats() {
+        let cells = cell(0, &[(10.0, None, None), (11.0, None, None)]);
+        let modelled = r#""source":"model","model_interval_ratio""#;
+        let first = cells.replacen(r#""source":"perf""#, &format!("{modelled}:[0.6,1.5]"), 1);
+        let both = first.replacen(r#""source":"perf""#, &format!("{modelled}:[0.7,1.88]"), 1);
+        let head = r#""schema":"wattcast/results/2","run":{"id":"r","started":"2026-11-20T12:00:00Z","status":"ok"}"#;
+        let figures = Figures::of(&configurations(&parsed(&format!(r#"{{{head},"cells":[{both}]}}"#)))[0]);
+        assert_eq!(figures.energy_source.as_deref(), Some("host, model"));
+        assert_eq!(figures.model_interval.map(ModelInterval::limits), Some([0.6, 1.88]));
+        let measured = Figures::of(&configurations(&parsed(&format!(r#"{{{head},"cells":[{cells}]}}"#)))[0]);
+        assert_eq!(measured.model_interval, None);
+    }
+
+    #[test]
+    fn single_repeat_of_a_live_stream_has_the_interval_of_its_pieces() {
+        let repeat = |n: u32, vmaf: u32| {
+            format!(
+                r#"{{"n":{n},"status":"ok","quality":[{{"metric":"vmaf","value":{vmaf},"pooling":"mean","ci95":[{},{}],"pieces":9}}]}}"#,
+                vmaf - 2,
+                vmaf + 2
+            )
+        };
+        let of = |repeats: &str| {
+            let file = format!(
+                r#"{{"schema":"wattcast/results/2","run":{{"id":"r","started":"2026-11-20T12:00:00Z","status":"ok"}},"host":{{"name":"h"}},"cells":[{{"name":"c","repeats":[{repeats}]}}]}}"#
+            );
+            let run = Arc::new(store::parse("20260101_000000", file.as_bytes()).unwrap());
+            let lookups = run.scenarios.iter().map(EnergySources::from_file).collect();
+            let model = Model::new(&[(run, lookups)], Scope::Container, &Prices::defaults());
+            Figures::of(&configurations(&model)[0]).vmaf.unwrap()
+        };
+        let single = of(&repeat(1, 90));
+        assert_eq!((single.mean, single.half_width, single.n), (90.0, Some(2.0), 1));
+        // Several repeats have the interval over them.
+        let both = of(&[repeat(1, 90), repeat(2, 90)].join(","));
+        assert_eq!((both.mean, both.half_width, both.n), (90.0, Some(0.0), 2));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::{
+    energy::{EnergyKind, Scope},
     model::{Entry, Model},
     run::{Quality, Score},
 };
@@ -44,35 +45,38 @@ impl<'a> Configuration<'a> {
     }
 
     /// The values of a metric that is calculated from energy, of every repeat whose energy covers
-    /// its whole window. Empty unless all repeats have the same scope and sources: a mean over
-    /// measured and modelled energy, or over the energy of a host and of a container, has no
-    /// meaning.
+    /// its whole window. Empty unless the energy of all repeats is of one kind.
     #[must_use]
     pub fn energy_values(&self, metric: &dyn Fn(&Entry) -> Option<f64>) -> Vec<f64> {
-        if self.energy_source().is_none() {
+        if self.energy_kind().is_none() {
             return Vec::new();
         }
+        self.whole_values(metric)
+    }
+
+    /// The values of a metric of every repeat whose energy covers its whole window. They have a
+    /// mean only if the energy of all repeats is of one kind.
+    pub(crate) fn whole_values(&self, metric: &dyn Fn(&Entry) -> Option<f64>) -> Vec<f64> {
         self.values(&|entry| metric(entry).filter(|_| entry.derived.is_whole))
+    }
+
+    /// What the energy of all repeats has in common; `None` if they differ.
+    #[must_use]
+    pub fn energy_kind(&self) -> Option<EnergyKind> {
+        EnergyKind::common(self.entries.iter().map(|entry| entry.derived.energy_kind()))
+    }
+
+    /// The same of the energy of a scope, which need not be that of the derived metrics.
+    #[must_use]
+    pub fn energy_kind_in(&self, scope: Scope) -> Option<EnergyKind> {
+        EnergyKind::common(self.entries.iter().map(|entry| entry.lookup.energy.as_ref()?.kind(scope)))
     }
 
     /// Scope and sources of the energy, `host, nvml+perf`, if all repeats have the same, and the
     /// idle power was known in all or unknown in all.
     #[must_use]
     pub fn energy_source(&self) -> Option<String> {
-        let first = self.first().derived.energy_source()?;
-        let class = self.first().derived.energy_class();
-        let is_same = |entry: &&Entry| {
-            entry.derived.energy_class() == class && entry.derived.energy_source().as_ref() == Some(&first)
-        };
-        self.entries.iter().all(is_same).then_some(first)
-    }
-
-    /// True if the idle power was known in some repeats and unknown in others, so that the energy
-    /// of their containers has no mean.
-    #[must_use]
-    pub fn has_mixed_idle(&self) -> bool {
-        let unknown = self.entries.iter().filter(|entry| entry.derived.idle_known == Some(false)).count();
-        unknown > 0 && unknown < self.entries.len()
+        self.energy_kind().map(|kind| kind.to_string())
     }
 
     /// The values of a quality score: one of every repeat that was scored separately, and one for a

@@ -77,6 +77,9 @@ pub struct Score {
     pub version: String,
     /// Pooling over frames, `mean`, `mean_mse` or `harmonic_mean`; empty if unknown.
     pub pooling: String,
+    /// Half the width of the 95 % interval over the pieces of a live stream; absent for a file, of
+    /// which every frame is scored.
+    pub half_width: Option<f64>,
 }
 
 /// Scores of the encoded pictures.
@@ -370,6 +373,8 @@ mod tests {
             ("mpeg-4 stream", None),
             ("crf 23 stream", None),
             ("29.97 stream", None),
+            ("x264 30000/1001 stream", None),
+            ("x264 1M 30000/1001 fps 2 streams", Some(2)),
             ("streaming with 4 streams", Some(4)),
             ("h264 (4 streams)", Some(4)),
             ("h264-4-streams", Some(4)),

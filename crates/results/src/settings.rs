@@ -26,30 +26,39 @@ use crate::{
     },
 };
 
+/// Heading of the flags of runs.
+pub const RUNS: &str = "Runs";
+/// Heading of the flags of data sources.
+pub const SOURCES: &str = "Probes and database";
+/// Heading of the flags of prices and carbon.
+pub const PRICES: &str = "Prices and carbon";
+/// Heading of the flags of HTTP clients.
+pub const CLIENT: &str = "TLS and authentication of probes and targets";
+
 /// The flags of all commands that read results.
 #[derive(Clone, Debug, Args)]
-#[command(next_help_heading = "Runs, prices and data sources")]
+#[command(next_help_heading = RUNS)]
 pub struct DataFlags {
     /// Directory of result files test_results_YYYYMMDD_HHMMSS.json
     #[arg(long, value_name = "DIR", env = "RESULTS_DIR", default_value = "./test_results")]
     pub results_dir: PathBuf,
 
     /// Probe, or HOST=URL of several probes [default: http://127.0.0.1:9500]
-    #[arg(long, value_name = "[HOST=]URL", env = "PROBE_URL", value_delimiter = ',')]
+    #[arg(long, value_name = "[HOST=]URL", env = "PROBE_URL", value_delimiter = ',', help_heading = SOURCES)]
     pub probe_url: Vec<String>,
 
     /// Prometheus or VictoriaMetrics that scrapes the probe
     ///
     /// Used for windows that are too old for the probe, and for budgets.
-    #[arg(long = "database.url", alias = "prometheus-url", value_name = "URL", env = "PROMETHEUS_URL")]
+    #[arg(long = "database.url", alias = "prometheus-url", value_name = "URL", env = "PROMETHEUS_URL", help_heading = SOURCES)]
     pub database_url: Option<String>,
 
     /// URL for writes to the database, if different (vminsert of a cluster)
-    #[arg(long = "database.write-url", value_name = "URL")]
+    #[arg(long = "database.write-url", value_name = "URL", help_heading = SOURCES)]
     pub database_write_url: Option<String>,
 
     /// Tenant of the VictoriaMetrics cluster
-    #[arg(long = "database.tenant", value_name = "ACCOUNT[:PROJECT]")]
+    #[arg(long = "database.tenant", value_name = "ACCOUNT[:PROJECT]", help_heading = SOURCES)]
     pub database_tenant: Option<String>,
 
     /// Scope of a run's energy; container is its dynamic energy
@@ -60,55 +69,55 @@ pub struct DataFlags {
     pub scope: Option<String>,
 
     /// Price per kilowatt hour [default: 0.12, labelled as a default]
-    #[arg(long = "energy.price", value_name = "PRICE", env = "ENERGY_COST_PER_KWH", value_parser = money::decimal)]
+    #[arg(long = "energy.price", value_name = "PRICE", env = "ENERGY_COST_PER_KWH", value_parser = money::decimal, help_heading = PRICES)]
     pub energy_price: Option<Decimal>,
 
     /// Price per core hour; without it CPU time has no cost
-    #[arg(long = "cpu.price", value_name = "PRICE", env = "CPU_COST_PER_HOUR", value_parser = money::decimal)]
+    #[arg(long = "cpu.price", value_name = "PRICE", env = "CPU_COST_PER_HOUR", value_parser = money::decimal, help_heading = PRICES)]
     pub cpu_price: Option<Decimal>,
 
     /// Price per kilowatt hour, under its name in the legacy exporter
-    #[arg(long = "energy-cost", value_name = "PRICE", env = "ENERGY_COST", hide = true, value_parser = money::decimal)]
+    #[arg(long = "energy-cost", value_name = "PRICE", env = "ENERGY_COST", hide = true, value_parser = money::decimal, help_heading = PRICES)]
     legacy_energy_price: Option<Decimal>,
 
     /// Price per core hour, under its name in the legacy exporter
-    #[arg(long = "cpu-cost", value_name = "PRICE", env = "CPU_COST", hide = true, value_parser = money::decimal)]
+    #[arg(long = "cpu-cost", value_name = "PRICE", env = "CPU_COST", hide = true, value_parser = money::decimal, help_heading = PRICES)]
     legacy_cpu_price: Option<Decimal>,
 
     /// Price per GPU hour
-    #[arg(long = "gpu.price", value_name = "PRICE", env = "GPU_COST_PER_HOUR", value_parser = money::decimal)]
+    #[arg(long = "gpu.price", value_name = "PRICE", env = "GPU_COST_PER_HOUR", value_parser = money::decimal, help_heading = PRICES)]
     pub gpu_price: Option<Decimal>,
 
     /// Price per machine hour, for --compute.model=node
-    #[arg(long = "node.price", value_name = "PRICE", env = "NODE_COST_PER_HOUR", value_parser = money::decimal)]
+    #[arg(long = "node.price", value_name = "PRICE", env = "NODE_COST_PER_HOUR", value_parser = money::decimal, help_heading = PRICES)]
     pub node_price: Option<Decimal>,
 
     /// Basis of the compute cost [default: used]
-    #[arg(long = "compute.model", value_name = "MODEL", value_enum)]
+    #[arg(long = "compute.model", value_name = "MODEL", value_enum, help_heading = PRICES)]
     pub compute_model: Option<ComputeModel>,
 
     /// Currency of all prices [default: USD]
-    #[arg(long, value_name = "ISO4217", env = "CURRENCY", value_parser = money::currency)]
+    #[arg(long, value_name = "ISO4217", env = "CURRENCY", value_parser = money::currency, help_heading = PRICES)]
     pub currency: Option<String>,
 
     /// Additional currencies of reported costs; needs `rates` in the file
-    #[arg(long = "currency.report", value_name = "ISO4217", value_parser = money::currency, value_delimiter = ',')]
+    #[arg(long = "currency.report", value_name = "ISO4217", value_parser = money::currency, value_delimiter = ',', help_heading = PRICES)]
     pub report: Vec<String>,
 
     /// Age above which an exchange rate is stale [default: 30d]
-    #[arg(long = "currency.max-age", value_name = "DURATION", value_parser = humantime::parse_duration)]
+    #[arg(long = "currency.max-age", value_name = "DURATION", value_parser = humantime::parse_duration, help_heading = PRICES)]
     pub rate_max_age: Option<Duration>,
 
     /// Power usage effectiveness of the facility [default: 1]
-    #[arg(long = "energy.pue", value_name = "RATIO", value_parser = pue)]
+    #[arg(long = "energy.pue", value_name = "RATIO", value_parser = pue, help_heading = PRICES)]
     pub pue: Option<Decimal>,
 
     /// Carbon intensity in grams of CO2 equivalents per kilowatt hour
-    #[arg(long = "carbon.intensity", value_name = "GRAMS", env = "CARBON_INTENSITY", value_parser = money::decimal)]
+    #[arg(long = "carbon.intensity", value_name = "GRAMS", env = "CARBON_INTENSITY", value_parser = money::decimal, help_heading = PRICES)]
     pub carbon: Option<Decimal>,
 
     /// Region: label of prices, and {region} in the URL of carbon intensity
-    #[arg(long, value_name = "NAME", env = "REGION")]
+    #[arg(long, value_name = "NAME", env = "REGION", help_heading = PRICES)]
     pub region: Option<String>,
 
     /// Access to probes and targets without settings of their own
@@ -122,7 +131,7 @@ pub struct DataFlags {
 
 /// The fields of [`Access`] as flags.
 #[derive(Clone, Debug, Default, Args)]
-#[command(next_help_heading = "TLS and authentication of probes and targets")]
+#[command(next_help_heading = CLIENT)]
 pub struct ClientFlags {
     /// PEM file of trusted certificate authorities, instead of the system's
     #[arg(long = "client.ca-file", value_name = "FILE")]

@@ -129,7 +129,11 @@ impl Client {
     /// Without a valid response.
     pub fn mark(&self) -> Result<f64> {
         let url = self.url("/api/v1/mark");
-        let mark: Value = self.agent.post(&url).send_empty()?.body_mut().read_json().context(url)?;
+        let mut request = self.agent.post(&url);
+        if let Some(value) = &self.authorization {
+            request = request.header("Authorization", value);
+        }
+        let mark: Value = request.send_empty()?.body_mut().read_json().context(url)?;
         mark["time"].as_f64().context("the mark has no time")
     }
 

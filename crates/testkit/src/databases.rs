@@ -101,7 +101,7 @@ impl Database {
         command.arg(format!("--config.file={}", file.display()));
         command.arg(format!("--storage.tsdb.path={}", data.display()));
         command.arg(format!("--web.listen-address=127.0.0.1:{port}"));
-        command.arg("--storage.tsdb.retention.time=100y");
+        command.args(["--storage.tsdb.retention.time=100y", "--web.enable-remote-write-receiver"]);
         Self::wait(Program::start("prometheus", &mut command, dir.path())?, dir, port, "/-/ready")
     }
 

@@ -4,7 +4,9 @@
 //!
 //! For development only: no shipped program depends on this crate.
 
+pub mod account;
 pub mod api;
+pub mod browser;
 pub mod certs;
 pub mod cgroup;
 pub mod databases;
@@ -16,6 +18,7 @@ pub mod nginx;
 pub mod ping_pong;
 pub mod ports;
 pub mod program;
+pub mod receiver;
 pub mod require;
 pub mod shell;
 pub mod simulator;

@@ -19,6 +19,8 @@ pub enum Resource {
     BpfStats,
     /// The scopes of the host, which one probe at a time manages.
     Scopes,
+    /// `node_modules` of the browser tests.
+    BrowserPackages,
 }
 
 /// The lock, held until it is dropped or the process ends.

@@ -25,6 +25,9 @@ pub struct Program {
     log: PathBuf,
 }
 
+/// Names the probe's state directory, as systemd does.
+const STATE: &str = "STATE_DIRECTORY";
+
 impl Program {
     /// Starts the program with its output in `logs/NAME.log`.
     ///
@@ -39,6 +42,15 @@ impl Program {
         kill_on_parent_exit(command);
         let child = command.spawn().with_context(|| format!("cannot start {name}"))?;
         Ok(Self { name: name.to_owned(), child, log })
+    }
+
+    /// Like [`Self::start`], for the probe of a test: it keeps its state in `logs/state`, and not
+    /// in the machine's directory, which other probes use too.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_with_state(name: &str, command: &mut Command, logs: &Path) -> Result<Self> {
+        Self::start(name, command.env(STATE, logs.join("state")), logs)
     }
 
     /// The process id.
@@ -328,7 +340,22 @@ impl Burner {
         self.0.unsigned_abs()
     }
 
-    /// Its CPU time, including the current time slice.
+    /// Stops it, so that its CPU time and what others read of it can be compared.
+    pub fn pause(&self) {
+        self.signal(libc::SIGSTOP);
+    }
+
+    /// Lets it go on after [`Burner::pause`].
+    pub fn resume(&self) {
+        self.signal(libc::SIGCONT);
+    }
+
+    fn signal(&self, signal: libc::c_int) {
+        // SAFETY: no other code waits for this child, so the pid is still its own.
+        unsafe { libc::kill(self.0, signal) };
+    }
+
+    /// Its CPU time. While it runs, the kernel updates it at its scheduler tick.
     ///
     /// # Panics
     /// When it has ended.

@@ -85,6 +85,14 @@ programs! {
     busybox: "busybox",
 }
 
+/// Chromium, Node.js and the packages of the browser tests.
+///
+/// # Errors
+/// What is missing.
+pub fn browser() -> Requirement {
+    crate::browser::requirement()
+}
+
 /// Effective user 0.
 ///
 /// # Errors
@@ -174,4 +182,23 @@ pub fn vmaf_ffmpeg() -> Option<PathBuf> {
         output(Command::new(path).args(["-hide_banner", "-filters"])).is_ok_and(|filters| filters.contains("libvmaf"))
     };
     named.or_else(of_python).filter(has_vmaf)
+}
+
+/// Rotel, an OpenTelemetry collector.
+///
+/// # Errors
+/// When neither PATH nor Python's rotel has it.
+pub fn rotel() -> Requirement {
+    rotel_agent().map(drop).ok_or_else(|| "no rotel-agent here (pip install rotel)".to_owned())
+}
+
+/// The collector that [`rotel`] requires: in PATH, or in Python's package.
+#[must_use]
+pub fn rotel_agent() -> Option<PathBuf> {
+    let of_python = || {
+        let (_, path) =
+            python("import rotel, os; print(os.path.join(os.path.dirname(rotel.__file__), 'rotel-agent'))")?;
+        Some(PathBuf::from(path.trim()))
+    };
+    which("rotel-agent").or_else(of_python).filter(|path| path.is_file())
 }

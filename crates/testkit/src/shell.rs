@@ -58,6 +58,25 @@ pub fn build_programs() -> Result<PathBuf> {
     build(&PACKAGES, "e2e")
 }
 
+/// Where the programs are that benchmarks measure: [`PROGRAMS`] if it is set, otherwise the release
+/// profile of this tree, after [`build_release`].
+#[must_use]
+pub fn release_dir() -> PathBuf {
+    std::env::var_os(PROGRAMS).map_or_else(|| target().join("release"), PathBuf::from)
+}
+
+/// Builds both programs with the profile `release`, unless [`PROGRAMS`] names others; returns
+/// [`release_dir`].
+///
+/// # Errors
+/// When the build fails.
+pub fn build_release() -> Result<PathBuf> {
+    if std::env::var_os(PROGRAMS).is_none() {
+        build(&["probe-user", "analysis"], "release")?;
+    }
+    Ok(release_dir())
+}
+
 /// Builds packages of this workspace with a profile; returns the directory of the programs.
 ///
 /// # Errors

@@ -2,10 +2,11 @@
 //!
 //! [`Microjoules`] is an amount of energy; the microjoule is the unit of the powercap counters.
 //! [`Unit`] is the energy of one count of a hardware counter. [`provenance`] says which energy was
-//! not measured.
+//! not measured, and [`model_interval`] how far a model may be from the truth.
 
 #![forbid(unsafe_code)]
 
+pub mod model_interval;
 pub mod provenance;
 
 use std::{

@@ -3,6 +3,8 @@
 
 use std::{collections::BTreeSet, fmt};
 
+use crate::model_interval::ModelInterval;
+
 /// Why energy is no measurement of this machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Unmeasured {
@@ -37,6 +39,21 @@ impl Unmeasured {
     #[must_use]
     pub fn among<'a>(sources: impl IntoIterator<Item = &'a str>) -> BTreeSet<Self> {
         sources.into_iter().flat_map(|source| source.split('+')).filter_map(Self::of).collect()
+    }
+
+    /// The sentences about energy of these sources, one for each kind: [`Unmeasured::banner`], and
+    /// for a model how far it may be from the truth, where that is known.
+    #[must_use]
+    pub fn sentences<'a>(all: impl IntoIterator<Item = (&'a str, Option<ModelInterval>)>) -> Vec<String> {
+        let (sources, intervals): (Vec<&str>, Vec<_>) = all.into_iter().unzip();
+        let interval = ModelInterval::widest(intervals);
+        let sentence = |kind: Self| match (kind, interval) {
+            (Self::Model, Some(interval)) => {
+                format!("{} The truth against what is modelled: {interval}.", kind.banner())
+            }
+            _ => kind.banner().to_owned(),
+        };
+        Self::among(sources).into_iter().map(sentence).collect()
     }
 
     /// The value of the label `source`.
@@ -91,6 +108,15 @@ mod tests {
             assert!(kind.banner().contains(kind.word()), "{kind:?}");
             assert_eq!(Unmeasured::of(kind.source()), Some(kind));
         }
+    }
+
+    #[test]
+    fn modelled_energy_is_announced_with_its_interval() {
+        let interval = Some(ModelInterval::from_thousandths([-400, 880]));
+        let said = Unmeasured::sentences([("model+fake", interval), ("perf", None)]);
+        assert!(said[0].contains("modelled: 90 % interval -40 % … +88 %"), "{}", said[0]);
+        assert_eq!(said[1], Unmeasured::Fake.banner());
+        assert_eq!(Unmeasured::sentences([("model", None)]), [Unmeasured::Model.banner()]);
     }
 
     #[test]

@@ -3,7 +3,10 @@
 //! Pure: no file, no clock, no machine. The same ticks give the same snapshots, byte for byte,
 //! whether they come from the machine or from a recording.
 
+mod own;
 mod report;
+mod saved;
+mod weights;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
@@ -15,24 +18,29 @@ use units::Microjoules;
 
 use super::{
     gpu::{GpuZone, split_inside},
-    root::{Load, Root, RootSplit, UsageByTarget, microwatts, sum_usage},
+    root::{Division, Load, Root, RootSplit, UsageByTarget, microwatts, sum_usage},
+    saved_totals::SavedZone,
 };
 use crate::{
     cgroup::CgroupKey,
     containers::{ChargeTarget, Container},
-    cpu::{CgroupUsage, CpuUsage, CpuWindow, RunQueueStats},
+    cpu::{CgroupUsage, CpuUsage, CpuWindow, RunQueueStats, RunTime},
     energy::{
         REOPENED,
         counter::{Counter, Reject, STALL_NS, SUSPENSION_NS, Step},
         zone::{Origin, Zone, ZoneId, ZoneKind, accounting_roots, contains_gpu},
     },
-    gpu::engines::{ENGINES, EngineTimes},
+    gpu::{
+        ASLEEP,
+        engines::{ENGINES, EngineTimes},
+    },
     host::{gpu_id::GpuId, topology::PackageId},
     ledger::{
-        AccountId, IdlePolicy, Rules, Totals,
+        AccountId, IdlePolicy, MemoryPolicy, OwnEnergy, Rules, Totals,
         awake::{AwakeShare, AwakeSource, Residency, any_busy, part_of},
+        basis::Basis,
         gpu_idle::GpuIdle,
-        idle::{Baseline, Estimate, MAX_AGE_SECONDS, Observation, Sample},
+        idle::{Baseline, Estimate, MAX_AGE_SECONDS, Sample, Seed},
         share_idle, split_proportionally,
         streams::Streams,
         uncertainty::{Bound, Conditions, Recent},
@@ -63,6 +71,16 @@ struct Input<'a> {
     waiting: bool,
     /// True when the CPU time is that of this tick alone: after a failed reading it is of more.
     cpu_of_tick: bool,
+    /// True when hardware counters ran all the time and on every CPU.
+    counted: bool,
+}
+
+/// Run-queue figures of a cgroup at the last reading.
+#[derive(Default)]
+struct LastQueue {
+    stats: RunQueueStats,
+    /// True once the sums of its container have them.
+    is_summed: bool,
 }
 
 /// Result of posting one tick.
@@ -83,8 +101,16 @@ pub struct Accountant {
     gpus: Vec<GpuZone>,
     /// Engine time since the start, by container and GPU.
     engine_times: BTreeMap<(u32, GpuId), EngineTimes>,
+    /// Engine use since the start of each GPU (`None`), and of each job on it.
+    engine_use: BTreeMap<(GpuId, Option<u32>), EngineTimes>,
     /// Idle power learnt before the start, by zone.
     saved_baselines: BTreeMap<String, Vec<Sample>>,
+    /// What a calibration measured, by zone.
+    seeds: BTreeMap<String, Seed>,
+    /// Totals of an earlier probe whose counters have not appeared yet.
+    continued: Vec<SavedZone>,
+    /// End of the time in which continued streams are kept without a job.
+    continued_until_ns: Option<u64>,
     /// The last split of each board. It is shown while the next energy waits.
     gpu_splits: Vec<RootSplit>,
     counters: Vec<Counter>,
@@ -96,9 +122,9 @@ pub struct Accountant {
     containers: BTreeMap<u32, Arc<Container>>,
     /// Reserved CPU of each container, in thousandths of a CPU.
     reserved: BTreeMap<u32, u64>,
-    cpu: HashMap<u32, Vec<CpuUsage>>,
+    cpu: BTreeMap<u32, Vec<CpuUsage>>,
     /// The last run-queue figures of each cgroup, and the sums of each container since the start.
-    last_queues: HashMap<CgroupKey, RunQueueStats>,
+    last_queues: HashMap<CgroupKey, LastQueue>,
     queues: BTreeMap<u32, RunQueueStats>,
     cpu_overflow_ns: u64,
     counter_time: [u64; 2],
@@ -107,11 +133,9 @@ pub struct Accountant {
     streams: Streams,
     ring: Ring,
     last_energy_ns: Option<u64>,
-    /// CPU time of the probe at the last tick with a split, and the energy it used since the start.
-    last_own_ns: Option<u64>,
-    own: Microjoules,
-    /// CPU time of all targets since the last tick with a split.
-    ran_since_ns: u64,
+    own: OwnEnergy,
+    /// CPU time of the whole machine since the start.
+    host_time: RunTime,
     sequence: u64,
     trouble: Option<String>,
     gpu_trouble: Option<String>,
@@ -123,6 +147,8 @@ pub struct Accountant {
     residency: Residency,
     /// Energy of each container in the last minute, with its bound.
     recent: BTreeMap<u32, Recent>,
+    /// End of the last tick in it, on the clock of the energy readings.
+    recent_until_ns: Option<u64>,
     /// Time between the readings of energy and CPU time in the last tick.
     last_skew_ns: u64,
     /// Age at which a sample of idle power no longer counts, in seconds.
@@ -139,7 +165,11 @@ impl Accountant {
             roots,
             gpus: setup.zones.iter().map(|_| GpuZone::default()).collect(),
             engine_times: BTreeMap::new(),
+            engine_use: BTreeMap::new(),
             saved_baselines: BTreeMap::new(),
+            seeds: BTreeMap::new(),
+            continued: Vec::new(),
+            continued_until_ns: None,
             gpu_splits: Vec::new(),
             counters: setup.zones.iter().map(Counter::new).collect(),
             last_moved: vec![None; setup.zones.len()],
@@ -148,7 +178,7 @@ impl Accountant {
             targets: HashMap::new(),
             containers: BTreeMap::new(),
             reserved: BTreeMap::new(),
-            cpu: HashMap::new(),
+            cpu: BTreeMap::new(),
             last_queues: HashMap::new(),
             queues: BTreeMap::new(),
             cpu_overflow_ns: 0,
@@ -158,9 +188,8 @@ impl Accountant {
             streams: Streams::new(MAX_STREAMS),
             ring: Ring::new(window_bytes),
             last_energy_ns: None,
-            last_own_ns: None,
-            own: Microjoules::ZERO,
-            ran_since_ns: 0,
+            own: OwnEnergy::default(),
+            host_time: RunTime::default(),
             sequence: 0,
             trouble: None,
             gpu_trouble: None,
@@ -169,6 +198,7 @@ impl Accountant {
             awake: Vec::new(),
             residency: Residency::default(),
             recent: BTreeMap::new(),
+            recent_until_ns: None,
             last_skew_ns: 0,
             sample_age: MAX_AGE_SECONDS,
             setup,
@@ -190,6 +220,20 @@ impl Accountant {
             }
         }
         self.saved_baselines.clone_from(baselines);
+    }
+
+    /// Takes the idle power and step that a calibration measured, by zone.
+    pub fn seed_baselines(&mut self, seeds: BTreeMap<String, Seed>) {
+        self.seeds = seeds;
+        self.apply_seeds();
+    }
+
+    fn apply_seeds(&mut self) {
+        for (zone, root) in self.setup.zones.iter().zip(&mut self.roots) {
+            if let Some(root) = root {
+                root.baseline.seed(self.seeds.get(&zone.id.to_string()).copied());
+            }
+        }
     }
 
     /// The idle power learnt so far, by zone.
@@ -239,11 +283,12 @@ impl Accountant {
         self.awake = self.awake_shares(raw, length_ns);
         let PostedTick { zones, deltas, splits } = self.post(raw, length_ns, &usage);
         self.add_own_energy(raw, &splits, &usage);
-        self.add_recent(&splits);
+        self.add_recent(raw, &splits);
         self.last_skew_ns = raw.cpu_ns.saturating_sub(raw.began_ns);
         self.push_history(raw, deltas, &splits, &usage);
         for number in &raw.changes.jobs_gone {
             self.gpus.iter_mut().for_each(|gpu| gpu.remove_job(*number));
+            self.engine_use.retain(|(_, job), _| *job != Some(*number));
         }
         for number in &raw.changes.jobs_ended {
             self.streams.end(*number, raw.unix_ns);
@@ -251,6 +296,10 @@ impl Accountant {
         for number in &raw.changes.ended {
             self.retire_container(*number);
         }
+        if !raw.changes.ended.is_empty() {
+            self.last_queues.values_mut().for_each(|last| last.is_summed = false);
+        }
+        self.end_continued(raw.energy_ns);
         let snapshot = self.snapshot(raw, length_ns, zones, &splits, &usage);
         self.sequence += 1;
         snapshot
@@ -270,7 +319,12 @@ impl Accountant {
                 window.update_packages(self.setup.usage_columns().0);
             }
         }
-        self.targets.extend(changes.targets.iter().copied());
+        for (key, target) in &changes.targets {
+            self.targets.insert(*key, *target);
+            if let Some(last) = self.last_queues.get_mut(key) {
+                last.is_summed = false;
+            }
+        }
         for container in &changes.containers {
             self.containers.insert(container.number, Arc::new(container.clone()));
         }
@@ -304,6 +358,9 @@ impl Accountant {
             self.setup.idle_uw.push(None);
         }
         self.update_roots();
+        for index in self.setup.zones.len() - changes.zones.len()..self.setup.zones.len() {
+            self.continue_zone(index);
+        }
         self.streams.add_roots(self.roots.len());
     }
 
@@ -314,6 +371,7 @@ impl Accountant {
             *current = is_root.then(|| current.take().unwrap_or_default());
         }
         self.set_sample_age(self.sample_age);
+        self.apply_seeds();
     }
 
     /// Puts the counters of another energy source in the place of those of the one before. The
@@ -353,7 +411,7 @@ impl Accountant {
         self.setup.origin = Some(source.origin);
         self.setup.zones.splice(..old, source.zones.iter().cloned());
         if self.setup.machine_origin() != before {
-            self.own = Microjoules::ZERO;
+            self.own.clear();
         }
         self.setup.idle_uw.splice(..old, source.idle_uw.iter().copied());
         self.counters.splice(..old, counters);
@@ -373,6 +431,9 @@ impl Accountant {
         self.update_roots();
         self.restore_learnt(learnt);
         self.restart_changed_roots(&were_roots);
+        for index in 0..new {
+            self.continue_zone(index);
+        }
     }
 
     /// Restores the idle power of zones that another source read: the package is the same. Both
@@ -433,15 +494,24 @@ impl Accountant {
             let weights = if self.setup.has_per_cpu_usage() { self.setup.cpu_weights.clone() } else { Vec::new() };
             let window = CpuWindow::start(package_of_column, packages, self.rules.weights, reading);
             self.window = Some(window.with_cpu_weights(weights));
-            self.last_queues.extend(reading.queues.iter().copied());
+            let last = |(key, stats): &(CgroupKey, _)| (*key, LastQueue { stats: *stats, is_summed: false });
+            self.last_queues.extend(reading.queues.iter().map(last));
+            self.streams.note_stages(&raw.stages);
+            self.streams.start_clocks(&raw.jobs);
             return UsageByTarget::new();
         };
         for (key, now) in &reading.queues {
-            let grown = now.since(&self.last_queues.insert(*key, *now).unwrap_or_default());
+            let last = self.last_queues.entry(*key).or_default();
+            // Most cgroups of a host are idle.
+            if last.is_summed && last.stats == *now {
+                continue;
+            }
+            let grown = now.since(&std::mem::replace(&mut last.stats, *now));
             if let Some(ChargeTarget::Container(number)) = self.targets.get(key)
                 && self.containers.contains_key(number)
             {
                 self.queues.entry(*number).or_default().add(&grown);
+                last.is_summed = true;
             }
         }
         let mut all = UsageByTarget::new();
@@ -451,6 +521,7 @@ impl Accountant {
             let sums = all.entry(target).or_insert_with(|| vec![CpuUsage::default(); by_package.len()]);
             sums.iter_mut().zip(&by_package).for_each(|(sum, usage)| sum.add(usage));
         }
+        self.streams.note_stages(&raw.stages);
         for (from, container, ns) in self.streams.update_clocks(&raw.jobs) {
             move_usage(&mut all, from, container, ns);
         }
@@ -461,6 +532,9 @@ impl Accountant {
     }
 
     fn add_cpu_totals(&mut self, usage: &UsageByTarget) {
+        let all = sum_usage(usage.values().flatten()).time;
+        self.host_time.alone_ns = self.host_time.alone_ns.saturating_add(all.alone_ns);
+        self.host_time.shared_ns = self.host_time.shared_ns.saturating_add(all.shared_ns);
         for (target, by_package) in usage {
             if let ChargeTarget::Container(number) = target
                 && self.containers.contains_key(number)
@@ -509,7 +583,7 @@ impl Accountant {
     /// The load of a root in one tick.
     fn load(&self, id: ZoneId, input: &Input<'_>) -> Load {
         let host = match (id.kind, id.package) {
-            (ZoneKind::Package, Some(_)) => Rc::clone(&input.host),
+            (ZoneKind::Package | ZoneKind::Dram, Some(_)) => Rc::clone(&input.host),
             _ => Rc::default(),
         };
         let share = self.awake_share(id);
@@ -519,6 +593,7 @@ impl Accountant {
             claims: self.claims(id, input.usage),
             host,
             awake_ns: share.map_or(length_ns, |share| part_of(share.share, length_ns)),
+            counted: input.counted,
             sample_at: known.then_some(input.raw.unix_ns / 1_000_000_000),
         }
     }
@@ -538,9 +613,15 @@ impl Accountant {
 
     /// Adds the energy of the tick and its bound to the last minute of each container. Energy
     /// without a bound ends the minute: the sum would lack it.
-    fn add_recent(&mut self, splits: &[RootSplit]) {
-        let machine = || splits.iter().filter(|root| matches!(root.id.zone.kind, ZoneKind::Package | ZoneKind::Psys));
+    fn add_recent(&mut self, raw: &RawTick, splits: &[RootSplit]) {
+        let machine = || splits.iter().filter(|root| is_of_cpus(root.id.zone.kind));
         let Some(length_ns) = machine().map(|root| root.length_ns).max() else { return };
+        // After lost energy the sum is that of two times, which together are no last minute.
+        let since_ns =
+            self.recent_until_ns.replace(raw.energy_ns).map_or(0, |until| raw.energy_ns.saturating_sub(until));
+        if since_ns > length_ns.saturating_add(SUSPENSION_NS) {
+            self.recent.clear();
+        }
         let mut sums: BTreeMap<u32, (f64, Bound)> = BTreeMap::new();
         let mut without_bound: BTreeSet<u32> = BTreeSet::new();
         for root in machine() {
@@ -568,31 +649,6 @@ impl Accountant {
         self.recent.retain(|number, _| !without_bound.contains(number));
     }
 
-    /// Adds the probe's own dynamic energy, by its share of all CPU time, whatever package it ran
-    /// on.
-    fn add_own_energy(&mut self, raw: &RawTick, splits: &[RootSplit], usage: &UsageByTarget) {
-        let all = sum_usage(usage.values().flatten()).ns();
-        self.ran_since_ns = self.ran_since_ns.saturating_add(all);
-        let Some(last) = self.last_own_ns else {
-            self.last_own_ns = Some(raw.own_ns);
-            return;
-        };
-        if splits.is_empty() {
-            return;
-        }
-        let own = raw.own_ns.saturating_sub(last).min(self.ran_since_ns);
-        let dynamic: Microjoules = splits
-            .iter()
-            .filter(|split| matches!(split.id.zone.kind, ZoneKind::Package | ZoneKind::Psys))
-            .flat_map(|split| split.split.shares.iter().map(|(_, energy)| *energy))
-            .sum();
-        if self.ran_since_ns > 0 {
-            let share = u128::from(dynamic.0) * u128::from(own) / u128::from(self.ran_since_ns);
-            self.own += Microjoules(u64::try_from(share).unwrap_or(u64::MAX));
-        }
-        (self.last_own_ns, self.ran_since_ns) = (Some(raw.own_ns), 0);
-    }
-
     /// Indices of the packages or dies whose CPU time splits a root's energy; empty for the whole
     /// machine.
     fn packages(&self, id: ZoneId) -> Vec<usize> {
@@ -606,13 +662,13 @@ impl Accountant {
         packages.iter().enumerate().filter(|(_, package)| known(package)).map(|(index, _)| index).collect()
     }
 
-    /// The CPU usage that splits a root's energy. A package is split by the CPU time on it, a whole
-    /// machine by all CPU time. Memory has no claims and stays unattributed, because no counter
-    /// attributes its use. Where CPU time is not known by package, each package is split like the
-    /// whole machine.
+    /// The CPU usage that splits a root's energy. A package and its memory are split by what ran on
+    /// it, a whole machine by all that ran. Memory that is not attributed has no claims. Where CPU
+    /// time is not known by package, each package is split like the whole machine.
     fn claims(&self, id: ZoneId, usage: &UsageByTarget) -> BTreeMap<ChargeTarget, CpuUsage> {
         match (id.kind, id.package) {
-            (ZoneKind::Package, Some(_)) if self.setup.has_per_cpu_usage() => {
+            (ZoneKind::Dram, _) if self.rules.memory == MemoryPolicy::Unattributed => BTreeMap::new(),
+            (ZoneKind::Package | ZoneKind::Dram, Some(_)) if self.setup.has_per_cpu_usage() => {
                 let packages = self.packages(id);
                 if packages.is_empty() {
                     return BTreeMap::new();
@@ -620,7 +676,7 @@ impl Accountant {
                 let of = |by_package: &[CpuUsage]| sum_usage(packages.iter().map(|index| &by_package[*index]));
                 usage.iter().map(|(target, by_package)| (*target, of(by_package))).collect()
             }
-            (ZoneKind::Package | ZoneKind::Psys, _) => {
+            (ZoneKind::Package | ZoneKind::Dram | ZoneKind::Psys, _) => {
                 usage.iter().map(|(target, by_package)| (*target, sum_usage(by_package))).collect()
             }
             _ => BTreeMap::new(),
@@ -635,10 +691,14 @@ impl Accountant {
         }
     }
 
-    /// Adds engine use to the totals of containers and to the zones of GPUs.
+    /// Adds engine use to the totals of containers, jobs and GPUs, and to the zones of GPUs.
     fn add_engine_usage(&mut self, raw: &RawTick) {
         for (gpu, usage) in &raw.gpus {
             for used in &usage.uses {
+                for key in [Some((*gpu, None)), used.job.map(|job| (*gpu, Some(job)))].into_iter().flatten() {
+                    let sums = self.engine_use.entry(key).or_insert([0; ENGINES]);
+                    sums.iter_mut().zip(used.times).for_each(|(sum, ns)| *sum = sum.saturating_add(ns));
+                }
                 if let Some(ChargeTarget::Container(number)) = used.charge_target
                     && self.containers.contains_key(&number)
                 {
@@ -659,6 +719,7 @@ impl Accountant {
         if suspended_ns < SUSPENSION_NS {
             return;
         }
+        self.recent.clear();
         for (index, zone) in self.setup.zones.iter().enumerate() {
             if self.setup.origin_of(zone) != Some(Origin::Model) {
                 self.counters[index].restart();
@@ -723,6 +784,11 @@ impl Accountant {
                 }
                 self.counters[index].advance(reading.ok(), raw.gpu_ns)
             }
+            // Its driver has switched the board off: nothing can be read, and nothing is broken.
+            Some(Err(error)) if error == ASLEEP => {
+                (self.gpus[index].failing_since, self.last_moved[index]) = (None, None);
+                self.counters[index].advance(None, raw.gpu_ns)
+            }
             Some(Err(error)) => {
                 // A lost board is reported by its source at once. Here a reading is reported that
                 // keeps failing.
@@ -759,7 +825,8 @@ impl Accountant {
             Some((last, since)) if *last == value => {
                 let stalled_ns = at_ns.saturating_sub(*since);
                 let gpu = matches!(self.setup.zones[index].id.kind, ZoneKind::Gpu(_));
-                let counts = self.roots[index].is_some() || gpu;
+                // A guest may use nothing for a while; a board that was passed to it never does.
+                let counts = gpu || self.roots[index].is_some() && self.setup.origin != Some(Origin::Host);
                 if stalled_ns >= STALL_NS && counts {
                     return Err(format!("stands at {value} for {} s", stalled_ns / 1_000_000_000));
                 }
@@ -790,7 +857,9 @@ impl Accountant {
         let several = self.setup.has_per_cpu_usage() && self.setup.packages.len() > 1;
         let by_target = usage.iter().filter(|_| several);
         let host = Rc::new(by_target.map(|(target, by_package)| (*target, sum_usage(by_package))).collect());
-        let input = Input { raw, length_ns, usage, host, waiting, cpu_of_tick };
+        // A tick without CPU time lacks no count: the next one has it.
+        let counted = usage.is_empty() || self.window.as_ref().is_some_and(CpuWindow::counted);
+        let input = Input { raw, length_ns, usage, host, waiting, cpu_of_tick, counted };
 
         let steps: Vec<Step> = (0..self.counters.len()).map(|index| self.step(index, raw, waiting)).collect();
         // GPU zones inside a root come first, because the root splits their energy.
@@ -842,11 +911,13 @@ impl Accountant {
             Step::Grew(energy, covered_ns) => (energy, covered_ns),
             Step::Rejected(_) | Step::Failed => {
                 root.add_pending(load);
+                delta.covers = root.pending_ticks;
                 root.rejected |= matches!(step, Step::Rejected(_));
                 if let (true, Some(energy)) = (gpu, self.gpus[index].unsettled) {
                     delta.settlement = Settlement::Waiting(energy);
                 }
                 root.baseline.interrupt();
+                root.fitted.interrupt();
                 if root.pending_ticks > MAX_INCOMPLETE_TICKS && !input.waiting && !gpu {
                     let (location, ticks) = (&self.setup.zones[index].location, root.pending_ticks);
                     self.trouble.get_or_insert_with(|| format!("{location}: {ticks} implausible readings in a row"));
@@ -857,6 +928,7 @@ impl Accountant {
                 root.clear_pending();
                 self.gpus[index].claims.clear();
                 root.baseline.interrupt();
+                root.fitted.interrupt();
                 return (delta, None);
             }
         };
@@ -943,6 +1015,8 @@ impl Accountant {
                 self.setup.cpus().iter().sum::<u64>() - cpus
             },
             siblings_unknown: self.setup.smt && !self.setup.cpu.as_ref().is_some_and(|cpu| cpu.capabilities.siblings),
+            shared_range: self.rules.shared_range(),
+            weight_error: None,
         }
     }
 
@@ -950,15 +1024,17 @@ impl Accountant {
     /// inside it is split by engine use or stays unattributed; by CPU time it would be attributed
     /// to containers that only compute.
     fn split_root(&mut self, index: usize, id: AccountId, root: &mut Root, now: &Conditions, load: &Load) -> RootSplit {
-        let Load { claims, .. } = load;
+        let Division { claims, basis, error } = self.division(index, id.zone, root, load);
+        root.basis = self.is_weight_shown(id.zone).then_some(basis);
+        let now = &Conditions { weight_error: error, ..*now };
         let weigh = |usage: &BTreeMap<ChargeTarget, CpuUsage>| -> Vec<(ChargeTarget, u64)> {
             usage.iter().map(|(target, usage)| (*target, usage.weight)).collect()
         };
-        let weights = weigh(claims);
-        let host = if load.host.is_empty() { claims } else { &*load.host };
+        let weights = weigh(&claims);
+        let host = if load.host.is_empty() { &load.claims } else { &*load.host };
         let mut remaining = now.measured;
         let gpu_parts = split_inside(&self.setup.zones, &mut self.gpus, id.zone, &mut remaining, now.idle);
-        let step = self.step_estimate(index, root);
+        let step = self.step_estimate(index, root).filter(|_| basis != Basis::Nothing);
         let awake = step.map_or(Microjoules::ZERO, |step| Microjoules::from_power(step.uw, load.awake_ns));
         let awake = awake.min(remaining - now.idle);
         let mut split = split_proportionally(remaining - awake, now.idle, &weights);
@@ -968,24 +1044,18 @@ impl Accountant {
         self.streams.split_by_cpu_time(index, id, &split);
         match self.rules.idle {
             IdlePolicy::Separate => {}
-            IdlePolicy::Proportional => share_idle(&mut split, &weights),
+            _ if basis == Basis::Nothing => {}
+            // By CPU time: idle power follows neither misses nor a mix of events.
+            IdlePolicy::Proportional => share_idle(&mut split, &weigh(&load.claims)),
             IdlePolicy::Reserved => share_idle(&mut split, &self.reservations(now.cpus)),
         }
         let mut bounds = BTreeMap::new();
         if !self.setup.modelled() {
             let step_bound_uw = step.map_or(0, |step| (step.high_uw - step.uw).max(step.uw - step.low_uw));
-            bounds = self.bounds(now, claims, host, awake, Microjoules::from_power(step_bound_uw, load.awake_ns));
+            bounds = self.bounds(now, &claims, host, awake, Microjoules::from_power(step_bound_uw, load.awake_ns));
+            self.add_stated_error(index, &split.shares, &mut bounds);
         }
-        if let (Some(unix_seconds), false) = (load.sample_at, id.zone.kind == ZoneKind::Dram) {
-            root.baseline.observe(Observation {
-                unix_seconds,
-                ns: now.length_ns,
-                weight: sum_usage(claims.values()).weight,
-                capacity: self.capacity(id.zone),
-                awake_ns: load.awake_ns,
-                uj: remaining.0,
-            });
-        }
+        self.learn(id.zone, root, load, (now.length_ns, remaining));
         let mut unbounded = BTreeSet::new();
         for (part, claims) in gpu_parts {
             let containers = part.shares.iter().filter_map(|(target, energy)| match target {
@@ -998,6 +1068,23 @@ impl Accountant {
         }
         bounds.retain(|number, _| !unbounded.contains(number));
         RootSplit { id, split, bounds, unbounded, length_ns: now.length_ns }
+    }
+
+    /// Adds the error that the source itself states for its figures.
+    fn add_stated_error(
+        &self,
+        index: usize,
+        shares: &[(ChargeTarget, Microjoules)],
+        bounds: &mut BTreeMap<u32, Bound>,
+    ) {
+        let Some(milli) = self.setup.zones[index].error_milli else { return };
+        for (target, energy) in shares {
+            if let ChargeTarget::Container(number) = target
+                && let Some(bound) = bounds.get_mut(number)
+            {
+                bound.systematic += energy.joules() * 1e3 * f64::from(milli);
+            }
+        }
     }
 
     /// What an awake root draws more than a sleeping one. A source that defines the idle power has
@@ -1028,6 +1115,8 @@ impl Accountant {
             idle_bound_uw: 0,
             cpus: self.setup.cpus().iter().sum(),
             cpus_elsewhere: 0,
+            // It is divided by CPU time.
+            weight_error: None,
             ..*now
         };
         let (all, all_host) = (sum_usage(claims.values()), sum_usage(host.values()));
@@ -1082,6 +1171,11 @@ fn move_usage(all: &mut UsageByTarget, from: ChargeTarget, container: u32, ns: u
     }
     let sums = all.entry(ChargeTarget::Container(container)).or_insert_with(|| vec![CpuUsage::default(); moved.len()]);
     sums.iter_mut().zip(&moved).for_each(|(sum, usage)| sum.add(usage));
+}
+
+/// True for zones whose energy is divided by what ran on CPUs.
+fn is_of_cpus(kind: ZoneKind) -> bool {
+    matches!(kind, ZoneKind::Package | ZoneKind::Dram | ZoneKind::Psys)
 }
 
 /// Share of `own` in the weight of `all`.

@@ -2,15 +2,13 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File},
-    io::{self, Read as _},
-    os::unix::fs::OpenOptionsExt as _,
+    fs, io,
     path::{Path, PathBuf},
 };
 
-use rustix::fs::{Access, access};
 use serde::{Deserialize, Serialize};
 
+use super::state_file;
 use crate::{
     energy::{processor::Processor, zone::Origin},
     ledger::idle::Sample,
@@ -92,27 +90,8 @@ impl BaselineFile {
 
     fn read(&self) -> Result<Vec<(String, ZoneSamples)>, BaselineFileError> {
         let failed = |what: String| BaselineFileError { path: self.path.clone(), what };
-        // In a directory where others may write, the name may be a link to another file, or a FIFO
-        // that would block the start.
-        let mut options = File::options();
-        options.read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
-        let file = match options.open(&self.path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) if error.raw_os_error() == Some(libc::ELOOP) => {
-                return Err(failed("is a symbolic link, which is not followed".to_owned()));
-            }
-            Err(error) => return Err(failed(error.to_string())),
-        };
-        if !file.metadata().is_ok_and(|meta| meta.is_file()) {
-            return Err(failed("not a regular file".to_owned()));
-        }
-        let mut text = Vec::new();
-        let read = file.take(MAX_FILE + 1).read_to_end(&mut text).map_err(|error| failed(error.to_string()))?;
-        if u64::try_from(read).is_ok_and(|read| read > MAX_FILE) {
-            return Err(failed("larger than this program writes it".to_owned()));
-        }
-        parse(&text).map_err(failed)
+        let text = state_file::read(&self.path, MAX_FILE).map_err(failed)?;
+        text.map_or_else(|| Ok(Vec::new()), |text| parse(&text).map_err(failed))
     }
 
     /// Replaces the file atomically. The samples of other machines stay.
@@ -130,9 +109,6 @@ impl BaselineFile {
         machines.drain(..surplus);
         machines.push((self.machine.clone(), zones.clone()));
         let write = || -> io::Result<()> {
-            if let Some(dir) = self.path.parent() {
-                fs::create_dir_all(dir)?;
-            }
             let mut content = Content { version: VERSION, machines };
             let mut text = serde_json::to_vec(&content)?;
             // A larger file would not be read again.
@@ -140,7 +116,7 @@ impl BaselineFile {
                 content.machines.remove(0);
                 text = serde_json::to_vec(&content)?;
             }
-            cli::file::replace(&self.path, &text)
+            state_file::replace(&self.path, &text)
         };
         write().map_err(|error| BaselineFileError { path: self.path.clone(), what: error.to_string() })
     }
@@ -151,17 +127,7 @@ impl BaselineFile {
     /// # Errors
     /// When the directory, or the nearest one above it that exists, is not writable.
     pub fn check_writable(&self) -> Result<(), BaselineFileError> {
-        let failed = |what: String| BaselineFileError { path: self.path.clone(), what };
-        let absent =
-            |path: &&Path| fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
-        let above = self.path.ancestors().skip(1).find(|path| !path.as_os_str().is_empty() && !absent(path));
-        // A relative path without an existing part is in the current directory.
-        let dir = above.unwrap_or(Path::new("."));
-        if dir.metadata().is_ok_and(|meta| !meta.is_dir()) {
-            return Err(failed(format!("cannot be written: {} is not a directory", dir.display())));
-        }
-        access(dir, Access::WRITE_OK | Access::EXEC_OK)
-            .map_err(|error| failed(format!("cannot be written: {}: {}", dir.display(), io::Error::from(error))))
+        state_file::check_writable(&self.path).map_err(|what| BaselineFileError { path: self.path.clone(), what })
     }
 }
 

@@ -1,6 +1,7 @@
 //! Accounting roots: their state between two ticks, and the split of their energy in one tick.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet},
     rc::Rc,
 };
@@ -10,7 +11,7 @@ use units::Microjoules;
 use crate::{
     containers::ChargeTarget,
     cpu::CpuUsage,
-    ledger::{AccountId, Split, idle::Baseline, uncertainty::Bound},
+    ledger::{AccountId, Split, basis::Basis, fitted_weight::FittedWeight, idle::Baseline, uncertainty::Bound},
 };
 
 /// CPU usage of each target, by package index.
@@ -24,6 +25,8 @@ pub(super) struct Root {
     /// CPU usage of the whole machine in those ticks, and the time in which the root was awake.
     pub(super) pending_host: BTreeMap<ChargeTarget, CpuUsage>,
     pub(super) pending_awake_ns: u64,
+    /// True when hardware counters did not run all the time in one of those ticks.
+    pub(super) pending_uncounted: bool,
     /// Number of those ticks.
     pub(super) pending_ticks: u32,
     /// True when the counter rejected a reading in one of those ticks.
@@ -31,6 +34,9 @@ pub(super) struct Root {
     /// Mean power of the last accepted tick, in microwatts.
     pub(super) power_uw: u64,
     pub(super) baseline: Baseline,
+    pub(super) fitted: FittedWeight,
+    /// What divided the energy of the last accepted tick, where that is not always CPU time.
+    pub(super) basis: Option<Basis>,
 }
 
 impl Root {
@@ -38,6 +44,7 @@ impl Root {
         add_usage(&mut self.pending, load.claims);
         add_usage(&mut self.pending_host, load.host.iter().map(|(target, usage)| (*target, *usage)));
         self.pending_awake_ns = self.pending_awake_ns.saturating_add(load.awake_ns);
+        self.pending_uncounted |= !load.counted;
         self.pending_ticks = self.pending_ticks.saturating_add(1);
     }
 
@@ -48,11 +55,13 @@ impl Root {
             add_usage(Rc::make_mut(&mut load.host), std::mem::take(&mut self.pending_host));
         }
         load.awake_ns = load.awake_ns.saturating_add(self.pending_awake_ns);
+        load.counted &= !self.pending_uncounted;
     }
 
     pub(super) fn clear_pending(&mut self) {
         (self.pending, self.pending_host) = (BTreeMap::new(), BTreeMap::new());
-        (self.pending_awake_ns, self.pending_ticks, self.rejected) = (0, 0, false);
+        (self.pending_awake_ns, self.pending_ticks) = (0, 0);
+        (self.pending_uncounted, self.rejected) = (false, false);
     }
 }
 
@@ -65,8 +74,19 @@ pub(super) struct Load {
     pub(super) host: Rc<BTreeMap<ChargeTarget, CpuUsage>>,
     /// Time in which the root was awake; all of it where that is unknown.
     pub(super) awake_ns: u64,
+    /// True when hardware counters ran all the time and on every CPU.
+    pub(super) counted: bool,
     /// End in unix seconds of a tick that tells the power at its load; `None` for other ticks.
     pub(super) sample_at: Option<i64>,
+}
+
+/// How the load energy of a root is divided in one tick.
+pub(super) struct Division<'a> {
+    /// What divides it, as the weight of each usage.
+    pub(super) claims: Cow<'a, BTreeMap<ChargeTarget, CpuUsage>>,
+    pub(super) basis: Basis,
+    /// Error of that weight relative to the power of the load, where it is known.
+    pub(super) error: Option<f64>,
 }
 
 fn add_usage(all: &mut BTreeMap<ChargeTarget, CpuUsage>, more: impl IntoIterator<Item = (ChargeTarget, CpuUsage)>) {

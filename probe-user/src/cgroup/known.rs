@@ -14,8 +14,10 @@ use super::{
     tree::{Scan, Trees},
 };
 
-/// Interval between scans for changes that were not reported.
+/// Interval between scans for changes that were not reported: without events or after an incomplete
+/// scan, and with events. The kernel says when it lost one, and then the next scan does not wait.
 const SCAN_INTERVAL: Duration = Duration::from_secs(10);
+const SCAN_INTERVAL_WITH_EVENTS: Duration = Duration::from_secs(60);
 /// Part of the time that scans for unknown cgroups may take, and the time that they may take at
 /// once.
 const SCAN_PART: i64 = 20;
@@ -31,9 +33,13 @@ pub struct KnownCgroups {
     removed: [HashMap<CgroupKey, String>; 2],
     created: Vec<CgroupKey>,
     gone: Vec<CgroupKey>,
+    /// True when all changes are reported by events.
+    has_events: bool,
     /// True when events are missing since the last scan.
     events_lost: bool,
     last_scan: Option<Instant>,
+    /// True when the last scan read all cgroups.
+    last_complete: bool,
     /// Nanoseconds that scans may take now; negative after a long scan.
     credit_ns: i64,
     incomplete_scans: u64,
@@ -49,8 +55,10 @@ impl KnownCgroups {
             removed: [HashMap::new(), HashMap::new()],
             created: Vec::new(),
             gone: Vec::new(),
+            has_events: false,
             events_lost: false,
             last_scan: None,
+            last_complete: false,
             credit_ns: MAX_CREDIT_NS,
             incomplete_scans: 0,
         }
@@ -81,6 +89,7 @@ impl KnownCgroups {
         if !self.trees.are_whole() {
             return;
         }
+        self.has_events = true;
         self.events_lost |= changes.incomplete;
         for (key, path) in changes.created {
             if self.live.insert(key, path).is_none() {
@@ -98,8 +107,8 @@ impl KnownCgroups {
     /// Whether a scan is due, without an unknown cgroup.
     #[must_use]
     pub fn scan_is_due(&self, now: Instant) -> bool {
-        self.last_scan.is_none_or(|last| now.duration_since(last) >= SCAN_INTERVAL)
-            || self.events_lost && self.can_scan(now)
+        let interval = if self.has_events && self.last_complete { SCAN_INTERVAL_WITH_EVENTS } else { SCAN_INTERVAL };
+        self.last_scan.is_none_or(|last| now.duration_since(last) >= interval) || self.events_lost && self.can_scan(now)
     }
 
     /// Whether a scan is possible now without taking too much time.
@@ -133,7 +142,7 @@ impl KnownCgroups {
         self.live.extend(live);
         let took = i64::try_from(began.elapsed().as_nanos()).unwrap_or(i64::MAX);
         self.credit_ns = self.credit(now).saturating_sub(took);
-        (self.last_scan, self.events_lost) = (Some(now), false);
+        (self.last_scan, self.last_complete, self.events_lost) = (Some(now), complete, false);
         complete
     }
 
@@ -157,5 +166,29 @@ impl KnownCgroups {
     #[must_use]
     pub fn incomplete_scans(&self) -> u64 {
         self.incomplete_scans
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// All cgroups were read every ten seconds, also where the kernel reported each change.
+    #[test]
+    fn scans_are_rare_while_events_report_changes() {
+        let mut known = KnownCgroups::new(Trees::none());
+        let start = Instant::now();
+        let after = |seconds| start + Duration::from_secs(seconds);
+        assert!(known.scan_is_due(start));
+        known.scan(start);
+        assert!(!known.scan_is_due(after(9)) && known.scan_is_due(after(10)), "without events");
+        known.apply(CgroupChanges::default());
+        assert!(!known.scan_is_due(after(59)) && known.scan_is_due(after(60)));
+        known.apply(CgroupChanges { incomplete: true, ..CgroupChanges::default() });
+        assert!(known.scan_is_due(after(1)), "an event was lost");
+        known.scan(after(1));
+        assert!(!known.scan_is_due(after(60)));
+        known.last_complete = false;
+        assert!(known.scan_is_due(after(11)), "what the last scan did not read has no events");
     }
 }

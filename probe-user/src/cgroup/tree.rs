@@ -247,6 +247,14 @@ impl Scan {
 }
 
 #[cfg(test)]
+impl Trees {
+    /// Whole trees of no host.
+    pub(super) fn none() -> Self {
+        Self { roots: Vec::new(), namespace: HashMap::new(), whole: true }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -2,11 +2,14 @@
 
 use std::{
     collections::BTreeSet,
-    fmt::Write as _,
     io::{self, Write as _},
     process::ExitCode,
 };
 
+use cli::{
+    colour::Meaning,
+    terminal::{Cell, Column, Table, View},
+};
 use serde::Serialize;
 use units::provenance::Unmeasured;
 
@@ -25,7 +28,7 @@ use crate::{
         availability::{Reason, Unavailable},
         topology::Topology,
     },
-    reference,
+    reference, start,
 };
 
 /// The complete report.
@@ -83,6 +86,27 @@ impl Finding {
         };
         Self { name: name.into(), state, detail }
     }
+
+    /// A row of a table: name, state and detail.
+    fn row(&self, indent: &str) -> [Cell; 3] {
+        let meaning = match self.state {
+            "usable" => Meaning::Better,
+            "absent" => Meaning::Quiet,
+            _ => Meaning::Worse,
+        };
+        [format!("{indent}{}", self.name).into(), Cell::coloured(self.state, meaning), Cell::from(&*self.detail)]
+    }
+}
+
+impl SourceReport {
+    /// The rows of the source, of its zones, of what is left out, and of the remedy.
+    fn rows(&self) -> Vec<[Cell; 3]> {
+        let text = |text: String| ["".into(), "".into(), Cell::from(text)];
+        let zones = self.zones.iter().map(|zone| zone.row("  "));
+        let left_out = self.left_out.iter().map(|what| text(format!("left out: {what}")));
+        let remedy = self.remedy.iter().map(|remedy| text(format!("remedy: {remedy}")));
+        std::iter::once(self.finding.row("")).chain(zones).chain(left_out).chain(remedy).collect()
+    }
 }
 
 /// Exit code when energy can only be modelled.
@@ -92,7 +116,7 @@ const ONLY_MODELLED: u8 = 3;
 #[must_use]
 pub fn run(config: &Config, json: bool) -> ExitCode {
     let report = examine(config);
-    let text = if json { report.json() } else { report.text() };
+    let text = if json { report.json() } else { report.text(View::stdout()) };
     // A failed write means that the reader has closed the pipe and needs no more.
     let _ = io::stdout().write_all(text.as_bytes());
     if report.measures { ExitCode::SUCCESS } else { ExitCode::from(ONLY_MODELLED) }
@@ -105,7 +129,10 @@ fn examine(config: &Config) -> Report {
     let mut sources = Vec::new();
     // As in the probe: the first complete source, else the first partial one, else the model.
     let (mut complete, mut partial, mut measures, mut unmeasured) = (None, None, false, Vec::new());
-    for origin in [Origin::Perf, Origin::Powercap, Origin::Msr, Origin::Hwmon, Origin::Model] {
+    // Only where it is set: other machines have no host.
+    let host = paths.host.as_ref().map(|_| Origin::Host);
+    let measured = [Origin::Perf, Origin::Powercap, Origin::Msr, Origin::Hwmon];
+    for origin in measured.into_iter().chain(host).chain([Origin::Model]) {
         let opened = energy::open(origin, config.energy.cpu_power(), &paths, &topology);
         let (mut zones, mut left_out) = (Vec::new(), Vec::new());
         let outcome = opened.and_then(|mut source| {
@@ -124,8 +151,13 @@ fn examine(config: &Config) -> Report {
                 Some(kind) => unmeasured.push((origin, kind)),
                 None => measures = true,
             }
-            // MSRs are used only if they are requested explicitly.
-            if origin != Origin::Msr {
+            // MSRs and the host are used only if they are requested explicitly.
+            let by_request = match origin {
+                Origin::Msr => true,
+                Origin::Host => config.energy.source != energy::SourceChoice::Host,
+                _ => false,
+            };
+            if !by_request {
                 let choice = if energy::missing_zones(&**source).is_some() { &mut partial } else { &mut complete };
                 choice.get_or_insert(origin);
             }
@@ -143,15 +175,16 @@ fn examine(config: &Config) -> Report {
         (complete, _) => complete,
     };
     let unmeasured = unmeasured.into_iter().find(|(origin, _)| Some(*origin) == chosen).map(|(_, kind)| kind);
+    let simulated = unmeasured == Some(Unmeasured::Simulated);
     let (gpus, unmeasured_gpus) = gpus(config);
     Report {
         machine: machine(&topology, &processor),
         measures,
         sources,
         gpus,
-        parts: parts(config, &tiers),
+        parts: parts(config, &tiers, if simulated { Some(Origin::Simulated) } else { chosen }),
         tiers,
-        simulated: unmeasured == Some(Unmeasured::Simulated),
+        simulated,
         banners: unmeasured.into_iter().chain(unmeasured_gpus).map(Unmeasured::banner).collect(),
         chosen: chosen.map(Origin::as_str),
     }
@@ -214,7 +247,20 @@ fn remedy(origin: Origin, why: &Unavailable) -> String {
         }
         (Origin::Hwmon, Absent) => "modprobe acpi_power_meter, or the driver of the board's sensors; many boards have none",
         (Origin::Hwmon, Denied) => "run as root",
-        (Origin::Model | Origin::Simulated | Origin::Replay | Origin::Nvml | Origin::NvmlPower | Origin::Fake | Origin::Drm, _) => "mount /proc, or set --path.procfs",
+        (Origin::Host, _) => "see --energy.host.url, --energy.host.token-file, and --guest.tokens-file of the host's probe",
+        (
+            Origin::Model
+            | Origin::Simulated
+            | Origin::Replay
+            | Origin::Scmi
+            | Origin::Pmic
+            | Origin::Nvml
+            | Origin::NvmlPower
+            | Origin::Fake
+            | Origin::Drm
+            | Origin::DrmPower,
+            _,
+        ) => "mount /proc, or set --path.procfs",
         (_, Broken) => "in a guest the hypervisor does not emulate these counters; on bare metal check dmesg and the firmware's RAPL setting",
     }
     .to_owned()
@@ -301,7 +347,8 @@ fn gpus(config: &Config) -> (Vec<Finding>, BTreeSet<Unmeasured>) {
     (all, unmeasured)
 }
 
-fn parts(config: &Config, tiers: &[Finding]) -> Vec<Finding> {
+/// What else attribution needs, with energy of `origin`.
+fn parts(config: &Config, tiers: &[Finding], origin: Option<Origin>) -> Vec<Finding> {
     let trees = Trees::find(&config.paths.cgroupfs).map(|trees| format!("cgroup {}", trees.layout()));
     let trees = trees.map_err(|error| {
         Unavailable::new(Reason::of(&error), format!("{error}. Set the mount point with --path.cgroupfs"))
@@ -323,10 +370,32 @@ fn parts(config: &Config, tiers: &[Finding]) -> Vec<Finding> {
     let mut all = vec![Finding::new("cgroups", &trees), cpu, Finding::new("docker", &docker(config))];
     let meter = reference::check(&config.reference.settings(false), &config.paths.source_paths());
     all.extend(meter.map(|outcome| Finding::new("reference", &outcome)));
+    all.extend(origin.map(|origin| calibration(config, origin)));
     for fault in config.path_faults() {
         all.push(Finding::new("path", &Err(Unavailable::new(Reason::Absent, fault))));
     }
     all
+}
+
+/// Whether this machine was calibrated, with the source that the probe would use.
+fn calibration(config: &Config, origin: Origin) -> Finding {
+    let outcome = match start::calibration(config, origin) {
+        Ok(None) if start::is_calibrated(origin) && start::state_dir(config).is_none() => {
+            let what = "not known without the state directory: run as root, or name it with --state.dir";
+            Err(Unavailable::new(Reason::Denied, what))
+        }
+        Ok(Some(calibration)) => {
+            let done = format!("done {} on this machine", calibration.age(start::unix_seconds()));
+            Ok([vec![done], calibration.gaps()].concat().join("; "))
+        }
+        Ok(None) if start::is_calibrated(origin) => {
+            let what = "not done: run `wattcast-probe calibrate` (2 minutes on a quiet host)";
+            Err(Unavailable::new(Reason::Absent, what))
+        }
+        Ok(None) => Err(Unavailable::new(Reason::Absent, format!("not possible with {}: needs RAPL", origin.as_str()))),
+        Err(why) => Err(Unavailable::new(Reason::Broken, format!("not used: {why}"))),
+    };
+    Finding::new("calibration", &outcome)
 }
 
 fn docker(config: &Config) -> Result<String, Unavailable> {
@@ -341,67 +410,106 @@ impl Report {
         serde_json::to_string_pretty(self).map_or_else(|_| String::new(), |text| text + "\n")
     }
 
-    /// The report for people.
-    fn text(&self) -> String {
+    /// The report for people. A pipe gets one line for each row, for grep.
+    fn text(&self, view: View) -> String {
+        let findings = |all: &[Finding]| all.iter().map(|finding| finding.row("")).collect::<Vec<_>>();
+        let machine = self.machine.iter().map(|Fact { what, is }| [Cell::from(*what), "".into(), Cell::from(&**is)]);
+        let sections: [(&str, Vec<[Cell; 3]>); 5] = [
+            ("Machine", machine.collect()),
+            ("Energy", self.sources.iter().flat_map(SourceReport::rows).collect()),
+            ("CPU time", findings(&self.tiers)),
+            ("GPUs", findings(&self.gpus)),
+            ("Attribution", findings(&self.parts)),
+        ];
         let mut out = String::new();
-        // Writing to a string does not fail.
-        let _ = self.write(&mut out);
+        for (heading, rows) in sections {
+            out += &section(heading, rows, view);
+        }
+        for banner in &self.banners {
+            out += &view.fit(&format!("{}\n", view.paint(Meaning::Warning, banner)));
+        }
+        if let Some((verdict, meaning)) = self.verdict() {
+            out += &view.fit(&format!("{}\n", view.paint(meaning, &verdict)));
+        }
         out
     }
 
-    fn write(&self, out: &mut String) -> std::fmt::Result {
-        writeln!(out, "Machine")?;
-        for Fact { what, is } in &self.machine {
-            writeln!(out, "  {what:<10} {is}")?;
-        }
-        writeln!(out, "\nEnergy")?;
-        for source in &self.sources {
-            let Finding { name, state, detail } = &source.finding;
-            writeln!(out, "  {name:<10} {state:<7} {detail}")?;
-            for Finding { name, state, detail } in &source.zones {
-                writeln!(out, "    {name:<26} {state:<7} {detail}")?;
-            }
-            for what in &source.left_out {
-                writeln!(out, "    left out: {what}")?;
-            }
-            if let Some(remedy) = &source.remedy {
-                writeln!(out, "             remedy: {remedy}")?;
-            }
-        }
-        writeln!(out, "\nCPU time")?;
-        for Finding { name, state, detail } in &self.tiers {
-            writeln!(out, "  {name:<10} {state:<7} {detail}")?;
-        }
-        writeln!(out, "\nGPUs")?;
-        for Finding { name, state, detail } in &self.gpus {
-            writeln!(out, "  {name:<10} {state:<7} {detail}")?;
-        }
-        writeln!(out, "\nAttribution")?;
-        for Finding { name, state, detail } in &self.parts {
-            writeln!(out, "  {name:<10} {state:<7} {detail}")?;
-        }
-        writeln!(out)?;
-        for banner in &self.banners {
-            writeln!(out, "{banner}")?;
-        }
+    /// The last sentence; `None` where a banner says it.
+    fn verdict(&self) -> Option<(String, Meaning)> {
         if self.simulated {
-            return Ok(());
+            return None;
         }
-        match (self.measures, self.chosen) {
-            (true, Some(Origin::MODEL) | None) => {
-                writeln!(
-                    out,
-                    "Energy can be measured here, but only with a source that must be requested: --energy.source=msr."
-                )
-            }
-            (true, Some(chosen)) => writeln!(out, "Energy is measured here, by {chosen}."),
+        let warning = |text: &str| (text.to_owned(), Meaning::Warning);
+        Some(match (self.measures, self.chosen) {
+            (true, Some(Origin::MODEL) | None) => warning(
+                "Energy can be measured here, but only with a source that must be requested: --energy.source=msr.",
+            ),
+            (true, Some(chosen)) => (format!("Energy is measured here, by {chosen}."), Meaning::Better),
             (false, Some(_)) => {
-                writeln!(
-                    out,
-                    "Energy cannot be measured here. It would be modelled, and labelled as modelled on every page."
-                )
+                warning("Energy cannot be measured here. It would be modelled, and labelled as modelled on every page.")
             }
-            (false, None) => writeln!(out, "Energy can be neither measured nor modelled here."),
+            (false, None) => warning("Energy can be neither measured nor modelled here."),
+        })
+    }
+}
+
+/// A heading and its rows of name, state and detail, with an empty line after them.
+fn section(heading: &str, rows: Vec<[Cell; 3]>, view: View) -> String {
+    const INDENT: &str = "  ";
+    let mut table = Table::new([Column::left(""), Column::left(""), Column::prose("")]);
+    rows.into_iter().for_each(|row| table.push(row));
+    let whole = view.with_whole_lines();
+    let text = table.text(View { columns: whole.columns.saturating_sub(INDENT.len()), ..whole });
+    let lines = text.lines().map(|line| format!("{INDENT}{line}\n"));
+    format!("{}\n{}\n", view.paint(Meaning::Heading, heading), lines.collect::<String>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report() -> Report {
+        let detail = "/sys/bus/event_source/devices/power: it has no event energy-pkg, which happens in guests";
+        let finding =
+            |name: &str, state, detail: &str| Finding { name: name.to_owned(), state, detail: detail.to_owned() };
+        Report {
+            machine: vec![Fact {
+                what: "processor",
+                is: "a processor with \x1b[31mcolours\x1b[0m in its name".to_owned(),
+            }],
+            sources: vec![SourceReport {
+                finding: finding("perf", "absent", detail),
+                zones: vec![finding("package of package 0", "broken", "readable, but the value does not change")],
+                left_out: vec!["intel-rapl-mmio:0: a duplicate of another zone".to_owned()],
+                remedy: Some("modprobe rapl (CONFIG_PERF_EVENTS_INTEL_RAPL; AMD from 5.8)".to_owned()),
+            }],
+            tiers: vec![finding("files", "usable", "cgroup v2")],
+            gpus: Vec::new(),
+            parts: Vec::new(),
+            chosen: Some(Origin::MODEL),
+            measures: false,
+            simulated: false,
+            banners: vec![Unmeasured::Model.banner()],
         }
+    }
+
+    #[test]
+    fn the_report_fits_the_terminal_and_breaks_no_word() {
+        for columns in [60, 80, 160] {
+            let text = report().text(View { columns, is_terminal: true, ..View::PLAIN });
+            let longest = text.lines().map(cli::terminal::width).max().unwrap();
+            assert!(longest <= columns, "{longest} of {columns}:\n{text}");
+            for word in ["energy-pkg,", "CONFIG_PERF_EVENTS_INTEL_RAPL;", "intel-rapl-mmio:0:", "GPUs", "modelled"] {
+                assert!(text.split_whitespace().any(|found| found.trim_start_matches('(') == word), "{word}:\n{text}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_pipe_gets_whole_lines_and_no_name_controls_the_terminal() {
+        let text = report().text(View::PLAIN);
+        assert!(text.contains("remedy: modprobe rapl (CONFIG_PERF_EVENTS_INTEL_RAPL; AMD from 5.8)\n"), "{text}");
+        assert!(text.lines().any(|line| line.trim_start().starts_with("perf ") && line.contains(" absent ")), "{text}");
+        assert!(!text.contains('\x1b'), "{text}");
     }
 }

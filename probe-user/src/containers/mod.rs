@@ -6,6 +6,7 @@
 
 mod charge_target;
 mod container;
+mod continued;
 mod docker_engine;
 pub mod name_resolver;
 pub mod path;
@@ -22,13 +23,17 @@ use std::{
 };
 
 pub use charge_target::ChargeTarget;
+pub(crate) use charge_target::LookedUp;
+use charge_target::Targets;
 pub use container::{Container, Runtime};
+pub(crate) use continued::SavedContainer;
 pub use docker_engine::docker_state;
 use metrics::label;
 use name_resolver::{NameReply, NameResolver};
 use path::Workload;
 use priority::{Class, Ranking, Standing};
 use runtime_files::RuntimeFiles;
+use serde::{Deserialize, Serialize};
 use stats::CgroupPath;
 use task_finder::{Question, TaskFinder};
 
@@ -43,7 +48,8 @@ const MAX_RETRY: Duration = Duration::from_secs(30);
 /// Interval between readings of all CPU limits, which may change while a container runs.
 const LIMITS_INTERVAL: Duration = Duration::from_secs(10);
 /// Two cgroups with the same identity belong to the same workload.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 enum Identity {
     Container(String),
     Cgroup(CgroupKey),
@@ -73,6 +79,8 @@ struct ContainerRecord {
     /// CPU limit of `cpu.max` in thousandths of a CPU; read only under the idle policy that needs
     /// it.
     reserved: Option<u64>,
+    /// True while [`ContainerRegistry::note_cpu_limits`] provides it, so that no file is read.
+    limit_provided: bool,
     /// Time of the next name request; `None` when the name is final.
     resolve_at: Option<Instant>,
     retry_delay: Duration,
@@ -99,6 +107,7 @@ impl ContainerRecord {
             gone_at: None,
             departing: 0,
             reserved: None,
+            limit_provided: false,
             resolve_at: None,
             retry_delay: MIN_RETRY,
             cgroup_paths: Vec::new(),
@@ -142,7 +151,10 @@ pub struct ContainerRegistry {
     names: Option<NameResolver>,
     tasks: TaskFinder,
     limits: RegistryLimits,
-    targets: HashMap<CgroupKey, ChargeTarget>,
+    targets: Targets,
+    /// The cgroups of the last reading, if each of them is in the system or in a container that is
+    /// known to have run.
+    settled: LookedUp,
     records: BTreeMap<u32, ContainerRecord>,
     numbers: HashMap<Identity, u32>,
     ranking: Ranking,
@@ -176,7 +188,8 @@ impl ContainerRegistry {
             names,
             tasks: TaskFinder::new(files),
             limits,
-            targets: HashMap::new(),
+            targets: Targets::default(),
+            settled: LookedUp::default(),
             records: BTreeMap::new(),
             numbers: HashMap::new(),
             ranking: Ranking::default(),
@@ -201,23 +214,9 @@ impl ContainerRegistry {
 
     /// Updates the registry with the cgroups of a reading. Returns the containers whose series end
     /// now.
-    pub fn observe(&mut self, reading: impl Iterator<Item = CgroupKey>, now: Instant) -> Vec<u32> {
-        // Without series: unknown cgroups, and those over the limit.
-        let (mut unknown, mut retired) = (Vec::new(), Vec::new());
-        for key in reading {
-            match self.targets.get(&key) {
-                None => unknown.push(key),
-                Some(ChargeTarget::Retired) if self.marked.contains(&key) => {}
-                Some(ChargeTarget::Retired) => retired.push(key),
-                Some(ChargeTarget::Container(number)) => {
-                    if let Some(record) = self.records.get_mut(number).filter(|record| !record.ran) {
-                        (record.ran, record.last_ran) = (true, now);
-                        self.ranking.set(*number, record.standing());
-                    }
-                }
-                Some(ChargeTarget::System) => {}
-            }
-        }
+    pub fn observe(&mut self, reading: impl Iterator<Item = CgroupKey> + Clone, now: Instant) -> Vec<u32> {
+        let settled = self.settled.is_current(self.targets.changes(), reading.clone());
+        let (unknown, retired) = if settled { Default::default() } else { self.note_reading(reading, now) };
         let mut complete = None;
         let is_unknown = |known: &KnownCgroups| unknown.iter().any(|key| known.path(key).is_none());
         if self.known.scan_is_due(now) || is_unknown(&self.known) && self.known.can_scan(now) {
@@ -259,6 +258,39 @@ impl ContainerRegistry {
         self.retire_due(now)
     }
 
+    /// Notes which containers have run. Returns the cgroups without series: unknown ones, and those
+    /// over the limit.
+    fn note_reading(
+        &mut self,
+        reading: impl Iterator<Item = CgroupKey> + Clone,
+        now: Instant,
+    ) -> (Vec<CgroupKey>, Vec<CgroupKey>) {
+        let (mut unknown, mut retired) = (Vec::new(), Vec::new());
+        let mut is_settled = true;
+        for key in reading.clone() {
+            let target = self.targets.get(&key);
+            is_settled &= matches!(target, Some(ChargeTarget::Container(_) | ChargeTarget::System));
+            match target {
+                None => unknown.push(key),
+                Some(ChargeTarget::Retired) if self.marked.contains(&key) => {}
+                Some(ChargeTarget::Retired) => retired.push(key),
+                Some(ChargeTarget::Container(number)) => {
+                    if let Some(record) = self.records.get_mut(number).filter(|record| !record.ran) {
+                        (record.ran, record.last_ran) = (true, now);
+                        self.ranking.set(*number, record.standing());
+                    }
+                }
+                Some(ChargeTarget::System) => {}
+            }
+        }
+        if is_settled {
+            self.settled.set(self.targets.changes(), reading);
+        } else {
+            self.settled.clear();
+        }
+        (unknown, retired)
+    }
+
     /// Reads the CPU limits of containers with new or removed cgroups, and at intervals those of
     /// all.
     fn read_reservations(&mut self, now: Instant) {
@@ -266,7 +298,7 @@ impl ContainerRegistry {
         let mut due = std::mem::take(&mut self.limits_due);
         if all {
             self.limits_read = Some(now);
-            due.extend(self.records.keys());
+            due.extend(self.records.iter().filter(|(_, record)| !record.limit_provided).map(|(number, _)| *number));
         }
         for number in due {
             let Some(record) = self.records.get_mut(&number) else { continue };
@@ -275,6 +307,23 @@ impl ContainerRegistry {
                 self.known.trees().reserved(key, path)
             });
             record.reserved = limits.min();
+        }
+    }
+
+    /// Takes over the CPU limits of containers in thousandths of a CPU, 0 without one, as the
+    /// kernel's objects contain them. `None` leaves a container to its file.
+    pub fn note_cpu_limits(&mut self, limits: impl Iterator<Item = (u32, Option<u64>)>) {
+        if !self.limits.reservations {
+            return;
+        }
+        for (number, limit) in limits {
+            let Some(record) = self.records.get_mut(&number) else { continue };
+            // A cgroup inside of the container may have a lower limit of its own.
+            let limit = limit.filter(|_| record.cgroups.len() <= record.cgroup_paths.len());
+            record.limit_provided = limit.is_some();
+            if let Some(limit) = limit {
+                record.reserved = Some(limit).filter(|limit| *limit > 0);
+            }
         }
     }
 
@@ -328,6 +377,11 @@ impl ContainerRegistry {
     #[must_use]
     pub fn known_charge_target(&self, key: &CgroupKey) -> Option<ChargeTarget> {
         self.targets.get(key).copied()
+    }
+
+    /// Number of changes of charge targets so far.
+    pub(crate) fn target_changes(&self) -> u64 {
+        self.targets.changes()
     }
 
     /// Assigns a charge target to new cgroups. A container is inserted as soon as it exists, a
@@ -779,6 +833,33 @@ mod tests {
         assert_eq!(host.tick(301, &keys).1, [own]);
     }
 
+    /// A restarted probe gave each container a new row.
+    #[test]
+    fn a_container_continues_its_row_after_a_restart() {
+        let mut before = Host::new(10);
+        let found = before.make(&format!("unified/docker/{A}"));
+        let lost = before.make(&format!("unified/docker/{B}"));
+        before.tick(0, &[found, lost]);
+        let targets = [found, lost].map(|key| before.registry.charge_target(&key));
+        let text = serde_json::to_vec(&before.registry.saved_containers()).unwrap();
+        let mut after = Host::new(10);
+        let now = after.now;
+        let added = after.registry.continue_containers(serde_json::from_slice(&text).unwrap(), now);
+        let mut ids: Vec<&str> = added.iter().map(|container| &*container.id).collect();
+        ids.sort_unstable();
+        assert_eq!(ids, [&A[..12], &B[..12]]);
+        let found = after.make(&format!("unified/docker/{A}"));
+        let new = after.make("unified/job");
+        assert!(after.tick(1, &[found, new]).1.is_empty());
+        assert_eq!(after.registry.charge_target(&found), targets[0]);
+        assert!(!targets.contains(&after.registry.charge_target(&new)), "no number is used twice");
+        let ended = after.tick(301, &[found, new]).1;
+        assert_eq!(ended.into_iter().map(ChargeTarget::Container).collect::<Vec<_>>(), [targets[1]]);
+        // The limit of series holds for them too.
+        let mut small = Host::new(1);
+        assert_eq!(small.registry.continue_containers(serde_json::from_slice(&text).unwrap(), now).len(), 1);
+    }
+
     #[test]
     fn a_container_in_both_trees_is_one_container() {
         let mut host = Host::new(10);
@@ -821,6 +902,26 @@ mod tests {
         let numbers: Vec<_> = host.registry.containers().map(|container| container.id.as_str()).collect();
         let expected = if numbers[0].starts_with('a') { [0, 500] } else { [500, 0] };
         assert_eq!(reserved(&host), expected);
+    }
+
+    #[test]
+    fn cpu_limit_that_is_provided_is_not_read_from_its_file() {
+        let mut host = Host::new(10);
+        let path = format!("unified/docker/{A}");
+        let cgroup = host.make(&path);
+        fs::write(host.path(&path).join("cpu.max"), "150000 100000\n").unwrap();
+        let reserved = |host: &Host| host.registry.reservations().map(|(_, milli)| milli).collect::<Vec<_>>();
+        host.tick(0, &[cgroup]);
+        assert_eq!(reserved(&host), [1500]);
+        let number = host.registry.containers().next().unwrap().number;
+        for provided in [700, 0] {
+            host.registry.note_cpu_limits([(number, Some(provided))].into_iter());
+            host.tick(20, &[]);
+            assert_eq!(reserved(&host), [provided]);
+        }
+        host.registry.note_cpu_limits([(number, None)].into_iter());
+        host.tick(20, &[]);
+        assert_eq!(reserved(&host), [1500]);
     }
 
     #[test]
@@ -920,6 +1021,23 @@ mod tests {
         assert_eq!(host.tick(1000, &[]).1, Vec::<u32>::new());
     }
 
+    /// A cgroup that was made by hand outranked containers after a restart.
+    #[test]
+    fn a_continued_cgroup_gives_way_to_a_container_as_before_the_restart() {
+        let mut host = Host::new(1);
+        let plain = host.make("unified/job");
+        host.tick(0, &[plain]);
+        let saved = host.registry.saved_containers();
+        let (trees, files) = (Trees::find(host.dir.path()).unwrap(), RuntimeFiles::new(host.dir.path()));
+        host.registry = ContainerRegistry::new(trees, None, files, host.registry.limits.clone());
+        assert_eq!(host.registry.continue_containers(saved, host.now).len(), 1);
+        host.tick(1, &[plain]);
+        assert_eq!(host.labels()[0].2, "cgroup");
+        let container = host.make(&format!("unified/docker/{A}"));
+        host.tick(20, &[container]);
+        assert_eq!(host.labels().iter().map(|labels| labels.2).collect::<Vec<_>>(), ["docker"]);
+    }
+
     #[test]
     fn containers_over_the_limit_are_counted_without_series() {
         let mut host = Host::new(1);
@@ -929,6 +1047,28 @@ mod tests {
         host.tick(1, &[second]);
         assert_eq!(host.registry.charge_target(&second), ChargeTarget::Retired);
         assert_eq!((host.registry.dropped(), host.labels().len()), (1, 1));
+    }
+
+    /// A reading like the last one is not looked at again, unless something changed since.
+    #[test]
+    fn a_cgroup_of_the_same_reading_follows_its_target() {
+        let mut host = Host::new(1);
+        let idle = host.make(&format!("unified/docker/{A}"));
+        host.tick(0, &[idle]);
+        let changes = host.registry.target_changes();
+        host.tick(1, &[idle]);
+        assert_eq!(host.registry.target_changes(), changes);
+        let busy = host.make(&format!("unified/docker/{B}"));
+        // Over the limit, until the other one ends.
+        host.tick(20, &[idle, busy]);
+        host.tick(1, &[idle, busy]);
+        assert_eq!(host.registry.charge_target(&busy), ChargeTarget::Retired);
+        host.remove(&format!("unified/docker/{A}"));
+        for _ in 0..3 {
+            host.tick(20, &[busy]);
+        }
+        assert_eq!(host.registry.charge_target(&busy), ChargeTarget::Container(1));
+        assert!(host.registry.target_changes() > changes);
     }
 
     #[test]

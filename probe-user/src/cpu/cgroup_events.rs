@@ -3,13 +3,13 @@
 
 use std::ffi::CStr;
 
-use aya::maps::{MapData, RingBuf};
 use probe_ebpf::{CGROUP_EVENTS_BYTES, CGROUP_PATH, CgroupEvent, CgroupKey, Field};
 
 use super::{
     mapped_array::MappedArray,
     object::{BpfObject, load_error},
     offsets::KernelLayout,
+    ring::Ring,
 };
 use crate::{
     cgroup::changes::{CgroupChanges, RemovedCgroup},
@@ -28,7 +28,7 @@ pub(super) const RING_BYTES: usize = CGROUP_EVENTS_BYTES;
 
 /// The ring of the attached programs.
 pub(super) struct CgroupEvents {
-    ring: RingBuf<MapData>,
+    ring: Ring,
     lost: MappedArray<u64>,
     lost_before: u64,
 }
@@ -48,19 +48,17 @@ impl CgroupEvents {
                 .map_err(|error| load_error(&format!("attach {}", hook.to_string_lossy()), &error))?;
         }
         let lost = object.mapped("CGROUP_EVENTS_LOST")?;
-        let ring = RingBuf::try_from(object.take("CGROUP_EVENTS")?)
+        let ring = Ring::new("CGROUP_EVENTS", &object.take("CGROUP_EVENTS")?)
             .map_err(|error| load_error("open the ring CGROUP_EVENTS", &error))?;
         Ok(Self { ring, lost, lost_before: 0 })
     }
 
     /// Appends the changes since the last call to `changes`.
     pub(super) fn drain(&mut self, changes: &mut CgroupChanges) {
-        while let Some(record) = self.ring.next() {
-            add(&record, changes);
-        }
+        let whole = self.ring.drain(|record| add(record, changes));
         // After the ring: an event that is lost from now on is reported next time.
         let lost = self.lost.get(0);
-        changes.incomplete |= lost != self.lost_before;
+        changes.incomplete |= !whole || lost != self.lost_before;
         self.lost_before = lost;
     }
 }

@@ -28,6 +28,8 @@ pub(super) const MAPS: [&str; COUNTERS] = ["CYCLES", "INSTRUCTIONS", "CACHE_MISS
 /// Open perf counters, by CPU.
 pub struct PerfCounters {
     files: Vec<(usize, [File; COUNTERS])>,
+    /// PMU type and event of each.
+    events: [(u32, u64); COUNTERS],
 }
 
 impl PerfCounters {
@@ -56,21 +58,42 @@ impl PerfCounters {
     /// # Errors
     /// The kernel's error for the first counter that it refuses.
     pub fn open(cpus: &[usize], events: [(u32, u64); COUNTERS]) -> io::Result<Self> {
-        let one = |cpu: usize| {
-            let open = |at: usize| perf_event::open(events[at].0, events[at].1, cpu);
-            Ok((cpu, [open(0)?, open(1)?, open(2)?]))
-        };
-        Ok(Self { files: cpus.iter().map(|cpu| one(*cpu)).collect::<io::Result<_>>()? })
+        let files = cpus.iter().map(|cpu| Ok((*cpu, open_on(*cpu, events)?))).collect::<io::Result<_>>()?;
+        Ok(Self { files, events })
     }
 
-    /// Stores one counter's descriptor of each CPU in the map through which the programs read it.
-    pub(super) fn store(&self, counter: usize, map: RawFd) -> io::Result<()> {
+    /// Opens the counters of one CPU in the place of those that it had.
+    pub(super) fn reopen(&mut self, cpu: usize) -> io::Result<()> {
+        let opened = open_on(cpu, self.events)?;
+        match self.files.iter_mut().find(|(known, _)| *known == cpu) {
+            Some((_, files)) => *files = opened,
+            None => self.files.push((cpu, opened)),
+        }
+        Ok(())
+    }
+
+    /// The descriptors of one CPU's counters, for a test that ends them.
+    #[must_use]
+    pub fn descriptors(&self, cpu: usize) -> Option<[RawFd; COUNTERS]> {
+        let (_, files) = self.files.iter().find(|(known, _)| *known == cpu)?;
+        Some(files.each_ref().map(|file| file.as_raw_fd()))
+    }
+
+    /// Stores one counter's descriptor of each CPU, or of `only` one, in the map through which the
+    /// programs read it.
+    pub(super) fn store(&self, counter: usize, map: RawFd, only: Option<usize>) -> io::Result<()> {
         let map = u32::try_from(map).map_err(io::Error::other)?;
-        for (cpu, files) in &self.files {
+        for (cpu, files) in self.files.iter().filter(|(cpu, _)| only.is_none_or(|only| only == *cpu)) {
             let cpu = u32::try_from(*cpu).map_err(io::Error::other)?;
             // SAFETY: the keys of these maps are numbers of CPUs, and the values are descriptors.
             unsafe { program::set_element(map, cpu, &files[counter].as_raw_fd().to_ne_bytes()) }?;
         }
         Ok(())
     }
+}
+
+/// Opens the counters of one CPU.
+fn open_on(cpu: usize, events: [(u32, u64); COUNTERS]) -> io::Result<[File; COUNTERS]> {
+    let open = |at: usize| perf_event::open(events[at].0, events[at].1, cpu);
+    Ok([open(0)?, open(1)?, open(2)?])
 }

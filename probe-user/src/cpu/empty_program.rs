@@ -19,10 +19,10 @@ impl EmptyProgram {
     /// # Errors
     /// As for a tier.
     pub fn load() -> Result<Self, Unavailable> {
-        let small = ["CPUS", "TIMES", "WAITS", "COUNTS", "OWNERS", "SLOTS", "FREE", "BASES", "JOBS", "JOB_UDP"];
+        let small = ["CPUS", "TIMES", "COUNTS", "OWNERS", "SLOTS", "FREE", "BASES", "JOBS", "JOB_UDP", "CREATORS"];
         let mut sizes = small.map(|name| (name, 1)).to_vec();
-        sizes.extend(["JOB_EVENTS", "CGROUP_EVENTS", "MOVES"].map(|name| (name, PAGE)));
-        let (mut object, _) = BpfObject::open(offsets::switch, &[], &sizes)?;
+        sizes.extend(["JOB_EVENTS", "THREAD_ENDS", "CGROUP_EVENTS", "MOVES"].map(|name| (name, PAGE)));
+        let (mut object, _) = BpfObject::open(offsets::switch, &[], &sizes, &[])?;
         object.attach_typed(NAME, c"sched_switch").map_err(|error| load_error("attach the empty program", &error))?;
         object.drop_unloaded();
         Ok(Self { object })

@@ -1,5 +1,5 @@
 //! Exec and exit events of processes with configured names, from eBPF programs: with command lines
-//! and total CPU time.
+//! and total CPU time; and the exits of their threads.
 
 use std::{
     ffi::CStr,
@@ -7,20 +7,28 @@ use std::{
     os::fd::OwnedFd,
 };
 
-use aya::maps::{Array, HashMap as BpfMap, MapData, MapError, RingBuf};
-use probe_ebpf::{CgroupKey, JOB_ARGS, JOB_EVENTS_BYTES, JOB_NAMES, JOB_PORTS, JobEvent, JobName, MAX_JOBS};
+use aya::maps::{Array, HashMap as BpfMap, MapData, MapError};
+use probe_ebpf::{
+    CgroupKey, JOB_ARGS, JOB_EVENTS_BYTES, JOB_NAMES, JOB_PORTS, JOB_THREADS, JobEvent, JobName, MAX_JOBS,
+    THREAD_ENDS_BYTES, ThreadEnd,
+};
 
 use super::{
     iterators,
     mapped_array::MappedArray,
     object::{BpfObject, PAGE, load_error},
     offsets,
+    program_log::{self, ProgramLog},
+    ring::Ring,
 };
 use crate::host::availability::Unavailable;
 
 /// Hook, typed program, and its raw tracepoint variant for kernels that refuse the typed one.
 const PROGRAMS: [(&CStr, &str, &str); 2] =
     [(c"sched_process_exec", "job_started", "job_started_raw"), (c"sched_process_exit", "job_ended", "job_ended_raw")];
+
+/// The program that notes which thread creates another.
+const CREATIONS: (&CStr, &str) = (c"sched_process_fork", "thread_created");
 
 /// The iterator that finds the local UDP ports of jobs.
 const PORTS: &str = "find_ports";
@@ -54,14 +62,45 @@ pub enum ExecEvent {
     },
 }
 
+/// Which thread created a thread.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum ThreadCreator {
+    /// Not known: the thread is older than the probe, or the kernel refused the program.
+    #[default]
+    Unknown,
+    /// The main thread of its process.
+    Main,
+    /// Another thread, whose creator is followed up to one that the main thread created: its name
+    /// when it created the first of them.
+    Thread(String),
+}
+
+/// A thread of a job that exited.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EndedThread {
+    /// Thread group of the job.
+    pub tgid: u32,
+    /// The thread.
+    pub tid: u32,
+    /// Its total run time.
+    pub ran_ns: u64,
+    /// Its last name.
+    pub name: String,
+    /// Which thread created it.
+    pub creator: ThreadCreator,
+}
+
 /// The loaded programs and their maps. Dropping this detaches the programs.
 pub struct ExecTracer {
-    events: RingBuf<MapData>,
+    events: Ring,
     jobs: BpfMap<MapData, u32, u64>,
+    thread_ends: Ring,
+    creators: BpfMap<MapData, u32, [u64; 2]>,
     ports: BpfMap<MapData, u32, [u16; JOB_PORTS]>,
     /// Link of the iterator over open files; without it, ports are known only from command lines.
     port_iterator: Option<OwnedFd>,
     lost: MappedArray<u64>,
+    log: Option<ProgramLog>,
     /// Keeps the programs attached.
     _links: Vec<OwnedFd>,
 }
@@ -92,17 +131,23 @@ impl ExecTracer {
     /// `absent` when the kernel lacks BTF, a field or BPF; `denied` when this process may not load
     /// programs; `broken` when the kernel refuses them for another reason.
     pub fn load(names: &[JobName]) -> Result<Self, Unavailable> {
-        let unused = ["CPUS", "TIMES", "WAITS", "COUNTS", "OWNERS", "SLOTS", "FREE", "BASES"];
+        program_log::or_without(|| Self::start(names))
+    }
+
+    fn start(names: &[JobName]) -> Result<Self, Unavailable> {
+        let unused = ["CPUS", "TIMES", "COUNTS", "OWNERS", "SLOTS", "FREE", "BASES"];
         let mut sizes = unused.map(|name| (name, 1)).to_vec();
         let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
         sizes.extend([
             ("JOBS", number(MAX_JOBS)),
             ("JOB_UDP", number(MAX_JOBS)),
+            ("CREATORS", number(JOB_THREADS)),
+            ("THREAD_ENDS", number(THREAD_ENDS_BYTES)),
             ("JOB_EVENTS", number(JOB_EVENTS_BYTES)),
             ("CGROUP_EVENTS", PAGE),
             ("MOVES", PAGE),
         ]);
-        let (mut object, _) = BpfObject::open(offsets::jobs, &[], &sizes)?;
+        let (mut object, _) = BpfObject::open(offsets::jobs, &[], &sizes, &[])?;
         let mut table: Array<MapData, JobName> =
             Array::try_from(object.take("NAMES")?).map_err(|error| load_error("open the map NAMES", &error))?;
         for (at, name) in (0u32..).zip(names.iter().take(JOB_NAMES)) {
@@ -112,6 +157,10 @@ impl ExecTracer {
         for (hook, typed, raw) in PROGRAMS {
             attach(&mut object, hook, typed, raw)?;
         }
+        let (hook, program) = CREATIONS;
+        if let Err(error) = object.attach_raw(program, hook) {
+            tracing::debug!("the creators of threads are unknown, cannot attach the program: {error}");
+        }
         let port_iterator =
             object.load_iterator(PORTS, "task_file").map_err(io::Error::other).and_then(iterators::link_all);
         if let Err(error) = &port_iterator {
@@ -119,22 +168,26 @@ impl ExecTracer {
         }
         let ports =
             BpfMap::try_from(object.take("JOB_UDP")?).map_err(|error| load_error("open the map JOB_UDP", &error))?;
-        let events =
-            RingBuf::try_from(object.take("JOB_EVENTS")?).map_err(|error| load_error("open the ring", &error))?;
+        let events = Ring::new("JOB_EVENTS", &object.take("JOB_EVENTS")?)
+            .map_err(|error| load_error("open the ring", &error))?;
         let jobs = BpfMap::try_from(object.take("JOBS")?).map_err(|error| load_error("open the map JOBS", &error))?;
+        let thread_ends = Ring::new("THREAD_ENDS", &object.take("THREAD_ENDS")?)
+            .map_err(|error| load_error("open THREAD_ENDS", &error))?;
+        let creators =
+            BpfMap::try_from(object.take("CREATORS")?).map_err(|error| load_error("open the map CREATORS", &error))?;
         // The kernel keeps programs and maps while their links are open, so the object can be
         // dropped.
         drop(table);
+        let (log, port_iterator) = (object.log(), port_iterator.ok());
         let links = object.into_links();
-        Ok(Self { events, jobs, ports, port_iterator: port_iterator.ok(), lost, _links: links })
+        Ok(Self { events, jobs, thread_ends, creators, ports, port_iterator, lost, log, _links: links })
     }
 
     /// Events since the last call, in order.
     pub fn drain(&mut self) -> Vec<ExecEvent> {
         let mut all = Vec::new();
-        while let Some(record) = self.events.next() {
-            all.extend(parse(&record));
-        }
+        self.events.drain(|record| all.extend(parse(record)));
+        self.log.iter_mut().for_each(ProgramLog::drain);
         for at in 0..all.len() {
             let (before, after) = all.split_at_mut(at + 1);
             if let Some(ExecEvent::Ended { tgid, ran_ns, .. }) = before.last_mut()
@@ -146,6 +199,19 @@ impl ExecTracer {
             }
         }
         all
+    }
+
+    /// Threads of jobs that exited since the last call, in order.
+    pub fn drain_threads(&mut self) -> Vec<EndedThread> {
+        let mut all = Vec::new();
+        self.thread_ends.drain(|record| all.extend(parse_thread(record)));
+        all
+    }
+
+    /// Which thread created a running thread.
+    #[must_use]
+    pub fn creator(&self, tid: u32) -> ThreadCreator {
+        self.creators.get(&tid, 0).map_or(ThreadCreator::Unknown, |name| creator_of(&comm(name)))
     }
 
     /// Tracks a process that was started before; its exited threads ran for `ended_ns`.
@@ -202,6 +268,29 @@ fn attach(object: &mut BpfObject, hook: &CStr, typed: &'static str, raw: &'stati
     })
 }
 
+/// The text of a `comm`, as the programs report it.
+fn comm(words: [u64; 2]) -> String {
+    let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).take_while(|byte| *byte != 0).collect();
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// The creator with that name, which is empty for the main thread.
+fn creator_of(name: &str) -> ThreadCreator {
+    if name.is_empty() { ThreadCreator::Main } else { ThreadCreator::Thread(name.to_owned()) }
+}
+
+/// Parses one record of the ring of exited threads; `None` if it is not whole.
+pub(crate) fn parse_thread(record: &[u8]) -> Option<EndedThread> {
+    let word = |at: usize| Some(u32::from_ne_bytes(record.get(at..at + 4)?.try_into().ok()?));
+    let long = |at: usize| Some(u64::from_ne_bytes(record.get(at..at + 8)?.try_into().ok()?));
+    if record.len() < size_of::<ThreadEnd>() {
+        return None;
+    }
+    let name = |at: usize| Some(comm([long(at)?, long(at + 8)?]));
+    let creator = if long(48)? == 0 { ThreadCreator::Unknown } else { creator_of(&name(32)?) };
+    Some(EndedThread { tgid: word(0)?, tid: word(4)?, ran_ns: long(8)?, name: name(16)?, creator })
+}
+
 /// Parses one record of the ring; `None` if its length matches neither event type.
 pub(crate) fn parse(record: &[u8]) -> Option<ExecEvent> {
     let word = |at: usize| Some(u32::from_ne_bytes(record.get(at..at + 4)?.try_into().ok()?));
@@ -233,6 +322,26 @@ mod tests {
         assert!(matches("ffmpeg", "ffmpeg") && !matches("ffmpeg", "ffmpegx") && !matches("ffmpeg", "ffmpe"));
         assert!(matches("ffmpeg*", "ffmpeg") && matches("ffmpeg*", "ffmpeg-7.1"));
         assert!(matches("a-very-long-program", "a-very-long-pro"), "the kernel truncates to 15 bytes");
+    }
+
+    #[test]
+    fn records_of_exited_threads_are_parsed() {
+        let padded = |name: &str| {
+            let mut bytes = [0u8; 16];
+            bytes[..name.len()].copy_from_slice(name.as_bytes());
+            bytes
+        };
+        let record = |name: &str, creator: &str, known: u64| {
+            let head = [7u32.to_ne_bytes(), 9u32.to_ne_bytes()].concat();
+            [&*head, &5u64.to_ne_bytes(), &padded(name), &padded(creator), &known.to_ne_bytes()].concat()
+        };
+        let parsed = |creator: &str, known: u64| parse_thread(&record("vf#0:0", creator, known)).unwrap();
+        let end = parsed("enc0:0:libx264", 1);
+        assert_eq!((end.tgid, end.tid, end.ran_ns, &*end.name), (7, 9, 5, "vf#0:0"));
+        assert_eq!(end.creator, ThreadCreator::Thread("enc0:0:libx264".to_owned()));
+        assert_eq!((parsed("", 1).creator, parsed("", 0).creator), (ThreadCreator::Main, ThreadCreator::Unknown));
+        assert_eq!(parse_thread(&record("sixteen-bytes-xx", "", 1)).unwrap().name, "sixteen-bytes-xx");
+        assert_eq!((parse_thread(&record("a", "", 1)[..55]), parse_thread(&[])), (None, None));
     }
 
     #[test]

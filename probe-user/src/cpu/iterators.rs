@@ -16,17 +16,28 @@ struct IterTarget {
     id: u64,
 }
 
+/// `enum bpf_cgroup_iter_order` (include/uapi/linux/bpf.h).
+const BPF_CGROUP_ITER_DESCENDANTS_PRE: u32 = 2;
+
 /// Links an iterator over all cgroups below the v2 root, parents first.
 ///
 /// # Errors
 /// When the kernel refuses.
 pub(super) fn link_cgroups(program: RawFd) -> io::Result<OwnedFd> {
-    const BPF_CGROUP_ITER_DESCENDANTS_PRE: u32 = 2;
     // kernfs numbers a tree starting at its root (fs/kernfs/dir.c, kernfs_create_root). The id
     // selects the root of the whole tree even in a cgroup namespace, where the kernel reports that
     // there is none.
     const ROOT: u64 = 1;
     link(program, Some(&IterTarget { order: BPF_CGROUP_ITER_DESCENDANTS_PRE, descriptor: 0, id: ROOT }))
+}
+
+/// Links an iterator over all cgroups below a directory of a v1 or v2 tree, parents first.
+///
+/// # Errors
+/// When the directory belongs to no cgroup tree, or the kernel refuses.
+pub(super) fn link_tree(program: RawFd, directory: &File) -> io::Result<OwnedFd> {
+    let descriptor = u32::try_from(directory.as_raw_fd()).map_err(io::Error::other)?;
+    link(program, Some(&IterTarget { order: BPF_CGROUP_ITER_DESCENDANTS_PRE, descriptor, id: 0 }))
 }
 
 /// Links an iterator over all objects of its kind.

@@ -20,6 +20,7 @@ use super::{
     mapped_array::MappedArray,
     object::{BpfObject, PAGE, load_error, possible_cpus, slots_for},
     offsets,
+    program_log::ProgramLog,
     reader::{CpuPaths, CpuReader, CpuReading, Tier, TierCapabilities},
     totals::{Columns, UsageTotals},
 };
@@ -62,6 +63,7 @@ pub struct KernelTier {
     cgroup_events: Result<CgroupEvents, Unavailable>,
     /// Changes of the trees that were not taken yet.
     changes: CgroupChanges,
+    log: Option<ProgramLog>,
     object: BpfObject,
 }
 
@@ -99,10 +101,13 @@ impl KernelTier {
                 ("FREE", 1),
                 ("JOBS", 1),
                 ("JOB_UDP", 1),
+                ("CREATORS", 1),
                 ("JOB_EVENTS", PAGE),
+                ("THREAD_ENDS", PAGE),
                 ("CGROUP_EVENTS", number(cgroup_events::RING_BYTES)),
                 ("MOVES", PAGE),
             ],
+            &[],
         )?;
         if layout.setting("HAS_CPUACCT") == 0 {
             let detail = "this kernel does not count the run time of all tasks (CONFIG_CGROUP_CPUACCT)";
@@ -139,6 +144,7 @@ impl KernelTier {
             totals: UsageTotals::new(root),
             cgroup_events,
             changes: CgroupChanges::default(),
+            log: object.log(),
             object,
         };
         this.update().map_err(|error| {
@@ -246,6 +252,7 @@ impl CpuReader for KernelTier {
         self.update()?;
         self.totals.fill(out);
         out.missed = self.missed;
+        self.log.iter_mut().for_each(ProgramLog::drain);
         Ok(())
     }
 

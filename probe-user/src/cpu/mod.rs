@@ -18,20 +18,26 @@ mod mapped_array;
 mod object;
 pub mod offsets;
 mod program;
+mod program_cost;
+pub(crate) mod program_log;
 mod reader;
 mod relocation;
+mod ring;
 mod switch;
 mod totals;
+mod usage;
 mod window;
 
 pub use counters::PerfCounters;
 pub use empty_program::EmptyProgram;
-pub use exec_tracer::{ExecEvent, ExecTracer, comm_pattern};
+pub use exec_tracer::{EndedThread, ExecEvent, ExecTracer, ThreadCreator, comm_pattern};
 pub use files::FilesTier;
 pub use kernel::KernelTier;
 pub use probe_ebpf::{COUNTERS, RunTime, WAIT_BOUNDS_NS, WAIT_BUCKETS};
+pub use program_cost::ProgramCost;
 pub use reader::{CpuPaths, CpuReader, CpuReading, ProgramRow, RunQueueStats, Tier, TierCapabilities};
 pub use switch::SwitchTier;
+pub use usage::{BlockUsage, ContainerUsage, MemoryUsage, UsageIterator, WatchedContainer};
 pub use window::{CgroupUsage, CpuUsage, CpuWindow, Weights};
 
 use crate::host::{
@@ -110,8 +116,10 @@ pub fn choose(choice: TierChoice, paths: &CpuPaths, topology: &Topology) -> Resu
 pub fn open(tier: Tier, paths: &CpuPaths, topology: &Topology) -> Result<Box<dyn CpuReader>, Unavailable> {
     Ok(match tier {
         Tier::Files => Box::new(FilesTier::open(paths)?),
-        Tier::Kernel => Box::new(KernelTier::load(paths)?),
-        Tier::Switch => Box::new(SwitchTier::load(topology, None)?),
-        Tier::Counters => Box::new(SwitchTier::load(topology, Some(PerfCounters::hardware(topology)?))?),
+        Tier::Kernel => Box::new(program_log::or_without(|| KernelTier::load(paths))?),
+        Tier::Switch => Box::new(program_log::or_without(|| SwitchTier::load(topology, None))?),
+        Tier::Counters => {
+            Box::new(program_log::or_without(|| SwitchTier::load(topology, Some(PerfCounters::hardware(topology)?)))?)
+        }
     })
 }

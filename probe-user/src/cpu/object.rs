@@ -3,11 +3,16 @@
 #![allow(unsafe_code)]
 
 use std::{
-    collections::{HashMap, HashSet},
+    cell::RefCell,
+    collections::{HashMap, HashSet, hash_map::Entry},
     ffi::{CStr, CString},
     fmt::Display,
-    io,
-    os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd},
+    fs::File,
+    io::{self, Read as _},
+    os::{
+        fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd},
+        unix::fs::FileExt as _,
+    },
 };
 
 use aya::{
@@ -18,13 +23,15 @@ use aya_obj::{
     Object,
     generated::{bpf_insn, bpf_map_type},
 };
+use flate2::bufread::ZlibDecoder;
 
 use super::{
     btf::{Btf, BtfError},
     kernel_types::{self, KernelTypes},
-    mapped_array::MappedArray,
+    mapped_array::{MappedArray, MappedBanks},
     offsets::KernelLayout,
     program::{self, ProgramError, ProgramKind},
+    program_log::{self, ProgramLog},
     relocation,
 };
 use crate::{
@@ -32,8 +39,9 @@ use crate::{
     host::availability::{Reason, Unavailable},
 };
 
-/// Built by `cargo xtask build-ebpf`; empty if that was not run before this crate was built.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/wattcast.bpf.o"));
+/// Built by `cargo xtask build-ebpf`, in the format of zlib; empty if that was not run before this
+/// crate was built.
+static OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/wattcast.bpf.o.zlib"));
 
 /// Number of possible CPUs: the last number in `/sys/devices/system/cpu/possible`, plus one.
 pub(super) fn possible_cpus() -> usize {
@@ -64,8 +72,10 @@ pub(super) fn slots_for(possible: usize, bytes: usize) -> usize {
 pub(super) struct BpfObject {
     /// The attached programs. The kernel detaches them when these are closed.
     links: Vec<OwnedFd>,
-    /// The loaded programs.
+    /// The loaded programs, none of which is closed before the object.
     programs: HashMap<&'static str, OwnedFd>,
+    /// The figures of those that were asked for, so that a reading opens no file.
+    costs: RefCell<HashMap<&'static str, File>>,
     maps: HashMap<String, Map>,
     /// The instructions of the programs that are not loaded, by name.
     code: HashMap<String, Vec<bpf_insn>>,
@@ -75,8 +85,9 @@ pub(super) struct BpfObject {
 }
 
 impl BpfObject {
-    /// Creates the maps with the given sizes, and sets the offsets and settings that `resolve`
-    /// finds in the kernel's BTF, plus the `extra` settings.
+    /// Creates the maps with the given `sizes`, in elements, and sizes of elements, `values`, in
+    /// bytes, and sets the offsets and settings that `resolve` finds in the kernel's BTF, plus the
+    /// `extra` settings.
     ///
     /// # Errors
     /// `absent` when the kernel lacks BTF, or this binary has no programs; `denied` when this
@@ -85,6 +96,7 @@ impl BpfObject {
         resolve: impl Fn(&Btf<'_>) -> Result<KernelLayout, BtfError>,
         extra: &[(&'static str, u64)],
         sizes: &[(&'static str, u32)],
+        values: &[(&'static str, u32)],
     ) -> Result<(Self, KernelLayout), Unavailable> {
         if OBJECT.is_empty() {
             return Err(Unavailable::new(
@@ -95,12 +107,14 @@ impl BpfObject {
         let mut layout = running_layout(resolve)?;
         layout.settings.extend_from_slice(extra);
         raise_memlock();
-        let mut object = parse(&layout)?;
+        let level = program_log::level();
+        let mut object = parse(&layout, level)?;
         let definitions = std::mem::take(&mut object.maps);
         let (mut maps, mut descriptors) = (HashMap::new(), Vec::new());
         for (name, definition) in &definitions {
-            let size = sizes.iter().find(|(known, _)| *known == name.as_str()).map(|(_, size)| *size);
-            let (map, descriptor) = create_map(name, definition, size)?;
+            let given = |all: &[(&str, u32)]| all.iter().find(|(known, _)| *known == name).map(|(_, size)| *size);
+            let size = given(sizes).or_else(|| program_log::ring_bytes(name, level));
+            let (map, descriptor) = create_map(name, definition, size, given(values))?;
             maps.insert(name.clone(), map);
             descriptors.push((name.as_str(), descriptor, definition));
         }
@@ -115,12 +129,19 @@ impl BpfObject {
         });
         let code = code.collect();
         let targets = layout.targets.clone();
-        Ok((Self { links: Vec::new(), programs: HashMap::new(), maps, code, license, targets }, layout))
+        let (links, programs, costs) = (Vec::new(), HashMap::new(), RefCell::default());
+        Ok((Self { links, programs, costs, maps, code, license, targets }, layout))
     }
 
     /// Frees the programs that were not loaded.
     pub(super) fn drop_unloaded(&mut self) {
         self.code = HashMap::new();
+    }
+
+    /// Frees the programs that were not loaded, and the maps that were not taken.
+    pub(super) fn drop_unused(&mut self) {
+        self.drop_unloaded();
+        self.maps = HashMap::new();
     }
 
     /// The links of the attached programs, which stay attached without the object.
@@ -137,6 +158,11 @@ impl BpfObject {
         self.maps.get(name).ok_or_else(|| missing(name))
     }
 
+    /// The messages of the programs; `None` where they write none.
+    pub(super) fn log(&self) -> Option<ProgramLog> {
+        ProgramLog::open(self.maps.get(program_log::RING)?)
+    }
+
     /// Maps an array into this process.
     ///
     /// # Errors
@@ -144,6 +170,15 @@ impl BpfObject {
     pub(super) fn mapped<T: Pod>(&self, name: &'static str) -> Result<MappedArray<T>, Unavailable> {
         MappedArray::new(self.map(name)?)
             .map_err(|error| Unavailable::new(Reason::of(&error), format!("cannot map {name}: {error}")))
+    }
+
+    /// Maps the state and bank of each CPU into this process.
+    ///
+    /// # Errors
+    /// As [`Self::mapped`].
+    pub(super) fn mapped_banks(&self, cpus: usize, slots: usize) -> Result<MappedBanks, Unavailable> {
+        MappedBanks::new(self.map("CPUS")?, cpus, slots)
+            .map_err(|error| Unavailable::new(Reason::of(&error), format!("cannot map CPUS: {error}")))
     }
 
     /// Takes a map out of the object, for access by system calls.
@@ -154,12 +189,38 @@ impl BpfObject {
         self.maps.remove(name).ok_or_else(|| missing(name))
     }
 
-    /// Loads a program.
+    /// Loads a program, unless it was loaded ahead.
     fn load(&mut self, name: &'static str, kind: ProgramKind) -> Result<&OwnedFd, ProgramError> {
-        let code = self.code.get(name).ok_or(ProgramError::Missing(name))?;
-        let program = program::load(name, &self.license, code, kind)?;
-        self.code.remove(name);
-        Ok(&*self.programs.entry(name).insert_entry(program).into_mut())
+        match self.programs.entry(name) {
+            Entry::Occupied(loaded) => Ok(&*loaded.into_mut()),
+            Entry::Vacant(place) => {
+                let code = self.code.get(name).ok_or(ProgramError::Missing(name))?;
+                let program = program::load(name, &self.license, code, kind)?;
+                self.code.remove(name);
+                Ok(&*place.insert(program))
+            }
+        }
+    }
+
+    /// Loads a program that user space runs and a typed tracepoint program at the same time: the
+    /// kernel verifies each for milliseconds, on the CPU of the thread that loads it. A program
+    /// that it refuses is loaded again where it is needed, which reports why.
+    pub(super) fn load_ahead(&mut self, runnable: &'static str, typed: &'static str, tracepoint: &CStr) {
+        let target = self.target(&format!("btf_trace_{}", tracepoint.to_string_lossy()));
+        let (Ok(target), Some(code)) = (target, self.code.get(runnable)) else { return };
+        let (license, typed_code) = (&self.license, self.code.get(typed));
+        let (first, second) = std::thread::scope(|scope| {
+            let first = scope.spawn(|| program::load(runnable, license, code, ProgramKind::Raw).ok());
+            let kind = ProgramKind::TypedTracepoint(target);
+            let second = typed_code.and_then(|code| program::load(typed, license, code, kind).ok());
+            (first.join().ok().flatten(), second)
+        });
+        for (name, program) in [(runnable, first), (typed, second)] {
+            if let Some(program) = program {
+                self.code.remove(name);
+                self.programs.insert(name, program);
+            }
+        }
     }
 
     /// The type id of a target.
@@ -225,9 +286,19 @@ impl BpfObject {
     /// (kernel/bpf/syscall.c, bpf_prog_show_fdinfo), which needs no privilege.
     /// Empty while `kernel.bpf_stats_enabled` is 0.
     pub(super) fn costs(&self, names: &[&'static str]) -> Vec<ProgramRow> {
+        let mut files = self.costs.borrow_mut();
         let cost = |name: &'static str| {
-            let descriptor = self.programs.get(name)?.as_raw_fd();
-            let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{descriptor}")).ok()?;
+            let file = match files.entry(name) {
+                Entry::Occupied(known) => known.into_mut(),
+                Entry::Vacant(new) => {
+                    let descriptor = self.programs.get(name)?.as_raw_fd();
+                    new.insert(File::open(format!("/proc/self/fdinfo/{descriptor}")).ok()?)
+                }
+            };
+            // Some 15 short lines, printed for each reading at the beginning.
+            let mut buffer = [0; 2048];
+            let length = file.read_at(&mut buffer, 0).ok()?;
+            let text = std::str::from_utf8(&buffer[..length]).ok()?;
             let field = |key: &str| text.lines().find_map(|line| line.strip_prefix(key)?.trim().parse::<u64>().ok());
             let (run_ns, runs) = (field("run_time_ns:")?, field("run_cnt:")?);
             (runs > 0).then_some(ProgramRow { name, run_ns, runs })
@@ -249,29 +320,39 @@ fn running_layout(resolve: impl Fn(&Btf<'_>) -> Result<KernelLayout, BtfError>) 
     })
 }
 
-/// The object of this binary, with the offsets and settings of `layout`.
-fn parse(layout: &KernelLayout) -> Result<Object, Unavailable> {
+/// The object of this binary, with the offsets and settings of `layout`, and the level of messages.
+fn parse(layout: &KernelLayout, level: u8) -> Result<Object, Unavailable> {
     let broken =
         |error: &dyn Display| Unavailable::new(Reason::Broken, format!("cannot patch the eBPF object: {error}"));
-    let mut bytes = AlignedBytes::of(OBJECT);
-    relocation::patch_offsets(bytes.bytes(), &layout.fields).map_err(|error| broken(&error))?;
+    let mut unpacked = Vec::new();
+    ZlibDecoder::new(OBJECT).read_to_end(&mut unpacked).map_err(|error| broken(&error))?;
+    let mut bytes = AlignedBytes::of(&unpacked);
+    drop(unpacked);
+    relocation::patch(bytes.bytes(), &layout.fields, &layout.settings).map_err(|error| broken(&error))?;
     let mut object = Object::parse(bytes.bytes()).map_err(|error| broken(&error))?;
-    let values: Vec<(&str, [u8; 8])> =
-        layout.settings.iter().map(|(name, value)| (*name, value.to_ne_bytes())).collect();
-    let globals = values.iter().map(|(name, value)| (*name, (value.as_slice(), true))).collect();
-    object.patch_map_data(globals).map_err(|error| broken(&error))?;
+    let level = [level];
+    object
+        .patch_map_data(HashMap::from([(program_log::LEVEL, (level.as_slice(), true))]))
+        .map_err(|error| broken(&error))?;
     Ok(object)
 }
 
-/// Creates a map, with `size` elements if it is given, and returns its descriptor too.
+/// Creates a map, with `size` elements of `value` bytes where these are given, and returns its
+/// descriptor too.
 ///
 /// # Errors
 /// When the kernel refuses it, or the object has a kind of map that no loader uses.
-fn create_map(name: &str, definition: &aya_obj::Map, size: Option<u32>) -> Result<(Map, RawFd), Unavailable> {
+fn create_map(
+    name: &str,
+    definition: &aya_obj::Map,
+    size: Option<u32>,
+    value: Option<u32>,
+) -> Result<(Map, RawFd), Unavailable> {
     let broken = |error: String| Unavailable::new(Reason::Broken, format!("cannot load the map {name}: {error}"));
     let kind = bpf_map_type::try_from(definition.map_type())
         .map_err(|_| broken(format!("kind {} is unknown", definition.map_type())))?;
-    let (mut size, mut value_size) = (size.unwrap_or(definition.max_entries()), definition.value_size());
+    let mut size = size.unwrap_or(definition.max_entries());
+    let mut value_size = value.unwrap_or(definition.value_size());
     if matches!(kind, bpf_map_type::BPF_MAP_TYPE_RINGBUF) {
         // A power of two of whole pages, which have up to 64 kB.
         let page = u32::try_from(rustix::param::page_size()).map_err(|error| broken(error.to_string()))?;
@@ -290,7 +371,7 @@ fn create_map(name: &str, definition: &aya_obj::Map, size: Option<u32>) -> Resul
     let map = match kind {
         bpf_map_type::BPF_MAP_TYPE_ARRAY => Map::Array(data),
         bpf_map_type::BPF_MAP_TYPE_HASH => Map::HashMap(data),
-        bpf_map_type::BPF_MAP_TYPE_QUEUE => Map::Queue(data),
+        bpf_map_type::BPF_MAP_TYPE_STACK => Map::Stack(data),
         bpf_map_type::BPF_MAP_TYPE_RINGBUF => Map::RingBuf(data),
         bpf_map_type::BPF_MAP_TYPE_PERCPU_ARRAY => Map::PerCpuArray(data),
         bpf_map_type::BPF_MAP_TYPE_PERF_EVENT_ARRAY => Map::PerfEventArray(data),

@@ -25,6 +25,12 @@ impl KernelLayout {
     pub fn setting(&self, name: &str) -> u64 {
         self.settings.iter().find(|(known, _)| *known == name).map_or(0, |(_, value)| *value)
     }
+
+    /// Adds fields that a kernel may lack, and the setting that says whether it has them.
+    fn add_optional(&mut self, setting: &'static str, fields: Option<Vec<(Field, u64)>>) {
+        self.settings.push((setting, u64::from(fields.is_some())));
+        self.fields.extend(fields.unwrap_or_default());
+    }
 }
 
 /// Fields that every program needs: those that identify the cgroup of a task.
@@ -89,8 +95,26 @@ pub fn switch(btf: &Btf<'_>) -> Result<KernelLayout, BtfError> {
     layout.fields.extend(delay.map(|at| (Field::TaskRunDelay, at)));
     layout.settings.push(("COUNTS_WAITS", u64::from(delay.is_some())));
     layout.settings.push(("SWITCH_SHIFTED", u64::from(is_shifted(btf)?)));
+    let clocks = run_queue_clocks(btf).unwrap_or_default();
+    layout.settings.push(("READS_CLOCK", u64::from(!clocks.is_empty())));
+    layout.fields.extend(clocks);
     add_targets(btf, &mut layout, &["btf_trace_sched_switch"], &[]);
     Ok(layout)
+}
+
+/// Fields that lead to the clocks of a CPU's run queue, and the arrival of a task by them.
+///
+/// # Errors
+/// When the kernel lacks one: a task's queue knows its run queue only with CONFIG_FAIR_GROUP_SCHED,
+/// and arrivals need CONFIG_SCHED_INFO.
+fn run_queue_clocks(btf: &Btf<'_>) -> Result<Vec<(Field, u64)>, BtfError> {
+    Ok(vec![
+        (Field::TaskLastArrival, btf.field("task_struct", &["sched_info", "last_arrival"])?),
+        (Field::TaskCfsRq, btf.field("task_struct", &["se", "cfs_rq"])?),
+        (Field::CfsRqRq, btf.field("cfs_rq", &["rq"])?),
+        (Field::RqClock, btf.field("rq", &["clock"])?),
+        (Field::RqClockTask, btf.field("rq", &["clock_task"])?),
+    ])
 }
 
 /// Whether another argument is between `preempt` and the two tasks. `prev_state` was added as the
@@ -137,6 +161,80 @@ pub fn kernel(btf: &Btf<'_>) -> Result<KernelLayout, BtfError> {
     Ok(layout)
 }
 
+/// Fields for the iterator that reads the usage of containers. Those that the kernel lacks are left
+/// out, with the setting of their counter.
+///
+/// # Errors
+/// When the kernel has none of the names of a cgroup's id, or none of the counters.
+pub fn usage(btf: &Btf<'_>) -> Result<KernelLayout, BtfError> {
+    let fields =
+        vec![(Field::CgroupKn, btf.field("cgroup", &["kn"])?), (Field::KernfsId, btf.field("kernfs_node", &["id"])?)];
+    let mut layout = KernelLayout { fields, ..KernelLayout::default() };
+    let memory = memory(btf);
+    layout.add_optional("READS_INACTIVE", inactive(btf).filter(|_| memory.is_some()));
+    layout.add_optional("READS_MEMORY", memory);
+    layout.add_optional("READS_CPU_LIMIT", cpu_limit(btf));
+    let devices = devices(btf);
+    layout.add_optional("READS_DEVICE_BYTES", device_bytes(btf).filter(|_| devices.is_some()));
+    layout.add_optional("READS_DEVICES", devices);
+    if ["READS_MEMORY", "READS_CPU_LIMIT", "READS_DEVICES"].iter().all(|name| layout.setting(name) == 0) {
+        return Err(BtfError::NoStruct("mem_cgroup, task_group or blkcg as expected".to_owned()));
+    }
+    add_targets(btf, &mut layout, &[], &["bpf_iter_cgroup"]);
+    Ok(layout)
+}
+
+/// Offset of a controller's pointer in `cgroup`.
+fn cgroup_controller(btf: &Btf<'_>, id: &str) -> Option<u64> {
+    let index = btf.enumerator("cgroup_subsys_id", id)?;
+    Some(btf.field("cgroup", &["subsys"]).ok()? + u64::from(index) * size_of::<usize>() as u64)
+}
+
+/// Offset of a field from another one of the structure, to which a pointer leads.
+fn from_member(btf: &Btf<'_>, structure: &str, member: &str, path: &[&str]) -> Option<u64> {
+    btf.field(structure, path).ok()?.checked_sub(btf.field(structure, &[member]).ok()?)
+}
+
+fn memory(btf: &Btf<'_>) -> Option<Vec<(Field, u64)>> {
+    Some(vec![
+        (Field::CgroupMemory, cgroup_controller(btf, "memory_cgrp_id")?),
+        (Field::MemcgUsage, from_member(btf, "mem_cgroup", "css", &["memory", "usage"])?),
+        (Field::MemcgMax, from_member(btf, "mem_cgroup", "css", &["memory", "max"])?),
+    ])
+}
+
+/// The statistics are a structure of their own since 6.1 (commit 410f8e82689e).
+fn inactive(btf: &Btf<'_>) -> Option<Vec<(Field, u64)>> {
+    let index = btf.enumerator("node_stat_item", "NR_INACTIVE_FILE")?;
+    let state = btf.field("memcg_vmstats", &["state"]).ok()?;
+    Some(vec![
+        (Field::MemcgVmstats, from_member(btf, "mem_cgroup", "css", &["vmstats"])?),
+        (Field::VmstatsInactive, state + u64::from(index) * size_of::<usize>() as u64),
+    ])
+}
+
+fn cpu_limit(btf: &Btf<'_>) -> Option<Vec<(Field, u64)>> {
+    Some(vec![
+        (Field::CgroupCpu, cgroup_controller(btf, "cpu_cgrp_id")?),
+        (Field::TaskGroupQuota, from_member(btf, "task_group", "css", &["cfs_bandwidth", "quota"])?),
+        (Field::TaskGroupPeriod, from_member(btf, "task_group", "css", &["cfs_bandwidth", "period"])?),
+    ])
+}
+
+fn devices(btf: &Btf<'_>) -> Option<Vec<(Field, u64)>> {
+    Some(vec![
+        (Field::CgroupIo, cgroup_controller(btf, "io_cgrp_id")?),
+        (Field::BlkcgDevices, from_member(btf, "blkcg", "css", &["blkg_list", "first"])?),
+    ])
+}
+
+fn device_bytes(btf: &Btf<'_>) -> Option<Vec<(Field, u64)>> {
+    Some(vec![
+        (Field::DeviceOnline, from_member(btf, "blkcg_gq", "blkcg_node", &["online"])?),
+        (Field::DeviceBytes, from_member(btf, "blkcg_gq", "blkcg_node", &["iostat", "cur", "bytes"])?),
+    ])
+}
+
 /// Fields for the programs that trace jobs.
 ///
 /// # Errors
@@ -146,6 +244,7 @@ pub fn jobs(btf: &Btf<'_>) -> Result<KernelLayout, BtfError> {
     let task = |path: &[&str]| btf.field("task_struct", path);
     layout.fields.extend([
         (Field::TaskSumExec, task(&["se", "sum_exec_runtime"])?),
+        (Field::TaskPid, task(&["pid"])?),
         (Field::TaskTgid, task(&["tgid"])?),
         (Field::TaskComm, task(&["comm"])?),
         (Field::TaskMm, task(&["mm"])?),
@@ -227,6 +326,26 @@ mod tests {
         assert!(kernel(&Btf::parse(&bytes).unwrap()).unwrap_err().to_string().contains("rstat_cpu"));
     }
 
+    /// The recorded types lack the objects with the usage of containers.
+    #[test]
+    fn usage_needs_one_of_its_counters() {
+        for (name, bytes) in KERNELS {
+            let error = usage(&Btf::parse(bytes).unwrap()).unwrap_err().to_string();
+            assert!(error.contains("mem_cgroup"), "{name}: {error}");
+        }
+    }
+
+    /// The recorded types lack the run queue: all of these fields are left out, or none.
+    #[test]
+    fn clocks_of_a_run_queue_are_optional() {
+        for (name, bytes) in KERNELS {
+            let layout = switch(&Btf::parse(bytes).unwrap()).unwrap();
+            assert_eq!(layout.setting("READS_CLOCK"), 0, "{name}");
+            let optional = [Field::TaskLastArrival, Field::TaskCfsRq, Field::CfsRqRq, Field::RqClock];
+            assert!(layout.fields.iter().all(|(field, _)| !optional.contains(field)), "{name}");
+        }
+    }
+
     #[test]
     fn sched_switch_signatures_are_distinguished() {
         // The argument types in order: data, preempt, prev, next, prev_state.
@@ -253,6 +372,11 @@ mod tests {
         assert!(at(&layout, Field::TaskSumExec) > 0 && at(&layout, Field::TaskCgroups) > 0);
         let jobs = jobs(&btf).unwrap();
         assert!(at(&jobs, Field::MmArgEnd) > 0);
+        if let Ok(usage) = usage(&btf) {
+            let names = ["READS_MEMORY", "READS_INACTIVE", "READS_CPU_LIMIT", "READS_DEVICES", "READS_DEVICE_BYTES"];
+            println!("usage: {:?}", names.map(|name| usage.setting(name)));
+            assert!(names.iter().any(|name| usage.setting(name) == 1));
+        }
         assert_eq!((layout.targets.len(), jobs.targets.len()), (1, 3), "{:?} {:?}", layout.targets, jobs.targets);
     }
 }

@@ -118,11 +118,17 @@ pub trait CpuReader: Send {
     /// What the tier distinguishes on this machine.
     fn capabilities(&self) -> TierCapabilities;
 
-    /// Fills `out` with the current totals; a running task is at most one scheduler tick behind.
+    /// Fills `out` with the current totals; a running task is at most [`Self::lag_ns`] behind.
     ///
     /// # Errors
     /// When the kernel refuses a call that it allowed before.
     fn read(&mut self, out: &mut CpuReading) -> io::Result<()>;
+
+    /// Maximum delay of the run time of a running task in a reading. The kernel updates its own
+    /// figure at its scheduler tick, every `tick_ns`.
+    fn lag_ns(&self, tick_ns: u64) -> u64 {
+        tick_ns
+    }
 
     /// Frees the resources of a cgroup that no longer exists. Its totals are lost; read them first.
     fn forget(&mut self, key: &CgroupKey);

@@ -94,6 +94,8 @@ pub struct CpuWindow {
     last_counter_time: [u64; 2],
     /// Run time of everything on each CPU in the last window.
     busy_ns: Vec<u64>,
+    /// True when hardware counters ran all the time and on every CPU in the last window.
+    counted: bool,
 }
 
 /// The last values of one cgroup, by CPU.
@@ -129,6 +131,7 @@ impl CpuWindow {
             last_overflow: reading.overflow.clone(),
             last_counter_time: reading.counter_time,
             busy_ns: Vec::new(),
+            counted: false,
         }
     }
 
@@ -146,6 +149,13 @@ impl CpuWindow {
         &self.busy_ns
     }
 
+    /// True when hardware counters ran all the time and on every CPU in the last window: only then
+    /// are their counts complete.
+    #[must_use]
+    pub fn counted(&self) -> bool {
+        self.counted
+    }
+
     fn cpu_weight(&self, cpu: usize) -> u64 {
         self.cpu_weights.get(cpu).copied().map_or(1000, u64::from)
     }
@@ -158,12 +168,20 @@ impl CpuWindow {
 
     /// Usage since the last reading, without idle cgroups, in the order of the cgroups.
     pub fn advance(&mut self, reading: &CpuReading) -> Vec<CgroupUsage> {
-        let mut all: Vec<(Option<CgroupKey>, Vec<CpuDelta>)> = Vec::with_capacity(reading.rows.len());
+        let mut all: Vec<(Option<CgroupKey>, Vec<CpuDelta>)> = Vec::new();
         for (at, (key, now)) in reading.rows.iter().enumerate() {
             let last = self.last.entry(*key).or_default();
+            let counted = reading.counted.get(at);
+            // Most cgroups of a host are idle: their rows are neither copied nor allocated.
+            if last.row == *now {
+                if let Some(counted) = counted {
+                    last.counted.clone_from(counted);
+                }
+                continue;
+            }
             let mut deltas = difference(&last.row, now);
             last.row.clone_from(now);
-            if let Some(counted) = reading.counted.get(at) {
+            if let Some(counted) = counted {
                 count(&mut deltas, &last.counted, counted);
                 last.counted.clone_from(counted);
             }
@@ -183,6 +201,7 @@ impl CpuWindow {
             self.busy_ns.iter_mut().zip(deltas).for_each(|(sum, delta)| *sum = sum.saturating_add(delta.time.ns()));
         }
         let mean_pace = self.mean_pace(reading, &all);
+        self.counted = mean_pace.is_some();
         all.into_iter()
             .map(|(cgroup, deltas)| CgroupUsage { cgroup, by_package: self.fold(&deltas, mean_pace.as_ref()) })
             .collect()
@@ -382,6 +401,19 @@ mod tests {
         assert_eq!(weights(None), [1000 * second, 333 * second]);
         // The lower frequency is part of the weight.
         assert_eq!(weights(Some([5 * second, 3 * second])), [1000 * second, 333 * second]);
+    }
+
+    #[test]
+    fn counts_of_an_idle_tick_are_not_counted_in_the_next() {
+        let of = |ns: u64, cycles: u64| CpuReading {
+            rows: vec![(key(1), alone(&[ns]))],
+            counted: vec![vec![[cycles, 0, 0]]],
+            overflow: alone(&[0]),
+            ..CpuReading::default()
+        };
+        let mut window = start(&[0], 1, &of(10, 5));
+        assert_eq!(window.advance(&of(10, 9)), []);
+        assert_eq!(window.advance(&of(20, 12))[0].by_package[0].counted, [3, 0, 0]);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use cli::program;
 use metrics::family::{Def, Families, Family};
 
 use crate::{
-    containers::{ChargeTarget, Container},
+    containers::ChargeTarget,
     energy::zone::{Origin, ZoneKind},
     gpu::{AttributedSession, GpuStatus, THROTTLE_REASONS, engines::Engine},
     ledger::streams::JobUsage,
@@ -33,7 +33,7 @@ static READING_UP: Def = Def::gauge(
 static ENERGY: Def = Def::counter(
     "wattcast_gpu_energy_joules_total",
     GPU,
-    "Energy of a board since the probe's start; source nvml: the board's energy counter, nvml_power: integrated power of a board without one.",
+    "Energy of a board since wattcast_totals_start_timestamp_seconds; source nvml, drm: the board's energy counter, nvml_power, drm_power: integrated power of a board without one.",
 );
 static POWER: Def =
     Def::gauge("wattcast_gpu_power_watts", GPU, "Mean power of a board over the last tick, computed from its energy.");
@@ -365,9 +365,10 @@ fn stream(snapshot: &Snapshot, attributed: &AttributedSession) -> (String, Optio
 fn memory(all: &mut Families, status: &GpuStatus, snapshot: &Snapshot) {
     let gpu = status.gpu.id.to_string();
     for row in &snapshot.containers {
-        let Container { number, name, id, .. } = &*row.container;
-        if let Some(bytes) = status.memory.get(&ChargeTarget::Container(*number)) {
-            all.push(&CONTAINER_MEMORY, &[name, id, &gpu], float(*bytes));
+        let container = &*row.container;
+        if let Some(bytes) = status.memory.get(&ChargeTarget::Container(container.number)) {
+            let labels = [&*container.name, &*container.id, &gpu];
+            all.push_with_extra(&CONTAINER_MEMORY, &labels, &container.pod_labels(), float(*bytes));
         }
     }
 }

@@ -9,8 +9,8 @@ const CONTAINER_ZONE: &[&str] = &["container", "id", "image", "runtime", "packag
 pub(crate) static ENERGY: Def = Def::counter(
     "wattcast_energy_joules_total",
     ZONE,
-    "Energy of a zone in joules since the probe's start, counter wraps corrected; source is model if it was not \
-     measured. Zones overlap: package contains core and uncore, psys and machine (the model's wall power) contain \
+    "Energy of a zone in joules since wattcast_totals_start_timestamp_seconds, counter wraps corrected; source is \
+     model if it was not measured. Zones overlap: package contains core and uncore, psys and machine (the model's wall power) contain \
      everything; dram and gpu (package \
      is then the GPU's uuid) are separate. Sum only package, dram and gpu.",
 );
@@ -20,7 +20,9 @@ pub(crate) static CONTAINER_ENERGY: Def = Def::counter(
     "wattcast_container_energy_joules_total",
     CONTAINER_ZONE,
     "Dynamic energy attributed to a container in joules: the zone's energy less idle, divided by CPU time on \
-     that package; the part of wattcast_container_awake_energy_joules_total by CPU time on all packages. Zone gpu, and an integrated GPU's part of a package, are divided by engine time. Attributed, \
+     that package; the part of wattcast_container_awake_energy_joules_total by CPU time on all packages. Cycles or a \
+     fitted mix count in place of time, and cache misses for zone dram, where wattcast_attribution_weight_info says \
+     so. Zone gpu, and an integrated GPU's part of a package, are divided by engine time. Attributed, \
      not measured. Interrupts and kernel threads that work for a container count as system.",
 );
 pub(crate) static CONTAINER_IDLE: Def = Def::counter(
@@ -67,7 +69,7 @@ pub(crate) static IDLE: Def = Def::counter(
 pub(crate) static UNATTRIBUTED: Def = Def::counter(
     "wattcast_unattributed_energy_joules_total",
     ZONE,
-    "Dynamic energy that could not be attributed, in joules: no CPU time or engine time in the tick, or unknown users (memory, ended GPU processes).",
+    "Dynamic energy that could not be attributed, in joules: no CPU time or engine time in the tick, unknown users (ended GPU processes), or memory that is not attributed (--memory.policy).",
 );
 pub(crate) static RETIRED: Def = Def::counter(
     "wattcast_retired_energy_joules_total",
@@ -96,9 +98,14 @@ pub(crate) static IDLE_INTERVAL: Def = Def::gauge(
 pub(crate) static IDLE_STATE: Def = Def::gauge(
     "wattcast_idle_state_info",
     &["package", "zone", "state"],
-    "1; what is known of the idle power: known, base (sleep and awake power as one sum, for a package that never \
-     sleeps), learning, refused (never below half load, a power limit, or samples that contradict each other). Idle \
+    "1; what is known of the idle power: known, calibrated (by wattcast-probe calibrate, until readings tell it), base \
+     (sleep and awake power as one sum, for a package that never sleeps), learning, refused (never below half load, a power limit, or samples that contradict each other). Idle \
      energy is 0 with learning and refused.",
+);
+pub(crate) static CALIBRATION: Def = Def::gauge(
+    "wattcast_calibration_timestamp_seconds",
+    &[],
+    "Time of the calibration in use (wattcast-probe calibrate) in unix seconds; absent without one of this machine.",
 );
 pub(crate) static AWAKE_POWER: Def = Def::gauge(
     "wattcast_awake_power_watts",
@@ -117,6 +124,25 @@ pub(crate) static AWAKE_RATIO: Def = Def::gauge(
     "Share (0-1) of the last tick in which a package was not in a sleep state; source: cstate, by the residency \
      counters of the hardware; estimated, from the idle time of all CPUs of the machine.",
 );
+pub(crate) static WEIGHT_INFO: Def = Def::gauge(
+    "wattcast_attribution_weight_info",
+    &["package", "zone", "weight"],
+    "1; by what the load energy of a zone was divided in the last tick: time (CPU time), cycles, mix (a fitted mix \
+     of cycles, instructions and cache misses), misses, host_misses (cache misses on all packages, where there were \
+     next to none on this one), none. Only for dram, and for all zones with tier=\"counters\".",
+);
+pub(crate) static WEIGHT: Def = Def::gauge(
+    "wattcast_attribution_weight",
+    &["package", "weight"],
+    "Cost of a unit of the weight in use, fitted to the power of the package: joules of one cycle, instruction or \
+     cache miss (weight cycles, instructions, misses), or watts of one busy CPU (time). Absent until it is known.",
+);
+pub(crate) static WEIGHT_ERROR: Def = Def::gauge(
+    "wattcast_attribution_weight_error_ratio",
+    &["package", "weight"],
+    "Error of the load power that a weight (time, cycles, mix) predicts for times that were left out of its fit, \
+     relative to that power. Energy is divided by mix only while its error is clearly the smallest.",
+);
 pub(crate) static MODEL_INTERVAL: Def = Def::gauge(
     "wattcast_model_interval_ratio",
     &["package", "zone", "load", "bound"],
@@ -129,7 +155,8 @@ pub(crate) static UNCERTAINTY: Def = Def::gauge(
     "wattcast_energy_uncertainty_ratio",
     &["container", "id", "window"],
     "Relative uncertainty (0-1) of the container's energy in the last tick (window 1s) and in the last minute (60s, \
-     absent in the first): counter steps and updates, read skew, intervals of idle and awake power, shared cores. \
+     absent in the first): counter steps and updates, read skew, intervals of idle and awake power, shared cores, and \
+     where hardware counters run the error of the weight (wattcast_attribution_weight_error_ratio). \
      Energy of GPUs and hardware bias are not included. Absent if unknown, as for a model.",
 );
 pub(crate) static UNCERTAINTY_JOULES: Def = Def::gauge(
@@ -199,8 +226,23 @@ pub(crate) static STREAM_ENERGY: Def = Def::counter(
     "Dynamic energy of one ffmpeg stream in joules: its part of its container's, all packages. share: process, \
      by CPU time of the job; pixels, one of several outputs of a job, by pixels delivered; outputs, one of \
      several outputs, in equal parts, if the command line does not contain the sizes; an output that is copied or \
-     has no pictures weighs a hundredth of the smallest that is encoded. wattcast-analysis exports \
+     has no pictures weighs a hundredth of the smallest that is encoded; stages, one of several outputs, by CPU time \
+     of its own threads and its part of the common ones, if ffmpeg names its threads. wattcast-analysis exports \
      frames and media seconds as wattcast_stream_frames_total with the same stream.",
+);
+pub(crate) static STREAM_STAGE_CPU: Def = Def::counter(
+    "wattcast_stream_stage_cpu_seconds_total",
+    &["stream", "container", "id", "codec", "share", "output", "stage"],
+    "CPU time of a part of an ffmpeg stream in seconds: demux, decode, filter, encode, \
+     mux, audio or other. output: number of the output in the command line whose threads these are; empty for \
+     threads of all outputs, of which this is the stream's part. Absent if ffmpeg does not name its threads (before \
+     7.0).",
+);
+pub(crate) static STREAM_STAGE_ENERGY: Def = Def::counter(
+    "wattcast_stream_stage_energy_joules_total",
+    &["stream", "container", "id", "codec", "source", "share", "output", "stage"],
+    "Energy of a part of an ffmpeg stream in joules, by its CPU time. The parts sum to \
+     wattcast_stream_energy_joules_total. Energy of a GPU is in the stage other.",
 );
 pub(crate) static STREAM_INFO: Def = Def::gauge(
     "wattcast_stream_info",
@@ -289,8 +331,9 @@ pub(crate) static REFERENCE_INTERVAL: Def = Def::gauge(
 pub(crate) static BPF_SECONDS: Def = Def::counter(
     "wattcast_bpf_run_seconds_total",
     &["program"],
-    "CPU seconds of the probe's eBPF programs since they were loaded; absent unless the kernel collects \
-     statistics (sysctl kernel.bpf_stats_enabled=1, which itself costs some 40 ns per run).",
+    "CPU seconds of the probe's eBPF programs since they were loaded, without its own measurement at the start; \
+     absent unless the kernel collects statistics (sysctl kernel.bpf_stats_enabled=1, which itself costs some 40 ns \
+     per run).",
 );
 pub(crate) static BPF_RUNS: Def = Def::counter(
     "wattcast_bpf_runs_total",
@@ -299,10 +342,33 @@ pub(crate) static BPF_RUNS: Def = Def::counter(
 );
 pub(crate) static SELF_ENERGY: Def = Def::counter(
     "wattcast_self_energy_joules_total",
-    &["source"],
-    "Dynamic energy of the probe's own process in joules: its share of all CPU time. Included in \
-     wattcast_system_energy_joules_total. The CPU time of its eBPF programs is charged to the task that is \
-     switched.",
+    &["part", "zone", "source"],
+    "Dynamic energy of the probe in joules: its share of all CPU time. part=process is included in \
+     wattcast_system_energy_joules_total. part=ebpf, its programs at context switches, is included in the rows of \
+     the tasks that are switched: nanoseconds per run, measured at the start (with CAP_SYS_ADMIN) and while the \
+     kernel collects statistics, times runs, counted every 10 s. Do not add either to the account.",
+);
+pub(crate) static SELF_WAKEUPS: Def = Def::counter(
+    "wattcast_self_wakeups_total",
+    &[],
+    "Voluntary context switches of the probe's threads: how often one slept and was woken. Each may wake a CPU.",
+);
+pub(crate) static TOTALS_START: Def = Def::gauge(
+    "wattcast_totals_start_timestamp_seconds",
+    &[],
+    "Start of the energy counters in unix seconds: before the start of the probe if they continued after a clean \
+     restart on the same boot (--state.dir).",
+);
+pub(crate) static TOTALS_RESTARTS: Def = Def::counter(
+    "wattcast_totals_restarts_total",
+    &[],
+    "Restarts of the probe after which the energy counters continued, since their start.",
+);
+pub(crate) static TOTALS_GAP: Def = Def::counter(
+    "wattcast_totals_gap_seconds_total",
+    &[],
+    "Time in seconds in which no probe ran, between an end and a start over which the energy counters continued. \
+     Energy of that time is in no counter.",
 );
 pub(crate) static SOURCE_UP: Def = Def::gauge(
     "wattcast_source_up",
@@ -343,7 +409,7 @@ pub(crate) static RAPL_POWER: Def = Def::gauge(
 pub(crate) static RAPL_ENERGY: Def = Def::counter(
     "rapl_energy_joules_total",
     &["package", "zone"],
-    "Energy of a RAPL zone since the probe's start, in joules. Measured only: absent if energy is modelled.",
+    "Energy of a RAPL zone since wattcast_totals_start_timestamp_seconds, in joules. Measured only: absent if energy is modelled.",
 )
 .compat();
 pub(crate) static RAPL_ZONES: Def =
@@ -372,9 +438,13 @@ pub static DEFS: &[&Def] = &[
     &IDLE_INTERVAL,
     &MODEL_INTERVAL,
     &IDLE_STATE,
+    &CALIBRATION,
     &AWAKE_POWER,
     &AWAKE_INTERVAL,
     &AWAKE_RATIO,
+    &WEIGHT_INFO,
+    &WEIGHT,
+    &WEIGHT_ERROR,
     &UNCERTAINTY,
     &UNCERTAINTY_JOULES,
     &UNCERTAINTY_WATTS,
@@ -396,6 +466,8 @@ pub static DEFS: &[&Def] = &[
     &STREAM_ENERGY,
     &STREAM_INFO,
     &STREAM_RUNNING,
+    &STREAM_STAGE_CPU,
+    &STREAM_STAGE_ENERGY,
     &REFERENCE_POWER,
     &REFERENCE_ENERGY,
     &REFERENCE_OFFSET,
@@ -405,6 +477,10 @@ pub static DEFS: &[&Def] = &[
     &BPF_SECONDS,
     &BPF_RUNS,
     &SELF_ENERGY,
+    &SELF_WAKEUPS,
+    &TOTALS_START,
+    &TOTALS_RESTARTS,
+    &TOTALS_GAP,
     &SOURCE_UP,
     &COLLECTOR_DURATION,
     &COLLECTOR_SUCCESS,

@@ -12,8 +12,9 @@ use metrics::{
     family::{Buckets, Family},
     page::{self, Page, Writer},
 };
-use units::Microjoules;
+use units::{Microjoules, model_interval::ModelInterval};
 
+use super::stream_stages;
 use crate::{
     containers::Container,
     cpu::{RunQueueStats, Tier, WAIT_BOUNDS_NS},
@@ -23,7 +24,7 @@ use crate::{
     ledger::streams::{StreamContainer, StreamId},
     snapshot::{
         Snapshot,
-        history::{self, package_label},
+        history::{self, package_label, seconds_of},
     },
 };
 
@@ -39,6 +40,8 @@ pub fn page(snapshot: &Snapshot, compat: bool) -> Result<Page, page::Error> {
         writer.write("energy", legacy(snapshot))?;
     }
     writer.write("probe", [program::build_info(), rejections::family()])?;
+    #[cfg(feature = "export")]
+    writer.write("probe", export::counters::families())?;
     writer.write("probe", metrics::process::families())?;
     Ok(writer.finish())
 }
@@ -107,8 +110,9 @@ fn energy(snapshot: &Snapshot) -> Vec<Family> {
     for (id, interval) in &snapshot.intervals {
         let (package, zone) = (id.package_label(), id.kind.as_str());
         for (load, limits) in [("idle", interval.idle), ("full", interval.full), ("all", interval.energy)] {
-            for (bound, thousandths) in ["lower", "upper"].into_iter().zip(limits) {
-                model.push(&[&package, zone, load, bound], f64::from(1000 + thousandths) / 1000.0);
+            let limits = ModelInterval::from_thousandths(limits).limits();
+            for (bound, ratio) in ["lower", "upper"].into_iter().zip(limits) {
+                model.push(&[&package, zone, load, bound], ratio);
             }
         }
     }
@@ -132,7 +136,7 @@ fn energy(snapshot: &Snapshot) -> Vec<Family> {
     for (container, gpu, times) in &snapshot.engine_times {
         for (engine, ns) in Engine::ALL.into_iter().zip(times).filter(|(_, ns)| **ns > 0) {
             let labels = [&*container.name, &container.id, &gpu.to_string(), engine.as_str()];
-            engine_seconds.push(&labels, cpu_seconds(*ns));
+            engine_seconds.push_with_extra(&labels, &container.pod_labels(), seconds_of(*ns));
         }
     }
     let gpus = snapshot.zones.iter().any(|zone| matches!(zone.id.kind, ZoneKind::Gpu(_)));
@@ -162,6 +166,7 @@ fn energy(snapshot: &Snapshot) -> Vec<Family> {
         model,
     ];
     families.extend(awake(snapshot));
+    families.extend(weights(snapshot));
     families.extend(uncertainty(snapshot));
     families.extend([distribution, rejects]);
     families
@@ -188,20 +193,36 @@ fn awake(snapshot: &Snapshot) -> [Family; 4] {
     [states, power, interval, ratio]
 }
 
+/// By what load energy was divided, what a unit of that weight costs, and the error of each weight.
+fn weights(snapshot: &Snapshot) -> [Family; 3] {
+    let [mut info, mut costs, mut errors] = [&m::WEIGHT_INFO, &m::WEIGHT, &m::WEIGHT_ERROR].map(Family::new);
+    for row in &snapshot.weights {
+        let (package, zone) = (row.id.package_label(), row.id.kind.as_str());
+        info.push(&[&package, zone, row.basis.as_str()], 1.0);
+        for (weight, cost) in &row.costs {
+            costs.push(&[&package, *weight], *cost);
+        }
+        for (basis, error) in &row.errors {
+            errors.push(&[&package, basis.as_str()], *error);
+        }
+    }
+    [info, costs, errors]
+}
+
 /// The uncertainty of the energy of containers, in the last tick and in the last minute.
 fn uncertainty(snapshot: &Snapshot) -> [Family; 3] {
     let [mut ratio, mut joules, mut watts] =
         [&m::UNCERTAINTY, &m::UNCERTAINTY_JOULES, &m::UNCERTAINTY_WATTS].map(Family::new);
     for row in &snapshot.containers {
-        let labels = [&*row.container.name, &*row.container.id];
+        let (labels, pod) = ([&*row.container.name, &*row.container.id], row.container.pod_labels());
         if let Some(of_tick) = row.uncertainty {
             // More than all of it says no more than that nothing is known.
-            ratio.push(&[labels[0], labels[1], "1s"], of_tick.min(1.0));
+            ratio.push_with_extra(&[labels[0], labels[1], "1s"], &pod, of_tick.min(1.0));
         }
         if let Some(minute) = row.minute {
-            ratio.push(&[labels[0], labels[1], "60s"], (minute.bound_uj / minute.uj).min(1.0));
-            joules.push(&labels, minute.bound_uj / 1e6);
-            watts.push(&labels, minute.bound_uj * 1e3 / float(minute.ns));
+            ratio.push_with_extra(&[labels[0], labels[1], "60s"], &pod, minute.ratio());
+            joules.push_with_extra(&labels, &pod, minute.bound_uj / 1e6);
+            watts.push_with_extra(&labels, &pod, minute.bound_uj * 1e3 / float(minute.ns));
         }
     }
     [ratio, joules, watts]
@@ -226,25 +247,32 @@ fn conservation(measured: &Family, parts: &[&Family]) -> Family {
         }
     }
 
-    let mut sums: BTreeMap<(String, String), Sum> = BTreeMap::new();
-    let key = |labels: &[&str]| {
-        let zone = labels.len() - 3;
-        (labels[zone].to_owned(), labels[zone + 1].to_owned())
+    // By package and zone, in that order: a few rows, which every row of a container looks up.
+    let mut sums: Vec<(String, String, Sum)> = Vec::new();
+    let key = |labels: &[&str]| labels.len() - 3;
+    let place = |sums: &[(String, String, Sum)], labels: &[&str]| {
+        let (package, zone) = (labels[key(labels)], labels[key(labels) + 1]);
+        sums.binary_search_by(|sum| (sum.0.as_str(), sum.1.as_str()).cmp(&(package, zone)))
     };
     for part in parts {
         for (labels, joules) in part.rows() {
-            sums.entry(key(&labels)).or_default().add(joules, 1);
+            let at = place(&sums, &labels).unwrap_or_else(|at| {
+                let [package, zone] = [0, 1].map(|index| labels[key(&labels) + index].to_owned());
+                sums.insert(at, (package, zone, Sum::default()));
+                at
+            });
+            sums[at].2.add(joules, 1);
         }
     }
     // Only root zones have parts; a root always has an idle row. Core and uncore are included in
     // package, package in psys.
     for (labels, joules) in measured.rows() {
-        if let Some(sum) = sums.get_mut(&key(&labels)) {
-            sum.add(joules, -1);
+        if let Ok(at) = place(&sums, &labels) {
+            sums[at].2.add(joules, -1);
         }
     }
     let mut family = Family::new(&m::CONSERVATION);
-    for ((package, zone), sum) in sums {
+    for (package, zone, sum) in sums {
         let error = if sum.microjoules.abs() <= sum.rounding { 0 } else { sum.microjoules };
         let magnitude = Microjoules(u64::try_from(error.unsigned_abs()).unwrap_or(u64::MAX)).joules();
         family.push(&[&package, &zone], if error < 0 { -magnitude } else { magnitude });
@@ -258,26 +286,26 @@ fn cpu(snapshot: &Snapshot) -> Vec<Family> {
     let mut events = Family::new(&m::CONTAINER_COUNTERS);
     let counts = cpu.tier == Tier::Counters;
     let (mut waits, mut switches) = (Family::new(&m::QUEUE_WAIT), Family::new(&m::SWITCHES));
+    let packages: Vec<String> = snapshot.packages.iter().map(|package| package_label(*package)).collect();
+    let alone = if cpu.capabilities.siblings { "alone" } else { "all" };
     for row in &snapshot.containers {
+        let pod = row.container.pod_labels();
         if let Some(queue) = &row.queue {
             let labels = [&*row.container.name, &row.container.id];
-            waits.push_buckets(&labels, &buckets(queue));
+            waits.push_buckets_with_extra(&labels, &pod, &buckets(queue));
             for (kind, count) in [("voluntary", queue.voluntary), ("involuntary", queue.involuntary)] {
-                switches.push(&[labels[0], labels[1], kind], float(count));
+                switches.push_with_extra(&[labels[0], labels[1], kind], &pod, float(count));
             }
         }
-        for (package, share) in snapshot.packages.iter().zip(&row.cpu) {
-            let package = package_label(*package);
-            let labels = |last| [&*row.container.name, &*row.container.id, &*package, last];
-            let alone = if cpu.capabilities.siblings { "alone" } else { "all" };
-            let pod = row.container.pod_labels();
-            seconds.push_with_extra(&labels(alone), &pod, cpu_seconds(share.time.alone_ns));
+        for (package, share) in packages.iter().zip(&row.cpu) {
+            let labels = |last| [&*row.container.name, &*row.container.id, package.as_str(), last];
+            seconds.push_with_extra(&labels(alone), &pod, seconds_of(share.time.alone_ns));
             if cpu.capabilities.siblings && snapshot.smt {
-                seconds.push_with_extra(&labels("shared"), &pod, cpu_seconds(share.time.shared_ns));
+                seconds.push_with_extra(&labels("shared"), &pod, seconds_of(share.time.shared_ns));
             }
             if counts {
                 for (event, count) in ["cycles", "instructions", "llc_misses"].into_iter().zip(share.counted) {
-                    events.push(&labels(event), float(count));
+                    events.push_with_extra(&labels(event), &pod, float(count));
                 }
             }
         }
@@ -285,7 +313,8 @@ fn cpu(snapshot: &Snapshot) -> Vec<Family> {
     let mut container_labels = Family::new(&m::CONTAINER_LABEL);
     for container in snapshot.containers.iter().map(|row| &row.container) {
         for (label, value) in &container.labels {
-            container_labels.push(&[&container.name, &container.id, label, value], 1.0);
+            let own = [&*container.name, &*container.id, label, value];
+            container_labels.push_with_extra(&own, &container.pod_labels(), 1.0);
         }
     }
     let [enabled, running] = snapshot.counter_time;
@@ -302,28 +331,35 @@ fn cpu(snapshot: &Snapshot) -> Vec<Family> {
         waits,
         switches,
         Family::new(&m::CPU_INFO).with(&[cpu.tier.as_str(), &cpu.reason], 1.0),
-        Family::new(&m::CPU_OVERFLOW).with(&[], cpu_seconds(snapshot.cpu_overflow_ns)),
+        Family::new(&m::CPU_OVERFLOW).with(&[], seconds_of(snapshot.cpu_overflow_ns)),
         Family::new(&m::CPU_MISSED).with(&[], float(snapshot.cpu_intervals_missed)),
         Family::new(&m::UNNAMED).with(&[], float(snapshot.cgroups_unnamed)),
         Family::new(&m::SCANS).with(&[], float(snapshot.scans_incomplete)),
-        Family::new(&m::SKEW).with(&[], cpu_seconds(snapshot.skew_ns)),
+        Family::new(&m::SKEW).with(&[], seconds_of(snapshot.skew_ns)),
     ]
 }
 
+/// The containers with series, by number.
+pub(super) fn containers_by_number(snapshot: &Snapshot) -> BTreeMap<u32, &Container> {
+    snapshot.containers.iter().map(|row| (row.container.number, &*row.container)).collect()
+}
+
+/// The labels `container` and `id` of a stream; `None` for a stream without series. A job with a
+/// row of its own has the stream's name as container. Series of a stream end with those of its
+/// container, because their labels would change without it.
+pub(super) fn stream_container(containers: &BTreeMap<u32, &Container>, id: &StreamId) -> Option<[String; 2]> {
+    Some(match id.container {
+        StreamContainer::Number(number) => {
+            containers.get(&number).map(|container| [container.name.clone(), container.id.clone()])?
+        }
+        StreamContainer::Own => [id.name.clone(), String::new()],
+        StreamContainer::None => Default::default(),
+    })
+}
+
 fn streams(snapshot: &Snapshot) -> Vec<Family> {
-    let containers: BTreeMap<u32, &Container> =
-        snapshot.containers.iter().map(|row| (row.container.number, &*row.container)).collect();
-    // A job with a row of its own has the stream's name as container. Series of a stream end with
-    // those of its container, because their labels would change without it.
-    let container_labels = |id: &StreamId| -> Option<[String; 2]> {
-        Some(match id.container {
-            StreamContainer::Number(number) => {
-                containers.get(&number).map(|container| [container.name.clone(), container.id.clone()])?
-            }
-            StreamContainer::Own => [id.name.clone(), String::new()],
-            StreamContainer::None => Default::default(),
-        })
-    };
+    let containers = containers_by_number(snapshot);
+    let container_labels = |id: &StreamId| stream_container(&containers, id);
     let mut joules: BTreeMap<[String; 6], Microjoules> = BTreeMap::new();
     for row in &snapshot.streams {
         let Some([container, id]) = container_labels(&row.id) else { continue };
@@ -369,7 +405,8 @@ fn streams(snapshot: &Snapshot) -> Vec<Family> {
         info.push(&labels, 1.0);
         running.push(&labels[..3], float(*jobs));
     }
-    vec![energy, info, running]
+    let [stage_times, stage_energy] = stream_stages::families(snapshot, container_labels);
+    vec![energy, info, running, stage_times, stage_energy]
 }
 
 fn reference(snapshot: &Snapshot) -> Vec<Family> {
@@ -406,23 +443,32 @@ fn buckets(queue: &RunQueueStats) -> Buckets {
         .zip(queue.waits)
         .map(|(bound, count)| {
             below = below.saturating_add(count);
-            (cpu_seconds(*bound), below)
+            (seconds_of(*bound), below)
         })
         .collect();
     let count = queue.waits.iter().fold(0, |sum: u64, count| sum.saturating_add(*count));
-    Buckets { cumulative, count, sum: cpu_seconds(queue.wait_ns) }
+    Buckets { cumulative, count, sum: seconds_of(queue.wait_ns) }
 }
 
 /// Metrics of the probe itself.
 fn probe_families(snapshot: &Snapshot) -> Vec<Family> {
     let (mut bpf_seconds, mut bpf_runs) = (Family::new(&m::BPF_SECONDS), Family::new(&m::BPF_RUNS));
     for program in &snapshot.programs {
-        bpf_seconds.push(&[program.name], cpu_seconds(program.run_ns));
+        bpf_seconds.push(&[program.name], seconds_of(program.run_ns));
         bpf_runs.push(&[program.name], float(program.runs));
     }
     let mut energy = Family::new(&m::SELF_ENERGY);
-    if let Some((origin, joules)) = &snapshot.own {
-        energy.push(&[origin.as_str()], joules.joules());
+    for row in &snapshot.own {
+        energy.push(&[row.part, row.zone.as_str(), row.origin.as_str()], row.energy.joules());
+    }
+    let mut wakeups = Family::new(&m::SELF_WAKEUPS);
+    if let Some(count) = snapshot.wakeups {
+        wakeups.push(&[], float(count));
+    }
+    let continuity = snapshot.continuity;
+    let mut totals_start = Family::new(&m::TOTALS_START);
+    if let Some(since) = continuity.since_unix_ns {
+        totals_start.push(&[], history::seconds(since));
     }
     let mut up = Family::new(&m::SOURCE_UP);
     for source in &*snapshot.sources {
@@ -440,13 +486,23 @@ fn probe_families(snapshot: &Snapshot) -> Vec<Family> {
     jitter.push_buckets(&[], &snapshot.jitter);
     let mut tick = Family::new(&m::TICK);
     if let Some(ns) = snapshot.length_ns {
-        tick.push(&[], cpu_seconds(ns));
+        tick.push(&[], seconds_of(ns));
+    }
+    let mut calibration = Family::new(&m::CALIBRATION);
+    if let Some(at) = snapshot.calibrated_at {
+        #[expect(clippy::cast_precision_loss, reason = "seconds of a date, for output")]
+        calibration.push(&[], at as f64);
     }
     let reach = history::seconds(snapshot.ring.span_ns());
     vec![
+        calibration,
         bpf_seconds,
         bpf_runs,
         energy,
+        wakeups,
+        totals_start,
+        Family::new(&m::TOTALS_RESTARTS).with(&[], float(continuity.restarts)),
+        Family::new(&m::TOTALS_GAP).with(&[], seconds_of(continuity.gap_ns)),
         up,
         duration,
         success,
@@ -485,10 +541,6 @@ fn legacy(snapshot: &Snapshot) -> Vec<Family> {
         Family::new(&m::RAPL_AVAILABLE).with(&[], f64::from(u8::from(!measured.is_empty()))),
         Family::new(&m::EXPORTER_INFO).with(&[program::VERSION, "rust"], 1.0),
     ]
-}
-
-fn cpu_seconds(ns: u64) -> f64 {
-    history::seconds(i64::try_from(ns).unwrap_or(i64::MAX))
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a count, for output")]
@@ -593,11 +645,25 @@ mod tests {
         assert!(!page(&modelled).contains("wattcast_model_interval_ratio"));
         let interval = Interval { idle: [-280, 640], full: [-220, 300], energy: [-200, 333] };
         modelled.intervals = vec![(modelled.zones[0].id, interval)];
+        assert_eq!(modelled.uncertainty_text(&modelled.containers[0]), "90 % interval -20 % … +33 %");
         let page = page(&modelled);
         for (bound, load, ratio) in [("lower", "idle", "0.72"), ("upper", "full", "1.3"), ("upper", "all", "1.333")] {
             let labels = format!("package=\"0\",zone=\"package\",load=\"{load}\",bound=\"{bound}\"");
             assert!(page.contains(&format!("wattcast_model_interval_ratio{{{labels}}} {ratio}\n")), "{page}");
         }
+    }
+
+    /// A ratio of about 100 % was shown, which said as much.
+    #[test]
+    fn uncertainty_is_not_a_ratio_before_idle_power_is_learnt() {
+        use crate::{ledger::idle::IdleState, snapshot::IdleStateRow};
+
+        let mut measured = snapshot(Origin::Powercap, &[1_000_000], 0);
+        assert_eq!(measured.uncertainty_text(&measured.containers[0]), "± 25.0 %");
+        measured.idle_states = vec![IdleStateRow { id: measured.zones[0].id, state: IdleState::Learning }];
+        assert_eq!(measured.uncertainty_text(&measured.containers[0]), "idle not learnt yet");
+        measured.idle_states[0].id.kind = ZoneKind::Dram;
+        assert_eq!(measured.uncertainty_text(&measured.containers[0]), "± 25.0 %", "the bound includes memory");
     }
 
     #[test]
@@ -639,6 +705,57 @@ mod tests {
                 format!("{name}{{{}}} {value}\n", labels.join(","))
             })
             .collect()
+    }
+
+    /// A container of a pod.
+    fn in_pod(number: u32, pod: &str) -> Arc<Container> {
+        Arc::new(Container {
+            name: format!("c{number}"),
+            id: format!("{number:012}"),
+            pod: pod.into(),
+            namespace: "tv".into(),
+            labels: vec![("app".into(), "cam".into())],
+            ..Container::new(number, String::new(), String::new(), "containerd")
+        })
+    }
+
+    /// The waits and events of a pod's containers were without it.
+    #[test]
+    fn every_row_of_a_container_names_its_pod() {
+        let mut of_pod = snapshot(Origin::Powercap, &[1_000_000], 0);
+        let container = in_pod(0, "cam-1");
+        of_pod.accounts[0].containers[0].0 = container.clone();
+        of_pod.containers[0].container = container;
+        let page = page(&of_pod);
+        let rows: Vec<&str> = page.lines().filter(|line| line.contains("container=\"c0\"")).collect();
+        let without: Vec<&&str> =
+            rows.iter().filter(|row| !row.contains("pod=\"cam-1\"") || !row.contains("namespace=\"tv\"")).collect();
+        assert!(rows.len() > 20 && without.is_empty(), "{without:?}\n{page}");
+    }
+
+    #[test]
+    fn the_node_is_the_sum_of_its_pods_and_the_rest() {
+        let mut node = snapshot(Origin::Powercap, &[1_000_000, 2_500_000, 750_000, 125_000], 500_000);
+        // Two containers of one pod, one of another, and one outside of Kubernetes.
+        let containers = [in_pod(0, "cam-1"), in_pod(1, "cam-1"), in_pod(2, "cam-2"), container(3)];
+        for (row, container) in node.accounts[0].containers.iter_mut().zip(&containers) {
+            row.0 = container.clone();
+        }
+        node.accounts[0].system = Microjoules(375_000);
+        node.accounts[0].retired = Microjoules(250_000);
+        node.zones[0].total = Microjoules(5_500_000);
+        let samples = metrics::parse::parse(&page(&node)).unwrap().samples;
+        let of = |name: &str, fits: &dyn Fn(&metrics::parse::Sample) -> bool| -> f64 {
+            let rows = samples.iter().filter(|sample| sample.name == name && fits(sample));
+            rows.map(|sample| sample.value).sum()
+        };
+        let in_pods = "wattcast_container_energy_joules_total";
+        let pod = |name: &'static str| of(in_pods, &|sample| sample.label("pod") == name);
+        assert_eq!([pod("cam-1"), pod("cam-2"), pod("")], [3.5, 0.75, 0.125]);
+        let rest = ["system", "idle", "unattributed", "retired"];
+        let rest: f64 = rest.iter().map(|part| of(&format!("wattcast_{part}_energy_joules_total"), &|_| true)).sum();
+        assert_eq!(pod("cam-1") + pod("cam-2") + pod("") + rest, of("wattcast_energy_joules_total", &|_| true));
+        assert_eq!(of("wattcast_conservation_error_joules", &|_| true), 0.0);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use metrics::family::{Def, Family};
 
 use crate::{
     containers::stats::IoBytes,
-    snapshot::{ContainerRow, Snapshot, history::seconds},
+    snapshot::{ContainerRow, Snapshot, history::seconds_of},
 };
 
 const CONTAINER: &[&str] = &["container", "id", "image", "runtime"];
@@ -30,7 +30,7 @@ static WORKING: Def = Def::gauge(
 static LIMIT: Def = Def::gauge(
     "wattcast_container_memory_limit_bytes",
     CONTAINER,
-    "Memory limit of a container in bytes; without a limit, the machine's memory.",
+    "Memory limit of a container in bytes; without a limit, the machine's memory. It is up to ten ticks old.",
 );
 static NETWORK: Def = Def::counter(
     "wattcast_container_network_bytes_total",
@@ -46,7 +46,7 @@ static ENGINE_CPU: Def = Def::counter(
     "wattcast_engine_cpu_seconds_total",
     &["engine"],
     "CPU seconds of a container engine's processes since the probe's start: dockerd, containerd, podman, crio. \
-     New processes are found every ten ticks.",
+     New processes are found every sixty ticks, and ten ticks after the end of one.",
 );
 static ENGINE_MEMORY: Def = Def::gauge(
     "wattcast_engine_memory_bytes",
@@ -135,20 +135,21 @@ pub(crate) fn families(snapshot: &Snapshot, compat: bool) -> Vec<Family> {
     for row in &snapshot.usage {
         let (container, usage) = (&row.container, &row.usage);
         let labels = [&*container.name, &container.id, &container.image, container.runtime];
+        let pod = container.pod_labels();
         for (family, bytes) in [(&mut memory, usage.memory), (&mut working, usage.working), (&mut limit, usage.limit)] {
             if let Some(bytes) = bytes {
-                family.push(&labels, float(bytes));
+                family.push_with_extra(&labels, &pod, float(bytes));
             }
         }
         for (family, bytes, directions) in
             [(&mut network, usage.network, ["receive", "transmit"]), (&mut block, usage.block, ["read", "write"])]
         {
-            push_directions(family, &labels, bytes, directions);
+            push_directions(family, &labels, &pod, bytes, directions);
         }
     }
     let (mut engine_cpu, mut engine_memory) = (Family::new(&ENGINE_CPU), Family::new(&ENGINE_MEMORY));
     for engine in &snapshot.engines {
-        engine_cpu.push(&[engine.name], seconds(i64::try_from(engine.cpu_ns).unwrap_or(i64::MAX)));
+        engine_cpu.push(&[engine.name], seconds_of(engine.cpu_ns));
         engine_memory.push(&[engine.name], float(engine.resident));
     }
     let mut all = vec![memory, working, limit, network, block, engine_cpu, engine_memory];
@@ -158,11 +159,17 @@ pub(crate) fn families(snapshot: &Snapshot, compat: bool) -> Vec<Family> {
     all
 }
 
-fn push_directions(family: &mut Family, labels: &[&str], bytes: Option<IoBytes>, directions: [&str; 2]) {
+fn push_directions(
+    family: &mut Family,
+    labels: &[&str],
+    pod: &[(&'static str, &str)],
+    bytes: Option<IoBytes>,
+    directions: [&str; 2],
+) {
     let Some(bytes) = bytes else { return };
     for (direction, bytes) in directions.into_iter().zip([bytes.inward, bytes.outward]) {
         let labels: Vec<&str> = labels.iter().copied().chain([direction]).collect();
-        family.push(&labels, float(bytes));
+        family.push_with_extra(&labels, pod, float(bytes));
     }
 }
 
@@ -187,8 +194,9 @@ fn legacy(snapshot: &Snapshot) -> Vec<Family> {
                 percent.push(&labels, float(working) / float(limit) * 100.0);
             }
         }
-        push_directions(&mut network, &labels, row.usage.network, ["rx", "tx"]);
-        push_directions(&mut block, &labels, row.usage.block, ["read", "write"]);
+        // Nor pods.
+        push_directions(&mut network, &labels, &[], row.usage.network, ["rx", "tx"]);
+        push_directions(&mut block, &labels, &[], row.usage.block, ["read", "write"]);
     }
     let (mut engine_cpu, mut engine_memory) = (Family::new(&LEGACY_ENGINE_CPU), Family::new(&LEGACY_ENGINE_MEMORY));
     if let Some(engine) = snapshot.engines.iter().find(|engine| engine.name == "dockerd") {
@@ -217,4 +225,43 @@ fn legacy(snapshot: &Snapshot) -> Vec<Family> {
 #[expect(clippy::cast_precision_loss, reason = "a count, for output")]
 fn float(count: u64) -> f64 {
     count as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::containers::{
+        Container,
+        stats::{Usage, UsageRow},
+    };
+
+    /// Traffic and memory of a pod's containers were without it.
+    #[test]
+    fn rows_of_a_pod_name_it_except_under_legacy_names() {
+        let container = Container {
+            pod: "cam-1".into(),
+            namespace: "tv".into(),
+            ..Container::new(1, "cam".into(), "0a".into(), "containerd")
+        };
+        let bytes = IoBytes { inward: 3, outward: 4 };
+        let usage = Usage {
+            memory: Some(9),
+            working: Some(5),
+            limit: Some(10),
+            network: Some(bytes),
+            block: Some(bytes),
+            ..Usage::default()
+        };
+        let row = UsageRow { container: Arc::new(container), usage };
+        let snapshot = Snapshot { usage: vec![row], ..Snapshot::default() };
+        let page = metrics::page::render("usage", families(&snapshot, true)).unwrap();
+        let page = String::from_utf8(page.text().to_vec()).unwrap();
+        let rows: Vec<&str> = page.lines().filter(|line| line.contains("container=\"cam\"")).collect();
+        let (legacy, primary): (Vec<&str>, Vec<&str>) = rows.into_iter().partition(|row| row.starts_with("docker_"));
+        assert_eq!((primary.len(), legacy.len()), (7, 6), "{page}");
+        assert!(primary.iter().all(|row| row.contains("pod=\"cam-1\"") && row.contains("namespace=\"tv\"")), "{page}");
+        assert!(legacy.iter().all(|row| !row.contains("pod=")), "{page}");
+    }
 }

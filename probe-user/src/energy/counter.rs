@@ -182,6 +182,11 @@ impl Counter {
         Self { earlier: before.total, total: before.total, ..Self::new(zone) }
     }
 
+    /// Continues the total of an earlier probe, from the first reading on.
+    pub fn continue_from(&mut self, total: Microjoules) {
+        (self.earlier, self.total) = (total, total);
+    }
+
     /// Sum of all accepted energy.
     #[must_use]
     pub fn total(&self) -> Microjoules {

@@ -22,7 +22,7 @@ pub(super) const RETRY_INTERVAL: Duration = Duration::from_millis(900);
 const MAX_VALUE: usize = 32;
 
 /// The open file.
-pub(super) struct CounterFile {
+pub(crate) struct CounterFile {
     path: PathBuf,
     file: File,
     last: Option<u64>,
@@ -30,7 +30,7 @@ pub(super) struct CounterFile {
 }
 
 impl CounterFile {
-    pub(super) fn new(path: PathBuf, file: File) -> Self {
+    pub(crate) fn new(path: PathBuf, file: File) -> Self {
         Self { path, file, last: None, tried: None }
     }
 
@@ -44,7 +44,7 @@ impl CounterFile {
     /// # Errors
     /// When the file cannot be read, or holds no number. [`REOPENED`] once, when it can be read
     /// again at its path.
-    pub(super) fn read(&mut self) -> io::Result<u64> {
+    pub(crate) fn read(&mut self) -> io::Result<u64> {
         let error = match self.value() {
             Ok(value) => return Ok(value),
             Err(error) => error,
@@ -80,8 +80,14 @@ fn parse(file: &File) -> io::Result<u64> {
 }
 
 /// The number in a small file; `None` when it cannot be read or is no number.
-pub(super) fn number_in(file: &Path) -> Option<u64> {
+pub(crate) fn number_in(file: &Path) -> Option<u64> {
     number(&fs::read(file).ok()?)
+}
+
+/// The label in a small file; empty when it cannot be read.
+pub(crate) fn label_in(file: &Path) -> String {
+    let text = fs::read_to_string(file).unwrap_or_default();
+    text.trim().chars().filter(|char| !char.is_control()).take(80).collect()
 }
 
 /// The value of a counter or sensor, as the kernel prints it.

@@ -6,6 +6,13 @@
 //!
 //! A machine may have several power meters. Those of NVIDIA Grace say what they measure. Of others,
 //! one may be the total of the rest, which its value shows; otherwise they measure different parts.
+//!
+//! Where no such driver exists, the sensors that other subsystems have in its place are used: the
+//! power domains of Arm's firmware, then the rails of a Raspberry Pi. Their zones name their
+//! source.
+
+mod pmic;
+mod scmi;
 
 use std::{
     collections::BTreeMap,
@@ -15,11 +22,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use units::Microjoules;
-
+use self::{
+    pmic::Rails,
+    scmi::{Domain, Domains},
+};
 use super::{
-    counter_file::{CounterFile, REOPENED, number_in},
-    source::{Source, SourceInventory},
+    counter_file::{CounterFile, REOPENED, label_in, number_in},
+    integral::Integral,
+    source::{Source, SourceInventory, SourcePaths},
     zone::{Ceiling, Origin, Range, UPDATE_NS, Zone, ZoneId, ZoneKind},
 };
 use crate::host::{
@@ -30,22 +40,33 @@ use crate::host::{
 /// What the sensors of a known driver cover.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Coverage {
-    /// `energyN_input` with labels `EsocketN` (Documentation/hwmon/amd_energy.rst).
+    /// `energyN_input` with labels `EsocketN` (Documentation/hwmon/amd_energy.rst). `zenergy` is
+    /// the same driver outside the kernel, readable by every user.
     Sockets,
     /// One processor per device: `power1_average` (Documentation/hwmon/fam15h_power.rst).
     Package,
+    /// One processor per device, in two parts: its cores (`CPU power`) and the rest of the chip
+    /// (`IO power`), `power1_input` and `power2_input` (drivers/hwmon/xgene-hwmon.c). X-Gene, eMAG
+    /// and Altra have it.
+    Parts,
     /// The machine: the ACPI power meter (Documentation/hwmon/acpi_power_meter.rst).
     Platform,
 }
 
-const DRIVERS: [(&str, Coverage); 3] =
-    [("amd_energy", Coverage::Sockets), ("fam15h_power", Coverage::Package), ("power_meter", Coverage::Platform)];
+const DRIVERS: [(&str, Coverage); 5] = [
+    ("amd_energy", Coverage::Sockets),
+    ("zenergy", Coverage::Sockets),
+    ("fam15h_power", Coverage::Package),
+    ("apm_xgene", Coverage::Parts),
+    ("power_meter", Coverage::Platform),
+];
 
-/// Assumed averaging time of a power sensor without a stated interval.
+/// Assumed averaging time of a power sensor without a stated interval, or of a momentary value.
 const DEFAULT_AVERAGING_NS: u64 = 2_000_000_000;
 
-/// Longest time that one power reading may cover. After a longer gap the energy is unknown.
-const MAX_GAP_NS: u128 = 60_000_000_000;
+/// Assumed resolution of the rails of a Raspberry Pi: a step of the converter of the largest rail,
+/// some milliamperes at a volt, over a second.
+const RAILS_STEP_UJ: u64 = 10_000;
 
 /// More than any machine with such a sensor uses.
 const MAX_POWER_UW: u64 = 20_000_000_000;
@@ -54,17 +75,34 @@ const MAX_POWER_UW: u64 = 20_000_000_000;
 enum Kind {
     /// Microjoules, 64 bits.
     Energy,
-    /// Microwatts, with the integrated energy and the time of the last reading.
-    Power { energy: Microjoules, last: Option<Instant> },
+    /// Microwatts, integrated here. A part that may be switched off may read 0.
+    Power { integral: Integral, part: bool },
 }
 
 impl Kind {
-    const POWER: Self = Self::Power { energy: Microjoules::ZERO, last: None };
+    const POWER: Self = Self::Power { integral: Integral::ZERO, part: false };
+    const PART: Self = Self::Power { integral: Integral::ZERO, part: true };
+}
+
+/// Where a sensor is read.
+enum Input {
+    File(CounterFile),
+    /// The firmware of a Raspberry Pi.
+    Rails(Rails),
+}
+
+impl Input {
+    fn read(&mut self) -> io::Result<u64> {
+        match self {
+            Self::File(file) => file.read(),
+            Self::Rails(rails) => rails.microwatts(),
+        }
+    }
 }
 
 /// An open sensor.
 struct Sensor {
-    file: CounterFile,
+    input: Input,
     kind: Kind,
 }
 
@@ -75,21 +113,17 @@ impl Sensor {
     /// When it cannot be read, or shows an impossible power. [`REOPENED`] after a gap whose energy
     /// is unknown.
     fn read(&mut self) -> io::Result<u64> {
-        let value = self.file.read()?;
+        let value = self.input.read()?;
         match &mut self.kind {
             Kind::Energy => Ok(value),
-            // A machine that runs uses power. The sensor is broken, and its time stays unknown.
-            Kind::Power { .. } if value == 0 || value > MAX_POWER_UW => {
+            // A machine that runs uses power. The sensor is broken; a short time is interpolated
+            // when it is back.
+            Kind::Power { part, .. } if value == 0 && !*part || value > MAX_POWER_UW => {
                 Err(io::Error::new(io::ErrorKind::InvalidData, format!("{value} µW is an impossible power")))
             }
-            Kind::Power { energy, last } => {
-                let now = Instant::now();
-                let ns = last.replace(now).map_or(0, |last| (now - last).as_nanos());
-                if ns > MAX_GAP_NS {
-                    return Err(io::Error::other(REOPENED));
-                }
-                *energy += Microjoules::from_power(value, u64::try_from(ns).unwrap_or(0));
-                Ok(energy.0)
+            Kind::Power { integral, .. } => {
+                let known = integral.add(value, Instant::now());
+                known.then(|| integral.energy().0).ok_or_else(|| io::Error::other(REOPENED))
             }
         }
     }
@@ -184,10 +218,20 @@ impl Hwmon {
                         this.add_meters(id, meter);
                     }
                 }
+                Coverage::Parts => {
+                    if let Some(package) = packages.next() {
+                        let id = ZoneId { package: Some(package), kind: ZoneKind::Package };
+                        let parts = this.find_parts(&dir, driver);
+                        this.add_meters(id, parts);
+                    }
+                }
                 Coverage::Platform => meters.extend(this.find_meter(&dir, driver)),
             }
         }
         this.add_platform(meters, topology);
+        if this.inventory.zones.is_empty() && this.inventory.refused.is_empty() {
+            this.add_domains(&sysfs.join("class/powercap"), topology);
+        }
         if !this.inventory.zones.is_empty() {
             return Ok(this);
         }
@@ -202,6 +246,54 @@ impl Hwmon {
                 ),
             )
         }))
+    }
+
+    /// Opens every sensor as [`Hwmon::open`] does, and the rails of a Raspberry Pi on a machine
+    /// that has none.
+    ///
+    /// # Errors
+    /// As [`Hwmon::open`]; `denied` or `broken` where the rails exist and cannot be read.
+    pub fn open_board(paths: &SourcePaths, topology: &Topology) -> Result<Self, Unavailable> {
+        let why = match Self::open(&paths.sysfs, topology) {
+            Err(why) if why.reason == Reason::Absent => why,
+            opened => return opened,
+        };
+        match Rails::open(&paths.dev) {
+            Ok((rails, path)) => Ok(Self::of_rails(rails, &path, topology)),
+            Err(rails) if rails.reason == Reason::Absent => Err(why),
+            Err(rails) => Err(rails),
+        }
+    }
+
+    /// The rails of a board, which together are all that it measures of the machine.
+    fn of_rails(rails: Rails, path: &Path, topology: &Topology) -> Self {
+        let id = main_board(topology);
+        let location = format!("{} (rails of the power management chip)", path.display());
+        let zone = Zone {
+            step_uj: RAILS_STEP_UJ,
+            update_ns: DEFAULT_AVERAGING_NS,
+            origin: Some(Origin::Pmic),
+            ..Zone::microjoules(id, Range::Endless, location)
+        };
+        let inventory = SourceInventory { zones: vec![zone], ..SourceInventory::default() };
+        Self { inventory, sensors: vec![vec![Sensor { input: Input::Rails(rails), kind: Kind::POWER }]] }
+    }
+
+    /// Adds the power domains of Arm's firmware, which together measure the machine, as far as it
+    /// is measured.
+    fn add_domains(&mut self, class: &Path, topology: &Topology) {
+        let Domains { measured, left_out } = Domains::find(class);
+        self.inventory.left_out.extend(left_out);
+        let meter = |domain: Domain| Meter {
+            path: domain.power,
+            update_ns: domain.averaging_ns.unwrap_or(DEFAULT_AVERAGING_NS),
+            label: domain.label,
+        };
+        let meters: Vec<Meter> = measured.into_iter().map(meter).collect();
+        // One of several domains may be switched off.
+        let kind = if meters.len() > 1 { Kind::PART } else { Kind::POWER };
+        self.add_power(main_board(topology), meters, kind);
+        self.inventory.zones.iter_mut().for_each(|zone| zone.origin = Some(Origin::Scmi));
     }
 
     fn add_sockets(&mut self, dir: &Path, topology: &Topology) {
@@ -245,9 +337,25 @@ impl Hwmon {
         };
         let interval = number_in(&dir.join("power1_average_interval")).filter(|ms| *ms > 0);
         let update_ns = interval.map_or(DEFAULT_AVERAGING_NS, |ms| ms.saturating_mul(1_000_000));
-        let label = fs::read_to_string(dir.join("power1_oem_info")).unwrap_or_default();
-        let label = label.trim().chars().filter(|char| !char.is_control()).take(80).collect();
-        Some(Meter { path, update_ns, label })
+        Some(Meter { path, update_ns, label: label_in(&dir.join("power1_oem_info")) })
+    }
+
+    /// The two power meters of a processor; none where one is missing, because the rest would look
+    /// complete.
+    fn find_parts(&mut self, dir: &Path, driver: &str) -> Vec<Meter> {
+        let part = |number: u32| {
+            let path = dir.join(format!("power{number}_input"));
+            let label = label_in(&dir.join(format!("power{number}_label")));
+            path.exists().then_some(Meter { path, update_ns: DEFAULT_AVERAGING_NS, label })
+        };
+        match [part(1), part(2)] {
+            [Some(cores), Some(rest)] => vec![cores, rest],
+            _ => {
+                let what = format!("{}: {driver} without power1_input or power2_input", dir.display());
+                self.inventory.left_out.push(what);
+                Vec::new()
+            }
+        }
     }
 
     /// Adds the power meters of the machine: by their labels, or as its sum.
@@ -320,6 +428,10 @@ impl Hwmon {
 
     /// Adds a zone whose energy is the sum of meters; nothing without any.
     fn add_meters(&mut self, id: ZoneId, meters: Vec<Meter>) {
+        self.add_power(id, meters, Kind::POWER);
+    }
+
+    fn add_power(&mut self, id: ZoneId, meters: Vec<Meter>, kind: Kind) {
         let Some(update_ns) = meters.iter().map(|meter| meter.update_ns).max() else { return };
         if self.inventory.has(id) {
             meters.iter().for_each(|meter| self.leave_out(meter, &format!("a second meter of {id}")));
@@ -327,13 +439,8 @@ impl Hwmon {
         }
         // Drivers do not state the resolution. Assumed is one watt, which is a joule over a second.
         let step_uj = 1_000_000 * u64::try_from(meters.len()).unwrap_or(1);
-        self.add(
-            meters.into_iter().map(|meter| (meter.path, meter.label)).collect(),
-            id,
-            Kind::POWER,
-            step_uj,
-            update_ns,
-        );
+        let sensors = meters.into_iter().map(|meter| (meter.path, meter.label)).collect();
+        self.add(sensors, id, kind, step_uj, update_ns);
     }
 
     /// Adds a zone of sensors, each with its label.
@@ -343,7 +450,7 @@ impl Hwmon {
         for (path, label) in sensors {
             let name = path.display().to_string();
             match File::open(&path) {
-                Ok(file) => opened.push(Sensor { file: CounterFile::new(path, file), kind }),
+                Ok(file) => opened.push(Sensor { input: Input::File(CounterFile::new(path, file)), kind }),
                 Err(error) => {
                     // Without one of its parts, the zone would look complete.
                     let why = Unavailable::new(Reason::of(&error), format!("{name}: {error}. Run the probe as root"));
@@ -357,6 +464,12 @@ impl Hwmon {
         self.inventory.zones.push(Zone { step_uj, update_ns, ceiling: Ceiling::learned(id.kind), ..zone });
         self.sensors.push(opened);
     }
+}
+
+/// The zone of sensors of the main board: the package, or all packages together. It is not psys,
+/// because they do not measure graphics boards, which psys contains.
+fn main_board(topology: &Topology) -> ZoneId {
+    ZoneId { package: topology.only_package(), kind: ZoneKind::Package }
 }
 
 /// The names of all sensors of a zone, as far as they fit into a line.
@@ -529,6 +642,100 @@ mod tests {
         assert_eq!(zones(apart.path()), (named(&[("psys of package all", 3)]), 0));
         assert_eq!(total(&[vec![100, 350, 250], vec![100, 500, 250]]), None, "in one reading only");
         assert_eq!(total(&[vec![100, 100]]), None, "two equal parts");
+    }
+
+    #[test]
+    fn zenergy_is_read_as_amd_energy_and_counts_no_socket_twice() {
+        let mut files = vec![("hwmon2/name", "zenergy\n"), ("hwmon2/energy1_label", "Esocket0\n")];
+        files.extend([("hwmon2/energy1_input", "900\n"), ("hwmon2/energy2_label", "Ecore000\n")]);
+        files.extend([("hwmon2/energy2_input", "5\n"), ("hwmon5/name", "amd_energy\n")]);
+        files.extend([("hwmon5/energy65_label", "Esocket0\n"), ("hwmon5/energy65_input", "900\n")]);
+        let dir = tree(&files);
+        let source = open(dir.path()).unwrap();
+        assert_eq!(source.zones().len(), 1, "{:?}", source.zones());
+        assert_eq!((source.inventory().left_out.len(), source.sensors[0].len()), (1, 1));
+    }
+
+    #[test]
+    fn a_processor_in_two_parts_needs_both() {
+        let (name, both) = (("hwmon1/name", "apm_xgene\n"), ("hwmon1/power2_input", "20000000\n"));
+        let cores = [("hwmon1/power1_input", "40000000\n"), ("hwmon1/power1_label", "CPU power\n")];
+        let dir = tree(&[name, both, cores[0], cores[1]]);
+        assert_eq!(zones(dir.path()), (named(&[("package of package 0", 2)]), 0));
+        let half = tree(&[name, cores[0]]);
+        assert_eq!(open(half.path()).err().unwrap().reason, Reason::Absent);
+    }
+
+    fn domains(domains: &[(&str, &str)]) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        for (number, (name, power)) in domains.iter().enumerate() {
+            let zone = dir.path().join(format!("class/powercap/arm-scmi:{number}"));
+            fs::create_dir_all(&zone).unwrap();
+            fs::write(zone.join("name"), format!("{name}\n")).unwrap();
+            fs::write(zone.join("power_uw"), format!("{power}\n")).unwrap();
+        }
+        dir
+    }
+
+    #[test]
+    fn power_domains_are_the_machine_and_name_their_source() {
+        let dir = domains(&[("cpu", "8000000"), ("gpu", "0")]);
+        let mut source = open(dir.path()).unwrap();
+        assert_eq!((source.origin(), source.energy_origin()), (Origin::Hwmon, Origin::Scmi));
+        assert!(!source.zones()[0].origin.unwrap().is_rapl(), "no counter of RAPL, whatever its directory");
+        let mut raw = Vec::new();
+        source.read(&mut raw);
+        assert_eq!(raw.remove(0).unwrap(), 0, "a domain that is switched off is no failure");
+        // The only domain of a machine that runs is never switched off.
+        let off = domains(&[("soc", "0")]);
+        open(off.path()).unwrap().read(&mut raw);
+        assert_eq!(raw.remove(0).unwrap_err().kind(), io::ErrorKind::InvalidData);
+    }
+
+    /// They were the whole machine, of which boards would be a part.
+    #[test]
+    fn power_domains_of_several_packages_do_not_contain_boards() {
+        let dir = domains(&[("soc", "8000000")]);
+        for (cpu, package) in [(0, 0), (1, 1)] {
+            let cpu = dir.path().join(format!("devices/system/cpu/cpu{cpu}/topology"));
+            fs::create_dir_all(&cpu).unwrap();
+            fs::write(cpu.join("physical_package_id"), format!("{package}\n")).unwrap();
+        }
+        fs::write(dir.path().join("devices/system/cpu/online"), "0-1\n").unwrap();
+        assert_eq!(main_board(&Topology::read(dir.path())).to_string(), "package of package all");
+        assert_eq!(main_board(&Topology::read(Path::new("/nowhere"))).to_string(), "package of package 0");
+    }
+
+    #[test]
+    fn sensors_of_a_driver_come_before_power_domains() {
+        let dir = domains(&[("soc", "8000000")]);
+        let meter = dir.path().join("class/hwmon/hwmon0");
+        fs::create_dir_all(&meter).unwrap();
+        fs::write(meter.join("name"), "power_meter\n").unwrap();
+        fs::write(meter.join("power1_average"), "30000000\n").unwrap();
+        assert_eq!(open(dir.path()).unwrap().energy_origin(), Origin::Hwmon);
+    }
+
+    #[test]
+    fn rails_of_a_board_are_integrated() {
+        const RAILS: &str = "VDD_CORE_A current(7)=5.0A\nVDD_CORE_V volt(15)=0.8V\n";
+        let topology = Topology::read(Path::new("/nowhere"));
+        let mut source = Hwmon::of_rails(pmic::answering(RAILS), Path::new("/dev/vcio"), &topology);
+        assert_eq!(source.zones()[0].id.to_string(), "package of package 0");
+        assert_eq!((source.energy_origin(), source.energy_origin().reader()), (Origin::Pmic, "hwmon"));
+        assert_eq!(source.zones()[0].update_ns, DEFAULT_AVERAGING_NS, "a momentary value");
+        assert_eq!(accounting_roots(source.zones()), [true]);
+        let mut read = || {
+            let mut raw = Vec::new();
+            source.read(&mut raw);
+            raw.remove(0).unwrap()
+        };
+        let start = Instant::now();
+        assert_eq!(read(), 0);
+        std::thread::sleep(Duration::from_millis(30));
+        let energy = read();
+        let most = u64::try_from(start.elapsed().as_micros()).unwrap() * 4;
+        assert!((120_000..=most).contains(&energy), "{energy} of at most {most}");
     }
 
     #[test]

@@ -7,7 +7,9 @@
 pub mod counter;
 pub(crate) mod counter_file;
 pub mod cpu_kinds;
+pub mod guest;
 pub mod hwmon;
+pub(crate) mod integral;
 pub mod model;
 pub mod msr;
 pub mod perf;
@@ -26,8 +28,9 @@ use std::time::{Duration, Instant};
 
 pub use counter_file::REOPENED;
 pub use search::SourceSearch;
-pub use source::{Source, SourceInventory, SourcePaths};
+pub use source::{HostSettings, Source, SourceInventory, SourcePaths};
 
+use guest::HostEnergy;
 use hwmon::Hwmon;
 use model::{CpuPower, Model};
 use msr::Msr;
@@ -53,8 +56,10 @@ pub enum SourceChoice {
     Powercap,
     /// RAPL registers through /dev/cpu/N/msr, without fallback; never selected by auto
     Msr,
-    /// Power or energy sensor under /sys/class/hwmon, without fallback
+    /// Power or energy sensor of the board (hwmon, SCMI, Raspberry Pi), without fallback
     Hwmon,
+    /// Probe of the host of this virtual machine (--energy.host.url), without fallback
+    Host,
     /// Power model over CPU usage, labelled source="model" everywhere
     Model,
     /// Recording of --replay.file
@@ -70,6 +75,7 @@ impl SourceChoice {
             Self::Powercap => &[Origin::Powercap],
             Self::Msr => &[Origin::Msr],
             Self::Hwmon => &[Origin::Hwmon],
+            Self::Host => &[Origin::Host],
             Self::Model => &[Origin::Model],
             Self::Replay => &[],
         }
@@ -184,11 +190,15 @@ pub fn open(
         }
         Origin::Powercap => Box::new(Powercap::open(&paths.sysfs, topology, &processor)?),
         Origin::Msr => Box::new(Msr::open(&paths.dev, topology, &processor)?),
-        Origin::Hwmon => Box::new(Hwmon::open(&paths.sysfs, topology)?),
+        Origin::Hwmon => Box::new(Hwmon::open_board(paths, topology)?),
+        Origin::Host => Box::new(HostEnergy::open(paths.host.as_ref(), topology)?),
         Origin::Model => Box::new(Model::new(power, &processor, topology, paths)),
         Origin::Replay => return Err(Unavailable::new(Reason::Absent, "a recording is opened by its file")),
         Origin::Simulated => return Err(Unavailable::new(Reason::Absent, "a simulated tree is opened as powercap")),
-        Origin::Nvml | Origin::NvmlPower | Origin::Fake | Origin::Drm => {
+        Origin::Scmi | Origin::Pmic => {
+            return Err(Unavailable::new(Reason::Absent, "sensors of a board are opened as hwmon"));
+        }
+        Origin::Nvml | Origin::NvmlPower | Origin::Fake | Origin::Drm | Origin::DrmPower => {
             return Err(Unavailable::new(Reason::Absent, "GPUs are read in addition to the other counters"));
         }
     })
@@ -197,7 +207,7 @@ pub fn open(
 /// True for the name of a source of the energy of packages or the machine, as in [`SourceState`].
 #[must_use]
 pub fn is_source(name: &str) -> bool {
-    [Origin::Perf, Origin::Powercap, Origin::Msr, Origin::Hwmon, Origin::Model]
+    [Origin::Perf, Origin::Powercap, Origin::Msr, Origin::Hwmon, Origin::Host, Origin::Model]
         .iter()
         .any(|origin| origin.as_str() == name)
 }
@@ -256,6 +266,10 @@ pub fn wait_for_movement(source: Box<dyn Source>) -> Result<Box<dyn Source>, Una
 fn replacement(mut source: Box<dyn Source>) -> Result<Box<dyn Source>, Unavailable> {
     if let Some(why) = missing_zones(&*source) {
         return Err(why);
+    }
+    // As in [`check_movement`].
+    if source.origin() == Origin::Host {
+        return Ok(source);
     }
     let mut still: Vec<(usize, Option<u64>)> = roots(source.zones()).into_iter().map(|zone| (zone, None)).collect();
     let began = Instant::now();
@@ -318,6 +332,10 @@ fn roots(zones: &[Zone]) -> Vec<usize> {
 }
 
 fn check_movement(mut source: Box<dyn Source>) -> Movement {
+    // A guest may use nothing for a while, and its host has checked the counters.
+    if source.origin() == Origin::Host {
+        return Movement::Moves(source);
+    }
     let roots = roots(source.zones());
     let Some(first_root) = roots.first().copied() else {
         let why = "it has no zone that counts for the energy of the machine";

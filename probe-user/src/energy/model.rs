@@ -193,12 +193,11 @@ fn of_package(machine: Interval) -> Interval {
 /// What is uncertain about a zone, for people.
 fn certainty(kind: ZoneKind, interval: Interval) -> String {
     let percent = |thousandths: i32| f64::from(thousandths) / 10.0;
-    let [low, high] = interval.energy.map(percent);
     let share = match kind {
         ZoneKind::Package => format!(", {:.0} % of the machine with the memory", percent(PACKAGE_SHARE)),
         _ => String::new(),
     };
-    format!("{share}, 90 % interval {low:+.0} to {high:+.0} %")
+    format!("{share}, {}", interval.of_energy())
 }
 
 /// `cpuN user nice system idle iowait irq softirq steal guest guest_nice` (proc(5)); guest is part
@@ -295,7 +294,7 @@ mod tests {
     const NOWHERE: &str = "/nowhere";
 
     fn model(power: CpuPower, sysfs: &Path, procfs: &Path) -> Model {
-        let paths = SourcePaths { sysfs: sysfs.into(), procfs: procfs.into(), dev: NOWHERE.into() };
+        let paths = SourcePaths { sysfs: sysfs.into(), procfs: procfs.into(), dev: NOWHERE.into(), host: None };
         Model::new(Some(power), &Processor::read(procfs), &Topology::read(sysfs), &paths)
     }
 
@@ -385,7 +384,7 @@ mod tests {
     /// A tree without topology, so with one package and one CPU, and its processor.
     fn estimated(dir: &Path, cpuinfo: &str) -> Model {
         fs::write(dir.join("cpuinfo"), cpuinfo).unwrap();
-        let paths = SourcePaths { sysfs: dir.into(), procfs: dir.into(), dev: NOWHERE.into() };
+        let paths = SourcePaths { sysfs: dir.into(), procfs: dir.into(), dev: NOWHERE.into(), host: None };
         Model::new(None, &Processor::read(dir), &Topology::read(dir), &paths)
     }
 

@@ -229,6 +229,7 @@ impl Perf {
                             location: format!("{} on CPU {}", events.join(&name).display(), cpus[0]),
                             origin: None,
                             interval: None,
+                            error_milli: None,
                         });
                         self.events.push(files);
                     }

@@ -32,10 +32,7 @@ impl Processor {
     /// Reads `cpuinfo` under `procfs`. Missing fields are unknown.
     #[must_use]
     pub fn read(procfs: &Path) -> Self {
-        let mut text = Vec::new();
-        // A file that cannot be read leaves every field unknown.
-        let _ = File::open(procfs.join("cpuinfo")).and_then(|file| file.take(MAX_READ).read_to_end(&mut text));
-        Self::parse(&String::from_utf8_lossy(&text))
+        Self::parse(&read_cpuinfo(procfs))
     }
 
     pub(crate) fn parse(text: &str) -> Self {
@@ -62,6 +59,14 @@ impl Processor {
             name: field("model name").unwrap_or_default().chars().filter(|char| !char.is_control()).take(80).collect(),
         }
     }
+}
+
+/// The first CPUs of `cpuinfo` under `procfs`; empty where it cannot be read, which leaves every
+/// field unknown.
+pub(crate) fn read_cpuinfo(procfs: &Path) -> String {
+    let mut text = Vec::new();
+    let _ = File::open(procfs.join("cpuinfo")).and_then(|file| file.take(MAX_READ).read_to_end(&mut text));
+    String::from_utf8_lossy(&text).into_owned()
 }
 
 #[cfg(test)]

@@ -184,7 +184,7 @@ mod tests {
     use crate::energy::tests::MovingZone;
 
     fn search_in(sysfs: &Path, choice: SourceChoice) -> SourceSearch {
-        let paths = SourcePaths { sysfs: sysfs.into(), procfs: "/proc".into(), dev: "/nowhere".into() };
+        let paths = SourcePaths { sysfs: sysfs.into(), procfs: "/proc".into(), dev: "/nowhere".into(), host: None };
         let current =
             (choice == SourceChoice::Auto).then(|| open(Origin::Model, None, &paths, &Topology::read(sysfs)).unwrap());
         SourceSearch::new(choice, None, paths, current.as_deref()).unwrap()

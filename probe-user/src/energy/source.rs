@@ -75,6 +75,15 @@ pub trait Source: Send {
     }
 }
 
+/// Where the host of a virtual machine answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostSettings {
+    /// `https://HOST:9500`, or `vsock://2:9500`.
+    pub url: String,
+    pub token_file: Option<PathBuf>,
+    pub ca_file: Option<PathBuf>,
+}
+
 /// Paths of the sources.
 #[derive(Clone, Debug)]
 pub struct SourcePaths {
@@ -84,4 +93,6 @@ pub struct SourcePaths {
     pub procfs: PathBuf,
     /// `/dev`.
     pub dev: PathBuf,
+    /// The host's probe, in a virtual machine.
+    pub host: Option<HostSettings>,
 }

@@ -62,7 +62,7 @@ impl Drop for MovingZone {
 }
 
 fn select(choice: SourceChoice, sysfs: &Path) -> SelectedSource {
-    let paths = SourcePaths { sysfs: sysfs.into(), procfs: "/proc".into(), dev: "/nowhere".into() };
+    let paths = SourcePaths { sysfs: sysfs.into(), procfs: "/proc".into(), dev: "/nowhere".into(), host: None };
     choose(choice, None, &paths, &Topology::read(sysfs))
 }
 

@@ -28,14 +28,25 @@ pub enum Origin {
     Msr,
     /// A sensor of the board or the processor under `/sys/class/hwmon`.
     Hwmon,
+    /// Power domains of Arm's firmware, integrated by the probe. Read with the sensors of the
+    /// board.
+    Scmi,
+    /// Rails of a Raspberry Pi's power management chip, integrated by the probe. Read with the
+    /// sensors of the board.
+    Pmic,
+    /// The probe of the host, in a virtual machine: what the host attributes to it.
+    Host,
     /// NVIDIA's energy counter of a board.
     Nvml,
     /// NVIDIA's power of a board, integrated by the probe, because the board has no energy counter.
     NvmlPower,
     /// The stand-in for NVIDIA's library in tests and demonstrations, without hardware.
     Fake,
-    /// The graphics drivers of the kernel. They report engine time and no energy.
+    /// The graphics drivers of the kernel: engine time, and the energy counter of a board.
     Drm,
+    /// A board's power from its graphics driver, integrated by the probe, because the board has no
+    /// energy counter.
+    DrmPower,
     /// A power model, without hardware.
     Model,
     /// A recording, whatever its source was.
@@ -55,10 +66,14 @@ impl Origin {
             Self::Simulated => Unmeasured::Simulated.source(),
             Self::Msr => "msr",
             Self::Hwmon => "hwmon",
+            Self::Scmi => "scmi",
+            Self::Pmic => "pmic",
+            Self::Host => "host",
             Self::Nvml => "nvml",
             Self::NvmlPower => "nvml_power",
             Self::Fake => Unmeasured::Fake.source(),
             Self::Drm => "drm",
+            Self::DrmPower => "drm_power",
             Self::Model => Self::MODEL,
             Self::Replay => Unmeasured::Replay.source(),
         }
@@ -78,7 +93,17 @@ impl Origin {
             Self::Simulated => Some(Unmeasured::Simulated),
             Self::Fake => Some(Unmeasured::Fake),
             Self::Replay => Some(Unmeasured::Replay),
-            Self::Perf | Self::Powercap | Self::Msr | Self::Hwmon | Self::Nvml | Self::NvmlPower | Self::Drm => None,
+            Self::Perf
+            | Self::Powercap
+            | Self::Msr
+            | Self::Hwmon
+            | Self::Scmi
+            | Self::Pmic
+            | Self::Host
+            | Self::Nvml
+            | Self::NvmlPower
+            | Self::Drm
+            | Self::DrmPower => None,
         }
     }
 
@@ -102,6 +127,8 @@ impl Origin {
         match self {
             Self::Simulated => Self::Powercap.as_str(),
             Self::NvmlPower | Self::Fake => Self::Nvml.as_str(),
+            Self::DrmPower => Self::Drm.as_str(),
+            Self::Scmi | Self::Pmic => Self::Hwmon.as_str(),
             other => other.as_str(),
         }
     }
@@ -146,13 +173,15 @@ impl ZoneKind {
 /// Identity of a counter: a zone of a package, or of the whole platform.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ZoneId {
-    /// `None` for psys, machine and GPUs, which belong to no package.
+    /// `None` for psys, machine and GPUs, which belong to no package, and for a counter of all
+    /// packages, or of their memory, together. Only psys contains GPU boards.
     pub package: Option<PackageId>,
     pub kind: ZoneKind,
 }
 
 impl ZoneId {
-    /// Value of the label `package`: `0`, `0-die-1`, the name of a GPU, or `all` for the platform.
+    /// Value of the label `package`: `0`, `0-die-1`, the name of a GPU, or `all` for the platform
+    /// and for all packages together.
     #[must_use]
     pub fn package_label(&self) -> String {
         if let ZoneKind::Gpu(gpu) = self.kind {
@@ -236,6 +265,10 @@ pub struct Zone {
     /// How certain the figures are, where they are estimated and the error is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interval: Option<Interval>,
+    /// Error bound of the figures that the source itself states, in thousandths. The probe adds its
+    /// own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error_milli: Option<u32>,
 }
 
 impl Zone {
@@ -253,6 +286,7 @@ impl Zone {
             location,
             origin: None,
             interval: None,
+            error_milli: None,
         }
     }
 }

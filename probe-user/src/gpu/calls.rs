@@ -6,8 +6,10 @@
 use std::os::raw::c_uint;
 
 use nvml_wrapper::{
-    Device as Handle,
+    Device as Handle, GpmSample,
+    enums::gpm::GpmMetricId,
     error::{NvmlError, nvml_sym, nvml_try, nvml_try_count},
+    gpm::gpm_metrics_get,
 };
 use nvml_wrapper_sys::bindings as sys;
 
@@ -71,6 +73,48 @@ pub(super) fn utilization(handle: &Handle<'_>, engine: Engine) -> Result<u32, Nv
     // SAFETY: the handle is of this library, and both numbers outlive the call.
     nvml_try(unsafe { call(handle.handle(), &raw mut percent, &raw mut period) })?;
     Ok(percent)
+}
+
+/// The number of the GPU instance of a MIG device.
+pub(super) fn instance_id(device: &Handle<'_>) -> Result<u32, NvmlError> {
+    let call = nvml_sym(device.nvml().lib().nvmlDeviceGetGpuInstanceId.as_ref())?;
+    let mut id: c_uint = 0;
+    // SAFETY: the handle is of this library, and `id` outlives the call.
+    nvml_try(unsafe { call(device.handle(), &raw mut id) })?;
+    Ok(id)
+}
+
+/// A sample of an instance's counters between two readings. It belongs to the library that has
+/// allocated it: after that library was unloaded it must not be used, and its memory is gone.
+pub(super) struct InstanceSample(sys::nvmlGpmSample_t);
+
+// SAFETY: a sample may be used on any thread, by one at a time (nvml.h), and has one owner.
+unsafe impl Send for InstanceSample {}
+
+/// Percentages of the counters of an instance since the sample `before`, which the new one
+/// replaces; `None` without one, and for a counter that the board does not have.
+pub(super) fn instance_metrics(
+    handle: &Handle<'_>,
+    instance: u32,
+    before: &mut Option<InstanceSample>,
+    metrics: &[GpmMetricId],
+) -> Result<Option<Vec<Option<f64>>>, NvmlError> {
+    let now = handle.gpm_mig_sample(instance)?;
+    // SAFETY: this library has allocated it, `into_handle` gave up its ownership below, and it is
+    // taken out of its place here, so that it is freed once.
+    let last = before.take().map(|sample| unsafe { GpmSample::from_handle(handle.nvml(), sample.0) });
+    let values = last.map(|last| gpm_metrics_get(handle.nvml(), &last, &now, metrics)).transpose();
+    *before = Some(InstanceSample(now.into_handle()));
+    let value = |result: Result<nvml_wrapper::struct_wrappers::gpm::GpmMetricResult, NvmlError>| {
+        result.ok().map(|metric| metric.value)
+    };
+    Ok(values?.map(|values| values.into_iter().map(value).collect()))
+}
+
+/// Frees a sample of an instance that no longer exists.
+pub(super) fn free_sample(handle: &Handle<'_>, sample: InstanceSample) {
+    // SAFETY: as in `instance_metrics`; its owner is passed here.
+    drop(unsafe { GpmSample::from_handle(handle.nvml(), sample.0) });
 }
 
 /// Utilization samples of each process since `last_seen_us`: with JPEG and OFA if the driver

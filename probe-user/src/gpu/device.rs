@@ -134,6 +134,8 @@ pub struct ProcessMemory {
 pub struct ProcessUsage {
     /// Process id on the host.
     pub pid: u32,
+    /// Other processes that the time is of too, where the driver does not divide it.
+    pub shared_with: Vec<u32>,
     /// Nanoseconds of full use by engine.
     pub times: EngineTimes,
     /// Time of the last sample, microseconds of the wall clock; 0 for now.

@@ -1,4 +1,5 @@
-//! Engine time by process on Intel and AMD GPUs, from the fdinfo files of the kernel's drivers.
+//! Intel's and AMD's GPUs: engine time by process from the fdinfo files of the kernel's drivers,
+//! and the energy of their boards.
 //!
 //! `/proc/PID/fdinfo/FD` of a file below `/dev/dri` contains the time for which its client kept
 //! each engine busy (Documentation/gpu/drm-usage-stats.rst; i915 from 5.19, amdgpu from 5.14, xe
@@ -12,11 +13,12 @@ use std::{
 };
 
 use super::{
+    board_energy::{BoardEnergy, counts_energy, has_northbridge},
     device::{GpuReading, GpuTelemetry, ProcessUsage},
     engines::{ENGINES, Engine, EngineTimes},
 };
 use crate::{
-    energy::zone::Origin,
+    energy::{processor::Processor, zone::Origin},
     host::availability::{Reason, Unavailable},
     host::gpu_id::{GpuId, Pci},
 };
@@ -29,7 +31,7 @@ const MAX_CLIENTS: usize = 1024;
 /// Maximum size of a file: a client has about forty lines.
 const MAX_FDINFO_BYTES: u64 = 64 << 10;
 /// Integrated GPUs of Intel processors always have this address (Intel, datasheets, "Processor
-/// Graphics": bus 0, device 2, function 0).
+/// Graphics": bus 0, device 2, function 0). In a virtual machine a board may have it too.
 const INTEL_INTEGRATED: Pci = Pci { domain: 0, bus: 0, device: 2, function: 0 };
 
 /// Values of one client.
@@ -108,11 +110,55 @@ struct Client {
     read_at: Instant,
 }
 
+/// A GPU; it is kept while the probe runs.
+struct Card {
+    driver: String,
+    id: GpuId,
+    /// `None` for an integrated GPU, whose energy is in the counter of its package.
+    energy: Option<BoardEnergy>,
+    /// The last reading of the energy.
+    raw: Option<Result<u64, String>>,
+    /// False after the driver was removed, until it is back.
+    listed: bool,
+}
+
+impl Card {
+    fn open(pci: Pci, driver: String, device: &Path, procfs: &Path) -> Self {
+        let is_integrated = match &*driver {
+            "amdgpu" => is_apu(device, procfs),
+            _ => pci == INTEL_INTEGRATED && !counts_energy(device, &driver),
+        };
+        let id = if is_integrated { GpuId::Integrated(pci) } else { GpuId::Card(pci) };
+        let energy = matches!(id, GpuId::Card(_)).then(|| BoardEnergy::open(device, &driver));
+        Self { driver, id, energy, raw: None, listed: true }
+    }
+
+    fn state(&self) -> Result<(), Unavailable> {
+        if self.listed {
+            return Ok(());
+        }
+        let why = format!(
+            "{}: {} does not list the GPU any longer; see dmesg. Its counters keep their values, and continue when it is back",
+            self.id, self.driver
+        );
+        Err(Unavailable::new(Reason::Broken, why))
+    }
+
+    /// Driver and kind of energy, for people.
+    fn detail(&self) -> String {
+        match self.energy.as_ref().map(|energy| (energy.kind(), energy.problem())) {
+            None => format!("{} ({}, energy in that of its package)", self.id, self.driver),
+            Some((kind, None)) => format!("{} ({}, {kind})", self.id, self.driver),
+            Some((kind, Some(why))) => format!("{} ({}, {kind}: {why})", self.id, self.driver),
+        }
+    }
+}
+
 /// GPUs with drivers of the kernel.
 pub(super) struct Drm {
+    sysfs: PathBuf,
     procfs: PathBuf,
-    /// Driver of each GPU.
-    cards: BTreeMap<Pci, String>,
+    cards: BTreeMap<Pci, Card>,
     clients: HashMap<(Pci, u64), Client>,
     /// Clients whose file was closed since the last scan; another copy of it may still be open.
     closed: HashMap<(Pci, u64), ClientInfo>,
@@ -128,22 +174,10 @@ pub(super) struct Drm {
 impl Drm {
     /// Finds the devices.
     pub(super) fn open(sysfs: &Path, procfs: &Path) -> Self {
-        let mut cards = BTreeMap::new();
-        let nodes = fs::read_dir(sysfs.join("class/drm")).into_iter().flatten().flatten();
-        for node in nodes.filter(|node| node.file_name().to_string_lossy().starts_with("renderD")) {
-            let device = node.path().join("device");
-            let name = |path: io::Result<PathBuf>| Some(path.ok()?.file_name()?.to_str()?.to_owned());
-            let driver = name(fs::read_link(device.join("driver")));
-            let pci = name(fs::canonicalize(&device)).and_then(|name| name.parse().ok());
-            if let (Some(driver), Some(pci)) = (driver, pci)
-                && matches!(&*driver, "i915" | "xe" | "amdgpu")
-            {
-                cards.insert(pci, driver);
-            }
-        }
-        Self {
+        let mut this = Self {
+            sysfs: sysfs.to_owned(),
             procfs: procfs.to_owned(),
-            cards,
+            cards: BTreeMap::new(),
             clients: HashMap::new(),
             closed: HashMap::new(),
             last_scan: None,
@@ -151,6 +185,27 @@ impl Drm {
             denied: false,
             over_limit: 0,
             engine_counts: BTreeMap::new(),
+        };
+        this.refresh_cards();
+        this
+    }
+
+    /// Adds GPUs that appeared, and notes those whose driver is no longer there.
+    fn refresh_cards(&mut self) {
+        let mut found = listed(&self.sysfs);
+        for (pci, card) in &mut self.cards {
+            card.listed = found.remove(pci).is_some_and(|(driver, _)| driver == card.driver);
+        }
+        for (pci, (driver, device)) in found {
+            self.cards.insert(pci, Card::open(pci, driver, &device, &self.procfs));
+        }
+    }
+
+    /// Reads the energy of every board, before the longer readings of a poll.
+    pub(super) fn read_energy(&mut self) {
+        let now = Instant::now();
+        for card in self.cards.values_mut() {
+            card.raw = card.energy.as_mut().and_then(|energy| energy.read(now));
         }
     }
 
@@ -170,12 +225,12 @@ impl Drm {
                 "cannot read open files of other processes: permission denied; grant CAP_SYS_PTRACE, or mount /proc without hidepid",
             ));
         }
-        Ok(())
+        self.cards.values().try_for_each(Card::state)
     }
 
     /// Description of the GPUs for `doctor` and the sources.
     pub(super) fn detail(&self) -> String {
-        let all: Vec<_> = self.cards.iter().map(|(pci, driver)| format!("{} ({driver})", id(*pci, driver))).collect();
+        let all: Vec<_> = self.cards.values().map(Card::detail).collect();
         format!("{}; engine time by process from the kernel", all.join(", "))
     }
 
@@ -190,6 +245,7 @@ impl Drm {
         if self.last_scan.is_none_or(|at| now.duration_since(at) >= SCAN_INTERVAL) {
             self.last_scan = Some(now);
             self.denied = false;
+            self.refresh_cards();
             let entries = fs::read_dir(&self.procfs).into_iter().flatten().flatten();
             let pids: Vec<u32> = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
             pids.into_iter().for_each(|pid| self.add_clients(pid, now, first));
@@ -221,7 +277,8 @@ impl Drm {
             true
         });
         let span = self.last_poll.replace(now).map(|before| now - before);
-        for (pci, driver) in &self.cards {
+        let (denied, over_limit) = (self.denied.then(|| self.state()), self.over_limit);
+        for (pci, card) in &mut self.cards {
             let by_pid = uses.remove(pci).unwrap_or_default();
             let mut telemetry = GpuTelemetry::default();
             if let (Some(span), Some(engine_counts)) =
@@ -237,27 +294,29 @@ impl Drm {
                     }
                 }
             }
-            let used = |(pid, times): (u32, EngineTimes)| ProcessUsage { pid, times, at_us: 0 };
+            let used = |(pid, times)| ProcessUsage { pid, shared_with: Vec::new(), times, at_us: 0 };
             let uses: Vec<ProcessUsage> =
                 by_pid.into_iter().map(used).filter(|used| used.times.iter().any(|ns| *ns > 0)).collect();
+            let problem = card.energy.as_ref().and_then(BoardEnergy::problem);
+            let unavailable = problem.map(|why| ("energy", why.reason)).into_iter().collect();
             gpus.push(GpuReading {
-                id: id(*pci, driver),
+                id: card.id,
                 index: None,
-                name: driver.clone(),
+                name: card.driver.clone(),
                 origin: Origin::Drm,
-                state: self.state(),
-                zone: None,
-                raw: None,
+                state: denied.clone().unwrap_or_else(|| card.state()),
+                zone: card.energy.as_ref().and_then(|energy| energy.zone(card.id)),
+                raw: card.raw.take(),
                 mig: false,
                 telemetry,
                 sessions: Vec::new(),
                 process_memory: Vec::new(),
-                idle: uses.is_empty() && !self.denied,
+                idle: uses.is_empty() && denied.is_none(),
                 complete: true,
-                counter_reset: false,
+                counter_reset: card.energy.as_mut().is_some_and(BoardEnergy::take_reset),
                 uses,
-                unavailable: BTreeMap::new(),
-                dropped: [0, 0, self.over_limit],
+                unavailable,
+                dropped: [0, 0, over_limit],
             });
         }
     }
@@ -304,8 +363,30 @@ impl Drm {
     }
 }
 
-fn id(pci: Pci, driver: &str) -> GpuId {
-    if pci == INTEL_INTEGRATED && matches!(driver, "i915" | "xe") { GpuId::Integrated(pci) } else { GpuId::Card(pci) }
+/// Driver and directory of every GPU with a render node and a driver whose fdinfo is known.
+fn listed(sysfs: &Path) -> BTreeMap<Pci, (String, PathBuf)> {
+    let mut cards = BTreeMap::new();
+    let nodes = fs::read_dir(sysfs.join("class/drm")).into_iter().flatten().flatten();
+    for node in nodes.filter(|node| node.file_name().to_string_lossy().starts_with("renderD")) {
+        let device = node.path().join("device");
+        let name = |path: &Path| Some(path.file_name()?.to_str()?.to_owned());
+        let driver = fs::read_link(device.join("driver")).ok().and_then(|driver| name(&driver));
+        // The node is a link that goes with the driver, and the directory of the device stays.
+        let Ok(device) = fs::canonicalize(&device) else { continue };
+        let pci = name(&device).and_then(|name| name.parse().ok());
+        if let (Some(driver), Some(pci)) = (driver, pci)
+            && matches!(&*driver, "i915" | "xe" | "amdgpu")
+        {
+            cards.insert(pci, (driver, device));
+        }
+    }
+    cards
+}
+
+/// True when the package of an AMD processor contains the GPU. An accelerator with processor cores
+/// has no northbridge, and the name of the processor is its own.
+fn is_apu(device: &Path, procfs: &Path) -> bool {
+    has_northbridge(device) || Processor::read(procfs).name.contains("Instinct MI300A")
 }
 
 fn read(file: &Path) -> Option<ClientInfo> {
@@ -347,15 +428,12 @@ mod tests {
     #[test]
     fn parses_fdinfo_of_i915_and_xe() {
         let info = parse(I915).unwrap();
-        assert_eq!(
-            (&*info.driver, info.client, id(info.pci, &info.driver).to_string()),
-            ("i915", 7, "integrated-0000:00:02.0".into())
-        );
+        assert_eq!((&*info.driver, info.client, info.pci), ("i915", 7, INTEL_INTEGRATED));
         assert_eq!(info.busy_ns[Engine::Video.index()], 250_000_000);
         assert_eq!((info.busy_ns[Engine::VideoEnhance.index()], info.engines[Engine::Video.index()]), (5, 2));
         let info = parse(XE).unwrap();
         assert_eq!(info.cycles[Engine::Video.index()], (500, 2000));
-        assert_eq!(id(info.pci, &info.driver).to_string(), "0000:03:00.0");
+        assert_eq!(info.pci.to_string(), "0000:03:00.0");
         for text in [
             "",
             "pos:\t0\nflags:\t02\n",
@@ -428,6 +506,111 @@ mod tests {
         let mut gpus = Vec::new();
         drm.poll(&[], &mut gpus);
         assert_eq!((drm.clients.len(), gpus[0].dropped), (MAX_CLIENTS, [0, 0, 1]));
+    }
+
+    /// A board of `driver` at 0000:03:00.0, with the files of its hwmon device.
+    fn board(dir: &Path, driver: &str, files: &[(&str, &str)]) {
+        board_at(dir, "pci0000:00/0000:00:01.0/0000:03:00.0", driver, files);
+    }
+
+    fn board_at(dir: &Path, device: &str, driver: &str, files: &[(&str, &str)]) {
+        let device = dir.join("sys/devices").join(device);
+        let hwmon = device.join("hwmon/hwmon2");
+        fs::create_dir_all(&hwmon).unwrap();
+        for (file, text) in [("name", driver)].iter().chain(files) {
+            fs::write(hwmon.join(file), format!("{text}\n")).unwrap();
+        }
+        let drivers = dir.join("sys/bus/pci/drivers").join(driver);
+        fs::create_dir_all(&drivers).unwrap();
+        std::os::unix::fs::symlink(drivers, device.join("driver")).unwrap();
+        let node = dir.join("sys/class/drm/renderD129");
+        fs::create_dir_all(&node).unwrap();
+        std::os::unix::fs::symlink(&device, node.join("device")).unwrap();
+        fs::create_dir_all(dir.join("proc")).unwrap();
+    }
+
+    fn read_all(drm: &mut Drm) -> Vec<GpuReading> {
+        let mut gpus = Vec::new();
+        drm.read_energy();
+        drm.poll(&[], &mut gpus);
+        gpus
+    }
+
+    #[test]
+    fn a_board_has_energy_and_an_integrated_gpu_has_none_of_its_own() {
+        let (dir, _) = tree();
+        board(dir.path(), "xe", &[("energy1_input", "7000"), ("energy1_label", "card")]);
+        let mut drm = Drm::open(&dir.path().join("sys"), &dir.path().join("proc"));
+        let gpus = read_all(&mut drm);
+        let summary: Vec<_> =
+            gpus.iter().map(|gpu| (gpu.id.to_string(), gpu.raw.clone(), gpu.zone.is_some())).collect();
+        let expected = [("integrated-0000:00:02.0", None, false), ("0000:03:00.0", Some(Ok(7000)), true)];
+        assert_eq!(summary, expected.map(|(id, raw, zone)| (id.to_owned(), raw, zone)));
+        assert!(gpus.iter().all(|gpu| gpu.unavailable.is_empty()), "an integrated GPU lacks no reading");
+        assert!(drm.detail().contains("0000:03:00.0 (xe, energy counter)"), "{}", drm.detail());
+    }
+
+    /// A virtual machine has the board that is passed to it where processors have their graphics.
+    #[test]
+    fn a_board_at_the_address_of_integrated_graphics_has_energy() {
+        for (driver, files, counted) in [
+            ("xe", &[("energy1_input", "7000"), ("energy1_label", "card")][..], true),
+            ("i915", &[("energy1_input", "7000")][..], true),
+            ("i915", &[("energy1_input", "7000"), ("energy1_label", "vram")][..], false),
+            ("i915", &[][..], false),
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            board_at(dir.path(), "pci0000:00/0000:00:02.0", driver, files);
+            let mut drm = Drm::open(&dir.path().join("sys"), &dir.path().join("proc"));
+            let gpu = read_all(&mut drm).remove(0);
+            let is_board = matches!(gpu.id, GpuId::Card(pci) if pci == INTEL_INTEGRATED);
+            assert_eq!((is_board, gpu.raw.is_some()), (counted, counted), "{driver} {files:?}");
+        }
+    }
+
+    /// The power of a processor with graphics includes its cores, which the package counts too.
+    #[test]
+    fn an_amd_processor_with_graphics_is_not_counted_twice() {
+        let power = ("power1_average", "15000000");
+        for (files, cpu, counted) in [
+            (&[power, ("in1_label", "vddnb")][..], "AMD Ryzen 7 7840U", false),
+            (&[power][..], "AMD Instinct MI300A Accelerator", false),
+            (&[power][..], "AMD EPYC 9654", true),
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            board(dir.path(), "amdgpu", files);
+            fs::write(dir.path().join("proc/cpuinfo"), format!("model name\t: {cpu}\n")).unwrap();
+            let mut drm = Drm::open(&dir.path().join("sys"), &dir.path().join("proc"));
+            let gpu = read_all(&mut drm).remove(0);
+            let board = matches!(gpu.id, GpuId::Card(_));
+            assert_eq!((board, gpu.raw.is_some(), gpu.zone.is_some()), (counted, counted, counted), "{cpu}");
+        }
+    }
+
+    #[test]
+    fn a_card_that_vanishes_is_broken_until_it_is_back() {
+        let dir = tempfile::tempdir().unwrap();
+        board(dir.path(), "xe", &[("energy1_input", "7000")]);
+        let mut drm = Drm::open(&dir.path().join("sys"), &dir.path().join("proc"));
+        assert_eq!(read_all(&mut drm)[0].state, Ok(()));
+        let sys = |path: &str| dir.path().join("sys").join(path);
+        let hwmon = "devices/pci0000:00/0000:00:01.0/0000:03:00.0/hwmon";
+        fs::rename(sys("class/drm/renderD129"), sys("renderD129")).unwrap();
+        fs::remove_dir_all(sys(hwmon)).unwrap();
+        drm.last_scan = None;
+        let gone = read_all(&mut drm).remove(0);
+        assert_eq!(gone.state.unwrap_err().reason, Reason::Broken);
+        assert!(gone.zone.is_some() && gone.raw.unwrap().is_err(), "its counter keeps its value");
+        assert_eq!(drm.state().unwrap_err().reason, Reason::Broken);
+        // The driver is loaded again: another number, and a counter that starts at zero.
+        fs::rename(sys("renderD129"), sys("class/drm/renderD129")).unwrap();
+        fs::create_dir_all(sys(hwmon).join("hwmon9")).unwrap();
+        fs::write(sys(hwmon).join("hwmon9/name"), "xe\n").unwrap();
+        fs::write(sys(hwmon).join("hwmon9/energy1_input"), "3\n").unwrap();
+        std::thread::sleep(Duration::from_millis(1100));
+        drm.last_scan = None;
+        let back = read_all(&mut drm).remove(0);
+        assert_eq!((back.state, back.raw, back.counter_reset), (Ok(()), Some(Ok(3)), true));
     }
 
     #[test]

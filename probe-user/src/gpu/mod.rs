@@ -4,14 +4,17 @@
 //! requests a poll at the beginning of a tick, waits a moment for the result, and uses a late
 //! result in the next tick. Each poll carries the time at which it was taken.
 
+mod board_energy;
 mod calls;
 mod device;
 mod drm;
 pub mod engines;
+mod mig;
 mod nvml;
 mod processes;
 mod samples;
 
+pub use board_energy::ASLEEP;
 pub use device::{Clocks, GpuReading, GpuTelemetry, Link, Memory, ProcessMemory, ProcessUsage, Session};
 pub use drm::{ClientInfo as DrmInfo, parse as parse_drm};
 
@@ -26,7 +29,7 @@ use caps::{CapSet, Capability, CapsHashSet};
 use drm::Drm;
 use engines::{ENGINES, EngineTimes};
 use nvml::Nvidia;
-use processes::ProcessTable;
+use processes::{ProcessOwner, ProcessTable};
 use serde::{Deserialize, Serialize};
 use tracing::info;
 
@@ -148,7 +151,12 @@ impl GpuReader {
     /// started processes.
     pub fn poll(&mut self, jobs: &[u32]) -> (Instant, Vec<GpuReading>) {
         let mut gpus = Vec::new();
-        let at = self.nvidia.poll(&mut gpus);
+        // Loading a library may take seconds. After it, the energy of all boards is read, so that
+        // the readings belong to one moment; the usage comes later.
+        self.nvidia.reload_when_due();
+        let at = Instant::now();
+        self.drm.read_energy();
+        self.nvidia.poll(at, &mut gpus);
         if !self.drm.is_empty() {
             // Effective only while files are read, never in a driver's library. Without it, the
             // files of other users' processes are denied, which is a state of the source.
@@ -174,6 +182,13 @@ impl GpuReader {
     fn sleep_until(&self) -> Option<Instant> {
         self.nvidia.sleep_until().filter(|_| self.drm.is_empty())
     }
+}
+
+/// The workload that two processes are of; without a job where theirs differ.
+fn common(one: Option<ProcessOwner>, other: Option<ProcessOwner>) -> Option<ProcessOwner> {
+    let (one, other) = (one?, other?);
+    let job = one.job.filter(|_| one.job == other.job);
+    (one.charge_target == other.charge_target).then_some(ProcessOwner { job, ..one })
 }
 
 /// The sampler's handle of the GPU thread.
@@ -338,7 +353,11 @@ impl GpuCollector {
             // The usage of several processes of a container is summed up.
             let mut uses: BTreeMap<(Option<ChargeTarget>, Option<u32>), EngineTimes> = BTreeMap::new();
             for used in &gpu.uses {
-                let workload = owner(used.pid, used.at_us);
+                // What processes of several workloads used together belongs to none of them.
+                let mut workload = owner(used.pid, used.at_us);
+                for pid in &used.shared_with {
+                    workload = common(workload, owner(*pid, used.at_us));
+                }
                 *unknown += u64::from(workload.is_none());
                 let key = (workload.map(|owner| owner.charge_target), workload.and_then(|owner| owner.job));
                 let sums = uses.entry(key).or_insert([0; ENGINES]);

@@ -17,6 +17,7 @@ use nvml_wrapper::{
     enum_wrappers::device::{Clock, TemperatureSensor},
     enums::device::UsedGpuMemory,
     error::NvmlError,
+    struct_wrappers::device::ProcessInfo,
 };
 use units::Unit;
 
@@ -24,10 +25,14 @@ use super::{
     calls::{self, CODECS},
     device::{Clocks, GpuReading, GpuTelemetry, Link, Memory, ProcessMemory, ProcessUsage, Session},
     engines::{ENGINES, Engine},
+    mig::Instances,
     samples::{MAX_PROCESSES, Samples, unix_us, usage_by_sessions},
 };
 use crate::{
-    energy::zone::{Ceiling, Origin, Range, Zone, ZoneId, ZoneKind},
+    energy::{
+        integral::Integral,
+        zone::{Ceiling, Origin, Range, Zone, ZoneId, ZoneKind},
+    },
     host::{
         availability::{Reason, Unavailable},
         gpu_id::GpuId,
@@ -132,10 +137,13 @@ struct Device {
     /// Readings that the device does not provide, and why.
     unavailable: BTreeMap<&'static str, Reason>,
     samples: Samples,
+    /// Its instances in MIG mode.
+    instances: Instances,
     /// Time of the last reading.
     last_read: Option<Instant>,
     energy_failures: EnergyFailures,
-    /// True when the energy counter may have been reset since the last reading.
+    /// True when the energy since the last reading is unknown, because the counter may have been
+    /// reset or the power was not read.
     counter_reset: bool,
     slow_at: Option<Instant>,
     telemetry: GpuTelemetry,
@@ -147,9 +155,8 @@ struct Device {
 enum EnergySource {
     /// The device's energy counter.
     Counter,
-    /// Power, integrated here: microjoules so far, and the last reading in milliwatts with its
-    /// time.
-    Power(u64, Option<(u32, Instant)>),
+    /// Power, integrated here.
+    Power(Integral),
     /// Neither energy nor power is available.
     Nothing,
 }
@@ -331,8 +338,10 @@ impl Nvidia {
         }
         let mig = self.devices.iter().filter(|device| device.mig).count();
         if mig > 0 {
-            detail +=
-                &format!("; {mig} in MIG mode: the driver reports no usage by process, the energy stays unattributed");
+            detail += &format!(
+                "; {mig} in MIG mode: the driver reports no usage by process, the energy is divided by the counters of \
+                 the instances where these exist, and otherwise stays unattributed"
+            );
         }
         if self.fake {
             detail += "; FAKE: nothing is measured, this library is for tests";
@@ -418,6 +427,7 @@ impl Nvidia {
                 state: Ok(()),
                 unavailable: BTreeMap::new(),
                 samples: Samples::start(),
+                instances: Instances::default(),
                 last_read: None,
                 energy_failures: EnergyFailures::default(),
                 counter_reset: false,
@@ -438,7 +448,7 @@ impl Nvidia {
             let power = || nvml.device_by_index(device.index).and_then(|handle| handle.power_usage());
             device.energy = match counter_works {
                 true => EnergySource::Counter,
-                false if power().is_ok() => EnergySource::Power(0, None),
+                false if power().is_ok() => EnergySource::Power(Integral::ZERO),
                 false => EnergySource::Nothing,
             };
             self.devices.push(device);
@@ -446,17 +456,21 @@ impl Nvidia {
         Ok(())
     }
 
-    /// Reads every device once, and returns the time of the energy readings.
-    pub(super) fn poll(&mut self, gpus: &mut Vec<GpuReading>) -> Instant {
+    /// Loads the library again when that is due, which may take seconds.
+    pub(super) fn reload_when_due(&mut self) {
         if self.retry.is_due(Instant::now()) {
-            // Unload it first: an open library does not notice changes of the driver.
+            // Unload it first: an open library does not notice changes of the driver. Samples of
+            // instances belong to it.
+            self.devices.iter_mut().for_each(|device| device.instances = Instances::default());
             self.nvml = None;
             self.load();
         }
+    }
+
+    /// Reads every device once; `at` is the time of the energy readings.
+    pub(super) fn poll(&mut self, at: Instant, gpus: &mut Vec<GpuReading>) {
         let nvml = self.nvml.as_ref();
-        // Read the energy of all devices first, so that the readings belong to one moment. Take the
-        // time now, because loading the library may have taken seconds.
-        let at = Instant::now();
+        // Read the energy of all devices first, so that the readings belong to one moment.
         let raw: Vec<Option<Result<u64, String>>> =
             self.devices.iter_mut().map(|device| device.read_energy(nvml)).collect();
         let origin = if self.fake { Origin::Fake } else { Origin::Nvml };
@@ -464,7 +478,6 @@ impl Nvidia {
             gpus.push(device.read(nvml, raw, origin, at));
         }
         self.schedule_retry();
-        at
     }
 }
 
@@ -502,27 +515,22 @@ impl Device {
             location: format!("GPU {}: {function}", self.index),
             origin: Some(origin),
             interval: None,
+            error_milli: None,
         })
     }
 
     fn read_energy(&mut self, nvml: Option<&Nvml>) -> Option<Result<u64, String>> {
         if self.state.is_err() {
-            self.discard_power();
+            self.pause_power();
             return (!matches!(self.energy, EnergySource::Nothing)).then(|| Err("the GPU is lost".to_owned()));
         }
         let handle = self.handle(nvml);
         let read = match &mut self.energy {
             EnergySource::Nothing => return None,
             EnergySource::Counter => handle.and_then(|handle| handle.total_energy_consumption()),
-            EnergySource::Power(sum, last) => handle.and_then(|handle| handle.power_usage()).map(|milliwatts| {
-                let now = Instant::now();
-                if let Some((before, at)) = last.replace((milliwatts, now)) {
-                    let sum_mw = u128::from(before) + u128::from(milliwatts);
-                    // The mean is half of the sum; 10^6 mW·ns are one microjoule.
-                    let delta_uj = sum_mw * (now - at).as_nanos() / 2_000_000;
-                    *sum = sum.saturating_add(u64::try_from(delta_uj).unwrap_or(u64::MAX));
-                }
-                *sum
+            EnergySource::Power(integral) => handle.and_then(|handle| handle.power_usage()).map(|milliwatts| {
+                self.counter_reset |= !integral.add(u64::from(milliwatts) * 1000, Instant::now());
+                integral.energy().0
             }),
         };
         Some(match read {
@@ -532,7 +540,7 @@ impl Device {
                 Ok(value)
             }
             Err(error) => {
-                self.discard_power();
+                self.pause_power();
                 if is_fatal(&error) {
                     self.state = Err(device_lost(&error));
                 } else {
@@ -546,10 +554,10 @@ impl Device {
         })
     }
 
-    /// Discards the last power reading, so that no energy is interpolated over a gap.
-    fn discard_power(&mut self) {
-        if let EnergySource::Power(_, last) = &mut self.energy {
-            *last = None;
+    /// No energy is interpolated over the time up to the next power reading.
+    fn pause_power(&mut self) {
+        if let EnergySource::Power(integral) = &mut self.energy {
+            integral.pause();
         }
     }
 
@@ -624,6 +632,12 @@ impl Device {
         let since_us = self.samples.since_us(unix_us);
         let samples =
             read_optional(unavailable, "process_utilization", || read_list(|| calls::samples(handle, since_us)))?;
+        let mut instances = None;
+        if self.mig {
+            let on = |process: ProcessInfo| Some((process.pid, process.gpu_instance_id?));
+            let running: Vec<_> = running_processes(handle, unavailable)?.into_iter().filter_map(on).collect();
+            instances = read_optional(unavailable, "instances", || self.instances.read(handle, &running, now))?;
+        }
         if self.slow_at.is_none_or(|at| now.duration_since(at) >= SLOW_INTERVAL) {
             self.slow_at = Some(now);
             read_slow(handle, unavailable, telemetry)?;
@@ -634,7 +648,8 @@ impl Device {
         let span = self.last_read.replace(now).map_or(Duration::ZERO, |before| now.duration_since(before));
         let reported = self.telemetry.engines.iter().flatten();
         let engines_idle = reported.clone().next().is_some() && reported.into_iter().all(|ratio| *ratio == 0.0);
-        let (uses, complete) = match samples {
+        // What a driver answers of processes in MIG mode is not their use.
+        let (uses, complete) = match samples.filter(|_| instances.is_none()) {
             Some(samples) => {
                 let uses = self.samples.fold(&samples, unix_us, span);
                 let busy = !engines_idle || !sessions.is_empty() || !uses.is_empty();
@@ -642,13 +657,14 @@ impl Device {
                 (uses, complete)
             }
             None => {
-                let mut uses = Vec::new();
+                let mut uses = instances.clone().unwrap_or_default();
                 let encoding = self.telemetry.engines[Engine::Encoder.index()].unwrap_or(0.0);
                 usage_by_sessions(&mut uses, &sessions, encoding, span, unix_us);
                 (uses, true)
             }
         };
-        let idle = engines_idle && sessions.is_empty() && uses.is_empty();
+        let counted = instances.is_some() && self.instances.are_counted();
+        let idle = (engines_idle || counted) && sessions.is_empty() && uses.is_empty();
         Ok(DeviceUsage { sessions, uses, idle, complete })
     }
 }
@@ -704,17 +720,24 @@ fn read_slow(
     Ok(())
 }
 
-/// Memory of all processes, compute and graphics: a process that only uses NVENC may be in either
-/// list.
+/// All processes, compute and graphics: a process that only uses NVENC may be in either list.
+fn running_processes(
+    handle: &Handle<'_>,
+    unavailable: &mut BTreeMap<&'static str, Reason>,
+) -> Result<Vec<ProcessInfo>, NvmlError> {
+    let compute = read_optional(unavailable, "compute_processes", || read_list(|| handle.running_compute_processes()))?;
+    let graphics =
+        read_optional(unavailable, "graphics_processes", || read_list(|| handle.running_graphics_processes()))?;
+    Ok(compute.into_iter().chain(graphics).flatten().take(MAX_PROCESSES).collect())
+}
+
+/// Memory of all processes.
 fn read_process_memory(
     handle: &Handle<'_>,
     unavailable: &mut BTreeMap<&'static str, Reason>,
 ) -> Result<Vec<ProcessMemory>, NvmlError> {
-    let compute = read_optional(unavailable, "compute_processes", || read_list(|| handle.running_compute_processes()))?;
-    let graphics =
-        read_optional(unavailable, "graphics_processes", || read_list(|| handle.running_graphics_processes()))?;
     let mut all: BTreeMap<u32, u64> = BTreeMap::new();
-    for process in compute.into_iter().chain(graphics).flatten().take(MAX_PROCESSES) {
+    for process in running_processes(handle, unavailable)? {
         // A process in both lists has the same memory in both.
         let bytes = match process.used_gpu_memory {
             UsedGpuMemory::Used(bytes) => bytes,
@@ -747,9 +770,9 @@ mod tests {
     fn origin_distinguishes_counter_integrated_power_and_fake() {
         let origin = |energy: EnergySource, library| energy.zone_source(library).map(|(_, _, origin, _)| origin);
         assert_eq!(origin(EnergySource::Counter, Origin::Nvml), Some(Origin::Nvml));
-        assert_eq!(origin(EnergySource::Power(0, None), Origin::Nvml), Some(Origin::NvmlPower));
+        assert_eq!(origin(EnergySource::Power(Integral::ZERO), Origin::Nvml), Some(Origin::NvmlPower));
         assert_eq!(origin(EnergySource::Nothing, Origin::Nvml), None);
-        for energy in [EnergySource::Counter, EnergySource::Power(0, None)] {
+        for energy in [EnergySource::Counter, EnergySource::Power(Integral::ZERO)] {
             assert_eq!(origin(energy, Origin::Fake), Some(Origin::Fake));
         }
         assert!(Origin::Nvml.is_measured() && Origin::NvmlPower.is_measured() && !Origin::Fake.is_measured());

@@ -9,7 +9,7 @@ use std::{
 
 use super::{
     device::{ProcessUsage, Session},
-    engines::{ENGINES, Engine},
+    engines::{ENGINES, Engine, EngineTimes},
 };
 
 /// Maximum number of processes per device; the usage of others is unattributed.
@@ -106,7 +106,7 @@ impl Samples {
                     self.dropped[2] += 1;
                     continue;
                 }
-                entry => entry.or_insert(ProcessUsage { pid: sample.pid, times: [0; ENGINES], at_us: 0 }),
+                entry => entry.or_insert(usage(sample.pid, [0; ENGINES], 0)),
             };
             let (start_us, max_us) = match self.last.insert(sample.pid, sample.at_us) {
                 Some(last) => (last, span_us.saturating_add(2 * PERIOD_US)),
@@ -163,11 +163,16 @@ pub(super) fn usage_by_sessions(
             None if ns > 0 => {
                 let mut times = [0; ENGINES];
                 times[encoder] = ns;
-                uses.push(ProcessUsage { pid: session.pid, times, at_us });
+                uses.push(usage(session.pid, times, at_us));
             }
             None => {}
         }
     }
+}
+
+/// Engine time of one process.
+fn usage(pid: u32, times: EngineTimes, at_us: u64) -> ProcessUsage {
+    ProcessUsage { pid, shared_with: Vec::new(), times, at_us }
 }
 
 /// Microseconds of the wall clock, which the driver's timestamps use.

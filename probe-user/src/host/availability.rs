@@ -85,6 +85,18 @@ impl SourceState {
         Self { source, state, detail, wanted }
     }
 
+    /// `usable`, or the reason why it is not.
+    #[must_use]
+    pub fn word(&self) -> &'static str {
+        self.state.as_ref().map_or_else(|why| why.reason.as_str(), |()| "usable")
+    }
+
+    /// Content of an available source, or the attempt, the error and the remedy.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        self.state.as_ref().map_or_else(|why| &*why.detail, |()| &*self.detail)
+    }
+
     /// The name of the source, and why it is unavailable.
     #[must_use]
     pub fn problem(&self) -> Option<String> {

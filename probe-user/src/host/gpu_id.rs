@@ -45,7 +45,7 @@ pub enum GpuId {
     Nvidia(u128),
     /// Integrated in the package of the processor, whose energy includes it.
     Integrated(Pci),
-    /// Any other GPU, without an energy counter.
+    /// Any other GPU that a driver of the kernel reads.
     Card(Pci),
 }
 

@@ -17,11 +17,21 @@ use caps::{CapSet, Capability, CapsHashSet};
 pub fn drop_all(
     trial_reading: Option<impl FnOnce() -> bool + Send>,
 ) -> anyhow::Result<Vec<(Capability, &'static str)>> {
+    drop_all_but(Vec::new(), trial_reading)
+}
+
+/// Like [`drop_all`], and keeps the capabilities in `remaining`, each with its reason.
+///
+/// # Errors
+/// When the kernel refuses. The probe must not continue then.
+pub fn drop_all_but(
+    mut remaining: Vec<(Capability, &'static str)>,
+    trial_reading: Option<impl FnOnce() -> bool + Send>,
+) -> anyhow::Result<Vec<(Capability, &'static str)>> {
     let permitted = caps::read(None, CapSet::Permitted)?;
     if permitted.is_empty() {
         return Ok(Vec::new());
     }
-    let mut remaining = Vec::new();
     if let Some(trial_reading) = trial_reading
         && permitted.contains(&Capability::CAP_BPF)
         && !succeeds_without_capabilities(trial_reading)

@@ -38,6 +38,15 @@ pub(crate) fn clock_ns(clock: libc::clockid_t) -> Option<u64> {
     Some(part(now.tv_sec).saturating_mul(1_000_000_000).saturating_add(part(now.tv_nsec)))
 }
 
+/// Voluntary context switches of all threads of this process, also of those that have ended.
+pub(crate) fn voluntary_switches() -> Option<u64> {
+    // SAFETY: a structure of integers, which may all be zero.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: `usage` is a valid rusage that outlives the call.
+    let done = unsafe { libc::getrusage(libc::RUSAGE_SELF, &raw mut usage) } == 0;
+    u64::try_from(usage.ru_nvcsw).ok().filter(|_| done)
+}
+
 /// CPU time of the current threads of a process.
 pub(crate) fn threads_clock_ns(procfs: &Path, tgid: u32) -> u64 {
     let Ok(threads) = fs::read_dir(procfs.join(tgid.to_string()).join("task")) else { return 0 };
@@ -73,6 +82,13 @@ mod tests {
         for text in ["", " 1", "-1 0 0", "18446744073709551616 0 0", "x"] {
             assert_eq!(ran_of(text), None, "{text}");
         }
+    }
+
+    #[test]
+    fn a_sleep_is_a_voluntary_switch() {
+        let before = voluntary_switches().unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(2));
+        assert!(voluntary_switches().unwrap() > before);
     }
 
     #[test]

@@ -167,6 +167,15 @@ impl Topology {
         all
     }
 
+    /// The package of a machine that has a single one.
+    #[must_use]
+    pub fn only_package(&self) -> Option<PackageId> {
+        match &*self.packages(false) {
+            [package] => Some(*package),
+            _ => None,
+        }
+    }
+
     /// The package or die of each CPU: `(cpu, domain)`, ascending.
     pub fn cpus(&self, per_die: bool) -> impl Iterator<Item = (usize, PackageId)> + '_ {
         self.cpus.iter().map(move |location| (location.cpu, location.domain(per_die)))

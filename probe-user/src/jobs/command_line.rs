@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::switches::is_switch;
+use super::{switches::is_switch, target::targets};
 
 /// Longest text that is taken from a command line, in characters.
 const MAX_TEXT: usize = 64;
@@ -66,6 +66,10 @@ pub struct Output {
     /// format for sound or subtitles.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub without_video: bool,
+    /// Digests of application and key at a media server, for which several outputs may have the
+    /// same; empty for outputs that are not published.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub targets: Vec<String>,
 }
 
 impl Output {
@@ -145,6 +149,7 @@ impl CommandLine {
         }
         let (kind, name) = output(address, &options.format);
         let without_video = options.without_video(address);
+        let targets = targets(address, &options.format);
         let codec = if options.encoder == "copy" { "copy" } else { codec(&options.encoder) };
         self.outputs.push(Output {
             name,
@@ -156,6 +161,7 @@ impl CommandLine {
             millifps: options.millifps,
             bitrate: options.bitrate,
             without_video,
+            targets,
         });
     }
 
@@ -558,6 +564,8 @@ mod tests {
         assert_eq!((&*progress.kind, &*progress.stream), ("other", ""));
         assert!(command.outputs[0].name.starts_with("rtmp-") && command.outputs[0].codec == "copy");
         assert_ne!(command.outputs[0].name, parse("ffmpeg -i a -f flv rtmp://live/app/other").outputs[0].name);
+        assert_eq!(command.outputs[0].targets, command.outputs[1].targets, "the same stream at another host");
+        assert_eq!(command.outputs[0].targets, [digest("app/hunter2")]);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //!
 //! That clock is exact while the process runs and disappears with it. The final CPU time therefore
 //! comes from eBPF, which sums up the threads as they exit. Without eBPF the last reading of the
-//! clock is the final value.
+//! clock is the final value. What each stage of ffmpeg ran is read from its threads.
 //!
 //! A process may be moved into another cgroup while it runs: started by a service, which then puts
 //! it into a container. Its cgroup is therefore compared at every tick, and a job is charged where
@@ -11,7 +11,10 @@
 
 pub mod command_line;
 pub(crate) mod placement;
+pub mod stage;
 mod switches;
+mod target;
+mod threads;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -23,11 +26,13 @@ use std::{
 use command_line::CommandLine;
 use placement::Placement;
 use serde::{Deserialize, Serialize};
+use stage::StageTimes;
+use threads::{MAX_READS, StageClock};
 
 use crate::{
     cgroup::CgroupKey,
     containers::{ChargeTarget, ContainerRegistry},
-    cpu::{ExecEvent, ExecTracer},
+    cpu::{EndedThread, ExecEvent, ExecTracer, ThreadCreator},
     host::{
         availability::{Reason, Unavailable},
         process::{clock_ns, elapsed_since, in_other_pid_namespace, process_clock_ns, stat_number, threads_clock_ns},
@@ -96,6 +101,8 @@ struct TrackedJob {
     base_ns: u64,
     /// CPU time of the job up to the last reading.
     ran_ns: u64,
+    /// The same by stage, up to the last reading of its threads.
+    stages: StageClock,
     /// The charge target of the cgroup that it runs in.
     charge_target: ChargeTarget,
     own_container: Option<u32>,
@@ -132,6 +139,9 @@ pub struct JobProcess {
 pub struct JobChanges {
     /// CPU nanoseconds of every job since its start.
     pub clocks: Vec<(u32, u64)>,
+    /// CPU nanoseconds of the parts of jobs since their start, for jobs whose threads have stages
+    /// and ran.
+    pub stages: Vec<(u32, StageTimes)>,
     pub started: Vec<Job>,
     /// Jobs that moved into another cgroup: number, charge target of that cgroup, and the container
     /// number of the job's own row.
@@ -292,6 +302,7 @@ impl Jobs {
         for tgid in gone {
             self.end_job(tgid, None, now, registry, &mut changes);
         }
+        changes.stages = self.read_stages(now);
         self.follow_moves(now, registry, &mut changes);
         self.find_ports(now);
         changes.clocks = self.live.iter().map(|(number, live)| (*number, live.ran_ns)).collect();
@@ -301,6 +312,38 @@ impl Jobs {
         self.live.retain(|_, live| !expired(live));
         changes.dropped = self.dropped;
         changes
+    }
+
+    /// The CPU time by stage of the jobs that ran. It is read after the clocks, so the parts of a
+    /// job sum to a little more than its clock, and to less only where a thread was not seen.
+    fn read_stages(&mut self, now: Instant) -> Vec<(u32, StageTimes)> {
+        let mut ended: HashMap<u32, Vec<EndedThread>> = HashMap::new();
+        if let Ok(execs) = &mut self.execs {
+            // After the events of jobs: the threads of a job exit before its end is reported.
+            for thread in execs.drain_threads() {
+                ended.entry(thread.tgid).or_default().push(thread);
+            }
+        }
+        let execs = self.execs.as_ref().ok();
+        let creator_of = |tid| execs.map_or(ThreadCreator::Unknown, |execs| execs.creator(tid));
+        let (mut reads, mut changed) = (MAX_READS, Vec::new());
+        // The newest job first, which has the threads where a process executed a program twice.
+        for (number, live) in self.live.iter_mut().rev() {
+            if live.ended.is_some_and(|at| at != now) {
+                continue;
+            }
+            let ended = ended.remove(&live.tgid).unwrap_or_default();
+            // A process that was not found in this tick is not read: its pid may be another's.
+            let running = live.ended.is_none() && live.absent == 0;
+            let process = running.then(|| self.procfs.join(live.tgid.to_string()));
+            live.stages.advance(process.as_deref(), &ended, creator_of, &mut reads);
+            if live.ended.is_some() {
+                live.stages.finish();
+            }
+            changed.extend(live.stages.take_changed().map(|parts| (*number, parts)));
+        }
+        changed.reverse();
+        changed
     }
 
     /// Charges jobs whose processes moved into another cgroup to that cgroup.
@@ -373,6 +416,7 @@ impl Jobs {
                 tgid,
                 base_ns,
                 ran_ns: 0,
+                stages: StageClock::new(tgid, base_ns),
                 charge_target,
                 own_container,
                 placement,
@@ -446,6 +490,9 @@ impl Jobs {
             let began_ns = began_ns(&self.procfs.join(tgid.to_string()), unix_ns);
             let new_job = NewJob { tgid, cgroup, base_ns: clock, unix_ns, began_ns, line: &line };
             self.start_job(&new_job, now, registry, changes);
+            if let Some(live) = self.by_tgid.get(&tgid).and_then(|number| self.live.get_mut(number)) {
+                live.stages.skip_past(&self.procfs.join(tgid.to_string()));
+            }
         }
     }
 

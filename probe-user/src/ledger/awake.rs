@@ -2,7 +2,10 @@
 //!
 //! Where the hardware counts the time in which a package sleeps, that is what counts. Else it is
 //! estimated: every package of a machine is awake while any CPU of the machine runs, and CPUs run
-//! independently of each other.
+//! independently of each other. Idle times tell no more than that it was awake for at least as long
+//! as its busiest CPU ran, and for at most as long as all ran together. On few CPUs these are close
+//! near idle. On hundreds they are not, and the estimate of idle power takes that into its
+//! interval.
 
 /// How the awake time of a package is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,6 +88,22 @@ mod tests {
         let daemon = any_busy([2; 16], 1000);
         assert!((0.031..0.032).contains(&daemon), "{daemon}");
         assert_eq!(part_of(0.25, 1000), 250);
+    }
+
+    /// The table of docs/accuracy.md: a daemon that runs 2 ms a second on each CPU.
+    #[test]
+    fn documented_awake_times_of_a_daemon_are_those_of_the_estimate() {
+        let percent = |share: f64| format!("{:.1} %", 100.0 * share).replace("100.0", "100");
+        let row = |cpus: u16| {
+            let run = 2.0 / 1e3;
+            let bounds = [run, (run * f64::from(cpus)).min(1.0)].map(percent);
+            let estimated = percent(any_busy((0..cpus).map(|_| 2), 1000));
+            format!("| {cpus} | {} | {estimated} | {} |", bounds[0], bounds[1])
+        };
+        let document = include_str!("../../../docs/accuracy.md");
+        for line in [16, 32, 128, 512].map(row) {
+            assert!(document.contains(&line), "{line}");
+        }
     }
 
     #[test]

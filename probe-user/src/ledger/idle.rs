@@ -16,6 +16,9 @@
 //! because neighbouring samples err alike), the distance of the extrapolation, and the bend of the
 //! curve. What cannot be separated is refused: a package that was never below half load, a flat
 //! curve (a power limit), classes that contradict each other.
+//!
+//! A calibration measures both terms at once. Its figures are used until the samples tell their own
+//! or contradict them.
 
 use std::collections::VecDeque;
 
@@ -46,6 +49,12 @@ const AWAKE: f64 = 0.9;
 /// Asleep where nothing else tells sleep power: a daemon that runs for 2 ms a second on each of 32
 /// CPUs keeps a machine awake for 6 % of the time. What that costs widens the interval.
 const MOSTLY_ASLEEP: f64 = 0.1;
+/// Asleep in part where the machine was never awake for so little: a daemon that runs for 2 ms a
+/// second on each of 128 CPUs keeps it awake for 23 % of the time when it wakes them independently
+/// of each other, and for 0.2 % when it wakes all at once. Then the estimate is the middle between
+/// what both would mean, where neither is farther from it than this part.
+const PARTLY_ASLEEP: f64 = 0.5;
+const MAX_WOKEN: f64 = 0.1;
 /// A class below this load shows the power of an awake package without load.
 const UNLOADED: f64 = 0.02;
 /// Minimum length of a sample; shorter ticks are combined.
@@ -99,6 +108,8 @@ pub enum IdleState {
     Base,
     /// Sleep power.
     Known,
+    /// Sleep power, as a calibration measured it: the samples do not tell their own yet.
+    Calibrated,
 }
 
 impl IdleState {
@@ -110,6 +121,7 @@ impl IdleState {
             Self::Refused => "refused",
             Self::Base => "base",
             Self::Known => "known",
+            Self::Calibrated => "calibrated",
         }
     }
 }
@@ -127,6 +139,46 @@ fn partly_awake() -> f64 {
 impl From<(f64, f64)> for Sample {
     fn from((load, watts): (f64, f64)) -> Self {
         Self(load, watts, partly_awake(), 0)
+    }
+}
+
+/// What a calibration measured of a package.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seed {
+    /// Sleep power.
+    pub idle: Estimate,
+    /// The step between sleep and awake, where it was measured.
+    pub step: Option<Estimate>,
+    /// Unix seconds of the measurement.
+    pub since: i64,
+    /// Unix seconds after which it no longer counts.
+    pub until: i64,
+}
+
+impl Seed {
+    /// The power of an awake package without load, with its interval.
+    fn base(&self) -> Estimate {
+        let Estimate { uw, low_uw, high_uw } = self.step.unwrap_or(Estimate::exact(0));
+        let idle = self.idle;
+        Estimate {
+            uw: idle.uw.saturating_add(uw),
+            low_uw: idle.low_uw.saturating_add(low_uw),
+            high_uw: idle.high_uw.saturating_add(high_uw),
+        }
+    }
+
+    /// True when the idle power of `learnt` is another one than this.
+    fn is_contradicted_by(&self, learnt: &Learnt) -> bool {
+        let Some(idle) = learnt.idle else { return false };
+        let own = match (learnt.state, learnt.slept) {
+            (IdleState::Base, _) => self.base(),
+            (_, true) => self.idle,
+            // A line through samples that were awake in part ends between sleep power and base.
+            (_, false) => Estimate { high_uw: self.base().high_uw, ..self.idle },
+        };
+        // Without a step, the base may be above it by any amount.
+        let above = idle.low_uw > own.high_uw && (self.step.is_some() || learnt.slept);
+        (above || own.low_uw > idle.high_uw) && idle.uw.abs_diff(own.uw) > own.uw / 10
     }
 }
 
@@ -163,6 +215,12 @@ pub struct Baseline {
     /// Time of a change: until new samples tell the idle power, those near idle from before stay.
     doubted: Option<i64>,
     learnt: Learnt,
+    /// What a calibration measured.
+    seed: Option<Seed>,
+    /// A seed that the samples have contradicted. It is not taken again.
+    refuted: Option<Seed>,
+    /// What the seed tells in place of the samples.
+    seeded: Option<Learnt>,
 }
 
 /// What the samples tell.
@@ -171,6 +229,8 @@ struct Learnt {
     state: IdleState,
     idle: Option<Estimate>,
     step: Option<Estimate>,
+    /// True when samples show the package asleep, for nearly all of their time.
+    slept: bool,
 }
 
 /// Ticks that do not make a complete sample yet.
@@ -195,6 +255,9 @@ impl Default for Baseline {
             held: None,
             doubted: None,
             learnt: Learnt::default(),
+            seed: None,
+            refuted: None,
+            seeded: None,
         }
     }
 }
@@ -203,6 +266,20 @@ impl Baseline {
     /// Sets the age at which a sample no longer counts, in seconds.
     pub fn set_max_age(&mut self, seconds: u64) {
         self.max_age = seconds;
+    }
+
+    /// Takes what a calibration measured. It is used until the samples tell their own sleep power,
+    /// or contradict it.
+    pub fn seed(&mut self, seed: Option<Seed>) {
+        let seed = seed.filter(|seed| self.refuted != Some(*seed));
+        if let Some(seed) = seed.filter(|seed| self.seed != Some(*seed)) {
+            // Earlier samples are of the machine before it, and of another SMT weight: they must
+            // not contradict what was measured after them.
+            self.classes.iter_mut().for_each(|samples| samples.retain(|sample| sample.3 >= seed.since));
+            self.learnt = learn(&self.classes);
+        }
+        self.seed = seed;
+        self.use_seed(0);
     }
 
     /// Adds a tick.
@@ -226,6 +303,38 @@ impl Baseline {
     }
 
     fn learn(&mut self, now: i64) {
+        self.learn_from_samples(now);
+        self.use_seed(now);
+    }
+
+    /// Decides whether the seed stands in for the samples. `now` is 0 where the time is unknown.
+    fn use_seed(&mut self, now: i64) {
+        self.seeded = None;
+        let Some(seed) = self.seed else { return };
+        let least = self.classes.iter().filter(|class| class.len() >= MIN_SAMPLES).map(|class| center(class.iter()).1);
+        let below = |watts: f64| microwatts(1.1 * watts) < seed.idle.low_uw;
+        if least.min_by(f64::total_cmp).is_some_and(below) || seed.is_contradicted_by(&self.learnt) {
+            (self.seed, self.refuted) = (None, Some(seed));
+        } else if now > seed.until {
+            self.seed = None;
+        } else if self.learnt.state == IdleState::Base && seed.step.is_none() {
+            // The base tells more than sleep power without a step.
+        } else if self.learnt.state == IdleState::Known && (self.learnt.slept || seed.step.is_none()) {
+            // Without a sample of an awake package without load, the samples do not tell the step.
+            let step = self.learnt.step.or(seed.step);
+            self.seeded = Some(Learnt { step, ..self.learnt });
+        } else {
+            let Seed { idle, step, .. } = seed;
+            self.seeded = Some(Learnt { state: IdleState::Calibrated, idle: Some(idle), step, slept: true });
+        }
+    }
+
+    /// What is known: from the samples, or else from a calibration.
+    fn known(&self) -> &Learnt {
+        self.seeded.as_ref().unwrap_or(&self.learnt)
+    }
+
+    fn learn_from_samples(&mut self, now: i64) {
         self.settle_doubt();
         self.learnt = learn(&self.classes);
         let Some((held, _)) = self.held.filter(|(_, until)| now <= *until) else { return };
@@ -234,7 +343,7 @@ impl Baseline {
             && idle.uw <= limit
         {
             let idle = Estimate { uw: idle.uw, low_uw: 0, high_uw: limit };
-            self.learnt = Learnt { state: held.state, idle: Some(idle), step: None };
+            self.learnt = Learnt { state: held.state, idle: Some(idle), step: None, slept: held.slept };
         }
     }
 
@@ -295,6 +404,10 @@ impl Baseline {
             self.doubted = keep.then_some(first);
             let others = self.classes.iter_mut().enumerate().filter(|(class, _)| !(keep && near_idle(*class)));
             others.for_each(|(_, samples)| drop_before(samples, first));
+            if !keep && let Some(seed) = self.seed.take() {
+                // The machine is no longer the one that was calibrated.
+                self.refuted = Some(seed);
+            }
         }
         self.learn(now);
     }
@@ -318,20 +431,20 @@ impl Baseline {
     /// known.
     #[must_use]
     pub fn estimate(&self) -> Option<Estimate> {
-        self.learnt.idle
+        self.known().idle
     }
 
     /// What an awake package draws more than a sleeping one. `None` where that is not known, or not
     /// more than the uncertainty of both.
     #[must_use]
     pub fn step(&self) -> Option<Estimate> {
-        self.learnt.step
+        self.known().step
     }
 
     /// What is known.
     #[must_use]
     pub fn state(&self) -> IdleState {
-        self.learnt.state
+        self.known().state
     }
 
     /// The lowest median power of all classes, in microwatts: an upper limit of the idle power.
@@ -425,6 +538,8 @@ fn learn(classes: &[VecDeque<Sample>]) -> Learnt {
     let never_slept = sleepy.iter().map(VecDeque::len).sum::<usize>() < MIN_SAMPLES;
     let line = if never_slept { base } else { intercept(&merged) };
     let asleep = seen_asleep(ASLEEP).or_else(|| if line.is_err() { seen_asleep(MOSTLY_ASLEEP) } else { None });
+    let slept = asleep.is_some();
+    let asleep = asleep.or_else(|| if line.is_err() { partly_asleep(sleepy, awake) } else { None });
     let idle = match (line, asleep) {
         // Where both agree, the narrower one: the line leaves out the little load of a sleeping
         // package, and scatters more.
@@ -445,7 +560,7 @@ fn learn(classes: &[VecDeque<Sample>]) -> Learnt {
         }
         _ => None,
     };
-    Learnt { state, idle: Some(idle.estimate()), step }
+    Learnt { state, idle: Some(idle.estimate()), step, slept }
 }
 
 /// The samples by load class, whether awake or not.
@@ -460,15 +575,33 @@ fn asleep(sleepy: &[VecDeque<Sample>], awake: &[VecDeque<Sample>], limit: f64) -
     let samples: Vec<Sample> = sleepy.iter().flatten().filter(|sample| sample.2 <= limit).copied().collect();
     let fit = observed(samples.iter())?;
     // For the little time in which it was awake it drew at most what the least loaded awake package
-    // does.
+    // does. That time is longest when no two CPUs ran at once: `s` of independent CPUs are then
+    // `-ln(1 - s)`.
     let awake_share = samples.iter().map(|sample| sample.2).sum::<f64>() / size(samples.len());
+    let longest = -(-awake_share).ln_1p();
     let least_awake = awake.iter().filter(|class| !class.is_empty()).map(|class| center(class.iter()).1);
     let woken = match least_awake.min_by(f64::total_cmp) {
-        Some(watts) => awake_share / (1.0 - awake_share) * (watts - fit.watts),
+        Some(watts) => longest / (1.0 - longest) * (watts - fit.watts),
         None if limit <= ASLEEP => 0.02 * fit.watts,
         None => return None,
     };
     Fit { low: fit.low - woken.max(0.0), ..fit }.useful()
+}
+
+/// The power of a package without load that was never seen asleep, from the quarter of its samples
+/// in which it was awake for the least time.
+fn partly_asleep(sleepy: &[VecDeque<Sample>], awake: &[VecDeque<Sample>]) -> Option<Fit> {
+    // With more load, what it adds cannot be separated from what being awake adds.
+    let unloaded = sleepy.get(..1)?;
+    let mut shares: Vec<f64> = unloaded.iter().flatten().map(|sample| sample.2).collect();
+    shares.sort_unstable_by(f64::total_cmp);
+    let limit = *shares.get(shares.len() / 4)?;
+    if limit > PARTLY_ASLEEP {
+        return None;
+    }
+    let Fit { low, high, .. } = asleep(unloaded, awake, limit)?;
+    let watts = f64::midpoint(low, high);
+    (high - watts <= MAX_WOKEN * watts).then_some(Fit { watts, low, high })
 }
 
 /// Sleep power and step together.
@@ -913,6 +1046,46 @@ mod tests {
         }
     }
 
+    /// An empty package of 64 CPUs next to another: a daemon runs for 2 ms a second on each of the
+    /// 128, so that they are awake for 0.2 % of the time (all at once), 23 % (independently), or
+    /// 26 % (one after another). At other times the other package is busy.
+    fn on_many_cpus(baseline: &mut Baseline, sleep: f64, step: f64, awake: f64) {
+        let mut random = Random(7);
+        for at in 0..80 {
+            let busy = at % 40 >= 20;
+            let (seen, watts) = if busy { (1.0, sleep + step) } else { (0.226, sleep + awake * step) };
+            baseline.add(Sample(0.002, watts + 0.1 * random.signed(), seen, 1_700_000_001 + at));
+        }
+        baseline.learn(1_700_000_081);
+    }
+
+    #[test]
+    fn sleep_power_is_inside_its_interval_however_128_cpus_wake() {
+        for awake in [0.002, 0.226, 0.256] {
+            let mut baseline = Baseline::default();
+            on_many_cpus(&mut baseline, 90.0, 25.0, awake);
+            let estimate = baseline.estimate().unwrap();
+            assert_eq!(baseline.state(), IdleState::Known);
+            assert!(estimate.low_uw <= 90_000_000 && 90_000_000 <= estimate.high_uw, "{awake}: {estimate:?}");
+            assert!(estimate.uw.abs_diff(90_000_000) < 9_000_000, "{awake}: {estimate:?}");
+            let step = baseline.step().unwrap();
+            assert!(step.low_uw <= 25_000_000 && 25_000_000 <= step.high_uw, "{awake}: {step:?}");
+        }
+        let mut wide = Baseline::default();
+        on_many_cpus(&mut wide, 12.6, 16.4, 0.226);
+        assert_eq!((wide.estimate(), wide.state()), (None, IdleState::Learning), "between 12 and 17 W");
+    }
+
+    #[test]
+    fn a_package_seen_asleep_in_part_keeps_its_calibration() {
+        let mut baseline = Baseline::default();
+        on_many_cpus(&mut baseline, 30.0, 12.0, 0.1);
+        assert_eq!(baseline.state(), IdleState::Known);
+        baseline.seed(Some(seed()));
+        assert_eq!((baseline.state(), baseline.estimate()), (IdleState::Calibrated, Some(seed().idle)));
+        assert_eq!(baseline.step(), seed().step);
+    }
+
     #[test]
     fn samples_of_an_earlier_version_become_old() {
         let mut baseline = Baseline::restore(&[(0.5, 80.0); 5].map(Sample::from));
@@ -975,6 +1148,106 @@ mod tests {
         fill(&mut baseline, &wander(2, 0.2, 0.7, 1200), |_, load| 30.0 + 160.0 * load, 7);
         let estimate = baseline.estimate().unwrap();
         assert!(estimate.uw.abs_diff(30_000_000) < 3_000_000, "{estimate:?}");
+    }
+
+    /// 30 W asleep, 12 W more awake, until a day after the first sample.
+    fn seed() -> Seed {
+        let about = |uw: u64| Estimate { uw, low_uw: uw - uw / 50, high_uw: uw + uw / 50 };
+        let step = Some(about(12_000_000));
+        Seed { idle: about(30_000_000), step, since: 1_700_000_000, until: 1_700_086_400 }
+    }
+
+    /// Power with the seed's terms.
+    fn awake_line(load: f64) -> f64 {
+        42.0 + 100.0 * load
+    }
+
+    #[test]
+    fn a_calibration_is_known_from_the_first_tick() {
+        let mut baseline = Baseline::default();
+        baseline.seed(Some(seed()));
+        assert_eq!((baseline.state(), baseline.estimate()), (IdleState::Calibrated, Some(seed().idle)));
+        assert_eq!(baseline.step(), seed().step);
+        feed(&mut baseline, &spread(0.7, 0.95, 200), awake_line, 1.0);
+        assert_eq!(baseline.state(), IdleState::Calibrated, "a farm above half load tells nothing");
+        assert_eq!(baseline.estimate(), Some(seed().idle));
+    }
+
+    /// The sum of sleep power and step is less than both of them.
+    #[test]
+    fn a_base_that_agrees_with_a_calibration_keeps_it() {
+        let mut baseline = Baseline::default();
+        feed(&mut baseline, &spread(0.3, 0.95, 300), awake_line, 1.0);
+        assert_eq!(baseline.state(), IdleState::Base);
+        baseline.seed(Some(seed()));
+        assert_eq!((baseline.state(), baseline.step()), (IdleState::Calibrated, seed().step));
+        baseline.seed(Some(Seed { step: None, ..seed() }));
+        assert_eq!((baseline.state(), baseline.step()), (IdleState::Base, None));
+    }
+
+    #[test]
+    fn samples_take_the_place_of_a_calibration() {
+        let mut baseline = Baseline::default();
+        baseline.seed(Some(seed()));
+        feed(&mut baseline, &spread(0.0, 0.004, 20), |_| 30.5, 0.1);
+        assert_eq!(baseline.state(), IdleState::Known);
+        assert!(baseline.estimate().unwrap().uw.abs_diff(30_500_000) < 100_000, "{:?}", baseline.estimate());
+        assert_eq!(baseline.step(), seed().step, "they do not tell the step");
+    }
+
+    #[test]
+    fn a_contradicted_calibration_is_not_used_again() {
+        let mut baseline = Baseline::default();
+        baseline.seed(Some(seed()));
+        // Less than the calibrated sleep power, at half load.
+        feed(&mut baseline, &spread(0.50, 0.53, 20), |_| 20.0, 0.1);
+        assert_eq!((baseline.state(), baseline.estimate()), (IdleState::Learning, None));
+        baseline.seed(Some(seed()));
+        assert_eq!(baseline.estimate(), None);
+        let newer = Seed { idle: Estimate::exact(10_000_000), ..seed() };
+        baseline.seed(Some(newer));
+        assert_eq!(baseline.estimate(), Some(newer.idle), "another calibration counts");
+        let mut asleep = Baseline::default();
+        asleep.seed(Some(seed()));
+        feed(&mut asleep, &spread(0.0, 0.004, 20), |_| 60.0, 0.1);
+        assert_eq!((asleep.state(), asleep.step()), (IdleState::Known, None));
+        assert!(asleep.estimate().unwrap().uw.abs_diff(60_000_000) < 200_000);
+    }
+
+    /// The file of learnt idle power is from before the change for which it was calibrated again.
+    #[test]
+    fn samples_from_before_a_calibration_do_not_contradict_it() {
+        let mut baseline = Baseline::default();
+        feed(&mut baseline, &spread(0.0, 0.004, 20), |_| 60.0, 0.1);
+        assert_eq!(baseline.state(), IdleState::Known);
+        baseline.seed(Some(Seed { since: 1_700_000_100, ..seed() }));
+        assert_eq!((baseline.state(), baseline.estimate()), (IdleState::Calibrated, Some(seed().idle)));
+        assert!(baseline.samples().is_empty(), "{:?}", baseline.samples());
+    }
+
+    /// The line ends between sleep power and base. With the step on top it was above the base.
+    #[test]
+    fn a_line_without_sleep_neither_contradicts_a_calibration_nor_takes_its_step() {
+        let mut baseline = Baseline::default();
+        for at in 0..300u16 {
+            let load = 0.02 + 0.38 * f64::from(at * 37 % 300) / 300.0;
+            let awake = 0.45 + load;
+            baseline.add(Sample(load, 30.0 + 12.0 * awake + 100.0 * load, awake, 1_700_000_001 + i64::from(at)));
+        }
+        baseline.learn(1_700_000_301);
+        assert_eq!((baseline.state(), baseline.step()), (IdleState::Known, None));
+        assert!(baseline.estimate().is_some_and(|idle| idle.low_uw > 31_000_000), "{:?}", baseline.estimate());
+        baseline.seed(Some(seed()));
+        assert_eq!((baseline.state(), baseline.estimate()), (IdleState::Calibrated, Some(seed().idle)));
+        assert_eq!(baseline.step(), seed().step);
+    }
+
+    #[test]
+    fn an_old_calibration_no_longer_counts() {
+        let mut baseline = Baseline::default();
+        baseline.seed(Some(Seed { until: 1_700_000_005, ..seed() }));
+        feed(&mut baseline, &spread(0.50, 0.53, 20), awake_line, 0.1);
+        assert_eq!((baseline.state(), baseline.estimate()), (IdleState::Learning, None));
     }
 
     #[test]

@@ -7,14 +7,21 @@
 //! packages costs is included in its dynamic energy, and known separately.
 
 pub mod awake;
+pub mod basis;
+pub mod fitted_weight;
 pub mod gpu_idle;
 pub mod idle;
+mod memory_share;
+mod own_energy;
 mod rules;
 mod split;
+mod stages;
 pub mod streams;
 mod totals;
 pub mod uncertainty;
 
-pub use rules::{IdlePolicy, Rules, SHARED_MILLI};
+pub use memory_share::{MemoryPolicy, memory_claims};
+pub use own_energy::OwnEnergy;
+pub use rules::{IdlePolicy, Rules, SHARED_MILLI, SHARED_RANGE_MILLI};
 pub use split::{Split, share_idle, split_by_engine_use, split_proportionally};
 pub use totals::{Account, AccountId, Totals};

@@ -31,44 +31,44 @@ pub struct Split<K> {
 pub fn split_proportionally<K: Ord + Copy>(measured: Microjoules, idle: Microjoules, claims: &[(K, u64)]) -> Split<K> {
     let idle = idle.min(measured);
     let dynamic = measured - idle;
+    let shares = divide(dynamic.0, claims);
+    Split {
+        unattributed: if shares.is_empty() { dynamic } else { Microjoules::ZERO },
+        shares: shares.into_iter().map(|(key, share)| (key, Microjoules(share))).collect(),
+        idle,
+        idle_shares: Vec::new(),
+        awake_shares: Vec::new(),
+    }
+}
+
+/// Divides `whole` among `claims` in proportion to their weights, by largest remainder; empty if
+/// all weights are zero.
+pub(super) fn divide<K: Ord + Copy>(whole: u64, claims: &[(K, u64)]) -> Vec<(K, u64)> {
     let weights: u128 = claims.iter().map(|(_, weight)| u128::from(*weight)).sum();
     if weights == 0 {
-        return Split {
-            shares: Vec::new(),
-            idle,
-            idle_shares: Vec::new(),
-            awake_shares: Vec::new(),
-            unattributed: dynamic,
-        };
+        return Vec::new();
     }
-    let mut shares: Vec<(K, Microjoules, u128)> = claims
+    let mut shares: Vec<(K, u64, u128)> = claims
         .iter()
         .filter(|(_, weight)| *weight > 0)
         .map(|(key, weight)| {
-            let product = u128::from(dynamic.0) * u128::from(*weight);
-            // The quotient is at most `dynamic`, so it fits.
-            let whole = u64::try_from(product / weights).unwrap_or(u64::MAX);
-            (*key, Microjoules(whole), product % weights)
+            let product = u128::from(whole) * u128::from(*weight);
+            // The quotient is at most `whole`, so it fits.
+            (*key, u64::try_from(product / weights).unwrap_or(u64::MAX), product % weights)
         })
         .collect();
-    let rounded_down: Microjoules = shares.iter().map(|(_, share, _)| *share).sum();
-    let mut remaining = (dynamic - rounded_down).0;
+    let rounded_down: u64 = shares.iter().map(|(_, share, _)| *share).sum();
+    let mut remaining = whole.saturating_sub(rounded_down);
     shares.sort_unstable_by(|a, b| b.2.cmp(&a.2).then(a.0.cmp(&b.0)));
     for (_, share, _) in &mut shares {
         if remaining == 0 {
             break;
         }
-        *share += Microjoules(1);
+        *share += 1;
         remaining -= 1;
     }
     shares.sort_unstable_by_key(|(key, ..)| *key);
-    Split {
-        shares: shares.into_iter().map(|(key, share, _)| (key, share)).collect(),
-        idle,
-        idle_shares: Vec::new(),
-        awake_shares: Vec::new(),
-        unattributed: Microjoules::ZERO,
-    }
+    shares.into_iter().map(|(key, share, _)| (key, share)).collect()
 }
 
 /// Attributes the idle energy of a split to containers, in proportion to the weights of all

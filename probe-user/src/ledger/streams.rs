@@ -4,18 +4,25 @@
 //! split. The clock of a process and the figure of its container are read at slightly different
 //! times, so jobs that together appear to have run longer than their container share what it has:
 //! streams never sum above it. A job with several outputs without a common name splits its part by
-//! the pixels of the outputs. An output whose pictures are copied, or that has none, costs next to
-//! nothing where the job encodes another: it weighs a hundredth of the smallest that is encoded.
+//! what the threads of each output ran where ffmpeg names them, else by the pixels of the outputs.
+//! By pixels, an output whose pictures are copied, or that has none, costs next to nothing where
+//! the job encodes another: it weighs a hundredth of the smallest that is encoded.
+
+mod by_stage;
+mod continued;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
 };
 
+pub use continued::SavedStream;
+use serde::{Deserialize, Serialize};
 use units::Microjoules;
 
 use super::{
     split::{Split, split_proportionally},
+    stages::{Stages, StreamPart},
     totals::AccountId,
 };
 use crate::{
@@ -25,7 +32,8 @@ use crate::{
 };
 
 /// How a stream's part of its container is determined.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum ShareBasis {
     /// The stream is a process: CPU time.
     Process,
@@ -33,6 +41,9 @@ pub enum ShareBasis {
     Pixels,
     /// As `Pixels`, but the command line does not contain the pixels: equal parts.
     Outputs,
+    /// The stream is one of several outputs of a process: CPU time of its own threads, and its part
+    /// of the common ones.
+    Stages,
 }
 
 impl ShareBasis {
@@ -43,6 +54,7 @@ impl ShareBasis {
             Self::Process => "process",
             Self::Pixels => "pixels",
             Self::Outputs => "outputs",
+            Self::Stages => "stages",
         }
     }
 }
@@ -54,7 +66,8 @@ pub type EngineClaims = BTreeMap<(Option<ChargeTarget>, Option<u32>), u64>;
 const NO_JOB: u32 = u32::MAX;
 
 /// The container of a stream.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum StreamContainer {
     /// A container, by the probe's number for it.
     Number(u32),
@@ -66,7 +79,7 @@ pub enum StreamContainer {
 }
 
 /// Identity of a stream. All jobs of this identity, one after another, have one series.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct StreamId {
     pub name: String,
     pub container: StreamContainer,
@@ -107,8 +120,11 @@ impl JobUsage {
 pub struct Streams {
     jobs: BTreeMap<u32, JobUsage>,
     totals: BTreeMap<(StreamId, Origin), Microjoules>,
+    stages: Stages<StreamId>,
     /// CPU time since the start, by charge target.
     target_ns: HashMap<ChargeTarget, u64>,
+    /// Streams of an earlier probe, whose series stay without a job for a while.
+    continued: BTreeSet<StreamId>,
     limit: usize,
     dropped: u64,
 }
@@ -136,6 +152,7 @@ impl Streams {
             moved: false,
         };
         self.jobs.insert(job.number, usage);
+        self.stages.begin(job.number, roots);
     }
 
     /// Removes the streams of a job above the limit: it keeps its own figures and has no series.
@@ -169,6 +186,7 @@ impl Streams {
         usage.at_last_split.fill((usage.ran_ns, target_ns));
         usage.job = Arc::new(job);
         usage.moved = true;
+        self.stages.restart(number);
     }
 
     fn target_time(&self, target: ChargeTarget) -> u64 {
@@ -176,13 +194,18 @@ impl Streams {
     }
 
     fn has_series(&self, id: &StreamId) -> bool {
-        self.jobs.values().any(|usage| usage.owns(id))
+        self.continued.contains(id) || self.jobs.values().any(|usage| usage.owns(id))
     }
 
     /// Number of streams that have series, or will have.
     fn series(&self) -> usize {
+        self.owned().len()
+    }
+
+    /// The streams of the jobs.
+    fn owned(&self) -> BTreeSet<&StreamId> {
         let all = self.jobs.values().flat_map(|usage| usage.streams.iter().map(|(id, ..)| id).chain(&usage.former));
-        all.collect::<BTreeSet<_>>().len()
+        all.collect()
     }
 
     /// Extends every job to `roots` accounting roots. The new roots have had no split yet.
@@ -192,6 +215,7 @@ impl Streams {
             let now = (usage.ran_ns, target_ns.get(&usage.job.charged_to()).copied().unwrap_or(0));
             usage.at_last_split.resize(roots, now);
         }
+        self.stages.add_roots(roots);
     }
 
     /// Puts `new` accounting roots, which have had no split yet, in the place of the first `old`.
@@ -202,6 +226,7 @@ impl Streams {
             let old = old.min(usage.at_last_split.len());
             usage.at_last_split.splice(..old, std::iter::repeat_n(now, new));
         }
+        self.stages.replace_roots(old, new);
     }
 
     /// Marks a job as ended.
@@ -214,9 +239,11 @@ impl Streams {
     /// Removes a job, and its streams unless another job continues them.
     pub fn remove(&mut self, number: u32) {
         let Some(removed) = self.jobs.remove(&number) else { return };
+        self.stages.remove_job(number);
         for id in removed.streams.into_iter().map(|(id, ..)| id).chain(removed.former) {
             if !self.has_series(&id) {
                 self.totals.retain(|(known, _), _| *known != id);
+                self.stages.remove_stream(&id);
             }
         }
     }
@@ -230,12 +257,23 @@ impl Streams {
             let Some(usage) = self.jobs.get_mut(number) else { continue };
             let grown = ran_ns.saturating_sub(usage.ran_ns);
             usage.ran_ns = usage.ran_ns.max(*ran_ns);
+            self.stages.advance(*number, grown, &usage.streams, &usage.owners());
             let moved = std::mem::take(&mut usage.moved);
             if let (Some(container), true) = (usage.job.own_container, grown > 0 && !moved) {
                 own.push((usage.job.charge_target, container, grown));
             }
         }
         own
+    }
+
+    /// As [`Self::update_clocks`], at the first reading: what ran before it is in no split.
+    pub fn start_clocks(&mut self, clocks: &[(u32, u64)]) {
+        self.update_clocks(clocks);
+        for (number, usage) in &mut self.jobs {
+            let ran_ns = usage.ran_ns;
+            usage.at_last_split.iter_mut().for_each(|last| last.0 = ran_ns);
+            self.stages.restart(*number);
+        }
     }
 
     /// Adds CPU time of a charge target.
@@ -257,13 +295,17 @@ impl Streams {
         let shares: HashMap<ChargeTarget, Microjoules> = split.shares.iter().copied().collect();
         let mut claims: BTreeMap<ChargeTarget, Vec<(u32, u64)>> = BTreeMap::new();
         let mut target_ns: HashMap<ChargeTarget, u64> = HashMap::new();
+        let mut parts: HashMap<u32, Vec<(StreamPart, u64)>> = HashMap::new();
         for (number, usage) in &mut self.jobs {
             let target = usage.job.charged_to();
             let now = self.target_ns.get(&target).copied().unwrap_or(0);
             let Some(last) = usage.at_last_split.get_mut(root) else { continue };
             let (job_ns, all_ns) = (usage.ran_ns.saturating_sub(last.0), now.saturating_sub(last.1));
             *last = (usage.ran_ns, now);
+            // Taken even if no energy follows: it belongs to this split.
+            let of_job = self.stages.take(*number, root);
             if job_ns > 0 {
+                parts.insert(*number, of_job);
                 claims.entry(target).or_default().push((*number, job_ns));
                 target_ns.entry(target).and_modify(|most| *most = all_ns.max(*most)).or_insert(all_ns);
             }
@@ -274,7 +316,7 @@ impl Streams {
             // The other processes of the target: a shell, another program.
             let mut weights: Vec<(u32, u64)> = jobs;
             weights.push((NO_JOB, all_ns.saturating_sub(jobs_ns)));
-            self.attribute(*energy, &weights, id.origin);
+            self.attribute(*energy, &weights, id.origin, &mut parts);
         }
     }
 
@@ -288,20 +330,22 @@ impl Streams {
             let weights: Vec<(u32, u64)> =
                 of_target.map(|((_, job), weight)| (job.unwrap_or(NO_JOB), *weight)).collect();
             if weights.iter().any(|(job, _)| *job != NO_JOB) {
-                self.attribute(*energy, &weights, origin);
+                self.attribute(*energy, &weights, origin, &mut HashMap::new());
             }
         }
     }
 
-    /// Splits energy among jobs, and each job's part among its streams.
-    fn attribute(&mut self, energy: Microjoules, weights: &[(u32, u64)], origin: Origin) {
+    /// Splits energy among jobs, and each job's part among its streams. `parts` is what the jobs
+    /// ran by part of their streams, where it is known.
+    fn attribute(
+        &mut self,
+        energy: Microjoules,
+        weights: &[(u32, u64)],
+        origin: Origin,
+        parts: &mut HashMap<u32, Vec<(StreamPart, u64)>>,
+    ) {
         for (number, energy) in split_proportionally(energy, Microjoules::ZERO, weights).shares {
-            let Some(usage) = self.jobs.get_mut(&number) else { continue };
-            *usage.joules.entry(origin).or_default() += energy;
-            let weights: Vec<_> = usage.streams.iter().enumerate().map(|(at, (_, weight, _))| (at, *weight)).collect();
-            for (at, energy) in split_proportionally(energy, Microjoules::ZERO, &weights).shares {
-                *self.totals.entry((usage.streams[at].0.clone(), origin)).or_default() += energy;
-            }
+            self.attribute_to_streams(number, energy, origin, parts.remove(&number));
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
 use units::Microjoules;
 
 use super::split::Split;
@@ -11,14 +12,14 @@ use crate::{
 };
 
 /// An accounting root and the source of its energy.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct AccountId {
     pub zone: ZoneId,
     pub origin: Origin,
 }
 
 /// The totals of one accounting root.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Account {
     /// Separate from the parts below, so that tests can compare their sum with it.
     pub measured: Microjoules,
@@ -38,6 +39,29 @@ pub struct Account {
     pub unattributed: Microjoules,
 }
 
+impl Account {
+    /// True if the parts sum to the measured energy, and that is the `total` of the counter.
+    #[must_use]
+    pub fn closes_with(&self, total: Microjoules) -> bool {
+        let shares = self.containers.values().chain(self.idle_shares.values());
+        let others = [self.retired, self.system, self.idle, self.unattributed];
+        let parts: u128 = shares.chain(&others).map(|part| u128::from(part.0)).sum();
+        parts == u128::from(self.measured.0) && self.measured == total
+    }
+
+    /// Keeps the containers for which `keep` is true, and moves the energy of the others to the
+    /// retired rows.
+    pub fn retain(&mut self, keep: impl Fn(u32) -> bool) {
+        self.awake_shares.retain(|number, _| keep(*number));
+        for shares in [&mut self.containers, &mut self.idle_shares] {
+            let retired: Microjoules =
+                shares.iter().filter(|(number, _)| !keep(**number)).map(|(_, energy)| *energy).sum();
+            self.retired += retired;
+            shares.retain(|number, _| keep(*number));
+        }
+    }
+}
+
 /// The accounts of all roots since the start.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Totals {
@@ -48,6 +72,17 @@ impl Totals {
     /// Creates the account, so that it is visible before its first energy.
     pub fn open(&mut self, id: AccountId) {
         self.accounts.entry(id).or_default();
+    }
+
+    /// The account, empty if it is not open.
+    #[must_use]
+    pub fn account(&self, id: AccountId) -> Account {
+        self.accounts.get(&id).cloned().unwrap_or_default()
+    }
+
+    /// Continues an account of an earlier probe.
+    pub fn continue_account(&mut self, id: AccountId, account: Account) {
+        self.accounts.insert(id, account);
     }
 
     /// Ends the series of an account, because its energy is no longer read.

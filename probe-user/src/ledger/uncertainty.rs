@@ -5,7 +5,8 @@
 //! of the kernel's CPU time of a running task; the interval of the idle power; the weight of a
 //! second next to a busy hyperthread; and, where a tier does not report them, the split between
 //! such seconds and others, and between packages. They exclude the bias of the hardware (RAPL is
-//! partly a model itself) and the different power of different programs.
+//! partly a model itself) and, where no hardware counters tell the error of the weight, the
+//! different power of different programs.
 
 use std::collections::VecDeque;
 
@@ -13,12 +14,14 @@ use units::Microjoules;
 
 use crate::cpu::CpuUsage;
 
-/// A second next to a busy sibling has the weight of half a second to a whole second alone.
-const MIN_SHARED_WEIGHT: f64 = 0.5;
-
 /// Bound of the delay of a target that seldom runs, in delays and roots of the part of time that it
 /// runs. Of delays between nothing and all, at most 5 % are larger, whatever this part.
 const RARELY_RUNNING: f64 = 2.5;
+
+/// How many errors of the weight bound the cost of one claimant's weight: two for 95 %, and twice
+/// that because programs cancel each other in the sum. Of three programs whose loads vary evenly,
+/// at 2.5, 2.1 and 1.2 nJ a cycle, two are inside.
+const WEIGHT_ERRORS: f64 = 4.0;
 
 /// Error bound of a figure in microjoules.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -61,6 +64,11 @@ pub struct Conditions {
     pub cpus_elsewhere: u64,
     /// True when CPUs share cores, and time next to a busy sibling is unknown.
     pub siblings_unknown: bool,
+    /// Least and largest weight of a second next to a busy sibling, in seconds alone.
+    pub shared_range: (f64, f64),
+    /// Cross-validated error of the weight that divides the load energy, relative to the power of
+    /// the load; `None` where it is unknown.
+    pub weight_error: Option<f64>,
 }
 
 impl Conditions {
@@ -105,18 +113,31 @@ impl Conditions {
             );
             let part = |own: f64, others: f64| if own + others > 0.0 { own / (own + others) } else { share };
             let (min, max) = (part(own_min, others_max), part(own_max, others_min));
-            systematic += dynamic * (share - min).max(max - share).max(0.0);
+            // A share by cycles need not be one that CPU time allows, and where the error of its
+            // weight is known it is counted by itself.
+            let within = if self.weight_error.is_some() { share.max(min).min(max) } else { share };
+            systematic += dynamic * (within - min).max(max - within).max(0.0);
+            systematic += dynamic * self.weight_bound(share);
         }
         Bound { random, systematic }
     }
 
+    /// Bound of a share because a unit of weight does not cost all claimants the same. In the power
+    /// of a package, by which the error of the weight is known, the claimants partly cancel each
+    /// other.
+    fn weight_bound(&self, share: f64) -> f64 {
+        let error = self.weight_error.unwrap_or(0.0);
+        (WEIGHT_ERRORS * error * share * (1.0 - share)).min(share.max(1.0 - share))
+    }
+
     /// Minimum and maximum weight of CPU time on this root, in nanoseconds alone.
     fn weight_range(&self, alone_ns: u64, shared_ns: u64) -> (f64, f64) {
-        let max = float(alone_ns) + float(shared_ns);
-        let min = if self.siblings_unknown {
-            MIN_SHARED_WEIGHT * max
+        let (least, most) = self.shared_range;
+        let (alone, shared) = (float(alone_ns), float(shared_ns));
+        let (min, max) = if self.siblings_unknown {
+            (least * (alone + shared), alone + shared)
         } else {
-            float(alone_ns) + MIN_SHARED_WEIGHT * float(shared_ns)
+            (alone + least * shared, alone + most * shared)
         };
         if self.cpus_elsewhere == 0 {
             return (min, max);
@@ -197,6 +218,15 @@ pub struct RecentSum {
     pub bound_uj: f64,
 }
 
+impl RecentSum {
+    /// Relative uncertainty, at most 1: more than all of it says no more than that nothing is
+    /// known.
+    #[must_use]
+    pub fn ratio(&self) -> f64 {
+        (self.bound_uj / self.uj).min(1.0)
+    }
+}
+
 impl Recent {
     /// Adds a tick.
     pub fn add(&mut self, ns: u64, uj: f64, bound: Bound) {
@@ -259,6 +289,8 @@ mod tests {
         cpus: 4,
         cpus_elsewhere: 0,
         siblings_unknown: false,
+        shared_range: (0.5, 1.0),
+        weight_error: None,
     };
 
     fn alone(ns: u64) -> CpuUsage {
@@ -284,6 +316,16 @@ mod tests {
     }
 
     #[test]
+    fn the_error_of_the_weight_is_systematic_and_not_that_of_a_single_user() {
+        let known = |error| Conditions { weight_error: Some(error), ..QUIET };
+        let bound = |error| known(error).share_bound(&alone(1), &alone(2)).systematic;
+        // A tenth of the 20 J at stake, four times.
+        assert!((bound(0.1) - 8_000_000.0).abs() < 1.0 && bound(0.0) == 0.0, "{}", bound(0.1));
+        assert_eq!(bound(9.0), 40_000_000.0, "at most all");
+        assert_eq!(known(0.1).share_bound(&alone(2), &alone(2)).systematic, 0.0);
+    }
+
+    #[test]
     fn only_time_next_to_a_busy_sibling_adds_to_the_bound() {
         let half = |shared_ns| CpuUsage {
             time: RunTime { alone_ns: 1000 - shared_ns, shared_ns },
@@ -297,6 +339,19 @@ mod tests {
         };
         assert_eq!(bound(0), 0.0);
         assert!(bound(100) > 0.0 && bound(100) < bound(500) && bound(500) < bound(1000));
+    }
+
+    /// The own second was next to a busy sibling, and that of the other was not.
+    #[test]
+    fn a_measured_weight_of_shared_time_narrows_the_bound() {
+        let own = CpuUsage { time: RunTime { alone_ns: 0, shared_ns: 1000 }, weight: 600_000, counted: [0; 3] };
+        let mut all = alone(1000);
+        all.add(&own);
+        let bound = |shared_range| Conditions { shared_range, ..QUIET }.share_bound(&own, &all).systematic;
+        // The larger of 0.6 / 1.6 - 0.55 / 1.55 and 0.65 / 1.65 - 0.6 / 1.6, of 80 J.
+        assert!((bound((0.55, 0.65)) - 1_612_903.2).abs() < 1.0, "{}", bound((0.55, 0.65)));
+        assert!((bound((0.5, 1.0)) - 10_000_000.0).abs() < 1.0, "{}", bound((0.5, 1.0)));
+        assert_eq!(bound((0.6, 0.6)), 0.0);
     }
 
     #[test]

@@ -17,6 +17,7 @@ use units::Microjoules;
 use crate::{
     energy::{
         self, REOPENED, Source, SourcePaths,
+        integral::Integral,
         zone::{Origin, ZoneKind},
     },
     host::{
@@ -270,6 +271,14 @@ fn read_endpoint(client: &Client, field: &Field) -> Result<u64, Unavailable> {
     }
 }
 
+/// The power in an answer in microwatts. `pointer` is empty where the answer is the number itself.
+///
+/// # Errors
+/// As [`Field::microwatts`].
+pub(crate) fn power_in(answer: &[u8], pointer: &str, scale: f64) -> Result<u64, String> {
+    Field { pointer: pointer.to_owned(), scale }.microwatts(answer)
+}
+
 impl Field {
     /// The power in microwatts.
     ///
@@ -308,7 +317,10 @@ impl Field {
 
 /// The energy of a meter since the start, from its readings.
 pub(super) struct MeterEnergy {
-    total: Microjoules,
+    /// Of a power.
+    integral: Integral,
+    /// Growth of a counter.
+    counted: Microjoules,
     last: Option<(Instant, Reading)>,
     max_gap: Duration,
 }
@@ -325,38 +337,42 @@ pub(super) struct MeterStep {
 impl MeterEnergy {
     /// For a meter that is read once an interval.
     pub(super) fn new(interval: Duration) -> Self {
-        Self { total: Microjoules::ZERO, last: None, max_gap: MAX_GAP.max(interval * 3) }
+        let max_gap = MAX_GAP.max(interval * 3);
+        Self { integral: Integral::with_gap(max_gap), counted: Microjoules::ZERO, last: None, max_gap }
     }
 
     pub(super) fn total(&self) -> Microjoules {
-        self.total
+        self.counted + self.integral.energy()
     }
 
     /// Starts again with the next reading.
     pub(super) fn restart(&mut self) {
         self.last = None;
+        self.integral.pause();
     }
 
-    /// Adds the energy since the last reading: that of the mean of two powers, or the growth of a
+    /// Adds the energy since the last reading: that of a power over time, or the growth of a
     /// counter.
     pub(super) fn add(&mut self, at: Instant, reading: Reading) -> MeterStep {
         let last = self.last.replace((at, reading)).filter(|(before, _)| at.duration_since(*before) <= self.max_gap);
-        let ns = |before: Instant| u64::try_from(at.duration_since(before).as_nanos()).unwrap_or(u64::MAX);
-        let grown = match (last, reading) {
-            (Some((before, Reading::Power(first))), Reading::Power(second)) => {
-                Some((Microjoules::from_power(first.midpoint(second), ns(before)), ns(before)))
+        match reading {
+            Reading::Power(microwatts) => {
+                let known = self.integral.add(microwatts, at);
+                let continues = known && matches!(last, Some((_, Reading::Power(_))));
+                MeterStep { watts: Microjoules(microwatts).watts_over(1_000_000_000), continues }
             }
-            (Some((before, Reading::Energy(first))), Reading::Energy(second)) => {
-                second.checked_sub(first).map(|grown| (Microjoules(grown), ns(before)))
+            Reading::Energy(now) => {
+                self.integral.pause();
+                let grown = match last {
+                    Some((before, Reading::Energy(first))) => now.checked_sub(first).map(|grown| (before, grown)),
+                    _ => None,
+                };
+                let Some((before, grown)) = grown else { return MeterStep { watts: None, continues: false } };
+                self.counted += Microjoules(grown);
+                let ns = u64::try_from(at.duration_since(before).as_nanos()).unwrap_or(u64::MAX);
+                MeterStep { watts: Microjoules(grown).watts_over(ns), continues: true }
             }
-            _ => None,
-        };
-        self.total += grown.map_or(Microjoules::ZERO, |(energy, _)| energy);
-        let watts = match reading {
-            Reading::Power(microwatts) => Microjoules(microwatts).watts_over(1_000_000_000),
-            Reading::Energy(_) => grown.and_then(|(energy, ns)| energy.watts_over(ns)),
-        };
-        MeterStep { watts, continues: grown.is_some() }
+        }
     }
 }
 
@@ -407,7 +423,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("watts");
         fs::write(&path, "120\n").unwrap();
-        let paths = SourcePaths { sysfs: "/nowhere".into(), procfs: "/nowhere".into(), dev: "/nowhere".into() };
+        let paths =
+            SourcePaths { sysfs: "/nowhere".into(), procfs: "/nowhere".into(), dev: "/nowhere".into(), host: None };
         let settings = MeterSettings { file: Some(path.clone()), ..MeterSettings::default() };
         let mut meters = open(&settings, &paths, false);
         assert_eq!(meters[0].input.read(), Ok(Reading::Power(120_000_000)));
@@ -437,6 +454,29 @@ mod tests {
         assert!(!energy.add(at(131), power(200)).continues);
     }
 
+    /// Each reading was rounded down to a microjoule.
+    #[test]
+    fn many_readings_of_a_power_lose_no_energy() {
+        let start = Instant::now();
+        let mut energy = MeterEnergy::new(Duration::from_secs(5));
+        (0..=3_000).for_each(|ms| {
+            energy.add(start + Duration::from_millis(ms), Reading::Power(333_333));
+        });
+        assert_eq!(energy.total(), Microjoules(999_999));
+    }
+
+    /// A meter that is read every minute may be silent for three.
+    #[test]
+    fn the_longest_gap_follows_the_interval() {
+        let start = Instant::now();
+        let at = |seconds: u64| start + Duration::from_secs(seconds);
+        let mut energy = MeterEnergy::new(Duration::from_secs(60));
+        energy.add(at(0), Reading::Power(1_000_000));
+        assert!(energy.add(at(180), Reading::Power(1_000_000)).continues);
+        assert!(!energy.add(at(361), Reading::Power(1_000_000)).continues);
+        assert_eq!(energy.total(), Microjoules(180_000_000));
+    }
+
     #[test]
     fn a_counter_that_decreases_starts_again() {
         let start = Instant::now();
@@ -450,7 +490,8 @@ mod tests {
 
     #[test]
     fn an_endpoint_that_cannot_be_reached_is_absent_without_its_path() {
-        let paths = SourcePaths { sysfs: "/nowhere".into(), procfs: "/nowhere".into(), dev: "/nowhere".into() };
+        let paths =
+            SourcePaths { sysfs: "/nowhere".into(), procfs: "/nowhere".into(), dev: "/nowhere".into(), host: None };
         // A port on which nothing listens any more.
         let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let url = Some(format!("http://{free}/redfish?token=hunter2"));
@@ -461,7 +502,8 @@ mod tests {
 
     #[test]
     fn settings_that_would_show_a_secret_are_refused_without_it() {
-        let paths = SourcePaths { sysfs: "/nowhere".into(), procfs: "/nowhere".into(), dev: "/nowhere".into() };
+        let paths =
+            SourcePaths { sysfs: "/nowhere".into(), procfs: "/nowhere".into(), dev: "/nowhere".into(), host: None };
         let settings = MeterSettings { url: Some("http://root:hunter2@bmc/x".to_owned()), ..MeterSettings::default() };
         let mut meters = open(&settings, &paths, false);
         let why = meters[0].input.read().unwrap_err();

@@ -24,6 +24,7 @@ use std::{
 use units::Microjoules;
 
 pub use conversion::Comparison;
+pub(crate) use meter::power_in;
 pub use meter::{BOARD_METER, MeterSettings, PreparedMeter, check, open};
 pub use pairs::CounterReading;
 
@@ -260,7 +261,7 @@ mod tests {
     use crate::energy::SourcePaths;
 
     fn paths(sysfs: &Path) -> SourcePaths {
-        SourcePaths { sysfs: sysfs.to_owned(), procfs: "/nowhere".into(), dev: "/nowhere".into() }
+        SourcePaths { sysfs: sysfs.to_owned(), procfs: "/nowhere".into(), dev: "/nowhere".into(), host: None }
     }
 
     fn settings(url: Option<String>) -> MeterSettings {

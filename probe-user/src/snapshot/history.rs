@@ -3,22 +3,23 @@
 //! Clones of a ring share all ticks except the newest. A clone is part of every snapshot, so any
 //! number of requests read the history without a lock.
 
+mod rows;
+
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
 };
 
 use serde::Serialize;
-use units::Microjoules;
+use units::{Microjoules, model_interval::ModelInterval};
 
+pub use self::rows::{ContainerCpuDelta, ContainerDelta, CpuRows, EnergyRow, EnergyRows};
+use self::rows::{block, list_bytes};
 use crate::{
     containers::Container,
     energy::zone::ZoneKind,
     host::topology::PackageId,
-    ledger::{
-        AccountId,
-        uncertainty::{Bound, BoundSum},
-    },
+    ledger::{AccountId, uncertainty::BoundSum},
 };
 
 /// Ticks per sealed chunk, which is the most that a clone copies.
@@ -26,6 +27,10 @@ const CHUNK: usize = 64;
 /// If wall clock and monotonic clock differ by more than this between two ticks, the wall clock was
 /// set. NTP slews by at most 500 ppm, 0.5 ms in a second; this leaves room for long ticks.
 const STEP_NS: i64 = 20_000_000;
+
+/// What views say instead of an uncertainty while the idle power is unknown: idle energy is divided
+/// like dynamic energy then, and the bound is about as large as the energy.
+pub const IDLE_NOT_LEARNT: &str = "idle not learnt yet";
 
 /// How the energy of a tick is known at its end.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -50,7 +55,7 @@ pub struct AccountDelta {
     /// zero then.
     pub measured: Option<Microjoules>,
     /// Number of ticks that the energy covers, this tick the last: more than one after failed
-    /// readings.
+    /// readings. Without measured energy: how many ticks in a row lack it.
     pub covers: u32,
     /// Bound of the error of the measured energy at both ends together, in microjoules; not a
     /// number where it is unknown.
@@ -93,22 +98,6 @@ impl AccountDelta {
     }
 }
 
-/// Energy of one container from one root in one tick.
-#[derive(Clone, Debug, PartialEq)]
-pub struct ContainerDelta {
-    pub container: Arc<Container>,
-    pub id: AccountId,
-    /// Dynamic energy.
-    pub joules: Microjoules,
-    /// Its part of the idle energy.
-    pub idle: Microjoules,
-    /// Bound of the error of the dynamic energy; `None` where it is unknown, as for a model.
-    pub bound: Option<Bound>,
-}
-
-/// CPU time of a container in a tick: container, package (`None` where it is unknown), nanoseconds.
-pub type ContainerCpuDelta = (Arc<Container>, Option<PackageId>, u64);
-
 /// One past tick.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tick {
@@ -123,15 +112,9 @@ pub struct Tick {
     /// Energy, by accounting root.
     pub accounts: Box<[AccountDelta]>,
     /// Energy of containers.
-    pub energy: Box<[ContainerDelta]>,
+    pub energy: EnergyRows,
     /// CPU time of containers.
-    pub cpu: Box<[ContainerCpuDelta]>,
-}
-
-/// Size of a heap block in glibc: a word in front, in steps of 16 bytes, at least 32
-/// (malloc/malloc.c, request2size).
-fn block(bytes: usize) -> usize {
-    (bytes + size_of::<usize>()).next_multiple_of(16).max(32)
+    pub cpu: CpuRows,
 }
 
 /// The two reference counts of an [`Arc`].
@@ -141,9 +124,6 @@ impl Tick {
     /// Memory of the tick in bytes: its own block, its lists, its entry in the ring, and the
     /// containers that the tick before does not contain. All ticks with a container share it.
     fn bytes(&self, before: Option<&Self>) -> usize {
-        fn list<T>(list: &[T]) -> usize {
-            if list.is_empty() { 0 } else { block(size_of_val(list)) }
-        }
         let mut known: BTreeSet<u32> = before.into_iter().flat_map(Self::containers).map(|one| one.number).collect();
         let containers: usize = self
             .containers()
@@ -155,11 +135,11 @@ impl Tick {
             })
             .sum();
         let own = block(COUNTS + size_of::<Self>()) + size_of::<SizedTick>();
-        own + list(&self.accounts) + list(&self.energy) + list(&self.cpu) + containers
+        own + list_bytes(&self.accounts) + self.energy.bytes() + self.cpu.bytes() + containers
     }
 
     fn containers(&self) -> impl Iterator<Item = &Container> {
-        self.energy.iter().map(|delta| &*delta.container).chain(self.cpu.iter().map(|(container, ..)| &**container))
+        self.energy.iter().map(|row| &**row.container).chain(self.cpu.iter().map(|(container, ..)| &**container))
     }
 }
 
@@ -238,6 +218,8 @@ pub struct AccountSum {
     pub measured_joules: f64,
     /// All containers with series.
     pub containers_joules: f64,
+    /// The part of `containers_joules` that being awake costs, where it is known separately.
+    pub awake_joules: f64,
     /// Containers without series.
     pub retired_joules: f64,
     /// Dynamic energy outside of containers.
@@ -263,6 +245,14 @@ pub struct AccountSum {
     /// as for a model.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub uncertainty_joules: Option<f64>,
+    /// 90 % interval of modelled energy, as the truth per estimate, over all loads; absent if it is
+    /// measured, or if the power of the model was configured. The snapshot sets it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model_interval_ratio: Option<ModelInterval>,
+    /// [`IDLE_NOT_LEARNT`] if the idle power was unknown in a part of the window: the uncertainty
+    /// of containers then says little more than that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub idle_note: Option<&'static str>,
 }
 
 /// Energy of one container from one root in a window.
@@ -276,6 +266,8 @@ pub struct EnergySum {
     pub source: &'static str,
     /// Dynamic energy.
     pub joules: f64,
+    /// The part of `joules` that being awake costs, where it is known separately.
+    pub awake_joules: f64,
     /// Its part of the idle energy, under a policy that attributes idle energy.
     pub idle_joules: f64,
     /// Maximum dynamic energy from outside of the requested window, and energy inside of it that
@@ -404,7 +396,7 @@ impl Ring {
             known = sum;
             settled.push(tick);
         }
-        tick.energy = tick.energy.iter().filter(|row| row.id != id).cloned().collect();
+        tick.energy = tick.energy.iter().filter(|row| row.id != id).map(EnergyRow::to_delta).collect();
         parts.write(tick, AccountDelta { settlement: Settlement::Exact, covers: 1, ..delta });
         self.replace_newest(settled);
     }
@@ -502,14 +494,11 @@ impl Ring {
 
 /// Replaces ticks. Returns their memory before and after.
 fn replace(old: &mut [SizedTick], ticks: Vec<Tick>) -> (usize, usize) {
-    fn rows(tick: &Tick) -> usize {
-        if tick.energy.is_empty() { 0 } else { block(size_of_val(&*tick.energy)) }
-    }
     let (mut before, mut after) = (0, 0);
     for (slot, tick) in old.iter_mut().zip(ticks) {
         // The size is that of the old tick plus its new rows, whose containers the newest tick
         // shares.
-        let bytes = (slot.1 + rows(&tick)).saturating_sub(rows(&slot.0));
+        let bytes = (slot.1 + tick.energy.bytes()).saturating_sub(slot.0.energy.bytes());
         (before, after) = (before + slot.1, after + bytes);
         *slot = (Arc::new(tick), bytes);
     }
@@ -565,7 +554,7 @@ struct TickParts {
 impl TickParts {
     fn of(tick: &Tick, index: usize) -> Self {
         let mut delta = tick.accounts[index];
-        let containers = tick.energy.iter().filter(|row| row.id == delta.id).cloned().collect();
+        let containers = tick.energy.iter().filter(|row| row.id == delta.id).map(EnergyRow::to_delta).collect();
         Self { account: delta.parts().map(|part| *part), containers }
     }
 
@@ -607,9 +596,8 @@ impl TickParts {
         if let Some(known) = tick.accounts.iter_mut().find(|known| known.id == delta.id) {
             *known = delta;
         }
-        let mut rows = std::mem::take(&mut tick.energy).into_vec();
-        rows.extend(self.containers.into_iter().filter(|row| row.joules + row.idle > Microjoules::ZERO));
-        tick.energy = rows.into();
+        let own = self.containers.into_iter().filter(|row| row.joules + row.idle > Microjoules::ZERO);
+        tick.energy = tick.energy.iter().map(EnergyRow::to_delta).chain(own).collect();
     }
 }
 
@@ -630,7 +618,7 @@ fn waiting_before(ticks: &[&Arc<Tick>], id: AccountId) -> Microjoules {
 }
 
 /// Step of the wall clock between two ticks in nanoseconds; `None` without a step.
-fn step(before: &Tick, after: &Tick) -> Option<i64> {
+pub(crate) fn step(before: &Tick, after: &Tick) -> Option<i64> {
     let by = (after.unix_ns - before.unix_ns) - (after.monotonic_ns - before.monotonic_ns);
     (by.abs() > STEP_NS).then_some(by)
 }
@@ -698,11 +686,12 @@ fn sum(run: &[&Arc<Tick>], start: f64, end: f64, start_ns: i64, end_ns: i64) -> 
                 sums.edge += measured;
             }
         }
-        for delta in &tick.energy {
-            let sums = containers.entry(delta.container.number).or_insert_with(|| ContainerSums::new(&delta.container));
-            sums.container = &delta.container;
+        for delta in tick.energy.iter() {
+            let sums = containers.entry(delta.container.number).or_insert_with(|| ContainerSums::new(delta.container));
+            sums.container = delta.container;
             let energy = sums.energy.entry(delta.id).or_default();
             energy.joules += delta.joules;
+            energy.awake += delta.awake;
             energy.idle += delta.idle;
             match delta.bound {
                 Some(bound) => energy.bound.add(bound),
@@ -711,12 +700,14 @@ fn sum(run: &[&Arc<Tick>], start: f64, end: f64, start_ns: i64, end_ns: i64) -> 
             if at_edge(index) || reaches_back.contains(&delta.id) || divided.contains(&delta.id) {
                 energy.edge += delta.joules;
             }
-            accounts.entry(delta.id).or_default().containers += delta.joules + delta.idle;
+            let account = accounts.entry(delta.id).or_default();
+            account.containers += delta.joules + delta.idle;
+            account.awake += delta.awake;
         }
-        for (container, package, ns) in &tick.cpu {
+        for (container, package, ns) in tick.cpu.iter() {
             let sums = containers.entry(container.number).or_insert_with(|| ContainerSums::new(container));
-            let sum = sums.cpu.entry(*package).or_default();
-            *sum = sum.saturating_add(*ns);
+            let sum = sums.cpu.entry(package).or_default();
+            *sum = sum.saturating_add(ns);
         }
     }
     for (id, sums) in &mut accounts {
@@ -745,6 +736,7 @@ fn sum(run: &[&Arc<Tick>], start: f64, end: f64, start_ns: i64, end_ns: i64) -> 
 struct AccountSums {
     measured: Microjoules,
     containers: Microjoules,
+    awake: Microjoules,
     retired: Microjoules,
     system: Microjoules,
     idle: Microjoules,
@@ -767,12 +759,16 @@ struct AccountSums {
 
 impl AccountSums {
     fn into_sum(self, id: AccountId) -> AccountSum {
+        let idle_known = self.idle_known_ns == self.ns;
+        // Memory and boards without energy of containers have nothing to learn for.
+        let divided = matches!(id.zone.kind, ZoneKind::Package | ZoneKind::Psys) || self.containers > Microjoules::ZERO;
         AccountSum {
             package: id.zone.package_label(),
             zone: id.zone.kind.as_str(),
             source: id.origin.as_str(),
             measured_joules: self.measured.joules(),
             containers_joules: self.containers.joules(),
+            awake_joules: self.awake.joules(),
             retired_joules: self.retired.joules(),
             system_joules: self.system.joules(),
             idle_joules: self.idle.joules(),
@@ -780,12 +776,14 @@ impl AccountSums {
             unsettled_joules: self.unsettled.joules(),
             edge_error_joules: self.edge.joules(),
             missing_seconds: seconds(self.missing_ns),
-            idle_known: self.idle_known_ns == self.ns,
+            idle_known,
             idle_known_seconds: seconds(self.idle_known_ns),
             uncertainty_joules: self
                 .bounds
                 .map(|(first, last)| f64::from(first).midpoint(f64::from(last)) / 1e6)
                 .filter(|bound| bound.is_finite()),
+            model_interval_ratio: None,
+            idle_note: (divided && !idle_known).then_some(IDLE_NOT_LEARNT),
         }
     }
 }
@@ -799,6 +797,7 @@ struct ContainerSums<'a> {
 #[derive(Default)]
 struct EnergySums {
     joules: Microjoules,
+    awake: Microjoules,
     idle: Microjoules,
     /// Dynamic energy of the edge ticks.
     edge: Microjoules,
@@ -825,6 +824,7 @@ impl<'a> ContainerSums<'a> {
                     zone: id.zone.kind.as_str(),
                     source: id.origin.as_str(),
                     joules: sums.joules.joules(),
+                    awake_joules: sums.awake.joules(),
                     idle_joules: sums.idle.joules(),
                     edge_error_joules: sums.edge.joules(),
                     uncertainty_joules: (!sums.unbounded).then(|| sums.bound.total() / 1e6),
@@ -833,10 +833,7 @@ impl<'a> ContainerSums<'a> {
             cpu: self
                 .cpu
                 .into_iter()
-                .map(|(package, ns)| CpuSum {
-                    package: package_label(package),
-                    seconds: seconds(i64::try_from(ns).unwrap_or(i64::MAX)),
-                })
+                .map(|(package, ns)| CpuSum { package: package_label(package), seconds: seconds_of(ns) })
                 .collect(),
         }
     }
@@ -851,6 +848,11 @@ pub(crate) fn package_label(package: Option<PackageId>) -> String {
 #[expect(clippy::cast_precision_loss, reason = "output only; a double holds unix time to a quarter microsecond")]
 pub(crate) fn seconds(ns: i64) -> f64 {
     ns as f64 / 1e9
+}
+
+/// A length of time in seconds, for output.
+pub(crate) fn seconds_of(ns: u64) -> f64 {
+    seconds(i64::try_from(ns).unwrap_or(i64::MAX))
 }
 
 /// Requested unix seconds in nanoseconds; `None` outside of the years 1970 to 2200.

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -13,10 +13,10 @@ use super::raw::{CpuTierInfo, RawTick, Setup, SourceChange, TickChanges};
 use crate::{
     cgroup::CgroupKey,
     containers::{
-        ChargeTarget, Container, ContainerRegistry,
+        ChargeTarget, Container, ContainerRegistry, LookedUp, SavedContainer,
         stats::{EngineRow, StatsCollector, UsageRow},
     },
-    cpu::{self, CpuReading, ProgramRow, RunTime},
+    cpu::{self, CpuReading, ProgramCost, ProgramRow, RunTime},
     energy::{self, SelectedSource, Source, SourceSearch, residency::Residency, zone::Origin},
     gpu::{self, GpuCollector},
     host::{
@@ -50,6 +50,8 @@ pub struct Collectors {
     energy_broken: bool,
     suspension: SuspensionClock,
     cpu: Option<cpu::SelectedTier>,
+    /// `None` where it is not measured.
+    program_cost: Option<ProgramCost>,
     registry: Option<ContainerRegistry>,
     jobs: Option<Jobs>,
     stats: Option<StatsCollector>,
@@ -57,8 +59,6 @@ pub struct Collectors {
     /// GPUs with an energy counter, in the order of their readings, which follow those of the
     /// energy source.
     gpu_zones: Vec<GpuId>,
-    usage: Vec<UsageRow>,
-    engines: Vec<EngineRow>,
     topology: Topology,
     sysfs: PathBuf,
     /// Why the energy source is incomplete; `None` when it is complete.
@@ -99,8 +99,53 @@ pub struct OpenedSources {
 #[derive(Default)]
 struct ReportedState {
     targets: HashMap<CgroupKey, ChargeTarget>,
+    /// The cgroups of the last reading.
+    looked_up: LookedUp,
     containers: BTreeMap<u32, Arc<Container>>,
     reserved: BTreeMap<u32, u64>,
+}
+
+impl ReportedState {
+    /// Adds the targets of `cgroups` that changed.
+    fn report_targets(
+        &mut self,
+        registry: &ContainerRegistry,
+        cgroups: impl Iterator<Item = CgroupKey> + Clone,
+        changes: &mut TickChanges,
+    ) {
+        if self.looked_up.is_current(registry.target_changes(), cgroups.clone()) {
+            return;
+        }
+        for key in cgroups.clone() {
+            let target = registry.charge_target(&key);
+            if self.targets.insert(key, target) != Some(target) {
+                changes.targets.push((key, target));
+            }
+        }
+        self.looked_up.set(registry.target_changes(), cgroups);
+    }
+
+    /// Adds the containers that are new or have another name.
+    fn report_containers(&mut self, registry: &ContainerRegistry, changes: &mut TickChanges) {
+        // Both are in the order of the numbers.
+        let mut known = self.containers.values();
+        if registry.containers().all(|container| known.next().is_some_and(|known| Arc::ptr_eq(known, container))) {
+            return;
+        }
+        for container in registry.containers() {
+            let last = self.containers.get(&container.number);
+            if !last.is_some_and(|last| Arc::ptr_eq(last, container)) {
+                self.containers.insert(container.number, container.clone());
+                changes.containers.push((**container).clone());
+            }
+        }
+    }
+
+    /// Forgets a cgroup whose slot is freed.
+    fn forget(&mut self, key: &CgroupKey) {
+        self.targets.remove(key);
+        self.looked_up.clear();
+    }
 }
 
 impl Collectors {
@@ -121,13 +166,12 @@ impl Collectors {
             energy_broken: false,
             suspension: SuspensionClock::default(),
             cpu,
+            program_cost: None,
             registry,
             jobs,
             stats,
             gpus,
             gpu_zones: Vec::new(),
-            usage: Vec::new(),
-            engines: Vec::new(),
             topology,
             sysfs,
             start: Instant::now(),
@@ -143,17 +187,23 @@ impl Collectors {
 
     /// A trial reading of the eBPF maps; `None` where no map is in use.
     pub fn trial_reading(&mut self) -> Option<impl FnOnce() -> bool + Send> {
-        let (cpu, jobs) = (self.cpu.as_mut(), self.jobs.as_mut());
+        let (cpu, jobs, stats) = (self.cpu.as_mut(), self.jobs.as_mut(), self.stats.as_mut());
         (cpu.is_some() || jobs.is_some()).then_some(move || {
             cpu.is_none_or(|cpu| cpu.reader.read(&mut CpuReading::default()).is_ok())
                 && jobs.is_none_or(|jobs| jobs.can_read())
+                && stats.is_none_or(StatsCollector::can_read)
         })
+    }
+
+    /// Measures what the eBPF programs cost, from now on. Call it with the privileges of the start.
+    pub fn measure_programs(&mut self, procfs: &Path) {
+        self.program_cost = self.cpu.as_ref().map(|_| ProgramCost::start(procfs));
     }
 
     /// Run time of the eBPF programs; empty while the kernel keeps no statistics.
     #[must_use]
     pub fn programs(&self) -> Vec<ProgramRow> {
-        self.cpu.as_ref().map(|cpu| cpu.reader.costs()).unwrap_or_default()
+        self.program_cost.as_ref().map(ProgramCost::rows).unwrap_or_default()
     }
 
     /// The energy source, for a second handle.
@@ -169,6 +219,7 @@ impl Collectors {
         let origin = counters.as_ref().map(|counters| counters.origin);
         let (zones, idle_uw) = counters.map(|counters| (counters.zones, counters.idle_uw)).unwrap_or_default();
         Setup {
+            host: cli::host::name().unwrap_or_default(),
             origin,
             idle_uw,
             zones,
@@ -176,7 +227,7 @@ impl Collectors {
             cpu_packages: cpu_packages(&self.topology, &self.packages),
             cpu_weights: energy::cpu_kinds::cpu_weights(&self.sysfs),
             smt: self.topology.has_smt(),
-            lag_ns: scheduler_tick_ns(),
+            lag_ns: self.cpu.as_ref().map_or_else(scheduler_tick_ns, |cpu| cpu.reader.lag_ns(scheduler_tick_ns())),
             cpu: self.cpu.as_ref().map(|cpu| CpuTierInfo {
                 tier: cpu.reader.tier(),
                 capabilities: cpu.reader.capabilities(),
@@ -226,6 +277,12 @@ impl Collectors {
         self.read_containers(cpu_at, collectors);
         self.read_gpus(collectors);
         self.raw.own_ns = clock_ns(libc::CLOCK_PROCESS_CPUTIME_ID).unwrap_or(0);
+        if let (Some(cost), Some(cpu)) = (&mut self.program_cost, &self.cpu) {
+            let mut programs = cpu.reader.costs();
+            programs.extend(self.stats.iter().flat_map(StatsCollector::programs));
+            cost.observe(programs, cpu_at);
+            self.raw.programs_ns = cost.run_ns();
+        }
         let since = |at: Instant| u64::try_from((at - self.start).as_nanos()).unwrap_or(u64::MAX);
         (self.raw.began_ns, self.raw.energy_ns, self.raw.cpu_ns) = (since(began), since(energy_at), since(cpu_at));
         &self.raw
@@ -298,7 +355,12 @@ impl Collectors {
     pub fn gpu_states(&self, trouble: Option<&str>) -> Vec<(&'static str, Result<(), Unavailable>, String)> {
         let mut states = self.gpus.as_ref().map(GpuCollector::states).unwrap_or_default();
         if let Some(trouble) = trouble {
-            for (_, state, _) in states.iter_mut().filter(|(name, state, _)| *name == "nvml" && state.is_ok()) {
+            // It begins with the location of the zone, which the driver of its board has opened.
+            let has = |status: &&gpu::GpuStatus| {
+                status.gpu.zone.as_ref().is_some_and(|zone| trouble.starts_with(&*zone.location))
+            };
+            let of = self.gpus().iter().find(has).map_or(Origin::Nvml, |status| status.gpu.origin).reader();
+            for (_, state, _) in states.iter_mut().filter(|(name, state, _)| *name == of && state.is_ok()) {
                 *state = Err(Unavailable::new(
                     Reason::Broken,
                     format!("{trouble}. Its energy counter does not increase meanwhile"),
@@ -378,28 +440,18 @@ impl Collectors {
         if let Some(of_trees) = self.cpu.as_mut().and_then(|cpu| cpu.reader.take_cgroup_changes()) {
             registry.apply(of_trees);
         }
-        changes.ended = registry.observe(reading.rows.iter().map(|(key, _)| *key), now);
+        let cgroups = reading.rows.iter().map(|(key, _)| *key);
+        changes.ended = registry.observe(cgroups.clone(), now);
         if let Some(jobs) = &mut self.jobs {
             let began = Instant::now();
             let of_jobs = jobs.observe(now, self.raw.unix_ns, registry);
             (changes.jobs, changes.jobs_ended, changes.jobs_gone) = (of_jobs.started, of_jobs.ended, of_jobs.removed);
             (changes.jobs_moved, changes.jobs_dropped) = (of_jobs.moved, of_jobs.dropped);
-            self.raw.jobs = of_jobs.clocks;
+            (self.raw.jobs, self.raw.stages) = (of_jobs.clocks, of_jobs.stages);
             collectors.push(collector("jobs", began, true));
         }
-        for (key, _) in &reading.rows {
-            let target = registry.charge_target(key);
-            if reported.targets.insert(*key, target) != Some(target) {
-                changes.targets.push((*key, target));
-            }
-        }
-        for container in registry.containers() {
-            let last = reported.containers.get(&container.number);
-            if !last.is_some_and(|last| Arc::ptr_eq(last, container)) {
-                reported.containers.insert(container.number, container.clone());
-                changes.containers.push((**container).clone());
-            }
-        }
+        reported.report_targets(registry, cgroups, changes);
+        reported.report_containers(registry, changes);
         for (number, milli) in registry.reservations() {
             if reported.reserved.insert(number, milli) != Some(milli) {
                 changes.reserved.push((number, milli));
@@ -415,10 +467,22 @@ impl Collectors {
         collectors.push(collector("containers", now, true));
         if let Some(stats) = &mut self.stats {
             let began = Instant::now();
-            self.usage = stats.read(registry.cgroup_paths());
-            self.engines = stats.engines();
+            let rows = stats.read(registry.cgroup_paths());
+            registry.note_cpu_limits(rows.iter().map(|row| (row.container.number, row.usage.cpu_limit)));
+            stats.read_engines();
             collectors.push(collector("stats", began, true));
         }
+    }
+
+    /// The containers that the next start can recognise.
+    pub(crate) fn saved_containers(&self) -> Vec<SavedContainer> {
+        self.registry.as_ref().map(ContainerRegistry::saved_containers).unwrap_or_default()
+    }
+
+    /// Continues the containers of an earlier probe; returns those that were added.
+    pub(crate) fn continue_containers(&mut self, saved: Vec<SavedContainer>) -> Vec<Container> {
+        let registry = self.registry.as_mut();
+        registry.map(|registry| registry.continue_containers(saved, Instant::now())).unwrap_or_default()
     }
 
     /// Number of existing containers of runtimes, with or without series.
@@ -428,7 +492,8 @@ impl Collectors {
 
     /// Memory, network and I/O of containers and engines, and the memory of the machine in bytes.
     pub fn usage(&self) -> (&[UsageRow], &[EngineRow], u64) {
-        (&self.usage, &self.engines, self.stats.as_ref().map_or(0, StatsCollector::machine_memory))
+        let Some(stats) = &self.stats else { return (&[], &[], 0) };
+        (stats.rows(), stats.engines(), stats.machine_memory())
     }
 
     /// The processes of running jobs.
@@ -451,7 +516,7 @@ impl Collectors {
             if let Some(cpu) = &mut self.cpu {
                 cpu.reader.forget(key);
             }
-            self.reported.targets.remove(key);
+            self.reported.forget(key);
         }
         departed
     }

@@ -13,12 +13,15 @@ use crate::{
     energy::zone::{Origin, Zone, ZoneKind},
     gpu::GpuUsage,
     host::{gpu_id::GpuId, topology::PackageId},
-    jobs::Job,
+    jobs::{Job, stage::StageTimes},
 };
 
 /// Properties of the machine and its counters that hold for every tick.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Setup {
+    /// Name of the host; empty where a recording does not contain it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub host: String,
     /// The source of the energy; `None` without one.
     pub origin: Option<Origin>,
     /// The counters, in the order of [`RawTick::zones`]. Those of GPUs follow as
@@ -37,8 +40,8 @@ pub struct Setup {
     pub cpu_weights: Vec<u32>,
     /// True when two CPUs share a core.
     pub smt: bool,
-    /// Maximum delay of the kernel's CPU time of a running task: one period of the scheduler's
-    /// tick.
+    /// Maximum delay of the CPU time of a running task in a reading: one period of the scheduler's
+    /// tick, or less where the tier knows how long the task has run since.
     pub lag_ns: u64,
     /// The tier of CPU time; `None` when CPU time is not collected.
     #[serde(deserialize_with = "any_version")]
@@ -225,6 +228,9 @@ pub struct RawTick {
     pub gpu_ns: u64,
     /// CPU time of the probe's own process since its start.
     pub own_ns: u64,
+    /// CPU time of the eBPF programs in the time of other tasks, since it is known: nanoseconds per
+    /// run, as measured at the start, times runs, renewed every few ticks.
+    pub programs_ns: Option<u64>,
     /// Time for which the machine was suspended since the tick before. The other times do not
     /// include it, except `unix_ns`.
     pub suspended_ns: u64,
@@ -237,6 +243,9 @@ pub struct RawTick {
     pub cpu: Option<Result<CpuReading, String>>,
     /// CPU nanoseconds of each job since its start.
     pub jobs: Vec<(u32, u64)>,
+    /// CPU nanoseconds of the parts of jobs since their start, where they changed: their sum may
+    /// differ from the job's by what ran between the two readings.
+    pub stages: Vec<(u32, StageTimes)>,
     /// Use of each GPU since the tick before.
     pub gpus: Vec<(GpuId, GpuUsage)>,
     pub changes: TickChanges,

@@ -9,7 +9,10 @@ use super::{
 };
 use crate::{
     cgroup::CgroupKey,
-    containers::stats::{EngineRow, UsageRow},
+    containers::{
+        Container, SavedContainer,
+        stats::{EngineRow, UsageRow},
+    },
     cpu::ProgramRow,
     energy::{Source, zone::Origin},
     gpu,
@@ -144,6 +147,23 @@ impl TickSource {
         match self {
             Self::Live(collectors) => collectors.usage(),
             Self::Replay(_) => (&[], &[], 0),
+        }
+    }
+
+    /// The containers that the next start can recognise.
+    #[must_use]
+    pub(crate) fn saved_containers(&self) -> Vec<SavedContainer> {
+        match self {
+            Self::Live(collectors) => collectors.saved_containers(),
+            Self::Replay(_) => Vec::new(),
+        }
+    }
+
+    /// Continues the containers of an earlier probe; returns those that were added.
+    pub(crate) fn continue_containers(&mut self, saved: Vec<SavedContainer>) -> Vec<Container> {
+        match self {
+            Self::Live(collectors) => collectors.continue_containers(saved),
+            Self::Replay(_) => Vec::new(),
         }
     }
 

@@ -41,7 +41,7 @@ impl Probe {
     pub(crate) fn start_command(command: &mut Command, flags: &[&str]) -> Self {
         let logs = tempfile::tempdir().unwrap();
         command.arg("--web.listen-address=127.0.0.1:0").args(flags);
-        let mut program = Program::start("probe", command, logs.path()).unwrap();
+        let mut program = Program::start_with_state("probe", command, logs.path()).unwrap();
         let client = program.client().unwrap();
         Self { program, client, _logs: logs }
     }
@@ -75,6 +75,15 @@ impl Probe {
             let longest = took(&page).max(took(&before));
             if longest < 0.001 { Ok(Tick { before, page, seconds: end - start }) } else { Err(longest) }
         })
+    }
+
+    /// Ends it cleanly. False if it had no time to save its state, as on a disk that other programs
+    /// keep busy.
+    pub(crate) fn end(self) -> bool {
+        let Self { program, _logs: logs, .. } = self;
+        assert!(program.stop().unwrap().success());
+        let log = fs::read_to_string(logs.path().join("probe.log")).unwrap();
+        !log.contains("without saving totals and idle power")
     }
 
     /// State and reason of a source.
@@ -170,22 +179,13 @@ impl Page {
     pub(crate) fn assert_conserved(&self) -> Account {
         let mut sums: BTreeMap<(String, String), i64> = BTreeMap::new();
         let mut account = Account::default();
-        for (name, sign, part) in [
-            ("wattcast_container_energy_joules_total", 1, 0),
-            ("wattcast_retired_energy_joules_total", 1, 1),
-            ("wattcast_system_energy_joules_total", 1, 2),
-            ("wattcast_idle_energy_joules_total", 1, 3),
-            ("wattcast_unattributed_energy_joules_total", 1, 4),
-            ("wattcast_energy_joules_total", -1, 5),
-        ] {
+        for (part, (name, sign)) in testkit::account::PARTS.into_iter().enumerate() {
             for sample in self.all(name).filter(|sample| matches!(sample.label("zone"), "package" | "dram" | "gpu")) {
                 let key = (sample.label("package").to_owned(), sample.label("zone").to_owned());
-                #[expect(clippy::cast_possible_truncation, reason = "joules of a test")]
-                let microjoules = (sample.value * 1e6).round() as i64;
                 if key == ("0".to_owned(), "package".to_owned()) {
                     account.0[part] += sample.value;
                 }
-                *sums.entry(key).or_default() += sign * microjoules;
+                *sums.entry(key).or_default() += sign * testkit::account::microjoules(sample.value);
             }
         }
         assert!(!sums.is_empty(), "no account on the page");

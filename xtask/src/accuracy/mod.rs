@@ -15,7 +15,8 @@ mod memory;
 mod model;
 mod probe;
 mod synthetic;
-mod table;
+pub(crate) mod table;
+mod weights;
 
 use std::{
     fs,
@@ -23,9 +24,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use testkit::shell::{self, root, step};
+use testkit::shell::{self, step};
 
 use self::{broadwell::Broadwell, probe::Probe, table::Table};
+use crate::marks;
 
 #[derive(Debug, clap::Args)]
 pub struct Accuracy {
@@ -61,12 +63,14 @@ enum Section {
     CrossSocket,
     /// Memory by cache misses and by CPU time
     Memory,
+    /// Programs with unequal cycles by CPU time, by cycles and by a fitted mix
+    Weights,
     /// How often the truth is inside the stated uncertainty
     Coverage,
 }
 
 impl Section {
-    const ALL: [Self; 5] = [Self::Model, Self::Idle, Self::CrossSocket, Self::Memory, Self::Coverage];
+    const ALL: [Self; 6] = [Self::Model, Self::Idle, Self::CrossSocket, Self::Memory, Self::Weights, Self::Coverage];
 
     /// Its name in the marks of docs/accuracy.md.
     fn name(self) -> &'static str {
@@ -75,6 +79,7 @@ impl Section {
             Self::Idle => "idle",
             Self::CrossSocket => "cross-socket",
             Self::Memory => "memory",
+            Self::Weights => "weights",
             Self::Coverage => "coverage",
         }
     }
@@ -89,7 +94,8 @@ impl Section {
                 tables
             }
             Self::CrossSocket => cross_socket::tables(&Broadwell::read(data)?, probes)?,
-            Self::Memory => memory::tables(data)?,
+            Self::Memory => memory::tables(data, probes)?,
+            Self::Weights => weights::tables(data, probes)?,
             Self::Coverage => coverage::tables(probes)?,
         };
         Ok(tables.iter().map(Table::markdown).collect())
@@ -97,7 +103,7 @@ impl Section {
 
     /// True for the sections that replay recordings.
     fn needs_probe(self) -> bool {
-        matches!(self, Self::Idle | Self::CrossSocket | Self::Coverage)
+        self != Self::Model
     }
 }
 
@@ -107,26 +113,23 @@ pub fn accuracy(args: &Accuracy) -> Result<()> {
     ensure!(data.is_dir(), "{}: no directory; name that of the measurements with --data", data.display());
     let sections = if args.sections.is_empty() { &Section::ALL[..] } else { &args.sections[..] };
     let probes = if sections.iter().any(|section| section.needs_probe()) { probes(args)? } else { Vec::new() };
-    let mut page = if args.write { Some(fs::read_to_string(page_path()).context("docs/accuracy.md")?) } else { None };
+    let read = || fs::read_to_string(marks::path("accuracy")).context("docs/accuracy.md");
+    let mut page = if args.write { Some(read()?) } else { None };
     if let Some(page) = &page {
         // A missing mark is found before the replays, not after them.
-        sections.iter().try_for_each(|section| replace(page, section.name(), "").map(|_| ()))?;
+        sections.iter().try_for_each(|section| marks::replace(page, "accuracy", section.name(), "").map(|_| ()))?;
     }
     for section in sections {
         step(section.name());
         let text = section.markdown(data, &probes)?;
         match &mut page {
             // A section that cannot be made here stays as it is.
-            Some(page) if !text.is_empty() => *page = replace(page, section.name(), &text)?,
+            Some(page) if !text.is_empty() => *page = marks::replace(page, "accuracy", section.name(), &text)?,
             Some(_) => {}
             None => print!("{text}"),
         }
     }
-    page.map_or(Ok(()), |page| fs::write(page_path(), page).context("docs/accuracy.md"))
-}
-
-fn page_path() -> PathBuf {
-    root().join("docs/accuracy.md")
+    page.map_or(Ok(()), |page| fs::write(marks::path("accuracy"), page).context("docs/accuracy.md"))
 }
 
 fn probes(args: &Accuracy) -> Result<Vec<Probe>> {
@@ -139,26 +142,4 @@ fn probes(args: &Accuracy) -> Result<Vec<Probe>> {
         ensure!(probe.path.is_file(), "{}: no program", probe.path.display());
     }
     Ok(probes)
-}
-
-/// The page with other tables between the marks of a section.
-fn replace(page: &str, section: &str, tables: &str) -> Result<String> {
-    let (open, close) = (format!("<!-- accuracy {section} -->\n"), format!("<!-- /accuracy {section} -->"));
-    let parts = page.split_once(&open).and_then(|(head, rest)| Some((head, rest.split_once(&close)?.1)));
-    let (head, tail) = parts.with_context(|| format!("docs/accuracy.md has no {} and {close}", open.trim_end()))?;
-    Ok(format!("{head}{open}{}\n{close}{tail}", tables.trim_end()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_the_tables_between_the_marks_are_replaced() {
-        let page = "a\n<!-- accuracy memory -->\nold\n<!-- /accuracy memory -->\nb\n";
-        let new = replace(page, "memory", "one\ntwo\n\n").unwrap();
-        assert_eq!(new, "a\n<!-- accuracy memory -->\none\ntwo\n<!-- /accuracy memory -->\nb\n");
-        assert_eq!(replace(&new, "memory", "one\ntwo").unwrap(), new);
-        assert!(replace(page, "idle", "").unwrap_err().to_string().contains("<!-- accuracy idle -->"));
-    }
 }

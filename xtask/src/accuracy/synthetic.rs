@@ -1,8 +1,8 @@
 //! Recordings of a machine whose truth is known, and their replay by `wattcast-probe account`.
 //!
-//! One tick is one second. The text is that of format 3, which every probe since then reads.
+//! The text is that of format 3, which every probe since then reads.
 
-use std::{fs, path::Path, process::Command};
+use std::{collections::HashMap, fs, path::Path, process::Command};
 
 use anyhow::{Context, Result};
 use metrics::parse::Sample;
@@ -20,29 +20,34 @@ const STEP_UJ: u64 = 62;
 /// A CPU, and the nanoseconds on it without and with a busy sibling.
 pub(super) type Cell = (usize, u64, u64);
 
+/// Time on one CPU in nanoseconds, and the cycles, instructions and cache misses in it.
+#[derive(Clone, Copy)]
+pub(super) struct Run {
+    pub(super) cpu: usize,
+    pub(super) ns: u64,
+    pub(super) events: [u64; 3],
+}
+
 /// A recording that grows.
 pub(super) struct Recording {
     header: Value,
-    names: Vec<&'static str>,
+    names: Vec<String>,
     cpus: usize,
-    /// Energy of each package so far, in joules.
+    /// Energy of each zone so far, in joules: of the packages, then of their memory.
     joules: Vec<f64>,
     lines: Vec<String>,
+    /// Seconds since the first tick.
+    seconds: u64,
+    /// Nanoseconds asleep and of all time, by package; empty without counters of them.
+    residency: Vec<[u64; 2]>,
 }
 
 impl Recording {
     /// A machine with `packages` of `cpus` each, and containers with these names.
-    pub(super) fn new(packages: usize, cpus: usize, names: &[&'static str]) -> Self {
-        let zone = |package: usize| {
-            json!({
-                "id": {"package": {"package": package, "die": null}, "kind": "package"},
-                "unit": {"numerator": 1, "denominator": 1}, "range": {"wraps": 1_u64 << 50}, "step_uj": STEP_UJ,
-                "update_ns": 1_000_000, "ceiling": {"limit": 1_000_000_000_u64}, "place": "synthetic",
-            })
-        };
+    pub(super) fn new(packages: usize, cpus: usize, names: &[&str]) -> Self {
         let all: Vec<usize> = (0..packages).collect();
         let setup = json!({
-            "origin": "powercap", "zones": all.iter().map(|package| zone(*package)).collect::<Vec<_>>(),
+            "origin": "powercap", "zones": all.iter().map(|package| zone(*package, "package")).collect::<Vec<_>>(),
             "idle_uw": vec![Value::Null; packages],
             "packages": all.iter().map(|package| json!({"package": package, "die": null})).collect::<Vec<_>>(),
             "places": all.iter().flat_map(|package| vec![*package; cpus]).collect::<Vec<_>>(),
@@ -50,8 +55,15 @@ impl Recording {
             "cpu": {"tier": "switch", "knows": {"cpus": true, "siblings": true}, "reason": ""},
         });
         let header = json!({"format": "wattcast-recording", "version": 3, "probe": "0.1.0", "setup": setup});
-        let (names, joules) = (names.to_vec(), vec![1000.0; packages]);
-        Self { header, names, cpus: packages * cpus, joules, lines: Vec::new() }
+        Self {
+            header,
+            names: names.iter().map(|name| (*name).to_owned()).collect(),
+            cpus: packages * cpus,
+            joules: vec![1000.0; packages],
+            lines: Vec::new(),
+            seconds: 0,
+            residency: Vec::new(),
+        }
     }
 
     /// Number of ticks so far.
@@ -65,6 +77,33 @@ impl Recording {
         self
     }
 
+    /// The same machine with a counter of the memory of each package, whose idle power in watts is
+    /// given, or to be learnt.
+    pub(super) fn with_memory(mut self, idle: Option<f64>) -> Self {
+        let packages = self.joules.len();
+        let setup = &mut self.header["setup"];
+        if let Some(zones) = setup["zones"].as_array_mut() {
+            zones.extend((0..packages).map(|package| zone(package, "dram")));
+        }
+        let exact = idle.map(|watts| (watts * 1e6).round() as u64);
+        setup["idle_uw"] = json!([vec![None; packages], vec![exact; packages]].concat());
+        self.joules.resize(2 * packages, 1000.0);
+        self
+    }
+
+    /// The same machine with hardware counters of cycles, instructions and cache misses.
+    pub(super) fn with_counters(mut self) -> Self {
+        self.header["setup"]["cpu"]["tier"] = json!("counters");
+        self
+    }
+
+    /// The same machine with counters of the time in which its packages sleep.
+    pub(super) fn with_residency(mut self) -> Self {
+        let packages = self.header["setup"]["packages"].as_array().map_or(0, Vec::len);
+        self.residency = vec![[0; 2]; packages];
+        self
+    }
+
     /// Adds a second with the mean watts of each package, and the nanoseconds that each container
     /// ran on CPUs. The first tick is the start of all sums and has no energy and no time.
     pub(super) fn tick(&mut self, watts: &[f64], ran: &[Vec<(usize, u64)>]) {
@@ -75,17 +114,46 @@ impl Recording {
 
     /// As [`Recording::tick`], with the time next to a busy sibling.
     pub(super) fn tick_with_siblings(&mut self, watts: &[f64], ran: &[Vec<Cell>]) {
-        let (number, first) = (self.lines.len() as u64, self.lines.is_empty());
-        if !first {
-            self.joules.iter_mut().zip(watts).for_each(|(joules, watts)| *joules += watts);
-        }
-        let key = |container: usize| json!({"id": 100 + container, "hierarchy": 0});
+        let first = self.lines.is_empty();
         let ran: Vec<Value> = (0..self.names.len())
             .map(|container| match ran.get(container) {
                 Some(cells) if !first => json!([key(container), cells]),
                 _ => json!([key(container), []]),
             })
             .collect();
+        self.push(1, watts, &ran);
+    }
+
+    /// Adds seconds with the mean watts of each zone, the share of them in which the packages were
+    /// awake, and what some containers ran, by their place among the names. The first tick has
+    /// nothing of this.
+    pub(super) fn tick_with_events(&mut self, seconds: u64, watts: &[f64], awake: f64, ran: &[(usize, Vec<Run>)]) {
+        let ran: Vec<Value> = if self.lines.is_empty() {
+            (0..self.names.len()).map(|container| json!([key(container), []])).collect()
+        } else {
+            let cells = |runs: &Vec<Run>| -> Vec<Value> {
+                let cell = |run: &Run| {
+                    let [cycles, instructions, misses] = run.events;
+                    json!([run.cpu, run.ns, 0, cycles, instructions, misses])
+                };
+                runs.iter().map(cell).collect()
+            };
+            let asleep = ((1.0 - awake) * (seconds * SECOND) as f64) as u64;
+            for sums in &mut self.residency {
+                *sums = [sums[0] + asleep, sums[1] + seconds * SECOND];
+            }
+            ran.iter().map(|(container, runs)| json!([key(*container), cells(runs)])).collect()
+        };
+        self.push(seconds, watts, &ran);
+    }
+
+    /// Adds a line.
+    fn push(&mut self, seconds: u64, watts: &[f64], ran: &[Value]) {
+        let first = self.lines.is_empty();
+        if !first {
+            self.seconds += seconds;
+            self.joules.iter_mut().zip(watts).for_each(|(joules, watts)| *joules += watts * seconds as f64);
+        }
         let news = if first {
             let shown = self.names.iter().enumerate().map(|(number, name)| {
                 let id = format!("cgroup2:{number}");
@@ -96,24 +164,50 @@ impl Recording {
         } else {
             json!({})
         };
-        let now = 1_000_000 + number * SECOND;
+        let elapsed = self.seconds * SECOND;
+        let now = 1_000_000 + elapsed;
         let zones: Vec<u64> = self.joules.iter().map(|joules| (joules * 1e6) as u64 / STEP_UJ * STEP_UJ).collect();
-        let line = json!({
-            "unix": UNIX_NS + (number * SECOND) as i64, "began": now - 10_000, "energy": now, "cpu": now + 50_000,
+        let mut line = json!({
+            "unix": UNIX_NS + elapsed as i64, "began": now - 10_000, "energy": now, "cpu": now + 50_000,
             "own": 0, "zones": zones, "ran": ran, "overflow": vec![0; self.cpus], "missed": 0, "news": news,
         });
+        if self.header["setup"]["cpu"]["tier"] == "counters" {
+            line["counter_time"] = json!([elapsed, elapsed]);
+        }
+        if !self.residency.is_empty() {
+            line["residency"] = json!(self.residency);
+        }
         self.lines.push(line.to_string());
     }
 
     /// The metrics after the first `ticks` ticks.
     pub(super) fn account(&self, ticks: usize, probe: &Path) -> Result<Account> {
+        self.account_with(ticks, probe, &[])
+    }
+
+    /// As [`Recording::account`], with flags of the probe.
+    pub(super) fn account_with(&self, ticks: usize, probe: &Path, flags: &[&str]) -> Result<Account> {
         let dir = tempfile::tempdir()?;
         let file = dir.path().join("synthetic.rec");
         let lines = self.lines.get(..ticks).context("fewer ticks")?.join("\n");
         fs::write(&file, format!("{}\n{lines}\n", self.header))?;
-        let text = output(Command::new(probe).arg("account").arg(&file))?;
+        let text = output(Command::new(probe).arg("account").arg(&file).args(flags))?;
         Ok(Account(metrics::parse::parse(&text)?.samples))
     }
+}
+
+/// A counter of a package.
+fn zone(package: usize, kind: &str) -> Value {
+    json!({
+        "id": {"package": {"package": package, "die": null}, "kind": kind},
+        "unit": {"numerator": 1, "denominator": 1}, "range": {"wraps": 1_u64 << 50}, "step_uj": STEP_UJ,
+        "update_ns": 1_000_000, "ceiling": {"limit": 1_000_000_000_u64}, "place": "synthetic",
+    })
+}
+
+/// The cgroup of a container.
+fn key(container: usize) -> Value {
+    json!({"id": 100 + container, "hierarchy": 0})
 }
 
 /// The metrics of a recording.
@@ -134,6 +228,15 @@ impl Account {
     /// The sum of all values with these labels.
     pub(super) fn sum(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         self.find(name, labels).map(|sample| sample.value).sum()
+    }
+
+    /// The sums of all values with these labels, by the value of another label.
+    pub(super) fn sums(&self, name: &str, labels: &[(&str, &str)], by: &str) -> HashMap<String, f64> {
+        let mut sums = HashMap::new();
+        for sample in self.find(name, labels) {
+            *sums.entry(sample.label(by).to_owned()).or_default() += sample.value;
+        }
+        sums
     }
 
     /// A label of the first sample with these labels; empty without one.
@@ -184,6 +287,25 @@ mod tests {
         let joules = |line: usize| lines[line]["zones"][1].as_f64().unwrap() / 1e6;
         assert!((joules(2) - joules(0) - 40.0).abs() < 1e-3);
         assert_eq!(lines[0]["news"]["shown"][1]["name"], "b");
+    }
+
+    #[test]
+    fn memory_counters_and_residency_are_in_a_recording() {
+        let mut recording = Recording::new(1, 2, &["a", "b"]).with_memory(Some(1.5)).with_counters().with_residency();
+        let run = Run { cpu: 1, ns: 7, events: [9, 8, 0] };
+        for _ in 0..3 {
+            recording.tick_with_events(3, &[10.0, 20.0], 0.75, &[(1, vec![run])]);
+        }
+        let lines: Vec<Value> = recording.lines.iter().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let setup = &recording.header["setup"];
+        assert_eq!((&setup["zones"][1]["id"]["kind"], &setup["idle_uw"]), (&json!("dram"), &json!([null, 1_500_000])));
+        assert_eq!(lines[0]["ran"], json!([[key(0), []], [key(1), []]]));
+        assert_eq!(lines[2]["ran"], json!([[key(1), [[1, 7, 0, 9, 8, 0]]]]));
+        assert_eq!((&lines[0]["residency"], &lines[0]["counter_time"]), (&json!([[0, 0]]), &json!([0, 0])));
+        assert_eq!(lines[2]["residency"], json!([[1_500_000_000_u64, 6_000_000_000_u64]]));
+        assert_eq!(lines[2]["counter_time"], json!([6_000_000_000_u64, 6_000_000_000_u64]));
+        let joules = |line: usize| lines[line]["zones"][1].as_f64().unwrap() / 1e6;
+        assert!((joules(2) - joules(0) - 120.0).abs() < 1e-3);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use statistics::quantile;
 
 /// A table of the page.
-pub(super) struct Table {
+pub(crate) struct Table {
     title: String,
     /// What was done, in one or two sentences.
     text: String,
@@ -14,18 +14,18 @@ pub(super) struct Table {
 }
 
 impl Table {
-    pub(super) fn new(title: &str, text: &str, heads: &[&'static str]) -> Self {
+    pub(crate) fn new(title: &str, text: &str, heads: &[&'static str]) -> Self {
         Self { title: title.to_owned(), text: text.to_owned(), heads: heads.to_vec(), rows: Vec::new() }
     }
 
     /// Adds a row.
-    pub(super) fn row(&mut self, cells: Vec<String>) {
+    pub(crate) fn row(&mut self, cells: Vec<String>) {
         debug_assert_eq!(cells.len(), self.heads.len(), "{}", self.title);
         self.rows.push(cells);
     }
 
     /// The table as Markdown, with its title and an empty line at its end.
-    pub(super) fn markdown(&self) -> String {
+    pub(crate) fn markdown(&self) -> String {
         let mut out = format!("### {}\n\n", self.title);
         wrap(&self.text, &mut out);
         let line = |cells: &[&str]| format!("| {} |\n", cells.join(" | "));

@@ -7,10 +7,10 @@ use promql_parser::parser::{self, Expr, LabelModifier, token};
 use serde_json::Value;
 
 use super::families::Family;
-use crate::dashboards::Dashboard;
+use crate::dashboards::{Dashboard, Panel};
 
 /// Units of Grafana that we use (`@grafana/data`, valueFormats/categories.ts).
-const UNITS: [&str; 16] = [
+const UNITS: [&str; 27] = [
     "none",
     "short",
     "sci",
@@ -27,6 +27,17 @@ const UNITS: [&str; 16] = [
     "dB",
     "massg",
     "reqps",
+    "dateTimeFromNow",
+    "currencyCHF",
+    "currencyCZK",
+    "currencyDKK",
+    "currencyEUR",
+    "currencyGBP",
+    "currencyJPY",
+    "currencyNOK",
+    "currencyPLN",
+    "currencySEK",
+    "currencyUSD",
 ];
 /// Functions that apply to counters only.
 const COUNTER_FUNCTIONS: [&str; 3] = ["rate", "irate", "increase"];
@@ -194,17 +205,27 @@ pub(super) fn dashboard(dashboard: &Dashboard, known: &BTreeMap<String, Family>)
         }
     }
     faults.extend(layout(&json).into_iter().map(|message| format!("{}: {message}", dashboard.uid)));
+    for event in dashboard.annotations() {
+        faults.extend(
+            check_query(event.expr, known, false)
+                .into_iter()
+                .map(|message| format!("{}, events {}: {message}", dashboard.uid, event.name)),
+        );
+    }
     for (panel, target, expr) in dashboard.queries() {
         let mut fault = |message: String| faults.push(format!("{}, {}: {message}", dashboard.uid, panel.title));
         for message in check_query(&expr, known, false) {
             fault(message);
         }
         let query = parse(&expr).unwrap_or_default();
+        for message in check_display(panel, &query, known) {
+            fault(message);
+        }
         // A table has a column for each label.
         let missing =
             query.grouping.iter().find(|label| **label != "le" && !target.legend.contains(&format!("{{{{{label}}}}}")));
         if let Some(label) = missing
-            && !panel.is_table()
+            && !panel.has_columns()
         {
             fault(format!("the legend lacks the label {label}, which distinguishes its series"));
         }
@@ -226,6 +247,37 @@ pub(super) fn dashboard(dashboard: &Dashboard, known: &BTreeMap<String, Family>)
     faults
 }
 
+/// Faults in how a panel shows a query.
+fn check_display(panel: &Panel, query: &Query, known: &BTreeMap<String, Family>) -> Vec<String> {
+    let mut faults = Vec::new();
+    for selector in &query.selectors {
+        let family = known.get(&selector.name);
+        // What backfill writes is on no port, and has a time of its own.
+        let is_result = family.is_some_and(|family| {
+            let labels = family.labels.iter().flatten();
+            !family.port.is_empty() && labels.filter(|label| ["scenario", "run"].contains(&label.as_str())).count() == 2
+        });
+        if is_result && panel.is_over_time() {
+            faults.push(format!(
+                "{} is a result of a run, which does not change: use a table, bars or an XY chart",
+                selector.name
+            ));
+        }
+        let is_uncertainty = selector.name == "wattcast_energy_uncertainty_ratio";
+        if is_uncertainty && !selector.text.contains("window=\"60s\"") {
+            faults.push("the uncertainty of a tick is noise: select window=\"60s\"".to_owned());
+        }
+        if is_uncertainty && !query.selectors.iter().any(|other| other.name == "wattcast_idle_state_info") {
+            faults.push("the uncertainty says nothing while the idle power is unknown: hide it then".to_owned());
+        }
+    }
+    // An amount per pixel is too small for the unit of a currency.
+    if query.grouping.contains("currency") && !panel.has_columns() && !panel.is_money() && panel.unit() == "none" {
+        faults.push("an amount of money without the unit of its currency".to_owned());
+    }
+    faults
+}
+
 /// Faults outside the queries: variables, positions, titles, units, data sources.
 fn layout(json: &Value) -> Vec<String> {
     let mut faults = Vec::new();
@@ -239,6 +291,9 @@ fn layout(json: &Value) -> Vec<String> {
         if !variables.iter().any(|variable| variable["name"] == wanted) {
             faults.push(format!("no variable {wanted}"));
         }
+    }
+    if variables.last().is_some_and(|variable| variable["name"] != "job") {
+        faults.push("the variable job must be the last".to_owned());
     }
     for variable in variables.iter().filter(|variable| variable["type"] == "query") {
         if variable["refresh"] != 2 || (variable["includeAll"] == true && variable["allValue"] != ".+") {
@@ -265,13 +320,9 @@ fn layout(json: &Value) -> Vec<String> {
             fault("no description".to_owned());
         }
         let mut units = vec![&panel["fieldConfig"]["defaults"]["unit"]];
-        units.extend(
-            panel["fieldConfig"]["overrides"]
-                .as_array()
-                .into_iter()
-                .flatten()
-                .map(|own| &own["properties"][0]["value"]),
-        );
+        let overrides = panel["fieldConfig"]["overrides"].as_array().into_iter().flatten();
+        let properties = overrides.flat_map(|own| own["properties"].as_array().into_iter().flatten());
+        units.extend(properties.filter(|property| property["id"] == "unit").map(|property| &property["value"]));
         if let Some(unit) = units.into_iter().find(|unit| !UNITS.iter().any(|known| *unit == known)) {
             fault(format!("unknown unit {unit}"));
         }
@@ -288,9 +339,76 @@ fn layout(json: &Value) -> Vec<String> {
     faults
 }
 
+/// Faults between dashboards: addresses that two have, and links to panels or variables that do not
+/// exist.
+pub(super) fn across(dashboards: &[Dashboard]) -> Vec<String> {
+    let all: BTreeMap<&str, Value> = dashboards.iter().map(|board| (board.uid, board.json())).collect();
+    let mut faults = Vec::new();
+    if all.len() != dashboards.len() {
+        faults.push("two dashboards have the same UID".to_owned());
+    }
+    for (uid, json) in &all {
+        for url in urls(json) {
+            let path = url.trim_start_matches("/d/");
+            let (to, query) = path.split_once('?').unwrap_or((path, ""));
+            let Some(target) = all.get(to) else {
+                faults.push(format!("{uid}: a link to the dashboard {to}, which does not exist"));
+                continue;
+            };
+            let variables = target["templating"]["list"].as_array().into_iter().flatten();
+            let names: BTreeSet<&str> = variables.filter_map(|variable| variable["name"].as_str()).collect();
+            let set = query.split('&').filter_map(|part| part.strip_prefix("var-")?.split_once('='));
+            faults.extend(
+                set.filter(|(name, _)| !names.contains(name))
+                    .map(|(name, _)| format!("{uid}: a link sets the variable {name}, which {to} does not have")),
+            );
+            if !query.is_empty() && !query.contains("${__url_time_range}") {
+                faults.push(format!("{uid}: a link to {to} does not keep the time range"));
+            }
+        }
+    }
+    faults
+}
+
+/// All addresses of other dashboards in a dashboard.
+fn urls(json: &Value) -> Vec<&str> {
+    match json {
+        Value::Object(fields) => fields
+            .iter()
+            .flat_map(|(key, value)| match value.as_str() {
+                Some(url) if key == "url" && !url.is_empty() => vec![url],
+                _ => urls(value),
+            })
+            .collect(),
+        Value::Array(all) => all.iter().flat_map(urls).collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// Panels of which `cargo xtask pictures` would draw an empty frame, by the source text of its list
+/// of panel types and of its transformations. Grafana's package has those that are not its own.
+pub(super) fn not_drawn(json: &Value, kinds: &str, steps: &str) -> Vec<String> {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let mut faults = Vec::new();
+    for panel in json["panels"].as_array().into_iter().flatten() {
+        let (place, kind) = (format!("{}, {}", text(&json["uid"]), text(&panel["title"])), text(&panel["type"]));
+        if kind != "row" && !kinds.contains(&format!("\n  {kind}")) {
+            faults.push(format!("{place}: the pictures cannot show {kind}"));
+        }
+        for step in panel["transformations"].as_array().into_iter().flatten() {
+            let id = text(&step["id"]);
+            if !["merge", "organize"].contains(&id.as_str()) && !steps.contains(&format!("'{id}'")) {
+                faults.push(format!("{place}: the pictures cannot compute {id}"));
+            }
+        }
+    }
+    faults
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dashboards::panel;
 
     fn known() -> BTreeMap<String, Family> {
         let family = |is_counter, labels: &[&str]| Family {
@@ -348,7 +466,7 @@ mod tests {
                 "fieldConfig": { "defaults": { "unit": "watt" }, "overrides": [] },
             })
         };
-        let variables = serde_json::json!([{ "name": "datasource" }, { "name": "job" }, { "name": "instance" }]);
+        let variables = serde_json::json!([{ "name": "datasource" }, { "name": "instance" }, { "name": "job" }]);
         let dashboard = |panels: Vec<Value>| serde_json::json!({ "editable": false, "templating": { "list": variables }, "panels": panels });
         assert_eq!(layout(&dashboard(vec![panel(0, "a"), panel(6, "b")])), Vec::<String>::new());
         assert_eq!(layout(&dashboard(vec![panel(0, "a"), panel(5, "b")])).len(), 1);
@@ -359,5 +477,67 @@ mod tests {
         wrong["description"] = "".into();
         wrong["targets"] = serde_json::json!([]);
         assert_eq!(layout(&dashboard(vec![wrong])).len(), 3);
+        let mut wrong = panel(0, "a");
+        wrong["fieldConfig"]["overrides"] = serde_json::json!([
+            { "matcher": {}, "properties": [{ "id": "links", "value": [] }, { "id": "unit", "value": "currencyXYZ" }] }
+        ]);
+        assert_eq!(layout(&dashboard(vec![wrong])), ["a: unknown unit \"currencyXYZ\""]);
+        let mut wrong = dashboard(Vec::new());
+        wrong["templating"]["list"] =
+            serde_json::json!([{ "name": "datasource" }, { "name": "job" }, { "name": "instance" }]);
+        assert_eq!(layout(&wrong), ["the variable job must be the last"]);
+    }
+
+    #[test]
+    fn panels_that_mislead_are_reported() {
+        let mut all = known();
+        let mut family = |name: &str, labels: &[&str]| {
+            let labels = Some(labels.iter().map(|label| (*label).to_owned()).collect());
+            all.insert(name.to_owned(), Family { is_counter: false, labels, port: "9502".to_owned() });
+        };
+        family("result", &["scenario", "run"]);
+        family("amount", &["currency"]);
+        family("wattcast_energy_uncertainty_ratio", &["container", "window"]);
+        family("wattcast_idle_state_info", &["package", "state"]);
+        let faults = |panel: Panel, expr: &str| check_display(&panel, &parse(expr).unwrap(), &all).join("; ");
+        let lines = || panel::time_series("t", "none", "d");
+        let (bars, money) = (|| panel::bars("t", "none", "d"), || panel::bars("t", "none", "d").money());
+        let uncertainty = "max(wattcast_energy_uncertainty_ratio{window=\"60s\"}";
+        for (panel, expr, words) in [
+            (lines(), "max by (run) (result)".to_owned(), "use a table, bars or an XY chart"),
+            (bars(), "max by (run) (result)".to_owned(), ""),
+            (lines(), "g".to_owned(), ""),
+            (bars(), format!("{uncertainty})"), "hide it then"),
+            (bars(), format!("{uncertainty} and on (instance) wattcast_idle_state_info)"), ""),
+            (
+                bars(),
+                "wattcast_energy_uncertainty_ratio and on (instance) wattcast_idle_state_info".to_owned(),
+                "select window",
+            ),
+            (bars(), "max by (currency) (amount)".to_owned(), "without the unit of its currency"),
+            (money(), "max by (currency) (amount)".to_owned(), ""),
+        ] {
+            let found = faults(panel, &expr);
+            assert!(if words.is_empty() { found.is_empty() } else { found.contains(words) }, "{expr}: {found}");
+        }
+    }
+
+    #[test]
+    fn links_lead_to_variables_that_exist() {
+        assert_eq!(across(&crate::dashboards::all()), Vec::<String>::new());
+        let url = "/d/b?${datasource:queryparam}&var-x=1&${__url_time_range}";
+        let json = serde_json::json!({ "links": [{ "url": "" }, { "a": [{ "url": url }] }], "title": "url" });
+        assert_eq!(urls(&json), [url]);
+    }
+
+    #[test]
+    fn panels_that_the_pictures_lack_are_reported() {
+        let json = serde_json::json!({ "uid": "u", "panels": [
+            { "type": "row", "title": "r" },
+            { "type": "stat", "title": "s", "transformations": [{ "id": "merge" }, { "id": "reduce" }] },
+            { "type": "piechart", "title": "p" },
+        ] });
+        let faults = not_drawn(&json, "{\n  stat,\n  bargauge: bars,\n}", "id: 'partitionByValues'");
+        assert_eq!(faults, ["u, s: the pictures cannot compute reduce", "u, p: the pictures cannot show piechart"]);
     }
 }

@@ -12,11 +12,12 @@ mod families;
 mod lint;
 mod query_api;
 mod recorded;
-mod rules;
+pub(crate) mod rules;
 mod stack;
 
 use std::{
     collections::BTreeMap,
+    fs,
     process::Command,
     thread,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
@@ -24,6 +25,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
+pub(crate) use self::stack::Load;
 use self::{
     query_api::{Labels, QueryApi},
     stack::Stack,
@@ -31,13 +33,15 @@ use self::{
 use crate::{dashboards, generate, stop};
 use testkit::{
     cgroup::busy_seconds,
-    shell::{output, step, which},
+    shell::{output, root, step, which},
     wait::Deadline,
 };
 
 /// Panels that may be empty while an external component does not run: dashboard, panel, and the
 /// name of the component in [`Stack::missing`].
-const OPTIONAL_PANELS: [(&str, &str, &str); 6] = [
+const OPTIONAL_PANELS: [(&str, &str, &str); 8] = [
+    ("power-attribution", "Wall power", "meter"),
+    ("power-attribution", "Residual of the wall meter", "meter"),
     ("power-monitoring", "Container memory usage (cAdvisor)", "cadvisor"),
     ("gpu-energy", "Power (DCGM)", "dcgm"),
     ("power-monitoring", "Host CPU usage (node_exporter)", "node_exporter"),
@@ -45,9 +49,14 @@ const OPTIONAL_PANELS: [(&str, &str, &str); 6] = [
     ("power-monitoring", "RTMP streams", "nginx"),
     ("power-monitoring", "Container engine CPU usage", "engine"),
 ];
-/// The panel that stays empty until the load of the machine has varied, which it does not while
-/// other processes keep all CPUs busy.
-const NEEDS_VARIED_LOAD: &str = "power-attribution, Idle power,";
+/// The panels, and columns of a table, that stay empty until the load of the machine has varied,
+/// which it does not while other processes keep all CPUs busy.
+const NEEDS_VARIED_LOAD: [&str; 4] = [
+    "power-attribution, Idle power,",
+    "power-attribution, Attribution uncertainty,",
+    "power-attribution, Containers, query 4",
+    "wattcast-overview, Attribution uncertainty,",
+];
 /// Ratio of used CPU time above which the CPUs count as busy.
 const BUSY_THRESHOLD: f64 = 0.9;
 /// Series of rules that may be absent: those of external components, by the name in
@@ -130,6 +139,14 @@ fn lint_queries() -> Result<()> {
     }
     let dashboards = dashboards::all();
     faults.extend(dashboards.iter().flat_map(|dashboard| lint::dashboard(dashboard, &known)));
+    faults.extend(lint::across(&dashboards));
+    let renderer = root().join("grafana/render/src");
+    let read = |name: &str| {
+        let path = renderer.join(name);
+        fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))
+    };
+    let (kinds, steps) = (read("panels/index.ts")?, read("transformations.ts")?);
+    faults.extend(dashboards.iter().flat_map(|dashboard| lint::not_drawn(&dashboard.json(), &kinds, &steps)));
     let panels =
         dashboards.iter().flat_map(|dashboard| &dashboard.panels).filter(|panel| !panel.targets.is_empty()).count();
     let queries = dashboards.iter().flat_map(|dashboard| dashboard.queries()).count();
@@ -272,6 +289,11 @@ fn check_running_stack(databases: &[QueryApi; 2], stack: &Stack) -> Result<Vec<S
                 ));
             }
         }
+        // Alerts need not fire.
+        for event in dashboard.annotations().iter().filter(|event| !event.expr.contains("ALERTS")) {
+            let location = format!("{}, events {}", dashboard.uid, event.name);
+            open.push((location, event.expr.to_owned(), databases.iter().collect()));
+        }
     }
     for (uid, title, _) in OPTIONAL_PANELS {
         if !dashboards
@@ -319,7 +341,8 @@ fn check_running_stack(databases: &[QueryApi; 2], stack: &Stack) -> Result<Vec<S
             });
         }
         open.retain(|(.., left)| !left.is_empty());
-        if open.iter().all(|(location, ..)| location.starts_with(NEEDS_VARIED_LOAD)) && load.ratio() > BUSY_THRESHOLD {
+        let needs_load = |location: &str| NEEDS_VARIED_LOAD.iter().any(|panel| location.starts_with(panel));
+        if open.iter().all(|(location, ..)| needs_load(location)) && load.ratio() > BUSY_THRESHOLD {
             skipped.extend(open.drain(..).map(|(location, ..)| format!("{location} (all CPUs were busy)")));
             last.clear();
         }

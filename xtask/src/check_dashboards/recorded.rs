@@ -24,7 +24,8 @@ const BATCH: &str = "container=\"batch\",id=\"0b\"";
 const RUN: &str = "scenario=\"s\",bitrate=\"2500k\",encoder=\"libx264\",run=\"20260101_000000\"";
 
 /// Power in W: 100 and 50 of two packages and 10 of memory, of which 10 are attributed to cam, 20
-/// to batch, 5 to the system and 3 to retired containers; 2 are unattributed and 120 idle.
+/// to batch, 5 to the system and 3 to retired containers; 2 are unattributed and 120 idle. A meter
+/// shows 300, where the counters let expect 50 and 1.5 times their power.
 fn values() -> Vec<(&'static str, String, Value)> {
     let zone = |package: u32, zone: &str| format!("package=\"{package}\",zone=\"{zone}\",source=\"perf\"");
     let of = |container: &str, package: u32| {
@@ -49,6 +50,7 @@ fn values() -> Vec<(&'static str, String, Value)> {
         ("wattcast_idle_energy_joules_total", zone(0, "package"), Counter(64.0)),
         ("wattcast_idle_energy_joules_total", zone(1, "package"), Counter(46.0)),
         ("wattcast_idle_energy_joules_total", zone(0, "dram"), Counter(10.0)),
+        ("wattcast_idle_state_info", "package=\"0\",zone=\"package\",state=\"known\"".to_owned(), Gauge(1.0)),
         ("wattcast_conservation_error_joules", "package=\"0\",zone=\"package\"".to_owned(), Gauge(0.0)),
         (
             "wattcast_container_power_watts",
@@ -59,6 +61,13 @@ fn values() -> Vec<(&'static str, String, Value)> {
         ("wattcast_container_cpu_seconds_total", format!("{CAM},package=\"1\",mode=\"alone\""), Counter(0.25)),
         ("wattcast_container_runqueue_wait_seconds_sum", CAM.to_owned(), Counter(0.5)),
         ("wattcast_energy_uncertainty_ratio", format!("{CAM},window=\"60s\""), Gauge(0.02)),
+        // A container with little power, whose uncertainty is no statement about the host.
+        ("wattcast_energy_uncertainty_ratio", format!("{BATCH},window=\"60s\""), Gauge(1.83)),
+        (
+            "wattcast_container_power_watts",
+            format!("{BATCH},image=\"x\",runtime=\"docker\",zone=\"package\",source=\"perf\""),
+            Gauge(0.1),
+        ),
         (
             "wattcast_stream_energy_joules_total",
             format!("stream=\"a\",{CAM},codec=\"h264\",source=\"perf\",share=\"process\""),
@@ -93,6 +102,12 @@ fn values() -> Vec<(&'static str, String, Value)> {
             "gpu=\"GPU-1\",name=\"T4\",source=\"nvml\",codec=\"h264\"".to_owned(),
             Gauge(3.0),
         ),
+        ("wattcast_reference_power_watts", "meter=\"wall\",source=\"http\"".to_owned(), Gauge(300.0)),
+        ("wattcast_reference_offset_watts", "meter=\"wall\"".to_owned(), Gauge(50.0)),
+        ("wattcast_reference_slope_ratio", "meter=\"wall\"".to_owned(), Gauge(1.5)),
+        ("wattcast_reference_residual_ratio", "meter=\"wall\"".to_owned(), Gauge(0.031_25)),
+        ("wattcast_reference_residual_interval_ratio", "meter=\"wall\",bound=\"lower\"".to_owned(), Gauge(0.015_625)),
+        ("wattcast_reference_residual_interval_ratio", "meter=\"wall\",bound=\"upper\"".to_owned(), Gauge(0.046_875)),
         // External exporters.
         ("container_memory_usage_bytes", "id=\"/docker/0a\",image=\"x\",name=\"cam\"".to_owned(), Gauge(1_048_576.0)),
         ("DCGM_FI_DEV_POWER_USAGE", "gpu=\"0\",modelName=\"T4\"".to_owned(), Gauge(55.5)),
@@ -108,13 +123,18 @@ fn values() -> Vec<(&'static str, String, Value)> {
 pub(super) type ExpectedValue = (&'static str, &'static str, usize, (&'static str, &'static str), f64);
 
 /// Values of panels at the end of the data.
-pub(super) const EXPECTED: [ExpectedValue; 33] = [
+pub(super) const EXPECTED: [ExpectedValue; 43] = [
+    ("wattcast-overview", "Host power", 0, ("instance", INSTANCE), 160.0),
+    ("wattcast-overview", "Host cost per hour", 0, ("instance", INSTANCE), 0.576),
+    ("wattcast-overview", "Attribution uncertainty", 0, ("instance", INSTANCE), 0.02),
+    ("wattcast-overview", "Streams", 4, ("stream", "a"), 0.0144),
+    ("exporter-health", "Conservation error", 0, ("instance", INSTANCE), 0.0),
     ("cost-analysis", "Host cost per hour", 0, ("instance", INSTANCE), 0.576),
     ("cost-analysis", "Container cost per hour", 0, ("container", "cam"), 0.036),
     ("cost-analysis", "Stream cost per hour", 0, ("stream", "a"), 0.0144),
     ("power-attribution", "Host power", 0, ("instance", INSTANCE), 160.0),
     // 30 W of 160 W minus 120 W.
-    ("power-attribution", "Attributed to containers", 0, ("", ""), 0.75),
+    ("power-attribution", "Share attributed to containers", 0, ("", ""), 0.75),
     ("power-attribution", "Conservation error", 0, ("", ""), 0.0),
     ("power-attribution", "Power breakdown", 0, ("", ""), 30.0),
     ("power-attribution", "Power breakdown", 1, ("", ""), 5.0),
@@ -127,6 +147,12 @@ pub(super) const EXPECTED: [ExpectedValue; 33] = [
     // 0.5 s of 2 s.
     ("power-attribution", "CPU wait ratio", 0, ("container", "cam"), 0.25),
     ("power-attribution", "Energy per frame", 0, ("stream", "a"), 0.125),
+    ("power-attribution", "Attribution uncertainty", 0, ("container", "cam"), 0.02),
+    ("power-attribution", "Wall power", 0, ("meter", "wall"), 300.0),
+    // 50 W and 1.5 times 160 W.
+    ("power-attribution", "Wall power", 1, ("meter", "wall"), 290.0),
+    ("power-attribution", "Residual of the wall meter", 0, ("meter", "wall"), 0.031_25),
+    ("power-attribution", "Residual of the wall meter", 1, ("bound", "upper"), 0.046_875),
     // 4 W for 7,200 s: encoding an hour of media takes two hours.
     ("power-attribution", "Streams", 2, ("stream", "a"), 28_800.0),
     ("energy-efficiency", "Energy per hour of media", 0, ("stream", "a"), 28_800.0),

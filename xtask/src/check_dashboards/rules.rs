@@ -58,7 +58,7 @@ impl Rule {
 }
 
 /// The rule files, without the test files.
-pub(super) fn files() -> Result<Vec<PathBuf>> {
+pub(crate) fn files() -> Result<Vec<PathBuf>> {
     let mut files: Vec<PathBuf> = fs::read_dir(dir())?.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
     files.retain(|path| {
         let name = path.to_string_lossy();

@@ -45,10 +45,11 @@ pub(crate) struct Stack {
 }
 
 /// Varying load on one CPU, from which the probe estimates idle power.
-struct Load(Arc<AtomicBool>);
+pub(crate) struct Load(Arc<AtomicBool>);
 
 impl Load {
-    fn start() -> Result<Self> {
+    /// Starts it; it ends when this is dropped.
+    pub(crate) fn start() -> Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
         thread::Builder::new().name("load".into()).spawn(move || {
@@ -111,7 +112,7 @@ impl Stack {
         let simulator = Simulator::start(dir.path(), &Spec { packages: Some(2), parts: true, ..Spec::default() })?;
         // Panels of measured energy need data, so the probe must take the tree for a real one.
         fs::remove_file(simulator.sysfs().join(MARK))?;
-        let (mut programs, mut missing) = (Vec::new(), vec!["cadvisor", "dcgm"]);
+        let (mut programs, mut missing) = (Vec::new(), vec!["cadvisor", "dcgm", "meter"]);
         let nginx = Nginx::start().map_err(|why| step(format!("no RTMP server: {why:#}"))).ok();
 
         let recorded = recorded::series(recorded_end);

@@ -1,6 +1,50 @@
 //! The dashboard of the health of every exporter of the stack.
 
-use super::panel::{Dashboard, VariableSource, bars, row, stat, table, time_series};
+use super::{
+    dashboard::{Dashboard, Folder, VariableSource},
+    panel::{Panel, bars, row, stat, table, time_series},
+};
+
+/// Required targets that are missing or unhealthy. This and the next three panels are on several
+/// dashboards, whose matchers of targets differ.
+pub(super) fn unhealthy_targets(matchers: &str) -> Panel {
+    stat("Unhealthy targets", "none", "Required targets that are missing or unhealthy.")
+        .thresholds(&[(None, "green"), (Some(1.0), "red")])
+        .query(
+            format!(
+                "count(max by (target) (wattcast_target_wanted{{{matchers}}}) == 1 \
+                 and on (target) max by (target) (wattcast_target_healthy{{{matchers}}}) == 0) or vector(0)"
+            ),
+            "unhealthy",
+        )
+}
+
+pub(super) fn firing_alerts(matchers: &str) -> Panel {
+    stat("Firing alerts", "none", "Alerts that Alertmanager reported to the analysis service.")
+        .thresholds(&[(None, "green"), (Some(1.0), "red")])
+        .query(format!("sum(wattcast_alerts_firing{{{matchers}}})"), "firing")
+}
+
+pub(super) fn conservation_error(matchers: &str) -> Panel {
+    stat(
+        "Conservation error",
+        "joule",
+        "Largest difference between a measured energy and the sum of its attributed, idle and unattributed parts. Any value other than 0 is a bug in Wattcast.",
+    )
+    .thresholds(&[(None, "green"), (Some(0.001), "red")])
+    .query(format!("max by (instance) (abs(wattcast_conservation_error_joules{{{matchers}}}))"), "{{instance}}")
+}
+
+pub(super) fn missed_ticks(matchers: &str) -> Panel {
+    stat(
+        "Missed ticks",
+        "none",
+        "Ticks that the probe skipped over the time range, because the previous one took too long; their energy is in the next tick.",
+    )
+    .decimals(0)
+    .thresholds(&[(None, "green"), (Some(1.0), "red")])
+    .query(format!("sum by (instance) (increase(wattcast_ticks_missed_total{{{matchers}}}[$__range]))"), "{{instance}}")
+}
 
 /// Availability, completeness and data age of every exporter.
 pub(super) fn health() -> Dashboard {
@@ -9,6 +53,7 @@ pub(super) fn health() -> Dashboard {
         uid: "exporter-health",
         title: "Exporter health",
         description: "Availability, completeness and data age of every exporter of the stack",
+        folder: Folder::Wattcast,
         variables: VariableSource { family: "exporter_total", further: &[] },
         moved_to: None,
         panels: vec![
@@ -19,15 +64,19 @@ pub(super) fn health() -> Dashboard {
                 .query("max by (exporter) (exporter_healthy{$S})", "{{exporter}}"),
             stat("Healthy Exporters Count", "none", "Exporters that are monitored and healthy.").query("sum(exporter_healthy_total{$S})", "healthy"),
             stat("Total Exporters Count", "none", "Includes exporters that are optional on a host.").query("sum(exporter_total{$S})", "all"),
-            stat("Unhealthy targets", "none", "Required targets that are missing or unhealthy.")
+            unhealthy_targets("$S"),
+            firing_alerts("$S"),
+            row("Invariants of the measurement"),
+            conservation_error(""),
+            missed_ticks(""),
+            stat("Missed CPU time intervals", "none", "CPU time intervals that the probe lost over the time range, in whole or in part.")
+                .decimals(0)
+                .thresholds(&[(None, "green"), (Some(1.0), "orange")])
+                .query("sum by (instance) (increase(wattcast_cpu_intervals_missed_total[$__range]))", "{{instance}}"),
+            stat("Failing collectors", "none", "Collectors of the probe that failed in the last tick.")
                 .thresholds(&[(None, "green"), (Some(1.0), "red")])
-                .query(
-                    "count(max by (target) (wattcast_target_wanted{$S}) == 1 and on (target) max by (target) (wattcast_target_healthy{$S}) == 0) or vector(0)",
-                    "unhealthy",
-                ),
-            stat("Alerts firing", "none", "Alerts that Alertmanager reported to this service.")
-                .thresholds(&[(None, "green"), (Some(1.0), "red")])
-                .query("sum(wattcast_alerts_firing{$S})", "firing"),
+                .query("sum by (instance) (1 - wattcast_collector_success)", "{{instance}}"),
+            row("Targets"),
             time_series("Exporter Response Times", "ms", "Time from request to end of response. Slow responses precede lost scrapes.")
                 .query("max by (exporter) (exporter_response_time_ms{$S})", "{{exporter}}"),
             time_series("Exporter Health Over Time", "none", "1 while healthy.")

@@ -1,39 +1,46 @@
-//! Dashboards and panels, and their form in Grafana's classic model (schema 42).
+//! Panels, and their form in Grafana's classic model.
 //!
-//! A description lists queries and display options; positions, target ids and data sources are
-//! added here in the same way for all panels. Only the kinds of panel that every Grafana since 8
-//! has are used; a pie or a gauge shows nothing that a bar does not.
+//! A description lists queries and display options; target ids, data sources, links to details and
+//! the units of currencies are added here in the same way for all panels. Only the kinds of panel
+//! that every Grafana since 8 has are used, and XY charts, which need 11.1; a pie or a gauge shows
+//! nothing that a bar does not.
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
-/// Version of the classic model. Grafana 12 and 13 write 42; older versions ignore unknown fields.
-const SCHEMA: u32 = 42;
 /// Width of a dashboard in grid columns.
-const COLUMNS: u32 = 24;
-
-#[derive(Clone, Debug)]
-pub struct Dashboard {
-    /// Part of the address, which must not change: links and bookmarks contain it.
-    pub uid: &'static str,
-    pub title: &'static str,
-    pub description: &'static str,
-    pub variables: VariableSource,
-    /// UID and title of the dashboard that replaces this one, which is then an address that old
-    /// links contain, and stays out of the menu of dashboards.
-    pub moved_to: Option<(&'static str, &'static str)>,
-    /// Row headings and panels in reading order.
-    pub panels: Vec<Panel>,
-}
-
-/// The metrics from which a dashboard's variables take their values.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct VariableSource {
-    /// The family whose labels `job` and `instance` give the variables of these names.
-    pub family: &'static str,
-    /// Further variables: name, displayed label, family and label of the values. A name that ends
-    /// in `!` has a single value.
-    pub further: &'static [(&'static str, &'static str, &'static str, &'static str)],
-}
+pub(super) const COLUMNS: u32 = 24;
+/// Currencies for which Grafana has a unit. An amount in another one is a plain number. The name of
+/// each series contains its currency either way, as three currencies share the sign kr.
+const CURRENCIES: [&str; 10] = ["CHF", "CZK", "DKK", "EUR", "GBP", "JPY", "NOK", "PLN", "SEK", "USD"];
+/// Links from a series to its details: the label, which is also the variable of the dashboard to
+/// which the link leads, that dashboard, and the title of the link.
+const DETAILS: [(&str, &str, &str); 3] = [
+    ("container", "power-attribution", "Power of this container"),
+    ("stream", "power-attribution", "Power of this stream"),
+    ("run", "results-overview", "Results of this run"),
+];
+/// Labels in the order of a table's columns, with their headings. Grafana has them by alphabet.
+const HEADINGS: [(&str, &str); 17] = [
+    ("container", "Container"),
+    ("stream", "Stream"),
+    ("scenario", "Scenario"),
+    ("encoder", "Encoder"),
+    ("codec", "Codec"),
+    ("preset", "Preset"),
+    ("bitrate", "Bitrate"),
+    ("output_ladder", "Outputs"),
+    ("run", "Run"),
+    ("target", "Target"),
+    ("state", "State"),
+    ("vmaf", "VMAF"),
+    ("scope", "Scope"),
+    ("source", "Source"),
+    ("way", "Method"),
+    ("part", "Part"),
+    ("unit", "Unit"),
+];
+/// Heading of the label that names the unit of an amount, which follows the amounts.
+const CURRENCY: (&str, &str) = ("currency", "Currency");
 
 /// A threshold: the lowest value and its colour.
 pub(super) type Threshold = (Option<f64>, &'static str);
@@ -47,13 +54,15 @@ pub struct Panel {
     kind: Kind,
     description: &'static str,
     unit: &'static str,
-    width: u32,
-    height: u32,
+    pub(super) width: u32,
+    pub(super) height: u32,
     min: Option<f64>,
     max: Option<f64>,
     decimals: Option<u32>,
     stacked: bool,
     bars: bool,
+    money: bool,
+    sort: Option<(&'static str, bool)>,
     thresholds: Vec<Threshold>,
     value_texts: Vec<(f64, &'static str, &'static str)>,
     no_value: Option<&'static str>,
@@ -75,6 +84,7 @@ enum Kind {
     Stat,
     Bars,
     Table,
+    Xy,
 }
 
 fn panel(kind: Kind, title: &'static str, description: &'static str, unit: &'static str) -> Panel {
@@ -83,6 +93,7 @@ fn panel(kind: Kind, title: &'static str, description: &'static str, unit: &'sta
         Kind::Stat => (6, 4),
         Kind::Timeseries | Kind::Bars => (12, 8),
         Kind::Table => (COLUMNS, 7),
+        Kind::Xy => (12, 9),
     };
     Panel {
         targets: Vec::new(),
@@ -97,6 +108,8 @@ fn panel(kind: Kind, title: &'static str, description: &'static str, unit: &'sta
         decimals: None,
         stacked: false,
         bars: false,
+        money: false,
+        sort: None,
         thresholds: Vec::new(),
         value_texts: Vec::new(),
         no_value: None,
@@ -128,9 +141,29 @@ pub(crate) fn table(title: &'static str, description: &'static str) -> Panel {
     panel(Kind::Table, title, description, "none")
 }
 
+/// One point per label set, in the colour of its encoder: the first column is the position, the
+/// second the height.
+pub(crate) fn xy_chart(title: &'static str, description: &'static str) -> Panel {
+    panel(Kind::Xy, title, description, "none")
+}
+
 impl Panel {
-    pub(crate) fn is_table(&self) -> bool {
-        self.kind == Kind::Table
+    /// Whether labels are columns instead of parts of a series' name.
+    pub(crate) fn has_columns(&self) -> bool {
+        self.kind == Kind::Table || self.kind == Kind::Xy
+    }
+
+    /// Whether it shows values over time, and not only the latest.
+    pub(crate) fn is_over_time(&self) -> bool {
+        self.kind == Kind::Timeseries
+    }
+
+    pub(crate) fn is_money(&self) -> bool {
+        self.money
+    }
+
+    pub(crate) fn unit(&self) -> &'static str {
+        self.unit
     }
 
     pub(crate) fn is_row(&self) -> bool {
@@ -168,6 +201,18 @@ impl Panel {
         self
     }
 
+    /// Amounts in the currency that is in the name of each series.
+    pub(crate) fn money(mut self) -> Self {
+        self.money = true;
+        self
+    }
+
+    /// The column by which a table is sorted, and whether the largest value is first.
+    pub(crate) fn sorted_by(mut self, heading: &'static str, descending: bool) -> Self {
+        self.sort = Some((heading, descending));
+        self
+    }
+
     pub(crate) fn axis_range(mut self, min: Option<f64>, max: Option<f64>) -> Self {
         (self.min, self.max) = (min, max);
         self
@@ -195,7 +240,8 @@ impl Panel {
         self
     }
 
-    fn json(&self, x: u32, y: u32) -> Value {
+    /// Its place is in columns and rows of the grid.
+    pub(super) fn json(&self, x: u32, y: u32) -> Value {
         let place = json!({ "h": self.height, "w": self.width, "x": x, "y": y });
         if self.kind == Kind::Row {
             return json!({ "type": "row", "title": self.title, "collapsed": false, "gridPos": place, "panels": [] });
@@ -209,7 +255,7 @@ impl Panel {
                     "datasource": source,
                     "editorMode": "code",
                     "expr": target.query(),
-                    "format": if self.kind == Kind::Table { "table" } else { "time_series" },
+                    "format": if self.has_columns() { "table" } else { "time_series" },
                     "instant": now,
                     "range": !now,
                     "legendFormat": target.legend,
@@ -222,6 +268,7 @@ impl Panel {
                 Kind::Timeseries => "timeseries",
                 Kind::Stat => "stat",
                 Kind::Bars => "bargauge",
+                Kind::Xy => "xychart",
                 Kind::Row | Kind::Table => "table",
             },
             "title": self.title,
@@ -232,8 +279,12 @@ impl Panel {
             "fieldConfig": { "defaults": self.defaults(), "overrides": self.overrides() },
             "options": self.options(),
         });
-        if self.kind == Kind::Table {
+        if self.has_columns() {
             json["transformations"] = self.columns();
+        }
+        if self.kind == Kind::Xy {
+            // Without it Grafana takes the options for those of an XY chart before 11.1.
+            json["pluginVersion"] = json!("12.1.0");
         }
         json
     }
@@ -245,9 +296,9 @@ impl Panel {
         let mut json = json!({
             "unit": self.unit,
             "color": match self.kind {
-                Kind::Timeseries => json!({ "mode": "palette-classic" }),
+                Kind::Timeseries | Kind::Xy => json!({ "mode": "palette-classic" }),
                 // Whether a long bar is good or bad depends on the metric.
-                Kind::Bars => json!({ "mode": "fixed", "fixedColor": "blue" }),
+                Kind::Bars if self.thresholds.is_empty() => json!({ "mode": "fixed", "fixedColor": "blue" }),
                 _ => json!({ "mode": "thresholds" }),
             },
             "thresholds": { "mode": "absolute", "steps": steps },
@@ -270,6 +321,13 @@ impl Panel {
             });
             json["mappings"] = json!([{ "type": "value", "options": Value::Object(named.collect()) }]);
         }
+        let links = self.series_links();
+        if !links.is_empty() {
+            json["links"] = json!(links);
+        }
+        if self.kind == Kind::Xy {
+            json["custom"] = json!({ "show": "points", "pointSize": { "fixed": 8 }, "fillOpacity": 50 });
+        }
         if self.kind == Kind::Timeseries {
             json["custom"] = json!({
                 "drawStyle": if self.bars { "bars" } else { "line" },
@@ -285,16 +343,49 @@ impl Panel {
     }
 
     fn overrides(&self) -> Vec<Value> {
-        let own = self.targets.iter().filter_map(|target| {
+        let columns = self.targets.iter().filter_map(|target| {
             target.unit.map(|unit| {
                 let mut properties = vec![json!({ "id": "unit", "value": unit })];
                 if unit == "sci" {
                     properties.push(json!({ "id": "decimals", "value": 3 }));
                 }
-                json!({ "matcher": { "id": "byName", "options": target.legend }, "properties": properties })
+                // An XY chart adds the encoder to the name of the column.
+                let matcher = match self.kind {
+                    Kind::Xy => json!({ "id": "byRegexp", "options": format!("/^{}( |$)/", target.legend) }),
+                    _ => json!({ "id": "byName", "options": target.legend }),
+                };
+                json!({ "matcher": matcher, "properties": properties })
             })
         });
-        own.collect()
+        let currencies = CURRENCIES.iter().filter(|_| self.money).map(|code| {
+            json!({
+                "matcher": { "id": "byRegexp", "options": format!("/(^| ){code}( |$)/") },
+                "properties": [{ "id": "unit", "value": format!("currency{code}") }],
+            })
+        });
+        columns.chain(currencies).chain(self.column_links()).collect()
+    }
+
+    /// Links from each series to its details.
+    fn series_links(&self) -> Vec<Value> {
+        let in_all_names =
+            |label: &str| self.targets.iter().all(|target| target.legend.contains(&format!("{{{{{label}}}}}")));
+        let details = DETAILS.iter().filter(|(label, ..)| !self.has_columns() && in_all_names(label));
+        details.map(|detail| link(detail, &format!("${{__field.labels.{}:percentencode}}", detail.0))).collect()
+    }
+
+    /// Links in those columns of a table that have details.
+    fn column_links(&self) -> Vec<Value> {
+        let is_column = |label: &str| self.targets.iter().any(|target| grouping(&target.expr).any(|by| by == label));
+        let details = DETAILS.iter().filter(|(label, ..)| self.kind == Kind::Table && is_column(label));
+        details
+            .map(|detail| {
+                json!({
+                    "matcher": { "id": "byName", "options": heading(detail.0) },
+                    "properties": [{ "id": "links", "value": [link(detail, "${__value.raw:percentencode}")] }],
+                })
+            })
+            .collect()
     }
 
     fn options(&self) -> Value {
@@ -324,29 +415,73 @@ impl Panel {
                 "showUnfilled": true,
                 "valueMode": "color",
             }),
-            Kind::Table => json!({ "cellHeight": "sm", "showHeader": true, "footer": { "show": false } }),
+            Kind::Table => {
+                let sort: Vec<Value> = self
+                    .sort
+                    .iter()
+                    .map(|(heading, descending)| json!({ "displayName": heading, "desc": descending }))
+                    .collect();
+                json!({ "cellHeight": "sm", "showHeader": true, "footer": { "show": false }, "sortBy": sort })
+            }
+            Kind::Xy => json!({
+                "mapping": "auto",
+                "series": [],
+                // Only versions before 11.1 read these two, for which the first frame is all.
+                "seriesMapping": "auto",
+                "dims": { "frame": 0 },
+                "legend": { "calcs": [], "displayMode": "list", "placement": "bottom", "showLegend": true },
+                "tooltip": { "mode": "single", "sort": "none" },
+            }),
         }
     }
 
-    /// Merges rows with equal labels, and names the columns of the queries.
+    /// Merges rows with equal labels, and names the columns: those of labels come first. An XY
+    /// chart has a table for each encoder, and takes its first two columns of numbers.
     fn columns(&self) -> Value {
-        let headings = (b'A'..).zip(&self.targets).map(|(letter, target)| {
+        let values = (b'A'..).zip(&self.targets).map(|(letter, target)| {
             let name =
                 if self.targets.len() == 1 { "Value".to_owned() } else { format!("Value #{}", char::from(letter)) };
             (name, json!(target.legend))
         });
-        json!([
-            { "id": "merge", "options": {} },
-            {
+        let mut names: Map<String, Value> = values.collect();
+        let mut order = Map::new();
+        if self.kind == Kind::Table {
+            names.extend(HEADINGS.iter().chain([&CURRENCY]).map(|(label, text)| ((*label).to_owned(), json!(text))));
+            order.extend(HEADINGS.iter().zip(0..).map(|((label, _), at)| ((*label).to_owned(), json!(at))));
+        }
+        let mut steps = vec![
+            json!({ "id": "merge", "options": {} }),
+            json!({
                 "id": "organize",
-                "options": {
-                    "excludeByName": { "Time": true },
-                    "indexByName": {},
-                    "renameByName": Value::Object(headings.collect()),
-                },
-            },
-        ])
+                "options": { "excludeByName": { "Time": true }, "indexByName": order, "renameByName": names },
+            }),
+        ];
+        if self.kind == Kind::Xy {
+            let options = json!({ "fields": ["encoder"], "keepFields": false, "naming": { "asLabels": true } });
+            steps.push(json!({ "id": "partitionByValues", "options": options }));
+        }
+        Value::Array(steps)
     }
+}
+
+/// The labels of the outermost grouping of a query.
+fn grouping(expr: &str) -> impl Iterator<Item = &str> {
+    let labels = expr.split_once("by (").and_then(|(_, rest)| rest.split_once(')')).map_or("", |(labels, _)| labels);
+    labels.split(',').map(str::trim)
+}
+
+/// The heading of a label's column.
+fn heading(label: &str) -> &str {
+    HEADINGS.iter().find(|(known, _)| *known == label).map_or(label, |(_, heading)| *heading)
+}
+
+/// The link to the details of a series, with the data source and the time range of this dashboard.
+fn link((label, uid, title): &(&str, &str, &str), value: &str) -> Value {
+    json!({
+        "title": title,
+        "url": format!("/d/{uid}?${{datasource:queryparam}}&var-{label}={value}&${{__url_time_range}}"),
+        "targetBlank": false,
+    })
 }
 
 impl Target {
@@ -357,131 +492,54 @@ impl Target {
     }
 }
 
-fn variable(name: &str, label: &str, query: &str, many: bool) -> Value {
-    let all = json!({ "selected": true, "text": "All", "value": "$__all" });
-    let mut json = json!({
-        "name": name,
-        "label": label,
-        "type": "query",
-        "datasource": { "type": "prometheus", "uid": "${datasource}" },
-        "definition": query,
-        "query": { "query": query, "refId": name },
-        "hide": 0,
-        "multi": many,
-        "includeAll": many,
-        // On time range change: includes hosts that appeared since the dashboard was loaded.
-        "refresh": 2,
-        "sort": 1,
-        "options": [],
-        "skipUrlSync": false,
-    });
-    if many {
-        json["allValue"] = json!(".+");
-        json["current"] = all;
-    }
-    json
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-impl Dashboard {
-    /// All queries as they are in the file.
-    pub fn queries(&self) -> impl Iterator<Item = (&Panel, &Target, String)> {
-        let of = |panel| std::iter::repeat(panel);
-        self.panels
-            .iter()
-            .flat_map(move |panel: &Panel| of(panel).zip(&panel.targets))
-            .map(|(panel, target)| (panel, target, target.query()))
+    fn urls(links: &Value) -> Vec<&str> {
+        links.as_array().into_iter().flatten().filter_map(|link| link["url"].as_str()).collect()
     }
 
-    /// The link to the replacement of this dashboard, if it has one, and the menu of dashboards.
-    fn links(&self) -> Vec<Value> {
-        let replacement = self.moved_to.map(|(uid, title)| {
-            json!({
-                "type": "link",
-                "title": title,
-                "tags": [],
-                "asDropdown": false,
-                "includeVars": true,
-                "keepTime": true,
-                "targetBlank": false,
-                "icon": "dashboard",
-                "tooltip": "The whole dashboard",
-                "url": format!("/d/{uid}"),
-            })
-        });
-        let menu = json!({
-            "type": "dashboards",
-            "title": "Wattcast",
-            "tags": ["wattcast"],
-            "asDropdown": true,
-            "includeVars": false,
-            "keepTime": true,
-            "targetBlank": false,
-            "icon": "external link",
-            "tooltip": "The other dashboards",
-            "url": "",
-        });
-        replacement.into_iter().chain([menu]).collect()
+    #[test]
+    fn series_and_cells_link_to_their_details() {
+        let of_container = "/d/power-attribution?${datasource:queryparam}&var-container=${__field.labels.container:percentencode}&${__url_time_range}";
+        let one = bars("t", "watt", "d").query("sum by (container) (g)", "{{container}} {{instance}}");
+        assert_eq!(urls(&one.json(0, 0)["fieldConfig"]["defaults"]["links"]), [of_container]);
+        // A link from a series without the label would select nothing.
+        let two = one.query("sum(g)", "all");
+        assert_eq!(two.json(0, 0)["fieldConfig"]["defaults"]["links"], Value::Null);
+
+        let json = table("t", "d").column("max by (scenario, run) (g)", "G", "watt").json(0, 0);
+        assert_eq!(json["fieldConfig"]["overrides"][0]["matcher"]["options"], "G");
+        assert_eq!(json["fieldConfig"]["overrides"][1]["matcher"]["options"], "Run");
+        assert_eq!(
+            urls(&json["fieldConfig"]["overrides"][1]["properties"][0]["value"]),
+            ["/d/results-overview?${datasource:queryparam}&var-run=${__value.raw:percentencode}&${__url_time_range}"]
+        );
     }
 
-    /// The content of the file that Grafana reads.
-    #[must_use]
-    pub fn json(&self) -> Value {
-        let mut variables = vec![
-            json!({
-                "name": "datasource",
-                "label": "Data source",
-                "type": "datasource",
-                "query": "prometheus",
-                "hide": 0,
-                "multi": false,
-                "includeAll": false,
-                "refresh": 1,
-                "regex": "",
-                "options": [],
-                "skipUrlSync": false,
-            }),
-            variable("job", "Job", &format!("label_values({}, job)", self.variables.family), true),
-            variable(
-                "instance",
-                "Instance",
-                &format!("label_values({}{{job=~\"$job\"}}, instance)", self.variables.family),
-                true,
-            ),
-        ];
-        for (name, label, family, of) in self.variables.further {
-            let query = format!("label_values({family}, {of})");
-            let single = name.strip_suffix('!');
-            variables.push(variable(single.unwrap_or(name), label, &query, single.is_none()));
-        }
-        let (mut x, mut y, mut line) = (0, 0, 0);
-        let mut panels = Vec::new();
-        for (panel, id) in self.panels.iter().zip(1..) {
-            if x + panel.width > COLUMNS || panel.kind == Kind::Row {
-                (x, y, line) = (0, y + line, 0);
-            }
-            let mut json = panel.json(x, y);
-            json["id"] = json!(id);
-            panels.push(json);
-            x += panel.width;
-            line = line.max(panel.height);
-        }
-        json!({
-            "uid": self.uid,
-            "title": self.title,
-            "description": self.description,
-            "tags": [if self.moved_to.is_some() { "wattcast-moved" } else { "wattcast" }],
-            "schemaVersion": SCHEMA,
-            "version": 1,
-            "editable": false,
-            "graphTooltip": 1,
-            "refresh": "10s",
-            "time": { "from": "now-1h", "to": "now" },
-            "timezone": "browser",
-            "fiscalYearStartMonth": 0,
-            "annotations": { "list": [] },
-            "links": self.links(),
-            "templating": { "list": variables },
-            "panels": panels,
-        })
+    #[test]
+    fn amounts_have_the_sign_of_the_currency_in_their_name() {
+        let json = time_series("t", "none", "d").money().query("g", "{{container}} {{currency}}").json(0, 0);
+        assert_eq!(json["fieldConfig"]["defaults"]["unit"], "none");
+        let overrides = json["fieldConfig"]["overrides"].as_array().unwrap();
+        assert_eq!(overrides.len(), CURRENCIES.len());
+        assert!(overrides.contains(&json!({
+            "matcher": { "id": "byRegexp", "options": "/(^| )USD( |$)/" },
+            "properties": [{ "id": "unit", "value": "currencyUSD" }],
+        })));
+    }
+
+    #[test]
+    fn xy_chart_keeps_the_units_of_its_columns_per_encoder() {
+        let chart = xy_chart("t", "d").column("max by (encoder) (v)", "VMAF", "none");
+        let json = chart.column("max by (encoder) (e)", "Energy", "joule").json(0, 0);
+        assert_eq!(json["pluginVersion"], "12.1.0");
+        assert_eq!(json["targets"][1]["format"], "table");
+        assert_eq!(json["transformations"][2]["options"]["fields"], json!(["encoder"]));
+        // Grafana renames the column "Energy libx264".
+        let unit = &json["fieldConfig"]["overrides"][1];
+        assert_eq!(unit["matcher"], json!({ "id": "byRegexp", "options": "/^Energy( |$)/" }));
+        assert_eq!(unit["properties"][0]["value"], "joule");
     }
 }

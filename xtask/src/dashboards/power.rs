@@ -1,15 +1,57 @@
 //! Dashboards of the probe's metrics: power by host, package, container and stream; the legacy
 //! metric names; GPUs.
 
-use super::panel::{Dashboard, Panel, VariableSource, bars, row, stat, table, time_series};
+use super::{
+    dashboard::{Dashboard, Folder, VariableSource},
+    health,
+    panel::{Panel, bars, row, stat, table, time_series},
+};
 
 /// Power of whole hosts, each joule counted once: packages, memory and GPUs, or the platform sensor
 /// of a host without package zones.
-const HOST_WATTS: &str = "(sum by (instance) (wattcast_power_watts{$S, zone=~\"package|dram|gpu\"}) \
+pub(super) const HOST_WATTS: &str = "(sum by (instance) (wattcast_power_watts{$S, zone=~\"package|dram|gpu\"}) \
      unless on (instance) (wattcast_power_watts{$S, zone=\"psys\"} unless on (instance) wattcast_power_watts{$S, zone=\"package\"})) \
      or sum by (instance) (wattcast_power_watts{$S, zone=\"psys\"} unless on (instance) wattcast_power_watts{$S, zone=\"package\"})";
 
-const PROBE: VariableSource = VariableSource {
+/// Zones by source. This and the next panel are on two dashboards.
+pub(super) fn energy_sources() -> Panel {
+    stat(
+        "Energy sources",
+        "none",
+        "Zones by source. perf, powercap, msr, hwmon and nvml are measured. model is estimated from CPU time; simulated and fake are test data: none of them is fit for publication.",
+    )
+    .query("count by (source) (wattcast_energy_joules_total{$S})", "{{source}}")
+}
+
+pub(super) fn attributed_share() -> Panel {
+    stat(
+        "Share attributed to containers",
+        "percentunit",
+        "Dynamic energy attributed to containers over all dynamic energy (0–1); the rest is system or unattributed energy.",
+    )
+    .axis_range(Some(0.0), Some(1.0))
+    .query(
+        "sum(rate(wattcast_container_energy_joules_total{$S}[$__rate_interval])) / (\
+         sum(rate(wattcast_container_energy_joules_total{$S}[$__rate_interval])) \
+         + sum(rate(wattcast_system_energy_joules_total{$S}[$__rate_interval])) \
+         + sum(rate(wattcast_retired_energy_joules_total{$S}[$__rate_interval])) \
+         + sum(rate(wattcast_unattributed_energy_joules_total{$S}[$__rate_interval])))",
+        "containers",
+    )
+}
+
+/// Idle power that an idle policy divides among containers, which is in no other share.
+pub(super) const CONTAINER_IDLE_WATTS: &str =
+    "sum(rate(wattcast_container_idle_energy_joules_total{$S}[$__rate_interval])) or vector(0)";
+
+/// Hosts on which the idle power of a package is known. Before, all idle energy counts as dynamic,
+/// and the uncertainty of the energy of containers says nothing about them: it can exceed 100 %.
+pub(super) const IDLE_KNOWN: &str =
+    "and on (instance) wattcast_idle_state_info{$S, zone!=\"dram\", state=~\"known|base|calibrated\"}";
+/// The text where that is not known.
+pub(super) const IDLE_UNKNOWN: &str = "idle not learnt yet";
+
+pub(super) const PROBE: VariableSource = VariableSource {
     family: "wattcast_energy_joules_total",
     further: &[
         ("container", "Container", "wattcast_container_energy_joules_total", "container"),
@@ -23,9 +65,10 @@ pub(super) fn attribution() -> Dashboard {
         uid: "power-attribution",
         title: "Power attribution",
         description: "Energy of a host by package, container and stream, with unattributed and idle energy",
+        folder: Folder::Wattcast,
         variables: PROBE,
         moved_to: None,
-        panels: [host_panels(), package_panels(), container_panels(), stream_panels()].concat(),
+        panels: [host_panels(), package_panels(), container_panels(), stream_panels(), meter_panels()].concat(),
     }
 }
 
@@ -34,25 +77,9 @@ fn host_panels() -> Vec<Panel> {
         row("Host"),
         stat("Host power", "watt", "Packages, memory and GPUs, including idle power. The hourly cost follows from it.")
             .query(HOST_WATTS, "{{instance}}"),
-        stat(
-            "Energy sources",
-            "none",
-            "Zones by source. perf, powercap, msr, hwmon and nvml are measured. model is estimated from CPU time; simulated and fake are test data: none of them is fit for publication.",
-        )
-        .query("count by (source) (wattcast_energy_joules_total{$S})", "{{source}}"),
-        stat("Attributed to containers", "percentunit", "Share of the dynamic energy attributed to containers; the rest is system or unattributed energy.")
-            .axis_range(Some(0.0), Some(1.0))
-            .query(
-                "sum(rate(wattcast_container_energy_joules_total{$S}[$__rate_interval])) / (\
-                 sum(rate(wattcast_container_energy_joules_total{$S}[$__rate_interval])) \
-                 + sum(rate(wattcast_system_energy_joules_total{$S}[$__rate_interval])) \
-                 + sum(rate(wattcast_retired_energy_joules_total{$S}[$__rate_interval])) \
-                 + sum(rate(wattcast_unattributed_energy_joules_total{$S}[$__rate_interval])))",
-                "containers",
-            ),
-        stat("Conservation error", "joule", "Sum of all attributed, idle and unattributed energy minus the measured energy. Any value other than 0 is a bug in Wattcast.")
-            .thresholds(&[(None, "green"), (Some(0.001), "red")])
-            .query("max(abs(wattcast_conservation_error_joules{$S}))", "largest error"),
+        energy_sources(),
+        attributed_share(),
+        health::conservation_error("$S"),
         time_series("Power breakdown", "watt", "All shares, stacked: the upper edge is the measured power.")
             .width(24)
             .height(11)
@@ -63,7 +90,7 @@ fn host_panels() -> Vec<Panel> {
             .query("sum(rate(wattcast_unattributed_energy_joules_total{$S}[$__rate_interval]))", "unattributed")
             .query("sum(rate(wattcast_idle_energy_joules_total{$S}[$__rate_interval]))", "idle")
             // Present only with an idle policy that shares idle energy among containers.
-            .query("sum(rate(wattcast_container_idle_energy_joules_total{$S}[$__rate_interval])) or vector(0)", "idle power of containers"),
+            .query(CONTAINER_IDLE_WATTS, "idle power of containers"),
     ]
 }
 
@@ -84,8 +111,15 @@ fn package_panels() -> Vec<Panel> {
                 "sum by (instance, container, zone, package) (rate(wattcast_container_energy_joules_total{$S, container=~\"$container\"}[$__rate_interval]))",
                 "{{container}} on {{instance}} {{zone}} {{package}}",
             ),
-        time_series("Attribution uncertainty", "percentunit", "Relative uncertainty of a container's energy in the last tick. It is larger for small containers.")
-            .query("max by (container) (wattcast_energy_uncertainty_ratio{$S, window=\"60s\", container=~\"$container\"})", "{{container}}"),
+        time_series("Attribution uncertainty", "percentunit", "Relative uncertainty of each container's energy, last 60 s. It is larger for small containers. Absent until the idle power of a package is known.")
+            .no_value(IDLE_UNKNOWN)
+            .query(
+                format!("max by (container) (wattcast_energy_uncertainty_ratio{{$S, window=\"60s\", container=~\"$container\"}} {IDLE_KNOWN})"),
+                "{{container}}",
+            ),
+        stat("Idle power state", "none", "learning or refused: idle not learnt yet, so idle energy is attributed like dynamic energy, and its uncertainty is not shown. base: the sum of sleep and awake power is known.")
+            .width(24)
+            .query("max by (instance, zone, package, state) (wattcast_idle_state_info{$S})", "{{instance}} {{zone}} {{package}} {{state}}"),
     ]
 }
 
@@ -115,7 +149,7 @@ fn container_panels() -> Vec<Panel> {
                  + sum by (container) (rate(wattcast_container_cpu_seconds_total{$S, container=~\"$container\"}[$__rate_interval])))",
                 "{{container}}",
             ),
-        table("Containers", "Current power and uncertainty; energy and CPU time over the time range.")
+        table("Containers", "Current power; energy and CPU time over the time range; uncertainty in the last 60 s, absent until the idle power of a package is known.")
             .column("sum by (container) (wattcast_container_power_watts{$S, container=~\"$container\"})", "Power", "watt")
             .column(
                 "sum by (container) (increase(wattcast_container_energy_joules_total{$S, container=~\"$container\"}[$__range]))",
@@ -127,7 +161,12 @@ fn container_panels() -> Vec<Panel> {
                 "CPU time",
                 "s",
             )
-            .column("max by (container) (wattcast_energy_uncertainty_ratio{$S, window=\"60s\", container=~\"$container\"})", "Uncertainty", "percentunit"),
+            .column(
+                format!("max by (container) (wattcast_energy_uncertainty_ratio{{$S, window=\"60s\", container=~\"$container\"}} {IDLE_KNOWN})"),
+                "Uncertainty",
+                "percentunit",
+            )
+            .sorted_by("Energy", true),
     ]
 }
 
@@ -156,6 +195,33 @@ fn stream_panels() -> Vec<Panel> {
                  / on (stream) group_left () (sum by (stream) (rate(wattcast_stream_media_seconds_total{stream=~\"$stream\"}[$__rate_interval])) > 0) * 3600",
                 "Energy per hour of media",
                 "joule",
+            )
+            .sorted_by("Power", true),
+    ]
+}
+
+/// The meter at the wall against the counters, as the alert WattcastReferenceDrift compares them.
+fn meter_panels() -> Vec<Panel> {
+    const NO_METER: &str = "No meter (--reference.url, --reference.file, or power_meter of hwmon)";
+    vec![
+        row("Wall meter"),
+        time_series("Wall power", "watt", "Power of the whole machine by its meter, and what the counters of packages, memory and boards let expect: offset and slope of the last hours, with power supplies and fans.")
+            .no_value(NO_METER)
+            .query("max by (instance, meter) (wattcast_reference_power_watts{$S})", "{{instance}} {{meter}}")
+            .query(
+                "max by (instance, meter) (wattcast_reference_offset_watts{$S}) \
+                 + max by (instance, meter) (wattcast_reference_slope_ratio{$S}) \
+                 * on (instance) group_left () sum by (instance) (wattcast_power_watts{$S, zone=~\"package|dram|gpu\", source!=\"model\"})",
+                "{{instance}} {{meter}} from counters",
+            ),
+        time_series("Residual of the wall meter", "percentunit", "Power of the meter in the last minutes less that from counters, relative to the meter, with its 95 % interval. The alert WattcastReferenceDrift fires when the whole interval is beyond 5 %.")
+            .axis_range(None, None)
+            .thresholds(&[(None, "red"), (Some(-0.05), "green"), (Some(0.05), "red")])
+            .no_value(NO_METER)
+            .query("max by (instance, meter) (wattcast_reference_residual_ratio{$S})", "{{instance}} {{meter}}")
+            .query(
+                "max by (instance, meter, bound) (wattcast_reference_residual_interval_ratio{$S})",
+                "{{instance}} {{meter}} {{bound}}",
             ),
     ]
 }
@@ -166,6 +232,7 @@ pub(super) fn monitoring() -> Dashboard {
         uid: "power-monitoring",
         title: "Power monitoring",
         description: "Power of processors, containers and host under the legacy metric names",
+        folder: Folder::Legacy,
         variables: VariableSource { family: "cpu_exporter_info", further: &[] },
         moved_to: None,
         panels: vec![
@@ -231,6 +298,7 @@ pub(super) fn gpu() -> Dashboard {
         uid: "gpu-energy",
         title: "GPU",
         description: "Power, engines and encoder sessions of GPUs, and their usage by container",
+        folder: Folder::Wattcast,
         variables: VariableSource { family: "wattcast_gpu_power_watts", further: &[] },
         moved_to: None,
         panels: vec![

@@ -1,7 +1,12 @@
 //! Dashboards of the analysis service's metrics: results, quality, cost, and the relations between
 //! them.
+//!
+//! The results of a run do not change: tables, bars and XY charts show them, not lines over time.
 
-use super::panel::{Dashboard, VariableSource, bars, row, stat, table, time_series};
+use super::{
+    dashboard::{Dashboard, Folder, VariableSource},
+    panel::{bars, row, stat, table, time_series, xy_chart},
+};
 
 /// The legend of series by scenario.
 const SCENARIO: &str = "{{scenario}} {{bitrate}} {{encoder}} {{run}}";
@@ -31,6 +36,11 @@ const COST: VariableSource = VariableSource {
 /// One series per scenario of the selected runs and scenarios.
 fn of_runs(family: &str, matchers: &str) -> String {
     format!("max {BY} ({family}{{$S, run=~\"$run\", scenario=~\"$scenario\"{matchers}}})")
+}
+
+/// The same for the quality of a run, on dashboards of another port.
+fn of_quality(family: &str) -> String {
+    format!("max {BY} ({family}{{run=~\"$run\", scenario=~\"$scenario\"}})")
 }
 
 fn in_currency(family: &str, matchers: &str) -> String {
@@ -64,6 +74,7 @@ pub(super) fn efficiency() -> Dashboard {
         uid: "energy-efficiency",
         title: "Energy efficiency",
         description: "Energy efficiency of configurations, and their excess energy over the best one",
+        folder: Folder::Wattcast,
         variables: RESULTS,
         moved_to: None,
         panels: vec![
@@ -92,7 +103,14 @@ pub(super) fn efficiency() -> Dashboard {
             .column(of_runs("wattcast_run_pixels_per_joule", ""), "Pixels per joule", "short")
             .column(of_runs("wattcast_run_energy_per_frame_joules", ", scope=\"host\""), "Energy per frame", "joule")
             .column(of_runs("wattcast_run_energy_joules", ", scope=\"host\""), "Energy", "joule")
-            .column(of_runs("wattcast_run_power_watts", ", scope=\"host\""), "Mean power", "watt"),
+            .column(of_runs("wattcast_run_power_watts", ", scope=\"host\""), "Mean power", "watt")
+            .sorted_by("Rank", false),
+            xy_chart("Quality and energy per frame", "VMAF and host energy per frame of each scenario: further right is better quality, further down less energy. Compare equal resolutions, and scores of the same model, only.")
+                .column(of_quality("wattcast_quality_vmaf_score"), "VMAF", "none")
+                .column(of_runs("wattcast_run_energy_per_frame_joules", ", scope=\"host\""), "Energy per frame", "joule"),
+            xy_chart("Measured and predicted power", "Mean power of each scenario, and the prediction of a linear fit over the number of streams. Repeat scenarios far from the diagonal.")
+                .column(of_runs("results_scenario_mean_power_watts", ""), "Measured power", "watt")
+                .column(of_runs("results_scenario_predicted_power_watts", ""), "Predicted power", "watt"),
             bars("Pixels per joule", "short", "Higher is better.")
                 .query(of_runs("wattcast_run_pixels_per_joule", ""), SCENARIO),
             bars("Excess energy vs. best", "joule", excess).query(
@@ -130,19 +148,6 @@ pub(super) fn efficiency() -> Dashboard {
             time_series("Container power by zone", "watt", "Dynamic power of containers on CPU packages, memory and GPUs.")
                 .stacked()
                 .query("sum by (zone) (rate(wattcast_container_energy_joules_total[$__rate_interval]))", "{{zone}}"),
-            time_series(
-                "Measured and predicted power",
-                "watt",
-                "Mean power of scenarios, and the prediction of a linear fit through them. Repeat scenarios far from the fit.",
-            )
-            .query(
-                of_runs("results_scenario_mean_power_watts", ""),
-                "{{scenario}} {{bitrate}} {{encoder}} {{run}} measured",
-            )
-            .query(
-                of_runs("results_scenario_predicted_power_watts", ""),
-                "{{scenario}} {{bitrate}} {{encoder}} {{run}} predicted",
-            ),
         ],
     }
 }
@@ -153,11 +158,14 @@ pub(super) fn results() -> Dashboard {
         uid: "results-overview",
         title: "Results overview",
         description: "Results of every scenario of the newest runs",
+        folder: Folder::Wattcast,
         variables: RESULTS,
         moved_to: None,
         panels: vec![
-            stat("Total Scenarios", "none", "Scenarios of the selected runs.").query("sum(results_scenarios_total{$S})", "scenarios"),
-            stat("Average FPS", "none", "Frames per second by scenario.").width(18).query(
+            stat("Total Scenarios", "none", "Scenarios of the selected runs.")
+                .height(8)
+                .query("sum(results_scenarios_total{$S})", "scenarios"),
+            bars("Average FPS", "none", "Frames per second by scenario.").width(18).query(
                 of_runs("results_scenario_avg_fps", ""),
                 SCENARIO,
             ),
@@ -165,12 +173,18 @@ pub(super) fn results() -> Dashboard {
                 .query(of_runs("results_scenario_duration_seconds", ""), SCENARIO),
             bars("Energy", "joule", "Energy of the host, including idle power. The last table lists its source and method.")
                 .query(of_runs("wattcast_run_energy_joules", ", scope=\"host\""), SCENARIO),
-            time_series("Frame Statistics", "none", "Encoded and dropped frames.")
-                .query(of_runs("results_scenario_total_frames", ""), "{{scenario}} {{bitrate}} {{encoder}} {{run}} all")
-                .query(of_runs("results_scenario_dropped_frames", ""), "{{scenario}} {{bitrate}} {{encoder}} {{run}} dropped"),
-            time_series("Quality Scores by Scenario", "none", "VMAF (0 to 100) and PSNR (dB).")
-                .query(of_runs("results_scenario_vmaf_score", ""), "{{scenario}} {{bitrate}} {{encoder}} {{run}} VMAF")
-                .query(of_runs("results_scenario_psnr_score", ""), "{{scenario}} {{bitrate}} {{encoder}} {{run}} PSNR"),
+            table("Frame Statistics", "Encoded and dropped frames of each scenario.")
+                .width(12)
+                .height(8)
+                .column(of_runs("results_scenario_total_frames", ""), "Frames", "none")
+                .column(of_runs("results_scenario_dropped_frames", ""), "Dropped frames", "none")
+                .sorted_by("Dropped frames", true),
+            table("Quality Scores by Scenario", "VMAF (0 to 100) and PSNR. Compare scores of the same model only.")
+                .width(12)
+                .height(8)
+                .column(of_runs("results_scenario_vmaf_score", ""), "VMAF", "none")
+                .column(of_runs("results_scenario_psnr_score", ""), "PSNR", "dB")
+                .sorted_by("VMAF", true),
             table("All scenarios", "One row per scenario.")
                 .column(of_runs("wattcast_run_duration_seconds", ""), "Duration", "s")
                 .column(of_runs("wattcast_run_frames", ""), "Frames", "none")
@@ -202,25 +216,26 @@ pub(super) fn qoe() -> Dashboard {
         uid: "qoe-metrics",
         title: "QoE metrics",
         description: "Quality scores, quality per watt and quality per joule",
+        folder: Folder::Wattcast,
         variables: QUALITY,
         moved_to: None,
         panels: vec![
-            time_series("VMAF Quality Score", "none", "0 to 100, with the colours of the legacy dashboard: red below 70, green from 85. Compare scores of the same model only.")
+            bars("VMAF Quality Score", "none", "0 to 100, with the colours of the legacy dashboard: red below 70, green from 85. Compare scores of the same model only.")
                 .axis_range(Some(0.0), Some(100.0))
                 .thresholds(&[(None, "red"), (Some(70.0), "yellow"), (Some(85.0), "green")])
                 .query(of_runs("qoe_vmaf_score", ""), SCENARIO),
-            time_series("PSNR Quality Score", "dB", "Peak signal-to-noise ratio in dB. It does not model human perception.")
+            bars("PSNR Quality Score", "dB", "Peak signal-to-noise ratio in dB. It does not model human perception.")
                 .query(of_runs("qoe_psnr_score", ""), SCENARIO),
-            time_series("Quality per Watt Efficiency", "none", "VMAF over mean power. It favours low power and low quality: see Energy at equal quality.")
+            bars("Quality per Watt Efficiency", "none", "VMAF over mean power. It favours low power and low quality: see Energy at equal quality.")
                 .query(of_runs("qoe_quality_per_watt", ""), SCENARIO),
-            time_series("QoE Efficiency Score", "none", "Quality-weighted pixels per joule.").query(
+            bars("QoE Efficiency Score", "none", "Quality-weighted pixels per joule.").query(
                 of_runs("qoe_efficiency_score", ""),
                 SCENARIO,
             ),
-            time_series("Frame Drop Rate", "percentunit", "Dropped frames over encoded frames, with thresholds at 1 and 5 %.")
+            bars("Frame Drop Rate", "percentunit", "Dropped frames over encoded frames, with colours from 1 and 5 %.")
                 .thresholds(&[(None, "green"), (Some(0.01), "yellow"), (Some(0.05), "red")])
                 .query(of_runs("qoe_drop_rate", ""), SCENARIO),
-            time_series("SSIM Quality Score", "none", "0 to 1.").axis_range(Some(0.0), Some(1.0)).query(
+            bars("SSIM Quality Score", "none", "0 to 1.").axis_range(Some(0.0), Some(1.0)).query(
                 of_runs("qoe_ssim_score", ""),
                 SCENARIO,
             ),
@@ -236,7 +251,8 @@ pub(super) fn qoe() -> Dashboard {
                     "max by (run, encoder, preset, output_ladder, vmaf) (wattcast_quality_equal_energy_joules{$S, run=~\"$run\"})",
                     "Energy per second of media",
                     "joule",
-                ),
+                )
+                .sorted_by("Energy per second of media", false),
         ],
     }
 }
@@ -247,35 +263,44 @@ pub(super) fn cost() -> Dashboard {
         uid: "cost-analysis",
         title: "Cost analysis",
         description: "Cost of runs, current cost of hosts, containers and streams, and budgets",
+        folder: Folder::Wattcast,
         variables: COST,
         moved_to: None,
         panels: vec![
             row("Runs"),
-            time_series("Total Cost by Scenario", "none", "Cost of energy, and of CPU and GPU time if they have a price, in units of the currency.")
+            table("Total Cost by Scenario", "Cost of energy, and of CPU and GPU time if they have a price, in the currency of the last column.")
+                .column(in_currency("wattcast_cost_amount", ", part=\"total\""), "Total", "none")
+                .column(in_currency("wattcast_cost_amount", ", part=\"energy\""), "Energy", "none")
+                .column(
+                    "sum by (scenario, bitrate, encoder, run, currency) (max by (scenario, bitrate, encoder, run, currency, part) \
+                     (wattcast_cost_amount{$S, currency=~\"$currency\", run=~\"$run\", scenario=~\"$scenario\", part=~\"compute|gpu\"}))",
+                    "CPU and GPU time",
+                    "none",
+                )
+                .sorted_by("Total", true),
+            bars("Current Cost by Scenario", "none", "Total cost of each scenario at the prices of its time.")
+                .money()
                 .query(in_currency("wattcast_cost_amount", ", part=\"total\""), "{{scenario}} {{bitrate}} {{encoder}} {{run}} {{currency}}"),
-            bars("Current Cost by Scenario", "none", "Latest value of the same cost.")
-                .decimals(6)
-                .query(in_currency("wattcast_cost_amount", ", part=\"total\""), "{{scenario}} {{bitrate}} {{encoder}} {{run}} {{currency}}"),
-            time_series("Cost Breakdown: Energy vs Compute", "none", "Cost of the scenario's energy, and of its CPU and GPU time if they have a price.")
-                .draw_bars()
-                .stacked()
+            bars("Cost Breakdown: Energy vs Compute", "none", "Cost of the scenario's energy, and of its CPU and GPU time if they have a price.")
+                .money()
                 .query(
                     "max by (scenario, bitrate, encoder, run, part, currency) (wattcast_cost_amount{$S, currency=~\"$currency\", run=~\"$run\", scenario=~\"$scenario\", part!=\"total\"})",
                     "{{scenario}} {{bitrate}} {{encoder}} {{run}} {{part}} {{currency}}",
                 ),
-            time_series("Cost Efficiency: Cost per Pixel", "sci", "Total cost. Lower is better. Compare equal quality only.").query(
+            bars("Cost Efficiency: Cost per Pixel", "sci", "Total cost per encoded pixel. Lower is better. Compare equal quality only.").query(
                 in_currency("wattcast_cost_per_unit_amount", ", part=\"total\", unit=\"pixel\""),
                 "{{scenario}} {{bitrate}} {{encoder}} {{run}} {{currency}}",
             ),
-            time_series("Cost per Viewer Watch Hour", "none", "As in the legacy exporter: each stream counts as one viewer, and CPU time without a configured price costs 0.50 per core-hour. The next panel uses the number of viewers of the run where it is known.")
+            bars("Cost per Viewer Watch Hour", "none", "As in the legacy exporter: each stream counts as one viewer, and CPU time without a configured price costs 0.50 per core-hour. The next panel uses the number of viewers of the run where it is known.")
+                .money()
                 .query(in_currency("cost_per_watch_hour", ""), "{{scenario}} {{bitrate}} {{encoder}} {{run}} {{currency}}"),
-            table("Cost per delivered unit", "Cost per frame, hour of media, gigabyte and other units, as far as the run has the data.").width(12).column(
+            table("Cost per delivered unit", "Cost per frame, hour of media, gigabyte and other units, as far as the run has the data, in the currency of the last column.").column(
                 "max by (scenario, bitrate, encoder, run, part, unit, currency) (wattcast_cost_per_unit_amount{$S, currency=~\"$currency\", run=~\"$run\", scenario=~\"$scenario\"})",
                 "Cost",
                 "sci",
             ),
             row("Current values"),
-            stat("Energy price per kWh", "none", "Current price of the tariff, including PUE.").decimals(4).query(
+            stat("Energy price per kWh", "none", "Current price of the tariff, including PUE.").money().decimals(4).query(
                 "max by (currency) (wattcast_energy_price_amount{$S}) * 3.6e6",
                 "{{currency}}",
             ),
@@ -292,15 +317,15 @@ pub(super) fn cost() -> Dashboard {
                 .decimals(2)
                 .thresholds(&[(None, "green"), (Some(1.0), "orange"), (Some(2.0), "red")])
                 .query("max by (budget) (wattcast_budget_burn_ratio{$S, window=\"24h\"})", "{{budget}}"),
-            time_series("Host cost per hour", "none", "Current cost, including idle power.").query(
+            time_series("Host cost per hour", "none", "Current cost, including idle power.").money().query(
                 hourly_cost(HOST_WATTS),
                 "{{instance}} {{currency}}",
             ),
-            time_series("Container cost per hour", "none", "Current cost of dynamic energy.").stacked().query(
+            time_series("Container cost per hour", "none", "Current cost of dynamic energy.").money().stacked().query(
                 hourly_cost(CONTAINER_WATTS),
                 "{{container}} {{currency}}",
             ),
-            time_series("Stream cost per hour", "none", "Current cost of dynamic energy.").stacked().query(
+            time_series("Stream cost per hour", "none", "Current cost of dynamic energy.").money().stacked().query(
                 hourly_cost(STREAM_WATTS),
                 "{{stream}} {{currency}}",
             ),
@@ -310,6 +335,7 @@ pub(super) fn cost() -> Dashboard {
                     "{{instance}}",
                 ),
             time_series("Budget and forecast", "none", "Spending so far, the budget, and the forecast for the end of the month with its interval.")
+                .money()
                 .query("max by (budget, currency) (wattcast_budget_spent_amount{$S})", "{{budget}} {{currency}} spent")
                 .query("max by (budget, currency) (wattcast_budget_amount{$S})", "{{budget}} {{currency}} budget")
                 .query("max by (budget, currency, bound) (wattcast_budget_forecast_amount{$S})", "{{budget}} {{currency}} {{bound}}"),
@@ -324,45 +350,48 @@ pub(super) fn cost() -> Dashboard {
 /// Quality and cost in one view.
 pub(super) fn qoe_cost() -> Dashboard {
     let vmaf = "max by (scenario, bitrate, encoder, run) (wattcast_quality_vmaf_score{run=~\"$run\", scenario=~\"$scenario\"})";
-    let total = "max by (scenario, bitrate, encoder, run) (wattcast_cost_amount{$S, part=\"total\", currency=~\"$currency\", run=~\"$run\", scenario=~\"$scenario\"})";
-    let per_hour = |part: &str| {
-        format!(
-            "max by (scenario, bitrate, encoder, run) (wattcast_cost_amount{{$S, part=\"{part}\", currency=~\"$currency\", run=~\"$run\", scenario=~\"$scenario\"}}) \
-             / on (scenario, bitrate, encoder, run) max by (scenario, bitrate, encoder, run) (wattcast_run_duration_seconds) * 3600"
-        )
-    };
+    let total = "max by (scenario, bitrate, encoder, run, currency) (wattcast_cost_amount{$S, part=\"total\", currency=~\"$currency\", run=~\"$run\", scenario=~\"$scenario\"})";
+    let per_hour = format!(
+        "{total} / on (scenario, bitrate, encoder, run) group_left () max by (scenario, bitrate, encoder, run) (wattcast_run_duration_seconds) * 3600"
+    );
+    let name = "{{scenario}} {{bitrate}} {{encoder}} {{run}} {{currency}}";
     Dashboard {
         uid: "qoe-cost",
         title: "Quality and cost",
         description: "Cost and energy per point of quality",
+        folder: Folder::Wattcast,
         variables: COST,
         moved_to: None,
         panels: vec![
-            table("Quality, energy and cost", "One row per scenario. Sort by the column of interest.")
+            table("Quality, energy and cost", "One row per scenario; the cost is in the currency of the last column. Sort by the column of interest.")
                 .column(vmaf, "VMAF", "none")
                 .column("max by (scenario, bitrate, encoder, run) (wattcast_qoe_score{run=~\"$run\", scenario=~\"$scenario\"})", "QoE", "none")
                 .column("max by (scenario, bitrate, encoder, run) (wattcast_run_energy_joules{scope=\"host\", run=~\"$run\", scenario=~\"$scenario\"})", "Energy", "joule")
-                .column(total, "Cost", "sci")
-                .column(per_hour("total"), "Cost per hour", "none"),
+                .column(total, "Cost", "none")
+                .column(per_hour.clone(), "Cost per hour", "none")
+                .sorted_by("VMAF", true),
+            xy_chart("Quality and cost per hour in $currency", "VMAF and cost per hour of each scenario's duration: further right is better quality, further down cheaper.")
+                .column(vmaf, "VMAF", "none")
+                .column(per_hour.clone(), "Cost per hour", "none"),
             bars("VMAF", "none", "0 to 100.").axis_range(Some(0.0), Some(100.0)).query(vmaf, SCENARIO),
-            bars("Cost per hour", "none", "Cost of energy, and of CPU and GPU time if they have a price, per hour of the scenario's duration.").query(per_hour("total"), SCENARIO),
+            bars("Cost per hour", "none", "Cost of energy, and of CPU and GPU time if they have a price, per hour of the scenario's duration.").money().query(per_hour, name),
             bars("VMAF points per joule", "none", "Higher is better among scenarios of equal length. Compare at equal quality before choosing.").query(
                 "max by (scenario, bitrate, encoder, run) (wattcast_quality_vmaf_per_joule{run=~\"$run\", scenario=~\"$scenario\"})",
                 SCENARIO,
             ),
-            bars("Cost per VMAF point", "sci", "Cost of a scenario over its VMAF.").query(
-                format!("{total} / on (scenario, bitrate, encoder, run) {vmaf}"),
-                SCENARIO,
+            bars("Cost per VMAF point", "none", "Cost of a scenario over its VMAF.").money().query(
+                format!("{total} / on (scenario, bitrate, encoder, run) group_left () {vmaf}"),
+                name,
             ),
-            time_series("Quality-weighted pixels per joule", "short", "VMAF / 100 · pixels / energy.").query(
+            bars("Quality-weighted pixels per joule", "short", "VMAF / 100 · pixels / energy.").query(
                 "max by (scenario, bitrate, encoder, run) (wattcast_quality_pixels_per_joule{run=~\"$run\", scenario=~\"$scenario\"})",
                 SCENARIO,
             ),
-            time_series("Energy share of the cost", "percentunit", "The rest is the cost of CPU and GPU time; without a price of them energy is all.").axis_range(Some(0.0), Some(1.0)).query(
+            bars("Energy share of the cost", "percentunit", "The rest is the cost of CPU and GPU time; without a price of them energy is all.").axis_range(Some(0.0), Some(1.0)).query(
                 format!(
-                    "max by (scenario, bitrate, encoder, run) (wattcast_cost_amount{{$S, part=\"energy\", currency=~\"$currency\", run=~\"$run\", scenario=~\"$scenario\"}}) / {total}"
+                    "max by (scenario, bitrate, encoder, run, currency) (wattcast_cost_amount{{$S, part=\"energy\", currency=~\"$currency\", run=~\"$run\", scenario=~\"$scenario\"}}) / {total}"
                 ),
-                SCENARIO,
+                name,
             ),
         ],
     }

@@ -32,6 +32,8 @@ use testkit::{
 /// Dependencies of the packages that are not essential packages.
 const DEPENDS: [&str; 1] = ["passwd"];
 const RESULT: &str = "var/lib/wattcast-analysis/result.json";
+/// A file that the probe could have written.
+const PROBE_STATE: &str = "var/lib/wattcast/kept";
 /// A link for each unit that is started at boot.
 const ENABLED: &str = "etc/systemd/system/multi-user.target.wants";
 
@@ -150,6 +152,7 @@ impl PackageTest<'_> {
         let (probe, analysis) = (self.change_port(&PROBE)?, self.change_port(&ANALYSIS)?);
         fs::remove_file(root.path(ENABLED).join("wattcast-probe.service"))?;
         fs::write(root.path(RESULT), "{}")?;
+        fs::write(root.path(PROBE_STATE), "learnt")?;
         let account = root.run(&["getent", "passwd", "wattcast"])?;
 
         self.install(new)?;
@@ -169,6 +172,10 @@ impl PackageTest<'_> {
             .check("wattcast-probe: an upgrade leaves a disabled unit disabled", || self.check_enabled(&PROBE, false));
         checks.check("wattcast-analysis: an upgrade leaves an enabled unit enabled", || {
             self.check_enabled(&ANALYSIS, true)
+        });
+        checks.check("wattcast-probe: an upgrade keeps its state", || {
+            ensure!(fs::read_to_string(root.path(PROBE_STATE))? == "learnt", "the state changed");
+            Ok(())
         });
         checks.check("wattcast-analysis: an upgrade keeps the account and the results", || {
             ensure!(root.run(&["getent", "passwd", "wattcast"])? == account, "the account changed");

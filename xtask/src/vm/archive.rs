@@ -1,4 +1,4 @@
-//! Kernel images of Debian's archive.
+//! Kernel images and modules of Debian's archive.
 //!
 //! apt runs with sources, index and downloads in the target directory: it can read other releases
 //! than those of this machine, whose own sources stay unchanged.
@@ -12,17 +12,19 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use testkit::shell::{output, step};
 
+use super::matrix::{Image, Kernel};
+
 /// The keys that sign Debian's releases.
 pub(super) const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// A release that is no longer maintained moves from the first to the second.
 const MIRRORS: [&str; 2] = ["http://deb.debian.org/debian-security", "http://archive.debian.org/debian-security"];
 
-/// Downloads the kernel image that a package of a suite depends on, once.
-pub(super) fn image(suite: &str, package: &str, dir: &Path) -> Result<PathBuf> {
+/// Downloads the kernel image that a kernel's package depends on, with its modules, once.
+pub(super) fn image(kernel: &Kernel, dir: &Path) -> Result<Image> {
     let mut failure = None;
     for mirror in MIRRORS {
-        match Apt::new(mirror, suite, dir).and_then(|apt| apt.image(package, dir)) {
+        match Apt::new(mirror, kernel.suite, dir).and_then(|apt| apt.image(kernel, dir)) {
             Ok(image) => return Ok(image),
             Err(error) => failure = failure.or(Some(error)),
         }
@@ -73,14 +75,18 @@ impl Apt {
         command
     }
 
-    fn image(&self, package: &str, dir: &Path) -> Result<PathBuf> {
+    fn image(&self, kernel: &Kernel, dir: &Path) -> Result<Image> {
+        let package = kernel.package;
         let depends = output(self.command("apt-cache").args(["depends", package]))?;
         let real = depends
             .lines()
             .find_map(|line| line.trim().strip_prefix("Depends: linux-image-"))
             .with_context(|| format!("the archive has no {package}"))?;
-        let image = dir.join(format!("vmlinuz-{real}"));
-        if image.is_file() {
+        let image = Image {
+            file: dir.join(format!("vmlinuz-{real}")),
+            modules: kernel.modules.iter().map(|module| dir.join(format!("modules-{real}")).join(module)).collect(),
+        };
+        if image.file.is_file() && image.modules.iter().all(|module| module.is_file()) {
             return Ok(image);
         }
         step(format!("downloading linux-image-{real}"));
@@ -91,7 +97,10 @@ impl Apt {
             .filter_map(|entry| Some(entry.ok()?.path()))
             .find(|path| path.file_name().is_some_and(|file| file.to_string_lossy().starts_with(&format!("{name}_"))));
         let package = package.context("apt-get downloaded no package")?;
-        extract(&package, &format!("./boot/vmlinuz-{real}"), &image)?;
+        extract(&package, &format!("./boot/vmlinuz-{real}"), &image.file)?;
+        for (module, to) in kernel.modules.iter().zip(&image.modules) {
+            extract(&package, &format!("./lib/modules/{real}/kernel/{module}"), to)?;
+        }
         fs::remove_file(package)?;
         Ok(image)
     }
@@ -99,6 +108,7 @@ impl Apt {
 
 /// Extracts one file of a package.
 fn extract(package: &Path, member: &str, to: &Path) -> Result<()> {
+    fs::create_dir_all(to.parent().context("a path without directory")?)?;
     let draft = to.with_extension("part");
     let mut unpack = Command::new("dpkg-deb")
         .arg("--fsys-tarfile")

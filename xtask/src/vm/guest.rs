@@ -14,7 +14,7 @@ use testkit::{
     wait::Deadline,
 };
 
-use super::matrix::{Guest, Setup};
+use super::matrix::Guest;
 
 /// Time limit between two lines of the guest's script, counted as a [`Deadline`]. A working guest
 /// takes a few seconds at most, for its boot or for using CPU time.
@@ -32,13 +32,9 @@ pub(super) fn has_kvm() -> bool {
     flags.split_whitespace().any(|flag| flag == "vmx" || flag == "svm") && Path::new("/dev/kvm").exists()
 }
 
-/// Runs a guest to its end; returns its console output, which is also written to a file. With
-/// `kvm`, QEMU falls back to software emulation if it cannot open KVM.
-///
-/// # Errors
-/// When QEMU does not start, or the guest makes no progress.
-pub(super) fn boot(guest: &Guest<'_>, setup: &Setup, kvm: bool, log: &Path) -> Result<String> {
-    let console = File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
+/// QEMU for a guest. With `kvm`, it falls back to software emulation if it cannot open KVM.
+/// `parameters` are further words of the kernel's command line.
+pub(super) fn command(guest: &Guest<'_>, initramfs: &Path, kvm: bool, parameters: &str) -> Command {
     let mut command = Command::new("qemu-system-x86_64");
     command
         .args(["-machine", "q35", "-cpu", "max,vendor=GenuineIntel"])
@@ -49,29 +45,48 @@ pub(super) fn boot(guest: &Guest<'_>, setup: &Setup, kvm: bool, log: &Path) -> R
         .args(["-accel", "tcg,thread=single"])
         .args(["-m", "768", "-nodefaults", "-display", "none", "-serial", "stdio", "-no-reboot"])
         .args(["-smp", guest.machine.smp, "-kernel"])
-        .arg(&guest.image)
+        .arg(&guest.image.file)
         .arg("-initrd")
-        .arg(&setup.initramfs)
+        .arg(initramfs)
         .arg("-append")
         // The boot stops if the check of timer interrupts fails, which happens when the host gives
         // the guest no CPU time. KVM guests skip this check as well (arch/x86/kernel/kvm.c).
-        .arg(format!("console=ttyS0 quiet panic=-1 no_timer_check tiers={}", guest.kernel.tiers.join(",")))
-        .stdin(Stdio::null())
-        .stderr(console.try_clone()?)
-        .stdout(console);
-    kill_on_parent_exit(&mut command);
+        .arg(format!(
+            "console=ttyS0 quiet panic=-1 no_timer_check {} tiers={} {parameters}",
+            guest.script.parameters(),
+            guest.kernel.tiers.join(",")
+        ));
+    command
+}
+
+/// Runs QEMU until the guest ends; returns its console output, which is also written to a file.
+/// `watch` gets the output of each tenth of a second so far.
+///
+/// # Errors
+/// When QEMU does not start, the guest makes no progress, or `watch` fails.
+pub(super) fn run(command: &mut Command, log: &Path, mut watch: impl FnMut(&str) -> Result<()>) -> Result<String> {
+    let console = File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
+    command.stdin(Stdio::null()).stderr(console.try_clone()?).stdout(console);
+    kill_on_parent_exit(command);
     let mut qemu = command.spawn().context("cannot start QEMU")?;
-    let read = || fs::read(log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+    let read = || Ok::<_, anyhow::Error>(String::from_utf8_lossy(&fs::read(log)?).into_owned());
     let mut progress = Progress::new(qemu.id());
+    let mut check = || {
+        let console = read()?;
+        if let Some(stuck) = progress.stuck(&console) {
+            bail!("{stuck}");
+        }
+        watch(&console)
+    };
     while qemu.try_wait()?.is_none() {
-        if let Some(stuck) = progress.stuck(&read()?) {
+        if let Err(error) = check() {
             let _ = qemu.kill();
             let _ = qemu.wait();
-            bail!("{stuck}");
+            return Err(error);
         }
         thread::sleep(Duration::from_millis(100));
     }
-    Ok(read()?)
+    read()
 }
 
 /// The state of a guest since the last line of its script.

@@ -1,20 +1,26 @@
-//! The initramfs of all guests.
+//! The initramfs of guests.
 
 use std::{fs, path::Path, process::Command};
 
 use anyhow::{Context, Result};
 use testkit::shell::{output, which};
 
-/// The script that is the first process of a guest.
-const INIT: &str = include_str!("init.sh");
+/// The first process of a guest, and the scripts that it runs.
+const SCRIPTS: [(&str, &str); 3] = [
+    ("init", include_str!("init.sh")),
+    ("tiers.sh", include_str!("tiers.sh")),
+    ("energy.sh", include_str!("energy.sh")),
+];
 
-/// Writes an archive of busybox, the probe with its shared libraries, and the script.
+/// Writes an archive of busybox, the probe with its shared libraries, and the scripts.
 pub(super) fn pack(probe: &Path, to: &Path) -> Result<()> {
     let mut out = Vec::new();
     for dir in ["bin", "dev", "proc", "sys", "tmp", "lib64", "lib", "lib/x86_64-linux-gnu", "etc"] {
         entry(&mut out, dir, 0o040_755, &[]);
     }
-    entry(&mut out, "init", 0o100_755, INIT.as_bytes());
+    for (name, script) in SCRIPTS {
+        entry(&mut out, name, 0o100_755, script.as_bytes());
+    }
     let busybox = which("busybox").context("busybox is not in PATH")?;
     for (from, name) in [(&*busybox, "bin/busybox"), (probe, "probe")] {
         entry(&mut out, name, 0o100_755, &fs::read(from).with_context(|| format!("{}", from.display()))?);
@@ -28,6 +34,21 @@ pub(super) fn pack(probe: &Path, to: &Path) -> Result<()> {
         }
         entry(&mut out, &name, 0o100_755, &fs::read(path)?);
     }
+    finish(out, to)
+}
+
+/// Writes a copy of an archive that has further files in a directory of its root. The kernel
+/// unpacks archives that follow each other into the same tree.
+pub(super) fn extend(archive: &Path, dir: &str, files: &[(String, Vec<u8>)], to: &Path) -> Result<()> {
+    let mut out = fs::read(archive).with_context(|| format!("cannot read {}", archive.display()))?;
+    entry(&mut out, dir, 0o040_755, &[]);
+    for (name, content) in files {
+        entry(&mut out, &format!("{dir}/{name}"), 0o100_600, content);
+    }
+    finish(out, to)
+}
+
+fn finish(mut out: Vec<u8>, to: &Path) -> Result<()> {
     entry(&mut out, "TRAILER!!!", 0, &[]);
     fs::write(to, out).with_context(|| format!("cannot write {}", to.display()))
 }

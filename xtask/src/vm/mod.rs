@@ -2,9 +2,11 @@
 //!
 //! A guest boots a kernel of Debian's archive and an initramfs with busybox, the probe and a
 //! script. It mounts cgroup v2 only. The script uses CPU time in two cgroups and prints the figures
-//! of the probe and of the kernel, which are compared here.
+//! of the probe and of the kernel, which are compared here. In other guests it prints the energy
+//! that the probe divides, which is compared with what the probe of its host attributes to it.
 
 mod archive;
+mod energy;
 mod guest;
 mod initramfs;
 mod matrix;
@@ -21,18 +23,26 @@ use std::{
     time::Instant,
 };
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use testkit::shell::{self, packages, target, which};
 
-use self::matrix::{Guest, KERNELS, MACHINES, Setup};
+use self::matrix::{Guest, KERNELS, Machine, Script, Setup, name};
 use crate::build_ebpf;
 
 /// Concurrent guests. Each spends much of its time waiting.
 const WORKERS: usize = 2;
 
+#[derive(Debug, clap::Args)]
+pub struct VmTest {
+    /// Only guests whose name contains this, for example "6.1, two sockets" or "energy over HTTPS"
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
+    only: String,
+}
+
 /// Boots every kernel on every machine. The last line on standard output counts the guests:
-/// `6 passed, 0 failed, 0 skipped`. Kernels that cannot be downloaded are skipped with a reason.
-pub fn vm_test() -> Result<()> {
+/// `10 passed, 0 failed, 0 skipped`. Guests are skipped with a reason where their kernel cannot be
+/// downloaded, or this machine lacks what they need.
+pub fn vm_test(args: &VmTest) -> Result<()> {
     let start = Instant::now();
     install()?;
     if std::env::var_os(shell::PROGRAMS).is_none() {
@@ -43,17 +53,9 @@ pub fn vm_test() -> Result<()> {
     fs::create_dir_all(&dir)?;
     let initramfs = dir.join("initramfs.cpio");
     initramfs::pack(&probe, &initramfs)?;
-    let (mut guests, mut skipped) = (Vec::new(), 0);
-    for kernel in &KERNELS {
-        match archive::image(kernel.suite, kernel.package, &dir) {
-            Ok(image) => guests.extend(MACHINES.iter().map(|machine| Guest { kernel, machine, image: image.clone() })),
-            Err(error) => {
-                println!("skipped: {} ({}): {error:#}", kernel.version, kernel.package);
-                skipped += MACHINES.len();
-            }
-        }
-    }
-    let setup = Setup { dir, initramfs, kvm: AtomicBool::new(guest::has_kvm()) };
+    let (guests, skipped) = select(&args.only, &dir);
+    ensure!(!guests.is_empty() || skipped > 0, "no name of a guest contains {:?}", args.only);
+    let setup = Setup { dir, probe, initramfs, kvm: AtomicBool::new(guest::has_kvm()) };
     let accelerator = if setup.kvm.load(Ordering::Relaxed) { "KVM" } else { "software emulation (no VT-x or AMD-V)" };
     println!("{} guests, {WORKERS} at a time, by {accelerator}", guests.len());
     let failed = run_all(&guests, &setup);
@@ -65,15 +67,50 @@ pub fn vm_test() -> Result<()> {
     Ok(())
 }
 
+/// The guests whose names contain a text, and the number of those that cannot run here.
+fn select(only: &str, dir: &Path) -> (Vec<Guest<'static>>, usize) {
+    let (mut guests, mut skipped) = (Vec::new(), 0);
+    let https = energy::requirements();
+    for kernel in &KERNELS {
+        let is_wanted = |(machine, script): &(&Machine, Script)| name(kernel.version, machine, *script).contains(only);
+        let mut tests: Vec<_> = kernel.tests().filter(is_wanted).collect();
+        let wanted = tests.len();
+        if let Err(why) = &https {
+            tests.retain(|(machine, script)| {
+                let can_run = *script != Script::Https;
+                if !can_run {
+                    println!("skipped: {}: {why}", name(kernel.version, machine, *script));
+                }
+                can_run
+            });
+        }
+        skipped += wanted - tests.len();
+        if tests.is_empty() {
+            continue;
+        }
+        match archive::image(kernel, dir) {
+            Ok(image) => {
+                let guest = |(machine, script)| Guest { kernel, machine, script, image: image.clone() };
+                guests.extend(tests.into_iter().map(guest));
+            }
+            Err(error) => {
+                println!("skipped: {} ({}): {error:#}", kernel.version, kernel.package);
+                skipped += tests.len();
+            }
+        }
+    }
+    (guests, skipped)
+}
+
 /// Installs QEMU and the other tools that guests need.
 fn install() -> Result<()> {
-    let programs = which("qemu-system-x86_64").is_some() && which("busybox").is_some();
+    let programs = ["qemu-system-x86_64", "busybox", "openssl"].iter().all(|program| which(program).is_some());
     let keyring = which("apt-get").is_none() || Path::new(archive::KEYRING).exists();
     if !programs || !keyring {
         packages(
-            &["qemu-system-x86", "busybox-static", "debian-archive-keyring"],
+            &["qemu-system-x86", "busybox-static", "openssl", "debian-archive-keyring"],
             "boot other kernels",
-            "your package manager for QEMU, a static busybox and Debian's archive keyring",
+            "your package manager for QEMU, a static busybox, openssl and Debian's archive keyring",
         )?;
     }
     Ok(())
@@ -99,19 +136,28 @@ fn run_all(guests: &[Guest<'_>], setup: &Setup) -> usize {
 /// Boots one guest and checks its figures; returns whether it passed, and the text to print.
 fn run(guest: &Guest<'_>, setup: &Setup) -> (bool, String) {
     let start = Instant::now();
-    let release = guest.image.file_name().unwrap_or_default().to_string_lossy();
-    let name = format!("{}, {}", release.trim_start_matches("vmlinuz-"), guest.machine.name);
+    let release = guest.image.file.file_name().unwrap_or_default().to_string_lossy();
+    let name = name(release.trim_start_matches("vmlinuz-"), guest.machine, guest.script);
     let log = |attempt| setup.dir.join(format!("console-{}{attempt}.txt", name.replace(", ", "-").replace(' ', "-")));
     let mut report = String::new();
     let kvm = setup.kvm.load(Ordering::Relaxed);
-    let console = guest::boot(guest, setup, kvm, &log("")).or_else(|error| {
+    // The outer result is that of the guest, the inner one that of its figures.
+    let boot = |kvm, log: &Path| match guest.script {
+        Script::Tiers => {
+            let console = guest::run(&mut guest::command(guest, &setup.initramfs, kvm, ""), log, |_| Ok(()))?;
+            Ok(verify::verify(&console, guest.kernel, guest.machine))
+        }
+        Script::Https => energy::over_https(guest, setup, kvm, log),
+        Script::Vsock => energy::over_vsock(guest, setup, kvm, log),
+    };
+    let outcome = boot(kvm, &log("")).or_else(|error| {
         // A 6.1 guest locked up once in nine boots after its CPU had been offline, for an unknown
         // reason.
         report.push_str(&format!("retry: {name}: {error:#}; its console is {}\n", log("").display()));
         setup.kvm.store(false, Ordering::Relaxed);
-        guest::boot(guest, setup, false, &log("-again"))
+        boot(false, &log("-again"))
     });
-    let outcome = console.and_then(|console| verify::verify(&console, guest.kernel, guest.machine));
+    let outcome = outcome.flatten();
     let seconds = start.elapsed().as_secs_f64();
     match &outcome {
         Ok(findings) => {

@@ -9,20 +9,17 @@ use super::matrix::{Kernel, Machine, TIERS};
 /// The moments of the script's snapshots: both loops run; one was stopped; a CPU is offline; it is
 /// online again, and a new loop runs on it.
 const PHASES: [&str; 4] = ["running", "before-offline", "offline", "online"];
-/// The cgroups in which the script uses CPU time.
-const CGROUPS: [&str; 2] = ["one", "two"];
+/// The cgroups in which the scripts use CPU time.
+pub(super) const CGROUPS: [&str; 2] = ["one", "two"];
 
 /// Checks the console output of a guest; returns the figures to print.
 ///
 /// # Errors
 /// With the first wrong figure.
 pub(super) fn verify(console: &str, kernel: &Kernel, machine: &Machine) -> Result<Vec<String>> {
-    let script: Vec<&str> = console.lines().filter_map(|line| line.trim_end().strip_prefix("VM ")).collect();
+    let script = script(console, kernel)?;
     let doctor: Vec<&str> = console.lines().filter_map(|line| line.trim_end().strip_prefix("doctor: ")).collect();
     let found = |name: &str| doctor.iter().find(|line| line.starts_with(&format!("{name} "))).copied();
-    ensure!(script.contains(&"end"), "the script did not complete; the end of its console:{}", console_end(console));
-    let release = script.iter().find_map(|line| line.strip_prefix("kernel ")).unwrap_or_default();
-    ensure!(release.starts_with(&format!("{}.", kernel.version)), "the kernel is {release}, not {}", kernel.version);
     let mut findings = vec![stages(&script)];
     for tier in TIERS {
         let state = found(tier).unwrap_or_default();
@@ -47,6 +44,18 @@ pub(super) fn verify(console: &str, kernel: &Kernel, machine: &Machine) -> Resul
     Ok(findings)
 }
 
+/// The lines of a guest's script, which ran to its end.
+///
+/// # Errors
+/// It did not, or ran on another kernel.
+pub(super) fn script<'a>(console: &'a str, kernel: &Kernel) -> Result<Vec<&'a str>> {
+    let script: Vec<&str> = console.lines().filter_map(|line| line.trim_end().strip_prefix("VM ")).collect();
+    ensure!(script.contains(&"end"), "the script did not complete; the end of its console:{}", console_end(console));
+    let release = script.iter().find_map(|line| line.strip_prefix("kernel ")).unwrap_or_default();
+    ensure!(release.starts_with(&format!("{}.", kernel.version)), "the kernel is {release}, not {}", kernel.version);
+    Ok(script)
+}
+
 /// The last lines of the console, indented. A panic of the kernel takes up to about 50.
 fn console_end(console: &str) -> String {
     let lines: Vec<&str> = console.lines().map(str::trim_end).collect();
@@ -55,7 +64,7 @@ fn console_end(console: &str) -> String {
 }
 
 /// Start time of each stage by the guest's clock.
-fn stages(script: &[&str]) -> String {
+pub(super) fn stages(script: &[&str]) -> String {
     script.iter().filter_map(|line| line.strip_prefix("stage ")).collect::<Vec<_>>().join(", ")
 }
 

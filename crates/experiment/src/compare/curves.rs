@@ -9,6 +9,7 @@ use results::{
     figures::score,
     model::{Entry, Model},
     repeats::{Configuration, configurations},
+    run::UNKNOWN,
 };
 use statistics::bjontegaard::{Delta, Point, Repeat, delta};
 
@@ -81,8 +82,13 @@ impl Curve<'_> {
         if self.preset.is_empty() { self.encoder.to_owned() } else { format!("{} {}", self.encoder, self.preset) }
     }
 
+    /// Whether it is known what was encoded; if not, one curve may have encoded less than another.
+    pub(crate) fn has_known_outputs(&self) -> bool {
+        self.configurations.iter().all(|configuration| configuration.first().derived.ladder != UNKNOWN)
+    }
+
     /// The points for a resource; `None` when a point lacks it.
-    fn points(&self, resource: Resource) -> Option<Vec<Point>> {
+    pub(crate) fn points(&self, resource: Resource) -> Option<Vec<Point>> {
         let point = |configuration: &Configuration<'_>| {
             if resource != Resource::Rate && configuration.energy_source().is_none() {
                 return None;

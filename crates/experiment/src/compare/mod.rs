@@ -4,12 +4,13 @@
 //! for the number of tests. The result includes the minimal detectable difference. As a gate, the
 //! exit code says whether a metric became worse.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt::Write as _,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
-use cli::number::{bit_rate, short};
+use cli::{
+    colour::Meaning,
+    number::{bit_rate_with_half_width, score_with_half_width, signed, with_unit_and_half_width},
+    terminal::{Cell, Column, Table, View, printable},
+};
 use serde::Serialize;
 
 use results::{
@@ -21,6 +22,7 @@ use results::{
 use statistics::inference::{Welch, holm, relative_interval};
 use units::provenance::Unmeasured;
 
+pub mod by;
 pub mod curves;
 
 use curves::{Curve, Resource, curves, deltas};
@@ -181,12 +183,15 @@ impl CurveDelta {
     pub fn text(&self) -> String {
         match (&self.refused, self.percent, self.akima_percent) {
             (None, Some(percent), Some(akima)) => {
-                let interval =
-                    self.interval_percent.map_or_else(String::new, |(low, high)| format!(" [{low:+.2}, {high:+.2}]"));
+                let interval = self
+                    .interval_percent
+                    .map_or_else(String::new, |(low, high)| format!(" [{}, {}]", signed(low, 2), signed(high, 2)));
                 let excluded =
                     if self.excluded > 0 { format!(", {} points excluded", self.excluded) } else { String::new() };
                 format!(
-                    "{percent:+.2} %{interval} (Akima {akima:+.2} %, {:.0} % overlap{excluded})",
+                    "{} %{interval} (Akima {} %, {:.0} % overlap{excluded})",
+                    signed(percent, 2),
+                    signed(akima, 2),
                     self.overlap.unwrap_or_default() * 100.0
                 )
             }
@@ -282,12 +287,31 @@ fn changed_axes(
 /// worse.
 #[must_use]
 pub fn compare(baseline: &Model, candidate: &Model, metrics: &[Metric], threshold: f64) -> Comparison {
+    compare_across(baseline, candidate, metrics, threshold, &[])
+}
+
+/// Compares two runs, or parts of one, that differ in the axes `under_test`: these do not prevent a
+/// comparison.
+fn compare_across(
+    baseline: &Model,
+    candidate: &Model,
+    metrics: &[Metric],
+    threshold: f64,
+    under_test: &[&str],
+) -> Comparison {
     let (baseline_configurations, candidate_configurations) = (configurations(baseline), configurations(candidate));
     let baseline_axes: Vec<_> = baseline_configurations.iter().map(axes).collect();
     let candidate_axes: Vec<_> = candidate_configurations.iter().map(axes).collect();
-    let changed = changed_axes(&baseline_axes, &candidate_axes);
+    let mut changed = changed_axes(&baseline_axes, &candidate_axes);
+    for name in under_test {
+        let first = |all: &[BTreeMap<String, String>]| all.iter().find_map(|axes| axes.get(*name).cloned());
+        if let Some(values) = first(&baseline_axes).zip(first(&candidate_axes)) {
+            changed.entry((*name).to_owned()).or_insert(values);
+        }
+    }
     let key = |axes: &BTreeMap<String, String>| -> BTreeMap<String, String> {
-        let unchanged = axes.iter().filter(|(name, _)| !changed.contains_key(*name));
+        let unchanged =
+            axes.iter().filter(|(name, _)| !changed.contains_key(*name) && !under_test.contains(&name.as_str()));
         unchanged.map(|(name, value)| (name.clone(), value.clone())).collect()
     };
     let mut notes = Vec::new();
@@ -317,8 +341,9 @@ pub fn compare(baseline: &Model, candidate: &Model, metrics: &[Metric], threshol
     }
     judge(&mut rows, threshold);
     for (model, which) in [(baseline, "baseline"), (candidate, "candidate")] {
-        let unmeasured = Unmeasured::among(model.entries.iter().map(|entry| &*entry.derived.source));
-        notes.extend(unmeasured.into_iter().map(|kind| format!("{which}: {}", kind.banner())));
+        let derived = model.entries.iter().map(|entry| &entry.derived);
+        let sentences = Unmeasured::sentences(derived.map(|derived| (&*derived.source, derived.model_interval)));
+        notes.extend(sentences.into_iter().map(|sentence| format!("{which}: {sentence}")));
     }
     let host = |model: &Model| model.entries.first().and_then(|entry| entry.run.host.clone());
     if host(baseline) != host(candidate) {
@@ -493,43 +518,88 @@ fn judge(rows: &mut [Row], threshold: f64) {
     }
 }
 
+impl Verdict {
+    fn cell(self) -> Cell {
+        match self {
+            Self::Same => Cell::coloured("no significant difference", Meaning::Quiet),
+            Self::Better => Cell::coloured("BETTER", Meaning::Better),
+            Self::Worse => Cell::coloured("WORSE", Meaning::Worse),
+            Self::Unknown => Cell::from(""),
+        }
+    }
+}
+
+/// Columns of the table of a configuration.
+fn table_columns() -> [Column; 9] {
+    [
+        Column::left("metric"),
+        Column::left("baseline → candidate"),
+        Column::right("difference"),
+        Column::left("interval (%)"),
+        Column::right("p"),
+        Column::right("g"),
+        Column::right("MDD"),
+        Column::left("result"),
+        Column::prose(""),
+    ]
+}
+
 impl Row {
     /// The metric, the means, the difference and the verdict.
-    fn text(&self) -> String {
+    fn cells(&self) -> [Cell; 9] {
         let metric = format!("{:?}", self.metric).to_lowercase();
-        let (Some((before, _)), Some((after, _)), Some(_)) = (self.baseline, self.candidate, self.welch) else {
-            return format!("{metric:<7} –  {}", self.why);
+        let (Some(before), Some(after), Some(_)) = (self.baseline, self.candidate, self.welch) else {
+            let empty = || Cell::from("");
+            let why = Cell::coloured(&self.why, Meaning::Warning);
+            return [metric.into(), "–".into(), empty(), empty(), empty(), empty(), empty(), empty(), why];
         };
         let difference = self.difference_percent.map_or_else(
             || "from zero".to_owned(),
             |part| {
                 // More digits for small differences, so that none is shown as zero.
                 let digits = if part != 0.0 && part.abs() < 0.01 { 5 } else { 2 };
-                format!("{part:+.digits$} %")
+                format!("{} %", signed(part, digits))
             },
         );
-        let verdict = match self.verdict {
-            Verdict::Same => "no significant difference",
-            Verdict::Better => "BETTER",
-            Verdict::Worse => "WORSE",
-            Verdict::Unknown => "",
+        let means = format!("{} → {}", self.mean_text(before), self.mean_text(after));
+        let [interval, p, effect, detectable, remark] = self.significance();
+        [
+            metric.into(),
+            means.into(),
+            difference.into(),
+            interval.into(),
+            p.into(),
+            effect.into(),
+            detectable.into(),
+            self.verdict.cell(),
+            remark.into(),
+        ]
+    }
+
+    /// Interval, p-value, effect size and minimal detectable difference, or the remark that nothing
+    /// varies.
+    fn significance(&self) -> [String; 5] {
+        let (Some(effect), Some(p)) = (self.effect, self.p_adjusted) else {
+            return [String::new(), String::new(), String::new(), String::new(), "no variance".to_owned()];
         };
-        let significance = match (self.effect, self.p_adjusted) {
-            (Some(effect), Some(p)) => {
-                // Without a baseline that differs from zero there are no percentages.
-                let interval = self.interval_percent.map(|(low, high)| format!("[{low:+.2}, {high:+.2}]"));
-                let interval = interval.unwrap_or_else(|| "[unbounded]".to_owned());
-                let detectable = self.detectable_percent.map_or_else(|| "–".to_owned(), |part| format!("{part:.2} %"));
-                format!("{interval}  p {p:.4}  g {effect:+.2}  MDD {detectable}")
-            }
-            _ => "no variance".to_owned(),
-        };
-        let (before, after) = if self.metric == Metric::Rate {
-            (bit_rate(before), bit_rate(after))
-        } else {
-            (short(before), format!("{} {}", short(after), self.unit))
-        };
-        format!("{metric:<7} {before} → {after}  {difference}  {significance}  {verdict}")
+        // Without a baseline that differs from zero there are no percentages.
+        let interval = self.interval_percent.map_or_else(
+            || "[unbounded]".to_owned(),
+            |(low, high)| format!("[{}, {}]", signed(low, 2), signed(high, 2)),
+        );
+        let p = if p < 0.0001 { "< 0.0001".to_owned() } else { format!("{p:.4}") };
+        let detectable = self.detectable_percent.map_or_else(|| "–".to_owned(), |part| format!("{part:.2} %"));
+        [interval, p, signed(effect, 2), detectable, String::new()]
+    }
+
+    /// A mean of the row with its interval and unit.
+    #[must_use]
+    pub fn mean_text(&self, (mean, half_width): (f64, Option<f64>)) -> String {
+        match self.metric {
+            Metric::Rate => bit_rate_with_half_width(mean, half_width),
+            Metric::Vmaf => format!("{} {}", score_with_half_width(mean, half_width), self.unit),
+            Metric::Energy | Metric::Time => with_unit_and_half_width(mean, half_width, self.unit),
+        }
     }
 }
 
@@ -546,46 +616,52 @@ impl Comparison {
         self.rows.iter().any(|row| row.incomplete)
     }
 
-    /// The comparison as a text table.
+    /// The comparison as a text table for a file or a pipe.
     #[must_use]
     pub fn table(&self) -> String {
+        self.text(View::PLAIN)
+    }
+
+    /// The comparison as a text table.
+    #[must_use]
+    pub fn text(&self, view: View) -> String {
         let mut text = String::new();
         for note in &self.notes {
-            let _ = writeln!(text, "note: {note}");
+            text += &view.fit(&format!("{}: {note}\n", view.paint(Meaning::Warning, "note")));
         }
         for (axis, (before, after)) in &self.changed {
-            let _ = writeln!(text, "changed: {axis}, {before:?} to {after:?}");
+            text += &view.fit(&format!("changed: {axis}, {before:?} to {after:?}\n"));
         }
-        let mut last = None;
-        for row in &self.rows {
-            if last != Some(&row.scenario) {
-                let name = &row.candidate_scenario;
-                let other = if *name == row.scenario { String::new() } else { format!("  →  {name}") };
-                let _ = writeln!(text, "\n{}{other}", row.scenario);
-                last = Some(&row.scenario);
+        for rows in self.rows.chunk_by(|a, b| a.scenario == b.scenario) {
+            let (name, other) = (&rows[0].scenario, &rows[0].candidate_scenario);
+            let other = if other == name { String::new() } else { format!("  →  {other}") };
+            text += &view.fit(&format!("\n{}\n", view.paint(Meaning::Heading, &printable(&format!("{name}{other}")))));
+            let mut table = Table::new(table_columns());
+            for row in rows {
+                table.push(row.cells());
             }
-            let _ = writeln!(text, "  {}", row.text());
+            text += &table.text(view);
         }
         if !self.curves.is_empty() {
             text.push('\n');
         }
         for delta in self.curves.iter().filter(|delta| delta.refused.is_none()) {
             let (baseline, candidate, quality) = (&delta.baseline, &delta.candidate, &delta.quality);
-            let _ = writeln!(text, "{:<10} {baseline} → {candidate}, {quality}: {}", delta.measure, delta.text());
+            let line = format!("{:<10} {baseline} → {candidate}, {quality}: {}\n", delta.measure, delta.text());
+            text += &view.fit(&line);
         }
         for line in refusals(&self.curves) {
-            let _ = writeln!(text, "{line}");
+            text += &view.fit(&format!("{line}\n"));
         }
-        let _ = writeln!(
-            text,
+        text += &view.fit(&format!(
             "\n{} better, {} worse, {} without a significant difference, {} unknown. p: Welch's test, adjusted by Holm's \
-             method for all tests; intervals: 95 %, not adjusted; g: Hedges' effect size; MDD: minimal detectable difference \
-             at 80 % power.",
+             method for all tests of the table; intervals: 95 %, not adjusted; g: Hedges' effect size; MDD: minimal detectable difference \
+             at 80 % power.\n",
             self.count(Verdict::Better),
             self.count(Verdict::Worse),
             self.count(Verdict::Same),
             self.count(Verdict::Unknown)
-        );
+        ));
         text
     }
 }

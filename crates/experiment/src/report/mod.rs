@@ -1,17 +1,18 @@
-//! Renders a run as one self-contained HTML page without scripts or external resources. Warnings
-//! are at the top.
+//! Renders a run as one self-contained HTML page without scripts, inline styles or external
+//! resources: the verdict, then warnings, figures and plots.
 
-use std::fmt::Write as _;
+use std::{collections::BTreeMap, fmt::Write as _};
 
 use http::index_page::escape as escaped;
-use serde_json::Value;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json, value::RawValue};
 
 use crate::compare::{
     CurveDelta,
     curves::{Curve, curves},
     refusals,
 };
-use cli::number::{short, with_half_width};
+use cli::number::{per_stream_hours, score_with_half_width, with_half_width};
 use results::{
     cost::{PriceOrigin, Prices},
     estimate::Estimate,
@@ -23,39 +24,86 @@ use statistics::bjontegaard::MIN_POINTS;
 use units::provenance::Unmeasured;
 
 mod plot;
+mod search;
+mod svg;
+#[cfg(test)]
+mod tests;
+mod verdict;
 
-use plot::QualityAxis;
+use plot::{Plot, PlotError, QualityAxis};
 
-const STYLE: &str = "\
-body{font:15px/1.5 system-ui,sans-serif;max-width:76rem;margin:2rem auto;padding:0 1rem;color:#1c2430;background:#fff}\
-h1{font-size:1.6rem;margin-bottom:.2rem}h2{font-size:1.15rem;margin-top:2.2rem}\
-table{border-collapse:collapse;width:100%;font-size:.87rem;font-variant-numeric:tabular-nums}\
-th,td{padding:.3rem .55rem;border-bottom:1px solid #dfe4ea;text-align:right;vertical-align:top}td:not(.t):not(:first-child){white-space:nowrap}\
-th:first-child,td:first-child,td.t,th.t{text-align:left}\
-.banner{border-left:5px solid #d55e00;background:#fdf1e8;padding:.7rem 1rem;margin:1rem 0;font-weight:600}\
-.note{color:#5a6675;font-size:.9rem}svg{max-width:100%;height:auto}\
-.warning{color:#a34a00}.failed{color:#b00020}.wide{overflow-x:auto}";
+/// The style sheet of a report. A server with a content security policy can allow it by its hash.
+/// The colours of plots can be distinguished with red-green colour blindness (Okabe and Ito 2008).
+pub const STYLE: &str = include_str!("report.css");
 
 /// Most pairs of curves for which Bjøntegaard deltas are computed.
 const MAX_PAIRS: usize = 30;
 
-/// Renders the page. `file` is the result file of the newest run; it contains checks, tools and
-/// failures, which the model does not.
+/// The parts of a result file that [`html`] shows and a model lacks; null if the text is no JSON.
+/// The rest is skipped: the samples of a large file take many times its size as a [`Value`].
+#[must_use]
+pub fn details(text: &str) -> Value {
+    #[derive(Deserialize)]
+    struct File<'a> {
+        #[serde(default)]
+        run: Value,
+        #[serde(default)]
+        host: Value,
+        #[serde(default)]
+        tools: Value,
+        #[serde(default)]
+        preflight: Value,
+        #[serde(default)]
+        baselines: Value,
+        #[serde(default)]
+        search: Value,
+        #[serde(borrow, default)]
+        cells: Vec<&'a RawValue>,
+    }
+    #[derive(Deserialize, Serialize)]
+    struct Cell {
+        #[serde(default)]
+        name: Value,
+        #[serde(default)]
+        repeats: Vec<Repeat>,
+    }
+    #[derive(Deserialize, Serialize)]
+    struct Repeat {
+        #[serde(default)]
+        n: Value,
+        #[serde(default)]
+        status: Value,
+        #[serde(default)]
+        detail: Value,
+    }
+    let Ok(file) = serde_json::from_str::<File<'_>>(text) else { return Value::Null };
+    let cells: Vec<Cell> = file.cells.iter().filter_map(|cell| serde_json::from_str(cell.get()).ok()).collect();
+    let File { run, host, tools, preflight, baselines, search, .. } = file;
+    json!({
+        "run": run, "host": host, "tools": tools, "preflight": preflight, "baselines": baselines, "search": search,
+        "cells": cells,
+    })
+}
+
+/// Renders the page. `file` is the result file of the newest run or its [`details`]; it contains
+/// checks, tools and failures, which the model does not.
 #[must_use]
 pub fn html(model: &Model, file: &Value, prices: &Prices) -> String {
-    let all = configurations(model);
+    let (all, curves) = (configurations(model), curves(model));
     let text = |path: &str| file.pointer(path).and_then(Value::as_str).unwrap_or_default();
     let id = model.entries.first().map_or_else(|| text("/run/id").to_owned(), |entry| entry.run.id.clone());
     let mut page = String::from(
-        "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width\">",
+        "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\">\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"><link rel=\"icon\" href=\"data:,\"><meta name=\"color-scheme\" content=\"light dark\">",
     );
     let title = [text("/run/name"), &id].into_iter().filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" · ");
-    let _ = write!(
-        page,
-        "<title>Wattcast {}</title><style>{STYLE}</style></head><body><h1>{}</h1>",
-        escaped(&title),
-        escaped(&title)
-    );
+    let title = escaped(&title);
+    let _ = write!(page, "<title>Wattcast {title}</title><style>{STYLE}</style></head><body><main><h1>{title}</h1>");
+    page += "<section class=\"verdict\" aria-label=\"Verdict\">";
+    for sentence in verdict::sentences(&curves, &all) {
+        let _ = write!(page, "<p>{}</p>", escaped(&sentence));
+    }
+    page += "</section>";
     let _ = write!(
         page,
         "<p class=\"note\">{} on {}, {} · ffmpeg {} · seed {} · {}</p>",
@@ -67,14 +115,18 @@ pub fn html(model: &Model, file: &Value, prices: &Prices) -> String {
         escaped(text("/run/status")),
     );
     banners(&mut page, model, file, prices);
-    summary(&mut page, &all);
-    plots(&mut page, model, &all);
-    bjontegaard(&mut page, model);
-    issues(&mut page, file);
+    page += &search::section(file);
+    summary(&mut page, &all, prices);
+    plots(&mut page, model, &all, &curves);
+    bjontegaard(&mut page, &curves);
+    failures(&mut page, file);
+    checks(&mut page, file);
+    baselines(&mut page, file);
     page += "<h2>How to read this</h2><p class=\"note\">± is half the width of Student's 95 % interval over the repeats. Energy of the encoder is the dynamic energy that the probe attributed to its \
              container, without the idle power of the machine. Where the container is unknown, it is the energy of the whole host; the table shows which. Windows start and end with a tick that the probe took for \
-             them; quality was scored after all measurements. A configuration is on the Pareto front when no other is better in rate, energy or quality and worse in none, by more than the intervals; a single repeat has no interval. \
-             Bjøntegaard deltas use PCHIP interpolation with 95 % intervals by the variance of the repeats; the delta by Akima interpolation is in parentheses.</p></body></html>\n";
+             them; quality was scored after all measurements. The verdict interpolates the energy per second of media between the measured qualities; its interval is that of the ratio, by the variance of the repeats. \
+             In each plot, a configuration is on the Pareto front when no other with the same outputs is better in one axis and worse in none, by more than the intervals; a single repeat has no interval. \
+             Bjøntegaard deltas use PCHIP interpolation with 95 % intervals by the variance of the repeats; the delta by Akima interpolation is in parentheses.</p></main></body></html>\n";
     page
 }
 
@@ -82,8 +134,9 @@ fn banners(page: &mut String, model: &Model, file: &Value, prices: &Prices) {
     let mut banner = |text: &str| {
         let _ = write!(page, "<div class=\"banner\">{}</div>", escaped(text));
     };
-    for kind in Unmeasured::among(model.entries.iter().map(|entry| &*entry.derived.source)) {
-        banner(kind.banner());
+    let derived = model.entries.iter().map(|entry| &entry.derived);
+    for sentence in Unmeasured::sentences(derived.map(|derived| (&*derived.source, derived.model_interval))) {
+        banner(&sentence);
     }
     if model.entries.iter().all(|entry| entry.derived.energy.is_none()) {
         banner("No energy is known for this run.");
@@ -99,20 +152,31 @@ fn banners(page: &mut String, model: &Model, file: &Value, prices: &Prices) {
     }
 }
 
-/// A mean with its interval, as text; `scale` is its unit in that of the column.
+/// A mean with its interval, escaped; `scale` is its unit in that of the column.
 fn mean_with_interval(estimate: Option<Estimate>, scale: f64) -> String {
-    estimate.map_or_else(
-        || "–".to_owned(),
-        |estimate| with_half_width(estimate.mean * scale, estimate.half_width.map(|half| half * scale)),
-    )
+    let text =
+        |estimate: Estimate| with_half_width(estimate.mean * scale, estimate.half_width.map(|half| half * scale));
+    escaped(&estimate.map_or_else(|| "–".to_owned(), text))
 }
 
-fn summary(page: &mut String, all: &[Configuration<'_>]) {
-    *page += "<h2>Configurations</h2><div class=\"wide\"><table><tr><th class=\"t\">configuration</th><th>n</th><th>energy (J)</th><th class=\"t\">energy of</th><th>mJ/frame</th>\
-              <th>J per second of media</th><th>rank</th><th>fps</th><th>kbit/s</th><th>VMAF</th><th>cost per stream hour</th></tr>";
-    for configuration in all {
-        let (entry, figures) = (configuration.first(), Figures::of(configuration));
+fn summary(page: &mut String, all: &[Configuration<'_>], prices: &Prices) {
+    let rows: Vec<(&Configuration<'_>, Figures)> = all.iter().map(|one| (one, Figures::of(one))).collect();
+    let largest = |of: fn(&Figures) -> Option<Estimate>| {
+        rows.iter().filter_map(|(_, figures)| Some(of(figures)?.mean)).fold(0.0, f64::max)
+    };
+    let (unit, per_joule) = plot::energy_unit(largest(|figures| figures.joules_per_frame));
+    let (hours, per_hours) = per_stream_hours(largest(|figures| figures.cost_per_stream_hour));
+    let _ = write!(
+        page,
+        "<h2>Configurations</h2><div class=\"wide\" role=\"group\" aria-label=\"Table\" tabindex=\"0\"><table><thead><tr><th class=\"t\">configuration</th><th>n</th><th>energy (J)</th><th class=\"t\">energy of</th><th>{unit} per frame</th>\
+         <th>J per second of media</th><th>rank</th><th>fps</th><th>kbit/s</th><th>VMAF</th><th>{} per {per_hours}</th></tr></thead><tbody>",
+        escaped(&prices.currency)
+    );
+    for (configuration, figures) in &rows {
         let mut source = figures.energy_source.clone().unwrap_or_else(|| "–".to_owned());
+        if let Some(interval) = figures.model_interval {
+            let _ = write!(source, ", modelled: {interval}");
+        }
         if !figures.note.is_empty() {
             let _ = write!(source, " ({})", figures.note);
         }
@@ -121,71 +185,75 @@ fn summary(page: &mut String, all: &[Configuration<'_>]) {
             (Some(all), None) => all.to_string(),
             _ => "–".to_owned(),
         };
+        let vmaf = figures.vmaf.map(|vmaf| score_with_half_width(vmaf.mean, vmaf.half_width));
         let columns = [
             configuration.entries.len().to_string(),
             mean_with_interval(figures.joules, 1.0),
             escaped(&source),
-            mean_with_interval(figures.joules_per_frame, 1000.0),
+            mean_with_interval(figures.joules_per_frame, per_joule),
             mean_with_interval(figures.joules_per_media_second, 1.0),
             rank,
             mean_with_interval(figures.frames_per_second, 1.0),
             mean_with_interval(figures.bits_per_second, 1e-3),
-            mean_with_interval(figures.vmaf, 1.0),
-            mean_with_interval(figures.cost_per_stream_hour, 1.0),
+            escaped(vmaf.as_deref().unwrap_or("–")),
+            mean_with_interval(figures.cost_per_stream_hour, hours),
         ];
-        let _ = write!(page, "<tr><td>{}</td>", escaped(&entry.scenario().name));
+        let _ = write!(page, "<tr><td>{}</td>", escaped(&configuration.first().scenario().name));
         for (at, column) in columns.iter().enumerate() {
             let _ = write!(page, "<td{}>{column}</td>", if at == 2 { " class=\"t\"" } else { "" });
         }
         *page += "</tr>";
     }
-    *page += "</table></div><p class=\"note\">Rank by pixels per joule, in brackets among the same outputs; configurations whose intervals overlap tie.</p>";
+    let single = if rows.iter().any(|(one, _)| one.entries.len() == 1) {
+        " A single repeat has no interval, so any difference gives it another rank."
+    } else {
+        ""
+    };
+    let _ = write!(
+        page,
+        "</tbody></table></div><p class=\"note\">Rank 1 has the most pixels per joule, in brackets among the same outputs; configurations whose intervals overlap tie.{single}</p>"
+    );
 }
 
-fn plots(page: &mut String, model: &Model, all: &[Configuration<'_>]) {
-    let mut drawings = vec![("Energy by configuration, with 95 % intervals".to_owned(), plot::energy(all))];
-    let mut of_model = curves(model);
+fn plots(page: &mut String, model: &Model, all: &[Configuration<'_>], curves: &[Curve<'_>]) {
+    let mut drawings: Vec<(String, Result<Plot, PlotError>)> =
+        vec![("Energy by configuration, with 95 % intervals".to_owned(), plot::energy(all))];
     // A plot shows one quality metric and one source of energy.
-    let mut kinds: Vec<(String, String)> =
-        of_model.iter().map(|curve| (curve.quality.clone(), curve.source.clone())).collect();
-    kinds.sort();
-    kinds.dedup();
-    for (quality, source) in kinds {
-        let (these, rest): (Vec<_>, Vec<_>) =
-            of_model.into_iter().partition(|curve| (&curve.quality, &curve.source) == (&quality, &source));
-        of_model = rest;
-        let front = plot::front(&these);
-        drawings.push((
-            format!("{quality} by bit rate; rings mark the Pareto front"),
-            plot::quality(&these, QualityAxis::Rate, &front),
-        ));
+    let mut kinds: BTreeMap<(&str, &str), Vec<&Curve<'_>>> = BTreeMap::new();
+    for curve in curves {
+        kinds.entry((&*curve.quality, &*curve.source)).or_default().push(curve);
+    }
+    for ((quality, source), these) in kinds {
+        drawings.push((format!("{quality} by bit rate"), plot::quality(&these, QualityAxis::Rate)));
         let suffix = if source.is_empty() { String::new() } else { format!(" ({source})") };
-        drawings.push((
-            format!("{quality} by energy{suffix}; rings mark the Pareto front"),
-            plot::quality(&these, QualityAxis::Energy, &front),
-        ));
+        drawings.push((format!("{quality} by energy{suffix}"), plot::quality(&these, QualityAxis::Energy)));
     }
     drawings.push(("Power over time".to_owned(), plot::power(model, all)));
-    for (title, drawn) in drawings {
-        let title = escaped(&title);
-        let _ = write!(page, "<h2>{title}</h2>");
+    let has_front = drawings.len() > 2;
+    *page += "<div class=\"plots\">";
+    for (number, (title, drawn)) in drawings.iter().enumerate() {
+        let _ = write!(page, "<figure><h2>{}</h2>", escaped(title));
         match drawn {
-            Ok(svg) => *page += &svg,
+            Ok(plot) => *page += &plot.html(number, title),
             Err(why) => {
-                let _ = write!(page, "<p class=\"note\">No plot: {}.</p>", escaped(&why));
+                let _ = write!(page, "<p class=\"note\">No plot: {}.</p>", escaped(why));
             }
         }
+        *page += "</figure>";
+    }
+    *page += "</div>";
+    if has_front {
+        *page += "<p class=\"note\">Rings and dashed lines mark the Pareto front of the two axes of a plot.</p>";
     }
 }
 
-fn bjontegaard(page: &mut String, model: &Model) {
-    let mut all = curves(model);
-    let total = all.len();
-    all.retain(|curve| curve.configurations.len() >= MIN_POINTS);
+fn bjontegaard(page: &mut String, curves: &[Curve<'_>]) {
+    let total = curves.len();
+    let all: Vec<&Curve<'_>> = curves.iter().filter(|curve| curve.configurations.len() >= MIN_POINTS).collect();
     let (mut deltas, mut pairs) = (Vec::new(), 0);
     for (at, anchor) in all.iter().enumerate() {
         let comparable =
-            |test: &&Curve<'_>| (&test.ladder, test.run, test.content) == (&anchor.ladder, anchor.run, anchor.content);
+            |test: &&&Curve<'_>| (&test.ladder, test.run, test.content) == (&anchor.ladder, anchor.run, anchor.content);
         for test in all[at + 1..].iter().filter(comparable) {
             pairs += 1;
             if pairs <= MAX_PAIRS {
@@ -224,26 +292,34 @@ fn bjontegaard(page: &mut String, model: &Model) {
     } else if !rows.is_empty() {
         let _ = write!(
             page,
-            "<div class=\"wide\"><table><tr><th class=\"t\">curves</th><th class=\"t\">outputs</th><th class=\"t\">measure</th><th class=\"t\">difference</th></tr>{rows}</table></div>"
+            "<div class=\"wide\" role=\"group\" aria-label=\"Table\" tabindex=\"0\"><table><tr><th class=\"t\">curves</th><th class=\"t\">outputs</th><th class=\"t\">measure</th><th class=\"t\">difference</th></tr>{rows}</table></div>"
         );
     }
 }
 
-/// Failed repeats, preflight checks and baselines.
-fn issues(page: &mut String, file: &Value) {
-    let list = |path: &str| file.pointer(path).and_then(Value::as_array).cloned().unwrap_or_default();
-    let text = |value: &Value, key: &str| escaped(value.get(key).and_then(Value::as_str).unwrap_or_default());
+/// The elements of a list of the file.
+fn list<'a>(file: &'a Value, path: &str) -> &'a [Value] {
+    file.pointer(path).and_then(Value::as_array).map_or(&[][..], Vec::as_slice)
+}
+
+/// A text of an element, escaped.
+fn escaped_text(value: &Value, key: &str) -> String {
+    escaped(value.get(key).and_then(Value::as_str).unwrap_or_default())
+}
+
+/// Failed and missing repeats.
+fn failures(page: &mut String, file: &Value) {
     let mut rows = String::new();
-    for configuration in list("/cells") {
-        for repeat in configuration.get("repeats").and_then(Value::as_array).into_iter().flatten() {
-            let status = text(repeat, "status");
+    for configuration in list(file, "/cells") {
+        for repeat in list(configuration, "/repeats") {
+            let status = escaped_text(repeat, "status");
             if status != "ok" {
                 let n = repeat.get("n").and_then(Value::as_u64).map_or_else(String::new, |n| n.to_string());
                 let _ = write!(
                     rows,
                     "<tr><td>{}</td><td>{n}</td><td class=\"t failed\">{status}</td><td class=\"t\">{}</td></tr>",
-                    text(&configuration, "name"),
-                    text(repeat, "detail")
+                    escaped_text(configuration, "name"),
+                    escaped_text(repeat, "detail")
                 );
             }
         }
@@ -251,42 +327,53 @@ fn issues(page: &mut String, file: &Value) {
     if !rows.is_empty() {
         let _ = write!(
             page,
-            "<h2>Failed and missing repeats</h2><table><tr><th class=\"t\">configuration</th><th>repeat</th><th class=\"t\">status</th><th class=\"t\">reason</th></tr>{rows}</table>"
+            "<h2>Failed and missing repeats</h2><div class=\"wide\" role=\"group\" aria-label=\"Table\" tabindex=\"0\"><table><tr><th class=\"t\">configuration</th><th>repeat</th><th class=\"t\">status</th><th class=\"t\">reason</th></tr>{rows}</table></div>"
         );
     }
-    let checks = list("/preflight");
-    if !checks.is_empty() {
-        *page += "<h2>Preflight checks</h2><table><tr><th class=\"t\">check</th><th class=\"t\">state</th><th class=\"t\"></th></tr>";
-        for check in &checks {
-            let state = text(check, "state");
-            let _ = write!(
-                page,
-                "<tr><td>{}</td><td class=\"t {state}\">{state}</td><td class=\"t\">{}</td></tr>",
-                text(check, "check"),
-                text(check, "detail")
-            );
-        }
-        *page += "</table>";
+}
+
+/// Preflight checks.
+fn checks(page: &mut String, file: &Value) {
+    let checks = list(file, "/preflight");
+    if checks.is_empty() {
+        return;
     }
-    let baselines = list("/baselines");
-    if !baselines.is_empty() {
-        *page += "<h2>Idle power</h2><table><tr><th class=\"t\">block</th><th>W</th><th>standard error</th><th>n</th><th class=\"t\"></th></tr>";
-        for baseline in &baselines {
-            let number =
-                |path: &str| baseline.pointer(path).and_then(Value::as_f64).map_or_else(|| "–".to_owned(), short);
-            let count = baseline
-                .pointer("/power_watts/count")
-                .and_then(Value::as_u64)
-                .map_or_else(String::new, |count| count.to_string());
-            let _ = write!(
-                page,
-                "<tr><td>{}</td><td>{}</td><td>{}</td><td>{count}</td><td class=\"t warning\">{}</td></tr>",
-                text(baseline, "id"),
-                number("/power_watts/mean"),
-                number("/power_watts/standard_error"),
-                text(baseline, "note")
-            );
-        }
-        *page += "</table>";
+    *page += "<h2>Preflight checks</h2><div class=\"wide\" role=\"group\" aria-label=\"Table\" tabindex=\"0\"><table><tr><th class=\"t\">check</th><th class=\"t\">state</th><th class=\"t\">detail</th></tr>";
+    for check in checks {
+        let state = escaped_text(check, "state");
+        let _ = write!(
+            page,
+            "<tr><td>{}</td><td class=\"t {state}\">{state}</td><td class=\"t\">{}</td></tr>",
+            escaped_text(check, "check"),
+            escaped_text(check, "detail")
+        );
     }
+    *page += "</table></div>";
+}
+
+/// Idle power before each block.
+fn baselines(page: &mut String, file: &Value) {
+    let baselines = list(file, "/baselines");
+    if baselines.is_empty() {
+        return;
+    }
+    *page += "<h2>Idle power</h2><div class=\"wide\" role=\"group\" aria-label=\"Table\" tabindex=\"0\"><table><tr><th class=\"t\">block</th><th>W ± standard error</th><th>n</th><th class=\"t\">note</th></tr>";
+    for baseline in baselines {
+        let number = |path: &str| baseline.pointer(path).and_then(Value::as_f64);
+        let watts = number("/power_watts/mean").map_or_else(
+            || "–".to_owned(),
+            |mean| escaped(&with_half_width(mean, number("/power_watts/standard_error"))),
+        );
+        let count = baseline
+            .pointer("/power_watts/count")
+            .and_then(Value::as_u64)
+            .map_or_else(String::new, |count| count.to_string());
+        let _ = write!(
+            page,
+            "<tr><td>{}</td><td>{watts}</td><td>{count}</td><td class=\"t warning\">{}</td></tr>",
+            escaped_text(baseline, "id"),
+            escaped_text(baseline, "note")
+        );
+    }
+    *page += "</table></div>";
 }

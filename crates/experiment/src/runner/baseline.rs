@@ -186,7 +186,9 @@ impl Runner<'_> {
     ) -> Result<Result<f64, RepeatError>, RunError> {
         let outputs = self.output_files(configuration, 0)?;
         let mut unrecorded = new_repeat(configuration, 0, 0, "ok", "");
-        let power = self.measure_files(configuration, clip, context, &outputs, &mut unrecorded).and_then(|_| {
+        let realtime = self.record.plan().realtime;
+        let encoded = self.measure_files(configuration, clip, context, &outputs, realtime, &mut unrecorded);
+        let power = encoded.and_then(|_| {
             let window = unrecorded.window.ok_or_else(|| RepeatError::Other("no window".to_owned()))?;
             let response = self.probe.window_response(window.start, window.end)?;
             let joules: f64 = response.check_complete()?.accounts.iter().map(|account| account.measured_joules).sum();

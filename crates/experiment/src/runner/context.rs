@@ -30,8 +30,8 @@ pub struct Runner<'a> {
     pub probe: &'a Probe,
     /// Settings for execution environments.
     pub env_config: &'a EnvConfig,
-    /// Path of nginx, for live runs.
-    pub nginx: &'a Path,
+    /// Path of the RTMP server's program, for live runs.
+    pub live_server: &'a Path,
     /// How long to wait for the probe and for servers.
     pub timeout: Duration,
     /// The ffmpeg that encodes.
@@ -105,7 +105,7 @@ pub(super) fn new_repeat(configuration: &Configuration, n: u32, block: u32, stat
 pub(super) fn stopped_error() -> RunError {
     RunError::new(
         Exit::Stopped,
-        "stopped; all measurements up to now are kept. Continue with: wattcast-analysis run --resume (start a search again)",
+        "stopped; all measurements up to now are kept. Continue with: wattcast-analysis run --resume (a search for quality or streams starts again)",
     )
 }
 
@@ -167,7 +167,8 @@ impl Runner<'_> {
         let rtmp = env.and_then(|env| {
             context.env = env;
             if live {
-                RtmpServer::start(self.env_config, isolation, self.nginx, &context.scratch, self.timeout).map(Some)
+                let server = (self.record.plan().live_server, self.live_server);
+                RtmpServer::start(self.env_config, isolation, server, &context.scratch, self.timeout).map(Some)
             } else {
                 Ok(None)
             }

@@ -9,9 +9,11 @@ use clap::{Args, Subcommand};
 use cli::file::read_limited;
 
 use super::{
+    codec,
+    energy_goal::EnergyGoal,
     environment::EnvConfig,
-    plan::{self, AxisValues, Configuration, Isolation, Matrix, Mode, Plan, Protocol, TextOrNumber},
-    rtmp::unsupported_over_rtmp,
+    frame_rate,
+    plan::{self, AxisValues, Configuration, Isolation, LiveServer, Matrix, Mode, Plan, Protocol, TextOrNumber},
 };
 use results::settings::DataFlags;
 
@@ -28,6 +30,7 @@ Examples:
   wattcast-analysis run multi --streams 4 --mode rtmp                        live, through nginx-rtmp
   wattcast-analysis run search quality --target-vmaf 93                      smallest bitrate that reaches VMAF 93
   wattcast-analysis run search streams                                       how many streams run in real time
+  wattcast-analysis run search energy --target-vmaf 93                       least energy at that quality
 
 A matrix file lists values per axis; every combination is measured:
   [matrix]
@@ -97,6 +100,11 @@ pub enum RunKind {
 /// Goal of a search.
 #[derive(Clone, Copy, Debug, PartialEq, Subcommand)]
 pub enum Goal {
+    /// Find the encoder, preset and rate that need the least energy for a quality
+    ///
+    /// Candidates are all of --encoder and --preset (ENCODER=PRESET for one encoder only), the
+    /// fastest first. With --realtime they must keep up with real time.
+    Energy(EnergyGoal),
     /// Find the smallest bitrate that reaches a VMAF score
     Quality {
         /// VMAF score to reach
@@ -131,6 +139,7 @@ impl Goal {
             Self::Streams { max_streams } => {
                 format!("the most streams, up to {max_streams}, that are encoded in real time")
             }
+            Self::Energy(goal) => goal.describe(),
         }
     }
 
@@ -147,18 +156,24 @@ impl Goal {
                     Ok(())
                 }
             }
-            // Half a second is allowed for the start, which must be a small part of the duration.
+            // In a shorter time a stream falls behind by less than its reports tell.
             Self::Streams { .. } if duration < Duration::from_secs(2) => {
                 Err("--duration: a search for streams needs 2 s and more".to_owned())
             }
             Self::Streams { .. } => Ok(()),
+            Self::Energy(goal) => goal.check(),
         }
     }
 }
 
+/// Heading of the flags of configurations.
+pub const CONFIGURATIONS: &str = "Configurations (comma-separated values form a suite)";
+/// Heading of the flags of the measurement protocol.
+pub const PROTOCOL: &str = "Protocol";
+
 /// Flags of the configurations.
 #[derive(Clone, Debug, Args)]
-#[command(next_help_heading = "Configurations (comma-separated values form a suite)")]
+#[command(next_help_heading = CONFIGURATIONS)]
 pub struct EncodeFlags {
     /// Name of the run; prefix of its scenario names
     #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
@@ -184,8 +199,8 @@ pub struct EncodeFlags {
     #[arg(long, value_name = "SIZE", value_delimiter = ',')]
     resolution: Vec<String>,
 
-    /// Frames per second [default: 30]
-    #[arg(long, value_name = "FPS", value_delimiter = ',')]
+    /// Frames per second: 30, 29.97 or 30000/1001 [default: 30]
+    #[arg(long, value_name = "FPS", value_delimiter = ',', value_parser = frame_rate::parse)]
     fps: Vec<f64>,
 
     /// ffmpeg encoder; h264 and h265 mean libx264 and libx265 [default: libx264]
@@ -240,12 +255,16 @@ pub struct EncodeFlags {
 
     /// nginx with the RTMP module, for --mode rtmp
     #[arg(long, value_name = "PATH", default_value = "nginx")]
-    pub nginx: PathBuf,
+    nginx: PathBuf,
+
+    /// MediaMTX instead of nginx, for --mode rtmp with HEVC, VP9 or AV1
+    #[arg(long, value_name = "PATH")]
+    mediamtx: Option<PathBuf>,
 }
 
 /// Flags of the measurement protocol.
 #[derive(Clone, Debug, Args)]
-#[command(next_help_heading = "Protocol")]
+#[command(next_help_heading = PROTOCOL)]
 pub struct ProtocolFlags {
     /// Repeats of each configuration, at least
     #[arg(long, value_name = "COUNT", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
@@ -382,7 +401,11 @@ impl Run {
         if let Some(goal) = goal {
             goal.check(encode.duration)?;
             if protocol.ci_target.is_some() || protocol.repeats != 3 {
-                notes.push("a search measures each step once: --repeats and --ci-target are ignored".to_owned());
+                let how = match goal {
+                    Goal::Energy(_) => "decides how often it repeats",
+                    Goal::Quality { .. } | Goal::Streams { .. } => "measures each step once",
+                };
+                notes.push(format!("a search {how}: --repeats and --ci-target are ignored"));
             }
         }
         if encode.duration < Duration::from_millis(200) {
@@ -394,7 +417,7 @@ impl Run {
         if protocol.ci_target.is_some() && protocol.repeats < 2 {
             return Err("--ci-target: an interval needs at least --repeats 2".to_owned());
         }
-        let plan = Plan {
+        let mut plan = Plan {
             name: name.to_owned(),
             configurations,
             protocol: Protocol {
@@ -409,22 +432,32 @@ impl Run {
                 seed: protocol.seed.unwrap_or_else(|| fastrand::u64(..1 << 53)),
             },
             mode: encode.mode,
+            live_server: if encode.mediamtx.is_some() { LiveServer::MediaMtx } else { LiveServer::Nginx },
             isolation: protocol.isolation,
             source: encode.source.as_ref().map(|path| std::path::absolute(path).unwrap_or_else(|_| path.clone())),
             realtime: encode.realtime || matches!(goal, Some(Goal::Streams { .. })),
             search: goal.is_some(),
-            quality: encode.analyze_quality || matches!(goal, Some(Goal::Quality { .. })),
+            steady: matches!(goal, Some(Goal::Streams { .. })),
+            energy_search: None,
+            quality: encode.analyze_quality || matches!(goal, Some(Goal::Quality { .. } | Goal::Energy(_))),
             vmaf_model: encode.vmaf_model.clone(),
             encoder_args: encode.encoder_args.split_whitespace().map(str::to_owned).collect(),
         };
-        if plan.mode == Mode::Rtmp {
-            let mut encoders = plan.configurations.iter().map(|configuration| &configuration.axes.encoder);
-            if let Some(why) = encoders.find_map(|encoder| unsupported_over_rtmp(encoder)) {
-                return Err(why);
+        for configuration in &plan.configurations {
+            let axes = &configuration.axes;
+            codec::check(&axes.encoder, &axes.preset, plan.mode, plan.live_server)?;
+        }
+        if plan.mode == Mode::Rtmp && plan.search {
+            return Err("search encodes files: leave out --mode rtmp".to_owned());
+        }
+        if plan.steady && plan.quality {
+            return Err("a search for streams keeps no output to score: leave out --analyze-quality".to_owned());
+        }
+        if let Some(Goal::Energy(goal)) = goal {
+            if plan.mode != Mode::File {
+                return Err("a search for energy scores its files: leave out --mode null".to_owned());
             }
-            if plan.search {
-                return Err("search encodes files: leave out --mode rtmp".to_owned());
-            }
+            plan.energy_search = Some(goal.search(&encode.axis_values(), plan.realtime, plan.protocol.seed)?);
         }
         Ok((plan, notes))
     }
@@ -474,6 +507,7 @@ impl Run {
         [
             ("--duration", same(encode.duration, usual_encode.duration, planned.duration)),
             ("--mode", same(encode.mode, usual_encode.mode, plan.mode)),
+            ("--mediamtx", encode.mediamtx.is_none() || plan.live_server == LiveServer::MediaMtx),
             ("--realtime", !encode.realtime || plan.realtime),
             ("--analyze-quality", !encode.analyze_quality || plan.quality),
             ("--vmaf-model", encode.vmaf_model.is_empty() || encode.vmaf_model == plan.vmaf_model),
@@ -491,6 +525,39 @@ impl Run {
         .collect()
     }
 
+    /// What the goal and the axes of a resumed run change in its plan; nothing without a goal or a
+    /// kind of run, and if they describe the same.
+    ///
+    /// # Errors
+    /// When a flag is invalid.
+    pub(super) fn differences_from(&self, plan: &Plan) -> Result<Vec<&'static str>, String> {
+        if self.kind.is_none() {
+            return Ok(Vec::new());
+        }
+        let (mut own, _) = self.plan()?;
+        if let (Some(search), Some(planned)) = (&mut own.energy_search, &plan.energy_search) {
+            search.seed = self.protocol.seed.unwrap_or(planned.seed);
+            if !self.encode.realtime {
+                search.realtime = planned.realtime;
+            }
+        }
+        // The numbers of the plan were read from text, so those of the flags are too.
+        let text = serde_json::to_string(&own).map_err(|error| error.to_string())?;
+        let own: Plan = serde_json::from_str(&text).map_err(|error| error.to_string())?;
+        let axes = |plan: &Plan| plan.configurations.iter().map(|one| one.axes.clone()).collect::<Vec<_>>();
+        let protocol = &self.protocol;
+        let is_same = [
+            ("another kind of run", own.search == plan.search),
+            ("another goal", own.energy_search == plan.energy_search),
+            ("other configurations", axes(&own) == axes(plan)),
+            ("--name", self.encode.name.is_empty() || own.name == plan.name),
+            ("--source", own.source.is_none() || own.source == plan.source),
+            ("--seed", protocol.seed.is_none_or(|seed| seed == plan.protocol.seed)),
+            ("--ci-target", own.protocol.ci_target.is_none() || own.protocol.ci_target == plan.protocol.ci_target),
+        ];
+        Ok(is_same.into_iter().filter_map(|(flag, is_same)| (!is_same).then_some(flag)).collect())
+    }
+
     fn configurations(&self, name: &str) -> Result<(Vec<Configuration>, Vec<String>), String> {
         let mut values = self.encode.axis_values();
         let matrix = |values: AxisValues| Matrix { matrix: values, ..Matrix::default() };
@@ -506,6 +573,7 @@ impl Run {
                 }
                 Ok((configurations, notes))
             }
+            Some(RunKind::Search { goal: Goal::Energy(goal) }) => Ok((goal.configurations(&values, name)?, Vec::new())),
             Some(RunKind::Search { .. }) => single(matrix(values).configurations(name)?),
             Some(RunKind::Multi) => {
                 if values.streams.is_empty() {
@@ -571,6 +639,14 @@ impl Run {
 }
 
 impl EncodeFlags {
+    /// The program of a live run's server.
+    pub(super) fn live_server(&self, kind: LiveServer) -> PathBuf {
+        match kind {
+            LiveServer::Nginx => self.nginx.clone(),
+            LiveServer::MediaMtx => self.mediamtx.clone().unwrap_or_else(|| PathBuf::from("mediamtx")),
+        }
+    }
+
     fn axis_values(&self) -> AxisValues {
         AxisValues {
             encoder: self.encoder.iter().map(|encoder| plan::canonical_encoder(encoder).to_owned()).collect(),
@@ -608,6 +684,73 @@ mod tests {
         };
         assert_eq!(file, Path::new("a.json"));
         assert!(parse("run batch").is_err() && parse("run batch a.json --file b.json").is_err());
+    }
+
+    #[test]
+    fn encoder_that_its_mode_cannot_carry_is_refused() {
+        let plan = |line: &str| parse(line).unwrap().plan();
+        let error = plan("run --encoder vp9 --mode rtmp").unwrap_err();
+        assert!(error.starts_with("libvpx-vp9 (VP9) cannot be sent over RTMP of nginx"), "{error}");
+        let (enhanced, _) = plan("run --encoder vp9 --mode rtmp --mediamtx /opt/mediamtx").unwrap();
+        assert_eq!(enhanced.live_server, LiveServer::MediaMtx);
+        assert!(plan("run --encoder h264_nvenc --preset veryfast").unwrap_err().contains("p1 (fastest) to p7"));
+        // An excluded combination is not checked.
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("matrix.toml");
+        let text = "[matrix]\nencoder = [\"libx264\", \"h264_nvenc\"]\npreset = [\"veryfast\", \"p4\"]\n\
+            [[exclude]]\nencoder = \"h264_nvenc\"\npreset = \"veryfast\"\n[[exclude]]\nencoder = \"libx264\"\npreset = \"p4\"\n";
+        std::fs::write(&file, text).unwrap();
+        assert_eq!(plan(&format!("run suite {}", file.display())).unwrap().0.configurations.len(), 2);
+    }
+
+    #[test]
+    fn frame_rate_flag_takes_fractions() {
+        let (plan, _) = parse("run suite --fps 30000/1001,29.97,25").unwrap().plan().unwrap();
+        let rates: Vec<_> = plan.configurations.iter().map(|one| one.axes.frame_rate().text()).collect();
+        assert_eq!(rates, ["30000/1001", "29.97", "25"]);
+        assert!(parse("run --fps fast").unwrap_err().to_string().contains("30000/1001"));
+    }
+
+    /// Its outputs are cut off, so it scored nothing and did not say so.
+    #[test]
+    fn search_for_streams_refuses_to_score_quality() {
+        let error = parse("run search streams --analyze-quality").unwrap().plan().unwrap_err();
+        assert!(error.contains("leave out --analyze-quality"), "{error}");
+        assert!(parse("run search streams").unwrap().plan().is_ok());
+    }
+
+    #[test]
+    fn energy_search_has_a_candidate_for_each_encoder_and_preset() {
+        let line = "run search energy --target-psnr 40 --encoder x264,x265 --preset veryfast,fast --max-kbps 4000";
+        let (plan, _) = parse(line).unwrap().plan().unwrap();
+        let search = plan.energy_search.unwrap();
+        let labels: Vec<String> = search.candidates.iter().map(|candidate| candidate.label()).collect();
+        assert_eq!(labels, ["libx264 veryfast", "libx264 fast", "libx265 veryfast", "libx265 fast"]);
+        assert_eq!((search.target_vmaf, search.target_psnr, search.max_kbps), (None, Some(40.0), Some(4000)));
+        assert!(plan.search && plan.quality && plan.configurations.len() == 4);
+        let error = |flags: &str| parse(&format!("run search energy {flags}")).unwrap().plan().unwrap_err();
+        assert!(error("--mode null").contains("leave out --mode null"));
+        assert!(error("--bitrate 1M").contains("leave out --bitrate"));
+        assert!(error("--target-vmaf 200").contains("0 to 110"));
+    }
+
+    /// A search could only be resumed without the flags that it was started with.
+    #[test]
+    fn flags_that_describe_the_plan_of_a_resumed_search_are_no_conflict() {
+        let line = "run search energy --target-vmaf 93.3 --min-bitrate 300 --max-bitrate 4000 --fps 30000/1001";
+        let (plan, _) = parse(&format!("{line} --seed 7")).unwrap().plan().unwrap();
+        let journal: Plan = serde_json::from_str(&serde_json::to_string(&plan).unwrap()).unwrap();
+        let differences = |line: &str| parse(line).unwrap().differences_from(&journal).unwrap();
+        assert_eq!(differences(line), [""; 0], "without a seed it is that of the plan");
+        assert_eq!(differences(&format!("{line} --seed 7")), [""; 0]);
+        assert_eq!(differences(&format!("{line} --seed 8")), ["another goal", "--seed"]);
+        assert_eq!(
+            differences(&line.replace("--min-bitrate 300", "--min-bitrate 301")),
+            ["another goal", "other configurations"]
+        );
+        assert_eq!(differences(&line.replace("93.3", "93.4")), ["another goal"]);
+        assert_eq!(differences("run --resume"), [""; 0]);
+        assert_eq!(differences("run search streams")[..2], ["another goal", "other configurations"]);
     }
 
     #[test]

@@ -10,8 +10,10 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use units::model_interval::ModelInterval;
 
 use super::{
+    pace::Lag,
     plan::{Configuration, Plan},
     preflight::Check,
     process::{ProcessExit, Progress},
@@ -19,6 +21,7 @@ use super::{
     source::Clip,
     tool::Tool,
 };
+use crate::search::report::SearchReport;
 
 /// Maximum size of a journal in bytes: 10,000 configurations with ten repeats each need less.
 const MAX_JOURNAL: u64 = 256 << 20;
@@ -62,6 +65,9 @@ pub struct Energy {
     /// Uncertainty of the attribution, where it is known.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub uncertainty_microjoules: Option<u64>,
+    /// How far modelled energy may be from the truth: 90 % interval, as the truth per estimate.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub model_interval_ratio: Option<ModelInterval>,
 }
 
 /// A measured window. Its edges are ticks that the probe took for it.
@@ -90,6 +96,16 @@ pub struct Artefact {
     pub sha256: String,
     /// Size of the file.
     pub bytes: u64,
+}
+
+/// CPU time of all programs of the host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct HostUse {
+    /// CPU seconds, of all CPUs together.
+    pub cpu_seconds: f64,
+    /// Length of the time in seconds: a little less than the window, without the waits for its
+    /// marks.
+    pub seconds: f64,
 }
 
 /// One repeat of a configuration.
@@ -125,6 +141,13 @@ pub struct Repeat {
     /// CPU time of the encoder in seconds.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub cpu_seconds: Option<f64>,
+    /// CPU time of all programs of the host while the encoders ran.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub host: Option<HostUse>,
+    /// Of the stream that fell behind most, of those that read a file in real time; absent if none
+    /// does, or for too short a time.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub lag: Option<Lag>,
     /// Progress of all streams within the window.
     #[serde(default)]
     pub progress: Progress,
@@ -137,6 +160,12 @@ pub struct Repeat {
     /// Output files by stream.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub artefacts: Vec<Artefact>,
+    /// Sample of the first live stream, for its scores; the file is deleted when it has them.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub sample: Option<Artefact>,
+    /// Why a live stream whose quality was to be scored has no sample.
+    #[serde(skip_serializing_if = "String::is_empty", default)]
+    pub unsampled: String,
     /// Exit of the first encoder that failed.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub exit: Option<ProcessExit>,
@@ -230,6 +259,8 @@ pub enum Event {
     },
     /// Quality was scored.
     Score(Score),
+    /// A search for the least energy ended.
+    Search(Box<SearchReport>),
     /// The run ended.
     End {
         /// `ok`, `partial`, `failed`, `stopped`.
@@ -346,7 +377,8 @@ pub fn newest_unfinished(dir: &Path) -> io::Result<PathBuf> {
             .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))?;
         // A journal without a header was interrupted before the run began.
         let Some(Event::Run(header)) = events.first() else { continue };
-        if header.plan.search || matches!(events.last(), Some(Event::End { status, .. }) if status == "ok") {
+        let restarts = header.plan.search && header.plan.energy_search.is_none();
+        if restarts || matches!(events.last(), Some(Event::End { status, .. }) if status == "ok") {
             continue;
         }
         // A run that was refused before its first repeat must not hide an older one with repeats.

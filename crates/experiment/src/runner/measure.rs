@@ -15,7 +15,9 @@ use super::{
     context::{RunContext, Runner, new_repeat, unix_ns},
     environment::{ExecutionEnv, SpawnHandle},
     error::{RepeatError, RunError},
+    forecast::{host_busy_seconds, host_use},
     journal::{Artefact, Energy, Repeat, Window},
+    pace::Pace,
     plan::{Configuration, Mode},
     process::{EncoderError, Process, Progress, wait_all},
     quality::count_frames,
@@ -45,8 +47,11 @@ impl Runner<'_> {
                 rtmp.stop_generators();
             }
             measured
+        } else if self.record.plan().steady {
+            self.measure_steady(configuration, clip, context, &outputs, true, &mut repeat)
         } else {
-            self.measure_files(configuration, clip, context, &outputs, &mut repeat)
+            let realtime = self.record.plan().realtime;
+            self.measure_files(configuration, clip, context, &outputs, realtime, &mut repeat)
         };
         let artefacts = measured.and_then(|encoded| {
             if let Some(warning) = &encoded.unused_option {
@@ -55,6 +60,11 @@ impl Runner<'_> {
                 return Err(RepeatError::Other(format!("{encoder} does not know an option: {warning}")));
             }
             self.query_energy(&mut repeat, &encoded.names)?;
+            if self.record.plan().steady {
+                // They were cut.
+                outputs.iter().for_each(|output| drop(fs::remove_file(output)));
+                return Ok(Vec::new());
+            }
             if outputs.is_empty() { Ok(Vec::new()) } else { self.keep_outputs(configuration, &outputs, &encoded) }
         });
         let mut probe_lost = false;
@@ -71,6 +81,9 @@ impl Runner<'_> {
                 }
                 for output in &outputs {
                     let _ = fs::remove_file(output);
+                }
+                if let Some(sample) = repeat.sample.take() {
+                    let _ = fs::remove_file(self.dir.join(sample.file));
                 }
             }
         }
@@ -130,46 +143,65 @@ impl Runner<'_> {
         Ok(all)
     }
 
-    /// Encodes a clip with all streams. The window is from before the first encoder starts until
-    /// the last has exited, so it contains the whole cost.
+    /// Encodes a clip with all streams, in real time or as fast as they can. The window is from
+    /// before the first encoder starts until the last has exited, so it contains the whole cost.
     pub(super) fn measure_files(
         &self,
         configuration: &Configuration,
         clip: &Clip,
         context: &RunContext,
         outputs: &[PathBuf],
+        realtime: bool,
         repeat: &mut Repeat,
     ) -> Result<Encoded, RepeatError> {
         let plan = self.record.plan();
         let source = self.dir.join(&clip.file);
-        let input = if plan.realtime { Input::RealTime(&source) } else { Input::File(&source) };
+        let input = if realtime { Input::RealTime(&source) } else { Input::File(&source) };
         let seconds = plan.protocol.duration.as_secs_f64();
-        let commands: Vec<Vec<String>> = (0..usize::try_from(configuration.axes.streams).unwrap_or(1))
-            .map(|at| {
-                let output = outputs.get(at).map(|path| path.to_string_lossy()).unwrap_or_default();
-                encoder_arguments(&configuration.axes, &input, seconds, &plan.encoder_args, plan.mode, &output)
-            })
-            .collect();
+        let commands = self.file_commands(configuration, &input, seconds, outputs);
         repeat.argv = self.displayed_command(commands.first());
         let joules_per_frame = mean(&self.record.joules_per_frame(&configuration.id));
         let start = self.probe.mark()?;
+        let busy = host_busy_seconds();
         let power = PowerSampler::start(self.probe);
         let began = Instant::now();
         let mut running = Vec::new();
         for args in &commands {
             running.push(Process::spawn(&context.env, &self.ffmpeg.path, args)?);
         }
+        // Sources in real time last that long; what the encoders hold back comes after it.
+        let mut pace = Pace::new(running.len(), seconds);
         let waited = wait_all(&mut running, plan.protocol.stall, &mut |all| {
+            pace.observe(began.elapsed().as_secs_f64(), media(all));
             let frames = total_progress(all).frames;
             self.display.show_encoders(&configuration.name, frames, began, power.latest(), joules_per_frame);
             true
         });
+        repeat.host = host_use(busy, began.elapsed().as_secs_f64());
         let end = self.probe.mark();
         repeat.watts = power.finish();
         repeat.progress = total_progress(&running);
+        repeat.lag = pace.slowest().filter(|_| realtime);
         waited?;
         repeat.window = Some(Window { start, end: end? });
         Ok(Encoded::new(&running, &context.env))
+    }
+
+    /// The arguments of the encoders of all streams that read a file.
+    pub(super) fn file_commands(
+        &self,
+        configuration: &Configuration,
+        input: &Input<'_>,
+        seconds: f64,
+        outputs: &[PathBuf],
+    ) -> Vec<Vec<String>> {
+        let plan = self.record.plan();
+        let streams = 0..usize::try_from(configuration.axes.streams).unwrap_or(1);
+        let command = |at: usize| {
+            let output = outputs.get(at).map(|path| path.to_string_lossy()).unwrap_or_default();
+            encoder_arguments(&configuration.axes, input, seconds, &plan.encoder_args, plan.mode, &output)
+        };
+        streams.map(command).collect()
     }
 
     /// Encodes live streams and measures a window after they have settled. Frames are those that
@@ -198,25 +230,11 @@ impl Runner<'_> {
         self.wait_for_streams(rtmp, &mut running)?;
         let settling = Instant::now();
         wait_live(rtmp, &mut running, stall, &mut |_| settling.elapsed() >= plan.protocol.stabilization)?;
-        // Read the frames after each mark, so that they cover the same window as the energy.
-        let start = self.probe.mark()?;
-        let first = total_progress(&running);
-        let power = PowerSampler::start(self.probe);
-        let began = Instant::now();
-        let joules_per_frame = mean(&self.record.joules_per_frame(&configuration.id));
-        let waited = wait_live(rtmp, &mut running, stall, &mut |all| {
-            let frames = progress_since(&first, &total_progress(all)).frames;
-            self.display.show_encoders(&configuration.name, frames, began, power.latest(), joules_per_frame);
-            began.elapsed() >= plan.protocol.duration
-        });
-        let end = self.probe.mark();
-        let last = total_progress(&running);
-        repeat.watts = power.finish();
-        repeat.progress = progress_since(&first, &last);
-        waited?;
-        let window = Window { start, end: end? };
-        repeat.window = Some(window);
+        let (window, _) = self.measure_window(configuration, &mut running, repeat, &mut |running, until| {
+            wait_live(rtmp, running, stall, until)
+        })?;
         self.query_companions(rtmp, window, repeat)?;
+        self.sample_live(rtmp, repeat);
         Ok(Encoded::new(&running, &context.env))
     }
 
@@ -252,7 +270,7 @@ impl Runner<'_> {
     }
 
     /// The command line for the results, with paths relative to the results directory.
-    fn displayed_command(&self, args: Option<&Vec<String>>) -> Vec<String> {
+    pub(super) fn displayed_command(&self, args: Option<&Vec<String>>) -> Vec<String> {
         let dir = format!("{}/", self.dir.display());
         let words = args.into_iter().flatten().map(|word| word.replace(&dir, ""));
         std::iter::once("ffmpeg".to_owned()).chain(words).collect()
@@ -260,7 +278,7 @@ impl Runner<'_> {
 
     /// Queries the energy of the host, and of the containers with these names, in the repeat's
     /// window.
-    fn query_energy(&self, repeat: &mut Repeat, names: &[String]) -> Result<(), RepeatError> {
+    pub(super) fn query_energy(&self, repeat: &mut Repeat, names: &[String]) -> Result<(), RepeatError> {
         let Some(window) = repeat.window else { return Ok(()) };
         let response = self.probe.settled_window(window.start, window.end, interruptible_sleep)?;
         response.check_complete()?;
@@ -272,6 +290,7 @@ impl Runner<'_> {
                 microjoules: Microjoules::from_joules(account.measured_joules).0,
                 edge_error_microjoules: Microjoules::from_joules(account.edge_error_joules).0,
                 uncertainty_microjoules: None,
+                model_interval_ratio: account.model_interval_ratio,
             });
         }
         if names.is_empty() {
@@ -283,7 +302,7 @@ impl Runner<'_> {
             return Ok(());
         };
         repeat.container = Some(first.container.clone());
-        let sums = sum_by_domain(&rows);
+        let sums = sum_by_domain(&response, &rows);
         repeat.energy.extend(unsettled_only(&response, &sums));
         repeat.energy.extend(sums);
         repeat.idle_known = response.idle_known(rows.iter().copied());
@@ -322,7 +341,7 @@ pub(super) struct Encoded {
 }
 
 impl Encoded {
-    fn new(all: &[Process], env: &ExecutionEnv) -> Self {
+    pub(super) fn new(all: &[Process], env: &ExecutionEnv) -> Self {
         let handles: Vec<SpawnHandle> = all.iter().map(|process| process.handle().clone()).collect();
         Self {
             names: env.container_names(&handles),
@@ -330,6 +349,11 @@ impl Encoded {
             stderr: all.first().map(Process::stderr_tail).unwrap_or_default(),
             unused_option: all.iter().find_map(Process::unused_option_warning),
         }
+    }
+
+    /// The names under which the probe reports the encoders.
+    pub(super) fn names(&self) -> &[String] {
+        &self.names
     }
 }
 
@@ -345,7 +369,7 @@ fn domain(zone: &str, package: &str) -> String {
 
 /// Energy of all containers, summed by domain and source. A sum has an uncertainty only if all its
 /// parts have one.
-fn sum_by_domain(rows: &[&probe::Container]) -> Vec<Energy> {
+fn sum_by_domain(response: &WindowResponse, rows: &[&probe::Container]) -> Vec<Energy> {
     let mut sums: Vec<Energy> = Vec::new();
     for part in rows.iter().flat_map(|row| &row.energy) {
         let one = Energy {
@@ -355,6 +379,8 @@ fn sum_by_domain(rows: &[&probe::Container]) -> Vec<Energy> {
             microjoules: Microjoules::from_joules(part.joules).0,
             edge_error_microjoules: Microjoules::from_joules(part.edge_error_joules).0,
             uncertainty_microjoules: part.uncertainty_joules.map(|joules| Microjoules::from_joules(joules).0),
+            // All rows of a domain and source are of one accounting root.
+            model_interval_ratio: response.model_interval(part),
         };
         match sums.iter_mut().find(|known| known.domain == one.domain && known.source == one.source) {
             Some(known) => {
@@ -379,12 +405,18 @@ fn unsettled_only(response: &WindowResponse, sums: &[Energy]) -> Vec<Energy> {
         microjoules: 0,
         edge_error_microjoules: Microjoules::from_joules(account.unsettled_joules).0,
         uncertainty_microjoules: None,
+        model_interval_ratio: account.model_interval_ratio,
     });
     rows.filter(|row| !sums.iter().any(|sum| sum.domain == row.domain && sum.source == row.source)).collect()
 }
 
+/// The media in seconds that each stream has encoded.
+pub(super) fn media(all: &[Process]) -> impl Iterator<Item = f64> {
+    all.iter().map(|process| Duration::from_micros(process.progress().media_us).as_secs_f64())
+}
+
 /// Summed progress of all encoders.
-fn total_progress(all: &[Process]) -> Progress {
+pub(super) fn total_progress(all: &[Process]) -> Progress {
     all.iter().map(Process::progress).fold(Progress::default(), |sum, one| Progress {
         frames: sum.frames + one.frames,
         dropped: sum.dropped + one.dropped,
@@ -395,7 +427,7 @@ fn total_progress(all: &[Process]) -> Progress {
 }
 
 /// Progress between two points in time.
-fn progress_since(earlier: &Progress, later: &Progress) -> Progress {
+pub(super) fn progress_since(earlier: &Progress, later: &Progress) -> Progress {
     Progress {
         frames: later.frames.saturating_sub(earlier.frames),
         dropped: later.dropped.saturating_sub(earlier.dropped),
@@ -420,6 +452,7 @@ mod tests {
             missing_seconds: 0.0,
             unsettled_joules,
             idle_known: None,
+            model_interval_ratio: None,
         };
         let response = WindowResponse {
             start: None,
@@ -436,6 +469,7 @@ mod tests {
             microjoules: 4_000_000,
             edge_error_microjoules: 1_000_000,
             uncertainty_microjoules: None,
+            model_interval_ratio: None,
         };
         let rows = unsettled_only(&response, &[known]);
         let found: Vec<_> =

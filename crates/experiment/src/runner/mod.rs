@@ -3,23 +3,35 @@
 //! [`flags`] describe a [`plan`]; `session` checks the machine ([`preflight`]) and opens the
 //! [`journal`]; `protocol` executes the plan. Encoders ([`process`]) of an ffmpeg ([`tool`]) run
 //! in an [`environment`] of their own, and read a [`source`] clip or a live stream ([`rtmp`]).
-//! `measure` measures one repeat, `baseline` the idle power after its `calibration`; `scoring`
-//! scores [`quality`] afterwards. Each event is in the journal before the next step begins;
+//! `measure` measures one repeat, `steady` one of streams that run, [`pace`] tells whether they
+//! keep up with real time; `baseline` measures the idle power after its `calibration`; `scoring`
+//! scores [`quality`] afterwards, `live_quality` that of samples of live streams, whose frames
+//! `alignment` finds in the source. [`codec`] has what encoders need, [`frame_rate`] exact rates.
+//! Each event is in the journal before the next step begins;
 //! [`record`] is the state according to the journal, and [`output`] writes it to result files.
-//! `search` looks for one value.
+//! `search` looks for one value, `energy_search` for the configuration with the least energy, by
+//! the flags of [`energy_goal`].
 
+mod alignment;
 mod baseline;
 mod calibration;
+pub mod codec;
 pub mod context;
 pub mod display;
 mod dry_run;
+pub mod energy_goal;
+mod energy_search;
 pub mod environment;
 pub mod error;
 pub mod files;
 pub mod flags;
+mod forecast;
+pub mod frame_rate;
 pub mod journal;
+mod live_quality;
 mod measure;
 pub mod output;
+pub mod pace;
 pub mod plan;
 pub mod preflight;
 pub mod process;
@@ -33,6 +45,7 @@ mod search;
 mod session;
 pub mod signals;
 pub mod source;
+mod steady;
 pub mod tool;
 
 use std::{
@@ -60,7 +73,9 @@ use signals::{install_signal_handlers, stop_requested};
 /// # Errors
 /// When the run ends early; all measurements up to then are kept.
 pub fn run(flags: &Run, probe: &Probe, prices: &Prices) -> Result<Exit, RunError> {
-    if flags.protocol.resume.is_some() && (flags.describes_a_plan() || flags.protocol.dry_run) {
+    // Axes without a kind of run are too little to be compared with the plan.
+    let is_partial = flags.kind.is_none() && flags.describes_a_plan();
+    if flags.protocol.resume.is_some() && (is_partial || flags.protocol.dry_run) {
         let why = "--resume continues with the plan of the run: leave out --dry-run and flags that describe a plan";
         return Err(RunError::new(Exit::Usage, why));
     }
@@ -95,11 +110,12 @@ pub fn run(flags: &Run, probe: &Probe, prices: &Prices) -> Result<Exit, RunError
             format!("preflight checks failed, nothing was measured:\n  {list}\nFix the problem or pass --force"),
         ))
     } else {
+        let live_server = flags.encode.live_server(record.plan().live_server);
         let mut runner = Runner {
             dir: &dir,
             probe,
             env_config: &env_config,
-            nginx: &flags.encode.nginx,
+            live_server: &live_server,
             timeout: flags.protocol.wait_timeout,
             ffmpeg: &ffmpeg,
             scorer: scorer.as_ref(),
@@ -108,6 +124,7 @@ pub fn run(flags: &Run, probe: &Probe, prices: &Prices) -> Result<Exit, RunError
             record: &mut record,
         };
         match &flags.kind {
+            _ if runner.record.plan().energy_search.is_some() => energy_search::run(&mut runner, prices),
             Some(RunKind::Search { goal }) if flags.protocol.resume.is_none() => search::run(&mut runner, *goal),
             _ => runner.run(),
         }

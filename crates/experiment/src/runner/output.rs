@@ -3,14 +3,17 @@
 //! resumed run replaces its results.
 
 use std::{
-    fmt::Write as _,
     fs,
-    io::{self, IsTerminal as _, Write as _},
+    io::{self, Write as _},
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use cli::number::with_half_width;
+use cli::{
+    colour::Meaning,
+    number::{self, with_unit_and_half_width},
+    terminal::{Cell, Column, Table, View},
+};
 use results::{
     convert::{float, timestamp},
     cost::Prices,
@@ -22,12 +25,13 @@ use results::{
     store::{self, schema2::SCHEMA},
 };
 use serde_json::{Map, Value, json};
-use statistics::{inference::Interval, mean, quantile};
+use statistics::{mean, quantile, standard_deviation};
 
 use super::{
     files::write_atomically,
     journal::{self, Repeat, Window},
     plan::{Configuration, Mode, Rate},
+    quality::all_unavailable,
     record::Record,
     tool::Tool,
 };
@@ -64,8 +68,8 @@ pub fn write(record: &Record, dir: &Path, stem: &str, prices: &Prices) -> io::Re
     let runs = [(run, answers)];
     let model = Model::new(&runs, Scope::Container, prices);
     write_atomically(&files.csv, csv(&Model::new(&runs, Scope::Host, prices), &model).as_bytes())?;
-    let parsed = serde_json::from_slice(&text).map_err(io::Error::other)?;
-    write_atomically(&files.report, report::html(&model, &parsed, prices).as_bytes())?;
+    let details = report::details(std::str::from_utf8(&text).map_err(io::Error::other)?);
+    write_atomically(&files.report, report::html(&model, &details, prices).as_bytes())?;
     Ok(files)
 }
 
@@ -80,12 +84,29 @@ pub fn print(files: &OutputFiles, record: &Record, json: bool) -> io::Result<()>
         let _ = stdout.write_all(&text).and_then(|()| stdout.write_all(b"\n"));
         return Ok(());
     }
+    let view = View::stdout();
     let [results, csv, report] = [&files.results, &files.csv, &files.report].map(|file| file.display());
-    let _ = write!(stdout, "{}{results}\n{csv}\n{report}\n", table(record));
-    if stdout.is_terminal() {
-        let _ = writeln!(stdout, "Compare two runs: wattcast-analysis compare BASELINE.json CANDIDATE.json");
+    let found = record.search.as_ref().map(|search| search.text() + "\n").unwrap_or_default();
+    let _ = write!(stdout, "{}{}{results}\n{csv}\n{report}\n", view.fit(&found), table(record, view));
+    if view.is_terminal {
+        let _ = writeln!(stdout, "{}", comparison_hint(&files.results));
     }
     Ok(())
+}
+
+/// How to compare these results with those of the run before, whose file it names.
+fn comparison_hint(results: &Path) -> String {
+    let dir = results.parent().unwrap_or(Path::new("."));
+    let all = store::list(dir).unwrap_or_default();
+    // The newest first, so the run before follows this one.
+    let before = all.iter().skip_while(|file| file.path != results).nth(1);
+    let command = "wattcast-analysis compare";
+    match before {
+        Some(before) => {
+            format!("Compare with the run before: {command} {} {}", before.path.display(), results.display())
+        }
+        None => format!("Compare with a later run: {command} {} CANDIDATE.json", results.display()),
+    }
 }
 
 /// The JSON results.
@@ -108,7 +129,7 @@ pub fn results(record: &Record) -> Value {
     let baselines: Vec<Value> = record.baselines.iter().filter_map(baseline_json).collect();
     let cells: Vec<Value> =
         record.configurations.iter().map(|configuration| configuration_json(record, configuration)).collect();
-    json!({
+    let mut all = json!({
         "schema": SCHEMA,
         "run": {
             "id": header.id,
@@ -129,7 +150,11 @@ pub fn results(record: &Record) -> Value {
         "preflight": record.checks,
         "baselines": baselines,
         "cells": cells,
-    })
+    });
+    if let Some(search) = &record.search {
+        all["search"] = json!(search);
+    }
+    all
 }
 
 fn domains(record: &Record) -> Vec<&str> {
@@ -141,7 +166,6 @@ fn domains(record: &Record) -> Vec<&str> {
 }
 
 fn baseline_json(baseline: &journal::Baseline) -> Option<Value> {
-    let interval = Interval::of(&baseline.watts);
     let count = f64::from(u32::try_from(baseline.watts.len()).unwrap_or(u32::MAX));
     Some(json!({
         "id": format!("block-{}", baseline.block),
@@ -150,7 +174,7 @@ fn baseline_json(baseline: &journal::Baseline) -> Option<Value> {
         "note": baseline.note,
         "power_watts": {
             "mean": mean(&baseline.watts)?,
-            "standard_error": interval.map(|interval| interval.standard_deviation / count.sqrt()),
+            "standard_error": standard_deviation(&baseline.watts).map(|deviation| deviation / count.sqrt()),
             "count": baseline.watts.len(),
         },
     }))
@@ -188,6 +212,7 @@ fn configuration_json(record: &Record, configuration: &Configuration) -> Value {
         "id": configuration.id,
         "name": configuration.name,
         "axes": shown,
+        "frame_rate": axes.frame_rate().text(),
         "argv": argv,
         "stats": stats(record, configuration),
         "repeats": repeats,
@@ -220,7 +245,8 @@ fn configuration_json(record: &Record, configuration: &Configuration) -> Value {
 }
 
 fn output_hashes<'a>(record: &'a Record, configuration: &'a Configuration) -> impl Iterator<Item = &'a str> {
-    record.successes(&configuration.id).flat_map(|repeat| &repeat.artefacts).map(|artefact| &*artefact.sha256)
+    let artefacts = record.successes(&configuration.id).flat_map(|repeat| &repeat.artefacts);
+    artefacts.chain(record.samples(&configuration.id)).map(|artefact| &*artefact.sha256)
 }
 
 fn repeat_json(record: &Record, configuration: &Configuration, repeat: &Repeat) -> Value {
@@ -261,6 +287,7 @@ fn repeat_json(record: &Record, configuration: &Configuration, repeat: &Repeat) 
     put("pixels", json!(progress.frames * pixels));
     put("media_seconds", json!(media_seconds(configuration, repeat)));
     put("frames_per_second", json!(frame_rate(repeat, window)));
+    put("lag", json!(repeat.lag));
     put("energy", json!(repeat.energy));
     put("idle_known", json!(repeat.idle_known));
     put("cpu", repeat.cpu_seconds.map_or(Value::Null, |seconds| json!({ "nanoseconds": nanoseconds(seconds) })));
@@ -271,13 +298,15 @@ fn repeat_json(record: &Record, configuration: &Configuration, repeat: &Repeat) 
         put("samples", json!({ "step_seconds": 1.0, "power_watts": repeat.watts }));
     }
     put("artefacts", json!(repeat.artefacts));
-    let score = repeat.artefacts.first().and_then(|first| {
+    let score = repeat.artefacts.first().or(repeat.sample.as_ref()).and_then(|first| {
         let mut scores = record.scores.iter();
         scores.find(|score| score.configuration == configuration.id && score.sha256 == first.sha256)
     });
     if let Some(score) = score {
         put("quality", json!(score.scores));
         put("quality_frames", json!(score.frames));
+    } else if !repeat.unsampled.is_empty() {
+        put("quality", json!(all_unavailable(&format!("not scored: {}", repeat.unsampled))));
     }
     Value::Object(all)
 }
@@ -309,17 +338,17 @@ fn stats(record: &Record, configuration: &Configuration) -> Value {
     let repeats: Vec<&Repeat> = record.successes(&configuration.id).collect();
     let mut all = Map::new();
     let mut put = |name: &str, unit: &str, values: Vec<f64>| {
-        let Some(mean) = mean(&values) else { return };
-        let interval = Interval::of(&values);
+        let Some(estimate) = Estimate::of(&values) else { return };
+        let interval = estimate.half_width.map(|_| estimate.bounds());
         all.insert(
             name.to_owned(),
             json!({
                 "unit": unit,
-                "n": values.len(),
-                "mean": mean,
-                "standard_deviation": interval.map(|interval| interval.standard_deviation),
-                "ci95": interval.map(|interval| [interval.bounds().0, interval.bounds().1]),
-                "ci95_relative": interval.and_then(|interval| interval.relative()),
+                "n": estimate.n,
+                "mean": estimate.mean,
+                "standard_deviation": standard_deviation(&values),
+                "ci95": interval.map(|(low, high)| [low, high]),
+                "ci95_relative": estimate.relative(),
             }),
         );
     };
@@ -404,38 +433,42 @@ fn quoted(text: &str) -> String {
 
 /// The results as a text table.
 #[must_use]
-pub fn table(record: &Record) -> String {
+pub fn table(record: &Record, view: View) -> String {
     let mut text = String::new();
-    for kind in record.unmeasured() {
-        text += kind.banner();
-        text.push('\n');
+    for sentence in record.unmeasured() {
+        text += &view.fit(&format!("{}\n", view.paint(Meaning::Warning, &sentence)));
     }
-    let names = record.configurations.iter().map(|configuration| configuration.name.chars().count());
-    let width = names.max().unwrap_or(0).max(13);
-    let _ = writeln!(
-        text,
-        "{:<width$}  {:>3}  {:>22}  {:>18}  {:>8}  {:>8}",
-        "configuration", "n", "energy (J)", "mJ/frame", "fps", "VMAF"
-    );
+    let mut table = Table::new([
+        Column::left("configuration"),
+        Column::right("n"),
+        Column::right("energy"),
+        Column::right("per frame"),
+        Column::right("fps"),
+        Column::right("VMAF"),
+    ]);
+    let mut missing = String::new();
     for configuration in &record.configurations {
-        table_row(&mut text, record, configuration, width);
+        table.push(table_row(record, configuration));
         let repeats = record.repeats.iter().filter(|repeat| repeat.configuration == configuration.id);
         for repeat in repeats.filter(|repeat| repeat.status != "ok") {
-            let _ = writeln!(text, "    {} {}: {}", repeat.status, repeat.n, repeat.detail);
+            let status = view.paint(Meaning::Worse, &repeat.status);
+            missing += &format!("{status} {}, repeat {}: {}\n", configuration.name, repeat.n, repeat.detail);
         }
     }
+    text += &table.text(view);
+    text += &view.fit(&missing);
     let is_short = |repeat: &Repeat| repeat.window.is_some_and(|window| window.seconds() < 1.0);
     let mut configurations = record.configurations.iter();
     if configurations.any(|configuration| record.successes(&configuration.id).any(is_short)) {
-        text += "Some windows are shorter than one second: a counter that is updated once per millisecond adds an error above 0.1 %; see edge_error in the results.\n";
+        text += &view.fit("Some windows are shorter than one second: a counter that is updated once per millisecond adds an error above 0.1 %; see edge_error in the results.\n");
     }
     if record.plan().mode == Mode::Rtmp {
-        text += "Live: the energy of the encoder includes decoding its input.\n";
+        text += &view.fit("Live: the energy of the encoder includes decoding its input.\n");
     }
     text
 }
 
-fn table_row(text: &mut String, record: &Record, configuration: &Configuration, width: usize) {
+fn table_row(record: &Record, configuration: &Configuration) -> [Cell; 6] {
     let repeats: Vec<&Repeat> = record.successes(&configuration.id).collect();
     let rates: Vec<f64> = repeats.iter().filter_map(|repeat| Some(frame_rate(repeat, repeat.window?))).collect();
     // Scores of each output file; without output files, the shared score.
@@ -445,26 +478,22 @@ fn table_row(text: &mut String, record: &Record, configuration: &Configuration, 
         let vmaf = own.flat_map(|score| &score.scores).filter(|score| score.metric == "vmaf");
         vmaf.filter(|score| score.pooling == "mean").filter_map(|score| score.value).collect()
     };
-    let artefacts = repeats.iter().flat_map(|repeat| &repeat.artefacts);
+    let artefacts = repeats.iter().flat_map(|repeat| repeat.artefacts.iter().chain(&repeat.sample));
     let each: Vec<f64> = artefacts.flat_map(|artefact| vmaf(Some(&artefact.sha256))).collect();
     let vmaf = mean(&each).or_else(|| mean(&vmaf(None)));
-    let number =
-        |value: Option<f64>, digits: usize| value.map_or_else(|| "–".to_owned(), |value| format!("{value:.digits$}"));
-    let text_of = |estimate: Option<Estimate>| {
-        estimate.map_or_else(|| "–".to_owned(), |one| with_half_width(one.mean, one.half_width))
+    let or_dash = |text: Option<String>| Cell::from(text.unwrap_or_else(|| "–".to_owned()));
+    let energy = |values: &[f64], unit: &str| {
+        or_dash(Estimate::of(values).map(|one| with_unit_and_half_width(one.mean, one.half_width, unit)))
     };
-    let energy = text_of(Estimate::of(&record.configuration_joules(&configuration.id)));
-    // The mean over the repeats, as in the report.
-    let per_frame: Vec<f64> = record.joules_per_frame(&configuration.id).iter().map(|joules| joules * 1000.0).collect();
-    let _ = writeln!(
-        text,
-        "{:<width$}  {:>3}  {energy:>22}  {:>18}  {:>8}  {:>8}",
-        configuration.name,
-        repeats.len(),
-        text_of(Estimate::of(&per_frame)),
-        number(mean(&rates), 1),
-        number(vmaf, 2),
-    );
+    [
+        Cell::from(configuration.name.as_str()),
+        Cell::from(repeats.len().to_string()),
+        energy(&record.configuration_joules(&configuration.id), "J"),
+        // The mean over the repeats, as in the report.
+        energy(&record.joules_per_frame(&configuration.id), "J"),
+        or_dash(mean(&rates).map(number::short)),
+        or_dash(vmaf.map(number::score)),
+    ]
 }
 
 #[cfg(test)]
@@ -476,6 +505,20 @@ mod tests {
         assert_eq!(quoted("a, \"b\""), "\"a, \"\"b\"\"\"");
         assert_eq!(quoted("=cmd()"), "'=cmd()");
         assert_eq!(quoted("plain"), "plain");
+    }
+
+    #[test]
+    fn the_hint_on_comparing_names_files_that_exist() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = |id: &str| dir.path().join(format!("test_results_{id}.json"));
+        for id in ["20260101_000000", "20260102_000000", "20260103_000000"] {
+            fs::write(file(id), "{}").unwrap();
+        }
+        let hint = comparison_hint(&file("20260102_000000"));
+        let files = format!("{} {}", file("20260101_000000").display(), file("20260102_000000").display());
+        assert!(hint.ends_with(&files), "{hint}");
+        let first = comparison_hint(&file("20260101_000000"));
+        assert!(first.contains("20260101_000000.json CANDIDATE.json"), "{first}");
     }
 
     #[test]

@@ -7,10 +7,20 @@ use cli::suggest::with_suggestion;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use super::frame_rate::{self, FrameRate};
+use crate::search::energy::EnergySearch;
 use results::run;
 
 /// Most configurations of a run.
 pub const MAX_CONFIGURATIONS: usize = 10_000;
+
+/// Length of the sample of a live stream that is scored, in seconds: the longest source clip, and
+/// the start up to a key frame.
+pub const SAMPLE_SECONDS: u32 = 12;
+/// Maximum size of such a sample in bytes; a longer one is cut.
+pub const SAMPLE_BYTES: u32 = 32 << 20;
+/// Maximum size of all samples of a run that wait for their scores; further repeats have none.
+pub const ALL_SAMPLES_BYTES: u32 = 1 << 30;
 
 /// Rate control of an encoder.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -63,10 +73,18 @@ pub struct Axes {
     pub width: u32,
     /// Height in pixels.
     pub height: u32,
-    /// Frames per second.
+    /// Frames per second: the double nearest to the exact rate.
     pub fps: f64,
     /// Number of simultaneous streams.
     pub streams: u32,
+}
+
+impl Axes {
+    /// The exact frame rate.
+    #[must_use]
+    pub fn frame_rate(&self) -> FrameRate {
+        FrameRate::of(self.fps)
+    }
 }
 
 /// A named configuration.
@@ -89,7 +107,8 @@ impl Configuration {
         words.extend((!prefix.is_empty()).then(|| prefix.to_owned()));
         words.push(axes.encoder.clone());
         words.extend((!axes.preset.is_empty()).then(|| axes.preset.clone()));
-        words.extend([axes.rate.text(), format!("{}x{}", axes.width, axes.height), format!("{} fps", axes.fps)]);
+        let frame_rate = format!("{} fps", axes.frame_rate().text());
+        words.extend([axes.rate.text(), format!("{}x{}", axes.width, axes.height), frame_rate]);
         words.extend((axes.streams > 1).then(|| format!("{} streams", axes.streams)));
         Self { id, name: words.join(" "), axes }
     }
@@ -110,8 +129,19 @@ pub enum Mode {
     /// Write a file, whose quality can be scored
     #[default]
     File,
-    /// Stream live through nginx-rtmp; generator, server and encoder have a cgroup each
+    /// Stream live; generator, RTMP server and encoder have a cgroup each
     Rtmp,
+}
+
+/// The server of a live run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LiveServer {
+    /// nginx with the RTMP module, for H.264.
+    #[default]
+    Nginx,
+    /// MediaMTX, for codecs that need enhanced RTMP.
+    MediaMtx,
 }
 
 /// How the encoder is separated from other processes, so that energy can be attributed to it.
@@ -167,6 +197,9 @@ pub struct Plan {
     pub protocol: Protocol,
     /// Where the encoded video goes.
     pub mode: Mode,
+    /// The server of a live run.
+    #[serde(default)]
+    pub live_server: LiveServer,
     /// How encoders are separated from other processes.
     #[serde(rename = "place")]
     pub isolation: Isolation,
@@ -177,6 +210,13 @@ pub struct Plan {
     /// True for a search, which adds configurations as it goes.
     #[serde(default)]
     pub search: bool,
+    /// True where streams are measured while they run, and then stopped, instead of from their
+    /// start to their end.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub steady: bool,
+    /// The search for the least energy, if it is one.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub energy_search: Option<EnergySearch>,
     /// True when quality is scored.
     pub quality: bool,
     /// VMAF model, `version=vmaf_v0.6.1` or `path=FILE`; the library's default when empty.
@@ -194,14 +234,24 @@ impl Plan {
         configurations
     }
 
+    /// Seconds that a repeat of a live run takes in addition to its window: the streams settle
+    /// before it, and one of them is sampled after it.
+    #[must_use]
+    pub fn live_seconds(&self) -> f64 {
+        match (self.mode, self.quality) {
+            (Mode::Null | Mode::File, _) => 0.0,
+            (Mode::Rtmp, false) => self.protocol.stabilization.as_secs_f64(),
+            (Mode::Rtmp, true) => self.protocol.stabilization.as_secs_f64() + f64::from(SAMPLE_SECONDS),
+        }
+    }
+
     /// Estimated duration in seconds with the fewest repeats and the longest warm-up, for encoders
     /// that work in real time.
     #[must_use]
     pub fn estimated_seconds(&self) -> f64 {
         let protocol = &self.protocol;
-        let stabilization = protocol.stabilization.as_secs_f64();
-        let (warm_up, settling) = if self.mode == Mode::Rtmp { (0.0, stabilization) } else { (stabilization, 0.0) };
-        let each = (protocol.duration + protocol.cooldown).as_secs_f64() + settling;
+        let warm_up = if self.mode == Mode::Rtmp { 0.0 } else { protocol.stabilization.as_secs_f64() };
+        let each = (protocol.duration + protocol.cooldown).as_secs_f64() + self.live_seconds();
         let count = f64::from(u32::try_from(self.configurations.len()).unwrap_or(u32::MAX));
         warm_up + f64::from(protocol.repeats) * (count * each + protocol.baseline.as_secs_f64())
     }
@@ -222,6 +272,7 @@ pub struct AxisValues {
     /// Resolutions, `1280x720` or `720p`.
     pub resolution: Vec<String>,
     /// Frames per second.
+    #[serde(deserialize_with = "frame_rate::list")]
     pub fps: Vec<f64>,
     /// Numbers of simultaneous streams.
     pub streams: Vec<u32>,
@@ -238,7 +289,8 @@ pub enum TextOrNumber {
 }
 
 impl TextOrNumber {
-    fn text(&self) -> String {
+    /// The text, or the number as text.
+    pub(super) fn text(&self) -> String {
         match self {
             Self::Text(text) => text.clone(),
             Self::Number(number) => number.to_string(),
@@ -261,6 +313,7 @@ pub struct Pattern {
     bitrate: Option<TextOrNumber>,
     crf: Option<u32>,
     resolution: Option<String>,
+    #[serde(deserialize_with = "frame_rate::optional")]
     fps: Option<f64>,
     streams: Option<u32>,
 }
@@ -366,9 +419,7 @@ fn axes(encoder: &str, preset: &str, rate: Rate, size: &str, fps: f64, streams: 
     if matches!(rate, Rate::Crf(crf) if crf > 255) {
         return Err("crf must be 0 to 255".to_owned());
     }
-    if !(1.0..=1000.0).contains(&fps) {
-        return Err(format!("{fps} frames per second: must be 1 to 1000"));
-    }
+    FrameRate::exact(fps)?;
     if !(1..=256).contains(&streams) {
         return Err(format!("{streams} streams: must be 1 to 256"));
     }
@@ -525,7 +576,7 @@ struct BatchScenario {
     bitrates: Vec<TextOrNumber>,
     #[serde(default)]
     resolution: Option<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "frame_rate::optional")]
     fps: Option<f64>,
     #[serde(default)]
     encoder: Option<String>,
@@ -645,10 +696,13 @@ mod tests {
                 seed: 7,
             },
             mode: Mode::File,
+            live_server: LiveServer::Nginx,
             isolation: Isolation::Auto,
             source: None,
             realtime: false,
             search: false,
+            steady: false,
+            energy_search: None,
             quality: false,
             vmaf_model: String::new(),
             encoder_args: Vec::new(),
@@ -712,6 +766,26 @@ mod tests {
         let many =
             format!("[matrix]\ncrf = {:?}\nstreams = {:?}", (0..200).collect::<Vec<_>>(), (1..100).collect::<Vec<_>>());
         assert!(Matrix::parse(&many).unwrap().configurations("").unwrap_err().contains("combinations"));
+    }
+
+    #[test]
+    fn frame_rate_of_a_configuration_is_exact() {
+        let text = "[matrix]\nfps = [30, 29.97, \"30000/1001\", 12.5]\n[[exclude]]\nfps = \"25/2\"";
+        let configurations = Matrix::parse(text).unwrap().configurations("").unwrap();
+        let names = configurations.iter().map(|configuration| configuration.name.rsplit_once("720 ").unwrap().1);
+        assert_eq!(names.collect::<Vec<_>>(), ["30 fps", "29.97 fps", "30000/1001 fps"]);
+        let error = |fps: &str| Matrix::parse(&format!("[matrix]\nfps = [{fps}]"))?.configurations("").map(drop);
+        assert!(error("29.97002997").unwrap_err().contains("30000/1001"));
+        assert!(error("\"30/0\"").unwrap_err().contains("no frame rate"));
+        let (batch, _) = parse_batch("[{\"fps\": \"24000/1001\"}]", "").unwrap();
+        assert_eq!(batch[0].axes.frame_rate().text(), "24000/1001");
+    }
+
+    #[test]
+    fn id_of_a_configuration_does_not_change_between_versions() {
+        let axes = default_suite("libx264", "").swap_remove(0);
+        let json = r#"{"encoder":"libx264","preset":"","rate":{"bitrate":"1M"},"width":1280,"height":720,"fps":30.0,"streams":1}"#;
+        assert_eq!(serde_json::to_string(&axes).unwrap(), json);
     }
 
     #[test]

@@ -14,7 +14,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{
-    plan::{Mode, Plan, short_digest},
+    codec::needs_newer_ffmpeg,
+    plan::{ALL_SAMPLES_BYTES, Mode, Plan, SAMPLE_BYTES, SAMPLE_SECONDS, short_digest},
     source::MAX_CLIP_SECONDS,
     tool::Tool,
 };
@@ -214,7 +215,7 @@ pub fn probe(probe: &Probe) -> Vec<Check> {
         Err(why) => return vec![Check::new("energy", CheckState::Failed, why.to_string())],
     };
     let usable = |name: &str| sources.iter().find(|source| source.source == name && source.state == "usable");
-    let measured = ["perf", "powercap", "msr", "hwmon", "replay"].into_iter().find_map(usable);
+    let measured = ["perf", "powercap", "msr", "hwmon", "host", "replay"].into_iter().find_map(usable);
     let energy = match (measured, usable("model")) {
         (Some(source), _) => match &source.banner {
             Some(banner) => Check::new("energy", CheckState::Warning, format!("{}: {banner}", source.source)),
@@ -273,7 +274,9 @@ pub fn tools(plan: &Plan, ffmpeg: &Tool, scorer: Option<&Tool>, dir: &Path) -> V
         plan.configurations.iter().map(|configuration| &*configuration.axes.encoder).collect();
     encoders.sort_unstable();
     encoders.dedup();
-    let missing: Vec<String> = encoders.iter().filter_map(|encoder| ffmpeg.missing_encoder(encoder)).collect();
+    let missing =
+        |encoder: &&str| ffmpeg.missing_encoder(encoder).or_else(|| needs_newer_ffmpeg(encoder, plan, &ffmpeg.version));
+    let missing: Vec<String> = encoders.iter().filter_map(missing).collect();
     let state = match missing.len() {
         0 => CheckState::Ok,
         some if some == encoders.len() => CheckState::Failed,
@@ -303,7 +306,7 @@ pub fn tools(plan: &Plan, ffmpeg: &Tool, scorer: Option<&Tool>, dir: &Path) -> V
 fn disk_space(plan: &Plan, dir: &Path) -> Check {
     let seconds = plan.protocol.duration.as_secs_f64();
     let mut clips: Vec<(u32, u32, u64)> = Vec::new();
-    let (mut raw, mut files) = (0.0, 0.0);
+    let (mut raw, mut files, mut samples, mut pieces) = (0.0, 0.0, 0.0_f64, 0.0_f64);
     for configuration in &plan.configurations {
         let axes = &configuration.axes;
         let pixels = f64::from(axes.width) * f64::from(axes.height) * 1.5 * axes.fps;
@@ -312,27 +315,55 @@ fn disk_space(plan: &Plan, dir: &Path) -> Check {
             clips.push(key);
             raw += pixels * seconds.min(MAX_CLIP_SECONDS);
         }
-        if plan.mode == Mode::File {
-            // Each stream has a kept file and one being written. Without a target rate, a twentieth
-            // of the raw size is ample.
-            let rate = axes.rate.bits().map_or(pixels / 20.0, |bits| bits / 8.0);
-            files += 2.0 * rate * seconds * f64::from(axes.streams);
+        // Without a target rate, a twentieth of the raw size is ample.
+        let rate = axes.rate.bits().map_or(pixels / 20.0, |bits| bits / 8.0);
+        match plan.mode {
+            // Each stream has a kept file and one being written.
+            Mode::File => files += 2.0 * rate * seconds * f64::from(axes.streams),
+            // Each repeat has a sample of its first stream, and two pieces of a second are compared
+            // at a time.
+            Mode::Rtmp if plan.quality => {
+                let sample = (2.0 * rate * f64::from(SAMPLE_SECONDS)).min(f64::from(SAMPLE_BYTES));
+                samples += sample * f64::from(plan.protocol.repeats);
+                pieces = pieces.max(2.0 * pixels);
+            }
+            Mode::Null | Mode::Rtmp => {}
         }
     }
-    let needed = raw + files;
-    match free_bytes(dir) {
-        None => Check::new("disk", CheckState::Unavailable, "the file system does not report free space"),
-        Some(free) if free < needed => Check::new(
-            "disk",
-            CheckState::Failed,
-            format!("{:.0} MB are free in {}, and about {:.0} MB are needed", free / 1e6, dir.display(), needed / 1e6),
-        ),
-        Some(free) => Check::new(
-            "disk",
-            CheckState::Ok,
-            format!("{:.0} MB are free, about {:.0} MB are needed", free / 1e6, needed / 1e6),
-        ),
+    let mut more = 0.0;
+    if let Some(search) = &plan.energy_search {
+        // There is one configuration for each candidate, at the middle of its rates.
+        let each = files / 2.0 / count(plan.configurations.len().max(1));
+        let encodes = search.estimate();
+        files = each * (count(encodes.expected) + 1.0);
+        more = each * (count(encodes.most) + 1.0) - files;
     }
+    let needed = raw + files + samples.min(f64::from(ALL_SAMPLES_BYTES)) + pieces;
+    space_check(free_bytes(dir), needed, more, dir)
+}
+
+/// Compares the free space in bytes with what is needed, and with what a search may need in
+/// addition.
+fn space_check(free: Option<f64>, needed: f64, more: f64, dir: &Path) -> Check {
+    let mb = |bytes: f64| format!("{:.0} MB", bytes / 1e6);
+    let Some(free) = free else {
+        return Check::new("disk", CheckState::Unavailable, "the file system does not report free space");
+    };
+    let is_free = format!("{} are free in {}", mb(free), dir.display());
+    if free < needed {
+        return Check::new("disk", CheckState::Failed, format!("{is_free}, and about {} are needed", mb(needed)));
+    }
+    if free < needed + more {
+        let most = mb(needed + more);
+        let why = format!("{is_free}; about {} are needed, and up to {most} if many candidates are close", mb(needed));
+        return Check::new("disk", CheckState::Warning, why);
+    }
+    Check::new("disk", CheckState::Ok, format!("{} are free, about {} are needed", mb(free), mb(needed)))
+}
+
+/// Converts a count of encodes, which is small.
+fn count(number: usize) -> f64 {
+    f64::from(u32::try_from(number).unwrap_or(u32::MAX))
 }
 
 #[expect(clippy::cast_precision_loss, reason = "bytes, for a comparison and a message")]
@@ -369,4 +400,23 @@ pub fn machine_facts() -> Value {
         "kernel": read_trimmed("/proc/sys/kernel/osrelease"),
         "virtualization": cpuinfo.contains(" hypervisor").then_some("guest"),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A search keeps the files of all its encodes, and its check counted one for each candidate.
+    #[test]
+    fn disk_space_of_a_search_is_that_of_its_encodes() {
+        let dir = Path::new("/results");
+        let state = |free: Option<f64>| space_check(free, 10e6, 90e6, dir).state;
+        assert_eq!(state(Some(9e6)), CheckState::Failed);
+        assert_eq!(state(Some(50e6)), CheckState::Warning);
+        assert_eq!(state(Some(101e6)), CheckState::Ok);
+        assert_eq!(state(None), CheckState::Unavailable);
+        let detail = space_check(Some(50e6), 10e6, 90e6, dir).detail;
+        assert!(detail.starts_with("50 MB are free in /results; about 10 MB are needed, and up to 100 MB"), "{detail}");
+        assert_eq!(count(3), 3.0);
+    }
 }

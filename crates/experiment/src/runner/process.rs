@@ -76,7 +76,7 @@ impl From<ExitStatus> for ProcessExit {
 pub struct Process {
     child: Child,
     handle: SpawnHandle,
-    progress: Arc<Mutex<Progress>>,
+    progress: Arc<Mutex<Option<Progress>>>,
     stderr: Arc<Mutex<VecDeque<u8>>>,
     readers: Vec<JoinHandle<()>>,
     exit: Option<ProcessExit>,
@@ -90,7 +90,7 @@ impl Process {
     /// When the program cannot be started.
     pub fn spawn(env: &ExecutionEnv, program: &Path, args: &[impl AsRef<OsStr>]) -> io::Result<Self> {
         let (mut command, handle) = env.command(program)?;
-        let progress = Arc::new(Mutex::new(Progress::default()));
+        let progress = Arc::new(Mutex::new(None));
         let latest = progress.clone();
         Self::start(command.args(args), handle, progress, move |stdout| follow_progress(stdout, &latest))
     }
@@ -109,7 +109,7 @@ impl Process {
     fn start(
         command: &mut Command,
         handle: SpawnHandle,
-        progress: Arc<Mutex<Progress>>,
+        progress: Arc<Mutex<Option<Progress>>>,
         read_stdout: impl FnOnce(ChildStdout) + Send + 'static,
     ) -> io::Result<Self> {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -142,7 +142,19 @@ impl Process {
     /// Latest progress.
     #[must_use]
     pub fn progress(&self) -> Progress {
-        self.progress.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner).clone().unwrap_or_default()
+    }
+
+    /// True after the first report, which ffmpeg writes when it has opened its inputs and outputs.
+    #[must_use]
+    pub fn has_begun(&self) -> bool {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
+    /// True if [`Process::try_wait`] has told how the process exited.
+    #[must_use]
+    pub fn is_reaped(&self) -> bool {
+        self.exit.is_some()
     }
 
     /// How the process exited; `None` while it runs.
@@ -223,6 +235,13 @@ impl Process {
         }
     }
 
+    /// Kills the program without waiting for it, and without the end of its file.
+    pub fn kill(&mut self) {
+        if matches!(self.try_wait(), Ok(None)) {
+            self.signal_group(Signal::KILL);
+        }
+    }
+
     /// The child is not reaped yet, so the id of its process group cannot have been reused.
     fn signal_group(&self, signal: Signal) {
         let _ = kill_process_group(Pid::from_child(&self.child), signal);
@@ -236,11 +255,12 @@ impl Drop for Process {
     }
 }
 
-fn follow_progress(mut stdout: impl Read, progress: &Mutex<Progress>) {
+fn follow_progress(mut stdout: impl Read, progress: &Mutex<Option<Progress>>) {
     let (mut parser, mut buffer) = (Parser::default(), [0; 4096]);
     while let Ok(length @ 1..) = stdout.read(&mut buffer) {
         parser.feed(&buffer[..length], |report| {
             let mut latest = progress.lock().unwrap_or_else(PoisonError::into_inner);
+            let latest = latest.get_or_insert_default();
             // A value that a report omits keeps its last value.
             latest.frames = report.frames.unwrap_or(latest.frames);
             latest.dropped = report.dropped.unwrap_or(latest.dropped);

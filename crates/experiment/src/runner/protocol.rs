@@ -3,9 +3,12 @@
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
-use statistics::{inference::Interval, mean};
+use cli::number::with_unit;
+use results::estimate::Estimate;
+use statistics::mean;
 
 use super::{
+    codec::needs_newer_ffmpeg,
     context::{RunContext, Runner, new_repeat, skip_all, stopped_error, wait_for_probe},
     error::{Exit, RunError},
     journal::{Event, Repeat},
@@ -81,7 +84,9 @@ impl Runner<'_> {
     fn skip_unsupported_encoders(&mut self) -> Result<BTreeMap<String, usize>, RunError> {
         let mut failures = BTreeMap::new();
         for configuration in self.record.configurations.clone() {
-            if let Some(why) = self.ffmpeg.missing_encoder(&configuration.axes.encoder) {
+            let encoder = &configuration.axes.encoder;
+            let too_old = || needs_newer_ffmpeg(encoder, self.record.plan(), &self.ffmpeg.version);
+            if let Some(why) = self.ffmpeg.missing_encoder(encoder).or_else(too_old) {
                 self.display.log(&format!("  skipped {}: {why}", configuration.name));
                 self.add_event(Event::Repeat(Box::new(new_repeat(&configuration, 1, 0, "skipped", &why))))?;
                 failures.insert(configuration.id, MAX_FAILURES);
@@ -122,12 +127,12 @@ impl Runner<'_> {
     }
 
     fn relative_interval(&self, configuration: &Configuration) -> Option<f64> {
-        Interval::of(&self.record.configuration_joules(&configuration.id))?.relative()
+        Estimate::of(&self.record.configuration_joules(&configuration.id))?.relative()
     }
 
     /// Discards repeats whose output files are missing or have changed, because a journal does not
     /// prove what is on disk (Av1an#435).
-    fn discard_changed_repeats(&mut self) -> Result<(), RunError> {
+    pub(super) fn discard_changed_repeats(&mut self) -> Result<(), RunError> {
         let mut hashes: BTreeMap<PathBuf, Result<String, String>> = BTreeMap::new();
         let mut discarded = Vec::new();
         for repeat in self.record.repeats.iter().filter(|repeat| repeat.status == "ok") {
@@ -162,7 +167,12 @@ impl Runner<'_> {
     /// # Errors
     /// When the source cannot be read, or has changed since the run started.
     pub(super) fn clip(&mut self, axes: &Axes) -> Result<Clip, String> {
-        self.display.set_step(&format!("preparing the source, {}x{} at {} fps", axes.width, axes.height, axes.fps));
+        self.display.set_step(&format!(
+            "preparing the source, {}x{} at {} fps",
+            axes.width,
+            axes.height,
+            axes.frame_rate().text()
+        ));
         let plan = self.record.plan().clone();
         let clip = prepare_clip(&plan, axes, self.ffmpeg, self.dir)?;
         match self.record.clips.iter().find(|known| known.is_for(axes)) {
@@ -226,8 +236,9 @@ impl Runner<'_> {
                 ));
             }
         }
-        self.display.set_step("cooling down");
-        if !interruptible_sleep(self.record.plan().protocol.cooldown) {
+        let cooldown = self.record.plan().protocol.cooldown;
+        self.display.set_step(&format!("cooling down for {}", humantime::format_duration(cooldown)));
+        if !interruptible_sleep(cooldown) {
             return Err(stopped_error());
         }
         Ok(success)
@@ -255,8 +266,7 @@ impl Runner<'_> {
             mean(&windows.map(|window| window.seconds()).collect::<Vec<_>>())
         };
         let usual = mean_seconds(&|_| true).unwrap_or(plan.protocol.duration.as_secs_f64());
-        let settling = if plan.mode == Mode::Rtmp { plan.protocol.stabilization.as_secs_f64() } else { 0.0 };
-        let overhead = plan.protocol.cooldown.as_secs_f64() + settling;
+        let overhead = plan.protocol.cooldown.as_secs_f64() + plan.live_seconds();
         let (mut done, mut left, mut blocks, mut block) = (0.0, 0.0, 0, u32::MAX);
         for configuration in &record.configurations {
             let own = mean_seconds(&|repeat| repeat.configuration == configuration.id);
@@ -275,7 +285,7 @@ impl Runner<'_> {
         let has_baseline = record.baselines.iter().any(|known| known.block == block);
         left += float(blocks.saturating_sub(usize::from(has_baseline))) * plan.protocol.baseline.as_secs_f64()
             + before.as_secs_f64();
-        let after = if plan.quality && plan.mode != Mode::Rtmp { "the scores" } else { "" };
+        let after = if plan.quality { "the scores" } else { "" };
         self.display.set_progress(done, Some(left), after);
     }
 }
@@ -286,8 +296,8 @@ fn summary(configuration: &Configuration, repeat: &Repeat) -> String {
     match (&*repeat.status, Record::repeat_joules(repeat)) {
         ("ok", Some((scope, joules))) => {
             let frames = results::convert::float(repeat.progress.frames);
-            let per_frame = joules / frames.max(1.0) * 1000.0;
-            format!("  {:<8}{name}, repeat {n}: {joules:.3} J ({scope}), {per_frame:.3} mJ/frame", "ok")
+            let (energy, per_frame) = (with_unit(joules, "J"), with_unit(joules / frames.max(1.0), "J/frame"));
+            format!("  {:<8}{name}, repeat {n}: {energy} ({scope}), {per_frame}", "ok")
         }
         (status, _) => format!("  {status:<8}{name}, repeat {n}: {}", repeat.detail),
     }

@@ -6,8 +6,8 @@ use std::{collections::BTreeMap, ffi::OsStr, fs, path::Path, thread, time::Durat
 
 use serde::{Deserialize, Serialize};
 
-use super::{process::run_ffmpeg, signals::stop_requested, tool::Tool};
-use statistics::{mean, quantile};
+use super::{frame_rate::FrameRate, process::run_ffmpeg, signals::stop_requested, tool::Tool};
+use statistics::{inference::Interval, mean, quantile};
 
 /// A pooled score, or why it is unavailable.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -26,6 +26,13 @@ pub struct PooledScore {
     /// `mean`, `mean_mse` (PSNR), `square_mean_root` (XPSNR), `harmonic_mean`, `p1`, `p5`, `min`.
     #[serde(skip_serializing_if = "String::is_empty", default)]
     pub pooling: String,
+    /// 95 % interval of the value over the pieces of a live stream; absent for a whole file and
+    /// for a single piece.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub ci95: Option<[f64; 2]>,
+    /// Number of pieces of a live stream that were scored; absent for a whole file.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub pieces: Option<u32>,
     /// Why there is no score.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub unavailable: Option<String>,
@@ -37,6 +44,11 @@ const METRICS: [(&str, &str); 4] = [("vmaf", "libvmaf"), ("psnr", "psnr"), ("ssi
 /// PSNR and XPSNR of a frame that is identical to the source, in dB: infinite, which JSON cannot
 /// hold. It stands for "at least", and is never added to other frames' values.
 const IDENTICAL: f64 = 100.0;
+
+/// Decibels for ten times the mean squared error, of which PSNR is the logarithm, and for ten times
+/// its root, of which XPSNR is.
+const PSNR_SCALE: f64 = 10.0;
+const XPSNR_SCALE: f64 = 20.0;
 
 /// Scores of all frames, by metric.
 pub type Frames = BTreeMap<String, Vec<f64>>;
@@ -79,8 +91,28 @@ fn unavailable(metric: &str, why: &str) -> PooledScore {
         model: String::new(),
         version: String::new(),
         pooling: String::new(),
+        ci95: None,
+        pieces: None,
         unavailable: Some(why.to_owned()),
     }
+}
+
+/// The pooled scores of a metric with the frames' scores, or that it is infinite.
+fn pooled_scores(metric: &str, scores: &[f64], model: &str, version: &str) -> Vec<PooledScore> {
+    let made_by = |score: PooledScore| PooledScore { model: model.to_owned(), version: version.to_owned(), ..score };
+    let pooled = pool(metric, scores);
+    if pooled.is_empty() {
+        return vec![made_by(unavailable(metric, "infinite: every frame is identical to the source"))];
+    }
+    let row = |(pooling, value): (&str, f64)| {
+        made_by(PooledScore {
+            value: Some(value),
+            pooling: pooling.to_owned(),
+            unavailable: None,
+            ..unavailable(metric, "")
+        })
+    };
+    pooled.into_iter().map(row).collect()
 }
 
 /// Computes all metrics. Logs of the filters go to `scratch` and are removed. Returns the pooled
@@ -121,24 +153,61 @@ pub fn score(request: &ScoreRequest<'_>, tool: &Tool, scratch: &Path) -> Result<
             continue;
         };
         let (model, version) = versions.remove(metric).unwrap_or_default();
-        let pooled = pool(metric, scores);
-        if pooled.is_empty() {
-            let why = "infinite: every frame is identical to the source";
-            all.push(PooledScore { model, version, ..unavailable(metric, why) });
-            continue;
-        }
-        for (pooling, value) in pooled {
-            all.push(PooledScore {
-                metric: metric.to_owned(),
-                value: Some(value),
-                model: model.clone(),
-                version: version.clone(),
-                pooling: pooling.to_owned(),
-                unavailable: None,
-            });
-        }
+        all.extend(pooled_scores(metric, scores, &model, &version));
     }
     Ok((all, frames))
+}
+
+/// Combines the scores of equally long pieces to those of a video, with the interval of the value
+/// over the pieces. The first `lead` frames of each piece are left out. A metric that one of the
+/// pieces lacks is unavailable.
+///
+/// Neighbouring frames have similar scores, so that an interval over frames would be too narrow: a
+/// piece is one value.
+#[must_use]
+pub fn combine(pieces: &[(Vec<PooledScore>, Frames)], lead: usize) -> (Vec<PooledScore>, Frames) {
+    let (mut all, mut frames) = (Vec::new(), Frames::new());
+    let count = u32::try_from(pieces.len()).ok();
+    for (metric, _) in METRICS {
+        let rows: Vec<_> = pieces.iter().map(|(pooled, _)| pooled.iter().find(|row| row.metric == metric)).collect();
+        let of_metric = pieces.iter().filter_map(|(_, frames)| frames.get(metric)?.get(lead..));
+        let each: Vec<&[f64]> = of_metric.filter(|part| !part.is_empty()).collect();
+        if each.len() < pieces.len() {
+            let why = rows.iter().flatten().find_map(|row| row.unavailable.as_deref());
+            all.push(unavailable(metric, why.unwrap_or("a piece has no score")));
+            continue;
+        }
+        let (model, version) =
+            rows.iter().flatten().next().map_or(("", ""), |row| (row.model.as_str(), row.version.as_str()));
+        let joined = each.concat();
+        let mut pooled = pooled_scores(metric, &joined, model, version);
+        pooled.iter_mut().for_each(|row| row.pieces = count);
+        if let Some(first) = pooled.first_mut() {
+            first.ci95 = first.value.and_then(|_| interval_over(metric, &each));
+        }
+        all.extend(pooled);
+        frames.insert(metric.to_owned(), joined);
+    }
+    (all, frames)
+}
+
+/// 95 % interval of the first pooled score over equally long pieces, by Student's t. That of
+/// decibels is the interval of the mean distortion, and has no bound if the distortion may be zero.
+fn interval_over(metric: &str, pieces: &[&[f64]]) -> Option<[f64; 2]> {
+    let first = |piece: &&[f64]| pool(metric, piece).first().map(|(_, value)| *value);
+    let scale = match metric {
+        "psnr" => PSNR_SCALE,
+        "xpsnr" => XPSNR_SCALE,
+        _ => {
+            let values = pieces.iter().map(first).collect::<Option<Vec<f64>>>()?;
+            let (low, high) = Interval::of(&values)?.bounds();
+            return Some([low, high]);
+        }
+    };
+    let distortion = |piece: &&[f64]| first(piece).map_or(0.0, |value| 10.0_f64.powf(-value / scale));
+    let (low, high) = Interval::of(&pieces.iter().map(distortion).collect::<Vec<_>>())?.bounds();
+    let bounds = [-scale * high.log10(), -scale * low.log10()];
+    bounds.iter().all(|bound| bound.is_finite()).then_some(bounds)
 }
 
 /// Pooled scores of the frames of a metric, by the names of [`PooledScore::pooling`]; the first is
@@ -146,8 +215,8 @@ pub fn score(request: &ScoreRequest<'_>, tool: &Tool, scratch: &Path) -> Result<
 #[must_use]
 pub fn pool(metric: &str, scores: &[f64]) -> Vec<(&'static str, f64)> {
     match metric {
-        "psnr" => pool_decibels(scores, "mean_mse", 10.0),
-        "xpsnr" => pool_decibels(scores, "square_mean_root", 20.0),
+        "psnr" => pool_decibels(scores, "mean_mse", PSNR_SCALE),
+        "xpsnr" => pool_decibels(scores, "square_mean_root", XPSNR_SCALE),
         _ => pool_linear(scores),
     }
 }
@@ -156,9 +225,9 @@ pub fn pool(metric: &str, scores: &[f64]) -> Vec<(&'static str, f64)> {
 /// mean of decibels would hide bad frames behind good ones, and an identical frame, which has no
 /// distortion, would make it infinite.
 ///
-/// The distortion of PSNR is the mean squared error (`scale` 10), as in the average that ffmpeg
-/// prints (`get_psnr` in libavfilter/vf_psnr.c); that of XPSNR is its square root (`scale` 20,
-/// `get_avg_xpsnr` in vf_xpsnr.c). Both are relative to the largest sample value.
+/// The distortion of PSNR is the mean squared error, as in the average that ffmpeg prints
+/// (`get_psnr` in libavfilter/vf_psnr.c); that of XPSNR is its square root (`get_avg_xpsnr` in
+/// vf_xpsnr.c). Both are relative to the largest sample value.
 fn pool_decibels(scores: &[f64], name: &'static str, scale: f64) -> Vec<(&'static str, f64)> {
     let distortion = |score: &f64| if *score >= IDENTICAL { 0.0 } else { 10.0_f64.powf(-score / scale) };
     let all: Vec<f64> = scores.iter().map(distortion).collect();
@@ -224,8 +293,8 @@ fn run_filter(
     // Frames are matched by number, because check_alignment has verified their times. Matching by
     // time fails for containers with millisecond timestamps: frames are compared with their
     // neighbours, which costs 20 VMAF points and more (ab-av1#63, vmaf#611).
-    let fps = request.fps;
-    let normalize = format!("settb=AVTB,setpts=N/({fps}*TB),scale={width}:{height}:flags=bicubic,format=yuv420p");
+    let times = frame_number_times(FrameRate::of(request.fps));
+    let normalize = format!("{times},scale={width}:{height}:flags=bicubic,format=yuv420p");
     let threads = thread::available_parallelism().map_or(1, usize::from);
     // The path is part of a filter argument, in which these characters are special.
     let path = log.display().to_string();
@@ -270,6 +339,11 @@ fn run_filter(
     } else {
         Err(format!("misaligned: {count} of {expected} frames were scored"))
     }
+}
+
+/// Filters that give each frame the time of its number.
+pub(super) fn frame_number_times(rate: FrameRate) -> String {
+    format!("settb=AVTB,setpts=N*{}/({}*TB)", rate.denominator(), rate.numerator())
 }
 
 /// Number of encoded frames.
@@ -386,7 +460,7 @@ pub fn count_frames(file: &Path, tool: &Tool, scratch: &Path, stall: Duration) -
 }
 
 /// Presentation times of all frames in seconds, sorted. Reads packets without decoding.
-fn frame_times(file: &Path, tool: &Tool, scratch: &Path, stall: Duration) -> Result<Vec<f64>, String> {
+pub(super) fn frame_times(file: &Path, tool: &Tool, scratch: &Path, stall: Duration) -> Result<Vec<f64>, String> {
     let failed = |error: String| format!("{}: {error}", file.display());
     let listing = scratch.join("frames.log");
     let mut args = vec![OsStr::new("-y"), OsStr::new("-i"), file.as_os_str()];
@@ -486,6 +560,42 @@ mod tests {
         assert!((pooled[0].1 - 46.02).abs() < 0.01 && pooled[0].0 == "square_mean_root", "{pooled:?}");
         let chroma = "n:    1  XPSNR y: 40.0000  XPSNR u: inf  XPSNR v: inf\n";
         assert_eq!(parse_frame_log(chroma, "xpsnr"), [40.0]);
+    }
+
+    fn piece(metric: &str, scores: &[f64]) -> (Vec<PooledScore>, Frames) {
+        (pooled_scores(metric, scores, "m", "1"), Frames::from([(metric.to_owned(), scores.to_vec())]))
+    }
+
+    #[test]
+    fn pieces_of_a_stream_have_one_value_each() {
+        // The first frame of each piece leads in.
+        let pieces = [[0.0, 90.0, 92.0], [0.0, 80.0, 82.0], [0.0, 88.0, 90.0]].map(|scores| piece("vmaf", &scores));
+        let (pooled, frames) = combine(&pieces, 1);
+        let vmaf = pooled.iter().find(|row| row.pooling == "mean").unwrap();
+        assert_eq!((vmaf.value, vmaf.pieces, &*vmaf.model), (Some(87.0), Some(3), "m"));
+        // Student's interval of 91, 81 and 89.
+        let expected = Interval::of(&[91.0, 81.0, 89.0]).unwrap().bounds();
+        assert_eq!(vmaf.ci95, Some([expected.0, expected.1]));
+        assert_eq!(pooled.iter().filter(|row| row.ci95.is_some()).count(), 1, "{pooled:?}");
+        assert_eq!(frames["vmaf"], [90.0, 92.0, 80.0, 82.0, 88.0, 90.0]);
+        let lacking = pooled.iter().find(|row| row.metric == "psnr").unwrap();
+        assert!(lacking.value.is_none() && lacking.unavailable.is_some(), "{lacking:?}");
+        let (single, _) = combine(&pieces[..1], 1);
+        assert!(single[0].value == Some(91.0) && single[0].ci95.is_none() && single[0].pieces == Some(1));
+    }
+
+    #[test]
+    fn interval_of_decibels_is_that_of_the_distortion() {
+        let pieces = [[40.0, 40.0], [41.0, 41.0], [40.5, 40.5]].map(|scores| piece("psnr", &scores));
+        let (pooled, _) = combine(&pieces, 0);
+        let psnr = pooled.iter().find(|row| row.metric == "psnr").unwrap();
+        let ([low, high], value) = (psnr.ci95.unwrap(), psnr.value.unwrap());
+        assert!(low < value && value < high && high - value > value - low, "{low} {value} {high}");
+        // Half of the frames are identical, so the distortion may be zero.
+        let pieces = [[40.0, 40.0], [IDENTICAL, IDENTICAL]].map(|scores| piece("psnr", &scores));
+        let (pooled, _) = combine(&pieces, 0);
+        let psnr = pooled.iter().find(|row| row.metric == "psnr").unwrap();
+        assert!(psnr.value.is_some() && psnr.ci95.is_none(), "{psnr:?}");
     }
 
     #[test]

@@ -1,16 +1,18 @@
 //! The state of a run, reconstructed from its journal.
 
-use std::collections::BTreeSet;
-
-use results::convert::float;
+use results::{
+    convert::float,
+    energy::{EnergyKind, Scope},
+};
 use units::provenance::Unmeasured;
 
 use super::{
-    journal::{Baseline, Event, Repeat, RunHeader, Score, WarmUp},
+    journal::{Artefact, Baseline, Event, Repeat, RunHeader, Score, WarmUp},
     plan::{Configuration, Plan},
     preflight::Check,
     source::Clip,
 };
+use crate::search::report::SearchReport;
 
 /// The state of a run.
 #[derive(Clone, Debug)]
@@ -31,8 +33,12 @@ pub struct Record {
     pub configurations: Vec<Configuration>,
     /// All repeats.
     pub repeats: Vec<Repeat>,
+    /// Why repeats were discarded.
+    pub discarded: Vec<String>,
     /// Quality scores.
     pub scores: Vec<Score>,
+    /// The result of a search for the least energy.
+    pub search: Option<SearchReport>,
     /// Status and time of the end.
     pub end: Option<(String, u64)>,
 }
@@ -56,7 +62,9 @@ impl Record {
             baselines: Vec::new(),
             warm_up: None,
             repeats: Vec::new(),
+            discarded: Vec::new(),
             scores: Vec::new(),
+            search: None,
             end: None,
         };
         events.for_each(|event| this.apply(event));
@@ -68,12 +76,17 @@ impl Record {
         match event {
             Event::Run(_) => {}
             Event::Resumed { .. } => {
-                self.end = None;
+                (self.search, self.end) = (None, None);
                 // Stopped and skipped repeats run again; failed ones stay and are tried again.
                 self.repeats.retain(|repeat| !matches!(&*repeat.status, "stopped" | "skipped"));
                 // The baseline of an incomplete block is measured again, because the host may have
                 // changed.
+                // The blocks of a search have no fixed members: all but the last count as complete.
+                let last = self.baselines.iter().map(|known| known.block).max();
                 let whole = |block: u32| {
+                    if self.plan().search {
+                        return Some(block) != last;
+                    }
                     self.configurations
                         .iter()
                         .all(|configuration| self.successes(&configuration.id).any(|repeat| repeat.block == block))
@@ -98,7 +111,8 @@ impl Record {
                 }
                 self.repeats.push(*repeat);
             }
-            Event::RepeatDiscarded { configuration, n, .. } => {
+            Event::RepeatDiscarded { configuration, n, why } => {
+                self.discarded.push(why);
                 let is_discarded = |known: &Repeat| (&known.configuration, known.n) == (&configuration, n);
                 // Its block is incomplete now, so the baseline of the block is measured again.
                 if let Some(block) = self.repeats.iter().find(|known| is_discarded(known)).map(|known| known.block) {
@@ -112,6 +126,7 @@ impl Record {
                     .retain(|known| (&known.configuration, &known.sha256) != (&score.configuration, &score.sha256));
                 self.scores.push(score);
             }
+            Event::Search(report) => self.search = Some(*report),
             Event::End { status, unix_ns } => self.end = Some((status, unix_ns)),
         }
     }
@@ -127,6 +142,17 @@ impl Record {
         self.repeats.iter().filter(move |repeat| repeat.configuration == id && repeat.status == "ok")
     }
 
+    /// The samples of the live streams of a configuration.
+    pub fn samples<'a>(&'a self, id: &'a str) -> impl Iterator<Item = &'a Artefact> {
+        self.successes(id).filter_map(|repeat| repeat.sample.as_ref())
+    }
+
+    /// True when a file of a configuration has scores, or a record of why it has none.
+    #[must_use]
+    pub fn has_scores(&self, configuration: &str, file: &Artefact) -> bool {
+        self.scores.iter().any(|score| score.configuration == configuration && score.sha256 == file.sha256)
+    }
+
     /// Number of the next repeat of a configuration, which is also the number of its block.
     #[must_use]
     pub fn next_repeat(&self, id: &str) -> u32 {
@@ -136,31 +162,20 @@ impl Record {
     /// Scope and energy of a repeat in joules: of the container if known, else of the host.
     #[must_use]
     pub fn repeat_joules(repeat: &Repeat) -> Option<(&'static str, f64)> {
-        ["container", "host"].into_iter().find_map(|scope| Some((scope, scope_joules(repeat, scope)?)))
+        let of = |scope: Scope| Some((scope.as_str(), scope_joules(repeat, scope)?));
+        of(Scope::Container).or_else(|| of(Scope::Host))
     }
 
     /// Energy of all successful repeats of a configuration in joules, in one scope: of the
-    /// container if all have it, else of the host. Empty when the repeats have different energy
-    /// sources, or the idle power was known in some only, because their mean would be meaningless.
+    /// container if all have it, else of the host. Empty unless it is of one kind.
     #[must_use]
     pub fn configuration_joules(&self, id: &str) -> Vec<f64> {
-        let sources = |repeat: &Repeat| -> BTreeSet<String> {
-            repeat.energy.iter().map(|energy| energy.source.clone()).collect()
-        };
-        let mut distinct = self.successes(id).map(sources);
-        let first = distinct.next();
-        if distinct.any(|other| Some(other) != first) {
+        let has_container = |repeat: &Repeat| scope_joules(repeat, Scope::Container).is_some();
+        let scope = if self.successes(id).all(has_container) { Scope::Container } else { Scope::Host };
+        if EnergyKind::common(self.successes(id).map(|repeat| energy_kind(repeat, scope))).is_none() {
             return Vec::new();
         }
-        let all: Vec<(&str, f64)> = self.successes(id).filter_map(Self::repeat_joules).collect();
-        if all.iter().all(|(scope, _)| *scope == "container") {
-            let with_idle = self.successes(id).filter(|repeat| repeat.idle_known == Some(false)).count();
-            if with_idle > 0 && with_idle < all.len() {
-                return Vec::new();
-            }
-            return all.into_iter().map(|(_, joules)| joules).collect();
-        }
-        self.successes(id).filter_map(|repeat| scope_joules(repeat, "host")).collect()
+        self.successes(id).filter_map(|repeat| scope_joules(repeat, scope)).collect()
     }
 
     /// The energy of each successful repeat, see [`Record::configuration_joules`], divided by what
@@ -181,16 +196,24 @@ impl Record {
         self.joules_per(id, |repeat| float(repeat.progress.frames))
     }
 
-    /// The kinds of energy in the record that were not measured.
+    /// The sentences about energy in the record that was not measured.
     #[must_use]
-    pub fn unmeasured(&self) -> BTreeSet<Unmeasured> {
-        Unmeasured::among(self.repeats.iter().flat_map(|repeat| &repeat.energy).map(|energy| &*energy.source))
+    pub fn unmeasured(&self) -> Vec<String> {
+        let energy = self.repeats.iter().flat_map(|repeat| &repeat.energy);
+        Unmeasured::sentences(energy.map(|energy| (&*energy.source, energy.model_interval_ratio)))
     }
 }
 
 /// Energy of a repeat in one scope in joules.
-fn scope_joules(repeat: &Repeat, scope: &str) -> Option<f64> {
-    let domains = repeat.energy.iter().filter(|energy| energy.scope == scope);
+fn scope_joules(repeat: &Repeat, scope: Scope) -> Option<f64> {
+    let domains = repeat.energy.iter().filter(|energy| energy.scope == scope.as_str());
     let sum = domains.map(|energy| energy.microjoules).reduce(u64::saturating_add)?;
     Some(units::Microjoules(sum).joules())
+}
+
+/// The kind of a repeat's energy in a scope; `None` if it has none.
+fn energy_kind(repeat: &Repeat, scope: Scope) -> Option<EnergyKind> {
+    let mut domains = repeat.energy.iter().filter(|energy| energy.scope == scope.as_str()).peekable();
+    domains.peek()?;
+    Some(EnergyKind::new(scope, domains.map(|energy| &*energy.source), repeat.idle_known))
 }

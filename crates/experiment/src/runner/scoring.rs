@@ -8,6 +8,8 @@ use std::{
     time::Instant,
 };
 
+use cli::number;
+
 use super::{
     context::{Runner, stopped_error},
     environment::ExecutionEnv,
@@ -40,9 +42,11 @@ impl Runner<'_> {
         let mode = self.record.plan().mode;
         configurations.retain(|configuration| {
             let mut artefacts = self.record.successes(&configuration.id).flat_map(|repeat| &repeat.artefacts);
+            let is_unscored = |file: &Artefact| !self.record.has_scores(&configuration.id, file);
             match mode {
-                Mode::File => artefacts.any(|artefact| !self.is_scored(configuration, &artefact.sha256)),
-                _ => self.record.successes(&configuration.id).next().is_some(),
+                Mode::File => artefacts.any(is_unscored),
+                Mode::Rtmp => self.record.samples(&configuration.id).any(is_unscored),
+                Mode::Null => self.record.successes(&configuration.id).next().is_some(),
             }
         });
         let began = Instant::now();
@@ -55,11 +59,6 @@ impl Runner<'_> {
             self.score(configuration, &clips[&configuration.id])?;
         }
         Ok(())
-    }
-
-    fn is_scored(&self, configuration: &Configuration, sha256: &str) -> bool {
-        let mut scores = self.record.scores.iter();
-        scores.any(|score| score.configuration == configuration.id && score.sha256 == sha256)
     }
 
     /// Scores the distinct output files of a configuration.
@@ -76,10 +75,7 @@ impl Runner<'_> {
             }
         }
         let outcome = match plan.mode {
-            Mode::Rtmp => {
-                let why = "frames of a live stream cannot be matched with its source; score the same settings with --mode file";
-                self.add_scores(configuration, "", quality::all_unavailable(why), None)
-            }
+            Mode::Rtmp => self.score_samples(configuration, clip, &plan),
             Mode::Null => {
                 let file = self.dir.join(format!(".wattcast-{}-scored.mkv", configuration.id));
                 let outcome = self.score_extra_encode(configuration, clip, &plan, &scratch, &file);
@@ -138,7 +134,7 @@ impl Runner<'_> {
     ) -> Result<(), RunError> {
         let Some(tool) = self.scorer else { return Ok(()) };
         for artefact in artefacts {
-            if self.is_scored(configuration, &artefact.sha256) {
+            if self.record.has_scores(&configuration.id, &artefact) {
                 continue;
             }
             self.display.set_step(&format!("scoring {}", configuration.name));
@@ -156,23 +152,35 @@ impl Runner<'_> {
                 Some(cached) => cached,
                 None => self.score_and_cache(&request, tool, scratch, &cache)?,
             };
-            let mut log = None;
-            if !frames.is_empty() {
-                fs::create_dir_all(self.artefacts_dir())?;
-                let name = format!("{}-{}-frames.json", configuration.id, &artefact.sha256[..8]);
-                let file = self.artefacts_dir().join(name);
-                write_atomically(&file, &serde_json::to_vec(&frames).map_err(io::Error::other)?)?;
-                log = Some(file.strip_prefix(self.dir).unwrap_or(&file).to_owned());
-            }
-            if let Some(vmaf) = scores.iter().find(|score| score.metric == "vmaf") {
-                let text = vmaf
-                    .value
-                    .map_or_else(|| vmaf.unavailable.clone().unwrap_or_default(), |value| format!("{value:.3}"));
-                self.display.log(&format!("  {:<8}{}: VMAF {text}", "scored", configuration.name));
-            }
-            self.add_scores(configuration, &artefact.sha256, scores, log)?;
+            self.store_scores(configuration, &artefact.sha256, scores, &frames)?;
         }
         Ok(())
+    }
+
+    /// Records the scores of a file, and writes those of its frames next to the output files.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub(super) fn store_scores(
+        &mut self,
+        configuration: &Configuration,
+        sha256: &str,
+        scores: Vec<PooledScore>,
+        frames: &Frames,
+    ) -> Result<(), RunError> {
+        let mut log = None;
+        if !frames.is_empty() {
+            fs::create_dir_all(self.artefacts_dir())?;
+            let digest = sha256.get(..8).unwrap_or(sha256);
+            let file = self.artefacts_dir().join(format!("{}-{digest}-frames.json", configuration.id));
+            write_atomically(&file, &serde_json::to_vec(frames).map_err(io::Error::other)?)?;
+            log = Some(file.strip_prefix(self.dir).unwrap_or(&file).to_owned());
+        }
+        if let Some(vmaf) = scores.iter().find(|score| score.metric == "vmaf") {
+            let text = vmaf.value.map_or_else(|| vmaf.unavailable.clone().unwrap_or_default(), number::score);
+            self.display.log(&format!("  {:<8}{}: VMAF {text}", "scored", configuration.name));
+        }
+        self.add_scores(configuration, sha256, scores, log)
     }
 
     /// The cache file for the scores of a file. Its name depends on the content of clip and file,

@@ -1,11 +1,18 @@
 //! Searches for the smallest bit rate that reaches a VMAF score, or for the most streams in real
 //! time. Each step is a normal measurement and part of the results.
 
+use std::time::Duration;
+
+use cli::number::short;
+use results::headroom::Forecast;
+
 use super::{
     context::{RunContext, Runner, skip_all, stopped_error},
     error::{Exit, RunError},
     flags::Goal,
+    forecast::{self, FORECAST_FROM, Step, UNPACED},
     journal::Event,
+    pace::{self, Lag},
     plan::{Axes, Configuration, Rate},
     signals::stop_requested,
     source::Clip,
@@ -14,9 +21,6 @@ use super::{
 /// Most steps of a bit rate search. Each halves the remaining range: 20 Mbit/s are narrowed to 20
 /// bit/s.
 const MAX_STEPS: u32 = 20;
-/// Streams run in real time if they need at most this factor of the media's duration, plus this
-/// many seconds to start.
-const REAL_TIME: (f64, f64) = (1.02, 0.5);
 
 /// Runs a search.
 ///
@@ -33,6 +37,8 @@ pub(super) fn run(runner: &mut Runner<'_>, goal: Goal) -> Result<Exit, RunError>
             quality(runner, &mut context, &first, target_vmaf, [min_bitrate, max_bitrate], tolerance)
         }
         Goal::Streams { max_streams } => streams(runner, &mut context, &first, max_streams),
+        // The runner starts it from the plan, which a resumed run has too.
+        Goal::Energy(_) => Ok(Exit::Refused),
     }
 }
 
@@ -57,7 +63,7 @@ fn measure_step(
 }
 
 /// The clip of a configuration. If it cannot be made, a skipped repeat records the reason.
-fn clip(runner: &mut Runner<'_>, configuration: &Configuration) -> Result<Clip, RunError> {
+pub(super) fn clip(runner: &mut Runner<'_>, configuration: &Configuration) -> Result<Clip, RunError> {
     match runner.clip(&configuration.axes) {
         Ok(clip) => Ok(clip),
         Err(_) if stop_requested() => Err(stopped_error()),
@@ -144,39 +150,104 @@ fn streams(
     most: u32,
 ) -> Result<Exit, RunError> {
     let name = runner.record.plan().name.clone();
-    let duration = runner.record.plan().protocol.duration.as_secs_f64();
-    let mut in_real_time = |runner: &mut Runner<'_>, count: u32| -> Result<bool, RunError> {
+    let in_real_time = |runner: &mut Runner<'_>, context: &mut RunContext, steps: &mut Vec<Step>, count: u32| {
         let configuration = variant(&name, &first.axes, |axes| axes.streams = count);
-        // Other load can delay one attempt; the better of two counts.
+        // Other load can delay one attempt, so there is a second one.
         for _ in 0..2 {
             if !measure_step(runner, context, &configuration)? {
                 break;
             }
-            let windows = runner.record.successes(&configuration.id).filter_map(|repeat| repeat.window);
-            if windows.map(|window| window.seconds()).any(|took| took <= duration * REAL_TIME.0 + REAL_TIME.1) {
-                return Ok(true);
+            let Some(measured) = runner.record.successes(&configuration.id).last() else { break };
+            if measured.lag.is_some_and(Lag::keeps_up) {
+                // In real time the media are as long as the window.
+                steps.extend(measured.window.and_then(|window| Step::of(measured, count, window.seconds())));
+                return Ok::<bool, RunError>(true);
             }
+            runner.display.log(&fell_behind(count, measured.lag));
         }
         Ok(false)
     };
-    // Double the count until it is too high, then bisect.
-    let (mut good, mut bad) = (0, most + 1);
-    let mut next = 1;
-    while next <= most {
-        if !in_real_time(runner, next)? {
-            bad = next;
+    let (mut good, mut bad, mut steps) = (0, most + 1, Vec::new());
+    for count in 1..=FORECAST_FROM.min(most) {
+        if !in_real_time(runner, context, &mut steps, count)? {
+            bad = count;
             break;
         }
-        good = next;
-        next = if next == most { most + 1 } else { (next * 2).min(most) };
+        good = count;
+    }
+    let last = variant(&name, &first.axes, |axes| axes.streams = good);
+    let forecast = forecast_all(runner, context, &last, &steps)?;
+    if let Some(forecast) = &forecast {
+        runner.display.log(&forecast::describe(forecast, &steps, runner.record));
+    }
+    // Begin at the forecast, and take ever longer steps until the count is too high; then bisect.
+    let (mut next, mut stride) = match &forecast {
+        Some(forecast) => (whole(forecast.streams, most), 1),
+        None => (good * 2, good),
+    };
+    while good > 0 && good < most && bad > most {
+        let count = next.clamp(good + 1, most);
+        if in_real_time(runner, context, &mut steps, count)? {
+            (good, next, stride) = (count, count + stride, stride * 2);
+        } else {
+            bad = count;
+        }
     }
     while bad - good > 1 && good > 0 {
         let middle = good.midpoint(bad);
-        if in_real_time(runner, middle)? { good = middle } else { bad = middle }
+        if in_real_time(runner, context, &mut steps, middle)? { good = middle } else { bad = middle }
     }
     let end = if bad > most { format!("{most} and more: --max-streams") } else { format!("{bad} do not") };
     runner.display.log(&format!("  search  {good} streams keep up with real time; {end}"));
+    if let Some(forecast) = &forecast {
+        runner.display.log(&forecast::describe_error(forecast, good, bad <= most));
+    }
     Ok(if good > 0 { Exit::Success } else { Exit::Partial })
+}
+
+/// Says by how much streams fell behind. They may keep up in a second attempt.
+fn fell_behind(count: u32, lag: Option<Lag>) -> String {
+    let what = lag.map_or_else(
+        || "one of them encoded nothing in most of the time".to_owned(),
+        |lag| format!("the slowest fell behind by {} s in {} s", short(lag.grew_seconds), short(lag.in_seconds)),
+    );
+    format!("  search  {count} streams: {what}")
+}
+
+/// Forecasts from the steps so far, and from the streams of the last one without pace.
+fn forecast_all(
+    runner: &mut Runner<'_>,
+    context: &mut RunContext,
+    last: &Configuration,
+    steps: &[Step],
+) -> Result<Option<Forecast>, RunError> {
+    let behind = pace::tolerance(runner.record.plan().protocol.duration.as_secs_f64());
+    if forecast::forecast(steps, &[], behind).is_none() {
+        return Ok(None);
+    }
+    let (clip, mut unpaced) = (clip(runner, last)?, Vec::new());
+    runner.display.set_step("encoding without pace, for the forecast");
+    for _ in 0..UNPACED {
+        match runner.measure_unpaced(last, &clip, context)? {
+            _ if stop_requested() => return Err(stopped_error()),
+            Ok(repeat) => {
+                let all = Duration::from_micros(repeat.progress.media_us).as_secs_f64();
+                unpaced.extend(Step::of(&repeat, last.axes.streams, all / f64::from(last.axes.streams)));
+            }
+            Err(why) => {
+                runner.display.log(&format!("  warning the forecast is from paced streams only: {why}"));
+                break;
+            }
+        }
+    }
+    Ok(forecast::forecast(steps, &unpaced, behind))
+}
+
+/// A number of streams, up to `most`.
+fn whole(streams: f64, most: u32) -> u32 {
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 0 and a count")]
+    let whole = streams.clamp(0.0, f64::from(most)) as u32;
+    whole
 }
 
 #[cfg(test)]

@@ -101,17 +101,20 @@ fn resume(flags: &Run, dir: &Path) -> Result<Option<(Journal, Record)>, RunError
     let failed = |why: String| usage(format!("{}: {why}", path.display()));
     let (journal, events) = Journal::resume(&path).map_err(|error| failed(error.to_string()))?;
     let record = Record::from_events(events).map_err(failed)?;
-    if record.plan().search {
+    if record.plan().search && record.plan().energy_search.is_none() {
         return Err(failed(
             "a search cannot be resumed, because each step depends on the earlier ones; start it again".to_owned(),
         ));
     }
-    let conflicts = flags.conflicts_with(record.plan());
+    let mut conflicts = flags.differences_from(record.plan()).map_err(usage)?;
+    conflicts.extend(flags.conflicts_with(record.plan()));
     if conflicts.is_empty() {
         return Ok(Some((journal, record)));
     }
     let conflicts = conflicts.join(", ");
-    Err(usage(format!("--resume continues with the plan of the run; leave out {conflicts}, or start a new run")))
+    Err(usage(format!(
+        "--resume continues with the plan of the run; leave out what differs ({conflicts}), or start a new run"
+    )))
 }
 
 /// Finds the ffmpegs that encode and score, and adds checks of both.

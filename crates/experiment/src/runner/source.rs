@@ -108,7 +108,7 @@ pub fn prepare_clip(plan: &Plan, axes: &Axes, ffmpeg: &Tool, dir: &Path) -> Resu
 
 /// Writes a clip to `draft` as raw YUV4MPEG2, from the plan's source or from a test pattern.
 fn make_clip(plan: &Plan, axes: &Axes, ffmpeg: &Tool, seconds: f64, draft: &Path) -> Result<(), String> {
-    let (width, height, fps, length) = (axes.width, axes.height, axes.fps, seconds.to_string());
+    let (width, height, fps, length) = (axes.width, axes.height, axes.frame_rate().text(), seconds.to_string());
     let pattern =
         format!("testsrc2=size={width}x{height}:rate={fps}:duration={seconds},noise=alls=4:allf=t:all_seed=1");
     let scaled = format!("fps={fps},scale={width}:{height}:flags=bicubic");

@@ -14,8 +14,9 @@ use cli::suggest::nearest;
 use serde::{Deserialize, Serialize};
 
 use super::{
+    codec,
     environment::{EnvConfig, SpawnHandle},
-    plan::{Axes, Isolation, Mode, Rate, parse_bitrate},
+    plan::{Axes, Isolation, Mode},
     process::{EncoderError, Process, wait_all},
 };
 
@@ -148,7 +149,8 @@ pub enum Input<'a> {
     Live(&'a str),
 }
 
-/// The arguments of an encoder: input, settings and output.
+/// The arguments of an encoder: input, settings and output. It encodes a file for so many seconds,
+/// or until it is stopped if they are infinite.
 #[must_use]
 pub fn encoder_arguments(
     axes: &Axes,
@@ -163,49 +165,32 @@ pub fn encoder_arguments(
             .map(str::to_owned)
             .to_vec();
     let mut push = |words: &[&str]| all.extend(words.iter().map(|word| (*word).to_owned()));
+    push(codec::device(&axes.encoder));
     match input {
         Input::File(path) | Input::RealTime(path) => {
             if matches!(input, Input::RealTime(_)) {
                 push(&["-re"]);
             }
-            push(&["-stream_loop", "-1", "-i", &path.to_string_lossy(), "-t", &seconds.to_string()]);
+            push(&["-stream_loop", "-1", "-i", &path.to_string_lossy()]);
+            if seconds.is_finite() {
+                push(&["-t", &seconds.to_string()]);
+            }
         }
         // By default ffmpeg waits five seconds for an audio stream.
         Input::Live(url) => push(&["-analyzeduration", "1000000", "-i", url]),
     }
     push(&["-map", "0:v:0", "-an", "-c:v", &axes.encoder]);
     if !axes.preset.is_empty() {
-        // libvpx and libaom call the preset cpu-used.
-        let flag =
-            if axes.encoder.starts_with("libvpx") || axes.encoder == "libaom-av1" { "-cpu-used" } else { "-preset" };
-        push(&[flag, &axes.preset]);
+        push(&[codec::preset_option(&axes.encoder), &axes.preset]);
     }
-    if axes.encoder == "libx264" && mode == Mode::Rtmp {
-        push(&["-tune", "zerolatency"]);
+    if mode == Mode::Rtmp {
+        push(codec::low_delay(&axes.encoder, &axes.rate));
     }
-    match &axes.rate {
-        Rate::Bitrate(bits) => {
-            push(&["-b:v", bits]);
-            // SVT-AV1 takes a maximum rate only with a CRF (libsvtav1.c); for libvpx and libaom it
-            // means something else.
-            if ["264", "265", "hevc"].iter().any(|family| axes.encoder.contains(family)) {
-                let buffer = parse_bitrate(bits).map_or_else(|| bits.clone(), |bits| format!("{:.0}", bits * 2.0));
-                push(&["-maxrate", bits, "-bufsize", &buffer]);
-            }
-        }
-        Rate::Crf(crf) => {
-            let crf = crf.to_string();
-            if axes.encoder.ends_with("_nvenc") {
-                push(&["-rc", "vbr", "-cq", &crf, "-b:v", "0"]);
-            } else {
-                push(&["-crf", &crf]);
-                if axes.encoder.starts_with("libvpx") || axes.encoder == "libaom-av1" {
-                    push(&["-b:v", "0"]);
-                }
-            }
-        }
-    }
-    push(&["-pix_fmt", "yuv420p", "-g", &format!("{:.0}", (axes.fps * 2.0).max(1.0))]);
+    let rate: Vec<String> = codec::rate_control(&axes.encoder, &axes.rate);
+    push(&rate.iter().map(String::as_str).collect::<Vec<_>>());
+    push(codec::pixel_format(&axes.encoder));
+    // A key frame every two seconds.
+    push(&["-g", &axes.frame_rate().frames_in(2).to_string()]);
     all.extend(extra.iter().cloned());
     let mut push = |words: &[&str]| all.extend(words.iter().map(|word| (*word).to_owned()));
     match mode {
@@ -220,6 +205,7 @@ pub fn encoder_arguments(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::runner::plan::{LiveServer, Rate};
 
     fn axes(encoder: &str, rate: Rate) -> Axes {
         Axes { encoder: encoder.into(), preset: "8".into(), rate, width: 640, height: 360, fps: 25.0, streams: 1 }
@@ -254,6 +240,130 @@ mod tests {
         assert!(nvenc.contains("-cq 23 -b:v 0"), "{nvenc}");
         let live = line(&axes("libx264", Rate::Bitrate("1M".into())), Mode::Rtmp);
         assert!(live.contains("zerolatency") && live.ends_with("-f flv out.mkv"), "{live}");
+    }
+
+    #[test]
+    fn arguments_of_hardware_encoders_name_their_device() {
+        let line = |encoder: &str, preset: &str, mode| {
+            let axes = Axes { preset: preset.into(), ..axes(encoder, Rate::Bitrate("1M".into())) };
+            encoder_arguments(&axes, &Input::Live("rtmp://in"), 0.0, &[], mode, "out").join(" ")
+        };
+        let input = "-analyzeduration 1000000 -i rtmp://in -map 0:v:0 -an -c:v";
+        let limited = "-b:v 1M -maxrate 1M -bufsize 2000000";
+        for (encoder, preset, expected) in [
+            ("h264_nvenc", "p4", format!("{input} h264_nvenc -preset p4 -rc vbr {limited} -pix_fmt yuv420p -g 50")),
+            ("hevc_nvenc", "p1", format!("{input} hevc_nvenc -preset p1 -rc vbr {limited} -pix_fmt yuv420p -g 50")),
+            ("av1_nvenc", "p7", format!("{input} av1_nvenc -preset p7 -rc vbr {limited} -pix_fmt yuv420p -g 50")),
+            (
+                "hevc_qsv",
+                "fast",
+                format!(
+                    "-init_hw_device qsv=hw -filter_hw_device hw {input} hevc_qsv -preset fast {limited} \
+                     -vf format=nv12,hwupload=extra_hw_frames=64,format=qsv -g 50"
+                ),
+            ),
+            (
+                "h264_vaapi",
+                "4",
+                format!(
+                    "-init_hw_device vaapi=hw -filter_hw_device hw {input} h264_vaapi -compression_level 4 {limited} \
+                     -vf format=nv12,hwupload -g 50"
+                ),
+            ),
+        ] {
+            let found = line(encoder, preset, Mode::Null);
+            assert!(found.ends_with(&format!("-stats_period 0.2 {expected} -f null -")), "{found}\n{expected}");
+        }
+        let live = line("hevc_nvenc", "p1", Mode::Rtmp);
+        assert!(live.contains("-preset p1 -tune ll -rc vbr") && live.ends_with("-f flv out"), "{live}");
+    }
+
+    /// The whole command line of every codec that enhanced RTMP carries, as MediaMTX takes it.
+    #[test]
+    fn arguments_of_live_encoders_are_those_of_enhanced_rtmp() {
+        let line = |encoder: &str, preset: &str, rate: Rate| {
+            let axes = Axes { preset: preset.into(), fps: 30_000.0 / 1001.0, ..axes(encoder, rate) };
+            encoder_arguments(&axes, &Input::Live("rtmp://in"), 0.0, &[], Mode::Rtmp, "rtmp://out").join(" ")
+        };
+        let (bits, input) =
+            (|| Rate::Bitrate("2M".into()), "-analyzeduration 1000000 -i rtmp://in -map 0:v:0 -an -c:v");
+        let (limited, end) = ("-b:v 2M -maxrate 2M -bufsize 4000000", "-g 60 -f flv rtmp://out");
+        for (encoder, preset, expected) in [
+            (
+                "libx265",
+                "fast",
+                format!("{input} libx265 -preset fast -tune zerolatency {limited} -pix_fmt yuv420p {end}"),
+            ),
+            (
+                "libvpx-vp9",
+                "8",
+                format!(
+                    "{input} libvpx-vp9 -cpu-used 8 -deadline realtime -lag-in-frames 0 -b:v 2M -pix_fmt yuv420p {end}"
+                ),
+            ),
+            (
+                "libaom-av1",
+                "8",
+                format!(
+                    "{input} libaom-av1 -cpu-used 8 -usage realtime -lag-in-frames 0 -b:v 2M -pix_fmt yuv420p {end}"
+                ),
+            ),
+            (
+                "libsvtav1",
+                "10",
+                format!(
+                    "{input} libsvtav1 -preset 10 -svtav1-params rc=2:pred-struct=1 -b:v 2M -pix_fmt yuv420p {end}"
+                ),
+            ),
+            (
+                "av1_nvenc",
+                "p4",
+                format!("{input} av1_nvenc -preset p4 -tune ll -rc vbr {limited} -pix_fmt yuv420p {end}"),
+            ),
+            (
+                "hevc_qsv",
+                "veryfast",
+                format!(
+                    "-init_hw_device qsv=hw -filter_hw_device hw {input} hevc_qsv -preset veryfast -async_depth 1 -bf 0 \
+                     {limited} -vf format=nv12,hwupload=extra_hw_frames=64,format=qsv {end}"
+                ),
+            ),
+            (
+                "vp9_vaapi",
+                "4",
+                format!(
+                    "-init_hw_device vaapi=hw -filter_hw_device hw {input} vp9_vaapi -compression_level 4 -bf 0 {limited} \
+                     -vf format=nv12,hwupload {end}"
+                ),
+            ),
+        ] {
+            let found = line(encoder, preset, bits());
+            assert!(found.ends_with(&format!("-stats_period 0.2 {expected}")), "{found}\n{expected}");
+            assert_eq!(codec::check(encoder, preset, Mode::Rtmp, LiveServer::MediaMtx), Ok(()));
+        }
+        let quality = line("libsvtav1", "10", Rate::Crf(35));
+        assert!(quality.contains("-svtav1-params pred-struct=1 -crf 35 -pix_fmt yuv420p -g 60 -f flv"), "{quality}");
+    }
+
+    #[test]
+    fn muxer_of_a_command_line_is_that_of_the_table_of_codecs() {
+        for encoder in ["libx264", "libx265", "libvpx-vp9", "libsvtav1", "h264_vaapi", "hevc_nvenc", "av1_qsv", "mpeg4"]
+        {
+            for mode in [Mode::File, Mode::Null, Mode::Rtmp] {
+                let Some(muxer) = codec::Codec::of(encoder).muxer(mode, LiveServer::MediaMtx) else { continue };
+                let words = encoder_arguments(&axes(encoder, Rate::Crf(30)), &Input::Live("in"), 0.0, &[], mode, "out");
+                let at = words.iter().rposition(|word| word == "-f").unwrap();
+                assert_eq!(words[at + 1], muxer, "{encoder} {mode:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn key_frame_interval_is_two_seconds_of_the_exact_rate() {
+        for (fps, group) in [(30_000.0 / 1001.0, "-g 60 "), (29.97, "-g 60 "), (12.5, "-g 25 "), (1.0, "-g 2 ")] {
+            let line = line(&Axes { fps, ..axes("libx264", Rate::Crf(23)) }, Mode::Null);
+            assert!(line.contains(group), "{line}");
+        }
     }
 
     #[test]

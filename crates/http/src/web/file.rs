@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, path::PathBuf, str::FromStr as _, time::Duratio
 use axum::http::{HeaderName, HeaderValue};
 use serde::Deserialize;
 
-use cli::suggest::with_suggestion;
+use cli::{suggest::with_suggestion, yaml};
 
 /// Maximum size of the file, in bytes.
 pub(super) const MAX_BYTES: u64 = 1 << 20;
@@ -108,7 +108,7 @@ pub fn parse_file(text: &str) -> Result<WebConfigFile, String> {
     let raw: Option<RawConfig> = if text.trim().is_empty() {
         None
     } else {
-        serde_saphyr::from_str(text).map_err(|error| without_snippet(&error))?
+        yaml::from_str(text).map_err(|error| with_suggestion(&error.to_string()))?
     };
     let raw = raw.unwrap_or_default();
     let users = raw.basic_auth_users.unwrap_or_default();
@@ -164,12 +164,4 @@ fn rate_limit(raw: RawRateLimit) -> Result<Option<RateLimit>, String> {
         (false, 0) => Err("rate_limit: a burst of 0 rejects every request".to_owned()),
         (false, burst) => Ok(Some(RateLimit { interval, burst })),
     }
-}
-
-/// The message without the surrounding lines of the file, which may contain a key.
-fn without_snippet(error: &serde_saphyr::Error) -> String {
-    let error = error.without_snippet();
-    let place = error.location().map(|at| format!("line {}: ", at.line())).unwrap_or_default();
-    let text = error.to_string();
-    with_suggestion(&if text.contains("line ") { text } else { format!("{place}{text}") })
 }

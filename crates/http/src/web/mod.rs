@@ -111,7 +111,7 @@ impl WebConfig {
             authenticator: Authenticator::new(),
             rate_limiter: RateLimiter::default(),
             // Unknown is the empty name, which no request has.
-            own_name: fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned(),
+            own_name: cli::host::name().unwrap_or_default(),
         }))
     }
 

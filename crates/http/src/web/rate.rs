@@ -23,7 +23,9 @@ impl RateLimiter {
         if next - now > interval.saturating_mul(burst.saturating_sub(1)) {
             return false;
         }
-        *arrival = Some(next + interval);
+        // An interval beyond the end of the clock allows nothing, and must not end the program.
+        let Some(after) = next.checked_add(interval) else { return false };
+        *arrival = Some(after);
         true
     }
 }
@@ -31,6 +33,11 @@ impl RateLimiter {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_interval_beyond_the_end_of_the_clock_allows_nothing() {
+        assert!(!RateLimiter::default().allow(Duration::MAX, 1));
+    }
 
     #[test]
     fn after_a_burst_one_request_passes_per_interval() {

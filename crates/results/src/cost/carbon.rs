@@ -4,7 +4,7 @@
 
 use std::{
     fs,
-    io::{self, Read as _, Seek as _, SeekFrom, Write as _},
+    io::{self, Read as _, Seek as _, SeekFrom},
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
@@ -16,7 +16,10 @@ use serde_json::Value;
 use tracing::warn;
 
 use super::money::{Amount, decimal};
-use cli::file::read_limited;
+use cli::{
+    file::read_limited,
+    line_file::{self, LineFormat},
+};
 
 use client::{Access, Client, ClientError, exposes_secrets, secret};
 
@@ -261,21 +264,11 @@ fn read_end(file: &Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Appends a reading in one write, after removing part of a line at the end.
+/// Appends a reading, after removing part of a line at the end.
 fn append(file: &Path, reading: &Reading) -> io::Result<()> {
-    /// Longer than any line.
-    const TAIL: u64 = 256;
-    let mut file = fs::OpenOptions::new().read(true).append(true).create(true).open(file)?;
-    let length = file.metadata()?.len();
-    let mut tail = Vec::new();
-    file.seek(SeekFrom::Start(length.saturating_sub(TAIL)))?;
-    (&mut file).take(TAIL).read_to_end(&mut tail)?;
-    let torn = tail.iter().rev().take_while(|byte| **byte != b'\n').count();
-    if torn > 0 {
-        file.set_len(length.saturating_sub(u64::try_from(torn).unwrap_or(TAIL)))?;
-    }
     let suffix = if reading.estimated { ",estimated" } else { "" };
-    file.write_all(format!("{},{}{suffix}\n", reading.at, reading.grams).as_bytes())
+    let line = format!("{},{}{suffix}\n", reading.at, reading.grams);
+    line_file::append(file, 0o644, LineFormat::Text, [line.as_bytes()]).result
 }
 
 /// False for empty lines and comments.

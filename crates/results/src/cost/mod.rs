@@ -168,6 +168,12 @@ impl Cost {
     }
 }
 
+/// The amount for an energy in microjoules, at a price or a number of grams per kilowatt hour.
+#[must_use]
+pub fn for_energy(microjoules: Decimal, per_kwh: Decimal) -> Option<Decimal> {
+    microjoules.checked_mul(per_kwh)?.checked_div(Decimal::from(MICROJOULES_PER_KWH))
+}
+
 /// Seconds in whole microseconds; `None` outside 0 to 10^12 s.
 fn microseconds(seconds: f64) -> Option<Decimal> {
     if !(0.0..1e12).contains(&seconds) {
@@ -206,22 +212,27 @@ impl Prices {
         self.tariff.at(at)
     }
 
+    /// Grams per kilowatt hour, the mean of a window; `None` if a part of it has no intensity.
+    #[must_use]
+    pub fn carbon_intensity(&self, start: Timestamp, end: Timestamp) -> Option<Decimal> {
+        self.carbon.as_ref()?.mean(start, end)
+    }
+
     /// The cost of a scenario.
     #[must_use]
     pub fn cost(&self, scenario: &Scenario, derived: &DerivedMetrics) -> Cost {
         let window = scenario.window().and_then(|(start, end)| timestamp(start).zip(timestamp(end)));
         let joules =
             derived.energy.map(|energy| Decimal::from(energy.0)).and_then(|energy| energy.checked_mul(self.pue));
-        let for_energy =
-            |per_kwh: Option<Decimal>| joules?.checked_mul(per_kwh?)?.checked_div(Decimal::from(MICROJOULES_PER_KWH));
+        let of_energy = |per_kwh: Option<Decimal>| for_energy(joules?, per_kwh?);
         let price = match window {
             Some((start, end)) => self.tariff.mean(start, end),
             // Without a window only a constant price is known to apply.
             None => (!self.tariff.is_timed()).then(|| self.tariff.at(Timestamp::UNIX_EPOCH)),
         };
-        let energy = for_energy(price);
+        let energy = of_energy(price);
         let grams = self.carbon.as_ref().and_then(|carbon| match window {
-            Some((start, end)) => carbon.mean(start, end),
+            Some((start, end)) => self.carbon_intensity(start, end),
             None => (carbon.origin() == carbon::IntensityOrigin::Configured)
                 .then(|| carbon.at(Timestamp::UNIX_EPOCH))
                 .flatten()
@@ -261,7 +272,7 @@ impl Prices {
             compute,
             gpu,
             total: sum(if compute_is_priced { compute } else { Some(Decimal::ZERO) }),
-            carbon: for_energy(grams),
+            carbon: of_energy(grams),
             legacy_compute,
             legacy_total: sum(legacy_compute),
         }

@@ -1,6 +1,7 @@
 //! Exact amounts of money, and dated exchange rates. Amounts are decimals with 28 digits; only
 //! exported metrics are doubles.
 
+pub use cli::program::currency;
 use jiff::{Timestamp, civil::Date, tz::TimeZone};
 use rust_decimal::Decimal;
 use serde::{Deserialize, Deserializer};
@@ -46,19 +47,6 @@ impl<'de> Deserialize<'de> for Amount {
             Raw::Float(number) => number.to_string(),
         };
         decimal(&text).map(Self).map_err(serde::de::Error::custom)
-    }
-}
-
-/// Parses a currency code, three letters of ISO 4217, to upper case.
-///
-/// # Errors
-/// If `text` is not a currency code.
-pub fn currency(text: &str) -> Result<String, String> {
-    let code = text.trim().to_ascii_uppercase();
-    if code.len() == 3 && code.bytes().all(|byte| byte.is_ascii_uppercase()) {
-        Ok(code)
-    } else {
-        Err(format!("{text:?} is not a currency; expected three letters of ISO 4217, for example EUR"))
     }
 }
 

@@ -4,6 +4,8 @@
 //! `increase()` extrapolates to the edges of the window, hides resets and gaps, and sums everything
 //! that matches. Only the series of exactly one host are used.
 
+pub mod usage;
+
 use std::{
     collections::BTreeMap,
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -378,7 +380,17 @@ impl Database {
         if let Some(container) = container {
             self.add_container(&mut energy, container, &address, &range)?;
         }
+        energy.resets = energy.resets.saturating_add(self.continued_restarts(&address, &range)?);
         Ok(energy)
+    }
+
+    /// Number of restarts of the probe over which its counters continued. No counter fell, but the
+    /// energy between the end and the start is in none.
+    fn continued_restarts(&self, address: &str, range: &SampleRange) -> Result<u32, SourceError> {
+        let selector = format!("wattcast_totals_restarts_total{{{}={}}}", self.host_label, quoted(address));
+        let series = self.raw(&selector, range.seconds, range.at)?;
+        // A probe may be scraped by two jobs or replicas.
+        Ok(series.iter().map(|one| restarts(&one.counter(), range)).max().unwrap_or_default())
     }
 
     /// The address of `host` in the database, and its counters of accounting roots.
@@ -528,6 +540,14 @@ fn check_edges(increases: &[(String, Growth)], address: &str, length: f64) -> Re
     Ok(())
 }
 
+/// Restarts between the samples within a window and around its edges.
+fn restarts(samples: &[Sample], range: &SampleRange) -> u32 {
+    let pairs = samples.windows(2).filter(|pair| pair[1].at > range.start && pair[0].at < range.end);
+    let grown = pairs.map(|pair| pair[1].micro.saturating_sub(pair[0].micro));
+    let micro = grown.fold(0, u64::saturating_add);
+    u32::try_from(micro / 1_000_000).unwrap_or(u32::MAX)
+}
+
 fn max_resets(increases: &[(String, Growth)]) -> u32 {
     increases.iter().map(|(_, growth)| growth.resets).max().unwrap_or_default()
 }
@@ -577,7 +597,10 @@ fn rows(scope: Scope, increases: &[(String, Growth)]) -> Vec<EnergyReading> {
                 row.joules += joules;
                 row.edge_error += edge_error;
             }
-            None => rows.push(EnergyReading { scope, source: metrics::label::sanitize(source), joules, edge_error }),
+            None => {
+                let source = metrics::label::sanitize(source);
+                rows.push(EnergyReading { scope, source, joules, edge_error, model_interval: None });
+            }
         }
     }
     rows
@@ -633,6 +656,15 @@ mod tests {
         assert!(parse(br#"{"status":"error","error":"parse error"}"#).unwrap_err().contains("parse error"));
         let partial = br#"{"status":"success","isPartial":true,"data":{"result":[]}}"#;
         assert!(parse(partial).unwrap_err().contains("partial"), "missing series are missing energy");
+    }
+
+    /// The energy of a window with such a restart in it was short, and nothing said so.
+    #[test]
+    fn restarts_over_which_the_counters_continued_are_counted() {
+        let counts = [(0.0, 1), (10.0, 1), (20.0, 2), (30.0, 2), (40.0, 0), (50.0, 3)];
+        let samples = counts.map(|(at, count): (f64, u64)| Sample { at, micro: count * 1_000_000 });
+        let within = |start, end| restarts(&samples, &SampleRange::new(start, end, 0.0));
+        assert_eq!([within(0.0, 10.0), within(12.0, 15.0), within(0.0, 40.0), within(20.0, 50.0)], [0, 1, 1, 3]);
     }
 
     #[test]

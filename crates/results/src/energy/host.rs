@@ -1,11 +1,6 @@
 //! Host names: the name of this machine, and comparison of addresses with host names.
 
-/// The host name of this machine.
-#[must_use]
-pub fn this_host() -> Option<String> {
-    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").ok()?;
-    Some(name.trim().to_owned()).filter(|name| !name.is_empty())
-}
+pub use cli::host::name as this_host;
 
 /// True if `address`, a host name with or without port (`enc-1:9500`), is that of `host`.
 #[must_use]

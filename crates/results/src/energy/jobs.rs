@@ -37,8 +37,24 @@ pub struct Job {
     pub paced: bool,
     /// The destination of progress reports (`-progress`).
     pub progress: Option<Progress>,
+    /// Engines of GPUs that it used; empty from older probes.
+    pub gpu_engines: Vec<EngineTime>,
     /// The encoded outputs.
     pub outputs: Vec<JobOutput>,
+    /// Its streams that media servers receive; empty from older probes.
+    pub published: Vec<Published>,
+}
+
+/// A stream of a job that media servers receive.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct Published {
+    /// The label `stream` of the probe.
+    pub stream: String,
+    /// Energy of the stream in joules: the probe's row, which successive jobs continue.
+    pub joules: f64,
+    /// Digests of the addresses: of application and name at the server.
+    pub targets: Vec<String>,
 }
 
 /// The destination of progress reports.
@@ -63,6 +79,10 @@ pub struct JobOutput {
     pub preset: String,
     /// Width and height in pixels.
     pub size: Option<(u32, u32)>,
+    /// Requested frames per 1000 seconds.
+    pub millifps: Option<u32>,
+    /// True if the command line excludes pictures.
+    pub without_video: bool,
 }
 
 impl Job {
@@ -79,11 +99,48 @@ impl Job {
     }
 }
 
+/// CPU time of a host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct HostCpu {
+    /// The time in unix seconds that the CPU time of the host and of all jobs refers to.
+    pub time: f64,
+    /// CPUs that are online.
+    pub cpus: u32,
+    /// True if CPUs share cores.
+    pub smt: bool,
+    /// True if time next to a busy sibling is in `shared_seconds`.
+    pub siblings_known: bool,
+    /// CPU seconds since the start of the probe, of all processes and the kernel, while the CPU's
+    /// sibling was idle.
+    pub alone_seconds: f64,
+    /// CPU seconds while the sibling was busy too.
+    pub shared_seconds: f64,
+}
+
+/// Time of full use of an engine of a GPU.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct EngineTime {
+    /// The label `gpu`.
+    pub gpu: String,
+    /// The label `engine`.
+    pub engine: String,
+    /// Seconds since the start of the probe.
+    pub seconds: f64,
+}
+
 /// The jobs of a probe.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct Jobs {
     /// Start of the probe in unix seconds. Job numbers are unique only within one start.
     pub probe_started: f64,
+    /// CPU time of the probe's host; absent from older probes, and where it is not counted.
+    #[serde(default)]
+    pub host: Option<HostCpu>,
+    /// Engines of GPUs as used by all processes; empty from older probes.
+    #[serde(default)]
+    pub gpu_engines: Vec<EngineTime>,
     /// Running jobs, and jobs that ended recently.
     pub jobs: Vec<Job>,
 }

@@ -19,10 +19,11 @@ pub mod jobs;
 pub mod probe;
 pub(crate) mod reading;
 pub mod samples;
+pub mod usage;
 mod window;
 
 pub use host::{same_host, this_host};
-pub use reading::{EnergyReading, Scope, merged};
+pub use reading::{EnergyKind, EnergyReading, Scope, merged};
 pub use window::{EnergyMethod, SourceError, WindowEnergy};
 
 use database::Database;

@@ -11,7 +11,7 @@ use std::{
 
 use metrics::label;
 use serde::Deserialize;
-use units::Microjoules;
+use units::{Microjoules, model_interval::ModelInterval};
 
 use super::{
     jobs::Jobs,
@@ -87,6 +87,9 @@ pub struct Account {
     /// True if the idle power was known in the whole window; `None` from probes before this field.
     #[serde(default)]
     pub idle_known: Option<bool>,
+    /// How far modelled energy may be from the truth; absent if it is measured.
+    #[serde(default)]
+    pub model_interval_ratio: Option<ModelInterval>,
 }
 
 /// Energy and CPU time of one container.
@@ -373,6 +376,15 @@ pub fn parse_window(body: &[u8], start: f64, end: f64) -> Result<WindowResponse,
 pub fn parse_jobs(body: &[u8]) -> Result<Jobs, String> {
     let jobs: Jobs = serde_json::from_slice(body).map_err(|error| error.to_string())?;
     check_range(jobs.probe_started, MAX_TIME, "the start of the probe")?;
+    if let Some(host) = &jobs.host {
+        check_range(host.time, MAX_TIME, "the time of the tick")?;
+        check_range(f64::from(host.cpus), MAX_CPUS, "the number of CPUs")?;
+        check_range(host.alone_seconds, MAX_TIME * MAX_CPUS, "CPU time of the host")?;
+        check_range(host.shared_seconds, MAX_TIME * MAX_CPUS, "CPU time of the host")?;
+    }
+    for engine in jobs.gpu_engines.iter().chain(jobs.jobs.iter().flat_map(|job| &job.gpu_engines)) {
+        check_range(engine.seconds, MAX_TIME, "the time of a GPU engine")?;
+    }
     let mut numbers = BTreeSet::new();
     for job in &jobs.jobs {
         let what = |what: &str| format!("{what} of job {}", job.job);
@@ -478,13 +490,24 @@ impl WindowResponse {
         // The runner cannot let the probe learn the idle power of a board.
         let parts = rows.into_iter().flat_map(|row| &row.energy);
         for part in parts.filter(|part| part.joules > 0.0 && part.zone != "gpu") {
-            let is_root = |account: &&Account| {
-                (&account.package, &account.zone, &account.source) == (&part.package, &part.zone, &part.source)
-            };
-            let of_root = self.accounts.iter().find(is_root)?.idle_known?;
+            let of_root = self.root_of(part)?.idle_known?;
             known = Some(known.unwrap_or(true) && of_root);
         }
         known
+    }
+
+    /// How far the model of a container's energy may be from the truth: that of its accounting
+    /// root.
+    #[must_use]
+    pub fn model_interval(&self, part: &Attribution) -> Option<ModelInterval> {
+        self.root_of(part)?.model_interval_ratio
+    }
+
+    /// The accounting root that attributes this energy; `None` for old probes, which name none.
+    fn root_of(&self, part: &Attribution) -> Option<&Account> {
+        self.accounts.iter().find(|account| {
+            (&account.package, &account.zone, &account.source) == (&part.package, &part.zone, &part.source)
+        })
     }
 
     /// Checks that the response covers the whole window.
@@ -507,12 +530,13 @@ impl WindowResponse {
 
 fn energy(response: &WindowResponse, seconds: f64, container: Option<&str>) -> Result<WindowEnergy, SourceError> {
     let mut rows: Vec<EnergyReading> = Vec::new();
-    let mut add = |scope, source: &str, joules: f64, edge_error: f64| {
+    let mut add = |scope, source: &str, joules: f64, edge_error: f64, model_interval| {
         rows.push(EnergyReading {
             scope,
             source: label::sanitize(source),
             joules: Microjoules::from_joules(joules),
             edge_error,
+            model_interval,
         });
     };
     if response.accounts.is_empty() {
@@ -520,15 +544,17 @@ fn energy(response: &WindowResponse, seconds: f64, container: Option<&str>) -> R
         return Err(SourceError::Permanent("incomplete".to_owned(), message));
     }
     for account in &response.check_complete()?.accounts {
-        add(Scope::Host, &account.source, account.measured_joules, account.edge_error_joules);
+        let interval = account.model_interval_ratio;
+        add(Scope::Host, &account.source, account.measured_joules, account.edge_error_joules, interval);
     }
     let (mut cpu_seconds, mut idle_known) = (None, None);
     if let Some(name_or_id) = container {
         let own = || response.containers.iter().filter(move |row| row.matches(name_or_id));
         idle_known = response.idle_known(own());
         for row in own() {
-            for attribution in &row.energy {
-                add(Scope::Container, &attribution.source, attribution.joules, attribution.edge_error_joules);
+            for part in &row.energy {
+                let interval = response.model_interval(part);
+                add(Scope::Container, &part.source, part.joules, part.edge_error_joules, interval);
             }
             if !row.cpu.is_empty() {
                 let seconds = row.cpu.iter().map(|cpu| cpu.seconds).sum::<f64>();
@@ -603,12 +629,14 @@ mod tests {
             source: "powercap".into(),
             joules: Microjoules(30_500_000),
             edge_error: 3.0,
+            model_interval: None,
         };
         let own = EnergyReading {
             scope: Scope::Container,
             source: "powercap".into(),
             joules: Microjoules(7_000_000),
             edge_error: 1.0,
+            model_interval: None,
         };
         for (container, expected) in [
             (None, vec![&host]),
@@ -619,6 +647,20 @@ mod tests {
         ] {
             assert_eq!(query("200 OK", RESPONSE, container).unwrap().iter().collect::<Vec<_>>(), expected);
         }
+    }
+
+    #[test]
+    fn modelled_energy_has_the_interval_of_its_package() {
+        let body = r#"{"accounts":[
+            {"package":"0","zone":"package","source":"model","measured_joules":10,"edge_error_joules":0,"missing_seconds":0,"model_interval_ratio":[0.6,1.88]},
+            {"package":"1","zone":"package","source":"model","measured_joules":10,"edge_error_joules":0,"missing_seconds":0,"model_interval_ratio":[0.5,1.5]}],
+            "containers":[{"container":"enc","id":"a","energy":[
+            {"package":"1","zone":"package","source":"model","joules":3,"edge_error_joules":0}]}]}"#;
+        let rows = query("200 OK", body, Some("enc")).unwrap();
+        let limits: Vec<_> = rows.iter().map(|row| row.model_interval.map(ModelInterval::limits)).collect();
+        assert_eq!(limits, [Some([0.5, 1.88]), Some([0.5, 1.5])]);
+        let broken = body.replace("[0.6,1.88]", "[1.88,0.6]");
+        assert_eq!(query("200 OK", &broken, None).unwrap_err().reason(), "invalid_answer");
     }
 
     #[test]
@@ -746,8 +788,14 @@ mod tests {
             r#"{"job":1,"started":1e300}"#,
             r#"{"job":1,"counted_since_seconds":1e300}"#,
             "<html>",
+            r#"{"job":1,"gpu_engines":[{"gpu":"0","engine":"encoder","seconds":-1}]}"#,
         ] {
             assert!(jobs(wrong).is_err(), "{wrong}");
+        }
+        let host = |host: &str| parse_jobs(format!(r#"{{"probe_started":5,"host":{host},"jobs":[]}}"#).as_bytes());
+        assert_eq!(host(r#"{"time":7.5,"cpus":8,"alone_seconds":3}"#).unwrap().host.unwrap().cpus, 8);
+        for wrong in [r#"{"cpus":100000}"#, r#"{"cpus":-1}"#, r#"{"alone_seconds":-1}"#, r#"{"time":1e300}"#] {
+            assert!(host(wrong).is_err(), "{wrong}");
         }
     }
 

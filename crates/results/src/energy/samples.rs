@@ -46,6 +46,7 @@ pub fn energy(scenario: &Scenario) -> Option<WindowEnergy> {
             source: "file".to_owned(),
             joules: Microjoules::from_joules(joules),
             edge_error: 0.0,
+            model_interval: None,
         }],
         coverage,
         seconds: Some(span),

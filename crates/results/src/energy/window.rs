@@ -1,8 +1,8 @@
 //! The energy of a window, and the errors of its sources.
 
-use units::Microjoules;
+use units::{Microjoules, model_interval::ModelInterval};
 
-use super::reading::{EnergyReading, Scope};
+use super::reading::{EnergyKind, EnergyReading, Scope};
 
 /// Coverage of a window that counts as complete. Energy with another coverage comes with a warning;
 /// it is neither compared nor divided by what the whole window delivered. Samples span one interval
@@ -51,8 +51,8 @@ pub struct WindowEnergy {
     /// Seconds of the window without samples of the counter. The counter continued, so energy is
     /// only lost at a reset.
     pub gap_seconds: f64,
-    /// Number of counter resets in the window. The energy between the last sample and a reset is
-    /// unknown.
+    /// Number of counter resets in the window, and of restarts of the probe over which the counters
+    /// continued. The energy between the last sample and one of them is unknown.
     pub resets: u32,
     /// Power of the host in watts between the samples of a database; empty otherwise. The samples
     /// of a file are in its scenario.
@@ -77,6 +77,21 @@ impl WindowEnergy {
     #[must_use]
     pub fn is_whole(&self) -> bool {
         self.coverage.is_some_and(|coverage| FULL_COVERAGE.contains(&coverage))
+    }
+
+    /// The kind of a scope's energy; `None` if there is none.
+    #[must_use]
+    pub fn kind(&self, scope: Scope) -> Option<EnergyKind> {
+        let mut rows = self.rows.iter().filter(|row| row.scope == scope).peekable();
+        rows.peek()?;
+        Some(EnergyKind::new(scope, rows.map(|row| &*row.source), self.idle_known))
+    }
+
+    /// How far the modelled part of a scope's energy may be from the truth; `None` if it is
+    /// measured, or if that is unknown.
+    #[must_use]
+    pub fn model_interval(&self, scope: Scope) -> Option<ModelInterval> {
+        ModelInterval::widest(self.rows.iter().filter(|row| row.scope == scope).map(|row| row.model_interval))
     }
 
     /// The sources of a scope, `perf+nvml`.

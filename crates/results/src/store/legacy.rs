@@ -176,6 +176,7 @@ pub(super) fn scenario(row: &RawValue) -> Result<Scenario, String> {
         source: "file".to_owned(),
         joules: Microjoules::from_joules(joules),
         edge_error: 0.0,
+        model_interval: None,
     });
     // The legacy scheduler writes 0 for an unknown score.
     let known = |value: Option<f64>, max: f64| {

@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use metrics::label::sanitize;
 use serde::{Deserialize, Deserializer};
 use serde_json::{Value, value::RawValue};
-use units::Microjoules;
+use units::{Microjoules, model_interval::ModelInterval};
 
 use super::{
     json::{MAX_OUTPUTS, few, for_each_element, for_each_entry, samples, score},
@@ -208,6 +208,8 @@ struct EnergyRow {
     microjoules: u64,
     #[serde(default, deserialize_with = "null_as_default")]
     edge_error_microjoules: u64,
+    #[serde(default)]
+    model_interval_ratio: Option<ModelInterval>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -237,6 +239,8 @@ struct ScoreRow {
     version: String,
     #[serde(default, deserialize_with = "null_as_default")]
     pooling: String,
+    #[serde(default)]
+    ci95: Option<[f64; 2]>,
 }
 
 fn quality(rows: &[ScoreRow]) -> Quality {
@@ -244,7 +248,8 @@ fn quality(rows: &[ScoreRow]) -> Quality {
         let row = rows.iter().find(|row| row.metric == metric)?;
         let value = row.value.filter(|value| (0.0..=max).contains(value))?;
         let [model, version, pooling] = [&row.model, &row.version, &row.pooling].map(|text| sanitize(text));
-        Some(Score { value, model, version, pooling })
+        let half_width = row.ci95.map(|[low, high]| (high - low) / 2.0).filter(|half| half.is_finite() && *half >= 0.0);
+        Some(Score { value, model, version, pooling, half_width })
     };
     // Newer VMAF models go up to 110. Identical pictures have an infinite PSNR, which is no score.
     Quality { vmaf: find("vmaf", 110.0), psnr: find("psnr", 1000.0), ssim: find("ssim", 1.0) }
@@ -416,6 +421,7 @@ fn reading(row: &EnergyRow) -> Result<EnergyReading, String> {
         source: sanitize(&row.source),
         joules: Microjoules(row.microjoules),
         edge_error: Microjoules(row.edge_error_microjoules).joules(),
+        model_interval: row.model_interval_ratio,
     })
 }
 

@@ -10,11 +10,15 @@ use crate::{
     energy::zone::{Ceiling, Origin, Range, Zone},
     host::topology::PackageId,
     ledger::idle::IdleState,
-    snapshot::AccountRow,
+    snapshot::{AccountRow, OwnRow},
     tick::CpuTierInfo,
 };
 
+mod capacity;
 mod gpu;
+mod guest;
+mod saved;
+mod weights;
 
 const SECOND: u64 = 1_000_000_000;
 
@@ -34,6 +38,7 @@ fn container(number: u32) -> Container {
 /// Zones of a machine with one CPU on each of `packages` packages.
 fn setup(zones: &[ZoneId], packages: u32) -> Setup {
     Setup {
+        host: String::new(),
         origin: Some(Origin::Powercap),
         zones: zones
             .iter()
@@ -364,7 +369,7 @@ fn memory_is_a_root_and_the_platform_only_without_packages() {
     let snapshot = machine.tick(SECOND);
     let roots: Vec<_> = snapshot.accounts.iter().map(|account| account.id.zone.kind).collect();
     assert_eq!(roots, [ZoneKind::Package, ZoneKind::Dram]);
-    assert_eq!(snapshot.accounts[1].unattributed, Microjoules(50));
+    assert_eq!((attributed(&snapshot, 0), snapshot.accounts[1].unattributed), (750, Microjoules::ZERO));
 
     let mut board = Machine::new(setup(&[psys], 2), IdlePolicy::Separate, 2);
     board.uses(0, 900).runs(10, 0, 1).runs(11, 1, 2);
@@ -433,8 +438,10 @@ fn the_energy_of_the_probe_is_its_share_of_all_cpu_time() {
     let mut machine = Machine::new(setup(&[package(0), package(1)], 2), IdlePolicy::Separate, 1);
     machine.raw.own_ns = 10;
     machine.uses(0, 800).uses(1, 200).runs(1, 0, 30).runs(10, 1, 70);
-    let snapshot = machine.tick(SECOND);
-    assert_eq!(snapshot.own, Some((Origin::Powercap, Microjoules(100))), "a tenth of all CPU time, of 1000 dynamic");
+    let own = |energy: u64| {
+        vec![OwnRow { part: "process", zone: ZoneKind::Package, origin: Origin::Powercap, energy: Microjoules(energy) }]
+    };
+    assert_eq!(machine.tick(SECOND).own, own(100), "a tenth of all CPU time, of 1000 dynamic");
     // Without energy in this tick, its CPU time counts for the next.
     machine.raw.zones = vec![Err("EIO".into()), Err("EIO".into())];
     machine.raw.own_ns = 30;
@@ -443,7 +450,28 @@ fn the_energy_of_the_probe_is_its_share_of_all_cpu_time() {
     machine.raw.zones = vec![Ok(1200), Ok(200)];
     machine.raw.own_ns = 60;
     machine.runs(1, 0, 100);
-    assert_eq!(machine.tick(SECOND).own.unwrap().1, Microjoules(100 + 100), "50 of 200, of 400 dynamic");
+    assert_eq!(machine.tick(SECOND).own, own(100 + 100), "50 of 200, of 400 dynamic");
+}
+
+/// The programs run in the time of other tasks: their energy is shown, and no account has it twice.
+#[test]
+fn the_energy_of_the_programs_is_shown_and_changes_no_account() {
+    let mut with = Machine::new(setup(&[package(0)], 1), IdlePolicy::Separate, 1);
+    let mut without = Machine::new(setup(&[package(0)], 1), IdlePolicy::Separate, 1);
+    let mut last = None;
+    for (second, programs_ns) in [(1, None), (2, Some(50)), (3, Some(50)), (4, Some(60))] {
+        for machine in [&mut with, &mut without] {
+            machine.raw.own_ns = second * 10;
+            machine.uses(0, 1000).runs(10, 0, 100);
+        }
+        with.raw.programs_ns = programs_ns;
+        let (shown, hidden) = (with.tick(SECOND), without.tick(SECOND));
+        assert_eq!(shown.accounts, hidden.accounts);
+        assert_eq!(hidden.own.len(), 1, "without programs they have no row");
+        last = Some(shown.own);
+    }
+    let rows = last.unwrap().into_iter().map(|row| (row.part, row.energy.0)).collect::<Vec<_>>();
+    assert_eq!(rows, [("process", 400), ("ebpf", 100)], "10 of 200, of 2000 dynamic");
 }
 
 #[test]
@@ -561,6 +589,31 @@ fn the_true_energy_is_within_the_bound_in_95_percent_of_windows() {
         relative.push(median);
     }
     assert!(relative.windows(2).all(|pair| pair[1] < pair[0]), "{relative:?}");
+}
+
+/// The last minute was the sum of ticks on both sides of a night.
+#[test]
+fn the_last_minute_begins_again_after_a_suspension_and_lost_energy() {
+    let mut machine = Machine::new(setup(&[package(0)], 1), IdlePolicy::Separate, 1);
+    let second = |machine: &mut Machine| {
+        machine.uses(0, 10_000_000).runs(10, 0, SECOND / 10).runs(1, 0, SECOND / 10).tick(SECOND).containers[0].minute
+    };
+    let is_known_after_a_minute = |machine: &mut Machine| {
+        let first = (0..59).filter_map(|_| second(machine)).count();
+        (first, second(machine).is_some())
+    };
+    // The first tick only starts the counters.
+    assert_eq!(is_known_after_a_minute(&mut machine), (0, true));
+    machine.raw.suspended_ns = 3600 * SECOND;
+    assert_eq!(second(&mut machine), None);
+    machine.raw.suspended_ns = 0;
+    assert_eq!(is_known_after_a_minute(&mut machine), (0, true));
+    // The monotonic clock stood still, but the counter returned with another value.
+    machine.raw.zones[0] = Err(REOPENED.to_owned());
+    machine.tick(SECOND);
+    machine.raw.zones[0] = Ok(0);
+    machine.tick(SECOND);
+    assert_eq!(is_known_after_a_minute(&mut machine), (0, true));
 }
 
 /// A container with 100 ms of CPU time a second next to a large one, whose running time slices are
@@ -882,6 +935,25 @@ fn the_time_of_a_job_with_its_own_row_is_not_the_systems() {
     assert_eq!(second.streams[0].joules.0, attributed(&second, 7));
 }
 
+/// A segment of the history begins in the middle of a job: its second tick gave the job's row all
+/// CPU time of the system.
+#[test]
+fn what_a_job_ran_before_the_first_tick_is_in_no_tick() {
+    use crate::jobs::{Job, command_line::CommandLine};
+    let mut machine = Machine::new(setup(&[package(0)], 1), IdlePolicy::Separate, 1);
+    machine.accountant = Accountant::new(setup(&[package(0)], 1), IdlePolicy::Separate, 1 << 20);
+    let command = CommandLine::parse(b"ffmpeg\0-i\0a\0cam.mp4\0");
+    let job = Job { number: 5, charge_target: ChargeTarget::System, own_container: Some(7), unix_ns: 0, command };
+    machine.raw.changes.containers = vec![Container { runtime: "process", ..container(7) }];
+    machine.raw.changes.jobs = vec![job];
+    machine.raw.jobs = vec![(5, 100 * SECOND)];
+    machine.tick(SECOND);
+    machine.raw.changes = TickChanges::default();
+    machine.raw.jobs = vec![(5, 100 * SECOND + SECOND / 4)];
+    let second = machine.uses(0, 4_000_000).runs(1, 0, SECOND).tick(SECOND);
+    assert_eq!((attributed(&second, 7), second.streams[0].joules.0), (1_000_000, 1_000_000));
+}
+
 /// A source that counts whole packages where the topology has dies, as the model does.
 #[test]
 fn a_package_is_split_by_the_cpu_time_of_all_of_its_dies() {
@@ -890,4 +962,41 @@ fn a_package_is_split_by_the_cpu_time_of_all_of_its_dies() {
     let mut machine = Machine::new(setup, IdlePolicy::Separate, 2);
     let snapshot = machine.uses(0, 4_000_000).runs(10, 0, SECOND / 4).runs(11, 1, SECOND / 4 * 3).tick(SECOND);
     assert_eq!([0, 1].map(|number| attributed(&snapshot, number)), [1_000_000, 3_000_000]);
+}
+
+/// The figures of an idle cgroup are skipped, which must not hide it from its container.
+#[test]
+fn queues_of_an_idle_cgroup_follow_its_target() {
+    let queue = |voluntary| RunQueueStats { voluntary, ..RunQueueStats::default() };
+    let mut machine = Machine::new(setup(&[package(0)], 1), IdlePolicy::Separate, 3);
+    let mut tick = |all: &[(u64, u64)], changes: TickChanges| {
+        let Some(Ok(reading)) = &mut machine.raw.cpu else { panic!("no CPU time") };
+        reading.queues = all.iter().map(|(id, count)| (key(*id), queue(*count))).collect();
+        machine.raw.changes = changes;
+        let rows = machine.tick(SECOND).containers;
+        rows.iter().map(|row| row.queue.map(|queue| queue.voluntary)).collect::<Vec<_>>()
+    };
+    let targets =
+        |number| TickChanges { targets: vec![(key(10), ChargeTarget::Container(number))], ..TickChanges::default() };
+    assert_eq!(tick(&[], TickChanges::default()), [None; 3]);
+    // One that has not switched yet has a row of zeros.
+    assert_eq!(tick(&[(10, 0), (11, 7)], TickChanges::default()), [Some(0), Some(7), None]);
+    assert_eq!(tick(&[(10, 0), (11, 7)], TickChanges::default()), [Some(0), Some(7), None]);
+    assert_eq!(tick(&[(10, 4), (11, 7)], TickChanges::default()), [Some(4), Some(7), None]);
+    assert_eq!(tick(&[(10, 4), (11, 7)], targets(2)), [Some(4), Some(7), Some(0)], "moved without a switch");
+    assert_eq!(tick(&[(10, 9), (11, 7)], TickChanges::default()), [Some(4), Some(7), Some(5)]);
+    let again = TickChanges { ended: vec![1], ..TickChanges::default() };
+    assert_eq!(tick(&[(10, 9), (11, 7)], again), [Some(4), Some(5)]);
+    let again = TickChanges { containers: vec![container(1)], ..TickChanges::default() };
+    assert_eq!(tick(&[(10, 9), (11, 7)], again), [Some(4), Some(0), Some(5)], "as for a new one");
+}
+
+/// A container that did not run has the power of its zones too: zero, not none.
+#[test]
+fn idle_containers_have_a_power_of_zero() {
+    let mut machine = Machine::new(setup(&[package(0)], 1), IdlePolicy::Separate, 2);
+    machine.uses(0, 1_000_000).runs(10, 0, SECOND).tick(SECOND);
+    let rows = machine.uses(0, 1_000_000).runs(10, 0, SECOND).tick(SECOND).containers;
+    let watts: Vec<_> = rows.iter().map(|row| row.watts.clone()).collect();
+    assert_eq!(watts, [vec![("package", Origin::Powercap, 1.0)], vec![("package", Origin::Powercap, 0.0)]]);
 }

@@ -119,24 +119,27 @@ pub(super) struct CommandCgroup {
 }
 
 impl CommandCgroup {
-    /// Creates the cgroup in the tree that counts CPU time.
+    /// Creates the cgroup in the tree that counts CPU time. Each `number` of one `exec` gives
+    /// another name: the rows of a removed cgroup are kept for a while, and those of one command
+    /// must not count for the next.
     ///
     /// # Errors
     /// Without a cgroup tree, or without the permission to create a cgroup in it.
-    pub(super) fn create(cgroupfs: &Path) -> Result<Self> {
+    pub(super) fn create(cgroupfs: &Path, number: u32) -> Result<Self> {
         let trees = Trees::find(cgroupfs).context("cannot create a cgroup for the command")?;
         // CPU time is counted by v2 leaf; v1 is used only without v2.
         let root = trees.root(hierarchy::V2).or_else(|| trees.root(hierarchy::V1_CPU)).context("no cgroup tree")?;
         remove_abandoned(root);
-        Self::create_below(root)
+        Self::create_below(root, number)
     }
 
-    fn create_below(root: &Path) -> Result<Self> {
-        for number in 0..MAX_NAMES {
-            let mut name = format!("{PREFIX}{}", std::process::id());
-            if number > 0 {
-                name = format!("{name}-{number}");
-            }
+    fn create_below(root: &Path, number: u32) -> Result<Self> {
+        let mut first = format!("{PREFIX}{}", std::process::id());
+        if number > 0 {
+            first = format!("{first}-run{number}");
+        }
+        for attempt in 0..MAX_NAMES {
+            let name = if attempt > 0 { format!("{first}-{attempt}") } else { first.clone() };
             let dir = root.join(&name);
             match fs::create_dir(&dir) {
                 Ok(()) => {}
@@ -157,7 +160,7 @@ impl CommandCgroup {
             }
             return Ok(Self { location: Location { name, dir }, is_removed: false, _lock: lock });
         }
-        bail!("processes of earlier commands are left in {MAX_NAMES} cgroups {PREFIX}{}; end them", std::process::id())
+        bail!("processes of earlier commands are left in {MAX_NAMES} cgroups {first}; end them")
     }
 
     pub(super) fn location(&self) -> &Location {
@@ -268,7 +271,23 @@ mod tests {
     use super::*;
 
     fn cgroup(root: &Path) -> CommandCgroup {
-        CommandCgroup::create_below(root).unwrap()
+        CommandCgroup::create_below(root, 0).unwrap()
+    }
+
+    /// With one name for all, the run-queue wait of a repeat contained that of those before it.
+    #[test]
+    fn each_run_of_an_exec_has_a_cgroup_of_its_own_name() {
+        let root = tempfile::tempdir().unwrap();
+        let names: Vec<String> = (0..3)
+            .map(|number| {
+                let cgroup = CommandCgroup::create_below(root.path(), number).unwrap();
+                let name = cgroup.location().name.clone();
+                assert_eq!(cgroup.remove(), Leftover::default());
+                name
+            })
+            .collect();
+        let unique: BTreeSet<&String> = names.iter().collect();
+        assert_eq!(unique.len(), 3, "{names:?}");
     }
 
     #[test]

@@ -5,8 +5,9 @@ use std::{
     time::Duration,
 };
 
+use cli::number::{money, short, with_unit, with_unit_and_half_width};
 use serde::Serialize;
-use units::provenance::Unmeasured;
+use units::{model_interval::ModelInterval, provenance::Unmeasured};
 
 use crate::{
     host::availability::SourceState,
@@ -44,6 +45,48 @@ pub(super) struct ZoneCost {
     pub(super) idle_joules: f64,
     /// False if `joules` includes idle energy, because the idle power is not learnt yet.
     pub(super) idle_known: bool,
+    /// What is to be said instead of the uncertainty.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) idle_note: Option<&'static str>,
+    /// 90 % interval of modelled energy, as the truth per estimate; absent if it is measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) model_interval_ratio: Option<ModelInterval>,
+}
+
+impl ZoneCost {
+    /// Its source, or that it is not measured, for people.
+    pub(super) fn origin(&self) -> String {
+        Unmeasured::of(self.source).map_or_else(|| format!("by {}", self.source), |kind| kind.word().to_owned())
+    }
+
+    /// How the energy is known, for people.
+    fn provenance(&self) -> String {
+        let origin = self.origin();
+        match self.model_interval_ratio {
+            Some(interval) => format!("{origin}, {interval}"),
+            None => origin,
+        }
+    }
+
+    /// The energy of the command and of the machine.
+    fn text(&self) -> String {
+        let joules = match self.joules {
+            None => "unknown".to_owned(),
+            Some(joules) => match self.idle_note {
+                Some(note) => format!("{} ({note})", with_unit(joules, "J")),
+                None => with_unit_and_half_width(joules, self.uncertainty_joules, "J"),
+            },
+        };
+        let how = self.provenance();
+        format!(
+            "{joules}  {} {}, {how}; {} {}, of which idle {}",
+            self.zone,
+            self.package,
+            if self.zone == "gpu" { "GPU" } else { "machine" },
+            with_unit(self.machine_joules, "J"),
+            with_unit(self.idle_joules, "J")
+        )
+    }
 }
 
 /// Statistics from ffmpeg's progress reports.
@@ -216,6 +259,8 @@ fn zone_costs(accounts: &[AccountSum], own: &[&ContainerSum]) -> Vec<ZoneCost> {
                 machine_joules: account.measured_joules,
                 idle_joules: account.idle_joules,
                 idle_known: account.idle_known,
+                idle_note: account.idle_note,
+                model_interval_ratio: account.model_interval_ratio,
             }
         })
         .collect()
@@ -229,7 +274,7 @@ pub(super) fn cost_report(price: f64, currency: &str, program: &OsString, run: &
     let waits: Vec<u64> = rows.iter().filter_map(|row| row.queue.map(|queue| queue.wait_ns)).collect();
     let add = |sum: u64, ns: u64| sum.saturating_add(ns);
     let mut notes = Vec::new();
-    let (zones, counted) = match last.ring.window(seconds(first.unix_ns), seconds(last.unix_ns)) {
+    let (zones, counted) = match last.window(seconds(first.unix_ns), seconds(last.unix_ns)) {
         Ok(window) => {
             let own: Vec<&ContainerSum> =
                 window.containers.iter().filter(|sum| run.owns(&sum.container, &sum.id)).collect();
@@ -299,9 +344,9 @@ pub(super) fn cost_report(price: f64, currency: &str, program: &OsString, run: &
     }
     if unmeasured.contains(&Unmeasured::Model) {
         cost.notes.push("wattcast-probe doctor says why nothing is measured".to_owned());
-    } else if machine_zones.clone().next().is_some() && machine_zones.clone().all(|zone| zone.idle_joules == 0.0) {
+    } else if machine_zones.filter(|zone| zone.zone != "dram").any(|zone| zone.idle_note.is_some()) {
         cost.notes.push(
-            "the idle power of this machine is unknown, so idle energy is shared by all running workloads; a probe that runs for a while learns it (--state.dir)"
+            "the idle power of this machine is not learnt yet, so idle energy is shared by all running workloads; run wattcast-probe calibrate once, or a probe for a while, with the same --state.dir"
                 .to_owned(),
         );
     }
@@ -312,54 +357,49 @@ impl CostReport {
     /// The report for people.
     #[must_use]
     pub(super) fn text(&self) -> String {
-        let mut lines =
-            vec![format!("\nwattcast: {} ended with {} after {:.3} s\n", self.program, self.exit_code, self.seconds)];
+        let mut lines = vec![format!(
+            "\nwattcast: {} ended with {} after {} s\n",
+            self.program,
+            self.exit_code,
+            short(self.seconds)
+        )];
         let mut line = |head: &str, text: String| lines.push(format!("  {head:<8}{text}\n"));
         // GPUs that the command did not use are left out.
         for zone in
             self.zones.iter().filter(|zone| zone.zone != "gpu" || zone.joules.is_some_and(|joules| joules > 0.0))
         {
-            let joules = zone.joules.map_or_else(|| "unknown".to_owned(), |joules| format!("{joules:.3} J"));
-            let off = if zone.idle_known {
-                zone.uncertainty_joules.map_or_else(String::new, |off| format!(" ± {off:.3}"))
-            } else {
-                " (idle not learnt yet)".to_owned()
-            };
-            let how = Unmeasured::of(zone.source)
-                .map_or_else(|| format!("by {}", zone.source), |kind| kind.word().to_owned());
-            let (all, idle) = (zone.machine_joules, zone.idle_joules);
-            line(
-                "energy",
-                format!(
-                    "{joules}{off}  {} {}, {how}; {} {all:.3} J, of which idle {idle:.3} J",
-                    zone.zone,
-                    zone.package,
-                    if zone.zone == "gpu" { "GPU" } else { "machine" },
-                ),
-            );
+            line("energy", zone.text());
         }
-        if let (Some(watts), Some(hours), Some(money)) = (self.watts, self.watt_hours, self.money) {
+        if let (Some(watts), Some(hours), Some(amount)) = (self.watts, self.watt_hours, self.money) {
             let (price, currency) = (self.price_per_kwh, &self.currency);
-            line("cost", format!("{watts:.2} W mean, {hours:.6} Wh, {money:.8} {currency} at {price} {currency}/kWh"));
+            let (watts, hours) = (with_unit(watts, "W"), with_unit(hours, "Wh"));
+            let amount = money(amount, currency);
+            line("cost", format!("{watts} mean, {hours}, {amount} at {price} {currency}/kWh"));
         }
-        let wait = self.runqueue_wait_seconds.map_or_else(String::new, |wait| format!("; run-queue wait {wait:.3} s"));
+        let wait =
+            self.runqueue_wait_seconds.map_or_else(String::new, |wait| format!("; run-queue wait {} s", short(wait)));
         line(
             "CPU",
             self.cpu_seconds.map_or_else(
                 || format!("unknown{wait}"),
-                |used| format!("{used:.3} s, {:.2} CPUs busy{wait}", used / self.seconds.max(1e-9)),
+                |used| format!("{} s, {} CPUs busy{wait}", short(used), short(used / self.seconds.max(1e-9))),
             ),
         );
         if let Some(frames) = &self.frames {
             line(
                 "frames",
                 format!(
-                    "{}, {:.1} fps, {} dropped, {} duplicated, {:.3} s of media",
-                    frames.frames, frames.fps, frames.dropped, frames.duplicated, frames.media_seconds
+                    "{}, {} fps, {} dropped, {} duplicated, {} s of media",
+                    frames.frames,
+                    short(frames.fps),
+                    frames.dropped,
+                    frames.duplicated,
+                    short(frames.media_seconds)
                 ),
             );
             if let (Some(frame), Some(second)) = (frames.joules_per_frame, frames.joules_per_media_second) {
-                line("", format!("{frame:.6} J/frame, {second:.3} J per second of media"));
+                let (frame, second) = (with_unit(frame, "J/frame"), with_unit(second, "J"));
+                line("", format!("{frame}, {second} per second of media"));
             }
         }
         for note in &self.notes {
@@ -392,6 +432,7 @@ mod tests {
                 zone: "package",
                 source: "powercap",
                 joules,
+                awake_joules: 0.0,
                 idle_joules: 0.0,
                 edge_error_joules: 0.0,
                 uncertainty_joules,
@@ -407,6 +448,7 @@ mod tests {
             source,
             measured_joules: 100.0,
             containers_joules: 0.0,
+            awake_joules: 0.0,
             retired_joules: 0.0,
             system_joules: 0.0,
             idle_joules: 10.0,
@@ -417,6 +459,8 @@ mod tests {
             edge_error_joules: 0.0,
             missing_seconds: 0.0,
             uncertainty_joules: None,
+            model_interval_ratio: None,
+            idle_note: None,
         }
     }
 
@@ -508,6 +552,45 @@ mod tests {
             cpu_notes(Some(1.0), None, Some(1.0), ""),
             ["the kernel's count of its cgroup cannot be read, so the CPU time may be incomplete"]
         );
+    }
+
+    /// A ratio of some hundred per cent was printed, or nothing.
+    #[test]
+    fn unknown_idle_power_is_said_instead_of_an_uncertainty() {
+        let own = sum("a", "1", 1.0, Some(1.08));
+        let mut unknown = account("powercap");
+        (unknown.idle_known, unknown.idle_note) = (false, Some("idle not learnt yet"));
+        let zones = zone_costs(&[unknown], &[&own]);
+        assert!(zones[0].text().starts_with("1.00 J (idle not learnt yet)  package 0"), "{}", zones[0].text());
+        let known = zone_costs(&[account("powercap")], &[&own])[0].text();
+        assert!(known.starts_with("1.0 ± 1.1 J  package 0"), "{known}");
+    }
+
+    #[test]
+    fn modelled_energy_is_shown_with_its_interval() {
+        let mut own = sum("a", "1", 1.0, None);
+        own.energy[0].source = "model";
+        let interval = ModelInterval::from_thousandths([-400, 880]);
+        let modelled = AccountSum { model_interval_ratio: Some(interval), ..account("model") };
+        let zone = zone_costs(&[modelled], &[&own]).remove(0);
+        assert_eq!(zone.provenance(), "MODELLED, 90 % interval -40 % … +88 %");
+        assert_eq!(serde_json::to_value(&zone).unwrap()["model_interval_ratio"], serde_json::json!([0.6, 1.88]));
+        let measured = zone_costs(&[account("powercap")], &[&own]).remove(0);
+        assert_eq!(measured.provenance(), "by powercap");
+        assert_eq!(serde_json::to_value(&measured).unwrap().get("model_interval_ratio"), None);
+    }
+
+    /// Energy had its millijoules, and money nine decimals.
+    #[test]
+    fn the_report_has_the_digits_of_its_uncertainty() {
+        let mut account = account("powercap");
+        account.measured_joules = 1_234.567_8;
+        let zone = zone_costs(&[account], &[&sum("a", "1", 378.567_89, Some(4.321))]).remove(0);
+        assert_eq!(zone.text(), "378.6 ± 4.3 J  package 0, by powercap; machine 1.23 kJ, of which idle 10.0 J");
+        let learning = ZoneCost { idle_known: false, idle_note: Some("idle not learnt yet"), ..zone.clone() };
+        assert!(learning.text().starts_with("379 J (idle not learnt yet)  package 0"), "{}", learning.text());
+        let unknown = ZoneCost { joules: None, uncertainty_joules: None, ..zone };
+        assert!(unknown.text().starts_with("unknown  package 0"), "{}", unknown.text());
     }
 
     #[test]

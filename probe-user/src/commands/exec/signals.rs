@@ -13,8 +13,10 @@ pub(super) struct EndedAtStart(pub(super) libc::c_int);
 static COMMAND_PID: AtomicI32 = AtomicI32::new(0);
 /// The value of [`COMMAND_PID`] after the end of the command.
 const ENDED: libc::pid_t = -1;
-/// The last signal received before the command was started.
+/// The last signal received while no command ran.
 static PENDING_SIGNAL: AtomicI32 = AtomicI32::new(0);
+/// The last signal received at any time; 0 before the first.
+static RECEIVED_SIGNAL: AtomicI32 = AtomicI32::new(0);
 
 /// The handlers of signals, from before the cgroup is created until after it is removed.
 ///
@@ -27,6 +29,7 @@ impl CaughtSignals {
     pub(super) fn new() -> Self {
         type Handler = extern "C" fn(libc::c_int);
         extern "C" fn pass(signal: libc::c_int) {
+            RECEIVED_SIGNAL.store(signal, Ordering::SeqCst);
             let command = COMMAND_PID.load(Ordering::SeqCst);
             if command > 0 {
                 // SAFETY: kill is async-signal-safe; the pid is our child's, which is not reaped
@@ -37,7 +40,8 @@ impl CaughtSignals {
             }
         }
         extern "C" fn interrupted(signal: libc::c_int) {
-            if COMMAND_PID.load(Ordering::SeqCst) == 0 {
+            RECEIVED_SIGNAL.store(signal, Ordering::SeqCst);
+            if COMMAND_PID.load(Ordering::SeqCst) <= 0 {
                 PENDING_SIGNAL.store(signal, Ordering::SeqCst);
             }
         }
@@ -69,6 +73,16 @@ pub(super) fn end_if_signalled() -> Result<(), EndedAtStart> {
         0 => Ok(()),
         signal => Err(EndedAtStart(signal)),
     }
+}
+
+/// The last signal that this process received; a series of commands ends with it.
+pub(super) fn received_signal() -> Option<libc::c_int> {
+    Some(RECEIVED_SIGNAL.load(Ordering::SeqCst)).filter(|signal| *signal != 0)
+}
+
+/// A command is about to be prepared: a signal ends the probe again, until the command has a pid.
+pub(super) fn expect_command() {
+    COMMAND_PID.store(0, Ordering::SeqCst);
 }
 
 /// Sets the pid of the command, and forwards a signal that arrived while it was started.

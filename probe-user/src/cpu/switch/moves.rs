@@ -9,11 +9,13 @@ use std::{
     ffi::CStr,
 };
 
-use aya::maps::{MapData, RingBuf};
 use probe_ebpf::{CgroupKey, MOVES_BYTES, Move, RunTime};
 
 use crate::{
-    cpu::object::{BpfObject, load_error},
+    cpu::{
+        object::{BpfObject, load_error},
+        ring::Ring,
+    },
     host::{availability::Unavailable, process::clock_ns},
 };
 
@@ -26,7 +28,7 @@ pub(super) const RING_BYTES: usize = MOVES_BYTES;
 
 /// The ring of the attached programs, and what follows from the moves up to now.
 pub(super) struct Moves {
-    ring: RingBuf<MapData>,
+    ring: Ring,
     corrections: Corrections,
 }
 
@@ -43,16 +45,15 @@ impl Moves {
                 .map_err(|error| load_error(&format!("attach {}", hook.to_string_lossy()), &error))?;
         }
         let ring =
-            RingBuf::try_from(object.take("MOVES")?).map_err(|error| load_error("open the ring MOVES", &error))?;
+            Ring::new("MOVES", &object.take("MOVES")?).map_err(|error| load_error("open the ring MOVES", &error))?;
         Ok(Self { ring, corrections: Corrections::default() })
     }
 
     /// Takes the moves since the last call. Call it after the running tasks were charged, and
     /// before the banks are read.
     pub(super) fn drain(&mut self) {
-        while let Some(record) = self.ring.next() {
-            self.corrections.new.extend(parse(&record));
-        }
+        let new = &mut self.corrections.new;
+        self.ring.drain(|record| new.extend(parse(record)));
     }
 
     /// Corrects `rows`, which contain what the banks contain. `index` has the position of each

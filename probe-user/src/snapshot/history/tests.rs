@@ -3,7 +3,10 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::energy::zone::{Origin, ZoneId, ZoneKind};
+use crate::{
+    energy::zone::{Origin, ZoneId, ZoneKind},
+    ledger::uncertainty::Bound,
+};
 
 const SECOND: i64 = 1_000_000_000;
 const EPOCH: i64 = 1_700_000_000 * SECOND;
@@ -43,14 +46,16 @@ fn tick(sequence: u64, unix_s: f64, monotonic_s: f64) -> Tick {
             settlement: Settlement::Exact,
             idle_known: true,
         }]),
-        energy: Box::new([ContainerDelta {
+        energy: vec![ContainerDelta {
             container: container(1),
             id: account(),
             joules: Microjoules(6_000_000),
+            awake: Microjoules(1_000_000),
             idle: Microjoules::ZERO,
             bound: Some(Bound { random: 100_000.0, systematic: 10_000.0 }),
-        }]),
-        cpu: Box::new([(container(1), Some(PackageId::whole(0)), 500_000_000)]),
+        }]
+        .into(),
+        cpu: vec![(container(1), Some(PackageId::whole(0)), 500_000_000_u64)].into(),
     }
 }
 
@@ -80,6 +85,7 @@ fn an_exact_window_has_no_edge_error() {
     assert_eq!((account.edge_error_joules, account.missing_seconds), (0.0, 0.0));
     let container = &response.containers[0];
     assert_eq!((container.energy[0].joules, container.cpu[0].seconds), (30.0, 2.5));
+    assert_eq!((account.awake_joules, container.energy[0].awake_joules), (5.0, 5.0));
 }
 
 #[test]
@@ -136,7 +142,7 @@ fn a_failed_reading_is_missing_time_and_not_zero_joules() {
     let mut ring = steady(5);
     let mut lost = tick(5, 5.0, 5.0);
     lost.accounts[0] = AccountDelta { measured: None, idle: Microjoules::ZERO, ..lost.accounts[0] };
-    lost.energy = Box::new([]);
+    lost.energy = EnergyRows::default();
     ring.push(lost);
     let response = ring.window(at(2.0), at(5.0)).unwrap();
     assert_eq!((response.accounts[0].measured_joules, response.accounts[0].missing_seconds), (20.0, 1.0));
@@ -147,7 +153,7 @@ fn late_energy_belongs_to_the_ticks_of_failed_readings() {
     let mut ring = steady(5);
     let mut lost = tick(5, 5.0, 5.0);
     lost.accounts[0] = AccountDelta { measured: None, idle: Microjoules::ZERO, ..lost.accounts[0] };
-    lost.energy = Box::new([]);
+    lost.energy = EnergyRows::default();
     ring.push(lost);
     let mut late = tick(6, 6.0, 6.0);
     late.accounts[0].measured = Some(Microjoules(20_000_000));
@@ -170,7 +176,7 @@ fn board() -> AccountId {
 fn unsplit(sequence: u32, settlement: Settlement) -> Tick {
     let mut tick = tick(u64::from(sequence), f64::from(sequence), f64::from(sequence));
     tick.accounts = Box::new([AccountDelta { settlement, ..AccountDelta::unmeasured(board()) }]);
-    tick.energy = Box::new([]);
+    tick.energy = EnergyRows::default();
     tick
 }
 
@@ -181,7 +187,9 @@ fn split(sequence: u32, covers: u32, uj: u64) -> Tick {
     tick.accounts[0].covers = covers;
     tick.accounts[0].unattributed = Microjoules(uj - uj / 4 * 3);
     let (joules, idle) = (Microjoules(uj / 4 * 3), Microjoules::ZERO);
-    tick.energy = Box::new([ContainerDelta { container: container(1), id: board(), joules, idle, bound: None }]);
+    let awake = Microjoules::ZERO;
+    tick.energy =
+        vec![ContainerDelta { container: container(1), id: board(), joules, awake, idle, bound: None }].into();
     tick
 }
 
@@ -252,6 +260,24 @@ fn idle_power_unknown_in_a_part_of_the_window_is_reported() {
 }
 
 #[test]
+fn unknown_idle_power_is_noted_where_energy_is_divided() {
+    let note = |kind: ZoneKind, containers: u64| {
+        let mut ring = steady(5);
+        let mut unknown = tick(5, 5.0, 5.0);
+        unknown.accounts[0].idle_known = false;
+        unknown.accounts[0].id.zone.kind = kind;
+        let row = unknown.energy.iter().next().unwrap().to_delta();
+        let (id, joules) = (unknown.accounts[0].id, Microjoules(containers));
+        unknown.energy = vec![ContainerDelta { id, joules, ..row }].into();
+        ring.push(unknown);
+        ring.window(at(4.0), at(5.0)).unwrap().accounts[0].idle_note
+    };
+    assert_eq!(note(ZoneKind::Package, 0), Some(IDLE_NOT_LEARNT));
+    assert_eq!((note(ZoneKind::Dram, 0), note(ZoneKind::Dram, 1)), (None, Some(IDLE_NOT_LEARNT)));
+    assert_eq!(steady(5).window(at(1.0), at(4.0)).unwrap().accounts[0].idle_note, None);
+}
+
+#[test]
 fn a_longer_window_has_a_smaller_relative_uncertainty() {
     let ring = steady(200);
     let relative = |seconds: f64| {
@@ -282,6 +308,22 @@ fn the_ring_respects_its_limit_and_reports_its_reach() {
         assert!(ring.window(oldest, newest).is_ok());
         assert_eq!(ring.window(oldest - 1.0, newest).unwrap_err().code(), "too_old");
     }
+}
+
+/// A row of a container had 160 bytes, and the history of 500 containers was three minutes.
+#[test]
+fn the_history_of_500_containers_is_nearly_a_quarter_of_an_hour() {
+    let containers: Vec<Arc<Container>> = (0..500).map(container).collect();
+    let mut ring = Ring::new(16 << 20);
+    for second in 0u32..1000 {
+        let mut tick = tick(u64::from(second), f64::from(second), f64::from(second));
+        let row = tick.energy.iter().next().unwrap().to_delta();
+        tick.energy = containers.iter().map(|one| ContainerDelta { container: one.clone(), ..row.clone() }).collect();
+        let cpu = |one: &Arc<Container>| (one.clone(), Some(PackageId::whole(0)), 900_000_000_u64);
+        tick.cpu = containers.iter().map(cpu).collect::<Vec<_>>().into();
+        ring.push(tick);
+    }
+    assert!(ring.span_ns() >= 800 * SECOND, "{} s", ring.span_ns() / SECOND);
 }
 
 #[test]

@@ -9,6 +9,7 @@ use crate::{
     cpu::{COUNTERS, RunQueueStats, RunTime},
     gpu::GpuUsage,
     host::gpu_id::GpuId,
+    jobs::stage::StageTimes,
     tick::raw::{Setup, TickChanges},
 };
 
@@ -16,7 +17,8 @@ pub(super) const FORMAT: &str = "wattcast-recording";
 /// Raised when an older reader would misread a newer file: a field that it ignores must not change
 /// what it attributes. 2: time next to a busy sibling, and hardware counters. 3: GPUs. 4: jobs that
 /// move into another cgroup, energy sources that change, and suspension. 5: sleep time of packages.
-pub(super) const VERSION: u32 = 5;
+/// 6: stages of jobs.
+pub(super) const VERSION: u32 = 6;
 /// Longest line. A figure has up to 100 bytes, so a tick of 4096 cgroups that all ran on 64 CPUs
 /// has less than 27 MB.
 pub(super) const MAX_LINE: u64 = 32 << 20;
@@ -166,6 +168,9 @@ pub(super) struct Line {
     /// CPU time of the probe that recorded.
     #[serde(default)]
     pub(super) own: u64,
+    /// CPU time of its eBPF programs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) programs: Option<u64>,
     /// Time of suspension since the line before.
     #[serde(default, skip_serializing_if = "is_default")]
     pub(super) suspended: u64,
@@ -193,6 +198,9 @@ pub(super) struct Line {
     /// CPU nanoseconds of each job since its start.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) jobs: Vec<(u32, u64)>,
+    /// CPU nanoseconds of the parts of jobs since their start, where they changed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) stages: Vec<(u32, StageTimes)>,
     /// Time of the GPU reading.
     #[serde(default, skip_serializing_if = "is_default")]
     pub(super) gpu: u64,

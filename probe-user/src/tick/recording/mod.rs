@@ -6,6 +6,7 @@
 //! compression can be read too.
 
 mod format;
+mod history;
 mod reader;
 mod writer;
 
@@ -13,5 +14,6 @@ mod writer;
 mod tests;
 
 pub use format::RecordingError;
+pub use history::{HISTORY_BYTES, HISTORY_DIR, HistoryRecorder, Segment, segments};
 pub use reader::Reader;
 pub use writer::Writer;

@@ -18,7 +18,11 @@ use crate::{
     cpu::{CpuReading, RunQueueStats, RunTime, Tier},
     energy::zone::{Origin, Zone},
     host::topology::MAX_CPUS,
-    jobs::{Job, command_line::MAX_OUTPUTS},
+    jobs::{
+        Job,
+        command_line::MAX_OUTPUTS,
+        stage::{MAX_PARTS, StageTimes},
+    },
     tick::raw::{RawTick, Setup, TickChanges},
 };
 
@@ -66,6 +70,7 @@ impl<R: Read> Reader<R> {
     /// When they are not a recording of a known version.
     pub fn start(path: &Path, bytes: R) -> Result<Self, RecordingError> {
         let empty = Setup {
+            host: String::new(),
             origin: None,
             zones: Vec::new(),
             idle_uw: Vec::new(),
@@ -168,6 +173,7 @@ impl<R: Read> Reader<R> {
         }
         self.update_containers(&mut line)?;
         self.update_jobs(&line.changes)?;
+        check_stages(&line.stages)?;
         let cpu = match (line.ran.take(), line.failed.take()) {
             (_, Some(error)) => Some(Err(error)),
             (None, None) => None,
@@ -183,11 +189,13 @@ impl<R: Read> Reader<R> {
             energy_ns: line.energy,
             cpu_ns: line.cpu,
             own_ns: line.own,
+            programs_ns: line.programs,
             suspended_ns: line.suspended,
             zones: line.zones.into_iter().map(Into::into).collect(),
             residency: line.residency,
             cpu,
             jobs: line.jobs,
+            stages: line.stages,
             gpu_ns: line.gpu,
             gpus: line.gpus,
             changes: line.changes,
@@ -347,10 +355,22 @@ impl<R: Read> Reader<R> {
     }
 }
 
+fn check_stages(stages: &[(u32, StageTimes)]) -> Result<(), String> {
+    let is_output = |output: Option<u8>| output.is_none_or(|output| usize::from(output) < MAX_OUTPUTS);
+    let valid = |parts: &StageTimes| parts.len() <= MAX_PARTS && parts.iter().all(|(part, _)| is_output(part.output));
+    if stages.len() > MAX_ITEMS || !stages.iter().all(|(_, parts)| valid(parts)) {
+        return Err("more stages than a job has".to_owned());
+    }
+    Ok(())
+}
+
 /// The conditions on a setup that the attribution relies on.
 fn check_setup(setup: &Setup) -> Result<(), String> {
     if setup.cpu.as_ref().is_some_and(|cpu| cpu.reason.len() > MAX_REASON) {
         return Err("a reason that is too long".to_owned());
+    }
+    if setup.host.len() > MAX_TEXT {
+        return Err("a host name that is too long".to_owned());
     }
     if setup.packages.len() > MAX_ZONES || setup.packages.is_empty() {
         return Err("more packages than a machine has, or none".to_owned());

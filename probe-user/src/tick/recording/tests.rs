@@ -16,12 +16,14 @@ use crate::{
     energy::zone::{Origin, Range, Zone, ZoneId, ZoneKind},
     gpu::GpuUsage,
     host::{gpu_id::GpuId, topology::PackageId},
+    jobs::stage::{Stage, StagePart, StageTimes},
     tick::raw::{CpuTierInfo, RawTick, Setup, SourceChange, TickChanges},
 };
 
 fn setup() -> Setup {
     let id = ZoneId { package: Some(PackageId::whole(0)), kind: ZoneKind::Package };
     Setup {
+        host: "edge-7".to_owned(),
         origin: Some(Origin::Perf),
         zones: vec![Zone::microjoules(id, Range::Wraps(1 << 38), "here".into())],
         idle_uw: vec![None],
@@ -46,6 +48,13 @@ fn queues(second: u64) -> Vec<(CgroupKey, RunQueueStats)> {
     vec![(key(7), RunQueueStats { wait_ns: 1000 * second, waits, voluntary: second, involuntary: 2 * second })]
 }
 
+fn stages(second: u64) -> Vec<(u32, StageTimes)> {
+    if second == 3 {
+        return vec![];
+    }
+    vec![(0, vec![(StagePart::of_output(Stage::Encode, 1), second * 900), (StagePart::OTHER, second)])]
+}
+
 fn container() -> Container {
     Container::new(0, "a \"name\"".into(), "0123".into(), "docker")
 }
@@ -58,6 +67,7 @@ fn ticks() -> Vec<RawTick> {
             energy_ns: second * 1_000_000_000 + 10_000,
             cpu_ns: second * 1_000_000_000 + 50_000,
             own_ns: second * 700_000,
+            programs_ns: (second > 1).then_some(second * 300_000),
             suspended_ns: (second / 3) * 9_000_000_000,
             zones: vec![zone],
             residency: vec![Some([second, 2 * second])],
@@ -69,6 +79,7 @@ fn ticks() -> Vec<RawTick> {
                 ..CpuReading::default()
             })),
             jobs: vec![(0, second * 1000)],
+            stages: stages(second),
             gpu_ns: second * 1_000_000_000 + 70_000,
             gpus: Vec::new(),
             changes,
@@ -233,11 +244,12 @@ fn a_file_of_version_1_is_read() {
     let mut header: serde_json::Value = serde_json::from_str(first).unwrap();
     header["version"] = 1.into();
     header["setup"]["cpu"] = true.into();
+    header["setup"].as_object_mut().unwrap().remove("host");
     let line = "{\"unix\":0,\"began\":0,\"energy\":1,\"cpu\":2,\"zones\":[1],\"ran\":[[{\"id\":7,\"hierarchy\":0},\
                 [[1,5]]]],\"overflow\":[0,4]}\n";
     let old = format!("{header}\n{line}");
     let mut reader = Reader::start(&path, old.as_bytes()).unwrap();
-    assert_eq!(reader.setup().cpu, Some(CpuTierInfo::switch_tier(false)));
+    assert_eq!((&*reader.setup().host, &reader.setup().cpu), ("", &Some(CpuTierInfo::switch_tier(false))));
     let reading = reader.next_tick().unwrap().unwrap().cpu.unwrap().unwrap();
     assert_eq!(reading.rows, [(key(7), vec![RunTime::default(), RunTime::alone(5)])]);
     assert_eq!(reading.overflow, [RunTime::default(), RunTime::alone(4)]);
@@ -354,10 +366,11 @@ fn other_files_and_versions_are_reported() {
         Reader::start(path, text.as_bytes()).err().map(|error| error.to_string()).unwrap_or_default()
     };
     assert_eq!(open(&|_| {}), "");
-    assert!(open(&|header| header["version"] = 6.into()).contains("version 6"));
+    assert!(open(&|header| header["version"] = 7.into()).contains("version 7"));
     assert!(open(&|header| header["setup"]["places"] = serde_json::json!([7])).contains("on no package"));
     assert!(open(&|header| header["setup"]["zones"][0]["unit"]["denominator"] = 0.into()).contains("invalid unit"));
     assert!(open(&|header| header["setup"]["idle_uw"] = serde_json::json!([])).contains("do not fit"));
+    assert!(open(&|header| header["setup"]["host"] = "x".repeat(2000).into()).contains("host name"));
 }
 
 proptest! {

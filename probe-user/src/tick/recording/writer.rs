@@ -35,6 +35,18 @@ impl Writer {
     /// # Errors
     /// When it cannot be written.
     pub fn create(path: &Path, setup: &Setup) -> Result<Self, RecordingError> {
+        Self::create_compressed(path, setup, Compression::default())
+    }
+
+    /// As [`Self::create`], with less compression, for a file that is written all the time.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub(super) fn create_fast(path: &Path, setup: &Setup) -> Result<Self, RecordingError> {
+        Self::create_compressed(path, setup, Compression::fast())
+    }
+
+    fn create_compressed(path: &Path, setup: &Setup, compression: Compression) -> Result<Self, RecordingError> {
         let failed = |error| RecordingError::Io { path: path.to_owned(), error };
         // The file is written as root, often in a directory where others may write: a link there
         // must not select another file. And only its owner may read which program ran when, to a
@@ -43,7 +55,7 @@ impl Writer {
         options.write(true).create(true).truncate(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
         let file = options.open(path).map_err(failed)?;
         file.set_permissions(Permissions::from_mode(0o600)).map_err(failed)?;
-        let out = GzEncoder::new(BufWriter::new(file), Compression::default());
+        let out = GzEncoder::new(BufWriter::new(file), compression);
         let mut this = Self { path: path.to_owned(), out, last: BTreeMap::new(), queues: BTreeMap::new(), ticks: 0 };
         let header = Header {
             format: FORMAT.to_owned(),
@@ -75,6 +87,7 @@ impl Writer {
             energy: tick.energy_ns,
             cpu: tick.cpu_ns,
             own: tick.own_ns,
+            programs: tick.programs_ns,
             suspended: tick.suspended_ns,
             zones: tick.zones.iter().map(Value::from).collect(),
             residency: tick.residency.clone(),
@@ -85,6 +98,7 @@ impl Writer {
             missed: 0,
             failed: None,
             jobs: tick.jobs.clone(),
+            stages: tick.stages.clone(),
             gpu: tick.gpu_ns,
             gpus: tick.gpus.clone(),
             changes: tick.changes.clone(),

@@ -3,7 +3,7 @@
 use super::*;
 use crate::{
     gpu::{
-        EngineUsage, GpuUsage,
+        ASLEEP, EngineUsage, GpuUsage,
         engines::{ENGINES, Engine},
     },
     host::gpu_id::Pci,
@@ -95,6 +95,28 @@ fn unclaimed_energy_is_unattributed_and_never_split_evenly() {
     let uses = vec![used(None, Engine::Encoder, SECOND), used(Some(0), Engine::Encoder, SECOND)];
     let board = board_account(&machine.set_usage(BOARD, uses).uses(1, 50 * WATT).second());
     assert_eq!((board.unattributed.0, of(&board, 0)), (75_000_000, 25_000_000));
+}
+
+/// Its counter stands still for longer than that of a board that works, and may have been reset.
+#[test]
+fn a_suspended_board_is_no_trouble_and_its_energy_is_not_guessed() {
+    let mut machine = with_board(IdlePolicy::Separate);
+    let uses = || vec![used(Some(0), Engine::Encoder, SECOND)];
+    let measured = |snapshot: &Snapshot| snapshot.zones[1].total.0;
+    machine.set_usage(BOARD, uses()).uses(1, 50 * WATT).second();
+    let awake = machine.raw.zones[1].clone();
+    machine.raw.zones[1] = Err(ASLEEP.to_owned());
+    for _ in 0..10 {
+        assert_eq!(measured(&machine.set_usage(BOARD, vec![]).second()), 50_000_000);
+        assert_eq!(machine.accountant.gpu_trouble(), None);
+    }
+    // The driver says that the counter may be another one.
+    machine.raw.zones[1] = awake;
+    machine.set_usage(BOARD, uses());
+    machine.raw.gpus[0].1.counter_reset = true;
+    assert_eq!(measured(&machine.uses(1, 900_000 * WATT).second()), 50_000_000);
+    let on = machine.set_usage(BOARD, uses()).uses(1, 20 * WATT).second();
+    assert_eq!((measured(&on), of(&board_account(&on), 0)), (70_000_000, 70_000_000));
 }
 
 #[test]
@@ -296,6 +318,19 @@ fn a_board_below_a_platform_sensor_is_not_counted_twice() {
     let snapshot = machine.second();
     assert_eq!((attributed(&snapshot, 0), attributed(&snapshot, 1)), (80_000_000, 120_000_000));
     assert_eq!(snapshot.accounts.len(), 1);
+}
+
+/// A virtual machine with several packages has one counter for them, which does not contain the
+/// boards that are passed to it.
+#[test]
+fn boards_are_outside_of_what_all_packages_use_together() {
+    let mut machine = Machine::new(setup(&[zone(ZoneKind::Package, None)], 2), IdlePolicy::Separate, 2);
+    machine.add_zone(board(BOARD));
+    machine.set_usage(BOARD, vec![used(Some(0), Engine::Encoder, SECOND)]);
+    machine.uses(0, 200_000_000).uses(1, 80 * WATT).runs(10, 0, SECOND).runs(11, 1, SECOND);
+    let snapshot = machine.second();
+    assert_eq!((attributed(&snapshot, 0), attributed(&snapshot, 1)), (80_000_000 + 100_000_000, 100_000_000));
+    assert_eq!(snapshot.accounts.len(), 2);
 }
 
 #[test]
