@@ -42,7 +42,7 @@ use crate::{
 /// When an address cannot be bound, a requested recording not read, the privileges not dropped, or
 /// the sampler ended.
 pub fn run(config: &Config, serving: &ServerOptions) -> Result<()> {
-    memory::share_arena();
+    memory::configure_allocator();
     let mappings = memory::program_mappings();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let outcome = runtime.block_on(async {

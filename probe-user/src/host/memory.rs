@@ -5,15 +5,24 @@
 
 use std::{fs, ops::Range, ptr};
 
-/// Makes all threads share one arena of glibc's allocator. Call it before a second thread starts.
+/// Size from which a block has pages of its own, which the kernel gets back when it is freed.
+///
+/// glibc raises its own limit to the largest block that was freed, up to 32 MiB: then the pages of
+/// metrics, which grow while they are written, leave holes of their size between smaller blocks.
+#[cfg(target_env = "gnu")]
+const OWN_PAGES: libc::c_int = 512 << 10;
+
+/// Makes all threads share one arena of glibc's allocator, which keeps no large free blocks. Call
+/// it before a second thread starts.
 ///
 /// Each thread would get an arena, which keeps what the thread has freed, for itself. Threads of
 /// the probe allocate seldom at the same time.
-pub(crate) fn share_arena() {
+pub(crate) fn configure_allocator() {
     // SAFETY: mallopt changes a setting of the allocator.
     #[cfg(target_env = "gnu")]
     unsafe {
         libc::mallopt(libc::M_ARENA_MAX, 1);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, OWN_PAGES);
     }
 }
 
@@ -110,7 +119,7 @@ Anonymous:             0 kB
     #[test]
     fn the_program_continues_with_its_code_and_constants() {
         static CONSTANTS: [u8; 8192] = [7; 8192];
-        share_arena();
+        configure_allocator();
         let program = program_mappings();
         assert!(!program.is_empty());
         let before: u64 = CONSTANTS.iter().map(|byte| u64::from(*byte)).sum();
