@@ -9,6 +9,7 @@ use std::{
     fs,
     os::unix::fs::symlink,
     path::{Path, PathBuf},
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
@@ -73,7 +74,7 @@ fn first_changes(containers: u32) -> TickChanges {
     let named = |number: u32| Container::new(number, format!("c{number}"), format!("c{number}"), "docker");
     TickChanges {
         targets: (0..containers).map(|number| (key(number), ChargeTarget::Container(number))).collect(),
-        containers: (0..containers).map(named).collect(),
+        containers: (0..containers).map(|number| Arc::new(named(number))).collect(),
         ..TickChanges::default()
     }
 }

@@ -9,6 +9,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
+    sync::Arc,
 };
 
 use probe_user::{
@@ -88,7 +89,11 @@ fn three_to_one(path: &Path) {
         let at = second * SECOND;
         let changes = if second == 0 {
             let targets = vec![(key(10), ChargeTarget::Container(0)), (key(11), ChargeTarget::Container(1))];
-            TickChanges { targets, containers: vec![container(0), container(1)], ..TickChanges::default() }
+            TickChanges {
+                targets,
+                containers: vec![Arc::new(container(0)), Arc::new(container(1))],
+                ..TickChanges::default()
+            }
         } else {
             TickChanges::default()
         };

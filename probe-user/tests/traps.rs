@@ -10,7 +10,7 @@ mod support;
 use std::{
     fs, io,
     path::{Path, PathBuf},
-    sync::Mutex,
+    sync::{Arc, Mutex},
     thread,
     time::{Duration, Instant},
 };
@@ -110,7 +110,7 @@ impl<'a> Ledger<'a> {
         let container = Container::new(0, "c".into(), "c".into(), "docker");
         let changes = TickChanges {
             targets: vec![(key, ChargeTarget::Container(0))],
-            containers: vec![container],
+            containers: vec![Arc::new(container)],
             ..TickChanges::default()
         };
         let cpu = CpuReading {
@@ -342,7 +342,7 @@ fn trap_08_and_09_a_reused_id_is_a_new_container() {
     ledger.raw.changes = TickChanges {
         departed: vec![key],
         targets: vec![(key, ChargeTarget::Container(1))],
-        containers: vec![other],
+        containers: vec![Arc::new(other)],
         ..TickChanges::default()
     };
     if let Some(Ok(reading)) = &mut ledger.raw.cpu {

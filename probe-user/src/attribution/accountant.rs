@@ -122,7 +122,7 @@ pub struct Accountant {
     containers: BTreeMap<u32, Arc<Container>>,
     /// Reserved CPU of each container, in thousandths of a CPU.
     reserved: BTreeMap<u32, u64>,
-    cpu: BTreeMap<u32, Vec<CpuUsage>>,
+    cpu: BTreeMap<u32, Arc<[CpuUsage]>>,
     /// The last run-queue figures of each cgroup, and the sums of each container since the start.
     last_queues: HashMap<CgroupKey, LastQueue>,
     queues: BTreeMap<u32, RunQueueStats>,
@@ -326,7 +326,7 @@ impl Accountant {
             }
         }
         for container in &changes.containers {
-            self.containers.insert(container.number, Arc::new(container.clone()));
+            self.containers.insert(container.number, container.clone());
         }
         self.reserved.extend(changes.reserved.iter().copied());
         if let Some(source) = &changes.source {
@@ -539,8 +539,9 @@ impl Accountant {
             if let ChargeTarget::Container(number) = target
                 && self.containers.contains_key(number)
             {
-                let sums = self.cpu.entry(*number).or_insert_with(|| vec![CpuUsage::default(); by_package.len()]);
-                sums.iter_mut().zip(by_package).for_each(|(sum, usage)| sum.add(usage));
+                let sums =
+                    self.cpu.entry(*number).or_insert_with(|| by_package.iter().map(|_| CpuUsage::default()).collect());
+                Arc::make_mut(sums).iter_mut().zip(by_package).for_each(|(sum, usage)| sum.add(usage));
             }
         }
     }

@@ -1,6 +1,6 @@
 //! Containers whose numbers continue across a restart of the probe.
 
-use std::{collections::HashSet, time::Instant};
+use std::{collections::HashSet, sync::Arc, time::Instant};
 
 use serde::{Deserialize, Serialize};
 
@@ -29,7 +29,7 @@ impl ContainerRegistry {
     /// Adds the containers of an earlier probe as ones that have ended at `now`: a container that
     /// is found within the retention time continues its row, as one that returns. Returns those
     /// that were added; the limit of series holds for them too. Call it before the first tick.
-    pub(crate) fn continue_containers(&mut self, saved: Vec<SavedContainer>, now: Instant) -> Vec<Container> {
+    pub(crate) fn continue_containers(&mut self, saved: Vec<SavedContainer>, now: Instant) -> Vec<Arc<Container>> {
         let mut added = Vec::new();
         for SavedContainer { container, identity } in saved {
             let number = container.number;
@@ -42,7 +42,6 @@ impl ContainerRegistry {
             if !is_new || self.records.len() >= self.limits.containers || matches!(identity, Identity::Process(_)) {
                 continue;
             }
-            added.push(container.clone());
             let resolve_at = matches!(identity, Identity::Container(_)).then_some(now);
             // As when it was found first; its runtime may confirm a container again.
             let class = match identity {
@@ -51,6 +50,7 @@ impl ContainerRegistry {
                 Identity::Task(_) | Identity::Unit(_) | Identity::Process(_) => Class::Confirmed,
             };
             let record = ContainerRecord::new(container, identity, HashSet::new(), true, class, now);
+            added.push(record.container.clone());
             self.add_record(number, ContainerRecord { gone_at: Some(now), resolve_at, ..record });
         }
         added

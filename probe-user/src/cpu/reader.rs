@@ -111,6 +111,23 @@ pub struct CpuReading {
     pub missed: u64,
 }
 
+impl CpuReading {
+    /// Takes over another reading, in the buffers of this one.
+    pub(crate) fn copy_from(&mut self, other: &Self) {
+        let Self { rows, counted, counter_time, queues, overflow, missed } = other;
+        self.rows.truncate(rows.len());
+        for ((key, row), (other_key, other_row)) in self.rows.iter_mut().zip(rows) {
+            *key = *other_key;
+            row.clone_from(other_row);
+        }
+        self.rows.extend_from_slice(&rows[self.rows.len()..]);
+        self.counted.clone_from(counted);
+        self.queues.clone_from(queues);
+        self.overflow.clone_from(overflow);
+        (self.counter_time, self.missed) = (*counter_time, *missed);
+    }
+}
+
 /// An open tier.
 pub trait CpuReader: Send {
     fn tier(&self) -> Tier;

@@ -524,9 +524,9 @@ mod tests {
         };
         let row = |number: u32| ContainerRow {
             container: container(number),
-            cpu: Vec::new(),
+            cpu: Arc::default(),
             cpu_ratio: None,
-            watts: Vec::new(),
+            watts: Arc::default(),
             queue: None,
             uncertainty: Some(3.0),
             minute: None,

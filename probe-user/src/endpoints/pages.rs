@@ -123,7 +123,7 @@ fn energy(snapshot: &Snapshot) -> Vec<Family> {
     let mut container_power = Family::new(&m::CONTAINER_POWER);
     for row in &snapshot.containers {
         let c = &row.container;
-        for (zone, origin, watts) in &row.watts {
+        for (zone, origin, watts) in row.watts.iter() {
             let labels = [&*c.name, &c.id, &c.image, c.runtime, zone, origin.as_str()];
             container_power.push_with_extra(&labels, &c.pod_labels(), *watts);
         }
@@ -297,7 +297,7 @@ fn cpu(snapshot: &Snapshot) -> Vec<Family> {
                 switches.push_with_extra(&[labels[0], labels[1], kind], &pod, float(count));
             }
         }
-        for (package, share) in packages.iter().zip(&row.cpu) {
+        for (package, share) in packages.iter().zip(row.cpu.iter()) {
             let labels = |last| [&*row.container.name, &*row.container.id, package.as_str(), last];
             seconds.push_with_extra(&labels(alone), &pod, seconds_of(share.time.alone_ns));
             if cpu.capabilities.siblings && snapshot.smt {
@@ -589,13 +589,13 @@ mod tests {
                 .iter()
                 .map(|(container, _)| ContainerRow {
                     container: container.clone(),
-                    cpu: vec![CpuUsage {
+                    cpu: Arc::new([CpuUsage {
                         time: RunTime { alone_ns: 1_500_000_000, shared_ns: 500_000_000 },
                         weight: 0,
                         counted: [3, 2, 1],
-                    }],
+                    }]),
                     cpu_ratio: Some(0.5),
-                    watts: vec![("package", origin, 3.25)],
+                    watts: Arc::new([("package", origin, 3.25)]),
                     queue: Some(RunQueueStats { wait_ns: 1_500_000, waits: [1; 12], voluntary: 7, involuntary: 5 }),
                     uncertainty: Some(0.25),
                     minute: Some(RecentSum { ns: 60_000_000_000, uj: 2e6, bound_uj: 5e5 }),

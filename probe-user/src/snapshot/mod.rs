@@ -334,12 +334,14 @@ pub struct AwakeRow {
 #[derive(Clone, Debug, PartialEq)]
 pub struct ContainerRow {
     pub container: Arc<Container>,
-    /// CPU usage since the start, by package.
-    pub cpu: Vec<CpuUsage>,
+    /// CPU usage since the start, by package. Most containers of a host are idle: rows of all
+    /// ticks share one list until a container runs.
+    pub cpu: Arc<[CpuUsage]>,
     /// Mean number of CPUs it used over the tick; absent in the first.
     pub cpu_ratio: Option<f64>,
-    /// Mean power over the tick by zone and source, all packages together.
-    pub watts: Vec<(&'static str, Origin, f64)>,
+    /// Mean power over the tick by zone and source, all packages together. Idle containers of a
+    /// tick share one list.
+    pub watts: Arc<[(&'static str, Origin, f64)]>,
     /// Run-queue waits and context switches since the start, where they are counted.
     pub queue: Option<RunQueueStats>,
     /// Relative uncertainty of the energy of the tick, above 1 where nothing is known; absent where

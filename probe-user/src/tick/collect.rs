@@ -136,7 +136,7 @@ impl ReportedState {
             let last = self.containers.get(&container.number);
             if !last.is_some_and(|last| Arc::ptr_eq(last, container)) {
                 self.containers.insert(container.number, container.clone());
-                changes.containers.push((**container).clone());
+                changes.containers.push(container.clone());
             }
         }
     }
@@ -480,7 +480,7 @@ impl Collectors {
     }
 
     /// Continues the containers of an earlier probe; returns those that were added.
-    pub(crate) fn continue_containers(&mut self, saved: Vec<SavedContainer>) -> Vec<Container> {
+    pub(crate) fn continue_containers(&mut self, saved: Vec<SavedContainer>) -> Vec<Arc<Container>> {
         let registry = self.registry.as_mut();
         registry.map(|registry| registry.continue_containers(saved, Instant::now())).unwrap_or_default()
     }

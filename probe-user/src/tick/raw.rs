@@ -4,6 +4,8 @@
 //! This is the input of the attribution and the content of a recording. It is all that passes from
 //! the part of the probe that touches the machine to the part that is arithmetic.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::{
@@ -173,7 +175,7 @@ pub struct TickChanges {
     pub targets: Vec<(CgroupKey, ChargeTarget)>,
     /// Containers that are new or have a new name.
     #[serde(rename = "shown", skip_serializing_if = "Vec::is_empty")]
-    pub containers: Vec<Container>,
+    pub containers: Vec<Arc<Container>>,
     /// New or changed CPU reservations of containers, in thousandths of a CPU.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub reserved: Vec<(u32, u64)>,
@@ -249,4 +251,36 @@ pub struct RawTick {
     /// Use of each GPU since the tick before.
     pub gpus: Vec<(GpuId, GpuUsage)>,
     pub changes: TickChanges,
+}
+
+impl RawTick {
+    /// A copy of a tick in the buffers of `self`, whose CPU reading is the largest part of a tick
+    /// and as large in each.
+    #[must_use]
+    pub(crate) fn with_copy_of(self, other: &Self) -> Self {
+        let cpu = match (self.cpu, &other.cpu) {
+            (Some(Ok(mut reading)), Some(Ok(other))) => {
+                reading.copy_from(other);
+                Some(Ok(reading))
+            }
+            (_, other) => other.clone(),
+        };
+        Self {
+            cpu,
+            unix_ns: other.unix_ns,
+            began_ns: other.began_ns,
+            energy_ns: other.energy_ns,
+            cpu_ns: other.cpu_ns,
+            gpu_ns: other.gpu_ns,
+            own_ns: other.own_ns,
+            programs_ns: other.programs_ns,
+            suspended_ns: other.suspended_ns,
+            zones: other.zones.clone(),
+            residency: other.residency.clone(),
+            jobs: other.jobs.clone(),
+            stages: other.stages.clone(),
+            gpus: other.gpus.clone(),
+            changes: other.changes.clone(),
+        }
+    }
 }

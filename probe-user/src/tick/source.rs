@@ -1,6 +1,6 @@
 //! Source of raw ticks: the machine, or a recording.
 
-use std::{collections::HashSet, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use super::{
     collect::{CollectorRow, Collectors},
@@ -160,7 +160,7 @@ impl TickSource {
     }
 
     /// Continues the containers of an earlier probe; returns those that were added.
-    pub(crate) fn continue_containers(&mut self, saved: Vec<SavedContainer>) -> Vec<Container> {
+    pub(crate) fn continue_containers(&mut self, saved: Vec<SavedContainer>) -> Vec<Arc<Container>> {
         match self {
             Self::Live(collectors) => collectors.continue_containers(saved),
             Self::Replay(_) => Vec::new(),

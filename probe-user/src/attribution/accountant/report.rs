@@ -247,7 +247,8 @@ impl Accountant {
                 }
             }
         }
-        let packages = self.setup.usage_packages().len();
+        let known: Arc<[_]> = known.into();
+        let unused: Arc<[_]> = vec![CpuUsage::default(); self.setup.usage_packages().len()].into();
         let (mut cpu, mut queues) = (Ascending::new(&self.cpu), Ascending::new(&self.queues));
         let mut recent = Ascending::new(&self.recent);
         let row = |container: &Arc<Container>| {
@@ -255,8 +256,8 @@ impl Accountant {
             ContainerRow {
                 container: container.clone(),
                 cpu_ratio: cpu_ratio(number),
-                cpu: cpu.get(number).cloned().unwrap_or_else(|| vec![CpuUsage::default(); packages]),
-                watts: watts.remove(&number).unwrap_or_else(|| known.clone()),
+                cpu: cpu.get(number).unwrap_or(&unused).clone(),
+                watts: watts.remove(&number).map_or_else(|| known.clone(), Into::into),
                 queue: queues.get(number).copied(),
                 uncertainty: sums.get(&number).filter(|(_, uj)| *uj > 0.0).map(|(bound_uj, uj)| bound_uj / uj),
                 minute: recent.get(number).and_then(Recent::minute).filter(|minute| minute.uj > 0.0),

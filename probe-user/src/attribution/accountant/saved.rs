@@ -45,10 +45,10 @@ impl Accountant {
     ///
     /// A counter with another source, or one that was an accounting root and is none now, starts
     /// at zero, as after a change of the source at run time.
-    pub(crate) fn continue_totals(&mut self, saved: SavedTotals, known: Vec<Container>, keep_ns: u64) {
+    pub(crate) fn continue_totals(&mut self, saved: SavedTotals, known: Vec<Arc<Container>>, keep_ns: u64) {
         let SavedTotals { mut zones, mut streams, own, own_parts } = saved;
         let known: BTreeMap<u32, Arc<Container>> =
-            known.into_iter().map(|container| (container.number, Arc::new(container))).collect();
+            known.into_iter().map(|container| (container.number, container)).collect();
         for account in zones.iter_mut().filter_map(|zone| zone.account.as_mut()) {
             account.retain(|number| known.contains_key(&number));
         }

@@ -69,7 +69,7 @@ impl Machine {
     fn with(setup: Setup, rules: Rules, containers: u32) -> Self {
         let cpus = setup.usage_columns().0.len();
         let mut raw = RawTick { zones: vec![Ok(0); setup.zones.len()], ..RawTick::default() };
-        raw.changes.containers = (0..containers).map(container).collect();
+        raw.changes.containers = (0..containers).map(|number| Arc::new(container(number))).collect();
         let ids = (0..containers).map(|number| (key(u64::from(number) + 10), ChargeTarget::Container(number)));
         raw.changes.targets = std::iter::once((key(1), ChargeTarget::System)).chain(ids).collect();
         let rows = raw.changes.targets.iter().map(|(key, _)| (*key, vec![RunTime::default(); cpus])).collect();
@@ -761,7 +761,7 @@ proptest! {
                 changes.reserved.push((row, 300));
                 // Every second row finds no room, and is not announced.
                 if ns % 2 == 0 && !rows.contains(&row) {
-                    changes.containers.push(container(row));
+                    changes.containers.push(Arc::new(container(row)));
                     rows.push(row);
                 }
                 while rows.len() > limit {
@@ -915,7 +915,7 @@ fn the_time_of_a_job_with_its_own_row_is_not_the_systems() {
     let mut machine = Machine::new(setup(&[package(0), package(1)], 2), IdlePolicy::Separate, 1);
     let command = CommandLine::parse(b"ffmpeg\0-i\0a\0cam.mp4\0");
     let job = Job { number: 5, charge_target: ChargeTarget::System, own_container: Some(7), unix_ns: 0, command };
-    machine.raw.changes.containers = vec![Container { runtime: "process", ..container(7) }];
+    machine.raw.changes.containers = vec![Arc::new(Container { runtime: "process", ..container(7) })];
     machine.raw.changes.jobs = vec![job];
     // The system ran for three seconds, one of them on the other package; the job for two thirds of
     // that.
@@ -944,7 +944,7 @@ fn what_a_job_ran_before_the_first_tick_is_in_no_tick() {
     machine.accountant = Accountant::new(setup(&[package(0)], 1), IdlePolicy::Separate, 1 << 20);
     let command = CommandLine::parse(b"ffmpeg\0-i\0a\0cam.mp4\0");
     let job = Job { number: 5, charge_target: ChargeTarget::System, own_container: Some(7), unix_ns: 0, command };
-    machine.raw.changes.containers = vec![Container { runtime: "process", ..container(7) }];
+    machine.raw.changes.containers = vec![Arc::new(Container { runtime: "process", ..container(7) })];
     machine.raw.changes.jobs = vec![job];
     machine.raw.jobs = vec![(5, 100 * SECOND)];
     machine.tick(SECOND);
@@ -987,7 +987,7 @@ fn queues_of_an_idle_cgroup_follow_its_target() {
     assert_eq!(tick(&[(10, 9), (11, 7)], TickChanges::default()), [Some(4), Some(7), Some(5)]);
     let again = TickChanges { ended: vec![1], ..TickChanges::default() };
     assert_eq!(tick(&[(10, 9), (11, 7)], again), [Some(4), Some(5)]);
-    let again = TickChanges { containers: vec![container(1)], ..TickChanges::default() };
+    let again = TickChanges { containers: vec![Arc::new(container(1))], ..TickChanges::default() };
     assert_eq!(tick(&[(10, 9), (11, 7)], again), [Some(4), Some(0), Some(5)], "as for a new one");
 }
 
@@ -997,6 +997,6 @@ fn idle_containers_have_a_power_of_zero() {
     let mut machine = Machine::new(setup(&[package(0)], 1), IdlePolicy::Separate, 2);
     machine.uses(0, 1_000_000).runs(10, 0, SECOND).tick(SECOND);
     let rows = machine.uses(0, 1_000_000).runs(10, 0, SECOND).tick(SECOND).containers;
-    let watts: Vec<_> = rows.iter().map(|row| row.watts.clone()).collect();
+    let watts: Vec<_> = rows.iter().map(|row| row.watts.to_vec()).collect();
     assert_eq!(watts, [vec![("package", Origin::Powercap, 1.0)], vec![("package", Origin::Powercap, 0.0)]]);
 }

@@ -113,7 +113,7 @@ struct Known {
     /// Counters of boards, which follow those of the setup.
     zones: Vec<Zone>,
     targets: BTreeMap<CgroupKey, ChargeTarget>,
-    containers: BTreeMap<u32, Container>,
+    containers: BTreeMap<u32, Arc<Container>>,
     reserved: BTreeMap<u32, u64>,
     jobs: BTreeMap<u32, Job>,
     ended_jobs: BTreeSet<u32>,
@@ -211,6 +211,8 @@ pub struct HistoryRecorder {
     keep: Duration,
     /// `None` once the thread has ended, and at the end.
     sender: Option<SyncSender<Message>>,
+    /// Ticks that were written, for the next copies: a tick allocates nothing in the steady state.
+    written: Receiver<Box<RawTick>>,
     thread: Option<JoinHandle<()>>,
     /// Set by the thread when the segment is full.
     full: Arc<AtomicBool>,
@@ -229,11 +231,13 @@ impl HistoryRecorder {
 
     fn with_queue(directory: PathBuf, setup: Setup, keep: Duration, queue: usize) -> io::Result<Self> {
         let (sender, receiver) = sync_channel(queue);
+        let (returned, written) = sync_channel(1);
         let full = Arc::new(AtomicBool::new(false));
-        let writer = SegmentWriter { directory, keep, full: full.clone(), open: None, ticks: 0, is_failing: false };
+        let open = None;
+        let writer = SegmentWriter { directory, keep, full: full.clone(), returned, open, ticks: 0, is_failing: false };
         let thread = thread::Builder::new().name("history".into()).spawn(move || writer.run(&receiver))?;
         let (known, sender, thread) = (Known::new(setup), Some(sender), Some(thread));
-        Ok(Self { known, keep, sender, thread, full, start_ns: None })
+        Ok(Self { known, keep, sender, written, thread, full, start_ns: None })
     }
 
     /// Adds a tick. Never waits: a tick that finds the queue full is not in the history, and the
@@ -246,8 +250,12 @@ impl HistoryRecorder {
         let length = self.keep / SEGMENTS;
         let age = self.start_ns.map(|start| Duration::from_nanos(raw.energy_ns.saturating_sub(start)));
         let is_due = self.full.swap(false, Ordering::Relaxed) || age.is_some_and(|age| age >= length);
-        if self.start_ns.is_some() && !self.send(Message::Tick(Box::new(raw.clone()))) {
-            self.start_ns = None;
+        if self.start_ns.is_some() {
+            let mut copy = self.written.try_recv().unwrap_or_default();
+            *copy = std::mem::take(&mut *copy).with_copy_of(raw);
+            if !self.send(Message::Tick(copy)) {
+                self.start_ns = None;
+            }
         }
         if is_due || self.start_ns.is_none() {
             let first = (self.known.setup.clone(), self.known.first(raw));
@@ -286,6 +294,7 @@ struct SegmentWriter {
     directory: PathBuf,
     keep: Duration,
     full: Arc<AtomicBool>,
+    returned: SyncSender<Box<RawTick>>,
     open: Option<(Writer, PathBuf)>,
     ticks: u32,
     /// True from a failure, which is logged, to the next success.
@@ -297,7 +306,12 @@ impl SegmentWriter {
         while let Ok(message) = messages.recv() {
             let outcome = match message {
                 Message::Start(first) => self.begin(&first.0, &first.1),
-                Message::Tick(tick) => self.add(&tick),
+                Message::Tick(tick) => {
+                    let outcome = self.add(&tick);
+                    // One is enough, unless the disk is slow.
+                    let _ = self.returned.try_send(tick);
+                    outcome
+                }
             };
             match outcome {
                 // Without a segment nothing was written.
@@ -404,7 +418,7 @@ mod tests {
         let key = CgroupKey { id: 7, hierarchy: hierarchy::V2 };
         TickChanges {
             targets: vec![(key, ChargeTarget::Container(1))],
-            containers: vec![container],
+            containers: vec![Arc::new(container)],
             ..TickChanges::default()
         }
     }

@@ -1,6 +1,6 @@
 //! Round trips, versions and invalid files.
 
-use std::{fs::File, io::Read, os::unix::fs::PermissionsExt as _, path::Path};
+use std::{fs::File, io::Read, os::unix::fs::PermissionsExt as _, path::Path, sync::Arc};
 
 use flate2::read::MultiGzDecoder;
 use proptest::prelude::*;
@@ -88,7 +88,7 @@ fn ticks() -> Vec<RawTick> {
     let both = RunTime { alone_ns: 0, shared_ns: 2 };
     let created = TickChanges {
         targets: vec![(key(7), ChargeTarget::Container(0))],
-        containers: vec![container()],
+        containers: vec![Arc::new(container())],
         ..TickChanges::default()
     };
     let gone = TickChanges {
@@ -329,6 +329,14 @@ fn a_small_file_cannot_allocate_much_memory() {
     assert!(read(&tick(&ran(1, 8000))).unwrap_err().contains("CPU 8000 of a machine of 2"));
     let many: Vec<String> = (0..=MAX_ITEMS).map(|id| ran(id, 1)).collect();
     assert!(read(&tick(&many.join(","))).unwrap_err().contains("more cgroups"));
+}
+
+#[test]
+fn a_copy_in_the_buffers_of_any_tick_is_that_tick() {
+    let all: Vec<RawTick> = std::iter::once(RawTick::default()).chain(ticks()).collect();
+    for (before, tick) in all.iter().flat_map(|before| all.iter().map(move |tick| (before, tick))) {
+        assert_eq!(before.clone().with_copy_of(tick), *tick);
+    }
 }
 
 #[test]

@@ -7,9 +7,9 @@ use crate::attribution::saved_totals::SavedTotals;
 /// those of `found` again in the first tick.
 fn restarted(setup: Setup, saved: SavedTotals, known: &[u32], found: &[u32]) -> Machine {
     let mut accountant = Accountant::new(setup.clone(), IdlePolicy::Separate, 1 << 20);
-    accountant.continue_totals(saved, known.iter().map(|number| container(*number)).collect(), 60 * SECOND);
+    accountant.continue_totals(saved, known.iter().map(|number| Arc::new(container(*number))).collect(), 60 * SECOND);
     let mut raw = RawTick { zones: vec![Ok(5); setup.zones.len()], ..RawTick::default() };
-    raw.changes.containers = found.iter().map(|number| container(*number)).collect();
+    raw.changes.containers = found.iter().map(|number| Arc::new(container(*number))).collect();
     let ids = found.iter().map(|number| (key(u64::from(*number) + 10), ChargeTarget::Container(*number)));
     raw.changes.targets = std::iter::once((key(1), ChargeTarget::System)).chain(ids).collect();
     let rows = raw.changes.targets.iter().map(|(key, _)| (*key, vec![RunTime::default()])).collect();
@@ -63,7 +63,7 @@ fn totals_continue_after_a_restart_and_close() {
 fn totals_continue_while_cpu_time_cannot_be_read() {
     let (saved, last) = saved(setup(&[package(0)], 1));
     let mut accountant = Accountant::new(setup(&[package(0)], 1), IdlePolicy::Separate, 1 << 20);
-    accountant.continue_totals(saved, vec![container(0), container(1)], SECOND);
+    accountant.continue_totals(saved, vec![Arc::new(container(0)), Arc::new(container(1))], SECOND);
     let raw = RawTick { zones: vec![Ok(5)], cpu: Some(Err("denied".into())), ..RawTick::default() };
     let first = accountant.tick(&raw);
     assert_conserved(&first);

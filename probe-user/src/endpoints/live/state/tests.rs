@@ -114,9 +114,9 @@ fn snapshot(ticks: Vec<Tick>) -> Snapshot {
         }],
         containers: vec![ContainerRow {
             container,
-            cpu: vec![],
+            cpu: Arc::default(),
             cpu_ratio: Some(0.5),
-            watts: vec![],
+            watts: Arc::default(),
             queue: None,
             uncertainty: None,
             minute: None,
