@@ -224,7 +224,7 @@ fn report(peers: &[Peer], awake: &Rounds) -> Result<String> {
     let mut text = format!(
         "{ROUNDS} rounds of {} s each, in turn, on one simulated powercap tree of two packages. The probe runs with all \
          its collectors and eBPF programs, node_exporter with its rapl collector alone. One client asks without a pause, \
-         100 once per second. Ratio: geometric mean with its 95 % interval; below 1 the probe needs less. The last \
+         100 once per second. Memory is that of a program that has answered twice and is idle. Ratio: geometric mean with its 95 % interval; below 1 the probe needs less. The last \
          column is the documentation of the Go exporter or, with *measured*, one run next to the probe on two CPUs.",
         (PLAN.settle + PLAN.idle + PLAN.one + PLAN.many).as_secs()
     );

@@ -123,6 +123,8 @@ struct ProbeCosts {
     many: Cost,
     page: Cost,
     compressed: Cost,
+    /// Before the first client that asks more than once.
+    quiet: Cost,
     resident: Cost,
     anonymous: Cost,
 }
@@ -138,12 +140,13 @@ impl ProbeCosts {
             many: Cost::new("response time p99, 100 clients, ms"),
             page: Cost::new("page, MB"),
             compressed: Cost::new("page compressed, MB"),
-            resident: Cost::new("resident memory, MB"),
+            quiet: Cost::new("resident memory before the clients, MB"),
+            resident: Cost::new("resident memory after them, MB"),
             anonymous: Cost::new("of it anonymous, MB"),
         }
     }
 
-    fn all(&self) -> [&Cost; 10] {
+    fn all(&self) -> [&Cost; 11] {
         [
             &self.shown,
             &self.tick,
@@ -153,6 +156,7 @@ impl ProbeCosts {
             &self.many,
             &self.page,
             &self.compressed,
+            &self.quiet,
             &self.resident,
             &self.anonymous,
         ]
@@ -209,6 +213,9 @@ fn measure_probe(containers: &Containers, sysfs: &Path, dir: &Path, costs: &mut 
     stop::sleep(Duration::from_secs(2));
     let size = f64::from(count);
     let page = running.page()?.len();
+    // The page is replaced by that of the next tick.
+    stop::sleep(Duration::from_secs(2));
+    let quiet = figure(&running.memory()?, Figure::Resident);
     let mut samples: Vec<Sample> = Vec::new();
     for _ in 0..ROUNDS {
         samples.push(Sample::take(&mut running)?);
@@ -224,6 +231,7 @@ fn measure_probe(containers: &Containers, sysfs: &Path, dir: &Path, costs: &mut 
     costs.many.points.push(of(|sample| sample.many));
     costs.page.points.push((size, [megabytes(page as u64)].into_iter().collect()));
     costs.compressed.points.push(of(|sample| Some(megabytes(sample.bytes as u64))));
+    costs.quiet.points.push((size, quiet.into_iter().collect()));
     costs.resident.points.push(of(|sample| sample.figure(Figure::Resident)));
     costs.anonymous.points.push(of(|sample| sample.figure(Figure::Anonymous)));
     Ok(())
@@ -260,8 +268,12 @@ impl Sample {
     }
 
     fn figure(&self, wanted: Figure) -> Option<f64> {
-        self.figures.iter().find(|(figure, _)| *figure == wanted).map(|(_, value)| *value)
+        figure(&self.figures, wanted)
     }
+}
+
+fn figure(figures: &Figures, wanted: Figure) -> Option<f64> {
+    figures.iter().find(|(figure, _)| *figure == wanted).map(|(_, value)| *value)
 }
 
 /// Waits until the page has `count` containers; returns how many it has. Fewer are no error, but

@@ -135,6 +135,8 @@ pub(crate) fn trial(exporter: &Exporter, command: &mut Command, plan: &Plan, log
     let size = std::fs::metadata(&exporter.binary).with_context(|| exporter.binary.display().to_string())?.len();
     let mut figures = vec![(Figure::Start, start.as_secs_f64() * 1e3), (Figure::Binary, megabytes(size))];
     stop::sleep(plan.settle);
+    // A program that gives back what its start needed has what a page needs in memory again.
+    running.page()?;
     if !plan.idle.is_zero() {
         figures.extend(running.idle(plan.idle)?);
     }
