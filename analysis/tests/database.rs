@@ -168,6 +168,24 @@ fn check(database: &Database, fixture: &Fixture) {
     assert_eq!(escaped.reason(), "no_samples", "host names are escaped");
 }
 
+/// VictoriaMetrics leaves the last 30 s out of a range.
+#[test]
+fn a_question_for_this_moment_is_answered() {
+    requires!(victoria_metrics);
+    let until = now() / 10 * 10;
+    let one_watt = Series {
+        name: "wattcast_energy_joules_total",
+        labels: "instance=\"enc-1:9500\",package=\"0\",zone=\"package\",source=\"perf\"".to_owned(),
+        samples: (0..=360).map(|number| (until - (360 - number) * 10, number * 10_000_000)).collect(),
+    };
+    let database = Database::victoria(&[one_watt]);
+    let settings = DatabaseSettings { url: Some(database.url.clone()), ..DatabaseSettings::default() };
+    let client = Client::new(&settings).unwrap().unwrap();
+    let answer = client.instant("sum(increase(wattcast_energy_joules_total[1800s]))", now() as f64).unwrap();
+    let joules = answer[0].points()[0].1;
+    assert!((1700.0..=1810.0).contains(&joules), "{joules}");
+}
+
 #[test]
 fn window_from_victoriametrics_is_exact() {
     requires!(victoria_metrics);

@@ -19,7 +19,7 @@ use crate::{
     rounds::{self, Rounds},
     scrapers::Pace,
     stop,
-    trial::{CLIENTS, Exporter, Figure, Figures, Running, megabytes},
+    trial::{CLIENTS, Exporter, Figure, Figures, Running, SETTLE, megabytes},
 };
 use testkit::{
     shell::{self, root, step},
@@ -209,8 +209,9 @@ fn measure_probe(containers: &Containers, sysfs: &Path, dir: &Path, costs: &mut 
     // The programs see a cgroup when one of its tasks runs, so after they are attached.
     containers.run_all()?;
     let shown = appear(&running, count)?;
-    // New rows are the most work; the next ticks are as all later ones.
-    stop::sleep(Duration::from_secs(2));
+    // New rows are the most work, and the memory of the start is released after ten ticks; the next
+    // ticks are as all later ones.
+    stop::sleep(SETTLE);
     let size = f64::from(count);
     let page = running.page()?.len();
     // The page is replaced by that of the next tick.

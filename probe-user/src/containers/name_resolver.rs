@@ -47,7 +47,28 @@ pub enum NameReply {
     Failed,
 }
 
-type SocketState = Arc<Mutex<Result<(), Unavailable>>>;
+/// The state of the socket: the outcome of the call that began last. A call on a connection from
+/// before the engine stopped may be answered after a later one was refused.
+#[derive(Clone)]
+struct SocketState(Arc<Mutex<(Instant, Result<(), Unavailable>)>>);
+
+impl SocketState {
+    fn new(state: Result<(), Unavailable>) -> Self {
+        Self(Arc::new(Mutex::new((Instant::now(), state))))
+    }
+
+    fn get(&self) -> Result<(), Unavailable> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).1.clone()
+    }
+
+    /// Takes over the outcome of a call, unless a later call has one.
+    fn set(&self, began: Instant, state: Result<(), Unavailable>) {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if began >= last.0 {
+            *last = (began, state);
+        }
+    }
+}
 
 /// The sampler's handle to the resolver.
 pub struct NameResolver {
@@ -64,7 +85,7 @@ impl NameResolver {
         let (requests, queue) = mpsc::channel(MAX_QUEUED);
         let (reply, replies) = std_mpsc::channel();
         let engine = DockerEngine::new(socket);
-        let state: SocketState = Arc::new(Mutex::new(engine.try_connect()));
+        let state = SocketState::new(engine.try_connect());
         let resolver = Resolver { engine, files, replies: reply, state: state.clone(), failed: Arc::default() };
         runtime.spawn(resolver.run(queue));
         Self { requests, replies, pending: 0, state }
@@ -94,7 +115,7 @@ impl NameResolver {
 
     /// The state of the socket.
     pub fn state(&self) -> Result<(), Unavailable> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.state.get()
     }
 }
 
@@ -117,7 +138,7 @@ impl Resolver {
         let mut check = interval(CHECK_INTERVAL);
         check.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut ping: Option<JoinHandle<Result<(), Unavailable>>> = None;
-        let mut overdue = tokio::time::Instant::now();
+        let (mut began, mut overdue) = (Instant::now(), tokio::time::Instant::now());
         let mut reported = false;
         loop {
             let check_now = tokio::select! {
@@ -137,19 +158,21 @@ impl Resolver {
                 () = self.failed.notified(), if ping.is_none() => true,
                 outcome = finished(&mut ping), if ping.is_some() => {
                     ping = None;
-                    self.set(outcome);
+                    // One that was given up before tells that the engine works again.
+                    self.state.set(if reported { Instant::now() } else { began }, outcome);
                     false
                 }
                 () = sleep_until(overdue), if ping.is_some() && !reported => {
                     reported = true;
-                    self.set(Err(self.engine.no_answer()));
+                    self.state.set(Instant::now(), Err(self.engine.no_answer()));
                     false
                 }
             };
             if check_now {
                 let engine = self.engine.clone();
                 ping = Some(tokio::spawn(async move { engine.ping().await }));
-                (overdue, reported) = (tokio::time::Instant::now() + CALL_TIMEOUT, false);
+                (began, overdue) = (Instant::now(), tokio::time::Instant::now() + CALL_TIMEOUT);
+                reported = false;
             }
         }
     }
@@ -165,27 +188,28 @@ impl Resolver {
         }
         // A stopped engine may have started meanwhile; one that does not answer is left to the
         // check.
-        let usable = match self.state() {
+        let usable = match self.state.get() {
             Ok(()) => true,
             Err(why) => why.reason != Reason::Broken && self.engine.try_connect().is_ok(),
         };
         if !usable {
             return self.read_files("docker", id).await.map_or(NameReply::Failed, NameReply::Found);
         }
+        let began = Instant::now();
         match self.engine.inspect(id).await {
             Ok(Inspection::Found(metadata)) => {
-                self.set(Ok(()));
+                self.state.set(began, Ok(()));
                 NameReply::Found(metadata)
             }
             Ok(Inspection::NotFound) => {
-                self.set(Ok(()));
+                self.state.set(began, Ok(()));
                 NameReply::NotFound
             }
             Err(why) => {
                 // A busy engine may answer one call late. Whether it answers at all, the check
                 // shows.
                 if why != self.engine.no_answer() {
-                    self.set(Err(why));
+                    self.state.set(began, Err(why));
                 }
                 self.failed.notify_one();
                 NameReply::Failed
@@ -198,14 +222,6 @@ impl Resolver {
         let (files, id) = (self.files.clone(), id.to_owned());
         tokio::task::spawn_blocking(move || files.metadata(runtime, &id)).await.ok().flatten()
     }
-
-    fn state(&self) -> Result<(), Unavailable> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    fn set(&self, state: Result<(), Unavailable>) {
-        *self.state.lock().unwrap_or_else(PoisonError::into_inner) = state;
-    }
 }
 
 /// The result of a check; never, without one.
@@ -214,5 +230,23 @@ async fn finished(ping: &mut Option<JoinHandle<Result<(), Unavailable>>>) -> Res
         // A check neither panics nor is aborted.
         Some(ping) => ping.await.unwrap_or(Ok(())),
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_late_answer_on_an_earlier_connection_does_not_hide_that_the_engine_stopped() {
+        let start = Instant::now();
+        let stopped = || Err(Unavailable::new(Reason::Absent, "stopped".to_owned()));
+        let state = SocketState::new(Ok(()));
+        let at = |ms| start + Duration::from_millis(ms);
+        state.set(at(20), stopped());
+        state.set(at(10), Ok(()));
+        assert_eq!(state.get(), stopped());
+        state.set(at(30), Ok(()));
+        assert_eq!(state.get(), Ok(()));
     }
 }

@@ -225,7 +225,7 @@ fn query_spending(
     let hour_start = timestamp(seconds(clock.end(hour))).unwrap_or(now);
     let in_current_hour = budget.expression(database.host_label(), (now.as_second() - clock.end(hour)).max(1));
     let moment = seconds(now.as_second());
-    let current = database.range(&in_current_hour, moment, moment, 1).map_err(query_failed)?;
+    let current = database.instant(&in_current_hour, moment).map_err(query_failed)?;
     let current = current.first().and_then(|series| series.points().first().map(|point| point.1));
     if hours.is_empty() && current.is_none() {
         return Err(failed("no_samples", format!("the database has no samples for {expression}")));

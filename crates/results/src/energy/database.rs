@@ -140,6 +140,9 @@ pub struct Series {
     metric: BTreeMap<String, String>,
     #[serde(default)]
     values: Vec<(f64, String)>,
+    /// The only sample, in the answer for a single moment.
+    #[serde(default)]
+    value: Option<(f64, String)>,
 }
 
 impl Series {
@@ -168,7 +171,7 @@ impl Series {
     #[must_use]
     pub fn points(&self) -> Vec<(f64, f64)> {
         let number = |(at, value): &(f64, String)| Some((*at, value.parse::<f64>().ok().filter(|v| v.is_finite())?));
-        self.values.iter().filter_map(number).collect()
+        self.values.iter().chain(&self.value).filter_map(number).collect()
     }
 }
 
@@ -327,6 +330,19 @@ impl Database {
         self.read(reply)
     }
 
+    /// The values of `expression` at a moment in unix seconds.
+    ///
+    /// Not a range of one step: VictoriaMetrics replaces the last 30 s of a range
+    /// (`-search.latencyOffset`) by the step before, so that a range of one step is empty.
+    ///
+    /// # Errors
+    /// If the query fails.
+    pub fn instant(&self, expression: &str, at: f64) -> Result<Vec<Series>, SourceError> {
+        let path = format!("{}/api/v1/query", self.path);
+        let reply = self.client.get(&path, &[("query", expression), ("time", &format!("{at:.0}"))]);
+        self.read(reply)
+    }
+
     /// The label that identifies the host.
     #[must_use]
     pub fn host_label(&self) -> &str {
@@ -463,7 +479,7 @@ impl Database {
     fn only_host(&self, at: f64) -> Result<String, SourceError> {
         let label = &self.host_label;
         let expression = format!("group by ({label}) (wattcast_energy_joules_total{{zone=~\"{ROOTS}\"}})");
-        let series = self.range(&expression, at, at, 1)?;
+        let series = self.instant(&expression, at)?;
         match &*series {
             [] => Err(self.no_samples("")),
             [one] => Ok(one.label(label).to_owned()),
@@ -670,7 +686,11 @@ mod tests {
     #[test]
     fn platform_sensor_is_a_root_only_without_packages() {
         let of = |zones: &[&str]| -> Vec<String> {
-            let one = |zone: &&str| Series { metric: [("zone".to_owned(), (*zone).to_owned())].into(), values: vec![] };
+            let one = |zone: &&str| Series {
+                metric: [("zone".to_owned(), (*zone).to_owned())].into(),
+                values: vec![],
+                value: None,
+            };
             let mut series = zones.iter().map(one).collect();
             retain_roots(&mut series);
             series.iter().map(|one| one.label("zone").to_owned()).collect()

@@ -197,6 +197,7 @@ mod tests {
     fn media_time_counts_in_the_period_and_over_resets() {
         let series = Series {
             metric: BTreeMap::new(),
+            value: None,
             values: [(900.0, "50"), (960.0, "60"), (1020.0, "5.5"), (5000.0, "9")]
                 .map(|(at, value)| (at, value.to_owned()))
                 .to_vec(),
