@@ -47,8 +47,9 @@ pub enum NameReply {
     Failed,
 }
 
-/// The state of the socket: the outcome of the call that began last. A call on a connection from
-/// before the engine stopped may be answered after a later one was refused.
+/// The state of the socket, with the time for which it is known: the start of a call, or the moment
+/// at which one was given up or answered after that. An earlier state does not replace it: a call
+/// on a connection from before the engine stopped may be answered after a later one was refused.
 #[derive(Clone)]
 struct SocketState(Arc<Mutex<(Instant, Result<(), Unavailable>)>>);
 
@@ -61,11 +62,11 @@ impl SocketState {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).1.clone()
     }
 
-    /// Takes over the outcome of a call, unless a later call has one.
-    fn set(&self, began: Instant, state: Result<(), Unavailable>) {
+    /// Takes over a state, unless a later one is known.
+    fn set(&self, at: Instant, state: Result<(), Unavailable>) {
         let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if began >= last.0 {
-            *last = (began, state);
+        if at >= last.0 {
+            *last = (at, state);
         }
     }
 }

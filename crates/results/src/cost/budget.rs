@@ -30,6 +30,9 @@ const DAY: i64 = 24;
 /// Hours in one query, which limits the samples that the database reads for it. From 50 points
 /// VictoriaMetrics moves them to multiples of the step, which are full hours of UTC.
 const HOURS_PER_QUERY: i64 = 2 * DAY;
+/// Age of the newest figures. VictoriaMetrics answers the last 30 s of a range with the step before
+/// (`-search.latencyOffset`): an hour that has just ended would have the cost of the one before it.
+const LATENCY: SignedDuration = SignedDuration::from_secs(30);
 
 /// The keys below `[[budget]]`.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -159,7 +162,7 @@ fn month(now: &Zoned) -> (Timestamp, Timestamp) {
     (moment(start), moment(end))
 }
 
-/// Queries the status of every budget.
+/// Queries the status of every budget as of half a minute before `now`.
 #[must_use]
 pub fn evaluate(
     settings: &[BudgetSettings],
@@ -168,6 +171,7 @@ pub fn evaluate(
     now: Timestamp,
     costs: &mut HourlyCosts,
 ) -> Vec<BudgetStatus> {
+    let now = now.checked_sub(LATENCY).unwrap_or(now);
     let status = |budget: &BudgetSettings| {
         let currency = budget.currency.clone().unwrap_or_else(|| prices.currency.clone());
         let known = costs.0.entry(budget.name.clone()).or_default();

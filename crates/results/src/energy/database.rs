@@ -318,7 +318,8 @@ impl Database {
         self.read(reply)
     }
 
-    /// The values of `expression` from `start` to `end` in unix seconds, every `step` seconds.
+    /// The values of `expression` from `start` to `end` in unix seconds, every `step` seconds. In
+    /// the last 30 s before now VictoriaMetrics answers with the step before.
     ///
     /// # Errors
     /// If the query fails.

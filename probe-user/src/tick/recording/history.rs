@@ -211,7 +211,7 @@ pub struct HistoryRecorder {
     keep: Duration,
     /// `None` once the thread has ended, and at the end.
     sender: Option<SyncSender<Message>>,
-    /// Ticks that were written, for the next copies: a tick allocates nothing in the steady state.
+    /// A tick that was written, whose buffers take the next copy.
     written: Receiver<Box<RawTick>>,
     thread: Option<JoinHandle<()>>,
     /// Set by the thread when the segment is full.
